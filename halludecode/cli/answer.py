@@ -1,0 +1,100 @@
+"""``generate``: one answer, as it is written."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from halludecode.cli import options
+from halludecode.cli.output import json_document, memory_advice, note
+
+if TYPE_CHECKING:
+    from halludecode.engines.base import Engine, Output, Request, Sampling
+
+
+def register(app: typer.Typer) -> None:
+    """Add this module's command."""
+    app.command()(generate)
+
+
+def generate(
+    model: Annotated[str, typer.Option(help="Hub id, folder, or testbed.")],
+    prompt: Annotated[str, typer.Option(help="What to ask.")],
+    image: Annotated[list[Path] | None, typer.Option(help="A picture; repeat for several.")] = None,
+    strategy: Annotated[str, typer.Option(help="Such as vcd, or pai+vcd(alpha=0.5).")] = "greedy",
+    engine: options.EngineName = None,
+    max_new_tokens: Annotated[int, typer.Option(help="Most tokens to write.")] = 64,
+    temperature: Annotated[float, typer.Option(help="0 takes the most likely token.")] = 0.0,
+    top_p: Annotated[float, typer.Option(help="Likeliest tokens that hold this share.")] = 1.0,
+    top_k: Annotated[int, typer.Option(help="This many likeliest tokens; 0 takes all.")] = 0,
+    stop: Annotated[list[str] | None, typer.Option(help="Text that ends the answer.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of the sampling noise.")] = None,
+    n: Annotated[int, typer.Option(help="Number of answers.")] = 1,
+    logprobs: Annotated[
+        int | None, typer.Option(help="Likeliest tokens to report with --json.")
+    ] = None,
+    dtype: options.Dtype = None,
+    device: options.Device = None,
+    device_map: options.DeviceMap = None,
+    revision: options.Revision = None,
+    trust_remote_code: options.TrustRemoteCode = None,
+    json: options.Json = False,
+) -> None:
+    """Answer one prompt about pictures under a strategy."""
+    given = dict(locals())
+    import halludecode
+    from halludecode.core.spec import parse
+    from halludecode.engines.base import Request, Sampling
+
+    fields = ("max_new_tokens", "temperature", "top_p", "top_k", "seed", "n", "logprobs")
+    sampling = Sampling(stop=tuple(stop or ()), **{name: given[name] for name in fields})
+    request = Request(prompt, images=tuple(image or ()))
+    parse(strategy)  # a misspelt strategy should not cost the time of loading a model
+    with json_document(json) as documents, memory_advice(1):
+        loaded = halludecode.load(model, engine=engine or "hf", **options.engine_arguments(given))
+        if json:
+            output = loaded.generate([request], strategy, sampling)[0]
+            documents.append(as_json(output))
+        else:
+            output = _write(loaded, request, strategy, sampling)
+    for warning in output.warnings:
+        note(f"warning: {warning}")
+
+
+def _write(engine: Engine, request: Request, strategy: str, sampling: Sampling) -> Output:
+    """Stream one answer to standard output; several are written one after the other."""
+    if sampling.n > 1:
+        output = engine.generate([request], strategy, sampling)[0]
+        for number, choice in enumerate(output.choices, start=1):
+            sys.stdout.write(f"[{number}] {choice.text}\n")
+        return output
+    for chunk in engine.stream(request, strategy, sampling):
+        if chunk.text:
+            sys.stdout.write(chunk.text)
+            sys.stdout.flush()
+        if chunk.output is not None:
+            output = chunk.output
+    sys.stdout.write("\n")
+    return output
+
+
+def as_json(output: Output) -> dict[str, Any]:
+    """What ``generate --json`` prints; ``logprobs`` and ``choices`` only where asked for."""
+    document = {
+        "text": output.text,
+        "token_ids": output.token_ids,
+        "finish_reason": output.finish_reason,
+        "strategy": output.strategy,
+        "effect": output.effect,
+        "timings": output.timings,
+        "rows": output.rows,
+        "warnings": output.warnings,
+    }
+    if output.logprobs is not None:
+        document["logprobs"] = output.logprobs
+    if len(output.choices) > 1:
+        document["choices"] = output.choices
+    return document

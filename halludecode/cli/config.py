@@ -1,0 +1,121 @@
+"""Options of ``eval`` from a YAML file; what is given on the command line wins."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from halludecode.core.errors import InvalidData
+
+# Option -> types a file may give it. A list where the command line repeats an option.
+KINDS: dict[str, tuple[type, ...]] = {
+    "model": (str,),
+    "tasks": (str, list),
+    "strategy": (str, list, dict),
+    "data": (str, list),
+    "images": (str,),
+    "annotations": (str,),
+    "prompt_preset": (str,),
+    "engine": (str, dict),
+    "limit": (int,),
+    "batch_size": (int,),
+    "seed": (int,),
+    "output": (str,),
+    "fresh": (bool,),
+    "dtype": (str,),
+    "device": (str,),
+    "device_map": (str,),
+    "revision": (str,),
+    "trust_remote_code": (bool,),
+}
+ALIASES = {"strategies": "strategy", "seeds": "seed", "task": "tasks", "datasets": "data"}
+
+
+def merge(flags: Mapping[str, Any], path: Path | None) -> dict[str, Any]:
+    """The options of a run.
+
+    Args:
+        flags: From the command line; None means not given.
+        path: A YAML file with the same options, ``-`` or ``_`` in their names, or None.
+
+    Returns:
+        Every option, None where neither gives it; ``tasks``, ``strategy`` and ``data`` are lists of
+        str.
+
+    Raises:
+        InvalidData: The file cannot be read, or an option in it does not exist or does not fit.
+    """
+    merged = {**dict.fromkeys(KINDS), **(read(path) if path else {})}
+    merged.update({name: value for name, value in flags.items() if value is not None})
+    for name in ("tasks", "data"):
+        merged[name] = _words(merged[name])
+    merged["strategy"] = [_spec(item) for item in _listed(merged["strategy"])]
+    return merged
+
+
+def read(path: Path) -> dict[str, Any]:
+    """The options in a YAML file, by their Python names."""
+    import yaml
+
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise InvalidData(f"--config {path}: cannot be read ({error}).") from error
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        line = f":{mark.line + 1}" if mark else ""
+        problem = getattr(error, "problem", None) or error
+        raise InvalidData(f"--config {path}{line}: not YAML ({problem}).") from error
+    if not isinstance(content, dict):
+        raise InvalidData(f"--config {path}: expected options, one `name: value` a line.")
+    found: dict[str, Any] = {}
+    for key, value in content.items():
+        _take(found, str(key), value, path)
+    return found
+
+
+def _take(found: dict[str, Any], key: str, value: Any, path: Path) -> None:
+    name = key.replace("-", "_")
+    name = ALIASES.get(name, name)
+    if name not in KINDS:
+        close = difflib.get_close_matches(name, KINDS, n=1)
+        hint = f" Did you mean {close[0]!r}?" if close else ""
+        raise InvalidData(
+            f"--config {path}: unknown option {key!r}.{hint} Known: {', '.join(KINDS)}."
+        )
+    if name in found:
+        raise InvalidData(f"--config {path}: {key!r} gives {name!r} again; keep one.")
+    if value is None:
+        return
+    if key == "seeds" and isinstance(value, list) and len(value) == 1:
+        value = value[0]
+    if not isinstance(value, KINDS[name]) or (isinstance(value, bool) and bool not in KINDS[name]):
+        expected = " or ".join(kind.__name__ for kind in KINDS[name])
+        raise InvalidData(f"--config {path}: {key} must be {expected}, not {value!r}.")
+    if name == "engine" and isinstance(value, dict):
+        for inner, given in value.items():
+            _take(found, "engine" if inner == "name" else str(inner), given, path)
+    else:
+        found[name] = value
+
+
+def _listed(value: Any) -> list[Any]:
+    return list(value) if isinstance(value, list | tuple) else [] if value is None else [value]
+
+
+def _words(value: Any) -> list[str]:
+    """A list from ``a,b`` or ``["a", "b,c"]``."""
+    words = [word.strip() for item in _listed(value) for word in str(item).split(",")]
+    return [word for word in words if word]
+
+
+def _spec(item: Any) -> str:
+    """A strategy as its string; YAML's one-key maps go through the parser."""
+    if isinstance(item, str):
+        return item
+    from halludecode.core.spec import format as canonical
+    from halludecode.core.spec import parse
+
+    return canonical(parse(item))

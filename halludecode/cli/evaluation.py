@@ -1,0 +1,195 @@
+"""``eval``, ``score``, ``compare`` and ``report``: numbers, each with its recipe."""
+
+from __future__ import annotations
+
+import sys
+from functools import partial
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from halludecode.cli import options
+from halludecode.cli.config import merge
+from halludecode.cli.output import fail, json_document, memory_advice, note, show
+from halludecode.core.errors import InvalidParameter
+
+
+def register(app: typer.Typer) -> None:
+    """Add this module's commands."""
+    app.command("eval")(eval_)
+    app.command()(score)
+    app.command()(compare)
+    app.command()(report)
+
+
+def eval_(
+    model: Annotated[str | None, typer.Option(help="Hub id, folder, or testbed.")] = None,
+    tasks: Annotated[str | None, typer.Option(help="Of pope,chair,mme.")] = None,
+    strategy: Annotated[
+        list[str] | None, typer.Option(help="Repeat for several on one loaded model.")
+    ] = None,
+    data: Annotated[
+        list[str] | None,
+        typer.Option(help="testbed-iid, testbed-broken, a data set id or a folder."),
+    ] = None,
+    images: Annotated[str | None, typer.Option(help="Folder of the pictures.")] = None,
+    annotations: Annotated[str | None, typer.Option(help="Question or annotation file.")] = None,
+    prompt_preset: Annotated[
+        str | None, typer.Option(help="Whose words go round a question.")
+    ] = None,
+    engine: options.EngineName = None,
+    limit: Annotated[int | None, typer.Option(min=1, help="First N samples of each.")] = None,
+    batch_size: options.BatchSize = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of the run (default 0).")] = None,
+    dtype: options.Dtype = None,
+    device: options.Device = None,
+    device_map: options.DeviceMap = None,
+    revision: options.Revision = None,
+    trust_remote_code: options.TrustRemoteCode = None,
+    output: Annotated[str | None, typer.Option(help="Run folder; resumed if it exists.")] = None,
+    fresh: Annotated[bool | None, typer.Option("--fresh", help="Start over.")] = None,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Print rows, passes and predicted time.")
+    ] = False,
+    config: Annotated[
+        Path | None, typer.Option(help="YAML file with any of these options.")
+    ] = None,
+    json: options.Json = False,
+) -> int:
+    """Evaluate strategies; resumes where it stopped."""
+    flags = {k: v for k, v in locals().items() if k not in ("dry_run", "config", "json")}
+    run = merge(flags, config)
+    needed = ("model", "tasks", "strategy") if dry_run else ("model", "tasks", "strategy", "output")
+    for name in needed:
+        if not run[name]:
+            raise InvalidParameter(f"eval needs --{name} (or {name} in a --config file).")
+    return _predict(run, json) if dry_run else _run(run, json)
+
+
+def _loader(run: dict[str, Any]) -> Any:
+    """Loads the model only when it is needed, so that bad input is reported first."""
+    import halludecode
+
+    arguments = options.engine_arguments(run)
+    return partial(halludecode.load, run["model"], engine=run["engine"] or "hf", **arguments)
+
+
+def _what(run: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "tasks": run["tasks"],
+        "strategies": run["strategy"],
+        "data": tuple(run["data"]),
+        "images": Path(run["images"]) if run["images"] else None,
+        "annotations": Path(run["annotations"]) if run["annotations"] else None,
+        "prompt_preset": run["prompt_preset"],
+        "limit": run["limit"],
+        "batch_size": run["batch_size"],
+    }
+
+
+def _predict(run: dict[str, Any], json: bool) -> int:
+    from halludecode.evals.run import dry_run
+
+    with json_document(json) as documents, memory_advice(run["batch_size"]):
+        predicted = dry_run(_loader(run), **_what(run))
+        documents.append(predicted)
+    if not json:
+        show(_two_columns(predicted))
+    return 0
+
+
+def _run(run: dict[str, Any], json: bool) -> int:
+    from halludecode.evals.run import run_eval
+
+    folder = Path(run["output"])
+    with json_document(json) as documents, memory_advice(run["batch_size"]):
+        result = run_eval(
+            _loader(run),
+            **_what(run),
+            seed=run["seed"] or 0,
+            output=folder,
+            fresh=bool(run["fresh"]),
+        )
+        documents.append(result.to_dict() if json else None)
+    if not json:
+        show(result.table())
+    if result.failed:
+        samples = "sample" if result.failed == 1 else "samples"
+        fail(f"{result.failed} {samples} failed, the rest is scored; see {folder / 'errors.jsonl'}")
+        return 1
+    note(f"saved in {folder}")
+    return 0
+
+
+def score(
+    task: Annotated[str, typer.Option(help="pope, chair or mme.")],
+    predictions: Annotated[Path, typer.Option(help="JSON lines; for mme a folder.")],
+    annotations: Annotated[
+        Path | None, typer.Option(help="POPE questions or COCO instances file.")
+    ] = None,
+    captions: Annotated[Path | None, typer.Option(help="COCO captions file.")] = None,
+    parser: Annotated[
+        str, typer.Option(help="official, opera, vcd, lmms_eval, vlmevalkit or repope.")
+    ] = "official",
+    family: Annotated[str, typer.Option(help="How words become objects: wordnet or pattern.")] = (
+        "wordnet"
+    ),
+    gt_family: Annotated[str | None, typer.Option(help="The same for the ground truth.")] = None,
+    json: options.Json = False,
+) -> None:
+    """Score predictions made elsewhere; needs no model."""
+    from halludecode.evals.score import score_predictions
+
+    with json_document(json) as documents:
+        scored = score_predictions(
+            task, predictions, annotations, captions, parser, family, gt_family
+        )
+        documents.append(scored)
+    if not json:
+        values = {name: metric["value"] for name, metric in scored["metrics"].items()}
+        show(_two_columns({"task": scored["task"], "n": scored["n"], **values}))
+
+
+def compare(
+    runs: Annotated[
+        list[str], typer.Argument(help="RUN or RUN:STRATEGY, one or two.", metavar="RUN...")
+    ],
+    json: options.Json = False,
+) -> None:
+    """Paired differences with intervals and p-values.
+
+    One run alone: every strategy against greedy.
+    """
+    from halludecode.evals.compare import compare_runs
+
+    with json_document(json) as documents:
+        comparison = compare_runs(runs)
+        documents.append(comparison.to_dict() if json else None)
+    if not json:
+        show(comparison.table())
+
+
+def report(
+    runs: Annotated[list[Path], typer.Argument(help="Run folders.", metavar="RUN...")],
+    format: Annotated[str, typer.Option(help="html, md, csv, lmms-eval or vlmevalkit.")] = "md",
+    output: Annotated[Path | None, typer.Option(help="File or folder to write.")] = None,
+) -> None:
+    """Render run folders as a page, a table or other files."""
+    from halludecode.evals.report import render
+
+    rendered = render(runs, format, output)
+    if output is None and rendered is not None:
+        sys.stdout.write(f"{rendered}\n")
+    else:
+        note(f"wrote {output}")
+
+
+def _two_columns(values: dict[str, Any]) -> Any:
+    from rich.table import Table
+
+    table = Table.grid(padding=(0, 2))
+    for name, value in values.items():
+        text = f"{value:.4f}" if isinstance(value, float) else str(value)
+        table.add_row(name, text)
+    return table

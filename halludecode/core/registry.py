@@ -1,0 +1,130 @@
+"""One generic registry: lookup, near-miss suggestions, discovery by file name and entry point."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import inspect
+import pkgutil
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from importlib.metadata import entry_points
+from typing import Any, Generic, TypeVar
+
+from halludecode.core.errors import HalluDecodeError, InvalidParameter, UnknownStrategy
+from halludecode.core.strategy import Paper, Param, Strategy
+
+T = TypeVar("T")
+
+
+@dataclass
+class Registry(Generic[T]):
+    """Names to things, filled by importing the modules of ``package`` on demand.
+
+    Args:
+        kind: The word used in messages, such as "strategy".
+        package: Package whose module files are the entries, one a file; adding a file registers it.
+        group: Entry-point group through which other packages add theirs.
+        missing: Error class raised for an unknown name.
+    """
+
+    kind: str
+    package: str
+    group: str
+    missing: type[HalluDecodeError]
+    _entries: dict[str, T] = field(default_factory=dict[str, T])
+
+    def add(self, name: str, entry: T) -> None:
+        """Register; the same definition may come again (a notebook cell or module re-run)."""
+        if not name.isidentifier() or name != name.lower():
+            raise InvalidParameter(f"{self.kind} name {name!r} must be lower-case letters, digits and _.")
+        known = self._entries.get(name)
+        if known is not None and getattr(known, "source", 0) != getattr(entry, "source", 1):
+            raise InvalidParameter(
+                f"{self.kind} {name!r} is already defined in {getattr(known, 'source', '?')}; "
+                "choose another name."
+            )
+        self._entries[name] = entry
+
+    def get(self, name: str) -> T:
+        """The entry, importing its module if need be; an unknown name raises with near misses."""
+        if name not in self._entries and name in self._files():
+            importlib.import_module(f"{self.package}.{name}")
+        if name not in self._entries:
+            self._plugins()
+        if name in self._entries:
+            return self._entries[name]
+        known = self.names()
+        close = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+        hint = f" Did you mean {' or '.join(map(repr, close))}?" if close else ""
+        raise self.missing(f"Unknown {self.kind} {name!r}.{hint} Known: {', '.join(known)}.")
+
+    def names(self) -> list[str]:
+        """All names, sorted; imports every module of the package."""
+        for name in self._files():
+            importlib.import_module(f"{self.package}.{name}")
+        self._plugins()
+        return sorted(self._entries)
+
+    def __iter__(self) -> Iterator[T]:
+        return iter([self._entries[name] for name in self.names()])
+
+    def _files(self) -> list[str]:
+        package = importlib.import_module(self.package)
+        found = pkgutil.iter_modules(package.__path__)
+        return [module.name for module in found if not module.name.startswith("_")]
+
+    def _plugins(self) -> None:
+        for entry in entry_points(group=self.group):
+            entry.load()
+
+
+STRATEGIES: Registry[type[Strategy]] = Registry(
+    kind="strategy",
+    package="halludecode.strategies",
+    group="halludecode.strategies",
+    missing=UnknownStrategy,
+)
+
+
+@dataclass(frozen=True)
+class Info:
+    """What `halludecode list` shows of a strategy."""
+
+    name: str
+    summary: str
+    paper: Paper | None
+    params: tuple[Param, ...]
+    needs: tuple[str, ...]
+    rows: tuple[str, ...]
+    cost: str
+    engines: tuple[str, ...]
+    off: dict[str, Any]
+    doc: str
+
+
+def info(name: str) -> Info:
+    """Everything known of one strategy at its defaults; loads torch to trace what it needs."""
+    from halludecode.core.plan import compile_plan, typical_facts
+    from halludecode.engines.base import engines_providing
+
+    cls = STRATEGIES.get(name)
+    plan = compile_plan(cls(), typical_facts())
+    doc = inspect.cleandoc(inspect.getmodule(cls).__doc__ or cls.__doc__ or "")  # type: ignore[union-attr]
+    return Info(
+        name=name,
+        summary=doc.splitlines()[0] if doc else "",
+        paper=cls.paper,
+        params=cls.params(),
+        needs=tuple(sorted(plan.needs)),
+        rows=plan.rows,
+        cost=str(plan.cost),
+        engines=engines_providing(plan.needs),
+        off=dict(cls.off),
+        doc=doc,
+    )
+
+
+def strategies() -> list[Info]:
+    """All strategies, sorted by name."""
+    return [info(name) for name in STRATEGIES.names()]

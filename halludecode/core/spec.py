@@ -1,0 +1,158 @@
+"""Spec strings: ``"var+vcd(alpha=0.5)"`` <-> tuple of strategies <-> YAML.
+
+    spec   := item ("+" item)*
+    item   := name ["@" preset] ["(" [key "=" value ("," key "=" value)*] ")"]
+    value  := a Python literal, or a bare word that stands for itself
+
+Values go through `ast.literal_eval`, nothing else; `+` and `,` inside quotes or brackets are text.
+Precedence: class default < named preset < explicit value. Presets are never applied silently.
+"""
+
+from __future__ import annotations
+
+import ast
+import difflib
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from halludecode.core.errors import InvalidParameter
+from halludecode.core.registry import STRATEGIES
+from halludecode.core.strategy import Strategy
+
+_ITEM = re.compile(r"\s*([A-Za-z_][A-Za-z0-9_]*)\s*(?:@\s*([A-Za-z0-9_.\-]+))?\s*(?:\((.*)\))?\s*", re.S)
+_BARE = re.compile(r"[A-Za-z0-9_./:\-]+")
+_OPEN, _CLOSE = "([{", ")]}"
+
+Spec = str | Strategy | Sequence[Any] | Mapping[str, Any]
+
+
+def parse(spec: Spec) -> tuple[Strategy, ...]:
+    """Strategies of a spec string, an instance, or the YAML form (names and one-key maps).
+
+    Raises:
+        UnknownStrategy: A name is not registered; near misses are named.
+        InvalidParameter: The text does not follow the grammar, or a value does not fit.
+    """
+    if isinstance(spec, Strategy):
+        return (spec,)
+    if isinstance(spec, str):
+        return tuple(_item(text, spec) for text in split(spec, "+", spec))
+    if isinstance(spec, Mapping):
+        return tuple(get(name, **(values or {})) for name, values in spec.items())
+    return tuple(part for entry in spec for part in parse(entry))
+
+
+def get(name: str, /, **values: Any) -> Strategy:
+    """One strategy by ``name`` or ``name@preset`` with explicit parameter values."""
+    name, _, preset = name.partition("@")
+    cls = STRATEGIES.get(name)
+    known = [spec.name for spec in cls.params()]
+    for key in values:
+        if key not in known:
+            close = difflib.get_close_matches(key, known, n=2)
+            hint = f" Did you mean {' or '.join(map(repr, close))}?" if close else ""
+            takes = f"It takes {', '.join(known)}." if known else "It takes no parameters."
+            raise InvalidParameter(f"{name}({key}=...): {name} has no parameter {key!r}.{hint} {takes}")
+    return cls(**{**(load_preset(name, preset) if preset else {}), **values})
+
+
+def format(parts: Sequence[Strategy]) -> str:
+    """The canonical string: every parameter, in declared order."""
+    return "+".join(_format_one(part) for part in parts)
+
+
+def to_config(parts: Sequence[Strategy]) -> list[dict[str, dict[str, Any]]]:
+    """The YAML and JSON form: a list of one-key maps."""
+    return [
+        {p.name: {k: list(v) if isinstance(v, tuple) else v for k, v in p.resolved().items()}} for p in parts
+    ]
+
+
+def presets(name: str) -> dict[str, dict[str, Any]]:
+    """Presets of a strategy by name: parameter -> ``{value, source}``."""
+    import yaml
+
+    here = Path(__file__).parent.parent
+    for folder in (here / "configs" / "strategies", here.parent / "configs" / "strategies"):
+        path = folder / f"{name}.yaml"
+        if path.is_file():
+            return yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    return {}
+
+
+def load_preset(name: str, preset: str) -> dict[str, Any]:
+    """Parameter values of one preset; InvalidParameter names the known ones."""
+    known = presets(name)
+    if preset not in known:
+        listed = f"Known: {', '.join(sorted(known))}." if known else f"{name} has no presets."
+        raise InvalidParameter(f"{name}@{preset}: no such preset. {listed}")
+    return {key: entry["value"] for key, entry in known[preset].items() if key != "note"}
+
+
+def split(text: str, separator: str, whole: str) -> list[str]:
+    """Split at a separator outside quotes and brackets."""
+    pieces: list[str] = []
+    depth, quote, start, escaped = 0, "", 0, False
+    for i, char in enumerate(text):
+        if quote:
+            quote = "" if char == quote and not escaped else quote
+            escaped = char == "\\" and not escaped
+        elif char in "'\"":
+            quote = char
+        elif char in _OPEN:
+            depth += 1
+        elif char in _CLOSE:
+            depth -= 1
+        elif char == separator and depth == 0:
+            pieces.append(text[start:i])
+            start = i + 1
+        if depth < 0:
+            break
+    if depth or quote:
+        raise InvalidParameter(f"Strategy {whole!r}: brackets or quotes do not match.")
+    return [*pieces, text[start:]]
+
+
+def _item(text: str, whole: str) -> Strategy:
+    match = _ITEM.fullmatch(text)
+    if match is None:
+        raise InvalidParameter(
+            f"Strategy {whole!r}: cannot read {text.strip()!r}; "
+            "write name, name(key=value,...) or name@preset(...), joined by '+'."
+        )
+    name, preset, arguments = match.groups()
+    values: dict[str, Any] = {}
+    for argument in split(arguments, ",", whole) if arguments and arguments.strip() else []:
+        key, equals, value = argument.partition("=")
+        key = key.strip()
+        if not equals or not key.isidentifier() or not value.strip():
+            raise InvalidParameter(f"Strategy {whole!r}: {argument.strip()!r} is not key=value.")
+        if key in values:
+            raise InvalidParameter(f"Strategy {whole!r}: {key} is given twice.")
+        values[key] = _value(value.strip(), whole)
+    return get(f"{name}@{preset}" if preset else name, **values)
+
+
+def _value(text: str, whole: str) -> Any:
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError, MemoryError, RecursionError, TypeError):
+        if _BARE.fullmatch(text):
+            return text
+    raise InvalidParameter(f"Strategy {whole!r}: cannot read the value {text!r}; quote it if it is text.")
+
+
+def _format_one(part: Strategy) -> str:
+    values = ",".join(f"{key}={_format_value(value)}" for key, value in part.resolved().items())
+    return f"{part.name}({values})" if values else part.name
+
+
+def _format_value(value: Any) -> str:
+    if isinstance(value, str) and _BARE.fullmatch(value):
+        try:
+            ast.literal_eval(value)
+        except (ValueError, SyntaxError, TypeError):
+            return value
+    return repr(value).replace(" ", "") if isinstance(value, tuple) else repr(value)

@@ -1,0 +1,66 @@
+"""What `combine` sees when one token is chosen."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from halludecode.core import math as hd_math
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from halludecode.core.strategy import Strategy
+
+
+class Step:
+    """Logits of a strategy's rows for the token being chosen.
+
+    ``step["main"]`` and ``step["noised"]`` are the raw logits of a row as its forward gave them,
+    float32 [B, V]; "main" is the same for every strategy of a composition.
+
+    Args:
+        logits: Row name (local to the strategy) -> float32 [B, V].
+        t: int64 [B, 1], 1 for the first emitted token; requests of a batch may differ.
+        state: What `prepare` returned, stacked to [B, ...].
+        masking: False while the engine asks for unmasked scores (the yes/no margin of a first step).
+    """
+
+    def __init__(
+        self,
+        logits: Mapping[str, Tensor],
+        t: Tensor,
+        state: Mapping[str, Any] | None = None,
+        *,
+        masking: bool = True,
+    ) -> None:
+        self._logits = logits
+        self.t = t
+        self.state = state or {}
+        self._masking = masking
+
+    def __getitem__(self, row: str) -> Tensor:
+        if row == "main":
+            return self._logits[row]
+        return hd_math.unban(self._logits[row], self._logits["main"])
+
+    def plausible(self, scores: Tensor, beta: float) -> Tensor:
+        """``scores`` with tokens implausible under the main row banned (see `core.math.plausible`)."""
+        if not self._masking:
+            return scores
+        return hd_math.plausible(scores, like=self["main"], beta=beta)
+
+
+def combine(
+    parts: list[tuple[Strategy, Step]], main: Tensor
+) -> Tensor:
+    """Scores of a composition: each part's `combine`, then increments summed and masks intersected.
+
+    Args:
+        parts: Strategies that override `combine`, each with its step.
+        main: Raw logits of the main row, float32 [B, V]; a token banned there stays banned.
+    """
+    made = [strategy.combine(step) for strategy, step in parts]
+    if not made:
+        return main
+    return hd_math.compose(main, made).masked_fill(main == hd_math.NEG_INF, hd_math.NEG_INF)

@@ -1,0 +1,271 @@
+"""A batch of requests in flight: all rows of all requests in one forward per step, each with its own KV.
+
+Batch rows are ordered main rows first. Prompts are padded on the left; with image-prefix reuse the KV up
+to the last image token is computed once per picture and row and put before the question, padded on its
+own, so the same picture's questions cost only their words.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache
+
+from halludecode.core.attention import GENERATED, PAD
+from halludecode.core.plan import Plan
+from halludecode.engines.hf.hooks import hooked
+from halludecode.engines.hf.inputs import LRU
+from halludecode.engines.hf.net import Net, Tokens, pad_left
+from halludecode.engines.hf.rows import Job, Row, RowMaker, stack_state
+from halludecode.engines.hf.run import Capture, Geometry, Run
+
+ANY_LENGTH = 1 << 40  # a prefix has no emitting query, whatever prompt it will serve
+
+
+@dataclass
+class Prefix:
+    """KV of one row up to its last image token, with the flags its layers computed."""
+
+    keys: list[Tensor]  # per layer [G, n, d]
+    values: list[Tensor]
+    flags: dict[tuple[int, int, str], Tensor] = field(default_factory=dict)  # bool [n]
+
+    @property
+    def size(self) -> float:
+        """Bytes."""
+        return sum(x.numel() * x.element_size() for x in (*self.keys, *self.values))
+
+
+class Batch:
+    """Rows of several requests, from prefill to the last token.
+
+    Args:
+        net: The model.
+        maker: Where rows come from.
+        plan: What runs.
+        jobs: The requests.
+        capture: For looks, what to keep of the prefill.
+    """
+
+    def __init__(
+        self, net: Net, maker: RowMaker, plan: Plan, jobs: Sequence[Job], capture: Capture | None = None
+    ) -> None:
+        self.net, self.maker, self.plan, self.jobs = net, maker, plan, list(jobs)
+        names = dict.fromkeys(name for job in jobs for name in job.rows)
+        self.rows: list[tuple[int, str]] = [
+            (j, name) for name in names for j, job in enumerate(jobs) if name in job.rows
+        ]
+        self.tokens = [net.tokens(self._row(place)) for place in self.rows]
+        self.length = torch.tensor([len(t.ids) for t in self.tokens])
+        self.order = [
+            next(i for i, p in enumerate(plan.parts) if p is part) for part in plan.attending
+        ]
+        self.index = self._make_index()
+        states = [stack_state(self.jobs, i) for i in range(len(plan.parts))]
+        self.run = Run(
+            plan.attending, self._run_index(), [states[i] for i in self.order], capture
+        )
+        self.states = states
+        self.cache: Any = DynamicCache(config=net.model.config.get_text_config())
+        self.kind = self.picture = self.mask = torch.empty(0)
+
+    @property
+    def main(self) -> Tensor:
+        """Batch rows of the main rows, one per request."""
+        return torch.arange(len(self.jobs))
+
+    def prefill(self, prefixes: LRU[Prefix] | None = None) -> Tensor:
+        """Fill the KV of all rows; float32 logits [rows, V] of the first token.
+
+        Args:
+            prefixes: Where image prefixes are kept; None runs every prompt in one piece.
+        """
+        cut = [0] * len(self.rows)
+        if prefixes is not None:
+            found = self._prefixes(prefixes)
+            cut = [self._row(place).prefix for place in self.rows]
+            self._lay(found, cut)
+        else:
+            self.kind = torch.empty(len(self.rows), 0, dtype=torch.int8)
+            self.picture = torch.empty(len(self.rows), 0, dtype=torch.int16)
+            self.mask = torch.empty(len(self.rows), 0, dtype=torch.bool)
+        rest = [tokens.cut(n) for tokens, n in zip(self.tokens, cut, strict=True)]
+        uncut = [self._row(place) for place, n in zip(self.rows, cut, strict=True) if n == 0]
+        feeds = [feed for row in uncut for feed in row.feeds]
+        logits = self._forward(rest, self.net.features(feeds) if feeds else [])
+        self.run.check_fired()
+        self.position = torch.tensor([int(tokens.position.max()) + 1 for tokens in self.tokens])
+        self.length_now = self.length.clone()
+        return logits
+
+    def step(self, token: Tensor) -> Tensor:
+        """Feed one token [B] per request to all its rows; float32 logits [rows, V] of the next."""
+        fed = token[torch.tensor([j for j, _ in self.rows])][:, None]
+        channels = self.tokens[0].position.shape[0]
+        position = self.position[None, :, None].expand(channels, -1, -1)
+        ones = torch.ones(len(self.rows), 1)
+        self._extend((ones * GENERATED).to(torch.int8), (ones * -1).to(torch.int16), ones.bool())
+        geometry = self._geometry(self.length_now[:, None])
+        self.position, self.length_now = self.position + 1, self.length_now + 1
+        return self._call(fed, position, geometry, [])
+
+    def select(self, requests: Sequence[int], *, drop_prefill_rows: bool = False) -> None:
+        """Keep or repeat requests, in the order given."""
+        old = {place: i for i, place in enumerate(self.rows)}
+        names = dict.fromkeys(name for _, name in self.rows)
+        kept = [
+            (j, name, old[r, name])
+            for name in names
+            for j, r in enumerate(requests)
+            if (r, name) in old and not (drop_prefill_rows and self._row((r, name)).life == "prefill")
+        ]
+        at = torch.tensor([row for _, _, row in kept])
+        chosen = torch.tensor(list(requests))
+        self.jobs = [self.jobs[r] for r in requests]
+        self.rows = [(j, name) for j, name, _ in kept]
+        self.tokens = [self.tokens[int(i)] for i in at]
+        self.cache.batch_select_indices(at.to(self.net.device))
+        self.kind, self.picture, self.mask = self.kind[at], self.picture[at], self.mask[at]
+        self.length, self.length_now, self.position = self.length[at], self.length_now[at], self.position[at]
+        self.index = self._make_index()
+        self.states = [stack_state(self.jobs, i) for i in range(len(self.plan.parts))]
+        self.run.select(at, chosen, self._run_index())
+
+    def _row(self, place: tuple[int, str]) -> Row:
+        return self.jobs[place[0]].rows[place[1]]
+
+    def _make_index(self) -> list[dict[str, Tensor]]:
+        place = {key: i for i, key in enumerate(self.rows)}
+        made: list[dict[str, Tensor]] = []
+        for i in range(len(self.plan.parts)):
+            named: dict[str, Tensor] = {}
+            for name in self.jobs[0].local[i]:
+                at = [place.get((j, job.local[i][name])) for j, job in enumerate(self.jobs)]
+                if None not in at:
+                    named[name] = torch.tensor(at)
+            made.append(named)
+        return made
+
+    def _run_index(self) -> list[dict[str, Tensor]]:
+        return [self.index[i] for i in self.order]
+
+    def _forward(self, rows: Sequence[Tokens], features: Sequence[Tensor]) -> Tensor:
+        """A prefill forward over the given stretch of every row."""
+        pad = self.maker.feeder.pad_token
+        ids, position, kind, picture, hidden = pad_left(rows, rows[0].position.shape[0], pad)
+        self._extend(kind, picture, (kind != PAD) & ~hidden)
+        done = self.length[:, None] - torch.tensor([len(row.ids) for row in rows])[:, None]
+        inside = (kind != PAD).cumsum(-1) - 1 + done
+        geometry = self._geometry(inside.where(kind != PAD, torch.tensor(-1)))
+        return self._call(ids, position, geometry, features)
+
+    def _call(
+        self, ids: Tensor, position: Tensor, geometry: Geometry, features: Sequence[Tensor]
+    ) -> Tensor:
+        self.run.begin(geometry, emitting=True)
+        with hooked(self.net.model, self.net.layout, self.run):
+            return self.net.forward(ids, position, self.mask.long(), self.cache, features)
+
+    def _extend(self, kind: Tensor, picture: Tensor, mask: Tensor) -> None:
+        self.kind = torch.cat([self.kind, kind], 1)
+        self.picture = torch.cat([self.picture, picture], 1)
+        self.mask = torch.cat([self.mask, mask], 1)
+
+    def _geometry(self, position: Tensor) -> Geometry:
+        device = self.net.device
+        tensors = (self.kind, self.picture, position, self.length)
+        return Geometry(*(x.to(device) for x in tensors))
+
+    # Image prefixes -------------------------------------------------------------------------------
+    def _prefixes(self, known: LRU[Prefix]) -> list[Prefix | None]:
+        """The prefix of every row (None for rows without pictures), missing ones computed at once."""
+        hooks = [self._prefix_hooks(name) for _, name in self.rows]
+        keys = [
+            self.maker.prefix_key(self._row(place), hook) if self._row(place).prefix else None
+            for place, hook in zip(self.rows, hooks, strict=True)
+        ]
+        have: dict[str, Prefix] = {}
+        missing: dict[str, int] = {}
+        for i, key in enumerate(keys):
+            entry = known.get(key) if key else None
+            if entry is not None and key:
+                have[key] = entry
+            elif key and key not in have:
+                missing.setdefault(key, i)
+        if missing:
+            have |= self._fill_prefixes(missing)
+            for key in missing:
+                known.put(key, have[key])
+        return [have[key] if key else None for key in keys]
+
+    def _prefix_hooks(self, name: str) -> str:
+        if name != "main" or not self.run.parts:
+            return ""
+        return str([(p.strategy.name, sorted(p.strategy.resolved().items())) for p in self.run.parts])
+
+    def _fill_prefixes(self, missing: Mapping[str, int]) -> dict[str, Prefix]:
+        at = list(missing.values())
+        tokens = [self.tokens[i].cut(0, self._row(self.rows[i]).prefix) for i in at]
+        main = torch.tensor([n for n, i in enumerate(at) if self.rows[i][1] == "main"])
+        parts = self.run.parts if len(main) else ()
+        run = Run(parts, [{"main": main} for _ in parts], [{} for _ in parts])
+        ids, position, kind, picture, hidden = pad_left(
+            tokens, tokens[0].position.shape[0], self.maker.feeder.pad_token
+        )
+        inside = ((kind != PAD).cumsum(-1) - 1).where(kind != PAD, torch.tensor(-1))
+        length = torch.full((len(at),), ANY_LENGTH)
+        device = self.net.device
+        run.begin(
+            Geometry(*(x.to(device) for x in (kind, picture, inside, length))), emitting=False
+        )
+        cache: Any = DynamicCache(config=self.net.model.config.get_text_config())
+        features = self.net.features([f for i in at for f in self._row(self.rows[i]).feeds])
+        mask = ((kind != PAD) & ~hidden).long()
+        with hooked(self.net.model, self.net.layout, run):
+            self.net.forward(ids, position, mask, cache, features)
+        run.check_fired()
+        width = ids.shape[1]
+        made: dict[str, Prefix] = {}
+        for n, key in enumerate(missing):
+            pad = width - len(tokens[n].ids)
+            made[key] = Prefix(
+                [layer.keys[n, :, pad:].clone() for layer in cache.layers],
+                [layer.values[n, :, pad:].clone() for layer in cache.layers],
+                {k: f[n, pad:].clone() for k, f in run.flags.items()} if n in main else {},
+            )
+        return made
+
+    def _lay(self, found: Sequence[Prefix | None], cut: Sequence[int]) -> None:
+        """Put prefixes into the cache, right-aligned, with their kinds and flags."""
+        heads = [self.tokens[i].cut(0, n) for i, n in enumerate(cut)]
+        _, _, self.kind, self.picture, hidden = pad_left(heads, heads[0].position.shape[0], 0)
+        self.mask = (self.kind != PAD) & ~hidden
+        width = self.kind.shape[1]
+        some = next((prefix for prefix in found if prefix is not None), None)
+        if some is None:
+            return
+        for layer in range(len(some.keys)):
+            key = _right_aligned([p.keys[layer] if p else None for p in found], width)
+            value = _right_aligned([p.values[layer] if p else None for p in found], width)
+            self.cache.update(key, value, layer)
+        names = {name for prefix in found if prefix for name in prefix.flags}
+        for name in names:
+            flag = torch.zeros(len(found), width, dtype=torch.bool, device=self.net.device)
+            for i, prefix in enumerate(found):
+                if prefix is not None and name in prefix.flags:
+                    flag[i, width - len(prefix.flags[name]) :] = prefix.flags[name]
+            self.run.flags[name] = flag
+
+
+def _right_aligned(parts: Sequence[Tensor | None], width: int) -> Tensor:
+    """[rows, G, width, d] with every part at the right end and zeros before it."""
+    some = next(part for part in parts if part is not None)
+    out = some.new_zeros(len(parts), some.shape[0], width, some.shape[2])
+    for i, part in enumerate(parts):
+        if part is not None:
+            out[i, :, width - part.shape[1] :] = part
+    return out

@@ -1,0 +1,348 @@
+"""The Hugging Face engine: any number of requests, under any strategy, in batches."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from halludecode.core import spec as hd_spec
+from halludecode.core.errors import HalluDecodeError, InvalidRequest, OutOfMemory
+from halludecode.core.plan import Plan, compile_plan
+from halludecode.core.prompt import Prompt
+from halludecode.engines import HF_PROVIDES
+from halludecode.engines.base import Chunk, Output, Request, Sampling, Timings
+from halludecode.engines.hf.batch import Batch, Prefix
+from halludecode.engines.hf.hooks import lock_of
+from halludecode.engines.hf.inputs import LRU, Feeder
+from halludecode.engines.hf.load import load_model, model_digest
+from halludecode.engines.hf.looks import Looker
+from halludecode.engines.hf.loop import Answer, Loop
+from halludecode.engines.hf.net import Net
+from halludecode.engines.hf.rows import Job, Row, RowMaker, with_embeds
+from halludecode.engines.hf.samples import calibration_prompts
+from halludecode.engines.prompts import to_prompt
+from halludecode.models.layout import layout_of
+
+DEFAULT_BATCH = 16
+
+
+class HFEngine:
+    """A loaded transformers model that answers requests under any strategy.
+
+    Args:
+        model: Hub id, path, "testbed", or a loaded model (then ``processor`` is needed).
+        processor: The processor of a model given as an object.
+        batch_size: Most requests in flight at once; extra rows come on top.
+        prefix_cache_mb: Memory for image-prefix KV kept between batches; 0 switches reuse off.
+        **load_args: dtype, device, device_map, revision, trust_remote_code and whatever
+            `from_pretrained` takes.
+
+    Raises:
+        InvalidModel: The model cannot be loaded or its family has no layout.
+    """
+
+    provides = HF_PROVIDES
+    name = "hf"
+
+    def __init__(
+        self,
+        model: Any,
+        processor: Any = None,
+        *,
+        batch_size: int | None = None,
+        prefix_cache_mb: float = 1024,
+        **load_args: Any,
+    ) -> None:
+        if isinstance(model, str):
+            self.model_id = model
+            self.model, self.processor = load_model(model, **load_args)
+        else:
+            self.model_id = getattr(model.config, "_name_or_path", "") or type(model).__name__
+            self.model, self.processor = model, processor
+        if batch_size is not None and batch_size < 1:
+            raise InvalidRequest(f"batch_size={batch_size}: it must be at least 1.")
+        self.batch_size = batch_size or DEFAULT_BATCH
+        layout = layout_of(self.model.config)
+        self.net = Net(self.model, layout)
+        feeder = Feeder(self.processor, self.model.config, layout)
+        self._maker = RowMaker(feeder, _shower(self.processor, layout))
+        self._prefixes: LRU[Prefix] = LRU(prefix_cache_mb * 1e6, lambda p: p.size)
+        self._reuse = prefix_cache_mb > 0
+        self._looker = Looker(self.net, self._maker, self._prefixes)
+        self._facts = self.net.facts()
+        self._plans: dict[str, Plan] = {}
+        self._artifacts: dict[tuple[str, str], Mapping[str, Tensor]] = {}
+        self._digest: str | None = None
+
+    # Public ---------------------------------------------------------------------------------------
+    def generate(
+        self,
+        requests: Request | Sequence[Request],
+        strategy: hd_spec.Spec = "greedy",
+        sampling: Sampling | None = None,
+        *,
+        score_words: Sequence[str] = (),
+    ) -> list[Output]:
+        """Answers in the order of the requests.
+
+        Args:
+            requests: One request or any number of them.
+            strategy: Spec string, strategy instance, or YAML form.
+            sampling: How tokens are drawn; greedy by default.
+            score_words: Words whose first-step combined scores, without plausibility mask, are wanted
+                (``Output.scores``).
+
+        Raises:
+            UnknownStrategy, InvalidParameter, UnsupportedStrategy: Before any token is produced.
+            InvalidRequest: A prompt or picture cannot be used.
+            HookNeverFired: The model did not call a declared hook.
+            OutOfMemory: The sentence names a batch size to try.
+        """
+        wanted = [requests] if isinstance(requests, Request) else list(requests)
+        sampling = sampling or Sampling()
+        plan = self.plan(strategy)
+        prompts = [to_prompt(r, self.net.layout.placeholder) for r in wanted]
+        reuse = self._worth_reusing(prompts, plan)
+        outputs: list[Output] = []
+        for at in range(0, len(prompts), self.batch_size):
+            chunk = prompts[at : at + self.batch_size]
+            *_, last = self._write(chunk, plan, sampling, score_words, reuse=reuse)
+            outputs += last
+        return outputs
+
+    def stream(
+        self, request: Request, strategy: hd_spec.Spec = "greedy", sampling: Sampling | None = None
+    ) -> Iterator[Chunk]:
+        """Pieces of one answer as they are written; the last chunk carries the `Output`."""
+        sampling = sampling or Sampling()
+        if sampling.n != 1:
+            raise InvalidRequest("stream() writes one answer; use generate() for n > 1.")
+        plan = self.plan(strategy)
+        prompt = to_prompt(request, self.net.layout.placeholder)
+        sent, count = "", 0
+        for state in self._write([prompt], plan, sampling, (), reuse=False):
+            if state and isinstance(state[0], Output):
+                yield Chunk(state[0].text[len(sent) :], state[0].token_ids[count:], state[0])
+                return
+            answer: Answer = state[0]
+            ready = _settled(answer.text, sampling.stop)
+            if ready.startswith(sent) and len(ready) > len(sent):
+                yield Chunk(ready[len(sent) :], tuple(answer.ids[count:]))
+                sent, count = ready, len(answer.ids)
+
+    def rows(self, request: Request, strategy: hd_spec.Spec = "greedy") -> dict[str, Row]:
+        """What each row of the forward will be fed, without generating (looks are taken)."""
+        plan = self.plan(strategy)
+        with self._guard():
+            job = self._jobs([to_prompt(request, self.net.layout.placeholder)], plan, reuse=False)[0]
+            made: dict[str, Row] = {}
+            for name, row in job.rows.items():
+                edits = any(feed.features is not None for feed in row.feeds)
+                made[name] = with_embeds(row, self.net.features(row.feeds)) if edits else row
+        return made
+
+    def plan(self, strategy: hd_spec.Spec, *, skip_off: bool = True) -> Plan:
+        """Compile a strategy for this model; an optional artifact is made on first use."""
+        parts = hd_spec.parse(strategy)
+        key = f"{hd_spec.format(parts)}|{[type(p).__qualname__ for p in parts]}|{skip_off}"
+        if key not in self._plans:
+            artifacts = {p.name: self._artifact(p) for p in parts if p.artifact is not None}
+            self._plans[key] = compile_plan(
+                parts,
+                self._facts,
+                self.provides,
+                engine=self.name,
+                skip_off=skip_off,
+                artifacts={n: a for n, a in artifacts.items() if a is not None},
+            )
+        return self._plans[key]
+
+    def describe(self) -> dict[str, Any]:
+        """Model, weights digest, dtype, device and library versions, for run records."""
+        import transformers
+
+        if self._digest is None:
+            self._digest = model_digest(self.model, self.model_id)
+        return {
+            "model": self.model_id,
+            "model_digest": self._digest,
+            "family": self.model.config.model_type,
+            "engine": self.name,
+            "dtype": str(self.model.dtype).removeprefix("torch."),
+            "device": str(self.net.device),
+            "image_processor": type(self.processor.image_processor).__name__,
+            "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
+        }
+
+    # Private --------------------------------------------------------------------------------------
+    def _write(
+        self,
+        prompts: Sequence[Prompt],
+        plan: Plan,
+        sampling: Sampling,
+        words: Sequence[str],
+        *,
+        reuse: bool,
+    ) -> Iterator[list[Any]]:
+        """Yields the live answers after every token, at the end the outputs."""
+        clock = [time.perf_counter()]
+        with self._guard():
+            jobs = self._jobs(prompts, plan, reuse=reuse)
+            self._check_length(jobs)
+            clock.append(time.perf_counter())
+            batch = Batch(self.net, self._maker, plan, jobs)
+            logits = batch.prefill(self._prefixes if reuse else None)
+        clock.append(time.perf_counter())
+        ids = {word: self._maker.feeder.word_ids(word) for word in words}
+        loop = Loop(batch, sampling, self._eos(), ids, self._context())
+        steps = loop.run(logits)
+        while True:
+            with self._guard():
+                live = next(steps, None)
+            if live is None:
+                break
+            yield live
+        clock.append(time.perf_counter())
+        yield self._outputs(jobs, plan, sampling, loop.answers, clock)
+
+    def _jobs(self, prompts: Sequence[Prompt], plan: Plan, *, reuse: bool) -> list[Job]:
+        states = self._looker.states(prompts, plan.parts, self.batch_size, reuse=reuse)
+        return [self._maker.job(p, plan, state) for p, state in zip(prompts, states, strict=True)]
+
+    def _outputs(
+        self,
+        jobs: Sequence[Job],
+        plan: Plan,
+        sampling: Sampling,
+        answers: Sequence[Answer],
+        clock: Sequence[float],
+    ) -> list[Output]:
+        share = [(b - a) * 1000 / len(jobs) for a, b in zip(clock, clock[1:], strict=False)]
+        outputs: list[Output] = []
+        for r, job in enumerate(jobs):
+            own = [answer for answer in answers if answer.request == r]
+            first = own[0]
+            effect, warning = _effect(plan, first, job)
+            tokens = sum(len(answer.ids) for answer in own)
+            outputs.append(
+                Output(
+                    choices=tuple(answer.choice(sampling) for answer in own),
+                    strategy=plan.canonical,
+                    effect=effect,
+                    timings=Timings(*share, tokens=tokens),
+                    rows=tuple(job.rows),
+                    scores=first.scores,
+                    warnings=warning,
+                )
+            )
+        return outputs
+
+    @contextmanager
+    def _guard(self) -> Iterator[None]:
+        """The model's lock, no gradients, and memory errors as one sentence."""
+        try:
+            with lock_of(self.model), torch.no_grad():
+                yield
+        except torch.OutOfMemoryError as error:
+            raise self._out_of_memory(error) from None
+        except (RuntimeError, MemoryError) as error:
+            if isinstance(error, HalluDecodeError) or not _is_memory(error):
+                raise
+            raise self._out_of_memory(error) from None
+
+    def _out_of_memory(self, error: Exception) -> OutOfMemory:
+        self._prefixes.clear()
+        first = str(error).splitlines()[0][:160] if str(error) else "out of memory"
+        if self.batch_size > 1:
+            cure = f"Try batch_size={max(1, self.batch_size // 2)} (now {self.batch_size})."
+        else:
+            cure = "batch_size is 1 already: use a smaller image, model or dtype."
+        return OutOfMemory(f"Out of memory on {self.net.device}: {first}. {cure}")
+
+    def _worth_reusing(self, prompts: Sequence[Prompt], plan: Plan) -> bool:
+        """Reuse pays when some picture is asked about more than once."""
+        keys = [tuple(p.key for p in prompt.pictures) for prompt in prompts if prompt.pictures]
+        return self._reuse and plan.reusable and len(set(keys)) < len(keys)
+
+    def _check_length(self, jobs: Sequence[Job]) -> None:
+        limit = self._context()
+        for job in jobs:
+            for row in job.rows.values():
+                if len(row.input_ids) >= limit:
+                    raise InvalidRequest(
+                        f"The prompt has {len(row.input_ids)} tokens (pictures included), the model's "
+                        f"context is {limit}; shorten the prompt or give fewer or smaller images."
+                    )
+
+    def _context(self) -> int:
+        text = self.model.config.get_text_config()
+        return getattr(text, "max_position_embeddings", None) or 1 << 30
+
+    def _eos(self) -> list[int]:
+        eos = self.model.generation_config.eos_token_id
+        eos = self._maker.feeder.tokenizer.eos_token_id if eos is None else eos
+        return list(eos) if isinstance(eos, list | tuple) else [] if eos is None else [eos]
+
+    def _artifact(self, part: Any) -> Mapping[str, Tensor] | None:
+        """The part's artifact; optional ones are made from built-in samples on first use."""
+        key = (part.name, str(sorted(part.resolved().items())))
+        if key not in self._artifacts and part.artifact == "optional":
+            with self._guard():
+                cal = self._looker.calibration(calibration_prompts())
+                self._artifacts[key] = part.calibrate(cal, self._facts)
+        return self._artifacts.get(key)
+
+
+def _effect(plan: Plan, answer: Answer, job: Job) -> tuple[int | None, tuple[str, ...]]:
+    """Tokens that differ from the plain model's, where that is known without a second run."""
+    attends = [part for part in plan.parts if part.phase is not None]
+    warnings: list[str] = []
+    if plan.parts and not job.prompt.pictures:
+        warnings.append(f"{plan.canonical}: the request has no image, so there is nothing to ground in.")
+    if attends and answer.changed:
+        return None, tuple(warnings)  # the main row itself was edited
+    if attends:
+        names = "+".join(part.strategy.name for part in attends)
+        warnings.append(
+            f"{names} edited no attention in this answer: nothing in it met the strategy's conditions."
+        )
+    return answer.differs, tuple(warnings)
+
+
+def _settled(text: str, stops: Sequence[str]) -> str:
+    """Text that later tokens cannot change: no half character, no possible start of a stop string."""
+    text = text.rstrip("\N{REPLACEMENT CHARACTER}")
+    for stop in stops:
+        for size in range(len(stop) - 1, 0, -1):
+            if text.endswith(stop[:size]):
+                return text[:-size]
+    return text
+
+
+def _is_memory(error: Exception) -> bool:
+    text = str(error).lower()
+    return isinstance(error, MemoryError) or any(
+        sign in text for sign in ("out of memory", "can't allocate memory", "not enough memory")
+    )
+
+
+def _shower(processor: Any, layout: Any) -> Any:
+    """Normalised pixels of one picture -> the PIL image the model sees."""
+
+    def show(pixels: Mapping[str, Tensor]) -> Any:
+        from PIL import Image
+
+        images = processor.image_processor
+        view = layout.view(pixels, images)
+        mean, std = torch.tensor(images.image_mean), torch.tensor(images.image_std)
+        shown = (view.float() * std[:, None, None] + mean[:, None, None]).clamp(0, 1) * 255
+        return Image.fromarray(shown.round().byte().permute(1, 2, 0).numpy())
+
+    return show
+
+

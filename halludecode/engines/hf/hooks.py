@@ -1,0 +1,95 @@
+"""How a plan reaches the model: transformers' attention and mask registries, and layer hooks.
+
+One attention function is registered under the name "halludecode". It runs the stock SDPA kernel for every
+row and recomputes, exactly, only the queries a strategy edits, in blocks of rows; without an active `Run`
+it is SDPA. The active run is a context variable, so threads never see each other's.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
+
+from torch import Tensor, nn
+from transformers import AttentionInterface
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
+
+from halludecode.models.layout import Layout, decoder_layers
+
+if TYPE_CHECKING:
+    from halludecode.engines.hf.run import Run
+
+NAME = "halludecode"
+_ACTIVE: ContextVar[Run | None] = ContextVar("halludecode_run", default=None)
+_LOCKS: WeakKeyDictionary[nn.Module, threading.RLock] = WeakKeyDictionary()
+_LOCKS_LOCK = threading.Lock()
+
+
+def _attention(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """Stock SDPA, then the active run's edits; shapes as transformers': out is [rows, Q, H, d]."""
+    out, _ = sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
+    run, layer = _ACTIVE.get(), getattr(module, "layer_idx", None)
+    if run is not None and layer is not None:
+        scaling = kwargs.get("scaling") or query.shape[-1] ** -0.5
+        run.attention(layer, query, key, value, attention_mask, scaling, out)
+    return out, None
+
+
+AttentionInterface.register(NAME, _attention)
+AttentionMaskInterface.register(NAME, sdpa_mask)  # without it padded rows are silently wrong
+
+
+def lock_of(model: nn.Module) -> threading.RLock:
+    """The model's lock: its attention implementation is state, so threads take turns."""
+    with _LOCKS_LOCK:
+        return _LOCKS.setdefault(model, threading.RLock())
+
+
+@contextmanager
+def hooked(model: Any, layout: Layout, run: Run) -> Iterator[None]:
+    """Within this block the model's forward passes obey ``run``; afterwards it is as it was."""
+    handles: list[Any] = []
+    token = _ACTIVE.set(run)
+    text_config = model.config.get_text_config()
+    before = text_config._attn_implementation
+    try:
+        if run.needs_attention:
+            model.set_attn_implementation({"text_config": NAME})
+        layers = decoder_layers(model, layout)
+        for i in run.input_layers:
+            handles.append(layers[i].register_forward_pre_hook(_on_input(run, i), with_kwargs=True))
+        for i in run.output_layers:
+            handles.append(layers[i].register_forward_hook(_on_output(run, i)))
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+        if run.needs_attention:
+            model.set_attn_implementation({"text_config": before})
+        _ACTIVE.reset(token)
+
+
+def _on_input(run: Run, layer: int) -> Callable[..., None]:
+    def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        run.layer_input(layer, args[0] if args else kwargs["hidden_states"])
+
+    return hook
+
+
+def _on_output(run: Run, layer: int) -> Callable[..., None]:
+    def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        run.layer_output(layer, output[0] if isinstance(output, tuple) else output)
+
+    return hook

@@ -1,0 +1,103 @@
+"""Loading a model and its processor through transformers, with one-sentence errors."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from halludecode.core.errors import InvalidModel
+from halludecode.core.prompt import digest
+
+TESTBED = "testbed"
+
+
+def load_model(
+    model_id: str,
+    *,
+    dtype: str | torch.dtype | None = None,
+    device: str | None = None,
+    device_map: Any = None,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+    **more: Any,
+) -> tuple[Any, Any]:
+    """A model in eval mode and its processor.
+
+    Args:
+        model_id: Hub id, local path, or "testbed".
+        dtype: None is float32 on CPU and the checkpoint's own elsewhere.
+        device: None is the first GPU if there is one, else the CPU.
+        device_map: As in transformers; excludes ``device``.
+        revision: Hub revision.
+        trust_remote_code: Whether code of the repository may run.
+        **more: Passed on to `from_pretrained` (quantization_config, ...).
+
+    Raises:
+        InvalidModel: Not found, not an image-text model, or without a processor.
+    """
+    from transformers import AutoModelForImageTextToText, AutoProcessor
+
+    source = model_source(model_id)
+    shared = {"revision": revision, "trust_remote_code": trust_remote_code}
+    try:
+        processor = AutoProcessor.from_pretrained(source, **shared)
+    except (OSError, ValueError, KeyError) as error:
+        raise InvalidModel(_why(model_id, "processor", error)) from error
+    if not hasattr(processor, "tokenizer") or not hasattr(processor, "image_processor"):
+        raise InvalidModel(
+            f"{model_id}: no image processor beside the tokenizer; save the whole processor "
+            "(processor.save_pretrained) next to the model."
+        )
+    where = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    chosen = dtype or ("float32" if where == "cpu" and device_map is None else "auto")
+    try:
+        model = AutoModelForImageTextToText.from_pretrained(
+            source, dtype=chosen, device_map=device_map, **shared, **more
+        )
+    except (OSError, ValueError, KeyError) as error:
+        raise InvalidModel(_why(model_id, "model", error)) from error
+    if device_map is None and not getattr(model, "hf_quantizer", None):
+        model = model.to(where)
+    return model.eval(), processor
+
+
+def model_source(model_id: str) -> str:
+    """Path or hub id behind a model name; "testbed" is the embedded model."""
+    if model_id == TESTBED:
+        from halludecode.testbed import model_path
+
+        return str(model_path())
+    looks_local = model_id.startswith((".", "/", "~")) or model_id.count("/") > 1
+    path = Path(model_id).expanduser()
+    if path.is_dir():
+        if not (path / "config.json").is_file():
+            raise InvalidModel(f"{model_id}: the folder has no config.json, so it is not a model.")
+        return str(path)
+    if looks_local or path.exists():
+        raise InvalidModel(f"{model_id}: no such model folder; give a folder, a hub id, or 'testbed'.")
+    return model_id
+
+
+def model_digest(model: Any, source: str) -> str:
+    """Identity of the weights: digests of config and of a fixed sample of every tensor."""
+    parts: list[object] = [re.sub(r'"_name_or_path".*', "", model.config.to_json_string())]
+    for name, value in sorted(model.state_dict().items()):
+        flat = value.detach().flatten()
+        stride = max(1, flat.numel() // 64)
+        sample = flat[::stride][:64].cpu()
+        parts.append(name)
+        parts.append(sample.float().numpy().tobytes() if sample.is_floating_point() else sample.tolist())
+    return digest(*parts)
+
+
+def _why(model_id: str, what: str, error: Exception) -> str:
+    first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    hint = "Give a hub id, a folder saved with save_pretrained, or 'testbed'."
+    if what == "processor":
+        hint = "A vision-language model needs its processor files beside the weights. " + hint
+    if what == "model":
+        hint = "It must be an image-text-to-text model. " + hint
+    return f"{model_id}: the {what} cannot be loaded ({first[:300]}). {hint}"

@@ -1,0 +1,102 @@
+"""Passes of the plain model before the answer: looks in batches, remembered by content."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+
+from halludecode.core.errors import UnsupportedStrategy
+from halludecode.core.plan import Cost, Part, Plan
+from halludecode.core.prompt import Look, Prompt, Seen
+from halludecode.core.strategy import Calibration
+from halludecode.engines.hf.batch import Batch, Prefix
+from halludecode.engines.hf.inputs import LRU
+from halludecode.engines.hf.net import Net
+from halludecode.engines.hf.rows import Job, RowMaker, seen_spans
+from halludecode.engines.hf.run import Capture, image_columns
+
+PLAIN = Plan((), "greedy", frozenset(), ("main",), Cost())
+
+
+class Looker:
+    """Runs looks for one model.
+
+    Args:
+        net: The model.
+        maker: Where rows come from.
+        prefixes: Image-prefix KV shared with decoding.
+    """
+
+    def __init__(self, net: Net, maker: RowMaker, prefixes: LRU[Prefix]) -> None:
+        self.net, self.maker, self.prefixes = net, maker, prefixes
+        self._seen: LRU[Seen] = LRU(4096)
+
+    def states(
+        self, prompts: Sequence[Prompt], parts: Sequence[Part], batch_size: int, *, reuse: bool
+    ) -> list[list[Mapping[str, object]]]:
+        """Per prompt and part, the state its `prepare` made of its looks."""
+        asked = [[part.strategy.looks(p, part.facts) for part in parts] for p in prompts]
+        every = {look.key: look for one in asked for looks in one for look in looks.values()}
+        self.run(list(every.values()), batch_size, reuse=reuse)
+        return [
+            [
+                part.strategy.prepare({n: self.see(look) for n, look in looks.items()}, part.facts)
+                for part, looks in zip(parts, one, strict=True)
+            ]
+            for one in asked
+        ]
+
+    def run(self, looks: Sequence[Look], batch_size: int, *, reuse: bool) -> None:
+        """Make sure every look has been taken, those of one kind in batches."""
+        todo = [look for look in looks if self._seen.get(look.key) is None]
+        kinds: dict[tuple[object, ...], list[Look]] = {}
+        for look in todo:
+            if look.write or look.logits:
+                raise UnsupportedStrategy("Looks that write text are not provided by engine 'hf' yet.")
+            kinds.setdefault((look.hidden, look.heads, look.image, look.every_token), []).append(look)
+        for same in kinds.values():
+            for at in range(0, len(same), batch_size):
+                self._take(same[at : at + batch_size], reuse=reuse)
+
+    def see(self, look: Look) -> Seen:
+        """What one look saw."""
+        if self._seen.get(look.key) is None:
+            self.run([look], 1, reuse=False)
+        return self._seen.get(look.key)  # type: ignore[return-value]
+
+    def calibration(self, samples: list[Prompt]) -> Calibration:
+        """What a strategy's `calibrate` may ask."""
+        return Calibration(samples, self.see)
+
+    def _take(self, looks: Sequence[Look], *, reuse: bool) -> None:
+        first = looks[0]
+        capture = Capture(
+            frozenset(first.hidden), frozenset(first.heads), frozenset(first.image), first.every_token
+        )
+        jobs = [Job(look.prompt, {"main": self.maker.look(look)}, (), ()) for look in looks]
+        batch = Batch(self.net, self.maker, PLAIN, jobs, capture)
+        batch.prefill(self.prefixes if reuse and not first.every_token else None)
+        for i, look in enumerate(looks):
+            self._seen.put(look.key, self._collect(batch, capture, look, i))
+
+    def _collect(self, batch: Batch, capture: Capture, look: Look, i: int) -> Seen:
+        real = len(batch.tokens[i].ids)
+        columns = image_columns(batch.kind, i)
+
+        def stacked(kind: str, layers: tuple[int, ...]) -> torch.Tensor | None:
+            made = [capture.kept[kind, layer][i] for layer in layers]
+            if not made:
+                return None
+            if kind == "image":
+                return torch.stack([m[:, columns] for m in made])
+            every = kind == "hidden" and look.every_token
+            return torch.stack([m[-real:] if every else m for m in made])
+
+        return Seen(
+            hidden=stacked("hidden", look.hidden),
+            heads=stacked("heads", look.heads),
+            image=stacked("image", look.image),
+            image_mask=(batch.tokens[i].ids == self.maker.feeder.image_token),
+            image_spans=seen_spans(batch.jobs[i].rows["main"], self.maker.feeder),
+        )

@@ -1,0 +1,200 @@
+"""The model as the engine uses it: picture features, positions, and one forward over many rows."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.modeling_outputs import BaseModelOutputWithPooling
+
+from halludecode.core.attention import IMAGE, PAD, SYSTEM, TEXT
+from halludecode.core.strategy import Facts, Vision
+from halludecode.engines.hf.inputs import LRU
+from halludecode.engines.hf.rows import Feed, Row
+from halludecode.models.layout import Layout
+
+VISION_BATCH = 64  # pictures per call of the vision tower
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """A stretch of one row: ids, positions [C, T] (C = 3 with mrope, else 1), kinds and picture numbers."""
+
+    ids: Tensor
+    position: Tensor
+    kind: Tensor
+    picture: Tensor
+    hidden: Tensor  # bool [T], never visible
+
+    def cut(self, start: int, stop: int | None = None) -> Tokens:
+        """Tokens start..stop."""
+        at = slice(start, stop)
+        return Tokens(
+            self.ids[at], self.position[:, at], self.kind[at], self.picture[at], self.hidden[at]
+        )
+
+
+class Net:
+    """A loaded model with its family's layout.
+
+    Args:
+        model: Any `transformers` image-text-to-text model of a known family.
+        layout: Its family's row.
+    """
+
+    def __init__(self, model: Any, layout: Layout) -> None:
+        self.model = model
+        self.layout = layout
+        self.calls = 0  # forward passes of the language model
+        self._features: LRU[Tensor] = LRU(256e6, lambda f: f.numel() * f.element_size())
+
+    @property
+    def device(self) -> torch.device:
+        """Where inputs go."""
+        return self.model.get_input_embeddings().weight.device
+
+    def facts(self) -> Facts:
+        """The model's numbers, as strategies see them."""
+        text = self.model.config.get_text_config()
+        heads = text.num_attention_heads
+        groups = getattr(text, "num_key_value_heads", None) or heads
+        size = getattr(text, "head_dim", None) or text.hidden_size // heads
+        return Facts(
+            L=text.num_hidden_layers,
+            H=heads,
+            G=groups,
+            D=text.hidden_size,
+            V=text.vocab_size,
+            d=size,
+            vision=_vision(self.model.config),
+            mrope=self.layout.mrope,
+        )
+
+    def tokens(self, row: Row) -> Tokens:
+        """Everything the forward needs to know about a row's prompt."""
+        ids = row.input_ids
+        is_image = ids == self.model.config.image_token_id
+        kind = torch.full(ids.shape, SYSTEM, dtype=torch.int8)
+        number = torch.full(ids.shape, -1, dtype=torch.int16)
+        hidden = torch.zeros(ids.shape, dtype=torch.bool)
+        if row.feeds:
+            first = int(is_image.nonzero()[0])
+            kind[first:] = TEXT
+            kind[is_image] = IMAGE
+            counts = torch.tensor([feed.count for feed in row.feeds])
+            number[is_image] = torch.arange(len(counts)).repeat_interleave(counts).to(torch.int16)
+        if row.hidden is not None:
+            hidden[is_image] = row.hidden
+        return Tokens(ids, self._positions(row, is_image), kind, number, hidden)
+
+    @torch.no_grad()
+    def features(self, feeds: Sequence[Feed]) -> list[Tensor]:
+        """Projected features [n, D] of pictures, each encoded once; edits applied in float32."""
+        missing = {f.pixel_key: f for f in feeds if self._features.get(f.pixel_key) is None}
+        todo = list(missing.values())
+        fresh: dict[str, Tensor] = {}
+        for at in range(0, len(todo), VISION_BATCH):
+            fresh |= self._encode(todo[at : at + VISION_BATCH])
+        out: list[Tensor] = []
+        for feed in feeds:
+            base = fresh.get(feed.pixel_key)
+            base = self._features.get(feed.pixel_key) if base is None else base
+            assert_found(base, feed)
+            if feed.features is not None:
+                edit, edited, index, state = feed.features
+                base = edit(base.float(), edited=edited, index=index, state=state).to(base.dtype)  # type: ignore[union-attr]
+            out.append(base)  # type: ignore[arg-type]
+        for key, value in fresh.items():
+            self._features.put(key, value)
+        return out
+
+    @torch.no_grad()
+    def forward(
+        self,
+        ids: Tensor,
+        position: Tensor,
+        mask: Tensor,
+        cache: Any,
+        features: Sequence[Tensor] = (),
+    ) -> Tensor:
+        """One pass over all rows; float32 logits [rows, V] of the last token.
+
+        Args:
+            ids: int64 [rows, Q], left-padded.
+            position: int64 [C, rows, Q].
+            mask: int64 [rows, N] of visible keys, this forward's included.
+            cache: The rows' KV, extended in place.
+            features: Of every picture in ``ids``, row by row.
+        """
+        extra: dict[str, Any] = {}
+        if features:
+            packed = torch.cat(list(features))[None] if self.layout.packed else list(features)
+            extra["mm_encoder_outputs"] = {"image": BaseModelOutputWithPooling(pooler_output=packed)}
+        self.calls += 1
+        device = self.device
+        out = self.model(
+            input_ids=ids.to(device),
+            position_ids=(position if self.layout.mrope else position[0]).to(device),
+            attention_mask=mask.to(device),
+            past_key_values=cache,
+            use_cache=True,
+            logits_to_keep=1,
+            **extra,
+        )
+        return out.logits[:, -1].float()
+
+    def _encode(self, feeds: list[Feed]) -> dict[str, Tensor]:
+        names = feeds[0].pixels.keys()
+        inputs = {n: torch.cat([feed.pixels[n] for feed in feeds]).to(self.device) for n in names}
+        inputs["pixel_values"] = inputs["pixel_values"].to(self.model.dtype)
+        made = self.model.get_image_features(**inputs, return_dict=True).pooler_output
+        flat = torch.cat(list(made)) if isinstance(made, list | tuple) else made.flatten(0, -2)
+        counts = [len(feed.pixels["pixel_values"]) for feed in feeds]
+        total = [round(len(flat) * count / sum(counts)) for count in counts]
+        return {feed.pixel_key: part for feed, part in zip(feeds, flat.split(total), strict=True)}
+
+    def _positions(self, row: Row, is_image: Tensor) -> Tensor:
+        if not self.layout.mrope:
+            return torch.arange(len(row.input_ids))[None]
+        if not row.feeds:
+            return torch.arange(len(row.input_ids)).expand(3, -1)
+        grid = torch.cat([feed.pixels["image_grid_thw"] for feed in row.feeds])
+        position, _ = self.model.model.get_rope_index(
+            row.input_ids[None], mm_token_type_ids=is_image[None].int(), image_grid_thw=grid
+        )
+        return position[:, 0].cpu()
+
+
+def assert_found(base: Tensor | None, feed: Feed) -> None:
+    """Features must be there; a bound smaller than one batch would be a bug."""
+    if base is None:
+        raise RuntimeError(f"features of picture {feed.pixel_key} were dropped while in use")
+
+
+def pad_left(rows: Sequence[Tokens], channels: int, pad: int) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """ids, position [C, rows, W], kind, picture, hidden of rows, padded on the left to one width."""
+    width, count = max(len(row.ids) for row in rows), len(rows)
+    ids = torch.full((count, width), pad)
+    position = torch.zeros(channels, count, width, dtype=torch.long)
+    kind = torch.full((count, width), PAD, dtype=torch.int8)
+    picture = torch.full((count, width), -1, dtype=torch.int16)
+    hidden = torch.zeros(count, width, dtype=torch.bool)
+    for i, row in enumerate(rows):
+        at = width - len(row.ids)
+        ids[i, at:], position[:, i, at:] = row.ids, row.position
+        kind[i, at:], picture[i, at:], hidden[i, at:] = row.kind, row.picture, row.hidden
+    return ids, position, kind, picture, hidden
+
+
+def _vision(config: Any) -> Vision | None:
+    tower = getattr(config, "vision_config", None)
+    layers = getattr(tower, "num_hidden_layers", None) or getattr(tower, "depth", None)
+    heads = getattr(tower, "num_attention_heads", None) or getattr(tower, "num_heads", None)
+    if not layers or not heads:
+        return None
+    feature = getattr(config, "vision_feature_layer", -1)
+    has_cls = "clip" in getattr(tower, "model_type", "") and "siglip" not in tower.model_type
+    return Vision(layers, heads, has_cls, feature if isinstance(feature, int) else -1)

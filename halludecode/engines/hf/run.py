@@ -1,0 +1,301 @@
+"""State of one batch while it runs: where each row's keys are, and what each layer keeps of it.
+
+A `Run` belongs to one batch of requests; nothing of it is stored on modules. Rows of the batch are
+"batch rows"; a strategy's row name maps to one batch row per request (``index``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from halludecode.core.attention import GENERATED, IMAGE, PAD, Attention, Hooks, RowBlock, RowKeys
+from halludecode.core.errors import HookNeverFired
+from halludecode.core.plan import Part
+
+BLOCK = 64  # query rows recomputed at a time: memory grows with the prompt, not with its square
+
+
+@dataclass
+class Geometry:
+    """Where keys and queries of every batch row lie in the current forward.
+
+    Args:
+        kind: int8 [rows, N], see `core.attention.RowKeys`.
+        picture: int16 [rows, N].
+        position: int64 [rows, Q], -1 for padding.
+        length: int64 [rows], prompt lengths P.
+    """
+
+    kind: Tensor
+    picture: Tensor
+    position: Tensor
+    length: Tensor
+
+    @property
+    def width(self) -> int:
+        """Queries of this forward."""
+        return self.position.shape[1]
+
+    def keys(self, index: Tensor, start: int, stop: int) -> RowKeys:
+        """Keys of one named row, for the queries start..stop."""
+        kind = self.kind[index]
+        fresh = kind[:, kind.shape[1] - self.width :]
+        return RowKeys(
+            kind,
+            self.picture[index],
+            self.position[index, start:stop],
+            fresh[:, start:stop],
+            self.length[index],
+        )
+
+
+@dataclass
+class Capture:
+    """What a look keeps of a forward: by layer, for the last query of every batch row."""
+
+    hidden: frozenset[int] = frozenset()
+    heads: frozenset[int] = frozenset()
+    image: frozenset[int] = frozenset()
+    every_token: bool = False
+    kept: dict[tuple[str, int], Tensor] = field(default_factory=dict)
+
+
+@dataclass
+class Run:
+    """One batch under one plan.
+
+    Args:
+        parts: The plan's parts with `attend`, in the order they act.
+        index: Per part (by its place in ``parts``): local row name -> batch rows [B].
+        state: Per part, what `prepare` returned, stacked.
+        capture: For passes of the plain model, what to keep.
+    """
+
+    parts: Sequence[Part] = ()
+    index: list[dict[str, Tensor]] = field(default_factory=list)
+    state: Sequence[Mapping[str, Any]] = ()
+    capture: Capture | None = None
+    geometry: Geometry | None = None
+    emitting: bool = True  # False in a forward that only fills a prefix
+    flags: dict[tuple[int, int, str], Tensor] = field(default_factory=dict)
+    kept: dict[tuple[int, int, str], Any] = field(default_factory=dict)
+    fired: set[tuple[int, int]] = field(default_factory=set)
+    changed: Tensor | None = None  # bool [B]
+    _inputs: dict[int, Tensor] = field(default_factory=dict)
+    _carry: list[dict[str, Any]] = field(default_factory=list)
+    _columns: dict[tuple[int, ...], tuple[int, int]] = field(default_factory=dict)
+
+    @property
+    def needs_attention(self) -> bool:
+        """Whether the attention function must be ours."""
+        capture = self.capture
+        return bool(self.parts) or bool(capture and (capture.heads or capture.image))
+
+    @property
+    def input_layers(self) -> list[int]:
+        """Layers whose entering residual is judged by flags."""
+        return sorted({i for part in self.parts if "flag" in part.verbs for i in part.layers})
+
+    @property
+    def output_layers(self) -> list[int]:
+        """Layers whose leaving residual a look keeps."""
+        return sorted(self.capture.hidden) if self.capture else []
+
+    def begin(self, geometry: Geometry, *, emitting: bool) -> None:
+        """Call before every forward."""
+        self.geometry, self.emitting = geometry, emitting
+        self._inputs.clear()
+        self._columns.clear()
+        self._carry = [{} for _ in self.parts]
+
+    def check_fired(self) -> None:
+        """Raise if a declared hook was not called in the first forward pass."""
+        for i, part in enumerate(self.parts):
+            silent = sorted(layer for layer in part.layers if (i, layer) not in self.fired)
+            if silent:
+                raise HookNeverFired(
+                    f"{part.strategy.name}.attend was not called in layer(s) {silent} during the first "
+                    "forward pass, so the strategy was off; the attention implementation of this model "
+                    "did not reach halludecode's function (report it with `halludecode doctor`)."
+                )
+
+    def select(self, rows: Tensor, requests: Tensor, index: list[dict[str, Tensor]]) -> None:
+        """Keep (or repeat) some batch rows and requests, under a new index."""
+        self.flags = {k: v[rows] for k, v in self.flags.items()}
+        self.kept = {k: v[requests] for k, v in self.kept.items()}
+        self.changed = self.changed[requests] if self.changed is not None else None
+        self.state = [{n: _pick(v, requests) for n, v in s.items()} for s in self.state]
+        self.index = index
+
+    # Called from the model's forward ------------------------------------------------------------
+    def layer_input(self, layer: int, x: Tensor) -> None:
+        """The residual entering a layer, [rows, Q, D]; kept until its attention has run."""
+        self._inputs[layer] = x
+
+    def layer_output(self, layer: int, x: Tensor) -> None:
+        """The residual leaving a layer, for looks."""
+        if self.capture is not None and self.emitting:
+            kept = x if self.capture.every_token else x[:, -1]
+            self.capture.kept["hidden", layer] = kept.detach().float().cpu()
+
+    def attention(
+        self, layer: int, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scaling: float, out: Tensor
+    ) -> None:
+        """Edit ``out`` [rows, Q, H, d] in place where parts say so; keep what looks ask for."""
+        if self.geometry is None:
+            return
+        here = [(i, part) for i, part in enumerate(self.parts) if layer in part.layers]
+        scored = [(i, part) for i, part in here if part.phase == "scores"]
+        plain = [(i, part) for i, part in here if part.phase == "outputs"]
+        tensors = (q, k, v, mask, scaling, out)
+        if scored:
+            start, stop = self._span(scored)
+            for at in range(start, stop, BLOCK):
+                self._block(layer, scored, at, min(at + BLOCK, stop), tensors)
+        if plain:
+            self._block(layer, plain, 0, q.shape[2], tensors)
+        self.fired |= {(i, layer) for i, _ in here}
+        self._inputs.pop(layer, None)
+        if self.capture is not None and self.emitting:
+            self._capture(layer, tensors)
+
+    def _block(
+        self, layer: int, acting: list[tuple[int, Part]], start: int, stop: int, tensors: Any
+    ) -> None:
+        made: dict[tuple[int, ...], RowBlock] = {}
+        places: dict[tuple[int, ...], Tensor] = {}
+        for i, part in acting:
+            blocks: dict[str, RowBlock] = {}
+            for name in part.attend_rows:
+                index = self.index[i].get(name)
+                if index is not None:
+                    where = tuple(index.tolist())
+                    if where not in made:
+                        made[where] = self._row_block(index, start, stop, tensors, part.phase == "scores")
+                    blocks[name], places[where] = made[where], index
+            if "main" not in blocks and not blocks:
+                continue
+            gone = frozenset(part.attend_rows) - blocks.keys()
+            part.strategy.attend(
+                Attention(layer, part.facts, blocks, self._hooks(i, part, layer, gone), part.strategy.name)
+            )
+        out = tensors[-1]
+        for where, block in made.items():
+            if block.edited is not None:
+                _write(out, places[where], start, stop, block.output().transpose(1, 2))
+                changed = block.changed
+                self.changed = changed if self.changed is None else self.changed | changed
+
+    def _row_block(
+        self, index: Tensor, start: int, stop: int, tensors: Any, scores: bool
+    ) -> RowBlock:
+        q, k, v, mask, scaling, out = tensors
+        keys = self.geometry.keys(index, start, stop)  # type: ignore[union-attr]
+        base = _rows(out, index)[:, start:stop].transpose(1, 2)
+        if not scores:
+            return RowBlock(keys, None, None, None, None, scaling, base)
+        return RowBlock(
+            keys,
+            _rows(q, index)[:, :, start:stop],
+            _rows(k, index),
+            _rows(v, index),
+            self._visible(mask, index, start, stop, k.shape[2]),
+            scaling,
+            base,
+        )
+
+    def _visible(self, mask: Tensor | None, index: Tensor, start: int, stop: int, n: int) -> Tensor:
+        geometry: Geometry = self.geometry  # type: ignore[assignment]
+        if mask is not None:
+            return _rows(mask, index)[:, :, start:stop, :n]
+        at = torch.arange(n, device=geometry.kind.device)
+        first = n - geometry.width + start
+        return (at[None] <= at[first : first + stop - start, None])[None, None]
+
+    def _span(self, scored: list[tuple[int, Part]]) -> tuple[int, int]:
+        """First and last query any part of a layer may edit, found once per forward."""
+        ids = tuple(i for i, _ in scored)
+        if ids not in self._columns:
+            geometry: Geometry = self.geometry  # type: ignore[assignment]
+            used = torch.zeros(geometry.width, dtype=torch.bool, device=geometry.kind.device)
+            for i, part in scored:
+                for name in part.attend_rows:
+                    if name in self.index[i]:
+                        keys = geometry.keys(self.index[i][name], 0, geometry.width)
+                        for which in part.queries:
+                            used |= keys.queries(which).any(0)
+            where = used.nonzero().flatten().tolist()
+            self._columns[ids] = (where[0], where[-1] + 1) if where else (0, 0)
+        return self._columns[ids]
+
+    def _hooks(self, i: int, part: Part, layer: int, gone: frozenset[str]) -> Hooks:
+        def flag(name: str, fn: Callable[[Tensor], Tensor], row: str) -> Tensor:
+            return self._flag(i, layer, name, fn)[self.index[i][row]]
+
+        def once(name: str, fn: Callable[[], Any]) -> Any:
+            if (i, layer, name) not in self.kept:
+                self.kept[i, layer, name] = fn()
+            return self.kept[i, layer, name]
+
+        return Hooks(
+            flag, once, self.state[i], self._carry[i], allowed=part.verbs, gone=gone
+        )
+
+    def _flag(self, i: int, layer: int, name: str, fn: Callable[[Tensor], Tensor]) -> Tensor:
+        """bool [rows, N]: judged once per prompt token, False for generated ones, kept."""
+        geometry: Geometry = self.geometry  # type: ignore[assignment]
+        n = geometry.kind.shape[1]
+        known = self.flags.get((i, layer, name))
+        have = 0 if known is None else known.shape[1]
+        if have < n:
+            fresh = geometry.kind[:, have:]
+            judged = torch.zeros_like(fresh, dtype=torch.bool)
+            if bool(((fresh != GENERATED) & (fresh != PAD)).any()):
+                x = self._inputs[layer]
+                judged = fn(x.reshape(-1, x.shape[-1])).reshape(x.shape[:2]).bool()
+                judged = judged & (fresh != GENERATED) & (fresh != PAD)
+            known = judged if known is None else torch.cat([known, judged], 1)
+            self.flags[i, layer, name] = known
+        return known  # type: ignore[return-value]
+
+    def _capture(self, layer: int, tensors: Any) -> None:
+        q, k, v, mask, scaling, out = tensors
+        capture: Capture = self.capture  # type: ignore[assignment]
+        if layer in capture.heads:
+            capture.kept["heads", layer] = out[:, -1].detach().float().cpu()
+        if layer in capture.image:
+            every = torch.arange(q.shape[0], device=q.device)
+            block = self._row_block(every, q.shape[2] - 1, q.shape[2], tensors, scores=True)
+            capture.kept["image", layer] = block.weights()[:, :, 0].detach().cpu()
+
+
+def image_columns(kind: Tensor, row: int) -> Tensor:
+    """int64 [N_img]: where a batch row's image keys lie; ``kind`` is int8 [rows, N]."""
+    return (kind[row] == IMAGE).nonzero().flatten()
+
+
+def _pick(value: Any, requests: Tensor) -> Any:
+    return value[requests] if isinstance(value, Tensor) else [value[i] for i in requests.tolist()]
+
+
+def _rows(x: Tensor, index: Tensor) -> Tensor:
+    """Rows of a batch tensor; a view where they are contiguous, as main rows are."""
+    if x.shape[0] == 1 and index.numel() > 1:  # a mask shared by all rows
+        return x
+    first, count = int(index[0]), index.numel()
+    if bool((index == torch.arange(first, first + count, device=index.device)).all()):
+        return x[first : first + count]
+    return x[index]
+
+
+def _write(out: Tensor, index: Tensor, start: int, stop: int, value: Tensor) -> None:
+    first, count = int(index[0]), index.numel()
+    if bool((index == torch.arange(first, first + count, device=index.device)).all()):
+        out[first : first + count, start:stop] = value
+    else:
+        out[index, start:stop] = value

@@ -1,0 +1,98 @@
+"""From what a user hands over to a `Picture`: paths, bytes, data URLs and PIL images, with limits."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import io
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from halludecode.core.errors import InvalidRequest
+from halludecode.core.prompt import Picture
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+MAX_PIXELS = 89_478_485  # Pillow's own bound against decompression bombs
+
+
+def load_picture(source: Any, where: str = "image") -> Picture:
+    """Decode one picture, upright and in RGB.
+
+    Args:
+        source: PIL image, path, bytes, or data URL.
+        where: How messages name it.
+
+    Raises:
+        InvalidRequest: Missing, empty, unreadable, truncated, or above `MAX_PIXELS` (refused before
+            decoding).
+    """
+    from PIL import Image
+
+    if isinstance(source, Picture):
+        return source
+    if isinstance(source, Image.Image):
+        _check_size(source, where)
+        return Picture.of(_upright(source, where))
+    name, data = _read(source, where)
+    if not data:
+        raise InvalidRequest(f"{name} is empty (0 bytes); give a PNG, JPEG or WebP file.")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            image = Image.open(io.BytesIO(data))
+    except Image.DecompressionBombError as error:
+        raise InvalidRequest(f"{name} is too large: {error}. Scale it down first.") from None
+    except (OSError, ValueError, SyntaxError):
+        raise InvalidRequest(f"{name} is not a readable picture; give a PNG, JPEG or WebP file.") from None
+    _check_size(image, name)
+    return Picture.of(_upright(image, name))
+
+
+def _check_size(image: Image, name: str) -> None:
+    width, height = image.size
+    if width * height > MAX_PIXELS:
+        raise InvalidRequest(
+            f"{name} has {width} x {height} pixels, more than the {MAX_PIXELS:,} that are accepted; "
+            "scale it down first."
+        )
+    if width < 1 or height < 1:
+        raise InvalidRequest(f"{name} has {width} x {height} pixels; a picture needs at least 1 x 1.")
+
+
+def _upright(image: Image, name: str) -> Image:
+    from PIL import ImageOps
+
+    try:
+        return ImageOps.exif_transpose(image).convert("RGB")
+    except (OSError, ValueError, SyntaxError, EOFError) as error:
+        raise InvalidRequest(f"{name} is damaged or cut short ({error}); save it again.") from None
+
+
+def _read(source: Any, where: str) -> tuple[str, bytes]:
+    if isinstance(source, bytes | bytearray):
+        return where, bytes(source)
+    if isinstance(source, str) and source.startswith("data:"):
+        head, comma, body = source.partition(",")
+        try:
+            if not comma or ";base64" not in head:
+                raise ValueError
+            return where, base64.b64decode(body, validate=True)
+        except (ValueError, binascii.Error):
+            raise InvalidRequest(
+                f"{where}: not a base64 data URL (data:image/png;base64,...)."
+            ) from None
+    if isinstance(source, str) and source.startswith(("http://", "https://")):
+        raise InvalidRequest(f"{where}: remote pictures are not fetched; download {source} and give its path.")
+    if not isinstance(source, str | Path):
+        kind = type(source).__name__
+        raise InvalidRequest(f"{where}: a {kind} is no picture; give a path, bytes, data URL or PIL image.")
+    path = Path(source).expanduser()
+    try:
+        return str(source), path.read_bytes()
+    except FileNotFoundError:
+        raise InvalidRequest(f"{source}: no such image file.") from None
+    except OSError as error:
+        raise InvalidRequest(f"{source}: cannot be read ({error.strerror or error}).") from None

@@ -1,0 +1,96 @@
+"""From combined scores to a token: penalties, temperature, top-k, top-p, and counter-based noise.
+
+Order as in the contrastive codes: combine -> repetition penalty, minimum length -> temperature -> top-k
+-> top-p -> draw. The draw is Gumbel noise hashed in integers from (seed, child, step, token id): the same on
+every engine, device and batch.
+"""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from transformers.generation.logits_process import (
+    RepetitionPenaltyLogitsProcessor,
+    TemperatureLogitsWarper,
+    TopKLogitsWarper,
+    TopPLogitsWarper,
+)
+
+from halludecode.engines.base import Sampling
+
+_MASK = 0xFFFFFFFF
+NEG_INF = float("-inf")
+
+
+def _mix(x: Tensor) -> Tensor:
+    """A 32-bit avalanche (murmur3's finaliser) in int64 arithmetic."""
+    x = x & _MASK
+    x = ((x ^ (x >> 16)) * 0x85EBCA6B) & _MASK
+    x = ((x ^ (x >> 13)) * 0xC2B2AE35) & _MASK
+    return x ^ (x >> 16)
+
+
+def gumbel(keys: Tensor, step: int, vocabulary: int) -> Tensor:
+    """float32 [B, V] Gumbel noise of the counter (key, step, token id); keys int64 [B]."""
+    token = torch.arange(vocabulary, device=keys.device)
+    start = _mix(keys + 0x9E3779B9 * (step + 1))
+    bits = _mix(_mix(start[:, None] + 0x632BE5AB * (token[None] + 1)) ^ start[:, None])
+    uniform = (bits.double() + 0.5) / 2**32
+    return -(-uniform.log()).log().float()
+
+
+class Sampler:
+    """Chooses tokens for the children of a batch under one `Sampling`.
+
+    Args:
+        sampling: How to draw.
+        children: (request's place, child's number) of every row.
+        eos: End-of-sequence token ids.
+    """
+
+    def __init__(self, sampling: Sampling, children: Sequence[int], eos: Sequence[int]) -> None:
+        self.sampling = sampling
+        self._eos = list(eos)
+        seed = secrets.randbits(31) if sampling.seed is None else sampling.seed
+        base = torch.tensor([seed & _MASK, seed >> 32 & _MASK])
+        child = torch.tensor(list(children))
+        self.keys = _mix(_mix(base[:1]) ^ base[1:] ^ (child * 0x27D4EB2F & _MASK))
+
+    def select(self, at: Tensor) -> None:
+        """Keep some children."""
+        self.keys = self.keys[at]
+
+    def penalise(self, scores: Tensor, history: Sequence[Tensor], step: int) -> Tensor:
+        """Repetition penalty over each child's own tokens, and the minimum length.
+
+        Args:
+            scores: Combined scores, float32 [B, V].
+            history: Per child, int64 ids of its prompt and answer so far.
+            step: Tokens already written.
+        """
+        if self.sampling.repetition_penalty != 1:
+            rule = RepetitionPenaltyLogitsProcessor(self.sampling.repetition_penalty)
+            rows = [
+                rule(ids[None].to(scores.device), row[None])
+                for ids, row in zip(history, scores, strict=True)
+            ]
+            scores = torch.cat(rows)
+        if step < self.sampling.min_new_tokens:
+            scores = scores.clone()
+            scores[:, self._eos] = NEG_INF
+        return scores
+
+    def draw(self, scores: Tensor, step: int) -> Tensor:
+        """int64 [B] tokens from penalised scores."""
+        if self.sampling.temperature == 0:
+            return scores.argmax(-1)
+        dummy = torch.empty(0)
+        scores = TemperatureLogitsWarper(float(self.sampling.temperature))(dummy, scores)
+        if 0 < self.sampling.top_k < scores.shape[-1]:
+            scores = TopKLogitsWarper(self.sampling.top_k)(dummy, scores)
+        if self.sampling.top_p < 1:
+            scores = TopPLogitsWarper(self.sampling.top_p)(dummy, scores)
+        return (scores + gumbel(self.keys.to(scores.device), step, scores.shape[-1])).argmax(-1)

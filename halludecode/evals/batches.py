@@ -1,0 +1,235 @@
+"""Turns samples into batches of requests, and answers into lines of the run folder.
+
+Batches are whole pictures, so that questions about one picture are neighbours and the engine can reuse the
+picture's prefix. They are a function of the sample list alone; a resumed run repeats an unfinished batch
+whole, and so gives each answer the company it had. In greedy decoding, equal (picture, prompt) requests are
+answered once and shared: POPE's splits have their positive questions in common.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from halludecode.core.errors import (
+    HalluDecodeError,
+    HookNeverFired,
+    IncompatibleStrategies,
+    InvalidModel,
+    InvalidParameter,
+    MissingExtra,
+    OutOfMemory,
+    UnknownStrategy,
+    UnsupportedStrategy,
+)
+from halludecode.engines.base import Output, Request, Sampling
+from halludecode.evals.results import judge
+from halludecode.evals.store import RunStore
+from halludecode.evals.task import Picture, Preset, Sample, Unit
+
+BATCH = 64  # requests handed to the engine at once, which splits them into forward batches itself
+WORDS = ("yes", "no")
+# Errors of the strategy, model or machine: they would repeat for every sample, so they end the run.
+FATAL = (
+    HookNeverFired,
+    IncompatibleStrategies,
+    InvalidModel,
+    InvalidParameter,
+    MissingExtra,
+    OutOfMemory,
+    UnknownStrategy,
+    UnsupportedStrategy,
+)
+
+
+@dataclass(frozen=True)
+class Ask:
+    """One request to the engine, and the samples its answer belongs to."""
+
+    prompt: str
+    picture: Picture
+    takers: tuple[tuple[Unit, Sample], ...]
+
+
+@dataclass(frozen=True)
+class Setup:
+    """Everything of a run that is known before its first answer."""
+
+    engine: Any
+    model: str  # as the user named it
+    plans: Mapping[str, Any]  # spec as given -> compiled plan, canonical strings distinct
+    units: Sequence[Unit]
+    presets: Mapping[str, tuple[str, Preset]]
+    sampling: Mapping[str, Sampling]
+    families: Mapping[str, str]  # CHAIR: word families and word path
+    seed: int
+    limit: int | None
+    batch: int
+
+    def jobs(self) -> Iterable[tuple[str, Any, list[Ask]]]:
+        """(task, plan, batch) in the order they are worked through."""
+        for plan in self.plans.values():
+            for (task, _), units in _grouped(self.units).items():
+                share = self.sampling[task].temperature == 0
+                for batch in plan_batches(units, share=share, size=self.batch):
+                    yield task, plan, batch
+
+
+def _grouped(units: Sequence[Unit]) -> dict[tuple[str, str], list[Unit]]:
+    groups: dict[tuple[str, str], list[Unit]] = {}
+    for unit in units:
+        groups.setdefault((unit.task, unit.data), []).append(unit)
+    return groups
+
+
+def plan_batches(
+    units: Sequence[Unit], *, share: bool = True, size: int = BATCH
+) -> list[list[Ask]]:
+    """Batches of whole pictures with at least ``size`` requests each (the last may have fewer).
+
+    Args:
+        units: Units of one task and source.
+        share: Ask equal (picture, prompt) requests once.
+        size: Requests a batch is filled up to.
+    """
+    pictures: dict[str, dict[Any, list[tuple[Unit, Sample]]]] = {}
+    for unit in units:
+        for sample in unit.samples:
+            key = sample.prompt if share else (sample.prompt, unit.key, sample.id)
+            asked = pictures.setdefault(sample.picture.digest, {})
+            asked.setdefault(key, []).append((unit, sample))
+    batches: list[list[Ask]] = [[]]
+    for asked in pictures.values():
+        if len(batches[-1]) >= size:
+            batches.append([])
+        for takers in asked.values():
+            sample = takers[0][1]
+            batches[-1].append(Ask(sample.prompt, sample.picture, tuple(takers)))
+    return [batch for batch in batches if batch]
+
+
+def answer_all(setup: Setup, store: RunStore, progress: bool) -> None:
+    """Answers what the folder lacks, batch by batch, with a progress bar on standard error."""
+    from tqdm import tqdm
+
+    jobs = list(setup.jobs())
+    total = sum(len(batch) for _, _, batch in jobs)
+    with tqdm(total=total, unit="answer", disable=not progress, dynamic_ncols=True) as bar:
+        for task, plan, batch in jobs:
+            unit = batch[0].takers[0][0]
+            bar.set_description(f"{plan.canonical.split('(')[0]} {task} {unit.data}")
+            _answer_batch(setup, store, task, plan, batch)
+            bar.update(len(batch))
+
+
+def _answer_batch(
+    setup: Setup,
+    store: RunStore,
+    task: str,
+    plan: Any,
+    batch: list[Ask],
+) -> None:
+    def key(unit: Unit, sample: Sample) -> tuple[Any, ...]:
+        return (*unit.key, plan.canonical, sample.id)
+
+    open_asks = [a for a in batch if any(key(*taker) not in store.done for taker in a.takers)]
+    if not open_asks:
+        return
+    requests, failed = _requests(batch)
+    if any(ask.picture.digest not in failed for ask in open_asks):
+        readable = [ask for ask in batch if ask.picture.digest not in failed]
+        words = () if task == "chair" else WORDS
+        answers = generate_each(
+            setup.engine,
+            [requests[id(a)] for a in readable],
+            plan.canonical,
+            setup.sampling[task],
+            words,
+        )
+    else:
+        readable, answers = [], []
+    errors = [(ask, failed[ask.picture.digest]) for ask in batch if ask.picture.digest in failed]
+    errors += [
+        (a, o) for a, o in zip(readable, answers, strict=True) if isinstance(o, HalluDecodeError)
+    ]
+    lines = [
+        {**_head(unit, sample, plan.canonical), **_answer(unit, sample, answer, setup.families)}
+        for ask, answer in zip(readable, answers, strict=True)
+        if isinstance(answer, Output)
+        for unit, sample in ask.takers
+    ]
+    store.append(lines)
+    store.append_errors(
+        {**_head(u, s, plan.canonical), "kind": type(error).__name__, "error": str(error)}
+        for ask, error in errors
+        for u, s in ask.takers
+    )
+
+
+def _requests(batch: list[Ask]) -> tuple[dict[int, Request], dict[str, HalluDecodeError]]:
+    """Requests by the identity of their ask, and what is wrong with pictures that cannot be decoded."""
+    decoded: dict[str, Any] = {}
+    failed: dict[str, HalluDecodeError] = {}
+    for ask in batch:
+        digest = ask.picture.digest
+        if digest not in decoded and digest not in failed:
+            try:
+                decoded[digest] = ask.picture.load()
+            except HalluDecodeError as error:
+                failed[digest] = error
+    asks = [ask for ask in batch if ask.picture.digest in decoded]
+    return {id(a): Request(a.prompt, (decoded[a.picture.digest],)) for a in asks}, failed
+
+
+def generate_each(
+    engine: Any, requests: list[Request], strategy: str, sampling: Sampling, words: Sequence[str]
+) -> list[Output | HalluDecodeError]:
+    """One output or error per request: a batch that fails for one request is halved until it is found.
+
+    Raises:
+        HalluDecodeError: One of `FATAL`, which would repeat for every sample.
+    """
+    if not requests:
+        return []
+    try:
+        return list(engine.generate(requests, strategy, sampling, score_words=words))
+    except FATAL:
+        raise
+    except HalluDecodeError as error:
+        if len(requests) == 1:
+            return [error]
+    middle = len(requests) // 2
+    halves = (requests[:middle], requests[middle:])
+    return [o for half in halves for o in generate_each(engine, half, strategy, sampling, words)]
+
+
+def _head(unit: Unit, sample: Sample, strategy: str) -> dict[str, Any]:
+    return {
+        "id": sample.id,
+        "task": unit.task,
+        "data": unit.data,
+        "split": unit.split,
+        "strategy": strategy,
+        "prompt": sample.prompt,
+        "image": sample.picture.name,
+        "hash": sample.digest,
+    }
+
+
+def _answer(
+    unit: Unit, sample: Sample, output: Output, families: Mapping[str, str]
+) -> dict[str, Any]:
+    timings, scores = output.timings, output.scores
+    truth = {"label": sample.label} if sample.objects is None else {"objects": list(sample.objects)}
+    line = {
+        "answer": output.text,
+        **judge(unit.task, sample, output.text, families),
+        **truth,
+        "margin": scores["yes"] - scores["no"] if {"yes", "no"} <= scores.keys() else None,
+        "tokens": timings.tokens or len(output.token_ids),
+        "ms": round(timings.prepare_ms + timings.prefill_ms + timings.decode_ms, 3),
+        "effect": output.effect,
+        "finish": output.finish_reason,
+    }
+    return {**line, "warnings": list(output.warnings)} if output.warnings else line

@@ -1,0 +1,312 @@
+"""CHAIR: objects that a caption names and its picture does not hold.
+
+Rohrbach et al. 2018, "Object Hallucination in Image Captioning", arXiv 1809.02156; code
+LisaAnne/Hallucination. ``family`` says how caption words become objects
+(`halludecode.evals.words`), ``gt_family`` how the reference captions did; published numbers mix
+them, so both are recorded.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from halludecode.core.errors import InvalidData, MissingExtra
+from halludecode.evals.records import read_records, read_text
+from halludecode.evals.tally import Id, Score, Sums, gather, ratio
+from halludecode.evals.words import DATA, FAMILIES, Reader, Reading, reader, vocabulary
+
+INCOMPLETE = ("keep", "drop")
+SHIPPED = DATA / "coco2014_wordnet.tsv.gz"
+
+Truth = Mapping[int, frozenset[str]]  # image id -> COCO categories in the picture
+
+
+@dataclass(frozen=True)
+class Caption:
+    """One caption; ``image_id`` is COCO's."""
+
+    image_id: int
+    text: str
+
+
+# Reading -----------------------------------------------------------------------------------------
+
+
+def load_captions(path: Path | str) -> list[Caption]:
+    """Reads predictions: JSON lines ``{"image_id": int, "caption": str}``.
+
+    Raises:
+        InvalidData: Unreadable, a key is missing or of the wrong type, or an image occurs twice.
+    """
+    captions: list[Caption] = []
+    seen: dict[int, int] = {}
+    for record in read_records(path):
+        image = record.get("image_id", kind=int, what="an integer, COCO's image id")
+        text = record.get("caption", kind=str, what="the caption")
+        first = seen.setdefault(image, record.line)
+        if first != record.line:
+            raise InvalidData(
+                f"{record.where}: image_id {image} was already used on line {first}; "
+                "give one caption per image."
+            )
+        captions.append(Caption(image, text))
+    return captions
+
+
+def ground_truth(
+    instances: Path | str,
+    captions: Path | str | None = None,
+    *,
+    family: str = "wordnet",
+    path: str = "auto",
+    images: Collection[int] | None = None,
+) -> dict[int, frozenset[str]]:
+    """The objects of every image: its annotated instances and what its reference captions name.
+
+    Args:
+        instances: COCO ``instances_*.json``.
+        captions: COCO ``captions_*.json``; None counts instances only.
+        family: Word family for the reference captions (`score` calls it ``gt_family``).
+        path: Word path, see `halludecode.evals.words.reader`.
+        images: Image ids wanted; None takes all.
+
+    Raises:
+        InvalidData: A file is unreadable, not COCO, or names a category CHAIR does not know.
+        MissingExtra: pycocotools is not installed.
+    """
+    coco = _coco(instances, ("images", "annotations", "categories"))
+    names = {c["id"]: c["name"] for c in coco.dataset["categories"]}
+    foreign = sorted(set(names.values()) - set(vocabulary().values()))
+    if foreign:
+        raise InvalidData(
+            f"{instances}: category {foreign[0]!r} is not among CHAIR's 80 COCO categories; "
+            "give an instances file with COCO category names."
+        )
+    wanted = [i for i in coco.imgs if images is None or i in images]
+    found = {i: {names[a["category_id"]] for a in coco.imgToAnns[i]} for i in wanted}
+    if captions is not None:
+        references = _coco(captions, ("images", "annotations"))
+        words = reader(family, path)
+        for i in wanted:
+            for annotation in references.imgToAnns[i]:
+                found[i].update(words.read(annotation["caption"]).objects)
+    return {i: frozenset(objects) for i, objects in found.items()}
+
+
+def _coco(path: Path | str, keys: Sequence[str]) -> Any:
+    try:
+        from pycocotools.coco import COCO
+    except ImportError:
+        raise MissingExtra(
+            'COCO files are read with pycocotools; pip install "halludecode[eval]".'
+        ) from None
+    try:
+        data = json.loads(read_text(path))
+    except json.JSONDecodeError as error:
+        raise InvalidData(f"{path}:{error.lineno}: not JSON ({error.msg}).") from None
+    missing = [key for key in keys if not isinstance(data, dict) or key not in data]
+    if missing:
+        raise InvalidData(f'{path}: not a COCO file, "{missing[0]}" is missing at its top level.')
+    coco = COCO()
+    coco.dataset = data
+    try:
+        _index(coco)
+    except (KeyError, TypeError) as error:
+        raise InvalidData(f"{path}: not a COCO file, an entry lacks {error}.") from None
+    return coco
+
+
+def _index(coco: Any) -> None:
+    import contextlib
+    import io
+
+    with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints its progress
+        coco.createIndex()
+
+
+def load_truth(path: Path | str = SHIPPED) -> dict[int, frozenset[str]]:
+    """Reads finished object sets: lines of image id, tab, comma-separated categories.
+
+    Without a path: the shipped sets of all 123,287 COCO 2014 images, wordnet family.
+
+    Raises:
+        InvalidData: A line has another form or an unknown category.
+    """
+    known = set(vocabulary().values())
+    truth: dict[int, frozenset[str]] = {}
+    for number, line in enumerate(read_text(path).splitlines(), start=1):
+        image, tab, names = line.partition("\t")
+        objects = frozenset(names.split(",")) if names else frozenset()
+        if not image.isdigit() or not tab or objects - known:
+            raise InvalidData(
+                f"{path}:{number}: expected an image id, a tab and COCO categories separated by "
+                f"commas, found {line[:60]!r}."
+            )
+        truth[int(image)] = objects
+    return truth
+
+
+# Scoring -----------------------------------------------------------------------------------------
+
+
+def trim(text: str, *, incomplete: str = "keep", max_words: int | None = None) -> str:
+    """Cuts a caption before it is scored.
+
+    Args:
+        text: The caption.
+        incomplete: ``drop`` removes what follows the last period, everything if there is none, as
+            was done by hand for OPERA's 64-token numbers; ``keep`` leaves it.
+        max_words: Keep this many white-space words; None keeps all.
+
+    Raises:
+        InvalidData: ``incomplete`` is neither.
+    """
+    if incomplete not in INCOMPLETE:
+        raise InvalidData(f"incomplete is {incomplete!r}; it must be keep or drop.")
+    if max_words is not None:
+        text = " ".join(text.split()[:max_words])
+    return text[: text.rfind(".") + 1] if incomplete == "drop" else text
+
+
+def score(
+    captions: Sequence[Caption] | Mapping[int, str],
+    truth: Truth,
+    *,
+    family: str = "wordnet",
+    gt_family: str | None = None,
+    path: str = "auto",
+    incomplete: str = "keep",
+    max_words: int | None = None,
+) -> Score:
+    """Scores captions against the objects of their pictures.
+
+    Args:
+        captions: The captions, or image id to caption; a second caption of an image gets the id
+            ``image_id#1``.
+        truth: Objects of every image, from `ground_truth` or `load_truth`.
+        family: Word family for the captions.
+        gt_family: Word family behind ``truth``, recorded only; None repeats ``family``.
+        path: Word path, see `halludecode.evals.words.reader`.
+        incomplete: See `trim`.
+        max_words: See `trim`.
+
+    Returns:
+        Metrics ``chair_s chair_i recall length`` (length = mean tokens a caption); pictures are the
+        clusters. ``notes`` holds family, gt_family, path, precision and f1 over object types.
+
+    Raises:
+        InvalidData: Unknown family, no captions, or an image that ``truth`` lacks.
+    """
+    captions = _checked(captions, truth, gt_family)
+    words = reader(family, path)
+    outcomes: dict[Id, dict[str, Any]] = {}
+    rows = []
+    times: Counter[int] = Counter()
+    for caption in captions:
+        text = trim(caption.text, incomplete=incomplete, max_words=max_words)
+        outcome = _outcome(text, words.read(text), truth[caption.image_id])
+        repeat = times[caption.image_id]
+        times[caption.image_id] += 1
+        name: Id = f"{caption.image_id}#{repeat}" if repeat else caption.image_id
+        outcomes[name] = {"image_id": caption.image_id} | outcome
+        rows.append((str(caption.image_id), _counts(outcome, truth[caption.image_id])))
+    clusters, columns = gather(rows, _COLUMNS)
+    return Score(
+        task="chair",
+        n=len(captions),
+        rule=family,
+        outcomes=outcomes,
+        clusters=clusters,
+        columns=columns,
+        formula=_formula,
+        shares={"chair_s": {name: int(bool(o["hallucinated"])) for name, o in outcomes.items()}},
+        notes=_notes(columns, words, gt_family or family)
+        | {"incomplete": incomplete, "max_words": max_words},
+    )
+
+
+def _checked(
+    captions: Sequence[Caption] | Mapping[int, str], truth: Truth, gt_family: str | None
+) -> Sequence[Caption]:
+    if isinstance(captions, Mapping):
+        captions = [Caption(image, text) for image, text in captions.items()]
+    if not captions:
+        raise InvalidData("there are no captions to score; give a file with captions.")
+    if gt_family is not None and gt_family not in FAMILIES:
+        raise InvalidData(
+            f"CHAIR family {gt_family!r} is unknown; the known ones are {', '.join(FAMILIES)}."
+        )
+    absent = [c.image_id for c in captions if c.image_id not in truth]
+    if absent:
+        raise InvalidData(
+            f"image_id {absent[0]} is not in the annotations ({len(absent)} such captions); "
+            "give the annotations of the split the captions were made on."
+        )
+    return captions
+
+
+def _outcome(text: str, reading: Reading, present: frozenset[str]) -> dict[str, Any]:
+    return {
+        "caption": text,
+        "words": reading.words,
+        "generated": reading.objects,
+        "hallucinated": [name for name in reading.objects if name not in present],
+        "missed": sorted(present - set(reading.objects)),
+        "mentions": [
+            {
+                "object": m.object,
+                "word": m.word,
+                "start": m.start,
+                "end": m.end,
+                "index": m.index,
+                "hallucinated": m.object not in present,
+            }
+            for m in reading.mentions
+        ],
+    }
+
+
+_COLUMNS = ("captions", "flagged", "mentions", "wrong", "types", "found", "present", "words")
+
+
+def _counts(outcome: Mapping[str, Any], present: frozenset[str]) -> dict[str, float]:
+    types = set(outcome["generated"])
+    return {
+        "captions": 1,
+        "flagged": bool(outcome["hallucinated"]),
+        "mentions": len(outcome["generated"]),
+        "wrong": len(outcome["hallucinated"]),
+        "types": len(types),
+        "found": len(types & present),
+        "present": len(present),
+        "words": len(outcome["words"]),
+    }
+
+
+def _formula(s: Sums) -> dict[str, np.ndarray]:
+    return {
+        "chair_s": ratio(s["flagged"], s["captions"]),
+        "chair_i": ratio(s["wrong"], s["mentions"]),
+        "recall": ratio(s["found"], s["present"]),
+        "length": ratio(s["words"], s["captions"]),
+    }
+
+
+def _notes(columns: Mapping[str, np.ndarray], words: Reader, gt_family: str) -> dict[str, Any]:
+    found, types, present = (float(columns[k].sum()) for k in ("found", "types", "present"))
+    precision, recall = found / types if types else 0.0, found / present if present else 0.0
+    both = precision + recall
+    return {
+        "family": words.family,
+        "gt_family": gt_family,
+        "path": words.path,
+        "precision": precision,
+        "f1": 2 * precision * recall / both if both else 0.0,
+    }

@@ -1,0 +1,143 @@
+"""Reads evaluation files record by record, so that every complaint can name file and line."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from halludecode.core.errors import InvalidData
+
+
+@dataclass(frozen=True)
+class Record:
+    """One JSON object of a file and where it starts.
+
+    Args:
+        path: The file it came from.
+        line: Line of its first character, counted from 1.
+        fields: The object itself.
+    """
+
+    path: Path
+    line: int
+    fields: Mapping[str, Any]
+
+    @property
+    def where(self) -> str:
+        """``file:line``, for messages."""
+        return f"{self.path}:{self.line}"
+
+    def get(self, *names: str, kind: type | tuple[type, ...], what: str) -> Any:
+        """The value under the first of ``names`` that is present.
+
+        Args:
+            names: Accepted keys, the contract's own first.
+            kind: Accepted type or types of the value; bool never passes for int.
+            what: Words for the type, used in the error.
+
+        Raises:
+            InvalidData: No such key, or a value of another type.
+        """
+        for name in names:
+            if name in self.fields:
+                value = self.fields[name]
+                if not isinstance(value, kind) or isinstance(value, bool):
+                    raise InvalidData(f'{self.where}: "{name}" is {value!r}; it must be {what}.')
+                return value
+        wanted = " or ".join(f'"{name}"' for name in names)
+        found = ", ".join(f'"{key}"' for key in self.fields) or "none"
+        raise InvalidData(f"{self.where}: key {wanted} is missing; the keys found are {found}.")
+
+
+def read_text(path: Path | str) -> str:
+    """The text of a file, gzip or plain, with a byte-order mark and CRLF line ends removed.
+
+    Raises:
+        InvalidData: The file is absent, unreadable or not UTF-8.
+    """
+    path = Path(path)
+    if path.is_dir():
+        raise InvalidData(f"{path} is a folder; give the path of a file.")
+    try:
+        raw = path.read_bytes()
+        if path.suffix == ".gz":
+            raw = gzip.decompress(raw)
+        return raw.decode("utf-8-sig").replace("\r\n", "\n")
+    except FileNotFoundError:
+        raise InvalidData(f"{path} does not exist; check the path.") from None
+    except UnicodeDecodeError as error:
+        line = raw[: error.start].count(b"\n") + 1
+        raise InvalidData(f"{path}:{line}: not UTF-8 text; save the file as UTF-8.") from None
+    except (OSError, EOFError) as error:
+        raise InvalidData(f"{path} cannot be read ({error}).") from None
+
+
+def read_records(path: Path | str) -> list[Record]:
+    """All JSON objects of a file: JSON lines, or one array however it is laid out.
+
+    Blank lines between objects are skipped.
+
+    Raises:
+        InvalidData: The file is unreadable, empty, not JSON, or holds something else than objects.
+    """
+    path = Path(path)
+    text = read_text(path)
+    array = text.lstrip().startswith("[")
+    items = _array(path, text) if array else _lines(path, text)
+    records = []
+    for line, value in items:
+        if not isinstance(value, dict):
+            raise InvalidData(
+                f"{path}:{line}: expected a JSON object, found {type(value).__name__}; "
+                "write one object a line."
+            )
+        records.append(Record(path, line, value))
+    if not records:
+        raise InvalidData(f"{path} holds no records; write one JSON object a line.")
+    return records
+
+
+def _lines(path: Path, text: str) -> Iterator[tuple[int, Any]]:
+    # Only the line feed ends a line: other Unicode separators may stand inside a JSON string.
+    for line, row in enumerate(text.split("\n"), start=1):
+        if row.strip():
+            try:
+                yield line, json.loads(row)
+            except json.JSONDecodeError as error:
+                raise InvalidData(
+                    f"{path}:{line}: not JSON ({error.msg} at column {error.colno}); "
+                    "write one JSON object a line."
+                ) from None
+
+
+def _array(path: Path, text: str) -> Iterator[tuple[int, Any]]:
+    decoder = json.JSONDecoder()
+    at, line, counted = _skip(text, text.index("[") + 1), 1, 0
+    while text[at : at + 1] != "]":
+        line += text.count("\n", counted, at)
+        counted = at
+        try:
+            value, at = decoder.raw_decode(text, at)
+        except json.JSONDecodeError as error:
+            raise InvalidData(f"{path}:{error.lineno}: not JSON ({error.msg}).") from None
+        yield line, value
+        at = _skip(text, at)
+        if text[at : at + 1] == ",":
+            at = _skip(text, at + 1)
+        elif text[at : at + 1] != "]":
+            at_line = text.count("\n", 0, at) + 1
+            raise InvalidData(f"{path}:{at_line}: not JSON (expected ',' or ']' in the array).")
+    rest = _skip(text, at + 1)
+    if rest < len(text):
+        at_line = text.count("\n", 0, rest) + 1
+        raise InvalidData(f"{path}:{at_line}: text after the closing ']' of the array.")
+
+
+def _skip(text: str, at: int) -> int:
+    while at < len(text) and text[at].isspace():
+        at += 1
+    return at

@@ -1,0 +1,304 @@
+"""From the lines of a run folder to numbers: every metric with its interval, every pair with its difference.
+
+Scores are computed from the lines alone, so that a run can be compared and reported where its data are not.
+Lines are taken in the order of their ids: an interrupted run and an unbroken one give the same numbers.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from halludecode.evals import chair, mme, pope, stats, words, yesno
+from halludecode.evals.store import SCHEMA, Key
+
+if TYPE_CHECKING:
+    from rich.console import Group
+
+    from halludecode.evals.tally import Score
+    from halludecode.evals.task import Sample, Unit
+
+BASELINE = "greedy"
+Lines = Mapping[Any, Mapping[str, Any]]  # by sample id
+
+
+@dataclass(frozen=True)
+class Report:
+    """What a run came to.
+
+    Args:
+        results: The content of ``results.json``.
+        path: The run folder.
+        run: The content of ``run.json``.
+        failed: Samples that this call asked about and that have no answer, over all strategies.
+    """
+
+    results: dict[str, Any] = field(repr=False)
+    path: Path
+    run: dict[str, Any] = field(repr=False)
+    failed: int = 0
+
+    def table(self) -> Group:
+        """One small table per task and data source; see `tables.results_tables`."""
+        from halludecode.evals.tables import results_tables
+
+        return results_tables(self.results, labels(self.run))
+
+    def to_dict(self) -> dict[str, Any]:
+        """The content of ``results.json``."""
+        return self.results
+
+
+def labels(run: Mapping[str, Any]) -> dict[str, str]:
+    """Canonical strategy to the words it was asked for with."""
+    return {name: info.get("spec", name) for name, info in run.get("strategies", {}).items()}
+
+
+# One answer -------------------------------------------------------------------------------------
+
+
+@cache
+def _reader(family: str, path: str) -> words.Reader:
+    return words.reader(family, path)
+
+
+def judge(task: str, sample: Sample, answer: str, families: Mapping[str, str]) -> dict[str, Any]:
+    """What one answer says and how right it is: the ``parsed`` and ``score`` of its line.
+
+    Returns:
+        For yes/no tasks ``parsed`` is "yes", "no" or "other" under the official rule and ``score`` 1 or
+        0. For captions ``parsed`` lists the objects mentioned and those not in the picture, and
+        ``score`` is the share of mentions that are (1 when nothing is mentioned).
+    """
+    if task == "chair":
+        words_of = _reader(families.get("family", "wordnet"), families.get("path", "auto"))
+        said = words_of.read(answer).objects
+        wrong = [name for name in said if name not in (sample.objects or ())]
+        score = 1 - len(wrong) / len(said) if said else 1.0
+        return {"parsed": {"generated": said, "hallucinated": wrong}, "score": score}
+    rule = yesno.parse_answer if task == "pope" else yesno.parse_mme_answer
+    parsed = rule(answer)
+    return {"parsed": parsed, "score": int(parsed == sample.label)}
+
+
+# Many answers -----------------------------------------------------------------------------------
+
+
+def _order(identifier: int | str) -> tuple[Any, ...]:
+    """Ids in the order people count in: 2 before 10, also inside names."""
+    parts = re.split(r"(\d+)", str(identifier))
+    return tuple((0, int(p), "") if p.isdigit() else (1, 0, p) for p in parts if p)
+
+
+def score_lines(task: str, lines: Lines, families: Mapping[str, str]) -> Score:
+    """Scores the answers to one task on one source and split.
+
+    Args:
+        task: "pope", "chair" or "mme".
+        lines: Lines of ``samples.jsonl`` by id; at least one.
+        families: The run's ``chair`` record: word families and word path.
+    """
+    ordered = [lines[i] for i in sorted(lines, key=_order)]
+    answers = {line["id"]: line["answer"] for line in ordered}
+    if task == "chair":
+        captions = [chair.Caption(line["id"], line["answer"]) for line in ordered]
+        truth = {line["id"]: frozenset(line["objects"]) for line in ordered}
+        return chair.score(captions, truth, **families)
+    if task == "pope":
+        return pope.score(
+            [pope.PopeQuestion(i["id"], i["image"], i["prompt"], i["label"]) for i in ordered],
+            answers,
+        )
+    asked = []
+    for line in ordered:
+        subtask, image = line["id"].rpartition("#")[0].split("/", 1)
+        asked.append(mme.MmeQuestion(line["id"], subtask, image, line["prompt"], line["label"]))
+    return mme.score(asked, answers)
+
+
+def scorable(task: str, lines: Lines) -> Lines:
+    """The lines a scorer can use: for MME only whole pairs, since one failed answer breaks its pair."""
+    if task != "mme":
+        return lines
+
+    def partner(name: str) -> str:
+        stem, _, k = name.rpartition("#")
+        return f"{stem}#{int(k) ^ 1}"
+
+    return {i: line for i, line in lines.items() if partner(str(i)) in lines}
+
+
+@dataclass
+class Answers:
+    """Answers to one task on one source: lines by strategy, split and id."""
+
+    task: str
+    data: str
+    families: Mapping[str, str]
+    lines: dict[str, dict[str | None, dict[Any, Mapping[str, Any]]]]
+
+    def scores(
+        self, strategy: str, like: str | None = None, other: Answers | None = None
+    ) -> dict[str | None, Score]:
+        """Scores of every split, and their mean for POPE.
+
+        Args:
+            strategy: Whose answers.
+            like: Score only what this strategy answered too.
+            other: Where ``like`` is to be found; None is here.
+        """
+        mine = self.lines.get(strategy, {})
+        theirs = None if like is None else (other or self).lines.get(like, {})
+        found: dict[str | None, Score] = {}
+        for split, lines in mine.items():
+            if theirs is not None:
+                lines = {i: line for i, line in lines.items() if i in theirs.get(split, {})}
+            lines = scorable(self.task, lines)
+            if lines:
+                found[split] = score_lines(self.task, lines, self.families)
+        if self.task == "pope" and found:
+            found["mean"] = pope.mean({str(split): score for split, score in found.items()})
+        return found
+
+
+def arrange(
+    lines: Iterable[Mapping[str, Any]], families: Mapping[str, str]
+) -> dict[tuple[str, str], Answers]:
+    """Sorts lines of ``samples.jsonl`` into `Answers` by task and source."""
+    found: dict[tuple[str, str], Answers] = {}
+    for line in lines:
+        task, data = line["task"], line["data"]
+        answers = found.setdefault((task, data), Answers(task, data, families, {}))
+        by_split = answers.lines.setdefault(line["strategy"], {})
+        by_split.setdefault(line["split"], {})[line["id"]] = line
+    return found
+
+
+# Results ----------------------------------------------------------------------------------------
+
+
+def build_results(
+    done: Mapping[Key, Mapping[str, Any]],
+    units: Sequence[Unit],
+    strategies: Sequence[str],
+    run: Mapping[str, Any],
+    seed: int = 0,
+) -> dict[str, Any]:
+    """The content of ``results.json`` for what one call asked for.
+
+    Args:
+        done: Lines of the folder by key.
+        units: What was asked.
+        strategies: Canonical strategies.
+        run: The content of ``run.json``.
+        seed: Seed of the bootstrap.
+    """
+    keys = [(*u.key, name, s.id) for name in strategies for u in units for s in u.samples]
+    groups = arrange((done[key] for key in keys if key in done), run["chair"])
+    asked = {unit.key: len(unit.samples) for unit in units}
+    for task, data, _ in asked:  # also what has no answer at all
+        groups.setdefault((task, data), Answers(task, data, run["chair"], {}))
+    runs = [
+        {**head, "engine": run["engine"], "model": run["model"], **entry}
+        for group in groups.values()
+        for strategy in strategies
+        for head, entry in _entries(group, strategy, asked, seed)
+    ]
+    gaps = [
+        gap
+        for group in groups.values()
+        for gap in differences(group, [s for s in strategies if s != BASELINE], BASELINE, seed)
+        if BASELINE in strategies
+    ]
+    return {"schema": SCHEMA, "runs": runs, "differences": gaps}
+
+
+def _entries(
+    group: Answers, strategy: str, asked: Mapping[tuple[str, str, str | None], int], seed: int
+) -> Iterable[tuple[dict[str, Any], dict[str, Any]]]:
+    """(what, numbers) of every split of one task, source and strategy."""
+    scores = group.scores(strategy)
+    answered = group.lines.get(strategy, {})
+    splits = {
+        split: (split,) for task, data, split in asked if (task, data) == (group.task, group.data)
+    }
+    if group.task == "pope":
+        splits["mean"] = tuple(splits)
+    for split, parts in splits.items():
+        lines = [line for part in parts for line in answered.get(part, {}).values()]
+        wanted = sum(asked[group.task, group.data, part] for part in parts)
+        seconds = sum(line["ms"] for line in lines) / 1000
+        tokens = sum(line["tokens"] for line in lines)
+        score = scores.get(split)
+        yield (
+            {"task": group.task, "data": group.data, "split": split, "strategy": strategy},
+            {
+                "n": score.n if score else 0,
+                "failed": wanted - len(lines),
+                "metrics": _metrics(score, seed) if score else {},
+                "degenerate": list(score.degenerate) if score else [],
+                "tokens": tokens,
+                "seconds": round(seconds, 3),
+                "tokens_per_second": round(tokens / seconds, 3) if seconds else None,
+            },
+        )
+
+
+def _metrics(score: Score, seed: int) -> dict[str, dict[str, float]]:
+    return {
+        name: {"value": i.value, "low": i.low, "high": i.high}
+        for name, i in stats.intervals(score, seed=seed).items()
+    }
+
+
+def differences(
+    group: Answers,
+    strategies: Sequence[str],
+    baseline: str,
+    seed: int = 0,
+    other: Answers | None = None,
+) -> list[dict[str, Any]]:
+    """Paired differences of strategies to a baseline on what both answered, with Holm's correction.
+
+    Args:
+        group: Where the strategies' answers are.
+        strategies: Canonical strategies.
+        baseline: Canonical strategy compared with.
+        seed: Seed of the bootstrap.
+        other: Where the baseline's answers are; None is ``group``.
+    """
+    found = []
+    for strategy in strategies:
+        ours = group.scores(strategy, like=baseline, other=other)
+        theirs = (other or group).scores(baseline, like=strategy, other=group)
+        for split in ours:
+            if split in theirs:
+                gaps = stats.compare(ours[split], theirs[split], seed=seed)
+                found.append(
+                    {
+                        "task": group.task,
+                        "data": group.data,
+                        "split": split,
+                        "strategy": strategy,
+                        "baseline": baseline,
+                        "n": ours[split].n,
+                        "metrics": {
+                            name: {"value": d.value, "low": d.low, "high": d.high, "p": d.p}
+                            for name, d in gaps.items()
+                        },
+                    }
+                )
+    for split in dict.fromkeys(gap["split"] for gap in found):
+        _correct([gap["metrics"] for gap in found if gap["split"] == split])
+    return found
+
+
+def _correct(rivals: Sequence[dict[str, dict[str, float]]]) -> None:
+    """Adds Holm's p-value over strategies that share a baseline, a split and a metric."""
+    for name in rivals[0]:
+        for metrics, p in zip(rivals, stats.holm([m[name]["p"] for m in rivals]), strict=True):
+            metrics[name]["p_holm"] = p

@@ -1,0 +1,263 @@
+"""Runs a model under several strategies over tasks and data sources, into a run folder.
+
+How the answers are made is `batches`, how they are kept `store`, how they are scored `results`.
+"""
+
+from __future__ import annotations
+
+import datetime
+import functools
+import platform
+import tempfile
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from halludecode.core.errors import InvalidData, InvalidParameter
+from halludecode.engines.base import Sampling
+from halludecode.evals.batches import BATCH, Setup, answer_all
+from halludecode.evals.data_sources import Selection, load_units
+from halludecode.evals.results import Report, build_results
+from halludecode.evals.store import RunStore
+from halludecode.evals.task import TASKS, preset_for
+from halludecode.evals.words import reader
+
+
+def run_eval(
+    engine_or_loader: Any,
+    *,
+    tasks: Sequence[str],
+    strategies: Sequence[Any],
+    output: str | Path,
+    data: Sequence[str | Path] = (),
+    images: str | Path | None = None,
+    annotations: str | Path | None = None,
+    prompt_preset: str | None = None,
+    limit: int | None = None,
+    batch_size: int | None = None,
+    seed: int = 0,
+    fresh: bool = False,
+    progress: bool = True,
+    pope_splits: Sequence[str] = (),
+    **more: Any,
+) -> Report:
+    """Evaluates every strategy on every task and source, resuming what the output folder holds.
+
+    Args:
+        engine_or_loader: A loaded engine, or a function without arguments that loads one.
+        tasks: Of "pope", "chair", "mme".
+        strategies: Spec strings (or strategies); all share the loaded model.
+        output: The run folder.
+        data: Testbed names, folders or hub ids; for the testbed model, ``testbed-iid`` by default.
+        images: Folder of pictures (with ``annotations``, or replacing a data folder's own).
+        annotations: POPE question file or COCO instances file.
+        prompt_preset: A name of `task.PRESETS` or "testbed"; see `task.preset_for` for the default.
+        limit: First N pictures per source and task, with all their questions.
+        batch_size: Requests handed to the engine at once; None takes 64.
+        seed: Seed of sampled decoding and of the bootstrap.
+        fresh: Start over in a folder that holds a run.
+        progress: Show a progress bar on standard error.
+        pope_splits: Of "random", "popular", "adversarial"; empty takes those the source has.
+        **more: ``temperature`` and ``max_new_tokens`` (all tasks), ``family`` and ``gt_family`` (CHAIR),
+            ``columns`` (hub column map), ``testbed_images`` (pictures per testbed source).
+
+    Raises:
+        InvalidData: Data or the output folder cannot be used.
+        HalluDecodeError: A strategy, preset or model cannot be used; failures of single samples do not
+            raise but are listed in ``errors.jsonl``.
+        KeyboardInterrupt: Interrupted; what is done is kept.
+    """
+    setup = prepare(
+        engine_or_loader,
+        tasks=tasks,
+        strategies=strategies,
+        data=data,
+        images=images,
+        annotations=annotations,
+        prompt_preset=prompt_preset,
+        limit=limit,
+        batch_size=batch_size,
+        seed=seed,
+        pope_splits=pope_splits,
+        **more,
+    )
+    with RunStore(Path(output), *_recipe(setup), fresh=fresh) as store:
+        _check_data(store, setup)
+        answer_all(setup, store, progress)
+        strategies = [plan.canonical for plan in setup.plans.values()]
+        results = build_results(store.done, setup.units, strategies, store.run, seed)
+        failed = sum(entry["failed"] for entry in results["runs"] if entry["split"] != "mean")
+        results = store.write_results(results)
+        return Report(results, Path(output), store.run, failed)
+
+
+def evaluate(
+    engine: Any,
+    tasks: Sequence[str] = ("pope", "chair", "mme"),
+    strategy: Any = "greedy",
+    limit: int | None = None,
+    out: str | Path | None = None,
+    **options: Any,
+) -> Report:
+    """`run_eval` for one strategy or a list of them; without ``out`` the run folder is a temporary one.
+
+    Args:
+        engine: A loaded engine.
+        tasks: Of "pope", "chair", "mme".
+        strategy: Spec string, strategy, or a list of them.
+        limit: First N pictures per source and task.
+        out: Run folder.
+        **options: As for `run_eval`; no progress bar unless ``progress=True``.
+    """
+    strategies = list(strategy) if isinstance(strategy, list | tuple) else [strategy]
+    folder = out if out is not None else tempfile.mkdtemp(prefix="halludecode-")
+    options = {"progress": False, **options}
+    return run_eval(
+        engine, tasks=tasks, strategies=strategies, limit=limit, output=folder, **options
+    )
+
+
+# Set-up -----------------------------------------------------------------------------------------
+
+
+def prepare(
+    engine_or_loader: Any,
+    *,
+    tasks: Sequence[str],
+    strategies: Sequence[Any],
+    data: Sequence[str | Path] = (),
+    images: str | Path | None = None,
+    annotations: str | Path | None = None,
+    prompt_preset: str | None = None,
+    limit: int | None = None,
+    batch_size: int | None = None,
+    seed: int = 0,
+    pope_splits: Sequence[str] = (),
+    temperature: float = 0.0,
+    max_new_tokens: int | None = None,
+    family: str = "wordnet",
+    gt_family: str = "wordnet",
+    columns: Mapping[str, str] | None = None,
+    testbed_images: int = 500,
+) -> Setup:
+    """Checks every argument, compiles the strategies and reads the data; nothing is generated."""
+    _check_arguments(tasks, strategies, limit, batch_size)
+    name = _model_name(engine_or_loader)
+    if not data and images is None and annotations is None:
+        if name != "testbed":
+            raise InvalidParameter(
+                "No data: give a data source (testbed-iid, a folder, a hub id), or --images with "
+                "--annotations."
+            )
+        data = ("testbed-iid",)
+    presets = {task: preset_for(prompt_preset, name, [task]) for task in tasks}
+    families = {"family": family, "gt_family": gt_family}
+    if "chair" in tasks:
+        families["path"] = reader(family).path
+    selection = Selection(
+        tuple(tasks),
+        {task: preset for task, (_, preset) in presets.items()},
+        limit,
+        tuple(pope_splits),
+        families,
+        columns or {},
+        testbed_images,
+    )
+    # Data come before the model: a misspelt folder should not cost the time of loading one.
+    units = load_units(list(data), selection, _path(images), _path(annotations))
+    engine = engine_or_loader if hasattr(engine_or_loader, "generate") else engine_or_loader()
+    plans: dict[str, Any] = {}
+    for spec in strategies:
+        plan = engine.plan(spec)
+        if plan.canonical not in {p.canonical for p in plans.values()}:
+            plans[str(spec)] = plan
+    sampling = {
+        task: Sampling(
+            max_new_tokens=max_new_tokens or preset.tokens(task),
+            temperature=temperature,
+            seed=seed if temperature > 0 else None,
+        )
+        for task, (_, preset) in presets.items()
+    }
+    return Setup(
+        engine, name, plans, units, presets, sampling, families, seed, limit, batch_size or BATCH
+    )
+
+
+def _model_name(engine_or_loader: Any) -> str:
+    """The model's name before it is loaded: an engine's own, or what a partial loader was given."""
+    if isinstance(engine_or_loader, functools.partial) and engine_or_loader.args:
+        return str(engine_or_loader.args[0])
+    return str(getattr(engine_or_loader, "model_id", ""))
+
+
+def _path(value: str | Path | None) -> Path | None:
+    return None if value is None else Path(value)
+
+
+def _check_arguments(
+    tasks: Sequence[str], strategies: Sequence[Any], limit: int | None, batch_size: int | None
+) -> None:
+    unknown = [task for task in tasks if task not in TASKS]
+    if unknown or not tasks or len(set(tasks)) < len(tasks):
+        name = f"no task {unknown[0]!r}" if unknown else "name each task once"
+        raise InvalidParameter(f"Tasks: {name}; the known ones are {', '.join(TASKS)}.")
+    if not strategies:
+        raise InvalidParameter("No strategy: give at least one, such as greedy.")
+    for name, value in (("limit", limit), ("batch_size", batch_size)):
+        if value is not None and value < 1:
+            raise InvalidParameter(f"{name}={value}: {name} must be at least 1.")
+
+
+def _recipe(setup: Setup) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What all answers of the folder share, and the rest of ``run.json``."""
+    described = dict(setup.engine.describe())
+    identity = {
+        "model": setup.model,
+        "engine": described.pop("engine", type(setup.engine).__module__.split(".")[-2]),
+        "model_hash": described.pop("model_hash", None),
+        "dtype": described.pop("dtype", None),
+        "seed": setup.seed,
+        "prompts": {
+            task: {"preset": name, "template": preset.template(task)}
+            for task, (name, preset) in setup.presets.items()
+        },
+        "sampling": {
+            task: {"max_new_tokens": s.max_new_tokens, "temperature": s.temperature}
+            for task, s in setup.sampling.items()
+        },
+        "chair": dict(setup.families) if "chair" in setup.presets else {},
+    }
+    data = {
+        "/".join(part for part in unit.key if part): {
+            "digest": unit.digest,
+            "samples": len(unit.samples),
+            "revision": unit.revision,
+        }
+        for unit in setup.units
+    }
+    recipe = {
+        "strategies": {
+            plan.canonical: {"spec": spec, **plan.describe()} for spec, plan in setup.plans.items()
+        },
+        "data": data,
+        "limit": setup.limit,
+        "hardware": described.pop("hardware", {"cpu": platform.processor() or platform.machine()}),
+        "versions": described.pop("versions", {}),
+        "environment": described,
+        "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
+    }
+    return identity, recipe
+
+
+def _check_data(store: RunStore, setup: Setup) -> None:
+    """Answers kept from an earlier call must be to the very same questions."""
+    for unit in setup.units:
+        for plan in setup.plans.values():
+            for sample in unit.samples:
+                line = store.done.get((*unit.key, plan.canonical, sample.id))
+                if line is not None and line["hash"] != sample.digest:
+                    raise InvalidData(
+                        f"{store.path}: sample {sample.id} of {unit.task} on {unit.data} was answered "
+                        "for other data; choose another output folder or start over with --fresh."
+                    )

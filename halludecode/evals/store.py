@@ -1,0 +1,239 @@
+"""The run folder: what a run was, every answer, every failure, and the results. Append-only.
+
+``samples.jsonl`` and ``errors.jsonl`` grow by whole lines, flushed and synced once a batch, so a run killed
+at any moment loses at most the batch it was working on; a line torn by the kill is cut off when the folder
+is opened again and its sample is asked anew. ``run.json`` and ``results.json`` are replaced in one step.
+A line's key is (task, data, split, strategy, id). A resumed run ends with the results of an unbroken one,
+apart from the times (``ms`` of a line; ``seconds`` and ``tokens_per_second`` of a result), which tell how
+long the work took where and when it was done.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import IO, Any
+
+from halludecode.core.errors import InvalidData
+
+SCHEMA = 1
+TIMES = ("seconds", "tokens_per_second")  # keys of a result that a resumed run need not reproduce
+SAMPLE_KEYS = ("id", "task", "data", "split", "strategy", "prompt", "image", "answer", "parsed")
+FILES = ("run.json", "samples.jsonl", "errors.jsonl", "results.json")
+
+Key = tuple[str, str, str | None, str, int | str]
+
+
+def key_of(line: Mapping[str, Any]) -> Key:
+    """The key of a line of ``samples.jsonl`` or ``errors.jsonl``."""
+    return (line["task"], line["data"], line["split"], line["strategy"], line["id"])
+
+
+def read_lines(path: Path, repair: bool = False) -> list[dict[str, Any]]:
+    """Reads JSON lines; a last line without its newline was torn by a kill and is left out.
+
+    Args:
+        path: The file; an absent one is empty.
+        repair: Also cut the torn line off the file.
+
+    Raises:
+        InvalidData: A whole line is no JSON object or lacks part of the key.
+    """
+    if not path.exists():
+        return []
+    raw = path.read_bytes()
+    whole = raw[: raw.rfind(b"\n") + 1]
+    if repair and len(whole) < len(raw):
+        with path.open("r+b") as file:
+            file.truncate(len(whole))
+            os.fsync(file.fileno())
+    lines = []
+    for number, text in enumerate(whole.splitlines(), start=1):
+        try:
+            line = json.loads(text)
+            key_of(line)
+        except (ValueError, KeyError, TypeError):
+            raise InvalidData(
+                f"{path}:{number}: not a line this version wrote; start over with --fresh or restore the file."
+            ) from None
+        lines.append(line)
+    return lines
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """Reads a JSON object.
+
+    Raises:
+        InvalidData: The file is absent or is no JSON object.
+    """
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InvalidData(
+            f"{path}: cannot be read ({error.strerror}); is this a run folder?"
+        ) from None
+    except ValueError as error:
+        raise InvalidData(f"{path}: not JSON ({error}).") from None
+    if not isinstance(value, dict):
+        raise InvalidData(f"{path}: expected a JSON object, found {type(value).__name__}.")
+    return value
+
+
+def write_json(path: Path, value: Mapping[str, Any]) -> None:
+    """Replaces ``path`` by ``value`` in one step: a reader sees the old file or the new one."""
+    beside = path.with_name(path.name + ".new")
+    with beside.open("w", encoding="utf-8") as file:
+        json.dump(value, file, indent=2, ensure_ascii=False)
+        file.write("\n")
+        file.flush()
+        os.fsync(file.fileno())
+    beside.replace(path)
+
+
+class RunStore:
+    """A run folder opened for writing; use as a context manager.
+
+    Args:
+        path: The folder; made if absent.
+        identity: What all answers of the folder must share (model, seed, prompts ...). A mapping among the
+            values is compared on the keys both sides have, so a later call may add a task.
+        recipe: The rest of ``run.json``; mappings are merged into what is there.
+        fresh: Delete an earlier run's files first.
+
+    Raises:
+        InvalidData: The folder holds another run, is being written by another process, or is damaged.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        identity: Mapping[str, Any],
+        recipe: Mapping[str, Any],
+        fresh: bool = False,
+    ) -> None:
+        self.path = Path(path)
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise InvalidData(f"{path}: cannot be made a run folder ({error.strerror}).") from None
+        self._lock = _lock(self.path)
+        try:
+            if fresh:
+                for name in FILES:
+                    (self.path / name).unlink(missing_ok=True)
+            self._adopt(dict(identity), dict(recipe))
+            self.done = self._read("samples.jsonl")
+            self.failures = self._read("errors.jsonl")
+            self._samples = (self.path / "samples.jsonl").open("ab")
+            self._errors = (self.path / "errors.jsonl").open("ab")
+        except BaseException:
+            self._lock.close()
+            raise
+
+    def _read(self, name: str) -> dict[Key, dict[str, Any]]:
+        return {key_of(line): line for line in read_lines(self.path / name, repair=True)}
+
+    def _adopt(self, identity: dict[str, Any], recipe: dict[str, Any]) -> None:
+        """Checks ``run.json`` against this call, then writes the union of both."""
+        file = self.path / "run.json"
+        if not file.exists():
+            if (self.path / "samples.jsonl").exists():
+                raise InvalidData(
+                    f"{self.path} has answers but no run.json; start over with --fresh."
+                )
+            self.run = {"schema": SCHEMA, **identity, **recipe}
+        else:
+            old = read_json(file)
+            for name, value in identity.items():
+                _same(self.path, name, old.get(name), value)
+            self.run = _merged(old, {**identity, **recipe})
+        write_json(file, self.run)
+
+    def append(self, lines: Iterable[Mapping[str, Any]]) -> None:
+        """Adds a batch of answers that are not there yet: whole lines, one write, flushed and synced."""
+        _append(self._samples, self.done, lines)
+
+    def append_errors(self, lines: Iterable[Mapping[str, Any]]) -> None:
+        """Adds failures that are not there yet."""
+        _append(self._errors, self.failures, lines)
+
+    def write_results(self, results: Mapping[str, Any]) -> dict[str, Any]:
+        """Replaces ``results.json``; results of earlier calls that are not renewed stay.
+
+        Returns:
+            What was written.
+        """
+        file = self.path / "results.json"
+        old = read_json(file) if file.exists() else {}
+        merged = dict(results)
+        for part in ("runs", "differences"):
+            renewed = {_named(entry) for entry in results[part]}
+            kept = [entry for entry in old.get(part, []) if _named(entry) not in renewed]
+            merged[part] = [*kept, *results[part]]
+        write_json(file, merged)
+        return merged
+
+    def close(self) -> None:
+        """Releases the folder."""
+        for file in (self._samples, self._errors, self._lock):
+            file.close()
+
+    def __enter__(self) -> RunStore:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+
+def _named(entry: Mapping[str, Any]) -> tuple[Any, ...]:
+    return tuple(entry.get(k) for k in ("task", "data", "split", "strategy", "baseline"))
+
+
+def _append(
+    file: IO[bytes], known: dict[Key, dict[str, Any]], lines: Iterable[Mapping[str, Any]]
+) -> None:
+    new = [dict(line) for line in lines if key_of(line) not in known]
+    if not new:
+        return
+    file.write("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in new).encode("utf-8"))
+    file.flush()
+    os.fsync(file.fileno())
+    known.update((key_of(line), line) for line in new)
+
+
+def _same(path: Path, name: str, old: Any, new: Any) -> None:
+    if isinstance(old, dict) and isinstance(new, Mapping):
+        for part in old.keys() & new.keys():
+            _same(path, f"{name} of {part}", old[part], new[part])
+    elif old != new:
+        raise InvalidData(
+            f"{path} holds a run with {name} {old!r}, not {new!r}: choose another output folder "
+            "or start over with --fresh."
+        )
+
+
+def _merged(old: dict[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
+    merged = dict(old)
+    for name, value in new.items():
+        both = isinstance(value, Mapping) and isinstance(old.get(name), dict)
+        merged[name] = {**old[name], **value} if both else value
+    return merged
+
+
+def _lock(path: Path) -> IO[bytes]:
+    """Holds the folder for one process; where the system has no advisory locks, it is not guarded."""
+    file = (path / ".lock").open("ab")
+    try:
+        import fcntl
+
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except ImportError:
+        return file
+    except OSError:
+        file.close()
+        raise InvalidData(
+            f"{path} is being written by another process; wait or choose another folder."
+        ) from None
+    return file

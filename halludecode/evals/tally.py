@@ -1,0 +1,133 @@
+"""The one result type of all scorers.
+
+Every metric is a function of sums over clusters (pictures), so that resampling pictures is one
+matrix product: ``metrics = formula(weights @ columns)``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from halludecode.core.errors import InvalidData
+
+Id = int | str
+Sums = Mapping[str, np.ndarray]
+Formula = Callable[[Sums], dict[str, np.ndarray]]
+
+
+@dataclass(frozen=True)
+class Score:
+    """Metrics of one task, with what is needed to resample, pair and explain them.
+
+    Args:
+        task: ``pope``, ``chair`` or ``mme``.
+        n: Items scored (questions or captions).
+        rule: Name of the answer rule or word family that was used.
+        outcomes: What was found for every item, in the order of the data.
+        clusters: Name of the picture behind every entry of the columns.
+        columns: Named sums per cluster, float64 ``[clusters]``.
+        formula: Metrics from column sums ``[...]``; NaN marks a zero denominator.
+        strata: Group of each cluster, resampled within itself; None is one group.
+        shares: Metrics that are plain shares of items, with 0/1 flags by item for McNemar.
+        wilson: The shares whose interval is Wilson's; all other intervals are bootstrapped.
+        unparsed: Answers the rule could not read as yes or no.
+        notes: Further facts a reader needs, such as the path that made the words.
+        metrics: Metric values; 0.0 where a denominator is zero. Computed, not given.
+        degenerate: Names of those metrics. Computed, not given.
+    """
+
+    task: str
+    n: int
+    rule: str
+    outcomes: Mapping[Id, Mapping[str, Any]]
+    clusters: tuple[str, ...]
+    columns: Mapping[str, np.ndarray]
+    formula: Formula
+    strata: tuple[str, ...] | None = None
+    shares: Mapping[str, Mapping[Id, int]] = field(default_factory=dict)
+    wilson: tuple[str, ...] = ()
+    unparsed: int = 0
+    notes: Mapping[str, Any] = field(default_factory=dict)
+    metrics: dict[str, float] = field(init=False)
+    degenerate: tuple[str, ...] = field(init=False)
+
+    def __post_init__(self) -> None:
+        values = self.formula({name: column.sum() for name, column in self.columns.items()})
+        degenerate = tuple(name for name, value in values.items() if not np.isfinite(value))
+        metrics = {name: float(np.nan_to_num(value)) for name, value in values.items()}
+        object.__setattr__(self, "metrics", metrics)
+        object.__setattr__(self, "degenerate", degenerate)
+
+    def resampled(self, weights: np.ndarray) -> dict[str, np.ndarray]:
+        """Metrics under cluster weights.
+
+        Args:
+            weights: How often each cluster was drawn, ``[resamples, clusters]``.
+
+        Returns:
+            Metric name to values ``[resamples]``; a zero denominator gives 0.0.
+        """
+        names = list(self.columns)
+        sums = weights @ np.stack([self.columns[name] for name in names], axis=1)
+        values = self.formula({name: sums[:, i] for i, name in enumerate(names)})
+        return {name: np.nan_to_num(value) for name, value in values.items()}
+
+
+def ratio(numerator: np.ndarray | float, denominator: np.ndarray | float) -> np.ndarray:
+    """``numerator / denominator``, NaN where the denominator is 0."""
+    below = np.asarray(denominator, dtype=float)
+    return np.divide(numerator, below, out=np.full(below.shape, np.nan), where=below != 0)
+
+
+def gather(
+    rows: Sequence[tuple[str, Mapping[str, float]]], names: Sequence[str]
+) -> tuple[tuple[str, ...], dict[str, np.ndarray]]:
+    """Sums item counts into clusters.
+
+    Args:
+        rows: Cluster name and counts of every item.
+        names: Column names; a count that an item lacks is 0.
+
+    Returns:
+        Cluster names in first-seen order and the columns, float64 ``[clusters]``.
+    """
+    places = {cluster: i for i, cluster in enumerate(dict.fromkeys(name for name, _ in rows))}
+    columns = {name: np.zeros(len(places)) for name in names}
+    for cluster, counts in rows:
+        for name, count in counts.items():
+            columns[name][places[cluster]] += count
+    return tuple(places), columns
+
+
+def match(wanted: Sequence[Id], given: Mapping[Id, Any], what: str) -> None:
+    """Checks that ``given`` has exactly the ids of ``wanted``.
+
+    Args:
+        wanted: Ids of the data.
+        given: Predictions by id.
+        what: Name of the id, such as ``question_id``.
+
+    Raises:
+        InvalidData: Ids are missing or foreign; the first three are named.
+    """
+    known = set(wanted)
+    missing = [i for i in wanted if i not in given]
+    extra = [i for i in given if i not in known]
+    if missing:
+        raise InvalidData(
+            f"{len(missing)} of {len(known)} predictions are missing: {what} {_some(missing)}; "
+            "answer every item, or score against a file that holds only the answered ones."
+        )
+    if extra:
+        raise InvalidData(
+            f"{len(extra)} predictions belong to no item: {what} {_some(extra)}; "
+            "check that predictions and annotations are of the same set."
+        )
+
+
+def _some(ids: Sequence[Id]) -> str:
+    return ", ".join(map(str, ids[:3])) + (", ..." if len(ids) > 3 else "")

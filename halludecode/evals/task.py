@@ -1,0 +1,224 @@
+"""What is asked of a model: samples, their prompts, and the scorer that judges the answers.
+
+A `Unit` is one thing with one set of metrics: a task on one data source and, for POPE, one split. The
+prompt text around a question moves POPE by more than any decoding strategy does, so a prompt is a named
+preset and is recorded with every run.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from halludecode.core.errors import InvalidData, InvalidParameter, InvalidRequest
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+TASKS = ("pope", "chair", "mme")
+POPE_SPLITS = ("random", "popular", "adversarial")
+ONE_WORD = "Answer the question using a single word or phrase."
+_MME_SUFFIX = re.compile(r"\s*Please answer yes or no\.\s*$")
+
+
+@dataclass(frozen=True)
+class Preset:
+    """The words a published protocol puts around a task's question.
+
+    Args:
+        source: Whose protocol this is.
+        pope: Text appended to the question; None where the protocol has no POPE prompt.
+        chair: The whole instruction; None where the protocol has no caption prompt.
+        mme: Text that replaces MME's own "Please answer yes or no."; "" keeps the question as published;
+            None where the protocol has no MME prompt.
+        max_new_tokens: Most tokens per task.
+    """
+
+    source: str
+    pope: str | None = None
+    chair: str | None = None
+    mme: str | None = None
+    max_new_tokens: Mapping[str, int] | None = None
+
+    def template(self, task: str) -> str:
+        """The prompt of ``task`` with ``{question}`` where the question goes, as recorded in ``run.json``."""
+        if task == "chair":
+            return str(self.chair)
+        if task == "mme" and self.mme:
+            return "{question without its 'Please answer yes or no.'}" + self.mme
+        return "{question}" + str(self.mme if task == "mme" else self.pope)
+
+    def prompt(self, task: str, question: str) -> str:
+        """The words sent to the model for ``question`` (ignored by the caption task)."""
+        if task == "chair":
+            return str(self.chair)
+        if task == "mme":
+            return _MME_SUFFIX.sub("", question) + self.mme if self.mme else question
+        return question + str(self.pope)
+
+    def tokens(self, task: str) -> int:
+        """Most new tokens for ``task``: 16 for one-word answers and 512 for captions unless the preset says."""
+        return (self.max_new_tokens or {}).get(task, 512 if task == "chair" else 16)
+
+
+_DETAIL = "Please describe this image in detail."
+PRESETS: dict[str, Preset] = {
+    "llava-1.5": Preset(
+        "LLaVA-1.5, InternVL, lmms-eval (POPE, MME); OPERA's instruction (CHAIR)",
+        pope=f"\n{ONE_WORD}",
+        chair=_DETAIL,
+        mme=f"\n{ONE_WORD}",
+    ),
+    "vcd": Preset("VCD", pope=" Please answer this question with one word.", mme=""),
+    "cd-rethink": Preset("cd_rethink", pope=f" {ONE_WORD}"),
+    "opera": Preset("OPERA, RITUAL, AvisC, DeCo", pope="", chair=_DETAIL, mme=""),
+    "pai": Preset(
+        "PAI, VISTA, SPIN, without their system message",
+        pope="",
+        chair="Please help me describe the image in detail.",
+    ),
+    "damro": Preset("DAMRO's script", chair="Generate a short caption of this image."),
+    "pope-brief": Preset("POPE paper", chair="Provide a brief description of the given image."),
+    "pope-short": Preset("POPE paper", chair="Generate a short caption of the image."),
+}
+
+
+def preset_for(name: str | None, model_id: str, tasks: Sequence[str]) -> tuple[str, Preset]:
+    """Finds a preset by name; without one, the testbed's words for its model and LLaVA-1.5's for any other.
+
+    Raises:
+        InvalidParameter: No such preset, or it has no prompt for one of the tasks.
+    """
+    name = name or ("testbed" if model_id == "testbed" else "llava-1.5")
+    known = [*PRESETS, "testbed"]
+    if name not in known:
+        raise InvalidParameter(f"No prompt preset {name!r}; known: {', '.join(known)}.")
+    preset = _testbed_preset() if name == "testbed" else PRESETS[name]
+    for task in tasks:
+        if getattr(preset, task) is None:
+            defined = ", ".join(t for t in TASKS if getattr(preset, t) is not None)
+            raise InvalidParameter(
+                f"Prompt preset {name!r} has no {task} prompt, only {defined}; "
+                f"choose another preset for {task}."
+            )
+    return name, preset
+
+
+def _testbed_preset() -> Preset:
+    from halludecode.testbed import PROMPTS
+
+    return Preset(
+        "the embedded testbed",
+        pope=PROMPTS["pope"],
+        chair=PROMPTS["chair"],
+        mme="",
+        max_new_tokens={"pope": 4, "chair": 64, "mme": 4},
+    )
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture of the evaluation data, read when it is needed.
+
+    Args:
+        name: The name its annotation uses.
+        read: Returns the encoded bytes.
+        where: Path or row, for error messages.
+        digest: SHA-256 of the bytes, first 16 hex digits.
+    """
+
+    name: str
+    read: Callable[[], bytes]
+    where: str
+    digest: str
+
+    @classmethod
+    def from_file(cls, path: Path, name: str) -> Picture:
+        """A picture in a file; its bytes are hashed now.
+
+        Raises:
+            InvalidData: The file cannot be opened.
+        """
+        try:
+            digest = hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+        except OSError as error:
+            raise InvalidData(f"{path}: the picture cannot be opened ({error.strerror}).") from None
+        return cls(name, path.read_bytes, str(path), digest)
+
+    def load(self) -> Image:
+        """Decodes the picture to RGB.
+
+        Raises:
+            InvalidRequest: The bytes are no picture Pillow can read.
+        """
+        from PIL import Image, UnidentifiedImageError
+
+        try:
+            with Image.open(io.BytesIO(self.read())) as opened:
+                return opened.convert("RGB")
+        except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
+            reason = "not a picture" if isinstance(error, UnidentifiedImageError) else str(error)
+            raise InvalidRequest(
+                f"{self.where}: the picture cannot be decoded ({reason})."
+            ) from None
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One question about one picture.
+
+    Args:
+        id: POPE question id, COCO image id, or ``subtask/picture#k`` for MME; unique within its unit.
+        prompt: The words sent to the model.
+        picture: The picture asked about.
+        label: "yes" or "no"; None for captions.
+        objects: True objects of the picture; None for yes/no tasks.
+    """
+
+    id: int | str
+    prompt: str
+    picture: Picture
+    label: str | None = None
+    objects: tuple[str, ...] | None = None
+
+    @property
+    def digest(self) -> str:
+        """Hash of what decides answer and score: prompt, picture bytes, label or objects."""
+        truth = self.label if self.objects is None else "|".join(self.objects)
+        text = "\0".join((str(self.id), self.prompt, self.picture.digest, str(truth)))
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+@dataclass(frozen=True)
+class Unit:
+    """One task on one data source and split: the samples of one row of results.
+
+    Args:
+        task: "pope", "chair" or "mme".
+        data: Name of the data source.
+        split: POPE split; None for tasks without one.
+        samples: In file order, pictures together.
+        revision: Revision of a hub data set; None for files.
+    """
+
+    task: str
+    data: str
+    split: str | None
+    samples: tuple[Sample, ...]
+    revision: str | None = None
+
+    @property
+    def key(self) -> tuple[str, str, str | None]:
+        """What names the unit: task, data source, split."""
+        return (self.task, self.data, self.split)
+
+    @property
+    def digest(self) -> str:
+        """Hash over all samples, in order."""
+        joined = "".join(sample.digest for sample in self.samples)
+        return hashlib.sha256(joined.encode()).hexdigest()

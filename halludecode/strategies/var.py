@@ -1,0 +1,76 @@
+"""VAR: give attention spent on sinks back to the image (Kang et al., ICLR 2025, arXiv:2503.03321).
+
+    phi(x) = max_{j in D_sink} |x_j| / rms(x) >= tau                 (sink tokens, eq. 4)
+    heads with  m_v >= min_mass  and  r = m_{v, not sink} / m_v >= rho   (image-centric heads)
+    w_sink *= 1 - p,   w_image *= 1 + p * m_sink / m_{v, not sink}        (redistribution)
+
+p is the moved fraction as in the paper; the official code treats p as the kept one and inverts rho.
+Its last layer is edited by accident and its state leaks between samples; here layers 2..L-2 are edited.
+D_sink is found on the model itself: dimensions in which the first token exceeds tau in most middle layers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from functools import partial
+from typing import TYPE_CHECKING
+
+from halludecode.core.strategy import Calibration, Facts, Paper, Strategy, param, strategy
+from halludecode.views.sinks import is_sink, sink_dims
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from halludecode.core.attention import Attention
+
+PAPER = Paper(
+    arxiv="2503.03321",
+    title="See What You Are Told: Visual Attention Sink in Large Multimodal Models",
+    authors="Kang, Seil and Kim, Jinyeong and Kim, Junhyeok and Hwang, Seong Jae",
+    venue="ICLR",
+    year=2025,
+)
+
+
+@strategy("var", paper=PAPER, off={"p": 0.0})
+class VAR(Strategy):
+    """Move attention from sink tokens to the rest of the image, in heads that look."""
+
+    p: float = param(0.6, "fraction of the sinks' attention that is moved", ge=0, le=1)
+    rho: float = param(0.5, "least non-sink share of a head's image attention", ge=0, le=1)
+    min_mass: float = param(0.2, "least image attention of a head", ge=0, le=1)
+    tau: float | None = param(None, "sink threshold; None is 20 * sqrt(D / 4096)", gt=0)
+    dims: tuple[int, ...] | None = param(None, "sink dimensions; None finds them on the model")
+
+    artifact = "optional"
+
+    def layers(self, m: Facts) -> Iterable[int]:
+        """Layers 2..L-2, the last excluded (paper)."""
+        return range(2, m.L - 1)
+
+    def calibrate(self, cal: Calibration, m: Facts) -> Mapping[str, Tensor]:
+        """Sink dimensions of this model (`views.sinks`)."""
+        return {"dims": sink_dims(cal, m, self.threshold(m))}
+
+    def threshold(self, m: Facts) -> float:
+        """Phi is at most sqrt(D), so the published 20 at D = 4096 scales with it."""
+        return self.tau if self.tau is not None else 20 * (m.D / 4096) ** 0.5
+
+    def sinks(self, m: Facts) -> tuple[int, ...]:
+        """Given dimensions, else those found on the model, else none."""
+        if self.dims is not None:
+            return self.dims
+        return tuple(m.artifact["dims"].tolist()) if m.artifact else ()
+
+    def attend(self, a: Attention) -> None:
+        """Choose heads, then move attention; mass is conserved in every row."""
+        sink = a.flag("sink", partial(is_sink, dims=self.sinks(a.m), tau=self.threshold(a.m)))
+        fresh = a.image & ~sink
+        in_image = a.mass(a.image, queries="after_image")
+        in_fresh = a.mass(fresh, queries="after_image")
+        in_sinks = a.mass(sink, queries="after_image")
+        stuck = a.mass(a.image & sink, queries="after_image")
+        chosen = (in_image >= self.min_mass) & (in_fresh >= self.rho * in_image)
+        chosen = chosen & (in_fresh > 0) & (stuck > 0)
+        a.gain(sink, 1 - self.p, where=chosen, queries="after_image")
+        a.gain(fresh, 1 + self.p * in_sinks / in_fresh, where=chosen, queries="after_image")

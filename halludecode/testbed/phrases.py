@@ -1,0 +1,110 @@
+"""The testbed's English: noun phrases, reference captions and questions, all within the model's vocabulary.
+
+Reference captions name only what is in the picture. Plurals that a CHAIR word family cannot read ("vases",
+"ties") are avoided: such objects are named in the singular.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from halludecode.testbed.render import Thing
+from halludecode.testbed.scenes import Scene
+from halludecode.testbed.stream import Stream
+
+NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight")
+SUFFIX = "Please answer yes or no."
+CAPTION_PROMPT = "Please describe this image in detail."
+_PAIRS = ("skis", "scissors")
+_PLURALS = {
+    "person": "people",
+    "bus": "buses",
+    "bench": "benches",
+    "sheep": "sheep",
+    "skis": "skis",
+    "couch": "couches",
+    "knife": "knives",
+    "sandwich": "sandwiches",
+    "mouse": "mice",
+    "toothbrush": "toothbrushes",
+    "scissors": "scissors",
+    "wine glass": "wine glasses",
+    "broccoli": "broccoli",
+}
+# The pattern family turns "ties" into "ty", the wordnet family "vases" into "vas".
+UNREAD_PLURALS = frozenset({"tie", "vase"})
+
+
+def plural(name: str) -> str:
+    """The plural of a category name, as the model learnt it."""
+    return _PLURALS.get(name, name + "s")
+
+
+def a(words: str) -> str:
+    """The words with "a" or "an" before them."""
+    return ("an " if words[0] in "aeiou" else "a ") + words
+
+
+def noun(name: str, count: int = 1, colour: str | None = None) -> str:
+    """A noun phrase: "a red car", "two dogs", "a pair of skis"."""
+    words = f"{colour} {name}" if colour else name
+    if name in _PAIRS:
+        return f"a pair of {words}"
+    if count == 1 or name in UNREAD_PLURALS:
+        return a(words)
+    return f"{NUMBERS[count]} {plural(name)}"
+
+
+def captions(stream: Stream, scene: Scene) -> list[str]:
+    """Three true captions of a scene: two that name everything and a brief one."""
+    full = [_sentences(stream, scene, _ranked(stream, scene)) for _ in range(2)]
+    brief = _sentences(stream, scene, _ranked(stream, scene)[:2])
+    return [*full, brief]
+
+
+def _ranked(stream: Stream, scene: Scene) -> list[list[Thing]]:
+    """The things by category, most visible first; sizes count 70 to 130 %, so that orders differ."""
+    groups: dict[str, list[Thing]] = {}
+    for thing in scene.things:
+        groups.setdefault(thing.name, []).append(thing)
+    size = {name: max(t.area for t in g) * stream.between(70, 130) for name, g in groups.items()}
+    return sorted(groups.values(), key=lambda group: -size[group[0].name])
+
+
+def _sentences(stream: Stream, scene: Scene, groups: Sequence[list[Thing]]) -> str:
+    verb = stream.pick(("shows", "features"))
+    setting = f"{a(scene.theme)} scene with " if stream.chance(600) else ""
+    nouns = [_named(stream, group) for group in groups]
+    first = f"The image {verb} {setting}{nouns[0]}"
+    if len(groups) > 1:
+        first += f" {_joined(stream, groups[0], groups[1])} {nouns[1]}"
+    out = [first + "."]
+    left = 2
+    while left < len(groups):
+        be = "is" if nouns[left].startswith(("a ", "an ")) else "are"
+        opening = stream.pick(
+            (f"There {be} also", f"Additionally, there {be}", f"In the background, there {be}")
+        )
+        more = left + 1 < len(groups) and stream.chance(500)
+        out.append(f"{opening} {' and '.join(nouns[left : left + 1 + more])}.")
+        left += 1 + more
+    return " ".join(out)
+
+
+def _named(stream: Stream, group: Sequence[Thing]) -> str:
+    tell = len(group) == 1 and stream.chance(700)
+    return noun(group[0].name, len(group), group[0].colour if tell else None)
+
+
+def _joined(stream: Stream, one: Sequence[Thing], two: Sequence[Thing]) -> str:
+    if len(one) > 1 or len(two) > 1:
+        return "and"
+    return stream.pick(("near", "next to")) if stream.chance(400) else where(one[0], two[0])
+
+
+def where(one: Thing, two: Thing) -> str:
+    """Where the first thing is, seen from the second."""
+    across, down = (p - q for p, q in zip(one.middle, two.middle, strict=True))
+    if abs(across) > abs(down):
+        return "to the left of" if across < 0 else "to the right of"
+    return "above" if down < 0 else "below"

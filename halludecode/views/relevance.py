@@ -1,0 +1,23 @@
+"""Which parts of a picture a question attends to, relative to a generic prompt (AGLA matcher="self")."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from halludecode.core.prompt import Seen
+
+
+def relevance_maps(asked: Seen, generic: Seen) -> list[Tensor]:
+    """One float32 [rows, columns] map per picture: attention under the question over that without it.
+
+    Args:
+        asked: Look at the question with `image` weights [n, H, N_img], spans of every picture's overview.
+        generic: The same for a generic prompt about the same pictures.
+    """
+    question = asked.image.float().mean((0, 1))  # type: ignore[union-attr]  # layers and heads
+    plain = generic.image.float().mean((0, 1))  # type: ignore[union-attr]
+    ratio = question / plain.clamp_min(1e-12)
+    return [ratio[s : s + r * c].reshape(r, c) for s, r, c in asked.image_spans]

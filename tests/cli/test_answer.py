@@ -1,0 +1,77 @@
+import json
+
+from halludecode.engines.base import Sampling
+
+BASE = ("generate", "--model", "some/model", "--prompt", "What is it?")
+
+
+def test_the_answer_is_streamed_and_warnings_go_to_standard_error(cli, engines):
+    result = cli(*BASE, "--image", "a.png", "--image", "b.png", "--strategy", "vcd")
+    assert result.code == 0
+    assert result.out == "a red cube\n"
+    assert result.err == "warning: the strategy changed little\n"
+    (engine,) = engines
+    assert (engine.model_id, engine.engine, engine.arguments) == ("some/model", "hf", {})
+    ((request, strategy, sampling),) = engine.asked
+    assert request.prompt == "What is it?"
+    assert [str(image) for image in request.images] == ["a.png", "b.png"]
+    assert strategy == "vcd"
+    assert sampling == Sampling()
+
+
+def test_json_is_one_document(cli, engines):
+    result = cli(*BASE, "--json", "--strategy", "vcd")
+    document = json.loads(result.out)
+    assert list(document) == [
+        "text",
+        "token_ids",
+        "finish_reason",
+        "strategy",
+        "effect",
+        "timings",
+        "rows",
+        "warnings",
+    ]
+    assert document["text"] == "a red cube"
+    assert document["timings"]["prefill_ms"] == 2.0
+    assert document["rows"] == ["main", "noised"]
+
+
+def test_every_option_reaches_its_place(cli, engines):
+    options = (
+        "--temperature 0.7 --top-p 0.9 --top-k 5 --seed 3 --n 2 --logprobs 4 --stop . --stop !"
+    )
+    loading = "--dtype float32 --device cpu --revision v1 --trust-remote-code --engine hf"
+    result = cli(*BASE, "--max-new-tokens", "9", *options.split(), *loading.split())
+    assert result.code == 0
+    (engine,) = engines
+    assert engine.arguments == {
+        "dtype": "float32",
+        "device": "cpu",
+        "revision": "v1",
+        "trust_remote_code": True,
+    }
+    assert engine.asked[0][2] == Sampling(
+        max_new_tokens=9,
+        temperature=0.7,
+        top_p=0.9,
+        top_k=5,
+        stop=(".", "!"),
+        seed=3,
+        n=2,
+        logprobs=4,
+    )
+
+
+def test_several_answers_are_numbered(cli, engines):
+    result = cli(*BASE, "--n", "2", "--temperature", "1")
+    assert result.out == "[1] a red cube\n[2] a red cube\n"
+    document = json.loads(cli(*BASE, "--n", "2", "--temperature", "1", "--json").out)
+    assert [choice["text"] for choice in document["choices"]] == ["a red cube", "a red cube"]
+
+
+def test_bad_input_is_reported_before_a_model_is_loaded(cli, engines):
+    assert "'vcd'" in cli(*BASE, "--strategy", "vdc").err
+    assert "must be in (0, 1]" in cli(*BASE, "--top-p", "2").err
+    assert "set temperature > 0" in cli(*BASE, "--n", "2").err
+    assert engines == []

@@ -1,0 +1,60 @@
+import json
+
+import pytest
+
+from halludecode.core.registry import STRATEGIES
+
+
+@pytest.fixture(scope="module")
+def names():
+    return STRATEGIES.names()
+
+
+def test_list_shows_every_strategy(cli, names):
+    result = cli("list")
+    assert result.code == 0
+    for name in names:
+        assert any(line.split()[:1] == [name] for line in result.out.splitlines())
+    assert "arXiv:2311.16922" in result.out
+
+
+def test_list_json_holds_parameters_with_bounds(cli, names):
+    listed = json.loads(cli("list", "--json").out)
+    assert [entry["name"] for entry in listed] == names
+    vcd = next(entry for entry in listed if entry["name"] == "vcd")
+    assert vcd["paper"]["arxiv"] == "2311.16922"
+    assert vcd["rows"] == ["main", "noised"]
+    beta = next(param for param in vcd["params"] if param["name"] == "beta")
+    assert (beta["default"], beta["bounds"]) == (0.1, "in [0, 1]")
+    assert vcd["off"]["alpha"] == 0.0
+
+
+def test_list_name_shows_it_in_full(cli):
+    result = cli("list", "vcd")
+    assert result.code == 0
+    for part in ("noise_step", "500", "in [0, 1000)", "equals greedy at: alpha=0.0", "p(y | v)"):
+        assert part in result.out
+
+
+def test_list_name_json_is_one_object(cli):
+    assert json.loads(cli("list", "greedy", "--json").out)["name"] == "greedy"
+
+
+@pytest.mark.parametrize("command", ["list", "cite"])
+def test_unknown_name_gives_near_misses(cli, command):
+    result = cli(command, "vdc")
+    assert (result.code, result.out) == (2, "")
+    assert "'vcd'" in result.err
+
+
+def test_cite_prints_bibtex_once_per_name(cli):
+    result = cli("cite", "vcd", "m3id", "vcd")
+    assert result.code == 0
+    assert result.out.count("@inproceedings{") == 2
+    assert "2311.16922" in result.out
+
+
+def test_cite_without_a_paper_says_so(cli):
+    result = cli("cite", "greedy")
+    assert result.code == 2
+    assert "greedy has no paper" in result.err

@@ -1,0 +1,203 @@
+import json
+import sys
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+BASE = ("eval", "--model", "testbed", "--tasks", "pope, chair", "--strategy", "greedy")
+RESULTS = {"schema": 1, "runs": []}
+
+
+class FakeReport:
+    def __init__(self, failed=0):
+        self.failed = failed
+
+    def table(self):
+        return "one table"
+
+    def to_dict(self):
+        return RESULTS
+
+
+def replace(monkeypatch, module, **names):
+    """Put functions in place of a library module's."""
+    fake = ModuleType(module)
+    vars(fake).update(names)
+    monkeypatch.setitem(sys.modules, module, fake)
+
+
+@pytest.fixture
+def runs(monkeypatch, engines):
+    """Calls of ``run_eval``; ``runs.report`` is what it returns."""
+
+    class Runs(list):
+        report = FakeReport()
+
+    calls = Runs()
+
+    def run_eval(engine_or_loader, **given):
+        calls.append((engine_or_loader, given))
+        if isinstance(calls.report, BaseException):
+            raise calls.report
+        return calls.report
+
+    def dry_run(engine_or_loader, **given):
+        calls.append((engine_or_loader, given))
+        return {"passes": 12, "seconds": 3.5}
+
+    replace(monkeypatch, "halludecode.evals.run", run_eval=run_eval, dry_run=dry_run)
+    return calls
+
+
+def test_eval_passes_everything_on_and_prints_the_table(cli, runs, engines):
+    more = (
+        "--strategy vcd --data testbed-iid --data testbed-broken --limit 5 --batch-size 4 --seed 7"
+    )
+    result = cli(*BASE, *more.split(), "--output", "runs/x", "--fresh")
+    assert (result.code, result.out) == (0, "one table\n")
+    assert "saved in runs/x" in result.err
+    ((loader, given),) = runs
+    assert given == {
+        "tasks": ["pope", "chair"],
+        "strategies": ["greedy", "vcd"],
+        "data": ("testbed-iid", "testbed-broken"),
+        "images": None,
+        "annotations": None,
+        "prompt_preset": None,
+        "limit": 5,
+        "batch_size": 4,
+        "seed": 7,
+        "output": Path("runs/x"),
+        "fresh": True,
+    }
+    assert engines == []  # loading is the library's to do, after it has looked at the rest
+    loader()
+    assert (engines[0].model_id, engines[0].engine) == ("testbed", "hf")
+    assert engines[0].arguments == {"batch_size": 4}
+
+
+def test_failed_samples_are_exit_1_and_the_rest_is_shown(cli, runs):
+    runs.report = FakeReport(failed=2)
+    result = cli(*BASE, "--output", "runs/x")
+    assert (result.code, result.out) == (1, "one table\n")
+    assert "2 samples failed" in result.err
+    assert "errors.jsonl" in result.err
+
+
+def test_json_prints_the_results(cli, runs):
+    result = cli(*BASE, "--output", "runs/x", "--json")
+    assert result.code == 0
+    assert json.loads(result.out) == RESULTS
+
+
+def test_interrupt_keeps_what_is_done(cli, runs):
+    runs.report = KeyboardInterrupt()
+    result = cli(*BASE, "--output", "runs/x")
+    assert (result.code, result.out) == (130, "")
+    assert "what is done is kept" in result.err
+
+
+def test_out_of_memory_names_half_the_batch(cli, runs):
+    runs.report = RuntimeError("can't allocate memory")
+    result = cli(*BASE, "--output", "runs/x", "--batch-size", "8")
+    assert result.code == 2
+    assert "--batch-size 4" in result.err
+
+
+def test_dry_run_needs_no_output_and_runs_nothing(cli, runs):
+    result = cli(*BASE, "--dry-run")
+    assert result.code == 0
+    assert result.out.split() == ["passes", "12", "seconds", "3.5000"]
+    assert json.loads(cli(*BASE, "--dry-run", "--json").out)["passes"] == 12
+    assert "output" not in runs[0][1]
+
+
+@pytest.mark.parametrize("name", ["model", "tasks", "strategy", "output"])
+def test_eval_without_a_needed_option(cli, runs, name):
+    words = {"model": "m", "tasks": "pope", "strategy": "greedy", "output": "runs/x"}
+    given = [word for key in words if key != name for word in (f"--{key}", words[key])]
+    result = cli("eval", *given)
+    assert result.code == 2
+    assert f"--{name}" in result.err
+    assert runs == []
+
+
+def test_eval_from_a_file(cli, runs, tmp_path):
+    path = tmp_path / "run.yaml"
+    path.write_text("model: m\ntasks: pope\nstrategy: greedy\noutput: runs/y\nlimit: 3\n")
+    assert cli("eval", "--config", path, "--limit", "9").code == 0
+    assert (runs[0][1]["limit"], runs[0][1]["output"]) == (9, Path("runs/y"))
+
+
+def test_score_prints_metrics(cli, monkeypatch):
+    calls = []
+
+    def score_predictions(*given):
+        calls.append(given)
+        return {"task": "pope", "n": 2, "metrics": {"accuracy": {"value": 0.5}}}
+
+    replace(monkeypatch, "halludecode.evals.score", score_predictions=score_predictions)
+    words = ("score", "--task", "pope", "--predictions", "p.jsonl", "--parser", "vcd")
+    result = cli(*words)
+    assert result.out.split() == ["task", "pope", "n", "2", "accuracy", "0.5000"]
+    assert json.loads(cli(*words, "--json").out)["metrics"]["accuracy"]["value"] == 0.5
+    assert calls[0] == ("pope", Path("p.jsonl"), None, None, "vcd", "wordnet", None)
+
+
+def test_score_of_a_real_file(cli, tmp_path):
+    questions = tmp_path / "questions.jsonl"
+    question = {"image": "a.jpg", "text": "Is there a cup in the image?"}
+    questions.write_text(
+        json.dumps({"question_id": 1, "label": "yes", **question})
+        + "\n"
+        + json.dumps({"question_id": 2, "label": "no", **question})
+    )
+    answers = tmp_path / "answers.jsonl"
+    answers.write_text(
+        '{"question_id": 2, "answer": "Yes."}\n{"question_id": 1, "answer": "Yes, there is."}\n'
+    )
+    words = ("score", "--task", "pope", "--predictions", answers, "--annotations", questions)
+    scored = json.loads(cli(*words, "--json").out)
+    assert scored["n"] == 2
+    assert scored["metrics"]["accuracy"]["value"] == 0.5
+    assert scored["metrics"]["recall"]["value"] == 1.0
+    assert "0.5000" in cli(*words).out
+
+
+def test_compare(cli, monkeypatch):
+    class Comparison:
+        def table(self):
+            return "differences"
+
+        def to_dict(self):
+            return {"difference": 0.1}
+
+    calls = []
+
+    def compare_runs(specs):
+        calls.append(specs)
+        return Comparison()
+
+    replace(monkeypatch, "halludecode.evals.compare", compare_runs=compare_runs)
+    assert cli("compare", "runs/a:vcd", "runs/b").out == "differences\n"
+    assert json.loads(cli("compare", "runs/a", "--json").out) == {"difference": 0.1}
+    assert calls == [["runs/a:vcd", "runs/b"], ["runs/a"]]
+
+
+def test_report_to_standard_output_or_a_file(cli, monkeypatch, tmp_path):
+    calls = []
+
+    def render(runs, format, output):
+        calls.append((runs, format, output))
+        return "| table |"
+
+    replace(monkeypatch, "halludecode.evals.report", render=render)
+    assert cli("report", "runs/a").out == "| table |\n"
+    result = cli("report", "runs/a", "runs/b", "--format", "html", "--output", tmp_path / "r.html")
+    assert result.out == ""
+    assert "wrote" in result.err
+    assert calls == [
+        ([Path("runs/a")], "md", None),
+        ([Path("runs/a"), Path("runs/b")], "html", tmp_path / "r.html"),
+    ]
