@@ -12,6 +12,7 @@ from typing import Any
 from packaging.requirements import Requirement
 
 from halludecode import _repair
+from halludecode.engines import ENGINES
 
 PACKAGES = (
     "halludecode",
@@ -105,10 +106,10 @@ def _hf_engine() -> dict[str, Any]:
         for name in HF_NAMES:
             getattr(transformers, name)
         importlib.import_module("torchvision")
-        engine = importlib.import_module("halludecode.engines.hf")
+        importlib.import_module("halludecode.engines.hf")
     except Exception as error:
         return {"usable": False, "provides": [], "why": _root_cause(error)}
-    return {"usable": True, "provides": sorted(getattr(engine, "PROVIDES", ())), "why": None}
+    return {"usable": True, "provides": sorted(ENGINES["hf"]), "why": None}
 
 
 def _root_cause(error: BaseException) -> str:

@@ -1,4 +1,4 @@
-"""The built wheel, installed by itself: what it holds, how light its import is, what its commands say."""
+"""The built wheel by itself: what it holds, how light its import is, what its commands say."""
 
 import json
 import subprocess

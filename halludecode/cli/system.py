@@ -51,4 +51,4 @@ def testbed(context: typer.Context) -> Any:
     from halludecode.testbed.cli import app
 
     command = typer.main.get_command(app)
-    return command.main(context.args, "halludecode testbed", standalone_mode=False)
+    return command.main(context.args or ["--help"], "halludecode testbed", standalone_mode=False)

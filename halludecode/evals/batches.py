@@ -28,7 +28,9 @@ from halludecode.evals.results import judge
 from halludecode.evals.store import RunStore
 from halludecode.evals.task import Picture, Preset, Sample, Unit
 
-BATCH = 64  # requests handed to the engine at once, which splits them into forward batches itself
+# Requests handed to an engine at once, which splits them into forward batches itself; vLLM fills its
+# own scheduler and wants more. A killed run loses at most this much.
+BATCH = {"hf": 64, "vllm": 256}
 WORDS = ("yes", "no")
 # Errors of the strategy, model or machine: they would repeat for every sample, so they end the run.
 FATAL = (
@@ -83,9 +85,7 @@ def _grouped(units: Sequence[Unit]) -> dict[tuple[str, str], list[Unit]]:
     return groups
 
 
-def plan_batches(
-    units: Sequence[Unit], *, share: bool = True, size: int = BATCH
-) -> list[list[Ask]]:
+def plan_batches(units: Sequence[Unit], *, share: bool = True, size: int = 64) -> list[list[Ask]]:
     """Batches of whole pictures with at least ``size`` requests each (the last may have fewer).
 
     Args:
@@ -136,7 +136,7 @@ def _answer_batch(
     open_asks = [a for a in batch if any(key(*taker) not in store.done for taker in a.takers)]
     if not open_asks:
         return
-    requests, failed = _requests(batch)
+    requests, failed = requests_of(batch)
     if any(ask.picture.digest not in failed for ask in open_asks):
         readable = [ask for ask in batch if ask.picture.digest not in failed]
         words = () if task == "chair" else WORDS
@@ -167,7 +167,7 @@ def _answer_batch(
     )
 
 
-def _requests(batch: list[Ask]) -> tuple[dict[int, Request], dict[str, HalluDecodeError]]:
+def requests_of(batch: list[Ask]) -> tuple[dict[int, Request], dict[str, HalluDecodeError]]:
     """Requests by the identity of their ask, and what is wrong with pictures that cannot be decoded."""
     decoded: dict[str, Any] = {}
     failed: dict[str, HalluDecodeError] = {}
@@ -213,7 +213,7 @@ def _head(unit: Unit, sample: Sample, strategy: str) -> dict[str, Any]:
         "strategy": strategy,
         "prompt": sample.prompt,
         "image": sample.picture.name,
-        "hash": sample.digest,
+        "data_hash": sample.digest,
     }
 
 

@@ -212,7 +212,7 @@ def _from_files(images: Path | None, annotations: Path, selection: Selection) ->
         captions = _first(annotations.parent, annotations.stem.replace("instances", "captions"))
         # COCO's files list tens of thousands of pictures: the folder says which ones are meant.
         present = {path.name for path in images.iterdir()}
-        entries = [e for e in chair_entries(annotations, captions, selection) if e.image in present]
+        entries = chair_entries(annotations, captions, selection, present)
         split = None
     if not entries:
         raise InvalidData(f"{images} holds none of the pictures that {annotations} lists.")
@@ -262,18 +262,47 @@ def pope_entries(path: Path) -> list[Entry]:
     ]
 
 
-def chair_entries(instances: Path, captions: Path | None, selection: Selection) -> list[Entry]:
-    """The pictures of a COCO instances file with their true objects."""
-    words = {k: v for k, v in selection.families.items() if k in ("gt_family", "path")}
-    truth = chair.ground_truth(instances, captions, **words)
-    entries = []
-    for image in json.loads(read_text(instances))["images"]:
-        where = f"{instances}: image {image['id']}"
-        if not isinstance(image.get("file_name"), str):
-            raise InvalidData(f'{where}: "file_name" is missing.')
-        objects = tuple(sorted(truth[image["id"]]))
-        entries.append(Entry(image["id"], "", image["file_name"], where, objects=objects))
-    return entries
+def chair_entries(
+    instances: Path, captions: Path | None, selection: Selection, present: set[str] | None = None
+) -> list[Entry]:
+    """The pictures of a COCO instances file with their true objects.
+
+    Args:
+        instances: COCO instances file.
+        captions: COCO captions file of the same pictures.
+        selection: Limit and word family.
+        present: File names wanted; None takes all the file lists.
+    """
+    listed = _coco_images(instances)
+    chosen = [(i, name) for i, name in listed if present is None or name in present]
+    # Reference captions are tagged word by word, which is slow for all of COCO: only what is asked.
+    chosen = chosen[: selection.limit]
+    families = selection.families
+    truth = chair.ground_truth(
+        instances,
+        captions,
+        family=families.get("gt_family", "wordnet"),
+        path=families.get("path", "auto"),
+        images={i for i, _ in chosen},
+    )
+    return [
+        Entry(i, "", name, f"{instances}: image {i}", objects=tuple(sorted(truth[i])))
+        for i, name in chosen
+    ]
+
+
+def _coco_images(instances: Path) -> list[tuple[int, str]]:
+    """Id and file name of every picture of a COCO file."""
+    try:
+        images = json.loads(read_text(instances))["images"]
+        return [(int(image["id"]), str(image["file_name"])) for image in images]
+    except json.JSONDecodeError as error:
+        raise InvalidData(f"{instances}:{error.lineno}: not JSON ({error.msg}).") from None
+    except (KeyError, TypeError, ValueError) as error:
+        raise InvalidData(
+            f"{instances}: not a COCO file ({error} is missing or of another type); "
+            '"images" must list "id" and "file_name".'
+        ) from None
 
 
 def _mme_unit(root: Path, data: str, selection: Selection) -> Unit:
@@ -287,7 +316,7 @@ def _mme_unit(root: Path, data: str, selection: Selection) -> Unit:
         return Picture.from_file(path, name)
 
     entries = [
-        Entry(q.id, q.text, f"{q.subtask}/{q.image}", f"{root}: question {q.id}", label=q.label)
+        Entry(q.id, q.text, f"{q.subtask}/{q.image}", q.where or f"{root}: {q.id}", label=q.label)
         for q in questions
     ]
     return make_unit("mme", data, None, in_turn(entries), find, selection)
@@ -333,5 +362,8 @@ def make_unit(
         if entry.image not in found:
             found[entry.image] = pictures(entry.image, entry.where)
         prompt = preset.prompt(task, entry.question)
-        samples.append(Sample(entry.id, prompt, found[entry.image], entry.label, entry.objects))
+        picture = found[entry.image]
+        samples.append(
+            Sample(entry.id, entry.question, prompt, picture, entry.label, entry.objects)
+        )
     return Unit(task, data, split, tuple(samples), revision)

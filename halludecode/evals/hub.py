@@ -149,7 +149,7 @@ def _entries(
             name = f"{split} row {number}" if image is None else f"{image}.jpg"
         else:  # MME: one id for the two questions of a picture
             name = name if "/" in name else f"{category}/{name}"
-            k = asked[name] = asked.get(name, -1) + 1
+            k = asked[name] = asked.get(name, 0) + 1
             key = f"{name}#{k}"
         entries.append((category, Entry(key, str(value["question"]), name, where, label=label)))
     return entries

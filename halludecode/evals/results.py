@@ -7,6 +7,7 @@ Lines are taken in the order of their ids: an interrupted run and an unbroken on
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
@@ -127,7 +128,7 @@ def scorable(task: str, lines: Lines) -> Lines:
 
     def partner(name: str) -> str:
         stem, _, k = name.rpartition("#")
-        return f"{stem}#{int(k) ^ 1}"
+        return f"{stem}#{int(k) + 1 if int(k) % 2 else int(k) - 1}"  # 1 with 2, 3 with 4
 
     return {i: line for i, line in lines.items() if partner(str(i)) in lines}
 
@@ -241,6 +242,7 @@ def _entries(
                 "failed": wanted - len(lines),
                 "metrics": _metrics(score, seed) if score else {},
                 "degenerate": list(score.degenerate) if score else [],
+                "warnings": dict(Counter(w for line in lines for w in line.get("warnings", ()))),
                 "tokens": tokens,
                 "seconds": round(seconds, 3),
                 "tokens_per_second": round(tokens / seconds, 3) if seconds else None,

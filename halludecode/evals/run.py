@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import datetime
 import functools
+import importlib.metadata
+import os
 import platform
 import tempfile
 from collections.abc import Mapping, Sequence
@@ -53,7 +55,7 @@ def run_eval(
         annotations: POPE question file or COCO instances file.
         prompt_preset: A name of `task.PRESETS` or "testbed"; see `task.preset_for` for the default.
         limit: First N pictures per source and task, with all their questions.
-        batch_size: Requests handed to the engine at once; None takes 64.
+        batch_size: Requests in one forward batch; None leaves the engine's own.
         seed: Seed of sampled decoding and of the bootstrap.
         fresh: Start over in a folder that holds a run.
         progress: Show a progress bar on standard error.
@@ -166,6 +168,8 @@ def prepare(
     # Data come before the model: a misspelt folder should not cost the time of loading one.
     units = load_units(list(data), selection, _path(images), _path(annotations))
     engine = engine_or_loader if hasattr(engine_or_loader, "generate") else engine_or_loader()
+    if batch_size is not None and hasattr(engine, "batch_size"):
+        engine.batch_size = batch_size
     plans: dict[str, Any] = {}
     for spec in strategies:
         plan = engine.plan(spec)
@@ -179,9 +183,8 @@ def prepare(
         )
         for task, (_, preset) in presets.items()
     }
-    return Setup(
-        engine, name, plans, units, presets, sampling, families, seed, limit, batch_size or BATCH
-    )
+    size = BATCH.get(getattr(engine, "name", ""), 64)
+    return Setup(engine, name, plans, units, presets, sampling, families, seed, limit, size)
 
 
 def _model_name(engine_or_loader: Any) -> str:
@@ -214,8 +217,8 @@ def _recipe(setup: Setup) -> tuple[dict[str, Any], dict[str, Any]]:
     described = dict(setup.engine.describe())
     identity = {
         "model": setup.model,
-        "engine": described.pop("engine", type(setup.engine).__module__.split(".")[-2]),
-        "model_hash": described.pop("model_hash", None),
+        "model_digest": described.pop("model_digest", None),
+        "engine": described.pop("engine", getattr(setup.engine, "name", "hf")),
         "dtype": described.pop("dtype", None),
         "seed": setup.seed,
         "prompts": {
@@ -242,12 +245,35 @@ def _recipe(setup: Setup) -> tuple[dict[str, Any], dict[str, Any]]:
         },
         "data": data,
         "limit": setup.limit,
-        "hardware": described.pop("hardware", {"cpu": platform.processor() or platform.machine()}),
-        "versions": described.pop("versions", {}),
-        "environment": described,
+        "hardware": _hardware(str(described.pop("device", "cpu"))),
+        "versions": {**_versions(), **described.pop("versions", {})},
+        "model_facts": described,
         "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }
     return identity, recipe
+
+
+def _hardware(device: str) -> dict[str, Any]:
+    name = None
+    if device.startswith("cuda"):
+        import torch
+
+        name = torch.cuda.get_device_name(device)
+    return {
+        "device": device,
+        "gpu": name,
+        "machine": platform.machine(),
+        "system": platform.system(),
+        "cores": os.cpu_count(),
+    }
+
+
+def _versions() -> dict[str, str]:
+    return {
+        "halludecode": importlib.metadata.version("halludecode"),
+        "python": platform.python_version(),
+        "numpy": importlib.metadata.version("numpy"),
+    }
 
 
 def _check_data(store: RunStore, setup: Setup) -> None:
@@ -256,8 +282,15 @@ def _check_data(store: RunStore, setup: Setup) -> None:
         for plan in setup.plans.values():
             for sample in unit.samples:
                 line = store.done.get((*unit.key, plan.canonical, sample.id))
-                if line is not None and line["hash"] != sample.digest:
+                if line is not None and line["data_hash"] != sample.digest:
                     raise InvalidData(
                         f"{store.path}: sample {sample.id} of {unit.task} on {unit.data} was answered "
                         "for other data; choose another output folder or start over with --fresh."
                     )
+
+
+def dry_run(engine_or_loader: Any, **options: Any) -> dict[str, Any]:
+    """Rows, passes and predicted time per strategy; see `halludecode.evals.forecast.dry_run`."""
+    from halludecode.evals import forecast
+
+    return forecast.dry_run(engine_or_loader, **options)

@@ -85,7 +85,7 @@ def write_json(path: Path, value: Mapping[str, Any]) -> None:
     """Replaces ``path`` by ``value`` in one step: a reader sees the old file or the new one."""
     beside = path.with_name(path.name + ".new")
     with beside.open("w", encoding="utf-8") as file:
-        json.dump(value, file, indent=2, ensure_ascii=False)
+        json.dump(value, file, indent=2, ensure_ascii=False, default=str)
         file.write("\n")
         file.flush()
         os.fsync(file.fileno())

@@ -174,6 +174,7 @@ class Sample:
 
     Args:
         id: POPE question id, COCO image id, or ``subtask/picture#k`` for MME; unique within its unit.
+        question: The data's own words; "" for captions.
         prompt: The words sent to the model.
         picture: The picture asked about.
         label: "yes" or "no"; None for captions.
@@ -181,6 +182,7 @@ class Sample:
     """
 
     id: int | str
+    question: str
     prompt: str
     picture: Picture
     label: str | None = None
@@ -188,9 +190,9 @@ class Sample:
 
     @property
     def digest(self) -> str:
-        """Hash of what decides answer and score: prompt, picture bytes, label or objects."""
+        """Hash of the data behind it: id, question, picture bytes, label or objects."""
         truth = self.label if self.objects is None else "|".join(self.objects)
-        text = "\0".join((str(self.id), self.prompt, self.picture.digest, str(truth)))
+        text = "\0".join((str(self.id), self.question, self.picture.digest, str(truth)))
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 

@@ -1,7 +1,7 @@
-"""Emoji-COCO: scenes we make ourselves and a small model that looks at them, and also hallucinates.
+"""Emoji-COCO: made-up scenes, and a small model that sees them and also hallucinates.
 
-Every strategy can be run end to end on it, offline and without a GPU. It tests mechanisms and does not stand
-in for published numbers of real models; `card` says what the model can and cannot do.
+Every strategy can be run end to end on it, offline and without a GPU. It tests mechanisms and does
+not stand in for published numbers of real models; `card` says what the model can and cannot do.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ __all__ = ["PROMPTS", "card", "dataset", "digest", "model_path", "write_dataset"
 
 _ASSETS = Path(__file__).parent / "assets"
 
-# The words the model was trained on. POPE's are appended to the question; MME's questions end with them
-# already.
+# The words the model was trained on. POPE's are appended to the question; MME's questions end with
+# them already.
 PROMPTS: Mapping[str, str] = MappingProxyType(
     {
         "chair": "Please describe this image in detail.",

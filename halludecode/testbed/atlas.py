@@ -1,8 +1,8 @@
 """The sprites: 106 pictures of the 80 categories in one PNG, and the function that made it.
 
-`build` renders the emoji with the Noto Color Emoji font (SIL Open Font License 1.1) and the rest with
-`halludecode.testbed.drawings`. The result is shipped, so nobody who uses the testbed needs the font:
-`load` reads it.
+`build` renders the emoji with the Noto Color Emoji font (SIL Open Font License 1.1) and the rest
+with `halludecode.testbed.drawings`. The result is shipped, so nobody who uses the testbed needs the
+font: `load` reads it.
 """
 
 from __future__ import annotations

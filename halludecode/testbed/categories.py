@@ -1,6 +1,7 @@
 """The 80 COCO categories as the testbed knows them: ids, words, pictures, themes and partners.
 
-Ids and names are COCO's. A category without emoji code points is drawn by `halludecode.testbed.drawings`.
+Ids and names are COCO's. A category without emoji code points is drawn by
+`halludecode.testbed.drawings`.
 """
 
 from __future__ import annotations
@@ -151,16 +152,17 @@ def _list(text: str) -> tuple[str, ...]:
 
 TINTED = frozenset(
     _list(
-        "car, bus, truck, bicycle, motorcycle, umbrella, backpack, handbag, tie, suitcase, kite, chair, "
-        "couch, book, vase, cup, bowl, boat, frisbee, bench, toothbrush, skateboard, surfboard"
+        "car, bus, truck, bicycle, motorcycle, umbrella, backpack, handbag, tie, suitcase, kite, "
+        "chair, couch, book, vase, cup, bowl, boat, frisbee, bench, toothbrush, skateboard, "
+        "surfboard"
     )
 )
 
 # Size against the common range, in percent.
 SCALE = dict.fromkeys(
     _list(
-        "bus, train, truck, airplane, elephant, giraffe, couch, bed, dining table, refrigerator, oven, "
-        "car, horse, cow"
+        "bus, train, truck, airplane, elephant, giraffe, couch, bed, dining table, refrigerator, "
+        "oven, car, horse, cow"
     ),
     125,
 ) | dict.fromkeys(
@@ -174,7 +176,8 @@ SCALE = dict.fromkeys(
 # The anchors of each theme.
 THEMES = {
     "street": _list(
-        "car, bus, truck, traffic light, stop sign, fire hydrant, parking meter, motorcycle, bicycle, person"
+        "car, bus, truck, traffic light, stop sign, fire hydrant, parking meter, motorcycle, "
+        "bicycle, person"
     ),
     "airport": _list("airplane, suitcase, backpack, person, handbag, bus, tie"),
     "station": _list("train, suitcase, clock, bench, person, umbrella, handbag"),
@@ -190,7 +193,8 @@ THEMES = {
         "oven, microwave, refrigerator, sink, toaster, knife, bowl, spoon, bottle, cup"
     ),
     "restaurant": _list(
-        "dining table, chair, wine glass, bottle, pizza, fork, knife, cake, sandwich, hot dog, donut, cup"
+        "dining table, chair, wine glass, bottle, pizza, fork, knife, cake, sandwich, hot dog, "
+        "donut, cup"
     ),
     "market": _list("banana, apple, orange, broccoli, carrot, person, handbag, bowl"),
     "bedroom": _list("bed, teddy bear, book, clock, cat, chair, hair drier"),

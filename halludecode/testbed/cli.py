@@ -9,8 +9,18 @@ from typing import Annotated
 import typer
 
 app = typer.Typer(
-    help="The embedded world: scenes, annotations and a small model.", no_args_is_help=True
+    help="The embedded world: scenes, annotations and a small model.",
+    add_completion=False,
+    rich_markup_mode=None,
+    context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+
+@app.callback(invoke_without_command=True)
+def root(context: typer.Context) -> None:
+    """The embedded world: scenes, annotations and a small model."""
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help())
 
 
 @app.command()

@@ -1,7 +1,7 @@
 """COCO-format annotations of testbed scenes: instances with run-length masks, and captions.
 
-Extra keys: ``theme`` of an image, ``color`` of a tinted instance, ``hidden`` of one that is all but invisible
-(training split). Readers that know only COCO ignore them.
+Extra keys: ``theme`` of an image, ``color`` of a tinted instance, ``hidden`` of one that is all but
+invisible (training split). Readers that know only COCO ignore them.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ class Annotations:
     def _instance(self, scene: Scene, number: int, image_id: int) -> Json:
         thing = scene.things[number]
         run_lengths = self._mask.encode(np.asfortranarray(scene.ids == number, np.uint8))
-        # A fully covered object (training split only) has no pixels; its box is where it was painted.
+        # A fully covered object (training split only) has no pixels; its box is where it was.
         box = self._mask.toBbox(run_lengths).astype(int).tolist() if thing.area else thing.box
         record = {
             "id": len(self._instances) + 1,

@@ -1,4 +1,4 @@
-"""Writes a split as a folder that the evaluators read like COCO, POPE and MME, and keeps a cache of them.
+"""Writes a split as a folder that is read like COCO, POPE and MME; keeps a cache of them.
 
 Layout::
 
@@ -6,10 +6,10 @@ Layout::
     images/testbed_<split>_<id>.png
     annotations/instances.json, captions.json
     pope/{random,popular,adversarial}.jsonl
-    mme/<subtask>/<subtask>.txt             picture, question, answer; the pictures beside (hard links)
+    mme/<subtask>/<subtask>.txt             picture, question, answer; pictures beside (links)
 
-The ``train`` split has pictures and annotations only. POPE's popular and adversarial objects are counted on
-training scenes: the prior the model has learnt.
+The ``train`` split has pictures and annotations only. POPE's popular and adversarial objects are
+counted on training scenes: the prior the model has learnt.
 """
 
 from __future__ import annotations
@@ -231,7 +231,7 @@ def dataset(name: str, count: int = 500) -> Path:
 
 
 def _make(folder: Path, split: str, count: int) -> None:
-    """Builds beside the final place and moves it there whole, so that no half-made set is ever seen."""
+    """Builds beside the final place and moves it there whole: no half-made set is ever seen."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".making-") as scratch:
         made = Path(scratch) / folder.name

@@ -1,6 +1,7 @@
-"""Questions in the manner of MME's perception tasks: per picture one whose answer is Yes, then one with No.
+"""Questions in the manner of MME's perception tasks: per picture one Yes, then one No.
 
-Existence, count, colour, position and scene; a picture without a suitable object is left out of a task.
+Existence, count, colour, position and scene; a picture without a suitable object is left out of a
+task.
 """
 
 from __future__ import annotations

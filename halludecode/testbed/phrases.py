@@ -1,7 +1,7 @@
-"""The testbed's English: noun phrases, reference captions and questions, all within the model's vocabulary.
+"""The testbed's English: noun phrases and reference captions, within the model's vocabulary.
 
-Reference captions name only what is in the picture. Plurals that a CHAIR word family cannot read ("vases",
-"ties") are avoided: such objects are named in the singular.
+Reference captions name only what is in the picture. Plurals that a CHAIR word family cannot read
+("vases", "ties") are avoided: such objects are named in the singular.
 """
 
 from __future__ import annotations
@@ -63,7 +63,7 @@ def captions(stream: Stream, scene: Scene) -> list[str]:
 
 
 def _ranked(stream: Stream, scene: Scene) -> list[list[Thing]]:
-    """The things by category, most visible first; sizes count 70 to 130 %, so that orders differ."""
+    """The things by category, large first; sizes count 70 to 130 %, so that orders differ."""
     groups: dict[str, list[Thing]] = {}
     for thing in scene.things:
         groups.setdefault(thing.name, []).append(thing)

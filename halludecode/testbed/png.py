@@ -1,7 +1,7 @@
 """Writes PNG files whose bytes are the same everywhere: pixels are stored, not compressed.
 
-Deflate libraries choose different encodings for the same pixels. The pictures are noisy and would hardly
-shrink anyway.
+Deflate libraries choose different encodings for the same pixels. The pictures are noisy and would
+hardly shrink anyway.
 """
 
 from __future__ import annotations

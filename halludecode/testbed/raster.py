@@ -1,7 +1,8 @@
-"""Whole-number picture arithmetic: tint, turn, smooth. Pixels are int32 in steps of 1/256 unless noted.
+"""Whole-number picture arithmetic: tint, turn, smooth.
 
-Sprites are kept with colour already multiplied by alpha (Pillow's mode ``RGBa``), as resizing and turning
-need it. Resizing is Pillow's, whose 8-bit path is itself fixed-point.
+Pixels are int32 in steps of 1/256 unless noted. Sprites are kept with colour already multiplied by
+alpha (Pillow's mode ``RGBa``), as resizing and turning need it. Resizing is Pillow's, whose 8-bit
+path is itself fixed-point.
 """
 
 from __future__ import annotations
@@ -12,7 +13,8 @@ import numpy as np
 
 STEPS = 256
 _BITS = 16  # of the sine table
-# In half degrees. The nearest entry is 1e-4 away from a rounding edge, far more than two maths libraries differ.
+# In half degrees. The nearest entry is 1e-4 away from a rounding edge, far more than two maths
+# libraries differ.
 _TURNS = [
     (
         round(math.cos(math.radians(i / 2)) * (1 << _BITS)),

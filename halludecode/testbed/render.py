@@ -1,7 +1,7 @@
 """Paints a list of objects as a 120 x 120 picture with an id map, in whole numbers from one seed.
 
-Sizes, opacities, blur, noise and contrast follow the testbed's world (see the model card). Hidden objects and
-spoilt pictures occur only where a split asks for them.
+Sizes, opacities, blur, noise and contrast follow the testbed's world (see the model card). Hidden
+objects and spoilt pictures occur only where a split asks for them.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ SIZE = 120  # side of a picture in pixels
 BACKDROPS = 24  # backgrounds a theme
 SOLID = 90  # alpha from which a sprite's pixel belongs to the object
 
-# Long side of a sprite, log-uniform between 13 and 46 pixels, in 1/16 pixel. No entry lies within 1e-4 of a
-# rounding edge, so every maths library gives this table.
+# Long side of a sprite, log-uniform between 13 and 46 pixels, in 1/16 pixel. No entry lies within
+# 1e-4 of a rounding edge, so every maths library gives this table.
 _SIDES = [round(16 * 13 * (46 / 13) ** ((2 * i + 1) / 512)) for i in range(256)]
 
 
@@ -225,7 +225,7 @@ def finish(stream: Stream, paint: np.ndarray, spoil: int = 0) -> np.ndarray:
 def _place(
     stream: Stream, width: int, height: int, boxes: list[tuple[int, int, int, int]]
 ) -> tuple[int, int, int, int]:
-    """Tries up to eight places and takes the first that overlaps others by less than 12 %, or the best."""
+    """Tries eight places: the first that overlaps others by less than 12 %, else the best."""
     least, best = 1001, (0, 0)
     for _ in range(8):
         x = stream.between(-(width // 6), SIZE - width + width // 6)

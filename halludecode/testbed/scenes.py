@@ -1,8 +1,9 @@
 """Which scenes a split holds: theme and objects, the split's rules, and the finished pictures.
 
-Splits differ in how often an anchor comes with its partner and in how often a stranger does. ``iid`` keeps the
-training mixture, where the prior is right; ``broken`` has few partners and many strangers, where it misleads.
-The ``dev`` pair is for tuning. Every split has its own random streams, so no scene of one is in another.
+Splits differ in how often an anchor comes with its partner and in how often a stranger does.
+``iid`` keeps the training mixture, where the prior is right; ``broken`` has few partners and many
+strangers, where it misleads. The ``dev`` pair is for tuning. Every split has its own random
+streams, so no scene of one is in another.
 """
 
 from __future__ import annotations
@@ -31,8 +32,8 @@ class Split:
         stranger: How often one object of any category is added, permille.
         hide: Objects that are annotated but all but invisible, permille.
         spoil: Pictures with heavy noise or blur, permille.
-        judged: An evaluation split: at least three categories a scene (as the official POPE construction
-            demands), every object at least 35 % and 40 pixels visible.
+        judged: An evaluation split: at least three categories a scene (as the official POPE
+            construction demands), every object at least 35 % and 40 pixels visible.
     """
 
     number: int
@@ -131,7 +132,7 @@ def cast(stream: Stream, split: Split) -> tuple[str, list[str]]:
 def casts(split: str, count: int, seed: int = 0) -> Iterator[list[str]]:
     """The objects of the first ``count`` scenes of a split without judging or painting them.
 
-    For ``train`` these are exactly the objects of its scenes; for others, those of the first attempts.
+    For ``train`` these are the objects of its scenes; for others, those of the first attempts.
     """
     for index in range(count):
         yield cast(Stream(seed, rules(split).purpose(_OBJECTS), index), rules(split))[1]

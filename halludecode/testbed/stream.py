@@ -1,8 +1,8 @@
-"""Random draws in whole numbers only, so that the same scene comes out bit for bit on every machine.
+"""Random draws in whole numbers only, so that scenes are equal bit for bit on every machine.
 
-The bits are Philox 4x64 blocks, addressed by seed, purpose, scene and attempt: any scene can be made alone.
-Floating-point logarithms, powers and sines differ in their last bit between maths libraries, so nothing drawn
-here passes through them.
+The bits are Philox 4x64 blocks, addressed by seed, purpose, scene and attempt: any scene can be
+made alone. Floating-point logarithms, powers and sines differ in their last bit between maths
+libraries, so nothing drawn here passes through them.
 """
 
 from __future__ import annotations
@@ -86,8 +86,8 @@ class Stream:
 
 @cache
 def _bell() -> np.ndarray:
-    # Sorted values of a sum of dice, each as often as its share of 65536: the Gaussian to within an excess
-    # kurtosis of -0.08, cut at 4.1 standard deviations, counted in exact integers.
+    # Sorted values of a sum of dice, each as often as its share of 65536: the Gaussian to within an
+    # excess kurtosis of -0.08, cut at 4.1 standard deviations, counted in exact integers.
     ways = [1]
     for _ in range(_DICE):
         spread = [0] * (len(ways) + _FACES - 1)

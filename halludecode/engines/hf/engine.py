@@ -83,7 +83,7 @@ class HFEngine:
     def generate(
         self,
         requests: Request | Sequence[Request],
-        strategy: hd_spec.Spec = "greedy",
+        strategy: hd_spec.Spec | Plan = "greedy",
         sampling: Sampling | None = None,
         *,
         score_words: Sequence[str] = (),
@@ -92,7 +92,7 @@ class HFEngine:
 
         Args:
             requests: One request or any number of them.
-            strategy: Spec string, strategy instance, or YAML form.
+            strategy: Spec string, strategy instance, YAML form, or a plan of this engine.
             sampling: How tokens are drawn; greedy by default.
             score_words: Words whose first-step combined scores, without plausibility mask, are wanted
                 (``Output.scores``).
@@ -105,7 +105,7 @@ class HFEngine:
         """
         wanted = [requests] if isinstance(requests, Request) else list(requests)
         sampling = sampling or Sampling()
-        plan = self.plan(strategy)
+        plan = strategy if isinstance(strategy, Plan) else self.plan(strategy)
         prompts = [to_prompt(r, self.net.layout.placeholder) for r in wanted]
         reuse = self._worth_reusing(prompts, plan)
         outputs: list[Output] = []

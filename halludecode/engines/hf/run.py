@@ -230,6 +230,8 @@ class Run:
                         for which in part.queries:
                             used |= keys.queries(which).any(0)
             where = used.nonzero().flatten().tolist()
+            if not where and any("flag" in part.verbs for _, part in scored):
+                where = [geometry.width - 1]  # nothing to edit, but every prompt token must be judged
             self._columns[ids] = (where[0], where[-1] + 1) if where else (0, 0)
         return self._columns[ids]
 

@@ -1,0 +1,79 @@
+"""The README says what is true: its table is current and its code runs."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from halludecode import _readme
+from halludecode.cli import main
+from halludecode.core.errors import InvalidData
+from halludecode.core.registry import STRATEGIES
+
+ROOT = Path(__file__).parent.parent
+TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
+
+
+def fences(language):
+    found = re.findall(r"^```(\w*)\n(.*?)^```$", TEXT, flags=re.S | re.M)
+    return [body for name, body in found if name == language]
+
+
+COMMANDS = [line for line in "".join(fences("")).splitlines() if line.startswith("halludecode ")]
+
+
+def test_the_strategy_table_is_current():
+    assert _readme.updated(TEXT) == TEXT, "run: python -m halludecode._readme"
+
+
+def test_the_table_has_a_line_per_strategy():
+    lines = _readme.strategy_table().splitlines()
+    assert [line.split("`")[1] for line in lines[2:]] == STRATEGIES.names()
+    assert len({line.count(" | ") for line in lines}) == 1
+
+
+def test_a_readme_without_markers_is_refused():
+    with pytest.raises(InvalidData, match="strategies:begin"):
+        _readme.updated("# Nothing here")
+
+
+@pytest.mark.parametrize("line", COMMANDS)
+def test_every_command_shown_is_understood(line, capsys):
+    words = line.split()[1:]
+    command = words[0]
+    assert main([command, "--help"]) == 0
+    known = capsys.readouterr().out
+    for option in (word for word in words if word.startswith("--")):
+        assert option in known
+
+
+def run(code, cwd):
+    done = subprocess.run([sys.executable, "-c", code], cwd=cwd, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_the_strategy_shown_is_a_strategy(tmp_path):
+    (code,) = (fence for fence in fences("python") if "@strategy" in fence)
+    assert '"""' in code.splitlines()[0]
+    (tmp_path / "shown.py").write_text(code, encoding="utf-8")
+    checks = (
+        "import shown; from halludecode.core.registry import info; i = info('my_vcd'); "
+        "print(i.rows, i.off, [p.name for p in i.params])"
+    )
+    expected = "('main', 'noised') {'alpha': 0.0, 'beta': 0.0} ['alpha', 'beta', 'noise_step']\n"
+    assert run(checks, tmp_path) == expected
+
+
+def test_the_first_example_runs(tmp_path):
+    from halludecode.testbed import write_dataset
+
+    folder = write_dataset(tmp_path / "scenes", "iid", 1)
+    picture = min(folder.rglob("*.png"))
+    (tmp_path / "street.png").write_bytes(picture.read_bytes())
+    out = run(fences("python")[0], tmp_path)
+    assert len(out.splitlines()) == 6
+    assert "var(p=0.6," in out
+    assert "('main', 'noised')" in out
