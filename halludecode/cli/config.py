@@ -22,6 +22,8 @@ KINDS: dict[str, tuple[type, ...]] = {
     "limit": (int,),
     "batch_size": (int,),
     "seed": (int,),
+    "temperature": (int, float),
+    "max_new_tokens": (int,),
     "output": (str,),
     "fresh": (bool,),
     "dtype": (str,),

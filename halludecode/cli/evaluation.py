@@ -42,6 +42,10 @@ def eval_(
     limit: Annotated[int | None, typer.Option(min=1, help="First N samples of each.")] = None,
     batch_size: options.BatchSize = None,
     seed: Annotated[int | None, typer.Option(help="Seed of the run (default 0).")] = None,
+    temperature: Annotated[float | None, typer.Option(help="0 (default) is greedy.")] = None,
+    max_new_tokens: Annotated[
+        int | None, typer.Option(min=1, help="Most tokens, in place of the preset's.")
+    ] = None,
     dtype: options.Dtype = None,
     device: options.Device = None,
     device_map: options.DeviceMap = None,
@@ -76,6 +80,8 @@ def _loader(run: dict[str, Any]) -> Any:
 
 
 def _what(run: dict[str, Any]) -> dict[str, Any]:
+    """Arguments that a run and its forecast share."""
+    given = ("temperature", "max_new_tokens")
     return {
         "tasks": run["tasks"],
         "strategies": run["strategy"],
@@ -85,6 +91,8 @@ def _what(run: dict[str, Any]) -> dict[str, Any]:
         "prompt_preset": run["prompt_preset"],
         "limit": run["limit"],
         "batch_size": run["batch_size"],
+        "seed": run["seed"] or 0,
+        **{name: run[name] for name in given if run[name] is not None},
     }
 
 
@@ -107,7 +115,6 @@ def _run(run: dict[str, Any], json: bool) -> int:
         result = run_eval(
             _loader(run),
             **_what(run),
-            seed=run["seed"] or 0,
             output=folder,
             fresh=bool(run["fresh"]),
         )

@@ -33,7 +33,8 @@ def show(*renderables: Any) -> None:
     with console.capture() as captured:
         for renderable in renderables:
             console.print(renderable, markup=False)
-    sys.stdout.write(captured.get())
+    lines = captured.get().splitlines()
+    sys.stdout.write("".join(f"{line.rstrip()}\n" for line in lines))
 
 
 @contextlib.contextmanager

@@ -116,8 +116,7 @@ def score_lines(task: str, lines: Lines, families: Mapping[str, str]) -> Score:
         )
     asked = []
     for line in ordered:
-        subtask, image = line["id"].rpartition("#")[0].split("/", 1)
-        asked.append(mme.MmeQuestion(line["id"], subtask, image, line["prompt"], line["label"]))
+        asked.append(mme.MmeQuestion.from_id(line["id"], line["prompt"], line["label"]))
     return mme.score(asked, answers)
 
 

@@ -19,7 +19,8 @@ from halludecode.core.errors import InvalidData, InvalidParameter
 from halludecode.engines.base import Sampling
 from halludecode.evals.batches import BATCH, Setup, answer_all
 from halludecode.evals.data_sources import Selection, load_units
-from halludecode.evals.results import Report, build_results
+from halludecode.evals.gallery import save_pictures
+from halludecode.evals.results import Report, arrange, build_results
 from halludecode.evals.store import RunStore
 from halludecode.evals.task import TASKS, preset_for
 from halludecode.evals.words import reader
@@ -90,6 +91,7 @@ def run_eval(
         results = build_results(store.done, setup.units, strategies, store.run, seed)
         failed = sum(entry["failed"] for entry in results["runs"] if entry["split"] != "mean")
         results = store.write_results(results)
+        _keep_pictures(store, setup, strategies)
         return Report(results, Path(output), store.run, failed)
 
 
@@ -274,6 +276,16 @@ def _versions() -> dict[str, str]:
         "python": platform.python_version(),
         "numpy": importlib.metadata.version("numpy"),
     }
+
+
+def _keep_pictures(store: RunStore, setup: Setup, strategies: Sequence[str]) -> None:
+    """Copies the pictures of the report's gallery into the run folder."""
+    keys = [(*u.key, name, s.id) for name in strategies for u in setup.units for s in u.samples]
+    groups = arrange((store.done[key] for key in keys if key in store.done), setup.families)
+    pictures = {
+        (u.data, s.id): s.picture for u in setup.units if u.task == "chair" for s in u.samples
+    }
+    save_pictures(store.path, groups.values(), pictures)
 
 
 def _check_data(store: RunStore, setup: Setup) -> None:

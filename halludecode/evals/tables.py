@@ -164,14 +164,15 @@ def _table(part: Section, labels: Mapping[str, str]) -> Table:
         table.add_column(title, no_wrap=True)
     table.add_column("time/\ntoken", justify="right", no_wrap=True)
     for strategy in part.strategies:
-        cells = [_cell(part, strategy, split, column) for split, column in part.cells]
+        cells = [cell(part, strategy, split, column) for split, column in part.cells]
         ratio = part.cost(strategy)
         name = labels.get(strategy, strategy)
         table.add_row(name, *cells, "" if ratio is None else f"{ratio:.2f}x")
     return table
 
 
-def _cell(part: Section, strategy: str, split: str | None, column: Column) -> str:
+def cell(part: Section, strategy: str, split: str | None, column: Column) -> str:
+    """The text of one cell: value with interval, what stands beside it, difference to greedy."""
     entry = part.entries.get((strategy, split))
     if not entry or column.metric not in entry["metrics"]:
         return "-"

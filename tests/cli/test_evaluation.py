@@ -113,6 +113,13 @@ def test_dry_run_needs_no_output_and_runs_nothing(cli, runs):
     assert "output" not in runs[0][1]
 
 
+def test_sampling_reaches_the_run_only_where_it_is_given(cli, runs):
+    cli(*BASE, "--output", "runs/x", "--temperature", "0.5", "--max-new-tokens", "9")
+    cli(*BASE, "--output", "runs/x")
+    assert (runs[0][1]["temperature"], runs[0][1]["max_new_tokens"]) == (0.5, 9)
+    assert not {"temperature", "max_new_tokens"} & runs[1][1].keys()
+
+
 @pytest.mark.parametrize("name", ["model", "tasks", "strategy", "output"])
 def test_eval_without_a_needed_option(cli, runs, name):
     words = {"model": "m", "tasks": "pope", "strategy": "greedy", "output": "runs/x"}

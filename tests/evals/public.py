@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import gzip
 import json
+from functools import cache
 from pathlib import Path
 
 import pytest
+
+from halludecode.evals import chair
+from halludecode.evals.words import missing_nltk
 
 REPO = Path(__file__).parents[2]
 VECTORS = json.loads((REPO / "tests" / "data" / "eval_public.json").read_text(encoding="utf-8"))
@@ -22,11 +27,35 @@ def public(name: str) -> Path:
 
 def use_nltk_data() -> None:
     """Lets NLTK find its data in the published data; skips the test where it can find none."""
-    from halludecode.evals.words import missing_nltk
-
     nltk = pytest.importorskip("nltk", reason="NLTK is not installed")
     folder = str(PUBLIC / "nltk_data")
     if folder not in nltk.data.path:
         nltk.data.path.insert(0, folder)
     if lack := missing_nltk():
         pytest.skip(lack)
+
+
+@cache
+def truth(family: str) -> dict[int, frozenset[str]]:
+    """Object sets of the pictures the published captions are about."""
+    if family == "wordnet":
+        return chair.load_truth()
+    lines = public("chair/gt_subset.jsonl").read_text().splitlines()
+    rows = [json.loads(line) for line in lines]
+    return {r["image_id"]: frozenset(r.get("pattern", r["wordnet"])) for r in rows}
+
+
+def published_captions(name: str) -> list[chair.Caption]:
+    """Captions of one published file."""
+    if name.startswith("Instruction"):
+        path = public(f"chair/captions_pope_paper/{name}.jsonl.gz")
+        rows = map(json.loads, gzip.decompress(path.read_bytes()).splitlines())
+        return [chair.Caption(row["image_id"], row["caption"]) for row in rows]
+    return chair.load_captions(public(f"chair/captions_opera/{name}.jsonl"))
+
+
+@cache
+def published_score(name: str):
+    """A published caption file under NLTK's words; tagging takes seconds, so once a session."""
+    use_nltk_data()
+    return chair.score(published_captions(name), truth("wordnet"), path="nltk")

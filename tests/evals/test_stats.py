@@ -8,9 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from halludecode.core.errors import InvalidData, InvalidParameter
-from halludecode.evals import chair, mme, pope, stats
+from halludecode.evals import mme, pope, stats
 from halludecode.evals.score import load_answers
-from tests.evals.public import VECTORS, public, use_nltk_data
+from tests.evals.public import VECTORS, public, published_score
 
 
 def answered(flags, images=None, rule="official"):
@@ -52,25 +52,10 @@ def test_pope_intervals_and_tests(split):
     assert gap["f1"].p < 0.001
 
 
-@pytest.fixture(scope="module")
-def captioned():
-    use_nltk_data()
-    truth = chair.load_truth()
-    made = {}
-
-    def score(name):
-        if name not in made:
-            captions = chair.load_captions(public(f"chair/captions_opera/{name}.jsonl"))
-            made[name] = chair.score(captions, truth, path="nltk")
-        return made[name]
-
-    return score
-
-
 @pytest.mark.parametrize("pair", VECTORS["chair_paired_stats"]["expected"])
-def test_chair_intervals_and_tests(pair, captioned):
+def test_chair_intervals_and_tests(pair):
     wanted = VECTORS["chair_paired_stats"]["expected"][pair]
-    a, b = (captioned(name) for name in pair.split("__vs__"))
+    a, b = (published_score(name) for name in pair.split("__vs__"))
     found, gap = stats.intervals(a), stats.compare(a, b)
     for ours, theirs in (("chair_s", "CHAIRs"), ("chair_i", "CHAIRi")):
         assert [100 * x for x in found[ours][1:]] == pytest.approx(

@@ -18,7 +18,7 @@ def made():
 @pytest.mark.parametrize("split", EVALUATION)
 def test_evaluation_scenes_keep_the_rules(made, split):
     for scene in made[split]:
-        assert 3 <= len(scene.names) and len(scene.things) <= 8
+        assert len(scene.names) >= 3 and len(scene.things) <= 8
         for number, thing in enumerate(scene.things):
             assert thing.area == (scene.ids == number).sum() >= 40
             assert thing.area >= 0.35 * thing.full

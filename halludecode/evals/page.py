@@ -1,0 +1,222 @@
+"""The HTML report: one file without scripts and without anything to fetch."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from halludecode.evals import gallery, tables
+from halludecode.evals.results import arrange, labels
+from halludecode.evals.store import read_json, read_lines
+
+WIDTH, HEIGHT = 132, 16  # pixels of the drawing of one difference
+
+
+def render_page(runs: Sequence[Path]) -> str:
+    """The page of one or several run folders."""
+    return page([_run(Path(path)) for path in runs])
+
+
+def page(runs: Sequence[Mapping[str, Any]]) -> str:
+    """Fills the template; see `_run` for what a run's mapping holds."""
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+    folder = Path(__file__).parent / "templates"
+    environment = Environment(
+        loader=FileSystemLoader(folder),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    title = ", ".join(dict.fromkeys(str(run["model"]) for run in runs))
+    return environment.get_template("report.html.j2").render(
+        runs=runs, title=title, width=WIDTH, height=HEIGHT
+    )
+
+
+def _run(path: Path) -> dict[str, Any]:
+    run, results = read_json(path / "run.json"), read_json(path / "results.json")
+    named = labels(run)
+    answers = arrange(read_lines(path / "samples.jsonl"), run.get("chair", {}))
+    sections = [
+        _section(tables.section(results, task, data), named)
+        for task, data in tables.groups(results)
+    ]
+    galleries = [
+        {"data": data, "scenes": gallery.scenes(group, path, named)}
+        for (task, data), group in answers.items()
+        if task == "chair"
+    ]
+    return {
+        "name": path.resolve().name,
+        "model": run["model"],
+        "stand_in": run["model"] == "testbed",
+        "sections": sections,
+        "galleries": galleries,
+        "notes": tables.notes({**results, "differences": []}, named)[1:],
+        "recipe": recipe(run),
+        "strategies": [(named.get(name, name), name) for name in run.get("strategies", {})],
+    }
+
+
+def recipe(run: Mapping[str, Any]) -> list[tuple[str, str]]:
+    """What the numbers hang on, as (name, value)."""
+    hardware = run.get("hardware", {})
+    rows = [
+        (
+            "model",
+            f"{run['model']} (weights {str(run.get('model_digest'))[:16]}, {run.get('dtype')})",
+        ),
+        ("engine", f"{run.get('engine')} on {hardware.get('gpu') or hardware.get('device')}"),
+        ("seed", str(run.get("seed"))),
+        ("pictures per source and task", str(run.get("limit") or "all")),
+    ]
+    for task, prompt in run.get("prompts", {}).items():
+        sampling = run.get("sampling", {}).get(task, {})
+        how = "greedy" if not sampling.get("temperature") else f"t={sampling['temperature']}"
+        rows.append(
+            (
+                f"{task} prompt",
+                f"{prompt['template']!r} ({prompt['preset']}); {how}, at most "
+                f"{sampling.get('max_new_tokens')} tokens",
+            )
+        )
+    for name, data in run.get("data", {}).items():
+        revision = f", revision {data['revision']}" if data.get("revision") else ""
+        rows.append((f"data {name}", f"{data['samples']} samples, {data['digest'][:16]}{revision}"))
+    if run.get("chair"):
+        rows.append(("CHAIR words", ", ".join(f"{k} {v}" for k, v in run["chair"].items())))
+    versions = ", ".join(f"{k} {v}" for k, v in run.get("versions", {}).items())
+    return [*rows, ("versions", versions), ("started", str(run.get("started")))]
+
+
+# Tables -----------------------------------------------------------------------------------------
+
+
+def _section(part: tables.Section, named: Mapping[str, str]) -> dict[str, Any]:
+    reach = {
+        column.metric: max(
+            (
+                abs(gap["metrics"][column.metric][end]) * column.scale
+                for gap in part.gaps.values()
+                if column.metric in gap["metrics"]
+                for end in ("low", "high")
+            ),
+            default=0.0,
+        )
+        for _, column in part.cells
+    }
+    rows = [
+        {
+            "strategy": named.get(strategy, strategy),
+            "cells": [_cell(part, strategy, s, c, reach[c.metric]) for s, c in part.cells],
+            "cost": part.cost(strategy),
+        }
+        for strategy in part.strategies
+    ]
+    return {
+        "title": f"{part.task.upper()} on {part.data}",
+        "columns": [(split, column.title, column.lower) for split, column in part.cells],
+        "rows": rows,
+        "has_gaps": bool(part.gaps),
+        "widths": widths(part),
+        "details": _subtasks(part, named) if part.task == "mme" else None,
+    }
+
+
+def _cell(
+    part: tables.Section, strategy: str, split: str | None, column: tables.Column, reach: float
+) -> dict[str, Any] | None:
+    entry = part.entries.get((strategy, split))
+    if not entry or column.metric not in entry["metrics"]:
+        return None
+    metrics = entry["metrics"]
+    value, low, high = (metrics[column.metric][k] * column.scale for k in ("value", "low", "high"))
+    cell: dict[str, Any] = {
+        "value": f"{value:.1f}",
+        "interval": f"[{low:.1f}, {high:.1f}]",
+        "n": entry["n"],
+        "beside": [(title, f"{metrics[name]['value'] * 100:.1f}") for name, title in column.beside],
+        "gap": None,
+    }
+    gap = part.gaps.get((strategy, split))
+    if gap:
+        d = gap["metrics"][column.metric]
+        cell["gap"] = {
+            "text": tables.gap_text(d, column.scale).replace(tables.MARK, ""),
+            "clear": tables.excludes_zero(d),
+            "verdict": verdict(d, column.lower),
+            "p": f"p {d['p']:.2g}, Holm {d['p_holm']:.2g}",
+            **_drawing(d, column.scale, reach),
+        }
+    return cell
+
+
+def verdict(gap: Mapping[str, float], lower: bool | None) -> str:
+    """ "better", "worse", "changed" (neither is better) or "open": the interval holds zero."""
+    if not tables.excludes_zero(gap):
+        return "open"
+    if lower is None:
+        return "changed"
+    return "better" if (gap["value"] < 0) == lower else "worse"
+
+
+def _drawing(gap: Mapping[str, float], scale: float, reach: float) -> dict[str, float]:
+    """Where the line and the point of a difference lie, in pixels; zero is in the middle."""
+
+    def at(value: float) -> float:
+        share = value * scale / reach if reach else 0.0
+        return round(WIDTH / 2 + share * (WIDTH / 2 - 5), 1)
+
+    return {"low": at(gap["low"]), "value": at(gap["value"]), "high": at(gap["high"])}
+
+
+def _subtasks(part: tables.Section, named: Mapping[str, str]) -> dict[str, Any]:
+    """MME: the score of every subtask."""
+    first = next(iter(part.entries.values()))["metrics"]
+    subtasks = [m.removesuffix(".score") for m in first if m.endswith(".score")]
+    rows = []
+    for strategy in part.strategies:
+        metrics = part.entries[strategy, None]["metrics"]
+        cells = [metrics.get(f"{name}.score", {}).get("value") for name in subtasks]
+        rows.append(
+            (named.get(strategy, strategy), [None if v is None else f"{v:.0f}" for v in cells])
+        )
+    return {"columns": subtasks, "rows": rows}
+
+
+def widths(part: tables.Section) -> list[str]:
+    """How wide the intervals are and what that means, from the numbers themselves."""
+    column = tables.COLUMNS[part.task][0]
+    unit = "points" if column.scale == 100.0 else "points of the score"
+    name = column.title.replace(" %", "")
+    said = []
+    for split in part.splits:
+        own = [
+            e for (_, s), e in part.entries.items() if s == split and column.metric in e["metrics"]
+        ]
+        if not own:
+            continue
+        half = _half([e["metrics"][column.metric] for e in own]) * column.scale
+        where = f"{name} ({split})" if split else name
+        text = (
+            f"{where}, n = {max(e['n'] for e in own)}: a value is known to about ±{half:.1f} {unit}"
+        )
+        gaps = [g["metrics"][column.metric] for (_, s), g in part.gaps.items() if s == split]
+        moved = [g for g in gaps if g["high"] > g["low"]]
+        if moved:
+            seen = _half(moved) * column.scale
+            text += (
+                f"; because the same pictures are compared, a difference to greedy is known better or "
+                f"worse than that, to about ±{seen:.1f}: a smaller observed difference cannot be told "
+                f"from none, and a true difference must be about {seen * 2.8 / 1.96:.1f} to be found "
+                "in four runs of five"
+            )
+        said.append(text + ".")
+    return said
+
+
+def _half(intervals: Sequence[Mapping[str, float]]) -> float:
+    return sum(i["high"] - i["low"] for i in intervals) / 2 / len(intervals)
