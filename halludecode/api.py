@@ -59,7 +59,11 @@ def generate(
     if isinstance(model, str):
         loaded = _load_cached(model, engine)
     else:
-        loaded = model if hasattr(model, "generate") and hasattr(model, "provides") else load(model, engine)
+        loaded = (
+            model
+            if hasattr(model, "generate") and hasattr(model, "provides")
+            else load(model, engine)
+        )
     try:
         chosen = Sampling(**sampling)
     except TypeError as error:

@@ -34,14 +34,12 @@ def doctor(json: options.Json = False) -> int:
 
 def demo(
     output: Annotated[Path, typer.Option(help="Folder of the results.")] = Path("runs/demo"),
-    image: Annotated[Path | None, typer.Option(help="Also describe this picture.")] = None,
+    image: Annotated[Path | None, typer.Option(help="Describe this picture instead.")] = None,
 ) -> Any:
     """Run the main job on the embedded model."""
     from halludecode.evals.demo import run_demo
 
-    result = run_demo(output, image)
-    if hasattr(result, "table"):
-        show(result.table())
+    result = run_demo(output, image)  # prints its table itself
     note(f"saved in {output}")
     return 1 if getattr(result, "failed", 0) else 0
 

@@ -108,7 +108,7 @@ class RowBlock:
         if self._scores is not None:
             weights = self.weights() if self.gains is None else self.weights() * self.gains
             r, h, n_q, n = weights.shape
-            value = self.v.float()  # type: ignore[union-attr]
+            value = self.v.to(weights.dtype)  # type: ignore[union-attr]
             g = value.shape[1]
             out = (weights.reshape(r, g, h // g * n_q, n) @ value).reshape(r, h, n_q, -1)
         if self.head_gain is not None:
@@ -257,7 +257,9 @@ class Attention:
         def chosen(row: str) -> Tensor:
             mask = seg.mask(row)
             fill = NEG_INF if largest else float("inf")
-            top = value.masked_fill(~mask, fill).topk(min(k, mask.shape[-1]), dim=-1, largest=largest)
+            top = value.masked_fill(~mask, fill).topk(
+                min(k, mask.shape[-1]), dim=-1, largest=largest
+            )
             return mask.new_zeros(mask.shape).scatter(-1, top.indices, value=True) & mask
 
         return Segment(chosen)
@@ -299,7 +301,12 @@ class Attention:
         self._edit_scores("add", seg, lambda s: s + (f(s) if callable(f) else f), rows, queries)
 
     def scale(
-        self, seg: Segment, c: Any, *, rows: tuple[str, ...] = ("main",), queries: Queries = "emitting"
+        self,
+        seg: Segment,
+        c: Any,
+        *,
+        rows: tuple[str, ...] = ("main",),
+        queries: Queries = "emitting",
     ) -> None:
         """``s *= c`` on a segment, never in the shared cache."""
         self._edit_scores("scale", seg, lambda s: s * c, rows, queries)

@@ -171,7 +171,9 @@ def compile_plan(
     live = [s for s in strategies if not (skip_off and _is_off(s))]
     made = artifacts or {}
     parts = tuple(_trace(s, replace(facts, artifact=made.get(s.name))) for s in live)
-    needs: frozenset[str] = frozenset().union(*(_needs(part) for part in parts)) if parts else frozenset()
+    needs: frozenset[str] = (
+        frozenset().union(*(_needs(part) for part in parts)) if parts else frozenset()
+    )
     for part in parts:
         missing = sorted(_needs(part) - provides) if provides is not None else []
         if missing:
@@ -195,7 +197,7 @@ def typical_facts() -> Facts:
 
 def _is_off(strategy: Strategy) -> bool:
     if not strategy.off:
-        return not strategy.params()
+        return not any(strategy.declares(hook) for hook in ("branches", "attend", "combine"))
     return all(getattr(strategy, key) == value for key, value in strategy.off.items())
 
 
@@ -209,7 +211,9 @@ def _needs(part: Part) -> frozenset[str]:
     needs = set(part.verbs)
     for name, branch in part.branches.items():
         needs.add("main prompt" if name == "main" else "rows")
-        needs |= {e for e in ("images", "pixels", "features", "hide") if getattr(branch, e) is not None}
+        needs |= {
+            e for e in ("images", "pixels", "features", "hide") if getattr(branch, e) is not None
+        }
     if part.looks:
         needs.add("looks")
     if part.whole:

@@ -11,7 +11,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
-from halludecode.core.errors import InvalidParameter
+from halludecode.core.errors import InvalidParameter, InvalidRequest
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -83,7 +83,9 @@ class Prompt:
         flat: list[str] = ["raw" if self.raw else "chat"]
         for turn in self.turns:
             flat.append("role:" + turn.role)
-            flat += [f"picture:{p.key}" if isinstance(p, Picture) else f"text:{p}" for p in turn.parts]
+            flat += [
+                f"picture:{p.key}" if isinstance(p, Picture) else f"text:{p}" for p in turn.parts
+            ]
         return digest(*flat)
 
     def without_images(self) -> Prompt:
@@ -109,7 +111,9 @@ class Prompt:
         return replace(
             self,
             turns=tuple(
-                replace(t, parts=tuple(next(fresh) if isinstance(p, Picture) else p for p in t.parts))
+                replace(
+                    t, parts=tuple(next(fresh) if isinstance(p, Picture) else p for p in t.parts)
+                )
                 for t in self.turns
             ),
         )
@@ -117,7 +121,7 @@ class Prompt:
     def with_instruction(self, text: str) -> Prompt:
         """The same pictures under another instruction; a chat keeps only its last user turn."""
         if self.raw:
-            raise InvalidParameter(
+            raise InvalidRequest(
                 "A strategy asks this prompt another question, so it needs the model's chat template: "
                 "give plain words or chat messages, not a rendered prompt with placeholders."
             )
@@ -152,7 +156,9 @@ class Edit:
     @property
     def key(self) -> str:
         """Identity: qualified name, parameters and draw."""
-        return digest(f"{self.fn.__module__}.{self.fn.__qualname__}", self.params, self.use, self.draw)
+        return digest(
+            f"{self.fn.__module__}.{self.fn.__qualname__}", self.params, self.use, self.draw
+        )
 
     def seed(self, edited: str, index: int) -> int:
         """Seed of this edit's generator for the picture with digest ``edited`` at ``index``."""
@@ -234,5 +240,3 @@ class Seen:
     text: str = ""
     token_ids: tuple[int, ...] = ()
     logits: Tensor | None = None
-
-

@@ -37,7 +37,9 @@ class Registry(Generic[T]):
     def add(self, name: str, entry: T) -> None:
         """Register; the same definition may come again (a notebook cell or module re-run)."""
         if not name.isidentifier() or name != name.lower():
-            raise InvalidParameter(f"{self.kind} name {name!r} must be lower-case letters, digits and _.")
+            raise InvalidParameter(
+                f"{self.kind} name {name!r} must be lower-case letters, digits and _."
+            )
         known = self._entries.get(name)
         if known is not None and getattr(known, "source", 0) != getattr(entry, "source", 1):
             raise InvalidParameter(

@@ -21,7 +21,9 @@ from halludecode.core.errors import InvalidParameter
 from halludecode.core.registry import STRATEGIES
 from halludecode.core.strategy import Strategy
 
-_ITEM = re.compile(r"\s*([A-Za-z_][A-Za-z0-9_]*)\s*(?:@\s*([A-Za-z0-9_.\-]+))?\s*(?:\((.*)\))?\s*", re.S)
+_ITEM = re.compile(
+    r"\s*([A-Za-z_][A-Za-z0-9_]*)\s*(?:@\s*([A-Za-z0-9_.\-]+))?\s*(?:\((.*)\))?\s*", re.S
+)
 _BARE = re.compile(r"[A-Za-z0-9_./:\-]+")
 _OPEN, _CLOSE = "([{", ")]}"
 
@@ -54,7 +56,9 @@ def get(name: str, /, **values: Any) -> Strategy:
             close = difflib.get_close_matches(key, known, n=2)
             hint = f" Did you mean {' or '.join(map(repr, close))}?" if close else ""
             takes = f"It takes {', '.join(known)}." if known else "It takes no parameters."
-            raise InvalidParameter(f"{name}({key}=...): {name} has no parameter {key!r}.{hint} {takes}")
+            raise InvalidParameter(
+                f"{name}({key}=...): {name} has no parameter {key!r}.{hint} {takes}"
+            )
     return cls(**{**(load_preset(name, preset) if preset else {}), **values})
 
 
@@ -66,7 +70,8 @@ def format(parts: Sequence[Strategy]) -> str:
 def to_config(parts: Sequence[Strategy]) -> list[dict[str, dict[str, Any]]]:
     """The YAML and JSON form: a list of one-key maps."""
     return [
-        {p.name: {k: list(v) if isinstance(v, tuple) else v for k, v in p.resolved().items()}} for p in parts
+        {p.name: {k: list(v) if isinstance(v, tuple) else v for k, v in p.resolved().items()}}
+        for p in parts
     ]
 
 
@@ -141,7 +146,9 @@ def _value(text: str, whole: str) -> Any:
     except (ValueError, SyntaxError, MemoryError, RecursionError, TypeError):
         if _BARE.fullmatch(text):
             return text
-    raise InvalidParameter(f"Strategy {whole!r}: cannot read the value {text!r}; quote it if it is text.")
+    raise InvalidParameter(
+        f"Strategy {whole!r}: cannot read the value {text!r}; quote it if it is text."
+    )
 
 
 def _format_one(part: Strategy) -> str:

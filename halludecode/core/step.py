@@ -51,9 +51,7 @@ class Step:
         return hd_math.plausible(scores, like=self["main"], beta=beta)
 
 
-def combine(
-    parts: list[tuple[Strategy, Step]], main: Tensor
-) -> Tensor:
+def combine(parts: list[tuple[Strategy, Step]], main: Tensor) -> Tensor:
     """Scores of a composition: each part's `combine`, then increments summed and masks intersected.
 
     Args:

@@ -70,8 +70,20 @@ class Param:
         """Human-readable bounds, empty where there are none."""
         if self.choices is not None:
             return "one of " + ", ".join(map(str, self.choices))
-        low = f"[{self.ge:g}" if self.ge is not None else f"({self.gt:g}" if self.gt is not None else ""
-        high = f"{self.le:g}]" if self.le is not None else f"{self.lt:g})" if self.lt is not None else ""
+        low = (
+            f"[{self.ge:g}"
+            if self.ge is not None
+            else f"({self.gt:g}"
+            if self.gt is not None
+            else ""
+        )
+        high = (
+            f"{self.le:g}]"
+            if self.le is not None
+            else f"{self.lt:g})"
+            if self.lt is not None
+            else ""
+        )
         if low and high:
             return f"in {low}, {high}"
         if low:
@@ -117,7 +129,9 @@ class Param:
                 items = (value,) if isinstance(value, int) else value  # type: ignore[assignment]
                 if all(isinstance(item, int) for item in items):  # type: ignore[union-attr]
                     return items  # type: ignore[return-value]
-        raise InvalidParameter(f"{where}: {self.name} must be a {self.type.replace(' | ', ' or ')}.")
+        raise InvalidParameter(
+            f"{where}: {self.name} must be a {self.type.replace(' | ', ' or ')}."
+        )
 
 
 def param(

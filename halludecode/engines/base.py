@@ -69,8 +69,16 @@ class Sampling:
         object.__setattr__(self, "stop", tuple(self.stop))
         rules = (
             ("max_new_tokens", self.max_new_tokens >= 1, ">= 1"),
-            ("min_new_tokens", 0 <= self.min_new_tokens <= self.max_new_tokens, "in [0, max_new_tokens]"),
-            ("temperature", self.temperature >= 0 and math.isfinite(self.temperature), "finite and >= 0"),
+            (
+                "min_new_tokens",
+                0 <= self.min_new_tokens <= self.max_new_tokens,
+                "in [0, max_new_tokens]",
+            ),
+            (
+                "temperature",
+                self.temperature >= 0 and math.isfinite(self.temperature),
+                "finite and >= 0",
+            ),
             ("top_p", 0 < self.top_p <= 1, "in (0, 1]"),
             ("top_k", self.top_k >= 0, ">= 0 (0 keeps all tokens)"),
             ("repetition_penalty", self.repetition_penalty > 0, "> 0"),
@@ -80,7 +88,9 @@ class Sampling:
         )
         for name, holds, bounds in rules:
             if not holds:
-                raise InvalidParameter(f"Sampling({name}={getattr(self, name)!r}): {name} must be {bounds}.")
+                raise InvalidParameter(
+                    f"Sampling({name}={getattr(self, name)!r}): {name} must be {bounds}."
+                )
         if self.n > 1 and self.temperature == 0:
             raise InvalidParameter(
                 f"Sampling(n={self.n}, temperature=0): greedy decoding gives {self.n} equal answers; "
@@ -182,9 +192,9 @@ class Engine(Protocol):
         score_words: Sequence[str] = (),
     ) -> list[Output]: ...
 
-    def stream(self, request: Request, strategy: Any = "greedy", sampling: Sampling = ...) -> Iterator[Chunk]: ...
-
-
+    def stream(
+        self, request: Request, strategy: Any = "greedy", sampling: Sampling = ...
+    ) -> Iterator[Chunk]: ...
 
 
 def engines_providing(needs: frozenset[str]) -> tuple[str, ...]:

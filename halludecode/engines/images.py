@@ -46,7 +46,9 @@ def load_picture(source: Any, where: str = "image") -> Picture:
     except Image.DecompressionBombError as error:
         raise InvalidRequest(f"{name} is too large: {error}. Scale it down first.") from None
     except (OSError, ValueError, SyntaxError):
-        raise InvalidRequest(f"{name} is not a readable picture; give a PNG, JPEG or WebP file.") from None
+        raise InvalidRequest(
+            f"{name} is not a readable picture; give a PNG, JPEG or WebP file."
+        ) from None
     _check_size(image, name)
     return Picture.of(_upright(image, name))
 
@@ -59,7 +61,9 @@ def _check_size(image: Image, name: str) -> None:
             "scale it down first."
         )
     if width < 1 or height < 1:
-        raise InvalidRequest(f"{name} has {width} x {height} pixels; a picture needs at least 1 x 1.")
+        raise InvalidRequest(
+            f"{name} has {width} x {height} pixels; a picture needs at least 1 x 1."
+        )
 
 
 def _upright(image: Image, name: str) -> Image:
@@ -85,10 +89,14 @@ def _read(source: Any, where: str) -> tuple[str, bytes]:
                 f"{where}: not a base64 data URL (data:image/png;base64,...)."
             ) from None
     if isinstance(source, str) and source.startswith(("http://", "https://")):
-        raise InvalidRequest(f"{where}: remote pictures are not fetched; download {source} and give its path.")
+        raise InvalidRequest(
+            f"{where}: remote pictures are not fetched; download {source} and give its path."
+        )
     if not isinstance(source, str | Path):
         kind = type(source).__name__
-        raise InvalidRequest(f"{where}: a {kind} is no picture; give a path, bytes, data URL or PIL image.")
+        raise InvalidRequest(
+            f"{where}: a {kind} is no picture; give a path, bytes, data URL or PIL image."
+        )
     path = Path(source).expanduser()
     try:
         return str(source), path.read_bytes()

@@ -84,7 +84,9 @@ def _part(part: Any, where: str, given: Iterator[Picture]) -> Part:
         return load_picture(url["url"] if isinstance(url, Mapping) else url, f"{where}: image")
     if kind == "image":
         inline = part.get("image")
-        picture = load_picture(inline, f"{where}: image") if inline is not None else next(given, None)
+        picture = (
+            load_picture(inline, f"{where}: image") if inline is not None else next(given, None)
+        )
         if picture is None:
             raise InvalidRequest(f"{where}: more image places than images were given.")
         return picture

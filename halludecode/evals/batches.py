@@ -1,9 +1,10 @@
 """Turns samples into batches of requests, and answers into lines of the run folder.
 
-Batches are whole pictures, so that questions about one picture are neighbours and the engine can reuse the
-picture's prefix. They are a function of the sample list alone; a resumed run repeats an unfinished batch
-whole, and so gives each answer the company it had. In greedy decoding, equal (picture, prompt) requests are
-answered once and shared: POPE's splits have their positive questions in common.
+Batches are whole pictures, so that questions about one picture are neighbours and the engine can
+reuse the picture's prefix. They are a function of the sample list alone; a resumed run repeats an
+unfinished batch whole, and so gives each answer the company it had. In greedy decoding, equal
+(picture, prompt) requests are answered once and shared: POPE's splits have their positive questions
+in common.
 """
 
 from __future__ import annotations
@@ -28,7 +29,8 @@ from halludecode.evals.results import judge
 from halludecode.evals.store import RunStore
 from halludecode.evals.task import Picture, Preset, Sample, Unit
 
-# Requests handed to an engine at once, which splits them into forward batches itself; vLLM fills its
+# Requests handed to an engine at once, which splits them into forward batches itself; vLLM fills
+# its
 # own scheduler and wants more. A killed run loses at most this much.
 BATCH = {"hf": 64, "vllm": 256}
 WORDS = ("yes", "no")
@@ -168,7 +170,7 @@ def _answer_batch(
 
 
 def requests_of(batch: list[Ask]) -> tuple[dict[int, Request], dict[str, HalluDecodeError]]:
-    """Requests by the identity of their ask, and what is wrong with pictures that cannot be decoded."""
+    """Requests by the identity of their ask, and errors by digest of undecodable pictures."""
     decoded: dict[str, Any] = {}
     failed: dict[str, HalluDecodeError] = {}
     for ask in batch:
@@ -185,7 +187,7 @@ def requests_of(batch: list[Ask]) -> tuple[dict[int, Request], dict[str, HalluDe
 def generate_each(
     engine: Any, requests: list[Request], strategy: str, sampling: Sampling, words: Sequence[str]
 ) -> list[Output | HalluDecodeError]:
-    """One output or error per request: a batch that fails for one request is halved until it is found.
+    """One output or error per request; a batch that fails is halved until the culprit is found.
 
     Raises:
         HalluDecodeError: One of `FATAL`, which would repeat for every sample.

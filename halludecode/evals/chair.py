@@ -204,8 +204,8 @@ def score(
     Raises:
         InvalidData: Unknown family, no captions, or an image that ``truth`` lacks.
     """
-    captions = _checked(captions, truth, gt_family)
     words = reader(family, path)
+    captions = _checked(captions, truth, gt_family)
     outcomes: dict[Id, dict[str, Any]] = {}
     rows = []
     times: Counter[int] = Counter()

@@ -1,8 +1,9 @@
 """Paired differences between strategies of one run folder or of two.
 
-Samples are paired by id, and only samples both sides answered count. Both sides must have been asked the
-same: a sample whose question, picture or truth differs is refused. Prompts and models may differ between two
-folders; that is then what the difference is about, and the comparison names it.
+Samples are paired by id, and only samples both sides answered count. Both sides must have been
+asked the
+same: a sample whose question, picture or truth differs is refused. Prompts and models may differ
+between two folders; that is then what the difference is about, and the comparison names it.
 """
 
 from __future__ import annotations
@@ -99,9 +100,9 @@ def compare_runs(specs: Sequence[str]) -> Comparison:
     """Compares what one or two specs name.
 
     Args:
-        specs: ``RUN`` or ``RUN:STRATEGY``, one or two. ``RUN`` alone compares each of its strategies
-            with greedy; ``RUN:A`` alone compares A with greedy; two specs compare the first with the
-            second.
+        specs: ``RUN`` or ``RUN:STRATEGY``, one or two. ``RUN`` alone compares each of its
+            strategies with greedy; ``RUN:A`` alone compares A with greedy; two specs compare the
+            first with the second.
 
     Returns:
         Differences first minus second (or minus greedy).

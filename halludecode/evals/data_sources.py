@@ -7,9 +7,9 @@ Folder layout (the testbed's own, and a user's)::
     annotations/instances*.json      COCO instances (CHAIR); captions*.json beside it is optional
     mme/<subtask>/*.txt              MME's official layout, pictures beside
 
-A source serves the tasks it has files for. Every task asked for must be served by some source. ``limit``
-keeps the first N pictures of every source and task with all their questions; for MME the pictures are
-taken from the subtasks in turn, so that a small run still covers all of them.
+A source serves the tasks it has files for. Every task asked for must be served by some source.
+``limit`` keeps the first N pictures of every source and task with all their questions; for MME the
+pictures are taken from the subtasks in turn, so that a small run still covers all of them.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ class Selection:
 
 @dataclass(frozen=True)
 class Entry:
-    """A question before its picture is read: id, words, picture name, truth, and where it stands."""
+    """A question before its picture is read: id, words, picture, truth, and where it stands."""
 
     id: int | str
     question: str
@@ -79,7 +79,8 @@ def load_units(
     Args:
         sources: Testbed names, folders, or hub ids (``owner/name`` or ``owner/name@revision``).
         selection: Tasks, prompts, limits.
-        images: Folder of pictures; alone with ``annotations``, or in place of a folder's ``images/``.
+        images: Folder of pictures; alone with ``annotations``, or in place of a folder's
+            ``images/``.
         annotations: A POPE question file or a COCO instances file.
 
     Raises:
@@ -108,7 +109,7 @@ def _check(units: Sequence[Unit], selection: Selection, sources: Sequence[str | 
             )
         seen.add(unit.key)
     needs = {
-        "pope": "pope/{random,popular,adversarial}.jsonl in the folder, or --annotations QUESTIONS.jsonl",
+        "pope": "pope/{random,popular,adversarial}.jsonl in the folder, or --annotations F.jsonl",
         "chair": "annotations/instances*.json in the folder, or --annotations INSTANCES.json",
         "mme": "mme/<subtask>/*.txt in the folder, or a hub data set with MME's columns",
     }
@@ -134,7 +135,8 @@ def _from_source(source: str, selection: Selection, images: Path | None) -> list
         folder.exists() or not re.fullmatch(r"[\w.-]+/[\w.-]+(@\w+)?", source)
     ):
         raise InvalidData(
-            f"{source}: no such folder, and not a hub id (owner/name); the testbed has {', '.join(TESTBED)}."
+            f"{source}: no such folder, and not a hub id (owner/name); "
+            f"the testbed has {', '.join(TESTBED)}."
         )
     from halludecode.evals.hub import hub_units
 
@@ -202,7 +204,7 @@ def _from_files(images: Path | None, annotations: Path, selection: Selection) ->
     if list(selection.tasks) != [task]:
         raise InvalidData(
             f"{annotations} holds {task} annotations, and the tasks asked for are "
-            f"{', '.join(selection.tasks)}; use --tasks {task}, or --data with a folder for several tasks."
+            f"{', '.join(selection.tasks)}; use --tasks {task}, or a folder (--data) for several."
         )
     pictures = folder_pictures(images)
     if task == "pope":

@@ -22,15 +22,15 @@ class Forecast(dict[str, Any]):
 
 
 def dry_run(engine_or_loader: Any, **options: Any) -> dict[str, Any]:
-    """Predicts a run: nothing is written, a few requests per strategy and task are answered and timed.
+    """Predicts a run by timing a few requests per strategy, task and source; writes nothing.
 
     Args:
         engine_or_loader: As for `run_eval`.
         **options: Those of `run_eval` except ``output``, ``fresh`` and ``progress``.
 
     Returns:
-        Strategy as given to a `Forecast` (``canonical``, ``rows``, ``cost``, ``requests``, ``samples``,
-        ``seconds``), then ``total_seconds`` and ``note``. Times are for this machine.
+        Strategy as given to a `Forecast` (``canonical``, ``rows``, ``cost``, ``requests``,
+        ``samples``, ``seconds``), then ``total_seconds`` and ``note``. Times are for this machine.
 
     Raises:
         HalluDecodeError: As `run_eval`, for whatever can be known before the run.

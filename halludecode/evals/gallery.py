@@ -1,7 +1,7 @@
 """Pictures with what every strategy said about them, for the HTML report.
 
-The pictures are those on whose invented objects the strategies disagree most, in either direction: they show
-what a strategy changes, good or bad, and are no sample of how often it does.
+The pictures are those on whose invented objects the strategies disagree most, in either direction:
+they show what a strategy changes, good or bad, and are no sample of how often it does.
 """
 
 from __future__ import annotations
@@ -30,8 +30,8 @@ class Scene:
     Args:
         name: Name of the picture.
         objects: True objects; None where they are not known.
-        captions: (strategy as asked for, caption as HTML with invented objects struck out, number of
-            them; None where unknown).
+        captions: (strategy as asked for, caption as HTML with invented objects struck out, number
+            of them; None where unknown).
         source: Data URI of the picture, or None.
     """
 

@@ -1,7 +1,7 @@
-"""POPE and MME as hub data sets, read through ``datasets``: a hub id or a folder in the hub's format.
+"""POPE and MME as hub data sets, by id or as a folder in the hub's format.
 
-Column names are those of ``lmms-lab/POPE`` and ``lmms-lab/MME``; others are named with a column map. CHAIR
-has no hub form here: its ground truth comes from COCO files.
+Column names are those of ``lmms-lab/POPE`` and ``lmms-lab/MME``; others are named with a column
+map. CHAIR has no hub form here: its ground truth comes from COCO files.
 """
 
 from __future__ import annotations
@@ -53,7 +53,8 @@ def hub_units(source: str, selection: Selection) -> list[Unit]:
         return [make_unit("mme", data, None, in_turn(entries), pictures, selection, revision)]
     raise InvalidData(
         f"{source}: categories {', '.join(sorted(groups)[:5])} are neither POPE's "
-        f"({', '.join(POPE_SPLITS)}) nor MME's subtasks; CHAIR needs COCO files (--images, --annotations)."
+        f"({', '.join(POPE_SPLITS)}) nor MME's subtasks; CHAIR needs COCO files "
+        "(--images, --annotations)."
     )
 
 
@@ -115,7 +116,8 @@ def _columns(source: str, split: str, found: list[str], given: Mapping[str, str]
     unknown = [name for name in given if name not in COLUMNS]
     if unknown:
         raise InvalidData(
-            f"Column map: {unknown[0]!r} is none of {', '.join(COLUMNS)}; map our name to the data set's."
+            f"Column map: {unknown[0]!r} is none of {', '.join(COLUMNS)}; map our names to the "
+            "data set's."
         )
     columns = {name: given.get(name, name) for name in COLUMNS}
     for name in COLUMNS:
@@ -156,7 +158,7 @@ def _entries(
 
 
 def _encoded(rows: Any, column: str) -> Any:
-    """The image column as a list of ``{"bytes", "path"}``, so that pictures are hashed, not decoded."""
+    """The image column as ``{"bytes", "path"}``, so that pictures are hashed, not decoded."""
     from datasets import Image
 
     return rows.select_columns([column]).cast_column(column, Image(decode=False))

@@ -71,7 +71,10 @@ def recipe(run: Mapping[str, Any]) -> list[tuple[str, str]]:
         ),
         ("engine", f"{run.get('engine')} on {hardware.get('gpu') or hardware.get('device')}"),
         ("seed", str(run.get("seed"))),
-        ("pictures per source and task", str(run.get("limit") or "all")),
+        (
+            "pictures per source",
+            ", ".join(f"{task} {n or 'all'}" for task, n in run.get("limit", {}).items()),
+        ),
     ]
     for task, prompt in run.get("prompts", {}).items():
         sampling = run.get("sampling", {}).get(task, {})
@@ -145,8 +148,10 @@ def _cell(
     if gap:
         d = gap["metrics"][column.metric]
         cell["gap"] = {
-            "text": tables.gap_text(d, column.scale).replace(tables.MARK, ""),
-            "clear": tables.excludes_zero(d),
+            "text": "no difference"
+            if d["low"] == d["high"] == 0
+            else tables.gap_text(d, column.scale).replace(tables.MARK, ""),
+            "excludes_zero": tables.excludes_zero(d),
             "verdict": verdict(d, column.lower),
             "p": f"p {d['p']:.2g}, Holm {d['p_holm']:.2g}",
             **_drawing(d, column.scale, reach),
@@ -155,7 +160,7 @@ def _cell(
 
 
 def verdict(gap: Mapping[str, float], lower: bool | None) -> str:
-    """ "better", "worse", "changed" (neither is better) or "open": the interval holds zero."""
+    """Says better, worse, changed (where neither is better) or open (the interval holds zero)."""
     if not tables.excludes_zero(gap):
         return "open"
     if lower is None:
@@ -187,36 +192,39 @@ def _subtasks(part: tables.Section, named: Mapping[str, str]) -> dict[str, Any]:
     return {"columns": subtasks, "rows": rows}
 
 
-def widths(part: tables.Section) -> list[str]:
-    """How wide the intervals are and what that means, from the numbers themselves."""
+def widths(part: tables.Section) -> str:
+    """How wide the intervals are and what that means, from the numbers; "" without any."""
     column = tables.COLUMNS[part.task][0]
-    unit = "points" if column.scale == 100.0 else "points of the score"
     name = column.title.replace(" %", "")
-    said = []
+    known, told = [], []
     for split in part.splits:
-        own = [
-            e for (_, s), e in part.entries.items() if s == split and column.metric in e["metrics"]
-        ]
-        if not own:
-            continue
-        half = _half([e["metrics"][column.metric] for e in own]) * column.scale
-        where = f"{name} ({split})" if split else name
-        text = (
-            f"{where}, n = {max(e['n'] for e in own)}: a value is known to about ±{half:.1f} {unit}"
-        )
-        gaps = [g["metrics"][column.metric] for (_, s), g in part.gaps.items() if s == split]
-        moved = [g for g in gaps if g["high"] > g["low"]]
+        where = f" ({split})" if split else ""
+        own = [e["metrics"][column.metric] for e in _of(part.entries, split, column.metric)]
+        gaps = [g["metrics"][column.metric] for g in _of(part.gaps, split, column.metric)]
+        moved = [gap for gap in gaps if gap["high"] > gap["low"]]
+        if own:
+            known.append(f"±{_half(own) * column.scale:.1f}{where}")
         if moved:
-            seen = _half(moved) * column.scale
-            text += (
-                f"; because the same pictures are compared, a difference to greedy is known better or "
-                f"worse than that, to about ±{seen:.1f}: a smaller observed difference cannot be told "
-                f"from none, and a true difference must be about {seen * 2.8 / 1.96:.1f} to be found "
-                "in four runs of five"
-            )
-        said.append(text + ".")
+            told.append(f"±{_half(moved) * column.scale:.1f}{where}")
+    if not known:
+        return ""
+    unit = "points" if column.scale == 100.0 else "points of the score"
+    said = f"{name[0].upper()}{name[1:]} is known to about {', '.join(known)} {unit}."
+    if told:
+        said += (
+            f" A paired difference to greedy is known to about {', '.join(told)}: a smaller "
+            "observed one cannot be told from none, and a true one must be about 1.4 times as large "
+            "to be found in four such runs of five."
+        )
     return said
 
 
+def _of(
+    entries: Mapping[tuple[str, str | None], Mapping[str, Any]], split: str | None, metric: str
+) -> list[Mapping[str, Any]]:
+    return [e for (_, s), e in entries.items() if s == split and metric in e["metrics"]]
+
+
 def _half(intervals: Sequence[Mapping[str, float]]) -> float:
+    """Mean half-width."""
     return sum(i["high"] - i["low"] for i in intervals) / 2 / len(intervals)

@@ -15,9 +15,9 @@ from halludecode.evals.store import read_json
 
 FORMATS = ("html", "md", "csv", "lmms-eval", "vlmevalkit")
 COLUMNS = (
-    "run model engine task data split strategy metric value low high n failed difference "
-    "difference_low difference_high p p_holm"
-).split()
+    *("run", "model", "engine", "task", "data", "split", "strategy", "metric", "value", "low"),
+    *("high", "n", "failed", "difference", "difference_low", "difference_high", "p", "p_holm"),
+)
 
 
 def render(runs: Sequence[Path], format: str = "html", output: Path | None = None) -> str | Path:
@@ -25,8 +25,8 @@ def render(runs: Sequence[Path], format: str = "html", output: Path | None = Non
 
     Args:
         runs: Run folders.
-        format: ``html`` (self-contained page), ``md``, ``csv`` (one line per metric), ``lmms-eval`` or
-            ``vlmevalkit`` (files as those harnesses write them; ``output`` is then a folder).
+        format: ``html`` (self-contained page), ``md``, ``csv`` (one line per metric), ``lmms-eval``
+            or ``vlmevalkit`` (files as those harnesses write them; ``output`` is then a folder).
         output: File or folder to write; None returns the text.
 
     Returns:

@@ -1,7 +1,8 @@
-"""From the lines of a run folder to numbers: every metric with its interval, every pair with its difference.
+"""From lines of a run folder to numbers: metrics with intervals, pairs with differences.
 
-Scores are computed from the lines alone, so that a run can be compared and reported where its data are not.
-Lines are taken in the order of their ids: an interrupted run and an unbroken one give the same numbers.
+Scores are computed from the lines alone, so that a run can be compared and reported where its data
+are not. Lines are taken in the order of their ids: an interrupted run and an unbroken one give the
+same numbers.
 """
 
 from __future__ import annotations
@@ -71,9 +72,9 @@ def judge(task: str, sample: Sample, answer: str, families: Mapping[str, str]) -
     """What one answer says and how right it is: the ``parsed`` and ``score`` of its line.
 
     Returns:
-        For yes/no tasks ``parsed`` is "yes", "no" or "other" under the official rule and ``score`` 1 or
-        0. For captions ``parsed`` lists the objects mentioned and those not in the picture, and
-        ``score`` is the share of mentions that are (1 when nothing is mentioned).
+        For yes/no tasks ``parsed`` is "yes", "no" or "other" under the official rule and ``score``
+        1 or 0. For captions ``parsed`` lists the objects mentioned and those not in the picture,
+        and ``score`` is the share of mentions that are (1 when nothing is mentioned).
     """
     if task == "chair":
         words_of = _reader(families.get("family", "wordnet"), families.get("path", "auto"))
@@ -121,7 +122,7 @@ def score_lines(task: str, lines: Lines, families: Mapping[str, str]) -> Score:
 
 
 def scorable(task: str, lines: Lines) -> Lines:
-    """The lines a scorer can use: for MME only whole pairs, since one failed answer breaks its pair."""
+    """The lines a scorer can use: for MME only whole pairs, which a failed answer breaks."""
     if task != "mme":
         return lines
 

@@ -61,13 +61,13 @@ def run_eval(
         fresh: Start over in a folder that holds a run.
         progress: Show a progress bar on standard error.
         pope_splits: Of "random", "popular", "adversarial"; empty takes those the source has.
-        **more: ``temperature`` and ``max_new_tokens`` (all tasks), ``family`` and ``gt_family`` (CHAIR),
-            ``columns`` (hub column map), ``testbed_images`` (pictures per testbed source).
+        **more: ``temperature`` and ``max_new_tokens`` (all tasks), ``family`` and ``gt_family``
+            (CHAIR), ``columns`` (hub column map), ``testbed_images`` (pictures per testbed source).
 
     Raises:
         InvalidData: Data or the output folder cannot be used.
-        HalluDecodeError: A strategy, preset or model cannot be used; failures of single samples do not
-            raise but are listed in ``errors.jsonl``.
+        HalluDecodeError: A strategy, preset or model cannot be used; failures of single samples do
+            not raise but are listed in ``errors.jsonl``.
         KeyboardInterrupt: Interrupted; what is done is kept.
     """
     setup = prepare(
@@ -103,7 +103,7 @@ def evaluate(
     out: str | Path | None = None,
     **options: Any,
 ) -> Report:
-    """`run_eval` for one strategy or a list of them; without ``out`` the run folder is a temporary one.
+    """`run_eval` for one strategy or a list; without ``out`` the run folder is temporary.
 
     Args:
         engine: A loaded engine.
@@ -246,7 +246,7 @@ def _recipe(setup: Setup) -> tuple[dict[str, Any], dict[str, Any]]:
             plan.canonical: {"spec": spec, **plan.describe()} for spec, plan in setup.plans.items()
         },
         "data": data,
-        "limit": setup.limit,
+        "limit": dict.fromkeys(setup.presets, setup.limit),
         "hardware": _hardware(str(described.pop("device", "cpu"))),
         "versions": {**_versions(), **described.pop("versions", {})},
         "model_facts": described,
@@ -296,8 +296,9 @@ def _check_data(store: RunStore, setup: Setup) -> None:
                 line = store.done.get((*unit.key, plan.canonical, sample.id))
                 if line is not None and line["data_hash"] != sample.digest:
                     raise InvalidData(
-                        f"{store.path}: sample {sample.id} of {unit.task} on {unit.data} was answered "
-                        "for other data; choose another output folder or start over with --fresh."
+                        f"{store.path}: sample {sample.id} of {unit.task} on {unit.data} was "
+                        "answered for other data; choose another output folder or start over "
+                        "with --fresh."
                     )
 
 

@@ -1,11 +1,11 @@
 """The run folder: what a run was, every answer, every failure, and the results. Append-only.
 
-``samples.jsonl`` and ``errors.jsonl`` grow by whole lines, flushed and synced once a batch, so a run killed
-at any moment loses at most the batch it was working on; a line torn by the kill is cut off when the folder
-is opened again and its sample is asked anew. ``run.json`` and ``results.json`` are replaced in one step.
-A line's key is (task, data, split, strategy, id). A resumed run ends with the results of an unbroken one,
-apart from the times (``ms`` of a line; ``seconds`` and ``tokens_per_second`` of a result), which tell how
-long the work took where and when it was done.
+``samples.jsonl`` and ``errors.jsonl`` grow by whole lines, flushed and synced once a batch, so a
+run killed at any moment loses at most the batch it was working on; a line torn by the kill is cut
+off when the folder is opened again and its sample is asked anew. ``run.json`` and ``results.json``
+are replaced in one step. A line's key is (task, data, split, strategy, id). A resumed run ends with
+the results of an unbroken one, apart from the times (``ms`` of a line; ``seconds`` and
+``tokens_per_second`` of a result), which tell how long the work took where and when it was done.
 """
 
 from __future__ import annotations
@@ -20,7 +20,6 @@ from halludecode.core.errors import InvalidData
 
 SCHEMA = 1
 TIMES = ("seconds", "tokens_per_second")  # keys of a result that a resumed run need not reproduce
-SAMPLE_KEYS = ("id", "task", "data", "split", "strategy", "prompt", "image", "answer", "parsed")
 FILES = ("run.json", "samples.jsonl", "errors.jsonl", "results.json")
 
 Key = tuple[str, str, str | None, str, int | str]
@@ -56,7 +55,8 @@ def read_lines(path: Path, repair: bool = False) -> list[dict[str, Any]]:
             key_of(line)
         except (ValueError, KeyError, TypeError):
             raise InvalidData(
-                f"{path}:{number}: not a line this version wrote; start over with --fresh or restore the file."
+                f"{path}:{number}: not a line this version wrote; restore the file or start over "
+                "with --fresh."
             ) from None
         lines.append(line)
     return lines
@@ -97,13 +97,15 @@ class RunStore:
 
     Args:
         path: The folder; made if absent.
-        identity: What all answers of the folder must share (model, seed, prompts ...). A mapping among the
-            values is compared on the keys both sides have, so a later call may add a task.
+        identity: What all answers of the folder must share (model, seed, prompts ...). A mapping
+            among the values is compared on the keys both sides have, so a later call may add a
+            task.
         recipe: The rest of ``run.json``; mappings are merged into what is there.
         fresh: Delete an earlier run's files first.
 
     Raises:
-        InvalidData: The folder holds another run, is being written by another process, or is damaged.
+        InvalidData: The folder holds another run, is being written by another process, or is
+            damaged.
     """
 
     def __init__(
@@ -129,7 +131,7 @@ class RunStore:
             self._samples = (self.path / "samples.jsonl").open("ab")
             self._errors = (self.path / "errors.jsonl").open("ab")
         except BaseException:
-            self._lock.close()
+            _release(self._lock)
             raise
 
     def _read(self, name: str) -> dict[Key, dict[str, Any]]:
@@ -152,7 +154,7 @@ class RunStore:
         write_json(file, self.run)
 
     def append(self, lines: Iterable[Mapping[str, Any]]) -> None:
-        """Adds a batch of answers that are not there yet: whole lines, one write, flushed and synced."""
+        """Adds answers that are not there yet: whole lines, one write, flushed and synced."""
         _append(self._samples, self.done, lines)
 
     def append_errors(self, lines: Iterable[Mapping[str, Any]]) -> None:
@@ -177,8 +179,9 @@ class RunStore:
 
     def close(self) -> None:
         """Releases the folder."""
-        for file in (self._samples, self._errors, self._lock):
-            file.close()
+        self._samples.close()
+        self._errors.close()
+        _release(self._lock)
 
     def __enter__(self) -> RunStore:
         return self
@@ -222,18 +225,23 @@ def _merged(old: dict[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
     return merged
 
 
-def _lock(path: Path) -> IO[bytes]:
-    """Holds the folder for one process; where the system has no advisory locks, it is not guarded."""
-    file = (path / ".lock").open("ab")
+def _lock(folder: Path) -> int | None:
+    """Holds a folder for one process; None where the system has no advisory locks (Windows)."""
     try:
         import fcntl
-
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except ImportError:
-        return file
+        return None
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
-        file.close()
+        os.close(handle)
         raise InvalidData(
-            f"{path} is being written by another process; wait or choose another folder."
+            f"{folder} is being written by another process; wait for it or choose another folder."
         ) from None
-    return file
+    return handle
+
+
+def _release(handle: int | None) -> None:
+    if handle is not None:
+        os.close(handle)

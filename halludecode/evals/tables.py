@@ -1,11 +1,12 @@
-"""Results as tables for a terminal of 120 columns: one per task and data source, one row a strategy.
+"""Results as tables of 120 columns: one per task and data source, one row a strategy.
 
-A cell holds the value with its 95 % interval and, on the line below, the paired difference to greedy with its
-own; a star marks a difference whose interval leaves out zero.
+A cell holds the value with its 95 % interval and, on the line below, the paired difference to
+greedy with its own; a star marks a difference whose interval leaves out zero.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -193,19 +194,26 @@ def notes(results: Mapping[str, Any], labels: Mapping[str, str]) -> list[str]:
     said = []
     if results.get("differences"):
         said.append(
-            f"Last line of a cell: paired difference to greedy, 95 % interval over pictures; {MARK} "
-            "leaves out zero (no correction for several strategies; results.json has Holm's p-values)."
+            f"Last line of a cell: paired difference to greedy, 95 % interval over pictures, {MARK} "
+            "leaves out zero (not corrected for several strategies; results.json has Holm's p)."
         )
     said.append("time/token is relative to greedy, prefill included; it varies with the machine.")
-    for entry in results["runs"]:
-        where = f"{labels.get(entry['strategy'], entry['strategy'])}, {entry['task']} on {entry['data']}"
-        if entry["split"] == "mean":
-            continue
-        where += f" ({entry['split']})" if entry["split"] else ""
+    entries = [entry for entry in results["runs"] if entry["split"] != "mean"]
+    for entry in entries:
         if entry["failed"]:
+            split = f" ({entry['split']})" if entry["split"] else ""
+            name = labels.get(entry["strategy"], entry["strategy"])
+            where = f"{name}, {entry['task']} on {entry['data']}{split}"
             said.append(f"{where}: {entry['failed']} failed, see errors.jsonl.")
+    warned = Counter[tuple[str, str]]()
+    answers = Counter[str]()
+    for entry in entries:
+        answers[entry["strategy"]] += entry["n"]
         for sentence, count in entry.get("warnings", {}).items():
-            said.append(f"{where}: {count} of {entry['n']} answers: {sentence}")
+            warned[entry["strategy"], sentence] += count
+    for (strategy, sentence), count in warned.items():
+        name = labels.get(strategy, strategy)
+        said.append(f"{name}, {count} of {answers[strategy]} answers: {sentence}")
     return said
 
 
@@ -224,7 +232,7 @@ def comparison_tables(gaps: Sequence[Mapping[str, Any]], labels: Mapping[str, st
         parts += [_comparison(gap, labels), Text()]
     parts.append(
         Text(
-            f"{MARK}: the 95 % interval leaves out zero. p (Holm) corrects for the strategies compared."
+            f"{MARK}: the 95 % interval leaves out zero. p (Holm) corrects for several strategies."
         )
     )
     return Group(*parts)
@@ -238,7 +246,7 @@ def _comparison(gap: Mapping[str, Any], labels: Mapping[str, str]) -> Table:
     split = f", {gap['split']}" if gap["split"] else ""
     table = Table(
         box=box.SIMPLE_HEAD,
-        title=f"{name} minus {base}: {gap['task'].upper()} on {gap['data']}{split} (n = {gap['n']})",
+        title=f"{name} minus {base}: {gap['task'].upper()}, {gap['data']}{split}, n = {gap['n']}",
         title_justify="left",
         title_style="bold",
         pad_edge=False,

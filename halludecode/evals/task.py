@@ -1,8 +1,8 @@
 """What is asked of a model: samples, their prompts, and the scorer that judges the answers.
 
-A `Unit` is one thing with one set of metrics: a task on one data source and, for POPE, one split. The
-prompt text around a question moves POPE by more than any decoding strategy does, so a prompt is a named
-preset and is recorded with every run.
+A `Unit` is one thing with one set of metrics: a task on one data source and, for POPE, one split.
+The prompt text around a question moves POPE by more than any decoding strategy does, so a prompt is
+a named preset and is recorded with every run.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ class Preset:
         source: Whose protocol this is.
         pope: Text appended to the question; None where the protocol has no POPE prompt.
         chair: The whole instruction; None where the protocol has no caption prompt.
-        mme: Text that replaces MME's own "Please answer yes or no."; "" keeps the question as published;
-            None where the protocol has no MME prompt.
+        mme: Text that replaces MME's own "Please answer yes or no."; "" keeps the question as
+            published; None where the protocol has no MME prompt.
         max_new_tokens: Most tokens per task.
     """
 
@@ -46,7 +46,7 @@ class Preset:
     max_new_tokens: Mapping[str, int] | None = None
 
     def template(self, task: str) -> str:
-        """The prompt of ``task`` with ``{question}`` where the question goes, as recorded in ``run.json``."""
+        """The prompt of ``task`` with ``{question}`` in place of the question, for ``run.json``."""
         if task == "chair":
             return str(self.chair)
         if task == "mme" and self.mme:
@@ -62,7 +62,7 @@ class Preset:
         return question + str(self.pope)
 
     def tokens(self, task: str) -> int:
-        """Most new tokens for ``task``: 16 for one-word answers and 512 for captions unless the preset says."""
+        """Most new tokens for ``task``; by default 512 for captions and 16 for words."""
         return (self.max_new_tokens or {}).get(task, 512 if task == "chair" else 16)
 
 
@@ -89,7 +89,7 @@ PRESETS: dict[str, Preset] = {
 
 
 def preset_for(name: str | None, model_id: str, tasks: Sequence[str]) -> tuple[str, Preset]:
-    """Finds a preset by name; without one, the testbed's words for its model and LLaVA-1.5's for any other.
+    """Finds a preset; without a name, the testbed's for its model and LLaVA-1.5's for others.
 
     Raises:
         InvalidParameter: No such preset, or it has no prompt for one of the tasks.
@@ -173,7 +173,8 @@ class Sample:
     """One question about one picture.
 
     Args:
-        id: POPE question id, COCO image id, or ``subtask/picture#k`` for MME; unique within its unit.
+        id: POPE question id, COCO image id, or ``subtask/picture#k`` for MME; unique within its
+            unit.
         question: The data's own words; "" for captions.
         prompt: The words sent to the model.
         picture: The picture asked about.

@@ -233,6 +233,7 @@ def missing_nltk() -> str | None:
     return None
 
 
+@cache  # the tagger takes half a second to load
 def _nltk_reader() -> Reader:
     from nltk import word_tokenize
     from nltk.tag import PerceptronTagger

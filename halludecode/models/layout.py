@@ -57,7 +57,9 @@ def _qwen_span(pixels: Mapping[str, Any], count: int, config: Any) -> Span:
 
 
 def _internvl_span(pixels: Mapping[str, Any], count: int, config: Any) -> Span:
-    tile = count // len(pixels["pixel_values"])  # the last tile is the thumbnail of the whole picture
+    tile = count // len(
+        pixels["pixel_values"]
+    )  # the last tile is the thumbnail of the whole picture
     _, rows, columns = _square(tile)
     return count - tile, rows, columns
 

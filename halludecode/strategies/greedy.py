@@ -1,6 +1,6 @@
 """Greedy: the plain model's own choice; the baseline everything is compared with.
 
-    z = l(v)
+z = l(v)
 """
 
 from __future__ import annotations

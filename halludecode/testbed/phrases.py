@@ -31,8 +31,9 @@ _PLURALS = {
     "wine glass": "wine glasses",
     "broccoli": "broccoli",
 }
-# The pattern family turns "ties" into "ty", the wordnet family "vases" into "vas".
-UNREAD_PLURALS = frozenset({"tie", "vase"})
+# The pattern family turns "ties" into "ty"; the wordnet family "vases" into "vas" and "parking
+# meters", taken for a verb, into "park meter".
+UNREAD_PLURALS = frozenset({"tie", "vase", "parking meter"})
 
 
 def plural(name: str) -> str:

@@ -7,17 +7,13 @@ objects and spoilt pictures occur only where a split asks for them.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from halludecode.testbed.atlas import load
 from halludecode.testbed.categories import BANDS, COLOURS, SCALE, TINTED
-from halludecode.testbed.raster import STEPS, premultiplied, smoothed, tinted, turned
+from halludecode.testbed.raster import STEPS, premultiplied, resized, smoothed, tinted, turned
 from halludecode.testbed.stream import SIGMA, Stream
-
-if TYPE_CHECKING:
-    from PIL import Image
 
 SIZE = 120  # side of a picture in pixels
 BACKDROPS = 24  # backgrounds a theme
@@ -81,7 +77,7 @@ class Renderer:
     def __init__(self, seed: int, purpose: int) -> None:
         self._seed, self._purpose = seed, purpose
         self._atlas = load()
-        self._sprites: dict[tuple[str, int, str | None], Image.Image] = {}
+        self._sprites: dict[tuple[str, int, str | None], np.ndarray] = {}
         self._backdrops: dict[tuple[str, int], np.ndarray] = {}
 
     def paint(self, stream: Stream, theme: str, names: list[str], hide: int = 0) -> Canvas:
@@ -133,35 +129,28 @@ class Renderer:
         self, stream: Stream, name: str, colour: str | None, hidden: bool
     ) -> tuple[np.ndarray, int]:
         """Returns a sprite at its size and angle, premultiplied uint8, and its opacity in 1/256."""
-        from PIL import Image
-
-        picture = self._variant(name, stream.below(len(self._atlas[name])), colour)
+        sprite = self._variant(name, stream.below(len(self._atlas[name])), colour)
         side = stream.pick(_SIDES) * SCALE.get(name, 100)  # in 1/1600 pixel
         opacity = stream.between(205, 256) if stream.chance(750) else stream.between(115, 205)
         if hidden and stream.chance(500):
             side = stream.between(4 * 1600, 7 * 1600)
         elif hidden:
             opacity = stream.between(10, 38)
-        longest = 1600 * max(picture.size)
-        width, height = (max(3, length * side // longest) for length in picture.size)
+        longest = 1600 * max(sprite.shape)
+        height, width = (max(3, length * side // longest) for length in sprite.shape[:2])
         if stream.chance(500):
-            picture = picture.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
-        small = picture.resize((width, height), Image.Resampling.BILINEAR, reducing_gap=2.0)
-        sprite = np.asarray(small)
+            sprite = sprite[:, ::-1]
+        sprite = resized(sprite, width, height)
         angle = stream.normal() * 20 // SIGMA  # standard deviation 10 degrees
         return (turned(sprite, angle) if abs(angle) > 8 else sprite), opacity
 
-    def _variant(self, name: str, number: int, colour: str | None) -> Image.Image:
-        from PIL import Image
-
+    def _variant(self, name: str, number: int, colour: str | None) -> np.ndarray:
         key = (name, number, colour)
         if key not in self._sprites:
             rgba = np.asarray(self._atlas[name][number])
             if colour is not None:
                 rgba = tinted(rgba, COLOURS[colour])
-            height, width = rgba.shape[:2]
-            data = premultiplied(rgba).tobytes()
-            self._sprites[key] = Image.frombytes("RGBa", (width, height), data)
+            self._sprites[key] = premultiplied(rgba)
         return self._sprites[key]
 
 

@@ -1,7 +1,10 @@
+from pathlib import Path
+
 import pytest
 
 from halludecode.cli.config import KINDS, merge
 from halludecode.core.errors import InvalidData
+from halludecode.core.spec import parse
 
 
 @pytest.fixture
@@ -35,6 +38,12 @@ def test_a_whole_run_from_a_file(config):
     assert run["data"] == ["testbed-iid", "testbed-broken"]
     assert (run["seed"], run["prompt_preset"], run["limit"]) == (42, "llava-1.5", None)
     assert set(run) == set(KINDS)
+
+
+def test_the_run_that_comes_with_the_repository():
+    run = merge({}, Path(__file__).parents[2] / "configs" / "runs" / "testbed.yaml")
+    assert (run["model"], run["engine"], run["tasks"]) == ("testbed", "hf", ["pope", "chair"])
+    assert [part[0].name for part in map(parse, run["strategy"])] == run["strategy"]
 
 
 def test_flags_win(config):

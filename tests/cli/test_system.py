@@ -1,7 +1,7 @@
 import json
 import sys
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import pytest
 import typer
@@ -40,10 +40,17 @@ def test_doctor_exits_by_the_hf_engine(cli, monkeypatch, usable, code):
 
 def test_demo_passes_its_options_on(cli, module):
     calls = []
-    module("halludecode.evals.demo", run_demo=lambda *given: calls.append(given))
+
+    def run_demo(*given):
+        calls.append(given)
+        print("one table")
+        return SimpleNamespace(failed=len(calls) - 1)
+
+    module("halludecode.evals.demo", run_demo=run_demo)
     result = cli("demo", "--output", "runs/d", "--image", "cat.jpg")
-    assert (result.code, result.out) == (0, "")
-    assert calls == [(Path("runs/d"), Path("cat.jpg"))]
+    assert (result.code, result.out) == (0, "one table\n")
+    assert cli("demo").code == 1  # a sample failed
+    assert calls == [(Path("runs/d"), Path("cat.jpg")), (Path("runs/demo"), None)]
 
 
 def test_testbed_words_go_to_its_own_application(cli, module):

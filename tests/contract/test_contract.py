@@ -76,7 +76,13 @@ def test_batch_of_n_equals_n_singles(engine, case):
 
 def test_sampled_batch_equals_singles_and_seeds_repeat(engine, case):
     sampling = hd.Sampling(
-        max_new_tokens=5, temperature=1.3, top_p=0.95, top_k=50, repetition_penalty=1.2, seed=7, logprobs=3
+        max_new_tokens=5,
+        temperature=1.3,
+        top_p=0.95,
+        top_k=50,
+        repetition_penalty=1.2,
+        seed=7,
+        logprobs=3,
     )
     together = engine.generate(requests(), case.spec, sampling)
     again = engine.generate(requests(), case.spec, sampling)
@@ -121,7 +127,9 @@ def test_one_forward_per_step_for_all_rows(engine, case):
     seen: list[int] = []
     handle = engine.model.register_forward_hook(lambda m, a, out: seen.append(out.logits.shape[0]))
     try:
-        outputs = engine.generate(requests(), case.spec, hd.Sampling(max_new_tokens=4, min_new_tokens=4))
+        outputs = engine.generate(
+            requests(), case.spec, hd.Sampling(max_new_tokens=4, min_new_tokens=4)
+        )
     finally:
         handle.remove()
     assert len(seen) == 4, f"{looks} looks were taken before; 4 tokens are 4 forwards"

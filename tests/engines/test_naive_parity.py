@@ -91,7 +91,8 @@ def test_var(world):
     check(engine, spec, expected, image)
     plain = naive.greedy(model, processor, text, [image], N)
     assert any(
-        not torch.allclose(a, b, atol=1e-3) for a, b in zip(expected.scores, plain.scores, strict=True)
+        not torch.allclose(a, b, atol=1e-3)
+        for a, b in zip(expected.scores, plain.scores, strict=True)
     ), "var must have moved something here"
 
 

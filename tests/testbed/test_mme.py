@@ -22,7 +22,7 @@ def test_counts_are_right_and_wrong():
     words = {"one": 1, "two": 2, "three": 3}
     for scene, pairs in asked():
         how_many = Counter(thing.name for thing in scene.things)
-        right, wrong = (words.get(q.split()[6], 0) for q in pairs["count"])
+        right, wrong = (words.get(q.split()[5], 0) for q in pairs["count"])
         assert right in how_many.values() and right != wrong
 
 

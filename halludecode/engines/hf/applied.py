@@ -65,7 +65,9 @@ class _Tracker:
     def before(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         ids = kwargs.get("input_ids", args[0] if args else None)
         if ids is None:
-            raise UnsupportedStrategy("hd.applied needs input_ids in every forward, not inputs_embeds.")
+            raise UnsupportedStrategy(
+                "hd.applied needs input_ids in every forward, not inputs_embeds."
+            )
         cache = kwargs.get("past_key_values")
         if cache is None or cache.get_seq_length() == 0:
             self._begin(ids, kwargs.get("attention_mask"))

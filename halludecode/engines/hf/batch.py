@@ -52,7 +52,12 @@ class Batch:
     """
 
     def __init__(
-        self, net: Net, maker: RowMaker, plan: Plan, jobs: Sequence[Job], capture: Capture | None = None
+        self,
+        net: Net,
+        maker: RowMaker,
+        plan: Plan,
+        jobs: Sequence[Job],
+        capture: Capture | None = None,
     ) -> None:
         self.net, self.maker, self.plan, self.jobs = net, maker, plan, list(jobs)
         names = dict.fromkeys(name for job in jobs for name in job.rows)
@@ -66,9 +71,7 @@ class Batch:
         ]
         self.index = self._make_index()
         states = [stack_state(self.jobs, i) for i in range(len(plan.parts))]
-        self.run = Run(
-            plan.attending, self._run_index(), [states[i] for i in self.order], capture
-        )
+        self.run = Run(plan.attending, self._run_index(), [states[i] for i in self.order], capture)
         self.states = states
         self.cache: Any = DynamicCache(config=net.model.config.get_text_config())
         self.kind = self.picture = self.mask = torch.empty(0)
@@ -121,7 +124,8 @@ class Batch:
             (j, name, old[r, name])
             for name in names
             for j, r in enumerate(requests)
-            if (r, name) in old and not (drop_prefill_rows and self._row((r, name)).life == "prefill")
+            if (r, name) in old
+            and not (drop_prefill_rows and self._row((r, name)).life == "prefill")
         ]
         at = torch.tensor([row for _, _, row in kept])
         chosen = torch.tensor(list(requests))
@@ -130,7 +134,11 @@ class Batch:
         self.tokens = [self.tokens[int(i)] for i in at]
         self.cache.batch_select_indices(at.to(self.net.device))
         self.kind, self.picture, self.mask = self.kind[at], self.picture[at], self.mask[at]
-        self.length, self.length_now, self.position = self.length[at], self.length_now[at], self.position[at]
+        self.length, self.length_now, self.position = (
+            self.length[at],
+            self.length_now[at],
+            self.position[at],
+        )
         self.index = self._make_index()
         self.states = [stack_state(self.jobs, i) for i in range(len(self.plan.parts))]
         self.run.select(at, chosen, self._run_index())
@@ -205,7 +213,9 @@ class Batch:
     def _prefix_hooks(self, name: str) -> str:
         if name != "main" or not self.run.parts:
             return ""
-        return str([(p.strategy.name, sorted(p.strategy.resolved().items())) for p in self.run.parts])
+        return str(
+            [(p.strategy.name, sorted(p.strategy.resolved().items())) for p in self.run.parts]
+        )
 
     def _fill_prefixes(self, missing: Mapping[str, int]) -> dict[str, Prefix]:
         at = list(missing.values())

@@ -139,7 +139,9 @@ class HFEngine:
         """What each row of the forward will be fed, without generating (looks are taken)."""
         plan = self.plan(strategy)
         with self._guard():
-            job = self._jobs([to_prompt(request, self.net.layout.placeholder)], plan, reuse=False)[0]
+            job = self._jobs([to_prompt(request, self.net.layout.placeholder)], plan, reuse=False)[
+                0
+            ]
             made: dict[str, Row] = {}
             for name, row in job.rows.items():
                 edits = any(feed.features is not None for feed in row.feeds)
@@ -303,7 +305,9 @@ def _effect(plan: Plan, answer: Answer, job: Job) -> tuple[int | None, tuple[str
     attends = [part for part in plan.parts if part.phase is not None]
     warnings: list[str] = []
     if plan.parts and not job.prompt.pictures:
-        warnings.append(f"{plan.canonical}: the request has no image, so there is nothing to ground in.")
+        warnings.append(
+            f"{plan.canonical}: the request has no image, so there is nothing to ground in."
+        )
     if attends and answer.changed:
         return None, tuple(warnings)  # the main row itself was edited
     if attends:
@@ -344,5 +348,3 @@ def _shower(processor: Any, layout: Any) -> Any:
         return Image.fromarray(shown.round().byte().permute(1, 2, 0).numpy())
 
     return show
-
-

@@ -93,13 +93,17 @@ class Feeder:
             {
                 "role": turn.role,
                 "content": [
-                    {"type": "image"} if isinstance(part, Picture) else {"type": "text", "text": part}
+                    {"type": "image"}
+                    if isinstance(part, Picture)
+                    else {"type": "text", "text": part}
                     for part in turn.parts
                 ],
             }
             for turn in prompt.turns
         ]
-        return self.processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False)
+        return self.processor.apply_chat_template(
+            messages, add_generation_prompt=True, tokenize=False
+        )
 
     def encode(self, prompt: Prompt) -> tuple[str, list[int]]:
         """Rendered text and its token ids, one image token per picture, not yet expanded.
@@ -158,17 +162,23 @@ class Feeder:
         pixels = {k: v for k, v in made.items() if k not in text_keys}
         pixels["pixel_values"] = pixels["pixel_values"].float()
         count = expansion.count(self.image_token)
-        return PictureInput(pixels, expansion, count, self._layout.span(pixels, count, self._config))
+        return PictureInput(
+            pixels, expansion, count, self._layout.span(pixels, count, self._config)
+        )
 
     def _tokenize(self, text: str) -> list[int]:
         bos = getattr(self.tokenizer, "bos_token", None)
-        special = not (bos and text.startswith(bos))  # a template that writes it must not get it twice
+        special = not (
+            bos and text.startswith(bos)
+        )  # a template that writes it must not get it twice
         return self.tokenizer(text, add_special_tokens=special)["input_ids"]
 
     def _render_plain(self, prompt: Prompt) -> str:
         spot = self._layout.placeholder
         if prompt.raw:
-            return "".join(spot if isinstance(p, Picture) else p for t in prompt.turns for p in t.parts)
+            return "".join(
+                spot if isinstance(p, Picture) else p for t in prompt.turns for p in t.parts
+            )
         if len(prompt.turns) > 1:
             raise InvalidRequest(
                 "This checkpoint has no chat template, so several turns cannot be rendered; "

@@ -77,7 +77,9 @@ def model_source(model_id: str) -> str:
             raise InvalidModel(f"{model_id}: the folder has no config.json, so it is not a model.")
         return str(path)
     if looks_local or path.exists():
-        raise InvalidModel(f"{model_id}: no such model folder; give a folder, a hub id, or 'testbed'.")
+        raise InvalidModel(
+            f"{model_id}: no such model folder; give a folder, a hub id, or 'testbed'."
+        )
     return model_id
 
 
@@ -89,7 +91,9 @@ def model_digest(model: Any, source: str) -> str:
         stride = max(1, flat.numel() // 64)
         sample = flat[::stride][:64].cpu()
         parts.append(name)
-        parts.append(sample.float().numpy().tobytes() if sample.is_floating_point() else sample.tolist())
+        parts.append(
+            sample.float().numpy().tobytes() if sample.is_floating_point() else sample.tolist()
+        )
     return digest(*parts)
 
 

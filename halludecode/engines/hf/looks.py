@@ -53,8 +53,12 @@ class Looker:
         kinds: dict[tuple[object, ...], list[Look]] = {}
         for look in todo:
             if look.write or look.logits:
-                raise UnsupportedStrategy("Looks that write text are not provided by engine 'hf' yet.")
-            kinds.setdefault((look.hidden, look.heads, look.image, look.every_token), []).append(look)
+                raise UnsupportedStrategy(
+                    "Looks that write text are not provided by engine 'hf' yet."
+                )
+            kinds.setdefault((look.hidden, look.heads, look.image, look.every_token), []).append(
+                look
+            )
         for same in kinds.values():
             for at in range(0, len(same), batch_size):
                 self._take(same[at : at + batch_size], reuse=reuse)
@@ -72,7 +76,10 @@ class Looker:
     def _take(self, looks: Sequence[Look], *, reuse: bool) -> None:
         first = looks[0]
         capture = Capture(
-            frozenset(first.hidden), frozenset(first.heads), frozenset(first.image), first.every_token
+            frozenset(first.hidden),
+            frozenset(first.heads),
+            frozenset(first.image),
+            first.every_token,
         )
         jobs = [Job(look.prompt, {"main": self.maker.look(look)}, (), ()) for look in looks]
         batch = Batch(self.net, self.maker, PLAIN, jobs, capture)

@@ -114,7 +114,9 @@ class Loop:
         combined = self._combine(logits, step)
         if step == 0 and self.words:
             self._score_words(self._combine(logits, step, masking=False), live)
-        history = self._history(live) if self.sampling.repetition_penalty != 1 else [main] * len(live)
+        history = (
+            self._history(live) if self.sampling.repetition_penalty != 1 else [main] * len(live)
+        )
         token = self.sampler.draw(self.sampler.penalise(combined, history, step), step)
         plain = self.sampler.draw(self.sampler.penalise(main, history, step), step)
         self._keep_logprobs(combined, token, live)
@@ -140,7 +142,10 @@ class Loop:
         return hd_step.combine(parts, main)
 
     def _history(self, live: list[Answer]) -> list[Tensor]:
-        return [torch.cat([answer.prompt, torch.tensor(answer.ids, dtype=torch.long)]) for answer in live]
+        return [
+            torch.cat([answer.prompt, torch.tensor(answer.ids, dtype=torch.long)])
+            for answer in live
+        ]
 
     def _append(self, answer: Answer, token: int) -> None:
         answer.ids.append(token)

@@ -132,7 +132,9 @@ class Net:
         extra: dict[str, Any] = {}
         if features:
             packed = torch.cat(list(features))[None] if self.layout.packed else list(features)
-            extra["mm_encoder_outputs"] = {"image": BaseModelOutputWithPooling(pooler_output=packed)}
+            extra["mm_encoder_outputs"] = {
+                "image": BaseModelOutputWithPooling(pooler_output=packed)
+            }
         self.calls += 1
         device = self.device
         out = self.model(
@@ -174,7 +176,9 @@ def assert_found(base: Tensor | None, feed: Feed) -> None:
         raise RuntimeError(f"features of picture {feed.pixel_key} were dropped while in use")
 
 
-def pad_left(rows: Sequence[Tokens], channels: int, pad: int) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+def pad_left(
+    rows: Sequence[Tokens], channels: int, pad: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """ids, position [C, rows, W], kind, picture, hidden of rows, padded on the left to one width."""
     width, count = max(len(row.ids) for row in rows), len(rows)
     ids = torch.full((count, width), pad)

@@ -126,7 +126,10 @@ class RowMaker:
             prompt = prompt.replace_pictures(altered)
         text, short = self.feeder.encode(prompt)
         inputs = [self.feeder.picture(p) for p in prompt.pictures]
-        feeds = [_feed(branch, p, x, i, state) for i, (p, x) in enumerate(zip(prompt.pictures, inputs, strict=True))]
+        feeds = [
+            _feed(branch, p, x, i, state)
+            for i, (p, x) in enumerate(zip(prompt.pictures, inputs, strict=True))
+        ]
         if branch.tokens is not None:
             inputs = [_shrink(x, branch.tokens, self.feeder.image_token) for x in inputs]
         ids = self.feeder.expand(short, inputs)
@@ -208,7 +211,9 @@ def _feed(
     count = made.count if branch.tokens is None else branch.tokens
     hidden = None
     if branch.hide is not None:
-        hidden = branch.hide(torch.zeros(count, dtype=torch.bool), edited=key, index=index, state=state)
+        hidden = branch.hide(
+            torch.zeros(count, dtype=torch.bool), edited=key, index=index, state=state
+        )
         key = digest(key, "hide", hidden.tolist())
     return Feed(key, pixel_key, picture, pixels, count, features, hidden)
 
@@ -216,8 +221,6 @@ def _feed(
 def _shrink(made: PictureInput, count: int, image_token: int) -> PictureInput:
     first = made.expansion.index(image_token)
     kept = tuple(t for t in made.expansion if t != image_token)
-    return replace(made, expansion=kept[:first] + (image_token,) * count + kept[first:], count=count)
-
-
-
-
+    return replace(
+        made, expansion=kept[:first] + (image_token,) * count + kept[first:], count=count
+    )

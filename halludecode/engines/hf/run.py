@@ -144,7 +144,14 @@ class Run:
             self.capture.kept["hidden", layer] = kept.detach().float().cpu()
 
     def attention(
-        self, layer: int, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, scaling: float, out: Tensor
+        self,
+        layer: int,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        mask: Tensor | None,
+        scaling: float,
+        out: Tensor,
     ) -> None:
         """Edit ``out`` [rows, Q, H, d] in place where parts say so; keep what looks ask for."""
         if self.geometry is None:
@@ -176,13 +183,17 @@ class Run:
                 if index is not None:
                     where = tuple(index.tolist())
                     if where not in made:
-                        made[where] = self._row_block(index, start, stop, tensors, part.phase == "scores")
+                        made[where] = self._row_block(
+                            index, start, stop, tensors, part.phase == "scores"
+                        )
                     blocks[name], places[where] = made[where], index
             if "main" not in blocks and not blocks:
                 continue
             gone = frozenset(part.attend_rows) - blocks.keys()
             part.strategy.attend(
-                Attention(layer, part.facts, blocks, self._hooks(i, part, layer, gone), part.strategy.name)
+                Attention(
+                    layer, part.facts, blocks, self._hooks(i, part, layer, gone), part.strategy.name
+                )
             )
         out = tensors[-1]
         for where, block in made.items():
@@ -231,7 +242,9 @@ class Run:
                             used |= keys.queries(which).any(0)
             where = used.nonzero().flatten().tolist()
             if not where and any("flag" in part.verbs for _, part in scored):
-                where = [geometry.width - 1]  # nothing to edit, but every prompt token must be judged
+                where = [
+                    geometry.width - 1
+                ]  # nothing to edit, but every prompt token must be judged
             self._columns[ids] = (where[0], where[-1] + 1) if where else (0, 0)
         return self._columns[ids]
 
@@ -244,9 +257,7 @@ class Run:
                 self.kept[i, layer, name] = fn()
             return self.kept[i, layer, name]
 
-        return Hooks(
-            flag, once, self.state[i], self._carry[i], allowed=part.verbs, gone=gone
-        )
+        return Hooks(flag, once, self.state[i], self._carry[i], allowed=part.verbs, gone=gone)
 
     def _flag(self, i: int, layer: int, name: str, fn: Callable[[Tensor], Tensor]) -> Tensor:
         """bool [rows, N]: judged once per prompt token, False for generated ones, kept."""

@@ -1,0 +1,167 @@
+"""The demo: the embedded model under seven strategies, scored, compared and shown on one page.
+
+With a picture of the user's own it describes that one picture under every strategy instead; nothing
+is scored then, because what the picture shows is not known.
+"""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from halludecode.core.errors import InvalidData
+from halludecode.engines.base import Request, Sampling
+from halludecode.evals.results import Report
+from halludecode.evals.run import run_eval
+from halludecode.evals.store import write_json
+
+STRATEGIES = ("greedy", "vcd", "m3id", "var", "vhr", "agla", "var+vcd")
+SOURCES = ("testbed-iid", "testbed-broken")
+SPLITS = ("random", "adversarial")
+
+
+def run_demo(
+    output: str | Path,
+    image: str | Path | None = None,
+    images_per_split: int = 200,
+    mme_pairs: int = 60,
+    strategies: Sequence[str] = STRATEGIES,
+    progress: bool = True,
+    engine: Any = None,
+) -> Report | Path:
+    """Runs the demo and prints its table; resumes what ``output`` holds.
+
+    Args:
+        output: Folder for ``report.html``, ``results.json`` and pictures.
+        image: A picture to describe instead of the evaluation.
+        images_per_split: Pictures per source for POPE and for captions.
+        mme_pairs: Pictures per source for MME, two questions each.
+        strategies: Strategy specs; greedy first.
+        progress: Progress bars on standard error, the table on standard output.
+        engine: A loaded engine; None loads the embedded model on the Hugging Face engine.
+
+    Returns:
+        The report, or for one picture the page's path.
+
+    Raises:
+        InvalidRequest: The picture cannot be read.
+        HalluDecodeError: As `run_eval`.
+    """
+    output = Path(output)
+    if image is not None:
+        return _one_picture(output, Path(image), strategies, engine or _testbed(), progress)
+    engine = engine or _testbed()
+    shared = {
+        "strategies": strategies,
+        "data": SOURCES,
+        "output": output,
+        "progress": progress,
+        "testbed_images": max(images_per_split, mme_pairs),
+    }
+    first = run_eval(
+        engine, tasks=["pope", "chair"], limit=images_per_split, pope_splits=SPLITS, **shared
+    )
+    report = run_eval(engine, tasks=["mme"], limit=mme_pairs, **shared)
+    report = replace(report, failed=first.failed + report.failed)
+    from halludecode.evals.report import render
+
+    render([output], "html", output / "report.html")
+    if progress:
+        _print(report.table(), f"Report: {output / 'report.html'}")
+    return report
+
+
+def _testbed() -> Any:
+    import halludecode
+
+    return halludecode.load("testbed")
+
+
+def _print(*parts: Any) -> None:
+    from rich.console import Console
+
+    console = Console(file=sys.stdout, width=None if sys.stdout.isatty() else 120, highlight=False)
+    for part in parts:
+        console.print(part, markup=False)
+
+
+# One picture ------------------------------------------------------------------------------------
+
+
+def _one_picture(
+    output: Path, image: Path, strategies: Sequence[str], engine: Any, progress: bool
+) -> Path:
+    from halludecode.evals.page import page
+    from halludecode.evals.task import Picture, preset_for
+
+    try:
+        picture = Picture.from_file(image, image.name)
+        shown = picture.load()
+        output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InvalidData(f"{output}: cannot be made a folder ({error.strerror}).") from None
+    name, preset = preset_for(None, engine.model_id, ["chair"])
+    prompt, sampling = preset.prompt("chair", ""), Sampling(max_new_tokens=preset.tokens("chair"))
+    answers = {}
+    for strategy in strategies:
+        answer = engine.generate([Request(prompt, (shown,))], strategy, sampling)[0]
+        answers[strategy] = {"answer": answer.text, "canonical": answer.strategy}
+        if progress:
+            _print(f"{strategy}: {answer.text}")
+    described = engine.describe()
+    write_json(
+        output / "results.json",
+        {"schema": 1, "image": image.name, "prompt": prompt, "answers": answers, "runs": []},
+    )
+    kept = output / "pictures" / image.name
+    kept.parent.mkdir(exist_ok=True)
+    if not (kept.exists() and kept.samefile(image)):
+        shutil.copyfile(image, kept)
+    recipe = [
+        ("model", f"{engine.model_id} (weights {str(described.get('model_digest'))[:16]})"),
+        ("picture", f"{image.name} ({picture.digest})"),
+        ("prompt", f"{prompt!r} ({name}); greedy, at most {sampling.max_new_tokens} tokens"),
+        ("versions", ", ".join(f"{k} {v}" for k, v in described.get("versions", {}).items())),
+    ]
+    text = page([_picture_run(engine.model_id, picture, answers, recipe)])
+    (output / "report.html").write_text(text, encoding="utf-8")
+    if progress:
+        _print(f"Report: {output / 'report.html'}")
+    return output / "report.html"
+
+
+def _picture_run(
+    model: str, picture: Any, answers: dict[str, dict[str, str]], recipe: list[tuple[str, str]]
+) -> dict[str, Any]:
+    """What the page shows of one picture: captions without marks, no table."""
+    import html
+
+    from halludecode.evals.gallery import Scene, data_uri
+
+    captions = [(name, html.escape(a["answer"]), None) for name, a in answers.items()]
+    scene = Scene(picture.name, None, captions, data_uri(picture.read()))
+    return {
+        "name": picture.name,
+        "model": model,
+        "stand_in": model == "testbed",
+        "intro": (
+            "One picture, described under every strategy. Nothing is scored: what the picture "
+            "shows is not known to the program, so invented objects cannot be marked. The embedded "
+            "model knows drawn scenes of 80 kinds of objects and no photographs."
+        ),
+        "sections": [],
+        "galleries": [
+            {
+                "title": picture.name,
+                "about": "Every strategy answers the same prompt.",
+                "scenes": [scene],
+            }
+        ],
+        "notes": [],
+        "recipe": recipe,
+        "strategies": [(name, a["canonical"]) for name, a in answers.items()],
+    }

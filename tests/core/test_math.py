@@ -1,0 +1,83 @@
+"""Properties of the float32 arithmetic on logits."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from halludecode.core import math as hd_math
+
+values = st.lists(st.floats(-20, 20, width=32), min_size=2, max_size=12)
+
+
+def rows(*lists):
+    width = min(map(len, lists))
+    return [torch.tensor([x[:width]]) for x in lists]
+
+
+@given(values, st.floats(0, 1))
+def test_plausible_keeps_exactly_the_probable(scores, beta):
+    (z,) = rows(scores)
+    kept = hd_math.plausible(z, like=z, beta=beta) > -math.inf
+    p = z.double().softmax(-1)
+    edge = ((p - beta * p.max()).abs() < 1e-6 * p.max())[0]
+    assert all(k == (q >= beta * p.max()) or e for k, q, e in zip(kept[0], p[0], edge, strict=True))
+    assert kept[0, z.argmax()]
+
+
+@given(values, values, st.floats(0, 3), st.floats(-5, 5))
+def test_contrast_ignores_constants_and_equals_main_for_equal_rows(a, b, alpha, shift):
+    x, y = rows(a, b)
+    there = hd_math.contrast(x, y, alpha).softmax(-1)
+    torch.testing.assert_close(
+        hd_math.contrast(x + shift, y, alpha).softmax(-1), there, atol=1e-4, rtol=1e-3
+    )
+    torch.testing.assert_close(hd_math.contrast(x, x, alpha), x, atol=1e-4, rtol=1e-4)
+    assert hd_math.contrast(x, y, 0) is x
+
+
+@given(values, values, values)
+def test_compose_is_order_free_and_never_nan(a, b, c):
+    main, one, two = rows(a, b, c)
+    one = hd_math.plausible(one, like=main, beta=0.3)
+    there, back = hd_math.compose(main, [one, two]), hd_math.compose(main, [two, one])
+    assert not there.isnan().any()
+    torch.testing.assert_close(there, back, atol=1e-4, rtol=1e-4)
+    assert torch.equal(there == -math.inf, one == -math.inf)
+
+
+@given(values, values)
+def test_divergences(a, b):
+    x, y = rows(a, b)
+    p, q = x.double().softmax(-1), y.double().softmax(-1)
+    expected = float((p * (p.log() - q.log())).sum())
+    assert float(hd_math.kl(x.double(), y.double())) == pytest.approx(expected, abs=1e-9)
+    js = float(hd_math.js(x.double(), y.double()))
+    assert -1e-9 <= js <= math.log(2) + 1e-9
+    assert js == pytest.approx(float(hd_math.js(y.double(), x.double())), abs=1e-9)
+    assert float(hd_math.entropy(x.double())) == pytest.approx(
+        float(-(p * p.log()).sum()), abs=1e-9
+    )
+
+
+def test_entropy_of_a_banned_token_is_finite():
+    assert float(hd_math.entropy(torch.tensor([0.0, -math.inf]))) == 0
+    assert float(hd_math.kl(torch.tensor([0.0, -math.inf]), torch.zeros(2))) == pytest.approx(
+        math.log(2)
+    )
+
+
+def test_unban_puts_main_where_only_the_other_row_is_banned():
+    other, main = torch.tensor([[-math.inf, 1.0, -math.inf]]), torch.tensor([[2.0, 3.0, -math.inf]])
+    assert hd_math.unban(other, main).tolist() == [[2.0, 1.0, -math.inf]]
+
+
+def test_half_precision_inputs_agree_after_float32_combine():
+    x, y = torch.randn(4, 99, dtype=torch.float64), torch.randn(4, 99, dtype=torch.float64)
+    exact = hd_math.contrast(x, y, 1.0)
+    half = hd_math.contrast(x.half().float(), y.half().float(), 1.0)
+    torch.testing.assert_close(half.double(), exact, atol=1e-2, rtol=0)

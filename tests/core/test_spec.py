@@ -1,0 +1,114 @@
+"""The spec grammar: round trips, hints, bounds; fuzzed."""
+
+from __future__ import annotations
+
+import string
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from halludecode.core import spec as hd_spec
+from halludecode.core.errors import HalluDecodeError, InvalidParameter, UnknownStrategy
+from halludecode.core.registry import STRATEGIES
+
+floats = st.floats(0, 4, allow_nan=False)
+
+
+@given(floats, st.floats(0, 1), st.integers(0, 999), st.floats(0, 2), st.none() | st.floats(0, 9))
+def test_canonical_strings_round_trip(alpha, beta, step, lam, cap):
+    parts = (
+        hd_spec.get("vcd", alpha=alpha, beta=beta, noise_step=step),
+        hd_spec.get("m3id", lam=lam, cap=cap),
+        hd_spec.get("var", dims=(step, 7)),
+    )
+    text = hd_spec.format(parts)
+    assert hd_spec.parse(text) == parts
+    assert hd_spec.format(hd_spec.parse(text)) == text
+    assert hd_spec.parse(hd_spec.to_config(parts)) == parts
+
+
+@given(st.text(alphabet=string.printable, max_size=40))
+def test_text_parameters_survive_any_characters(text):
+    part = hd_spec.get("agla", blip=text)
+    assert hd_spec.parse(hd_spec.format([part]) + "+greedy")[0] == part
+
+
+@given(st.text(alphabet=string.ascii_lowercase + "()=,+@'\"[]. 019_", max_size=30))
+def test_any_text_parses_or_gives_one_clear_sentence(text):
+    try:
+        parts = hd_spec.parse(text)
+    except HalluDecodeError as error:
+        assert "\n" not in str(error)
+        assert str(error).endswith(".")
+    else:
+        assert hd_spec.parse(hd_spec.format(parts)) == parts
+
+
+def test_spellings_of_one_strategy_are_equal():
+    one = hd_spec.parse("vcd")
+    assert (
+        one == hd_spec.parse(" vcd( ) ") == hd_spec.parse("vcd(alpha=1)") == hd_spec.parse(["vcd"])
+    )
+    assert one == hd_spec.parse([{"vcd": {"alpha": 1}}]) == hd_spec.parse({"vcd": None})
+    assert hd_spec.format(one) == "vcd(alpha=1.0,beta=0.1,noise_step=500)"
+    assert hash(one[0]) == hash(hd_spec.get("vcd"))
+
+
+@pytest.mark.parametrize(
+    ("text", "error", "words"),
+    [
+        ("vdc", UnknownStrategy, ["'vdc'", "Did you mean 'vcd'", "Known:", "greedy"]),
+        ("", InvalidParameter, ["cannot read"]),
+        ("vcd(beta=1.5)", InvalidParameter, ["vcd(beta=1.5)", "in [0, 1]"]),
+        ("vcd(noise_step=1000)", InvalidParameter, ["noise_step", "in [0, 1000)"]),
+        ("vcd(noise_step=2.5)", InvalidParameter, ["noise_step", "int"]),
+        ("vcd(alpha=big)", InvalidParameter, ["vcd(alpha='big')", "float"]),
+        ("vcd(alpha=1e999)", InvalidParameter, ["alpha"]),
+        (
+            "vcd(alhpa=1)",
+            InvalidParameter,
+            ["'alhpa'", "Did you mean 'alpha'", "alpha, beta, noise_step"],
+        ),
+        ("vcd(1)", InvalidParameter, ["not key=value"]),
+        ("vcd(alpha=1,alpha=2)", InvalidParameter, ["twice"]),
+        ("vcd(alpha=1", InvalidParameter, ["brackets or quotes"]),
+        ("vcd(alpha=__import__('os'))", InvalidParameter, ["cannot read the value"]),
+        ("vcd@nowhere", InvalidParameter, ["no such preset"]),
+        ("agla(matcher=clip)", InvalidParameter, ["one of self, blip"]),
+        ("greedy(x=1)", InvalidParameter, ["takes no parameters"]),
+        ("m3id(gate=0)", InvalidParameter, ["in (0, 1]"]),
+    ],
+)
+def test_bad_specs_say_what_where_and_what_to_do(text, error, words):
+    with pytest.raises(error) as caught:
+        hd_spec.parse(text)
+    for word in words:
+        assert word in str(caught.value)
+
+
+def test_presets_come_before_explicit_values():
+    name = "llava-1.5-7b"
+    preset = hd_spec.parse(f"var@{name}")[0]
+    assert preset.dims == (1415, 2533)
+    moved = hd_spec.parse(f"var@{name}(p=0.3)")[0]
+    assert moved.p == 0.3
+    assert moved.dims == preset.dims
+    for entries in hd_spec.presets("var").values():
+        assert all(e["source"] for key, e in entries.items() if key != "note"), (
+            "every value has a source"
+        )
+
+
+def test_every_shipped_preset_loads():
+    for name in STRATEGIES.names():
+        for preset in hd_spec.presets(name):
+            assert hd_spec.get(f"{name}@{preset}")
+
+
+def test_yaml_form_of_the_architecture():
+    import yaml
+
+    listed = yaml.safe_load('[greedy, vcd, {var: {p: 0.6}}, "var+vcd"]')
+    names = [[p.name for p in hd_spec.parse(entry)] for entry in listed]
+    assert names == [["greedy"], ["vcd"], ["var"], ["var", "vcd"]]
