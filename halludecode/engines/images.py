@@ -44,7 +44,8 @@ def load_picture(source: Any, where: str = "image") -> Picture:
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             image = Image.open(io.BytesIO(data))
     except Image.DecompressionBombError as error:
-        raise InvalidRequest(f"{name} is too large: {error}. Scale it down first.") from None
+        size = str(error).split(",")[0]  # "Image size (n pixels) exceeds limit of m pixels"
+        raise InvalidRequest(f"{name} is too large: {size}; scale it down first.") from None
     except (OSError, ValueError, SyntaxError):
         raise InvalidRequest(
             f"{name} is not a readable picture; give a PNG, JPEG or WebP file."

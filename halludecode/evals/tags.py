@@ -82,6 +82,8 @@ def plain(word: str) -> str:
     """A neighbour as the model sees it: numbers are alike, and so are compounds."""
     if word[:1].isdigit():
         return "0"
+    if word in ("``", "''"):  # NLTK's double quotes
+        return '"'
     return "a-b" if "-" in word[1:] else word
 
 

@@ -50,7 +50,7 @@ def examples(
     usual: Mapping[str, str],
     tagger: object,
     *,
-    contexts: int = 200,
+    contexts: int = 250,
     seed: int = 0,
 ) -> list[Example]:
     """Training examples: the target words where they stand, and put into other sentences."""
@@ -97,7 +97,7 @@ def fit(data: list[Example], *, epochs: int = 6, seed: int = 0) -> dict[str, lis
     }
 
 
-def rounded(weights: Mapping[str, Sequence[float]], least: float = 0.3) -> dict[str, list[int]]:
+def rounded(weights: Mapping[str, Sequence[float]], least: float = 0.5) -> dict[str, list[int]]:
     """Weights in tenths, without features that never reach ``least``."""
     kept = {name: row for name, row in weights.items() if max(map(abs, row)) >= least}
     return {name: [round(10 * w) for w in kept[name]] for name in sorted(kept)}

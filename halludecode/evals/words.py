@@ -41,7 +41,7 @@ class Mention:
         word: The caption's own letters.
         start: First character of ``word`` in the caption.
         end: One past its last character.
-        index: Position in `Caption words <Reading.words>`.
+        index: Position in `Reading.words`.
     """
 
     object: str
@@ -84,14 +84,13 @@ class Reader:
         """Finds the words and the objects of one caption."""
         tokens = self.tokens(caption)
         words = _join(self.normalise([text for text, _, _ in tokens]), tokens)
-        names = {word for word, _, _ in words}
-        if "toilet" in names and "seat" in names:
-            words = [word for word in words if word[0] != "seat"]
+        # The seat of a toilet is no chair; it still counts as a word.
+        seat = "seat" if any(word == "toilet" for word, _, _ in words) else None
         nodes = vocabulary()
         mentions = tuple(
             Mention(nodes[word], caption[start:end], start, end, i)
             for i, (word, start, end) in enumerate(words)
-            if word in nodes
+            if word in nodes and word != seat
         )
         return Reading(tuple(word for word, _, _ in words), mentions)
 

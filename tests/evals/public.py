@@ -40,9 +40,7 @@ def truth(family: str) -> dict[int, frozenset[str]]:
     """Object sets of the pictures the published captions are about."""
     if family == "wordnet":
         return chair.load_truth()
-    lines = public("chair/gt_subset.jsonl").read_text().splitlines()
-    rows = [json.loads(line) for line in lines]
-    return {r["image_id"]: frozenset(r.get("pattern", r["wordnet"])) for r in rows}
+    return chair.load_truth(public(f"chair/gt_{family}_trainval2014.tsv.gz"))
 
 
 def published_captions(name: str) -> list[chair.Caption]:
