@@ -3,7 +3,8 @@
     import halludecode as hd
     hd.generate("testbed", "Describe the image.", ["scene.png"], strategy="vcd").text
 
-Importing this package loads neither torch nor transformers nor vllm; names load what they need on use.
+Importing this package loads neither torch nor transformers nor vllm; names load what they need on
+use.
 """
 
 from __future__ import annotations

@@ -77,7 +77,7 @@ def describe(found: dict[str, Any]) -> list[Any]:
     parts += [f"  {device['name']}: {device['detail']}" for device in found["devices"]]
     parts += ["", "Engines"]
     for name, engine in found["engines"].items():
-        provides = f", provides {' '.join(engine['provides'])}" if engine["provides"] else ""
+        provides = f", provides {', '.join(engine['provides'])}" if engine["provides"] else ""
         parts.append(f"  {name}: {'usable' if engine['usable'] else 'not usable'}{provides}")
         if engine["why"]:
             parts.append(f"    {engine['why']}")

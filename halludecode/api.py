@@ -1,4 +1,4 @@
-"""The top-level functions: load a model, answer one request, apply a strategy to a plain HF model."""
+"""Top-level functions: load a model, answer one request, apply a strategy to a plain HF model."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ def load(model: Any, engine: str = "hf", **engine_args: Any) -> Any:
     Args:
         model: Hub id, local path, "testbed", or a transformers model (with ``processor=``).
         engine: "hf"; "vllm" is not part of this version.
-        **engine_args: batch_size, dtype, device, device_map, revision, trust_remote_code, and whatever
-            transformers' `from_pretrained` takes.
+        **engine_args: batch_size, dtype, device, device_map, revision, trust_remote_code, and
+            whatever transformers' `from_pretrained` takes.
 
     Raises:
         InvalidModel: It cannot be loaded.

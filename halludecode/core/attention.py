@@ -1,130 +1,37 @@
 """What `attend` sees of one layer: segments of keys, and verbs that read or edit attention.
 
-The arithmetic is explicit and exact, but only ever on a block of query rows, so no
-[queries, keys] map of a whole prompt exists. An engine builds one `RowBlock` per named row from its own
-tensors; strategies see only `Attention`. Order in a layer:
-add/scale/hide -> softmax -> mass -> gain -> out -> heads.
+An engine builds one `core.rowblock.RowBlock` per named row from its own tensors; strategies see only
+`Attention`. Order in a layer: add/scale/hide -> softmax -> mass -> gain -> out -> heads.
 
-Shapes: R requests, H query heads, G key/value heads, Q query rows of the block, N keys, d head size.
+Shapes: R requests, H query heads, Q query rows of the block, N keys, d head size.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from halludecode.core.errors import HookNeverFired, UnsupportedStrategy
+from halludecode.core.rowblock import (
+    GENERATED,
+    IMAGE,
+    NEG_INF,
+    PAD,
+    SYSTEM,
+    TEXT,
+    Queries,
+    RowBlock,
+    RowKeys,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
 
     from halludecode.core.strategy import Facts
 
-Queries = Literal["emitting", "generated", "after_image", "all"]
-PAD, SYSTEM, IMAGE, TEXT, GENERATED = range(5)  # kinds of keys, see `RowKeys`
 SCORE_VERBS = frozenset({"add", "scale", "hide", "gain", "mass", "scores", "weights"})
 EDIT_VERBS = frozenset({"add", "scale", "hide", "gain", "heads"})
-NEG_INF = float("-inf")
-
-
-@dataclass(frozen=True)
-class RowKeys:
-    """What an engine knows about the keys and queries of one row, for all requests of a batch.
-
-    Args:
-        kind: int8 [R, N]: PAD, SYSTEM (before the first image), IMAGE, TEXT (after it), GENERATED.
-        picture: int16 [R, N]: index of the picture an image key belongs to, else -1.
-        position: int64 [R, Q]: position of each query in its prompt, -1 for padding.
-        query_kind: int8 [R, Q]: kind of each query token.
-        length: int64 [R]: prompt length P.
-    """
-
-    kind: Tensor
-    picture: Tensor
-    position: Tensor
-    query_kind: Tensor
-    length: Tensor
-
-    def queries(self, which: Queries) -> Tensor:
-        """bool [R, Q]: the queries a verb acts on, defined by position, never by chunk."""
-        real = self.position >= 0
-        if which == "all":
-            return real
-        if which == "emitting":
-            return real & (self.position >= self.length[:, None] - 1)
-        if which == "generated":
-            return real & (self.position >= self.length[:, None])
-        return real & (self.query_kind >= TEXT) & (self.kind == IMAGE).any(-1, keepdim=True)
-
-
-@dataclass
-class RowBlock:
-    """Working tensors of one row in one layer for a block of queries; scores are made on demand."""
-
-    keys: RowKeys
-    q: Tensor | None  # [R, H, Q, d]
-    k: Tensor | None  # [R, G, N, d]
-    v: Tensor | None  # [R, G, N, d]
-    visible: Tensor | None  # bool, broadcastable to [R, 1, Q, N]
-    scaling: float
-    base: Tensor | None = None  # [R, H, Q, d] output of the stock kernel
-    _scores: Tensor | None = None
-    _weights: Tensor | None = None
-    gains: Tensor | None = None  # [R, H, Q, N]
-    head_gain: Tensor | None = None  # [R, H, Q]
-    edited: Tensor | None = None  # bool [R, Q]
-    changed: Tensor | None = None  # bool [R]
-
-    def scores(self) -> Tensor:
-        """float32 [R, H, Q, N] scaled, masked logits."""
-        if self._scores is None:
-            assert_tensors(self)
-            q, k = self.q.float(), self.k.float()  # type: ignore[union-attr]
-            r, h, n_q, d = q.shape
-            g = k.shape[1]
-            raw = q.reshape(r, g, h // g * n_q, d) @ k.transpose(-1, -2)
-            raw = raw.reshape(r, h, n_q, -1) * self.scaling
-            self._scores = raw.masked_fill(~self.visible, NEG_INF)  # type: ignore[operator]
-        return self._scores
-
-    def edit_scores(self, scores: Tensor) -> None:
-        """Replace the logits; weights are recomputed from them."""
-        self._scores, self._weights = scores, None
-
-    def weights(self) -> Tensor:
-        """float32 [R, H, Q, N] softmax of the logits; rows that see nothing are 0."""
-        if self._weights is None:
-            scores = self.scores()
-            blind = (scores == NEG_INF).all(-1, keepdim=True)
-            self._weights = scores.masked_fill(blind, 0).softmax(-1).masked_fill(blind, 0)
-        return self._weights
-
-    def output(self) -> Tensor:
-        """[R, H, Q, d] output after every edit; queries nothing edited keep the stock kernel's."""
-        if self.base is None or self.edited is None:
-            raise HookNeverFired("attention: output asked for before any verb was used")
-        out = self.base
-        if self._scores is not None:
-            weights = self.weights() if self.gains is None else self.weights() * self.gains
-            r, h, n_q, n = weights.shape
-            value = self.v.to(weights.dtype)  # type: ignore[union-attr]
-            g = value.shape[1]
-            out = (weights.reshape(r, g, h // g * n_q, n) @ value).reshape(r, h, n_q, -1)
-        if self.head_gain is not None:
-            out = out.float() * self.head_gain[..., None]
-        return out.to(self.base.dtype).where(self.edited[:, None, :, None], self.base)
-
-    def mark(self, queries: Tensor, differs: Tensor) -> None:
-        """Remember which queries were edited and which requests really changed."""
-        self.edited = queries if self.edited is None else self.edited | queries
-        self.changed = differs if self.changed is None else self.changed | differs
-
-
-def assert_tensors(block: RowBlock) -> None:
-    """A verb that needs scores met a layer for which none were traced."""
-    if block.q is None or block.k is None or block.visible is None:
-        raise HookNeverFired("attention: this verb needs scores, which tracing did not foresee")
 
 
 class Segment:
@@ -134,7 +41,7 @@ class Segment:
         self._of = of
 
     def mask(self, row: str) -> Tensor:
-        """bool [R, N]."""
+        """Bool [R, N]."""
         return self._of(row)
 
     def __and__(self, other: Segment) -> Segment:
@@ -161,7 +68,8 @@ class Hooks:
     """What the engine lends to one strategy in one layer of one forward.
 
     Args:
-        flag: ``(name, fn, row) -> bool [R, N]``, computed from the residual entering the layer, kept.
+        flag: ``(name, fn, row) -> bool [R, N]``, computed from the residual entering the layer,
+            kept.
         once: ``(name, fn) -> value``, computed in the forward that emits token 1, kept per layer.
         state: What `prepare` returned, stacked over requests.
         carry: From layer to later layer within one forward.
@@ -282,11 +190,11 @@ class Attention:
         return self._blocks[row].weights() * seg.mask(row)[:, None, None]
 
     def out(self, row: str = "main") -> Tensor:
-        """float32 [R, E, H, d] head outputs of the E emitting queries of this forward, before o_proj."""
+        """float32 [R, 1, H, d] head outputs of the last query, before o_proj."""
         self._use("out", (row,), "emitting")
         block = self._blocks[row]
         whole = block.base if block.edited is None else block.output()
-        return whole[:, :, -1:].transpose(1, 2).float()  # type: ignore[index]
+        return whole[:, :, -1:].transpose(1, 2).float()
 
     # Edits ----------------------------------------------------------------------------------------
     def add(
@@ -380,8 +288,8 @@ class Attention:
     def _use(self, verb: str, rows: tuple[str, ...], queries: Queries = "emitting") -> None:
         if self._hooks.allowed is not None and verb not in self._hooks.allowed:
             raise HookNeverFired(
-                f"{self._owner}.attend used {verb!r} in layer {self.layer}, which tracing never met; "
-                "make the call unconditional and choose with where=."
+                f"{self._owner}.attend used {verb!r} in layer {self.layer}, which tracing never "
+                "met; make the call unconditional and choose with where=."
             )
         if self._hooks.trace is not None:
             self._hooks.trace.verbs.add(verb)
@@ -396,5 +304,5 @@ class Attention:
 
 
 def _first(real: Tensor) -> Tensor:
-    """bool [R, N], True at the first True of each row."""
+    """Bool [R, N], True at the first True of each row."""
     return real & (real.cumsum(-1) == 1)

@@ -1,7 +1,7 @@
-"""Compile a spec for one model and engine: rows, verbs, needs and predicted cost, before any token.
+"""Compile a spec for one model and engine: rows, verbs, needs and cost, before any token.
 
-Needs are traced, never typed: every hook runs once on small random tensors, and what it used is written
-down. A verb met later that the trace missed raises.
+Needs are traced, never typed: every hook runs once on small random tensors, and what it used is
+written down. A verb met later that the trace missed raises.
 """
 
 from __future__ import annotations
@@ -12,20 +12,10 @@ from functools import cache
 from typing import TYPE_CHECKING, Any, Literal
 
 from halludecode.core import spec as hd_spec
-from halludecode.core.attention import (
-    IMAGE,
-    SCORE_VERBS,
-    SYSTEM,
-    TEXT,
-    Attention,
-    Hooks,
-    Queries,
-    RowBlock,
-    RowKeys,
-    Trace,
-)
+from halludecode.core.attention import SCORE_VERBS, Attention, Hooks, Trace
 from halludecode.core.errors import InvalidParameter, UnsupportedStrategy
 from halludecode.core.prompt import Branch, Look, Picture, Prompt, Seen, Turn
+from halludecode.core.rowblock import IMAGE, SYSTEM, TEXT, Queries, RowBlock, RowKeys
 from halludecode.core.strategy import Facts, Strategy
 
 if TYPE_CHECKING:
@@ -157,8 +147,8 @@ def compile_plan(
         facts: The model's numbers.
         provides: Needs the engine can serve; None accepts all.
         engine: Its name, for messages.
-        skip_off: Drop parts that stand at their off point (they equal greedy); tests of the off point
-            switch this off.
+        skip_off: Drop parts that stand at their off point (they equal greedy); tests of the off
+            point switch this off.
         artifacts: Strategy name -> tensors made by its `calibrate` for this model.
 
     Raises:
@@ -171,28 +161,32 @@ def compile_plan(
     live = [s for s in strategies if not (skip_off and _is_off(s))]
     made = artifacts or {}
     parts = tuple(_trace(s, replace(facts, artifact=made.get(s.name))) for s in live)
-    needs: frozenset[str] = (
-        frozenset().union(*(_needs(part) for part in parts)) if parts else frozenset()
-    )
     for part in parts:
-        missing = sorted(_needs(part) - provides) if provides is not None else []
-        if missing:
-            raise UnsupportedStrategy(
-                f"{part.strategy.name} needs {', '.join(map(repr, missing))}; engine {engine!r} provides "
-                f"{', '.join(sorted(provides or ()))}. Use another engine or strategy "
-                "(`halludecode list` shows what each needs)."
-            )
-        if part.strategy.artifact == "required" and part.facts.artifact is None:
-            name = part.strategy.name
-            raise UnsupportedStrategy(
-                f"{name} needs an artifact made for this model: run `halludecode calibrate --model M {name}`."
-            )
+        _check(part, provides, engine)
+    needs = frozenset(need for part in parts for need in _needs(part))
     return Plan(parts, hd_spec.format(strategies), needs, _row_names(parts), _cost(parts))
 
 
 def typical_facts() -> Facts:
     """A 7B-like model, for listings that have no model at hand."""
     return Facts(L=32, H=4, G=4, D=64, V=16, d=4)
+
+
+def _check(part: Part, provides: frozenset[str] | None, engine: str) -> None:
+    """Raise unless the engine serves every need of a part and its artifact is there."""
+    name = part.strategy.name
+    missing = sorted(_needs(part) - provides) if provides is not None else []
+    if missing:
+        raise UnsupportedStrategy(
+            f"{name} needs {', '.join(map(repr, missing))}; engine {engine!r} provides "
+            f"{', '.join(sorted(provides or ()))}. Use another engine or strategy "
+            "(`halludecode list` shows what each needs)."
+        )
+    if part.strategy.artifact == "required" and part.facts.artifact is None:
+        raise UnsupportedStrategy(
+            f"{name} needs an artifact made for this model: "
+            f"run `halludecode calibrate --model M {name}`."
+        )
 
 
 def _is_off(strategy: Strategy) -> bool:

@@ -89,7 +89,7 @@ class Prompt:
         return digest(*flat)
 
     def without_images(self) -> Prompt:
-        """The image-free prompt: each placeholder goes, together with the newline that follows it."""
+        """The image-free prompt: each placeholder goes, with the newline that follows it."""
         turns: list[Turn] = []
         for turn in self.turns:
             parts: list[Part] = []
@@ -122,8 +122,9 @@ class Prompt:
         """The same pictures under another instruction; a chat keeps only its last user turn."""
         if self.raw:
             raise InvalidRequest(
-                "A strategy asks this prompt another question, so it needs the model's chat template: "
-                "give plain words or chat messages, not a rendered prompt with placeholders."
+                "A strategy asks this prompt another question, so it needs the model's chat "
+                "template: give plain words or chat messages, not a rendered prompt with "
+                "placeholders."
             )
         return Prompt((Turn("user", (*self.pictures, text)),))
 
@@ -136,8 +137,9 @@ class Edit:
         fn: Module-level function; a closure or lambda has no identity and is refused.
         params: Keyword arguments, hashable.
         use: Names of per-request state tensors passed by keyword (one entry per picture).
-        draw: For random edits, which draw; the generator is seeded from the edit's identity, the draw,
-            the digest of what is edited and the picture's index, so it is the same on every engine.
+        draw: For random edits, which draw; the generator is seeded from the edit's identity, the
+            draw, the digest of what is edited and the picture's index, so it is the same on every
+            engine.
     """
 
     fn: Callable[..., Any]

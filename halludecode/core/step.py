@@ -23,7 +23,8 @@ class Step:
         logits: Row name (local to the strategy) -> float32 [B, V].
         t: int64 [B, 1], 1 for the first emitted token; requests of a batch may differ.
         state: What `prepare` returned, stacked to [B, ...].
-        masking: False while the engine asks for unmasked scores (the yes/no margin of a first step).
+        masking: False while the engine asks for unmasked scores (the yes/no margin of a first
+            step).
     """
 
     def __init__(
@@ -45,7 +46,7 @@ class Step:
         return hd_math.unban(self._logits[row], self._logits["main"])
 
     def plausible(self, scores: Tensor, beta: float) -> Tensor:
-        """``scores`` with tokens implausible under the main row banned (see `core.math.plausible`)."""
+        """``scores`` with tokens implausible under the main row banned, see `core.math`."""
         if not self._masking:
             return scores
         return hd_math.plausible(scores, like=self["main"], beta=beta)

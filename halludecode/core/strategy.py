@@ -1,7 +1,7 @@
 """What a strategy is: a frozen dataclass of parameters with up to seven pure hooks.
 
-Overriding a hook is the declaration; nothing else is registered. See `halludecode/strategies/vcd.py`
-for a whole one.
+Overriding a hook is the declaration; nothing else is registered. See
+`halludecode/strategies/vcd.py` for a whole one.
 """
 
 from __future__ import annotations
@@ -91,7 +91,7 @@ class Param:
         return f"{'<=' if high[-1] == ']' else '<'} {high[:-1]}" if high else ""
 
     def check(self, owner: str, value: Any) -> Any:
-        """The value, int widened to float and list to tuple; InvalidParameter if it does not fit."""
+        """The value, int widened to float and list to tuple; else InvalidParameter."""
         where = f"{owner}({self.name}={value!r})"
         value = self._typed(where, value)
         if value is None:
@@ -209,8 +209,8 @@ class Calibration:
 class Strategy:
     """Base of all strategies: override what the paper does, leave the rest.
 
-    Life of a request: looks -> prepare -> branches -> every forward: attend -> every token: combine.
-    Hooks are pure; nothing writes strategy state after `prepare`.
+    Life of a request: looks -> prepare -> branches -> attend in every forward -> combine for every
+    token. Hooks are pure; nothing writes strategy state after `prepare`.
     """
 
     name: ClassVar[str] = ""
@@ -219,7 +219,6 @@ class Strategy:
     source: ClassVar[str] = ""
     artifact: ClassVar[Literal["optional", "required"] | None] = None
     fetch: ClassVar[tuple[str, ...]] = ()
-    net_scale: ClassVar[float | None] = 1.0
 
     def __post_init__(self) -> None:
         for spec in self.params():

@@ -1,4 +1,7 @@
-"""Engines: what runs a plan. Each states the needs it provides; `halludecode list` shows the match."""
+"""Engines run plans; each states the needs it provides.
+
+`halludecode list` shows which strategies an engine can serve.
+"""
 
 HF_PROVIDES = frozenset(
     {

@@ -1,7 +1,7 @@
 """What every engine accepts and returns: Request, Sampling, Output, Chunk, Row, Engine.
 
-Nothing here imports torch or transformers: the types are shared by engines, evaluators, the command line
-and the server.
+Nothing here imports torch or transformers: the types are shared by engines, evaluators, the command
+line and the server.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ class Request:
     """One question about zero or more pictures.
 
     Args:
-        prompt: The user's words, or chat messages in the OpenAI form
-            (``[{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "..."}]}]``).
-            Words without a placeholder are put into the model's own chat template, pictures first; words that
-            hold the model's placeholder (``<image>`` for LLaVA) are used as they stand.
+        prompt: The user's words, or chat messages in the OpenAI form: ``[{"role": "user",
+            "content": [{"type": "image"}, {"type": "text", "text": "..."}]}]``. Words without a
+            placeholder are put into the model's own chat template, pictures first; words that hold
+            the model's placeholder (``<image>`` for LLaVA) are used as they stand.
         images: Pictures in the order of their placeholders: PIL images, paths, bytes or data URLs.
     """
 
@@ -93,8 +93,8 @@ class Sampling:
                 )
         if self.n > 1 and self.temperature == 0:
             raise InvalidParameter(
-                f"Sampling(n={self.n}, temperature=0): greedy decoding gives {self.n} equal answers; "
-                "set temperature > 0 or n=1."
+                f"Sampling(n={self.n}, temperature=0): greedy decoding gives {self.n} equal "
+                "answers; set temperature > 0 or n=1."
             )
 
 
@@ -110,7 +110,7 @@ class TokenLogprob:
 
 @dataclass(frozen=True)
 class Timings:
-    """Milliseconds of this request's share of its batch (batch time / batch size), and tokens written."""
+    """Milliseconds of this request's share (batch time / batch size), and tokens written."""
 
     prepare_ms: float = 0.0
     prefill_ms: float = 0.0
@@ -133,13 +133,15 @@ class Output:
     """The answers to one request.
 
     Args:
-        choices: ``n`` answers; ``text``, ``token_ids``, ``finish_reason`` and ``logprobs`` are those of the first.
+        choices: ``n`` answers; ``text``, ``token_ids``, ``finish_reason`` and ``logprobs`` are
+            those of the first.
         strategy: Canonical strategy string with every parameter resolved.
-        effect: Tokens of the first answer that differ from the plain model's own choice at that step;
-            None where that is not cheaply known.
+        effect: Tokens of the first answer that differ from the plain model's own choice at that
+            step; None where that is not cheaply known.
         timings: See `Timings`.
         rows: Names of the rows this request occupied in the batch, main first.
-        scores: First-step combined scores (no plausibility mask) of the words asked for with ``score_words``.
+        scores: First-step combined scores (no plausibility mask) of the words asked for with
+            ``score_words``.
         warnings: Sentences a user should read, such as a strategy that changed nothing.
     """
 
@@ -153,18 +155,22 @@ class Output:
 
     @property
     def text(self) -> str:
+        """The first answer, without special tokens and stop strings."""
         return self.choices[0].text
 
     @property
     def token_ids(self) -> tuple[int, ...]:
+        """Ids of the first answer, the end-of-sequence token included if it was written."""
         return self.choices[0].token_ids
 
     @property
     def finish_reason(self) -> str:
+        """Why the first answer ended: "stop" or "length"."""
         return self.choices[0].finish_reason
 
     @property
     def logprobs(self) -> tuple[TokenLogprob, ...] | None:
+        """One entry per token of the first answer; None unless `Sampling.logprobs` asked."""
         return self.choices[0].logprobs
 
 
@@ -190,11 +196,15 @@ class Engine(Protocol):
         sampling: Sampling = ...,
         *,
         score_words: Sequence[str] = (),
-    ) -> list[Output]: ...
+    ) -> list[Output]:
+        """Answers in the order of the requests."""
+        ...
 
     def stream(
         self, request: Request, strategy: Any = "greedy", sampling: Sampling = ...
-    ) -> Iterator[Chunk]: ...
+    ) -> Iterator[Chunk]:
+        """Pieces of one answer as they are written; the last one carries the `Output`."""
+        ...
 
 
 def engines_providing(needs: frozenset[str]) -> tuple[str, ...]:

@@ -1,4 +1,4 @@
-"""From what a user hands over to a `Picture`: paths, bytes, data URLs and PIL images, with limits."""
+"""From what a user hands over (path, bytes, data URL, PIL image) to a `Picture`, within limits."""
 
 from __future__ import annotations
 
@@ -58,8 +58,8 @@ def _check_size(image: Image, name: str) -> None:
     width, height = image.size
     if width * height > MAX_PIXELS:
         raise InvalidRequest(
-            f"{name} has {width} x {height} pixels, more than the {MAX_PIXELS:,} that are accepted; "
-            "scale it down first."
+            f"{name} has {width} x {height} pixels, more than the {MAX_PIXELS:,} that are "
+            "accepted; scale it down first."
         )
     if width < 1 or height < 1:
         raise InvalidRequest(
@@ -96,7 +96,8 @@ def _read(source: Any, where: str) -> tuple[str, bytes]:
     if not isinstance(source, str | Path):
         kind = type(source).__name__
         raise InvalidRequest(
-            f"{where}: a {kind} is no picture; give a path, bytes, data URL or PIL image."
+            f"{where}: an object of type {kind} is no picture; "
+            "give a path, bytes, data URL or PIL image."
         )
     path = Path(source).expanduser()
     try:

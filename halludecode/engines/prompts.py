@@ -1,4 +1,4 @@
-"""From a `Request` to a `Prompt`: chat messages, plain words, or text in the model's own template."""
+"""From a `Request` to a `Prompt`: chat messages, plain words, or text in the model's template."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ def to_prompt(request: Request, placeholder: str) -> Prompt:
     """Resolve a request's pictures and put them in their places.
 
     Raises:
-        InvalidRequest: Bad picture or message, or a picture count that does not match the placeholders.
+        InvalidRequest: Bad picture or message, or a picture count that does not match the
+            placeholders.
     """
     if isinstance(request.images, str | bytes) or not isinstance(request.images, Sequence):
         raise InvalidRequest("Request(images=...): give a list of pictures, also for a single one.")
@@ -35,8 +36,8 @@ def _from_text(text: str, pictures: list[Picture], placeholder: str) -> Prompt:
         return Prompt((Turn("user", (*pictures, text)),))
     if len(pieces) - 1 != len(pictures):
         raise InvalidRequest(
-            f"The prompt has {len(pieces) - 1} {placeholder} placeholder(s) but {len(pictures)} image(s) "
-            "were given; make the counts equal, or leave the placeholders out."
+            f"The prompt has {len(pieces) - 1} {placeholder} placeholder(s) but {len(pictures)} "
+            "image(s) were given; make the counts equal, or leave the placeholders out."
         )
     parts: list[Part] = [pieces[0]]
     for picture, piece in zip(pictures, pieces[1:], strict=True):

@@ -1,8 +1,8 @@
 """From combined scores to a token: penalties, temperature, top-k, top-p, and counter-based noise.
 
-Order as in the contrastive codes: combine -> repetition penalty, minimum length -> temperature -> top-k
--> top-p -> draw. The draw is Gumbel noise hashed in integers from (seed, child, step, token id): the same on
-every engine, device and batch.
+Order as in the contrastive codes: combine -> repetition penalty, minimum length -> temperature ->
+top-k -> top-p -> draw. The draw is Gumbel noise hashed in integers from (seed, child, step, token
+id): the same on every engine, device and batch.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class Sampler:
 
     Args:
         sampling: How to draw.
-        children: (request's place, child's number) of every row.
+        children: Child's number (0..n-1) of every row.
         eos: End-of-sequence token ids.
     """
 

@@ -213,7 +213,7 @@ def widths(part: tables.Section) -> str:
     if told:
         said += (
             f" A paired difference to greedy is known to about {', '.join(told)}: a smaller "
-            "observed one cannot be told from none, and a true one must be about 1.4 times as large "
+            "observed one cannot be told from none, and a true one must be about 1.4 times as big "
             "to be found in four such runs of five."
         )
     return said

@@ -208,8 +208,8 @@ def _append(
 
 def _same(path: Path, name: str, old: Any, new: Any) -> None:
     if isinstance(old, dict) and isinstance(new, Mapping):
-        for part in old.keys() & new.keys():
-            _same(path, f"{name} of {part}", old[part], new[part])
+        for part in (part for part in new if part in old):
+            _same(path, f"{name}.{part}", old[part], new[part])
     elif old != new:
         raise InvalidData(
             f"{path} holds a run with {name} {old!r}, not {new!r}: choose another output folder "

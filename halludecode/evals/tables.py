@@ -194,7 +194,7 @@ def notes(results: Mapping[str, Any], labels: Mapping[str, str]) -> list[str]:
     said = []
     if results.get("differences"):
         said.append(
-            f"Last line of a cell: paired difference to greedy, 95 % interval over pictures, {MARK} "
+            f"Last line of a cell: paired difference to greedy, 95 % interval, {MARK} "
             "leaves out zero (not corrected for several strategies; results.json has Holm's p)."
         )
     said.append("time/token is relative to greedy, prefill included; it varies with the machine.")

@@ -27,7 +27,8 @@ class Layout:
         turn: A user turn and the start of the answer, for checkpoints without a chat template;
             ``{images}`` are the placeholders.
         span: ``(pixel inputs of one picture, its token count, config) -> Span`` of its overview.
-        view: ``(pixel inputs of one picture, image processor) -> [3, H, W]`` normalised pixels to show.
+        view: ``(pixel inputs of one picture, image processor) -> [3, H, W]``, normalised pixels to
+            show.
         packed: Whether the model wants picture features as one tensor instead of a list.
         mrope: Whether the model makes three-dimensional positions (`get_rope_index`).
     """
@@ -57,9 +58,8 @@ def _qwen_span(pixels: Mapping[str, Any], count: int, config: Any) -> Span:
 
 
 def _internvl_span(pixels: Mapping[str, Any], count: int, config: Any) -> Span:
-    tile = count // len(
-        pixels["pixel_values"]
-    )  # the last tile is the thumbnail of the whole picture
+    # The last tile is the thumbnail of the whole picture.
+    tile = count // len(pixels["pixel_values"])
     _, rows, columns = _square(tile)
     return count - tile, rows, columns
 

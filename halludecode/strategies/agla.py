@@ -1,13 +1,13 @@
-"""AGLA: add the logits of the image with irrelevant regions blacked out (An et al., CVPR 2025,
-arXiv:2406.12718).
+"""AGLA: add a view with irrelevant regions blacked out (An et al., CVPR 2025, arXiv:2406.12718).
 
     z = l(v) + alpha * l(v_aug),   keep y with  p(y | v) >= beta * max p(. | v)
 
-``matcher="blip"`` is the paper's: BLIP-ITM GradCAM of the question, masked fraction = similarity / 2.
-``matcher="self"`` needs no second model: attention of the last prompt token to the image in the middle
-third of layers, divided by the same map for "Describe the image.", the lowest ``drop`` blacked out.
-The official code lets the augmented row read the main row's cache from token 2 on; here it keeps its own.
-The rule's net scale is 1 + alpha: compare sampled results with a temperature-matched baseline.
+``matcher="blip"`` is the paper's: BLIP-ITM GradCAM of the question, masked fraction = half the
+similarity. ``matcher="self"`` needs no second model: attention of the last prompt token to the image
+in the middle third of layers, divided by the same map for "Describe the image.", the lowest ``drop``
+blacked out. The official code lets the augmented row read the main row's cache from token 2 on;
+here it keeps its own. The rule's net scale is 1 + alpha: compare sampled results with a
+temperature-matched baseline.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 
 PAPER = Paper(
     arxiv="2406.12718",
-    title="Mitigating Object Hallucinations in Large Vision-Language Models with Assembly of Global "
-    "and Local Attention",
+    title="Mitigating Object Hallucinations in Large Vision-Language Models with Assembly of "
+    "Global and Local Attention",
     authors="An, Wenbin and Tian, Feng and Leng, Sicong and Nie, Jiahao and Lin, Haonan and "
     "Wang, QianYing and Chen, Ping and Zhang, Xiaoqin and Lu, Shijian",
     venue="CVPR",

@@ -2,8 +2,8 @@
 
     z = l(v)   on tokens with  p(y | v) >= beta * max p(. | v),   -inf elsewhere
 
-Under greedy decoding it changes nothing; under sampling it removes the tail, which accounts for much of
-what contrastive methods are credited with (Yin et al., arXiv:2504.10020).
+Under greedy decoding it changes nothing; under sampling it removes the tail, which accounts for
+much of what contrastive methods are credited with (Yin et al., arXiv:2504.10020).
 """
 
 from __future__ import annotations

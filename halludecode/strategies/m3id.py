@@ -2,9 +2,10 @@
 
     z_t = l_c + 1[max p_c < gate] * (1 - gamma_t) / gamma_t * (l_c - l_u),   gamma_t = exp(-lam * t)
 
-l_c and l_u are log-softmax with and without the image, t counts from 1, so the weight is e^(lam t) - 1.
-There is no official code; constants follow two independent re-implementations. RITUAL's and AvisC's
-tables use an ungated variant (``gate=1``), with t from 0 in RITUAL's. A closed gate returns l_c.
+l_c and l_u are log-softmax with and without the image, t counts from 1, so the weight is
+e^(lam t) - 1. There is no official code; constants follow two independent re-implementations.
+RITUAL's and AvisC's tables use an ungated variant (``gate=1``), with t from 0 in RITUAL's. A closed
+gate returns l_c.
 """
 
 from __future__ import annotations

@@ -5,8 +5,9 @@
     w_sink *= 1 - p,   w_image *= 1 + p * m_sink / m_{v, not sink}        (redistribution)
 
 p is the moved fraction as in the paper; the official code treats p as the kept one and inverts rho.
-Its last layer is edited by accident and its state leaks between samples; here layers 2..L-2 are edited.
-D_sink is found on the model itself: dimensions in which the first token exceeds tau in most middle layers.
+Its last layer is edited by accident and its state leaks between samples; here layers 2..L-2 are
+edited. D_sink is found on the model itself: dimensions in which the first token exceeds tau in most
+middle layers.
 """
 
 from __future__ import annotations
@@ -60,7 +61,8 @@ class VAR(Strategy):
         """Given dimensions, else those found on the model, else none."""
         if self.dims is not None:
             return self.dims
-        return tuple(m.artifact["dims"].tolist()) if m.artifact else ()
+        found = m.artifact["dims"] if m.artifact else ()
+        return tuple(int(dim) for dim in found)
 
     def attend(self, a: Attention) -> None:
         """Choose heads, then move attention; mass is conserved in every row."""

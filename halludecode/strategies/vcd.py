@@ -2,9 +2,9 @@
 
     z = (1 + alpha) * l(v) - alpha * l(v'),   keep y with  p(y | v) >= beta * max p(. | v)
 
-v' is the preprocessed image after ``noise_step`` of 1000 diffusion steps (eq. 2). The paper prints a
-constant-rate schedule; the official code has only a sigmoid one, which is used here. The official sampler
-falls back to alpha = 0.5 where its arguments are not forwarded (InstructBLIP); we never do.
+v' is the preprocessed image after ``noise_step`` of 1000 diffusion steps (eq. 2). The paper prints
+a constant-rate schedule; the official code has only a sigmoid one, which is used here. The official
+sampler falls back to alpha = 0.5 where its arguments are not forwarded (InstructBLIP); we never do.
 """
 
 from __future__ import annotations

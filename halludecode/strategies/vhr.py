@@ -1,12 +1,13 @@
-"""VHR: strengthen the heads whose output the image changes most (He et al., ACL 2025, arXiv:2412.13949).
+"""VHR: strengthen heads whose output the image changes (He et al., ACL 2025, arXiv:2412.13949).
 
-    VHD_i = || a_i - a0_i ||_2     head outputs with and without the image, at the first emitted token
+    VHD_i = || a_i - a0_i ||_2     heads with and without the image, at the first emitted token
     VHD_i = 0 where VHD_i > mu + sigma of VHD and ||a0_i||^2 > mu + sigma of it          (outliers)
     a_i <- alpha * a_i     for heads with VHD_i > median, in layer 1 and the last 14 of 32
 
-Chosen once from the prompt, layer by layer on already strengthened lower layers, then frozen. Read as:
-ddof 0, outliers zeroed before the median, the image-free stream scaled too, so that both streams differ by
-the image alone. The official code could not be read; it is reported to use squared norms.
+Chosen once from the prompt, layer by layer on already strengthened lower layers, then frozen. Read
+as: ddof 0, outliers zeroed before the median, the image-free stream scaled too, so that both
+streams differ by the image alone. The official code could not be read; it is reported to use
+squared norms.
 """
 
 from __future__ import annotations
@@ -33,8 +34,8 @@ PAPER = Paper(
 
 
 def choose(seen: Tensor, blind: Tensor) -> Tensor:
-    """bool [R, H]: heads above the median divergence; both outputs float32 [R, H, d]."""
-    vhd, blind_norm = (seen - blind).norm(dim=-1), blind.square().sum(-1)  # [R, H]
+    """Bool [R, H]: heads above the median divergence; both outputs float32 [R, H, d]."""
+    vhd, blind_norm = (seen - blind).square().sum(-1).sqrt(), blind.square().sum(-1)  # [R, H]
     outlier = (vhd > _mean_plus_std(vhd)) & (blind_norm > _mean_plus_std(blind_norm))
     vhd = vhd.masked_fill(outlier, 0)
     return vhd > vhd.quantile(0.5, dim=-1, keepdim=True)  # even H: mean of the middle two

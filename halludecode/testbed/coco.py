@@ -103,5 +103,5 @@ class Annotations:
         return self._head() | {"annotations": self._captions}
 
     def _head(self) -> Json:
-        about = {"description": f"halludecode testbed, split {self._split}", "version": "1"}
+        about = {"description": f"halludecode testbed, split {self._split}"}
         return {"info": about, "licenses": [], "images": self._images}

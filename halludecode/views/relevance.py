@@ -1,4 +1,4 @@
-"""Which parts of a picture a question attends to, relative to a generic prompt (AGLA matcher="self")."""
+"""Where in a picture a question looks, relative to a generic prompt (AGLA, matcher="self")."""
 
 from __future__ import annotations
 
@@ -11,11 +11,15 @@ if TYPE_CHECKING:
 
 
 def relevance_maps(asked: Seen, generic: Seen) -> list[Tensor]:
-    """One float32 [rows, columns] map per picture: attention under the question over that without it.
+    """Attention under the question over attention without it.
 
     Args:
-        asked: Look at the question with `image` weights [n, H, N_img], spans of every picture's overview.
+        asked: Look at the question with `image` weights [n, H, N_img] and the spans of every
+            picture's overview.
         generic: The same for a generic prompt about the same pictures.
+
+    Returns:
+        One float32 [rows, columns] map per picture.
     """
     question = asked.image.float().mean((0, 1))  # type: ignore[union-attr]  # layers and heads
     plain = generic.image.float().mean((0, 1))  # type: ignore[union-attr]

@@ -14,9 +14,7 @@ if TYPE_CHECKING:
 
     from halludecode.core.strategy import Calibration, Facts
 
-MOST_PROMPTS = (
-    0.9  # share of prompts in which a dimension must be massive (attention.md, section 1)
-)
+MOST_PROMPTS = 0.9  # share of prompts in which a dimension must be massive
 MOST_LAYERS = 0.5  # share of middle layers
 RARE = 0.5  # a dimension most image tokens share marks the modality, not sinks
 MOST_DIMS = 3
@@ -29,7 +27,7 @@ def magnitude(x: Tensor) -> Tensor:
 
 
 def is_sink(x: Tensor, *, dims: tuple[int, ...], tau: float) -> Tensor:
-    """bool [T]: phi(x) >= tau for residuals x [T, D]; no dims, no sinks."""
+    """Bool [T]: phi(x) >= tau for residuals x [T, D]; no dims, no sinks."""
     if not dims:
         return x.new_zeros(x.shape[:-1]).bool()
     return magnitude(x)[..., list(dims)].amax(-1) >= tau
@@ -38,7 +36,8 @@ def is_sink(x: Tensor, *, dims: tuple[int, ...], tau: float) -> Tensor:
 def sink_dims(cal: Calibration, m: Facts, tau: float) -> Tensor:
     """int64 [k], k <= 3: dimensions massive at the first token in most prompts and middle layers.
 
-    A dimension that more than half of the image tokens share is left out: it marks images, not sinks.
+    A dimension that more than half of the image tokens share is left out: it marks images, not
+    sinks.
     """
     import torch
 

@@ -1,4 +1,4 @@
-"""Laws every strategy obeys on every family: off is off, batches are singles, hooks fire, nothing leaks."""
+"""Laws of every strategy on every family: off is off, batches are singles, hooks fire, no leaks."""
 
 from __future__ import annotations
 

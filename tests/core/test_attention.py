@@ -8,18 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from halludecode.core.attention import (
-    GENERATED,
-    IMAGE,
-    SYSTEM,
-    TEXT,
-    Attention,
-    Hooks,
-    RowBlock,
-    RowKeys,
-)
+from halludecode.core.attention import Attention, Hooks
 from halludecode.core.errors import HookNeverFired, UnsupportedStrategy
 from halludecode.core.plan import typical_facts
+from halludecode.core.rowblock import GENERATED, IMAGE, SYSTEM, TEXT, RowBlock, RowKeys
 from halludecode.core.spec import get
 from halludecode.strategies.vhr import choose
 from halludecode.views.sinks import is_sink, magnitude

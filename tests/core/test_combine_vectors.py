@@ -1,4 +1,4 @@
-"""Every published combination rule, as golden values: contrastive.json through the real strategies."""
+"""Every published combination rule as golden values: contrastive.json through the strategies."""
 
 from __future__ import annotations
 
@@ -63,7 +63,8 @@ def test_apc_only():
 
 VCD = [
     "vcd_a1.0_b0.1", "vcd_a1.0_b0.2", "vcd_a0.5_b0.1", "vcd_batch2_rowwise",
-    "edge_banned_in_main", "edge_banned_in_negative", "edge_banned_in_both", "edge_alpha_zero_identity",
+    "edge_banned_in_main", "edge_banned_in_negative", "edge_banned_in_both",
+    "edge_alpha_zero_identity",
 ]  # fmt: skip
 
 

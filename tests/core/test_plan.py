@@ -65,7 +65,7 @@ def test_layers_outside_the_model_are_refused():
         def attend(self, a):
             a.hide(a.image)
 
-    with pytest.raises(InvalidParameter, match="not within 0..31"):
+    with pytest.raises(InvalidParameter, match=r"not within 0\.\.31"):
         compile_plan(Wrong(), FACTS)
 
 

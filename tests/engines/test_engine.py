@@ -69,7 +69,9 @@ def test_finish_reasons_and_minimum_length(engine):
 def test_score_words_are_unmasked_first_step_scores(engine):
     words = ("yes", "no")
     vcd = engine.generate(ask(), "vcd(beta=1)", hd.Sampling(max_new_tokens=1), score_words=words)[0]
-    free = engine.generate(ask(), "vcd(beta=0)", hd.Sampling(max_new_tokens=1), score_words=words)[0]
+    free = engine.generate(ask(), "vcd(beta=0)", hd.Sampling(max_new_tokens=1), score_words=words)[
+        0
+    ]
     assert set(vcd.scores) == set(words)
     assert np.isfinite(list(vcd.scores.values())).all()
     assert vcd.scores == free.scores
@@ -179,7 +181,12 @@ def test_models_that_cannot_be_loaded_say_why(tmp_path, tmp_path_factory):
     }
     bare = tmp_path / "bare"
     shutil.copytree(families.family_path("llava", tmp_path_factory), bare)
-    for name in ("processor_config.json", "preprocessor_config.json", "tokenizer_config.json", "tokenizer.json"):
+    for name in (
+        "processor_config.json",
+        "preprocessor_config.json",
+        "tokenizer_config.json",
+        "tokenizer.json",
+    ):
         (bare / name).unlink(missing_ok=True)
     cases[str(bare)] = "processor"
     for source, words in cases.items():
@@ -205,7 +212,9 @@ def test_a_checkpoint_without_a_template_uses_the_familys(engine, monkeypatch):
     blind = engine.rows(ask(), "m3id")["blind"].prompt
     assert blind == "USER: What is this? ASSISTANT:"
     with pytest.raises(InvalidRequest, match="no chat template"):
-        engine.rows(hd.Request([{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]))
+        engine.rows(
+            hd.Request([{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}])
+        )
 
 
 def test_loading_passes_options_through(tmp_path_factory):
@@ -213,7 +222,9 @@ def test_loading_passes_options_through(tmp_path_factory):
     engine = hd.load(str(path), dtype="bfloat16", device="cpu", attn_implementation="eager")
     assert engine.model.dtype == torch.bfloat16
     assert engine.model.config.get_text_config()._attn_implementation == "eager"
-    output = engine.generate(ask(), "var(dims=(3,40),tau=2.0)+vcd", hd.Sampling(max_new_tokens=3))[0]
+    output = engine.generate(ask(), "var(dims=(3,40),tau=2.0)+vcd", hd.Sampling(max_new_tokens=3))[
+        0
+    ]
     assert len(output.token_ids) == 3
     assert engine.model.config.get_text_config()._attn_implementation == "eager"
     assert json.dumps(engine.describe())

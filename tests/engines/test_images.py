@@ -24,7 +24,9 @@ def huge_png(side: int) -> bytes:
     """A PNG that claims side x side pixels with next to no data behind it."""
 
     def chunk(name: bytes, body: bytes) -> bytes:
-        return struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
+        return (
+            struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))
+        )
 
     head = struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0)
     data = chunk(b"IDAT", zlib.compress(b"0" * 100))

@@ -1,4 +1,4 @@
-"""The engine's tokens and scores equal slow, cache-free, loop-level re-derivations (tests/naive.py)."""
+"""The engine's tokens and scores equal slow, cache-free, loop-level ones (tests/naive.py)."""
 
 from __future__ import annotations
 

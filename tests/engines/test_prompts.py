@@ -30,7 +30,10 @@ def test_a_placeholder_makes_a_raw_prompt():
 
 def test_chats_place_pictures():
     text = {"type": "text", "text": "x"}
-    chat = [{"role": "system", "content": "s"}, {"role": "user", "content": [text, {"type": "image"}]}]
+    chat = [
+        {"role": "system", "content": "s"},
+        {"role": "user", "content": [text, {"type": "image"}]},
+    ]
     assert parts(Request(chat, [A])) == [["s"], ["x", "#"]]
     inline = [{"role": "user", "content": [{"type": "image", "image": A}, text]}]
     assert parts(Request(inline)) == [["#", "x"]]
@@ -55,7 +58,10 @@ def test_chats_place_pictures():
         (Request([{"role": "user", "content": 5}]), "content must be text"),
         (Request([{"role": "user", "content": [{"type": "video"}]}]), "not 'video'"),
         (Request([{"role": "user", "content": [{"type": "image"}]}]), "more image places"),
-        (Request([{"role": "user", "content": [{"type": "image"}]}], [A, B]), "1 image place.* 2 image"),
+        (
+            Request([{"role": "user", "content": [{"type": "image"}]}], [A, B]),
+            "1 image place.* 2 image",
+        ),
         (Request("x", A), "give a list"),
     ],
 )

@@ -42,8 +42,13 @@ def test_draws_follow_the_distribution():
 
 def test_top_k_and_top_p_and_minimum_length():
     scores = torch.tensor([[3.0, 2.0, 1.0, 0.0]]).expand(500, -1)
-    assert Sampler(Sampling(temperature=5, top_k=2, seed=0), range(500), []).draw(scores, 0).max() == 1
-    assert Sampler(Sampling(temperature=1, top_p=0.6, seed=0), range(500), []).draw(scores, 0).max() == 0
+    assert (
+        Sampler(Sampling(temperature=5, top_k=2, seed=0), range(500), []).draw(scores, 0).max() == 1
+    )
+    assert (
+        Sampler(Sampling(temperature=1, top_p=0.6, seed=0), range(500), []).draw(scores, 0).max()
+        == 0
+    )
     held = Sampler(Sampling(min_new_tokens=2), [0], [0])
     assert held.penalise(scores[:1], [], 1).argmax() == 1
     assert held.penalise(scores[:1], [], 2).argmax() == 0

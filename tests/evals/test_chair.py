@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gzip
 import json
+from importlib.metadata import version
+from importlib.util import find_spec
 
 import pytest
 from hypothesis import given, settings
@@ -27,6 +29,9 @@ MINI_TRUTH = {
     family: {9999: frozenset()} | {int(i): frozenset(names) for i, names in sets.items()}
     for family, sets in CHAIR["expected_ground_truth"].items()
 }
+# The published counts are of NLTK 3.9; 3.10 splits two tokens of these files in another way
+# ("there'a", "'south"), which no object depends on.
+LENGTH_SLACK = not version("nltk").startswith("3.9") if find_spec("nltk") else 0
 MINI = [chair.Caption(c["image_id"], c["caption"]) for c in CHAIR["captions"]]
 OWN = chair.Caption(1001, "A man throws a frisbee to a dog and a cat. No cats.")
 
@@ -204,7 +209,9 @@ def test_pope_paper_captions_give_the_published_numbers(name):
 def check_published(name, wanted):
     captions = published_captions(name)
     wordnet = published_score(name)
-    for variant, numbers in wanted.items():
+    variants = {key: value for key, value in wanted.items() if isinstance(value, dict)}
+    assert {"pattern", "wordnet"} & set(variants)
+    for variant, numbers in variants.items():
         if variant == "pattern":
             result = chair.score(captions, truth("pattern"), family="pattern")
         elif variant == "wordnet":
@@ -219,7 +226,8 @@ def check_published(name, wanted):
         for theirs, ours in KEYS.items():
             assert result.metrics[ours] == pytest.approx(numbers[theirs], abs=1e-9), variant
         if "Len" in numbers:
-            assert result.metrics["length"] == pytest.approx(100 * numbers["Len"], abs=1e-9)
+            slack = LENGTH_SLACK * 2 / len(captions)
+            assert result.metrics["length"] == pytest.approx(100 * numbers["Len"], abs=slack + 1e-9)
 
 
 def rescored(result, captions, other):

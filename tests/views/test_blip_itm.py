@@ -30,6 +30,10 @@ SIDE = 5  # patches per side
 
 @pytest.fixture(scope="module")
 def matcher(tmp_path_factory):
+    return save_tiny_blip(tmp_path_factory.mktemp("blip"))
+
+
+def save_tiny_blip(path) -> str:
     """A random BLIP retrieval model; its embedding table ends with [DEC] and [ENC] as BLIP's."""
     from transformers import (
         BertTokenizer,
@@ -63,7 +67,6 @@ def matcher(tmp_path_factory):
     config = BlipConfig(text_config=text, vision_config=vision, image_text_hidden_size=16)
     model = BlipForImageTextRetrieval(config).eval()
     families.sharpen(model)
-    path = tmp_path_factory.mktemp("blip")
     model.save_pretrained(path)
     size = {"height": 8 * SIDE, "width": 8 * SIDE}
     BlipProcessor(

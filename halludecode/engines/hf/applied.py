@@ -1,7 +1,11 @@
-"""A strategy on a plain transformers model: ``with hd.applied(model, processor, "var"): model.generate()``.
+"""A strategy on a plain transformers model, whose own `generate` then obeys it.
 
-Only strategies without extra rows or earlier passes; everything else needs the engine. Rows are read from
-the model's own inputs at every forward, so batches, padding and beams of one prompt work as they are.
+    with hd.applied(model, processor, "var"):
+        model.generate(**inputs)
+
+Only strategies without extra rows or earlier passes; everything else needs the engine. Rows are
+read from the model's own inputs at every forward, so batches, padding and beams of one prompt work
+as they are.
 """
 
 from __future__ import annotations
@@ -14,9 +18,9 @@ import torch
 from torch import Tensor
 
 from halludecode.core import step as hd_step
-from halludecode.core.attention import GENERATED, IMAGE, PAD, SYSTEM, TEXT
 from halludecode.core.errors import UnsupportedStrategy
 from halludecode.core.plan import Plan
+from halludecode.core.rowblock import GENERATED, IMAGE, PAD, SYSTEM, TEXT
 from halludecode.core.spec import Spec
 from halludecode.core.step import Step
 from halludecode.engines.hf.hooks import hooked, lock_of
@@ -38,8 +42,8 @@ def applied(model: Any, processor: Any, strategy: Spec) -> Iterator[Plan]:
     missing = sorted(plan.needs & {"rows", "main prompt", "looks"})
     if missing:
         raise UnsupportedStrategy(
-            f"{plan.canonical} needs {', '.join(missing)}, which a plain model.generate() cannot give; "
-            "use hd.load(...).generate(..., strategy=...) instead."
+            f"{plan.canonical} needs {', '.join(missing)}, which a plain model.generate() cannot "
+            "give; use hd.load(...).generate(..., strategy=...) instead."
         )
     tracker = _Tracker(plan, model.config.image_token_id)
     before = model.register_forward_pre_hook(tracker.before, with_kwargs=True)

@@ -1,8 +1,8 @@
-"""A batch of requests in flight: all rows of all requests in one forward per step, each with its own KV.
+"""A batch of requests in flight: one forward per step for all rows, each row with its own KV.
 
-Batch rows are ordered main rows first. Prompts are padded on the left; with image-prefix reuse the KV up
-to the last image token is computed once per picture and row and put before the question, padded on its
-own, so the same picture's questions cost only their words.
+Batch rows are ordered main rows first. Prompts are padded on the left; with image-prefix reuse the
+KV up to the last image token is computed once per picture and row and put before the question,
+padded on its own, so the same picture's questions cost only their words.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-from halludecode.core.attention import GENERATED, PAD
 from halludecode.core.plan import Plan
+from halludecode.core.rowblock import GENERATED, PAD
 from halludecode.engines.hf.hooks import hooked
 from halludecode.engines.hf.inputs import LRU
 from halludecode.engines.hf.net import Net, Tokens, pad_left
@@ -190,7 +190,7 @@ class Batch:
 
     # Image prefixes -------------------------------------------------------------------------------
     def _prefixes(self, known: LRU[Prefix]) -> list[Prefix | None]:
-        """The prefix of every row (None for rows without pictures), missing ones computed at once."""
+        """Each row's prefix (None for rows without pictures), missing ones computed at once."""
         hooks = [self._prefix_hooks(name) for _, name in self.rows]
         keys = [
             self.maker.prefix_key(self._row(place), hook) if self._row(place).prefix else None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -94,8 +95,8 @@ class HFEngine:
             requests: One request or any number of them.
             strategy: Spec string, strategy instance, YAML form, or a plan of this engine.
             sampling: How tokens are drawn; greedy by default.
-            score_words: Words whose first-step combined scores, without plausibility mask, are wanted
-                (``Output.scores``).
+            score_words: Words whose first-step combined scores, without plausibility mask, are
+                wanted (``Output.scores``).
 
         Raises:
             UnknownStrategy, InvalidParameter, UnsupportedStrategy: Before any token is produced.
@@ -224,7 +225,7 @@ class HFEngine:
         answers: Sequence[Answer],
         clock: Sequence[float],
     ) -> list[Output]:
-        share = [(b - a) * 1000 / len(jobs) for a, b in zip(clock, clock[1:], strict=False)]
+        share = [(b - a) * 1000 / len(jobs) for a, b in pairwise(clock)]
         outputs: list[Output] = []
         for r, job in enumerate(jobs):
             own = [answer for answer in answers if answer.request == r]
@@ -277,8 +278,9 @@ class HFEngine:
             for row in job.rows.values():
                 if len(row.input_ids) >= limit:
                     raise InvalidRequest(
-                        f"The prompt has {len(row.input_ids)} tokens (pictures included), the model's "
-                        f"context is {limit}; shorten the prompt or give fewer or smaller images."
+                        f"The prompt has {len(row.input_ids)} tokens (pictures included), the "
+                        f"model's context is {limit}; shorten the prompt or give fewer or smaller "
+                        "images."
                     )
 
     def _context(self) -> int:
@@ -313,13 +315,14 @@ def _effect(plan: Plan, answer: Answer, job: Job) -> tuple[int | None, tuple[str
     if attends:
         names = "+".join(part.strategy.name for part in attends)
         warnings.append(
-            f"{names} edited no attention in this answer: nothing in it met the strategy's conditions."
+            f"{names} edited no attention in this answer: nothing in it met the strategy's "
+            "conditions."
         )
     return answer.differs, tuple(warnings)
 
 
 def _settled(text: str, stops: Sequence[str]) -> str:
-    """Text that later tokens cannot change: no half character, no possible start of a stop string."""
+    """Text that later tokens cannot change: no half character, no start of a stop string."""
     text = text.rstrip("\N{REPLACEMENT CHARACTER}")
     for stop in stops:
         for size in range(len(stop) - 1, 0, -1):

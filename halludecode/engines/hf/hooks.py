@@ -1,8 +1,8 @@
 """How a plan reaches the model: transformers' attention and mask registries, and layer hooks.
 
-One attention function is registered under the name "halludecode". It runs the stock SDPA kernel for every
-row and recomputes, exactly, only the queries a strategy edits, in blocks of rows; without an active `Run`
-it is SDPA. The active run is a context variable, so threads never see each other's.
+One attention function is registered under the name "halludecode". It runs the stock SDPA kernel for
+every row and recomputes, exactly, only the queries a strategy edits, in blocks of rows; without an
+active `Run` it is SDPA. The active run is a context variable, so threads never see each other's.
 """
 
 from __future__ import annotations

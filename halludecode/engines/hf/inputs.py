@@ -1,7 +1,8 @@
 """From a `Prompt` to token ids and pixels with the model's own processor, a picture at a time.
 
-A picture is preprocessed once and its placeholder expansion remembered, so hundreds of questions about
-it cost a tokenizer call each. A test holds the assembled ids equal to the processor's own output.
+A picture is preprocessed once and its placeholder expansion remembered, so hundreds of questions
+about it cost a tokenizer call each. A test holds the assembled ids equal to the processor's own
+output.
 """
 
 from __future__ import annotations
@@ -117,7 +118,8 @@ class Feeder:
         if found != given:
             raise InvalidRequest(
                 f"The prompt holds {found} image placeholder(s) but {given} image(s) were given; "
-                "make the counts equal and keep the model's placeholder out of the question's words."
+                "make the counts equal and keep the model's placeholder out of the question's "
+                "words."
             )
         return text, ids
 
@@ -137,7 +139,7 @@ class Feeder:
         return known
 
     def word_ids(self, word: str) -> list[int]:
-        """First token of every usual spelling of a word (case, leading space), for score look-ups."""
+        """First token of every usual spelling of a word (case, leading space), for scores."""
         forms = [form for base in (word, word.capitalize()) for form in (base, " " + base)]
         encoded = [self.tokenizer(form, add_special_tokens=False)["input_ids"] for form in forms]
         single = {ids[0] for ids in encoded if len(ids) == 1}
@@ -152,7 +154,8 @@ class Feeder:
         except (ValueError, ZeroDivisionError) as error:
             width, height = picture.image.size
             raise InvalidRequest(
-                f"An image of {width} x {height} pixels cannot be preprocessed for this model: {error}"
+                f"An image of {width} x {height} pixels cannot be preprocessed for this model: "
+                f"{error}"
             ) from None
         long = made["input_ids"][0].tolist()
         before = short.index(self.image_token)
@@ -168,9 +171,8 @@ class Feeder:
 
     def _tokenize(self, text: str) -> list[int]:
         bos = getattr(self.tokenizer, "bos_token", None)
-        special = not (
-            bos and text.startswith(bos)
-        )  # a template that writes it must not get it twice
+        # A template that writes it must not get it twice.
+        special = not (bos and text.startswith(bos))
         return self.tokenizer(text, add_special_tokens=special)["input_ids"]
 
     def _render_plain(self, prompt: Prompt) -> str:

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-from halludecode.core.attention import IMAGE, PAD, SYSTEM, TEXT
+from halludecode.core.rowblock import IMAGE, PAD, SYSTEM, TEXT
 from halludecode.core.strategy import Facts, Vision
 from halludecode.engines.hf.inputs import LRU
 from halludecode.engines.hf.rows import Feed, Row
@@ -21,13 +21,21 @@ VISION_BATCH = 64  # pictures per call of the vision tower
 
 @dataclass(frozen=True)
 class Tokens:
-    """A stretch of one row: ids, positions [C, T] (C = 3 with mrope, else 1), kinds and picture numbers."""
+    """A stretch of one row.
+
+    Args:
+        ids: int64 [T].
+        position: int64 [C, T], C = 3 with mrope, else 1.
+        kind: int8 [T], see `core.attention.RowKeys`.
+        picture: int16 [T], index of the picture an image token belongs to, else -1.
+        hidden: bool [T], never visible to the row.
+    """
 
     ids: Tensor
     position: Tensor
     kind: Tensor
     picture: Tensor
-    hidden: Tensor  # bool [T], never visible
+    hidden: Tensor
 
     def cut(self, start: int, stop: int | None = None) -> Tokens:
         """Tokens start..stop."""
@@ -100,13 +108,12 @@ class Net:
             fresh |= self._encode(todo[at : at + VISION_BATCH])
         out: list[Tensor] = []
         for feed in feeds:
-            base = fresh.get(feed.pixel_key)
-            base = self._features.get(feed.pixel_key) if base is None else base
-            assert_found(base, feed)
+            known = fresh.get(feed.pixel_key)
+            base = _need(self._features.get(feed.pixel_key) if known is None else known, feed)
             if feed.features is not None:
                 edit, edited, index, state = feed.features
-                base = edit(base.float(), edited=edited, index=index, state=state).to(base.dtype)  # type: ignore[union-attr]
-            out.append(base)  # type: ignore[arg-type]
+                base = edit(base.float(), edited=edited, index=index, state=state).to(base.dtype)
+            out.append(base)
         for key, value in fresh.items():
             self._features.put(key, value)
         return out
@@ -170,16 +177,17 @@ class Net:
         return position[:, 0].cpu()
 
 
-def assert_found(base: Tensor | None, feed: Feed) -> None:
+def _need(base: Tensor | None, feed: Feed) -> Tensor:
     """Features must be there; a bound smaller than one batch would be a bug."""
     if base is None:
         raise RuntimeError(f"features of picture {feed.pixel_key} were dropped while in use")
+    return base
 
 
 def pad_left(
     rows: Sequence[Tokens], channels: int, pad: int
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """ids, position [C, rows, W], kind, picture, hidden of rows, padded on the left to one width."""
+    """The fields of `Tokens` over rows, left-padded to one width W; position is [C, rows, W]."""
     width, count = max(len(row.ids) for row in rows), len(rows)
     ids = torch.full((count, width), pad)
     position = torch.zeros(channels, count, width, dtype=torch.long)

@@ -184,7 +184,7 @@ def stack_state(jobs: Sequence[Job], part: int) -> Mapping[str, Any]:
 
 
 def _hooks(parts: Sequence[Part], owner: Part | None, name: str) -> str:
-    """Identity of the attention edits that act on a row: all parts' on main, the owner's elsewhere."""
+    """Identity of the attention edits of a row: all parts' on main, the owner's elsewhere."""
     asked = parts if owner is None else (owner,)
     acting = [p.strategy for p in asked if name in p.attend_rows]
     return digest(*((s.name, sorted(s.resolved().items())) for s in acting)) if acting else ""

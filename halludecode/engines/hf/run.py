@@ -13,9 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from halludecode.core.attention import GENERATED, IMAGE, PAD, Attention, Hooks, RowBlock, RowKeys
+from halludecode.core.attention import Attention, Hooks
 from halludecode.core.errors import HookNeverFired
 from halludecode.core.plan import Part
+from halludecode.core.rowblock import GENERATED, IMAGE, PAD, RowBlock, RowKeys
 
 BLOCK = 64  # query rows recomputed at a time: memory grows with the prompt, not with its square
 
@@ -119,9 +120,10 @@ class Run:
             silent = sorted(layer for layer in part.layers if (i, layer) not in self.fired)
             if silent:
                 raise HookNeverFired(
-                    f"{part.strategy.name}.attend was not called in layer(s) {silent} during the first "
-                    "forward pass, so the strategy was off; the attention implementation of this model "
-                    "did not reach halludecode's function (report it with `halludecode doctor`)."
+                    f"{part.strategy.name}.attend was not called in layer(s) {silent} during the "
+                    "first forward pass, so the strategy was off; the attention implementation of "
+                    "this model did not reach halludecode's function (report it with `halludecode "
+                    "doctor`)."
                 )
 
     def select(self, rows: Tensor, requests: Tensor, index: list[dict[str, Tensor]]) -> None:
@@ -187,7 +189,7 @@ class Run:
                             index, start, stop, tensors, part.phase == "scores"
                         )
                     blocks[name], places[where] = made[where], index
-            if "main" not in blocks and not blocks:
+            if not blocks:
                 continue
             gone = frozenset(part.attend_rows) - blocks.keys()
             part.strategy.attend(
@@ -242,9 +244,8 @@ class Run:
                             used |= keys.queries(which).any(0)
             where = used.nonzero().flatten().tolist()
             if not where and any("flag" in part.verbs for _, part in scored):
-                where = [
-                    geometry.width - 1
-                ]  # nothing to edit, but every prompt token must be judged
+                # Nothing to edit, but every prompt token must be judged.
+                where = [geometry.width - 1]
             self._columns[ids] = (where[0], where[-1] + 1) if where else (0, 0)
         return self._columns[ids]
 
@@ -260,7 +261,7 @@ class Run:
         return Hooks(flag, once, self.state[i], self._carry[i], allowed=part.verbs, gone=gone)
 
     def _flag(self, i: int, layer: int, name: str, fn: Callable[[Tensor], Tensor]) -> Tensor:
-        """bool [rows, N]: judged once per prompt token, False for generated ones, kept."""
+        """Bool [rows, N]: judged once per prompt token, False for generated ones, kept."""
         geometry: Geometry = self.geometry  # type: ignore[assignment]
         n = geometry.kind.shape[1]
         known = self.flags.get((i, layer, name))
@@ -277,7 +278,7 @@ class Run:
         return known  # type: ignore[return-value]
 
     def _capture(self, layer: int, tensors: Any) -> None:
-        q, k, v, mask, scaling, out = tensors
+        q, *_, out = tensors
         capture: Capture = self.capture  # type: ignore[assignment]
         if layer in capture.heads:
             capture.kept["heads", layer] = out[:, -1].detach().float().cpu()

@@ -1,0 +1,135 @@
+"""Working tensors of one row in one layer: keys, queries, scores, weights, output.
+
+The arithmetic is explicit and exact, but only ever on a block of query rows, so no [queries, keys]
+map of a whole prompt exists. Engines build a `RowBlock` per named row from their own tensors;
+`core.attention` edits it.
+
+Shapes: R requests, H query heads, G key/value heads, Q query rows of the block, N keys, d head size.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Literal
+
+from halludecode.core.errors import HookNeverFired
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Queries = Literal["emitting", "generated", "after_image", "all"]
+PAD, SYSTEM, IMAGE, TEXT, GENERATED = range(5)  # kinds of keys, see `RowKeys`
+NEG_INF = float("-inf")
+
+
+@dataclass(frozen=True)
+class RowKeys:
+    """What an engine knows about the keys and queries of one row, for all requests of a batch.
+
+    Args:
+        kind: int8 [R, N]: PAD, SYSTEM (before the first image), IMAGE, TEXT (after it), GENERATED.
+        picture: int16 [R, N]: index of the picture an image key belongs to, else -1.
+        position: int64 [R, Q]: position of each query in its prompt, -1 for padding.
+        query_kind: int8 [R, Q]: kind of each query token.
+        length: int64 [R]: prompt length P.
+    """
+
+    kind: Tensor
+    picture: Tensor
+    position: Tensor
+    query_kind: Tensor
+    length: Tensor
+
+    def queries(self, which: Queries) -> Tensor:
+        """Bool [R, Q]: the queries a verb acts on, defined by position, never by chunk."""
+        real = self.position >= 0
+        if which == "all":
+            return real
+        if which == "emitting":
+            return real & (self.position >= self.length[:, None] - 1)
+        if which == "generated":
+            return real & (self.position >= self.length[:, None])
+        return real & (self.query_kind >= TEXT) & (self.kind == IMAGE).any(-1, keepdim=True)
+
+
+@dataclass
+class RowBlock:
+    """Tensors of one row in one layer for a block of queries; scores are made on demand.
+
+    Args:
+        keys: Where its keys and queries lie.
+        q: [R, H, Q, d]; None, like k, v and visible, where only head outputs are edited.
+        k: [R, G, N, d].
+        v: [R, G, N, d].
+        visible: Bool, broadcastable to [R, 1, Q, N].
+        scaling: Factor on q k^T.
+        base: [R, H, Q, d], output of the stock kernel.
+        gains: [R, H, Q, N], factors on the weights.
+        head_gain: [R, H, Q], factors on the head outputs.
+        edited: Bool [R, Q], queries a verb acted on.
+        changed: Bool [R], requests in which an edit made a difference.
+    """
+
+    keys: RowKeys
+    q: Tensor | None
+    k: Tensor | None
+    v: Tensor | None
+    visible: Tensor | None
+    scaling: float
+    base: Tensor
+    gains: Tensor | None = None
+    head_gain: Tensor | None = None
+    edited: Tensor | None = None
+    changed: Tensor | None = None
+    _scores: Tensor | None = None
+    _weights: Tensor | None = None
+
+    def scores(self) -> Tensor:
+        """float32 [R, H, Q, N] scaled, masked logits."""
+        if self._scores is None:
+            q, k, visible = _need(self.q).float(), _need(self.k).float(), _need(self.visible)
+            r, h, n_q, d = q.shape
+            g = k.shape[1]
+            raw = q.reshape(r, g, h // g * n_q, d) @ k.transpose(-1, -2)
+            raw = raw.reshape(r, h, n_q, -1) * self.scaling
+            self._scores = raw.masked_fill(~visible, NEG_INF)
+        return self._scores
+
+    def edit_scores(self, scores: Tensor) -> None:
+        """Replace the logits; weights are recomputed from them."""
+        self._scores, self._weights = scores, None
+
+    def weights(self) -> Tensor:
+        """float32 [R, H, Q, N] softmax of the logits; rows that see nothing are 0."""
+        if self._weights is None:
+            scores = self.scores()
+            blind = (scores == NEG_INF).all(-1, keepdim=True)
+            self._weights = scores.masked_fill(blind, 0).softmax(-1).masked_fill(blind, 0)
+        return self._weights
+
+    def output(self) -> Tensor:
+        """[R, H, Q, d] output after every edit; queries nothing edited keep the stock kernel's."""
+        if self.edited is None:
+            raise HookNeverFired("attention: output asked for before any verb was used")
+        out = self.base
+        if self._scores is not None:
+            weights = self.weights() if self.gains is None else self.weights() * self.gains
+            r, h, n_q, n = weights.shape
+            value = _need(self.v).to(weights.dtype)
+            g = value.shape[1]
+            out = (weights.reshape(r, g, h // g * n_q, n) @ value).reshape(r, h, n_q, -1)
+        if self.head_gain is not None:
+            out = out.float() * self.head_gain[..., None]
+        return out.to(self.base.dtype).where(self.edited[:, None, :, None], self.base)
+
+    def mark(self, queries: Tensor, differs: Tensor) -> None:
+        """Remember which queries were edited and which requests really changed."""
+        self.edited = queries if self.edited is None else self.edited | queries
+        self.changed = differs if self.changed is None else self.changed | differs
+
+
+def _need(tensor: Tensor | None) -> Tensor:
+    """A verb that needs scores met a layer for which none were traced."""
+    if tensor is None:
+        raise HookNeverFired("attention: this verb needs scores, which tracing did not foresee")
+    return tensor

@@ -1,0 +1,236 @@
+"""Every kind of row edit, through strategies as a user would write them, against plain model calls."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+
+import pytest
+import torch
+from transformers.modeling_outputs import BaseModelOutputWithPooling
+
+import halludecode as hd
+from halludecode.core.errors import InvalidRequest
+from halludecode.core.prompt import Branch, Edit, Look
+from halludecode.core.registry import STRATEGIES
+from tests import families
+
+
+@contextmanager
+def registered(cls, name="toy_row"):
+    """A strategy that exists only inside the block."""
+    try:
+        yield hd.strategy(name)(cls)()
+    finally:
+        STRATEGIES._entries.pop(name, None)
+
+
+class Row(hd.Strategy):
+    """Write with the extra row alone, so that its logits are the answer."""
+
+    def combine(self, step):
+        return step["other"]
+
+
+def halve(features: torch.Tensor, *, by: float) -> torch.Tensor:
+    return features * by
+
+
+def first_ones(features: torch.Tensor, *, n: int) -> torch.Tensor:
+    return features[:n]
+
+
+def every_other(hidden: torch.Tensor) -> torch.Tensor:
+    hidden[::2] = True
+    return hidden
+
+
+def wrong_shape(pixels: torch.Tensor) -> torch.Tensor:
+    return pixels[..., :1]
+
+
+def ask() -> hd.Request:
+    return hd.Request("What is this?", [families.pictures()[0]])
+
+
+FEW = hd.Sampling(max_new_tokens=4, min_new_tokens=4, logprobs=1)
+
+
+def features_of(engine):
+    row = engine.rows(ask())["main"]
+    return row, engine.net.features(row.feeds)[0]
+
+
+def written(engine, ids, features, n=4):
+    """Tokens of plain forwards on given visual features, cache-free."""
+    out: list[int] = []
+    for _ in range(n):
+        made = engine.model(
+            input_ids=torch.cat([ids, torch.tensor(out, dtype=torch.long)])[None],
+            mm_encoder_outputs={"image": BaseModelOutputWithPooling(pooler_output=[features])},
+            use_cache=False,
+        )
+        logits = made.logits[0, -1].float()
+        logits[engine._eos()] = -torch.inf
+        out.append(int(logits.argmax()))
+    return tuple(out)
+
+
+@torch.no_grad()
+def test_features_edit_sees_projected_features(family_engine):
+    engine = family_engine("llava")
+
+    class Halved(Row):
+        def branches(self, prompt, state, m):
+            return {"other": Branch(prompt, features=Edit(halve, (("by", 0.5),)))}
+
+    row, features = features_of(engine)
+    with registered(Halved) as strategy:
+        output = engine.generate(ask(), strategy, FEW)[0]
+        shown = engine.rows(ask(), strategy)["other"]
+    assert output.token_ids == written(engine, row.input_ids, features * 0.5)
+    assert output.token_ids != written(engine, row.input_ids, features)
+    assert torch.allclose(shown.embeds[0], features * 0.5)
+    assert engine.rows(ask())["main"].embeds is None
+
+
+@torch.no_grad()
+def test_features_may_change_the_count(family_engine):
+    engine = family_engine("llava")
+
+    class Fewer(Row):
+        def branches(self, prompt, state, m):
+            return {"other": Branch(prompt, features=Edit(first_ones, (("n", 5),)), tokens=5)}
+
+    row, features = features_of(engine)
+    image = engine.model.config.image_token_id
+    keep = (row.input_ids != image) | ((row.input_ids == image).cumsum(0) <= 5)
+    with registered(Fewer) as strategy:
+        output = engine.generate(ask(), strategy, FEW)[0]
+        assert len(engine.rows(ask(), strategy)["other"].input_ids) == int(keep.sum())
+    assert output.token_ids == written(engine, row.input_ids[keep], features[:5])
+
+
+def test_hidden_image_tokens_are_never_seen(family_engine):
+    """Hiding tokens equals a mask that hides them, positions unchanged."""
+    engine = family_engine("llava")
+
+    class Hidden(Row):
+        def branches(self, prompt, state, m):
+            return {"other": Branch(prompt, hide=Edit(every_other))}
+
+    row, features = features_of(engine)
+    image = row.input_ids == engine.model.config.image_token_id
+    mask = torch.ones_like(row.input_ids)
+    mask[image.nonzero().flatten()[::2]] = 0
+    with torch.no_grad():
+        made = engine.model(
+            input_ids=row.input_ids[None],
+            attention_mask=mask[None],
+            position_ids=torch.arange(len(mask))[None],
+            mm_encoder_outputs={"image": BaseModelOutputWithPooling(pooler_output=[features])},
+        )
+    expected = made.logits[0, -1].float().log_softmax(-1)
+    with registered(Hidden) as strategy:
+        output = engine.generate(ask(), strategy, hd.Sampling(max_new_tokens=1, logprobs=1))[0]
+        shown = engine.rows(ask(), strategy)["other"]
+    assert int(shown.hidden.sum()) == int(image.sum()) // 2
+    assert output.token_ids[0] == int(expected.argmax())
+    assert output.logprobs[0].logprob == pytest.approx(float(expected.max()), abs=1e-4)
+
+
+@pytest.mark.parametrize("family", families.FAMILIES)
+def test_a_main_branch_edits_the_prompt_every_other_row_gets(family_engine, family):
+    engine = family_engine(family)
+
+    class Instructed(hd.Strategy):
+        def branches(self, prompt, state, m):
+            return {"main": Branch(prompt.with_instruction("Describe the image."))}
+
+    described = hd.Request("Describe the image.", ask().images)
+    with registered(Instructed):
+        rows = engine.rows(ask(), "toy_row+vcd")
+        output = engine.generate(ask(), "toy_row+vcd", FEW)[0]
+    assert rows["main"].prompt == rows["noised"].prompt == engine.rows(described)["main"].prompt
+    assert output.token_ids == engine.generate(described, "vcd", FEW)[0].token_ids
+
+
+def test_equal_rows_are_shared(family_engine):
+    engine = family_engine("llava")
+
+    class Blind(Row):
+        def branches(self, prompt, state, m):
+            return {"other": Branch(prompt.without_images())}
+
+    with registered(Blind):
+        output = engine.generate(ask(), "toy_row+m3id", FEW)[0]
+        assert output.rows == ("main", "other"), "m3id's blind row is the same row"
+        assert engine.generate(ask(), "toy_row+vhr", FEW)[0].rows == ("main", "other", "blind")
+
+
+def test_pixels_must_keep_their_shape(family_engine):
+    engine = family_engine("llava")
+
+    class Cropped(Row):
+        def branches(self, prompt, state, m):
+            return {"other": Branch(prompt, pixels=Edit(wrong_shape))}
+
+    with registered(Cropped) as strategy, pytest.raises(InvalidRequest, match="must be kept"):
+        engine.generate(ask(), strategy, FEW)
+
+
+@pytest.mark.parametrize("family", families.FAMILIES)
+def test_looks_see_what_transformers_reports(family_engine, family):
+    engine = family_engine(family)
+    model, processor = engine.model, engine.processor
+    text = families.FAMILIES[family].prompt("What is this?")
+    image = families.pictures()[1]
+    inputs = processor(text=[text], images=[image], return_tensors="pt")
+    model.set_attn_implementation("eager")
+    try:
+        with torch.no_grad():
+            plain = model(**inputs, output_hidden_states=True, output_attentions=True)
+    finally:
+        model.set_attn_implementation("sdpa")
+        if hasattr(model.model, "rope_deltas"):
+            model.model.rope_deltas = None
+    from halludecode.engines.prompts import to_prompt
+
+    prompt = to_prompt(hd.Request("What is this?", [image]), engine.net.layout.placeholder)
+    layers = (0, 2, 4)
+    seen = engine._looker.see(Look(prompt, hidden=layers, heads=layers, image=layers))
+    every = engine._looker.see(Look(prompt, hidden=layers, every_token=True))
+    is_image = inputs["input_ids"][0] == model.config.image_token_id
+    for i, layer in enumerate(layers):
+        hidden = plain.hidden_states[layer + 1][0]
+        torch.testing.assert_close(seen.hidden[i], hidden[-1], atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(every.hidden[i], hidden, atol=1e-4, rtol=1e-4)
+        weights = plain.attentions[layer][0, :, -1]
+        torch.testing.assert_close(seen.image[i], weights[:, is_image], atol=1e-5, rtol=1e-4)
+    assert torch.equal(every.image_mask, is_image)
+    start, rows, columns = seen.image_spans[0]
+    assert start >= 0
+    assert start + rows * columns == int(is_image.sum())
+    assert seen.heads.shape == (3, 4, 32)
+
+
+def test_looks_are_remembered(family_engine):
+    engine = family_engine("llava")
+    fresh = hd.Request("Is it remembered?", ask().images)
+    engine.generate(fresh, "agla", hd.Sampling(max_new_tokens=1))
+    before = engine.net.calls
+    engine.generate(fresh, "agla", hd.Sampling(max_new_tokens=1))
+    assert engine.net.calls - before == 1
+
+
+def test_agla_with_the_papers_matcher(family_engine, tmp_path):
+    """BLIP-ITM with random weights, end to end: the masked row sees the masked picture."""
+    from tests.views.test_blip_itm import save_tiny_blip
+
+    path = save_tiny_blip(tmp_path)
+    engine = family_engine("llava")
+    spec = f"agla(matcher=blip,blip={str(path)!r})"
+    row = engine.rows(ask(), spec)["masked"]
+    assert row.feeds[0].picture.image.size == (384, 384)
+    output = engine.generate(ask(), spec, FEW)[0]
+    assert "matcher=blip" in output.strategy
+    assert output.rows == ("main", "masked")
