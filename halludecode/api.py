@@ -28,6 +28,7 @@ def load(model: Any, engine: str = "hf", **engine_args: Any) -> Any:
     Raises:
         InvalidModel: It cannot be loaded.
         UnsupportedStrategy: The engine is not available.
+        InvalidRequest: There is no engine of that name.
     """
     if engine == "vllm":
         raise UnsupportedStrategy("Engine 'vllm' is not part of this version; use engine='hf'.")

@@ -1,7 +1,7 @@
 """What `attend` sees of one layer: segments of keys, and verbs that read or edit attention.
 
-An engine builds one `core.rowblock.RowBlock` per named row from its own tensors; strategies see only
-`Attention`. Order in a layer: add/scale/hide -> softmax -> mass -> gain -> out -> heads.
+An engine builds one `core.rowblock.RowBlock` per named row from its own tensors; strategies see
+only `Attention`. Order in a layer: add/scale/hide -> softmax -> mass -> gain -> out -> heads.
 
 Shapes: R requests, H query heads, Q query rows of the block, N keys, d head size.
 """

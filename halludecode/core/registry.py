@@ -112,7 +112,8 @@ def info(name: str) -> Info:
 
     cls = STRATEGIES.get(name)
     plan = compile_plan(cls(), typical_facts())
-    doc = inspect.cleandoc(inspect.getmodule(cls).__doc__ or cls.__doc__ or "")  # type: ignore[union-attr]
+    module = inspect.getmodule(cls)
+    doc = inspect.cleandoc((module and module.__doc__) or cls.__doc__ or "")
     return Info(
         name=name,
         summary=doc.splitlines()[0] if doc else "",

@@ -4,7 +4,8 @@ The arithmetic is explicit and exact, but only ever on a block of query rows, so
 map of a whole prompt exists. Engines build a `RowBlock` per named row from their own tensors;
 `core.attention` edits it.
 
-Shapes: R requests, H query heads, G key/value heads, Q query rows of the block, N keys, d head size.
+Shapes: R requests, H query heads, G key/value heads, Q query rows of the block, N keys, d head
+size.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ import difflib
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from halludecode.core.errors import InvalidParameter
 from halludecode.core.registry import STRATEGIES
@@ -69,10 +69,7 @@ def format(parts: Sequence[Strategy]) -> str:
 
 def to_config(parts: Sequence[Strategy]) -> list[dict[str, dict[str, Any]]]:
     """The YAML and JSON form: a list of one-key maps."""
-    return [
-        {p.name: {k: list(v) if isinstance(v, tuple) else v for k, v in p.resolved().items()}}
-        for p in parts
-    ]
+    return [{p.name: {k: _plain(v) for k, v in p.resolved().items()}} for p in parts]
 
 
 def presets(name: str) -> dict[str, dict[str, Any]]:
@@ -156,10 +153,16 @@ def _format_one(part: Strategy) -> str:
     return f"{part.name}({values})" if values else part.name
 
 
+def _plain(value: Any) -> Any:
+    """The value as YAML and JSON write it: a list for a tuple."""
+    return list(cast("tuple[Any, ...]", value)) if isinstance(value, tuple) else value
+
+
 def _format_value(value: Any) -> str:
     if isinstance(value, str) and _BARE.fullmatch(value):
         try:
             ast.literal_eval(value)
         except (ValueError, SyntaxError, TypeError):
             return value
-    return repr(value).replace(" ", "") if isinstance(value, tuple) else repr(value)
+    text = repr(value)
+    return text.replace(" ", "") if isinstance(value, tuple) else text

@@ -12,7 +12,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar, dataclass_transform
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar, cast, dataclass_transform
 
 from halludecode.core.errors import InvalidParameter
 
@@ -115,7 +115,7 @@ class Param:
         if value is None and "None" in kinds:
             return None
         if isinstance(value, list):
-            value = tuple(value)  # type: ignore[arg-type]  # lists come from YAML; tuples are hashable
+            value = tuple(cast("list[Any]", value))  # lists come from YAML; tuples are hashable
         for kind in kinds:
             if kind == "float" and isinstance(value, int | float) and not isinstance(value, bool):
                 return float(value)
@@ -126,9 +126,9 @@ class Param:
             if kind == "str" and isinstance(value, str):
                 return value
             if kind.startswith("tuple[int") and isinstance(value, tuple | int):
-                items = (value,) if isinstance(value, int) else value  # type: ignore[assignment]
-                if all(isinstance(item, int) for item in items):  # type: ignore[union-attr]
-                    return items  # type: ignore[return-value]
+                items = (value,) if isinstance(value, int) else cast("tuple[Any, ...]", value)
+                if all(isinstance(item, int) for item in items):
+                    return items
         raise InvalidParameter(
             f"{where}: {self.name} must be a {self.type.replace(' | ', ' or ')}."
         )

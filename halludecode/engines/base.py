@@ -1,4 +1,4 @@
-"""What every engine accepts and returns: Request, Sampling, Output, Chunk, Row, Engine.
+"""What every engine accepts and returns: Request, Sampling, Output, Chunk, Engine.
 
 Nothing here imports torch or transformers: the types are shared by engines, evaluators, the command
 line and the server.

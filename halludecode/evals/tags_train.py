@@ -26,6 +26,7 @@ Example = tuple[list[str], int]  # features, index into POS
 
 ENDINGS = ("ing", "ed", "est", "er", "s", "")
 COMMON = 60  # the most frequent words that matter get ten times the made-up sentences
+WEIGHT = 6  # a real sentence counts as much as this many made-up ones
 
 
 def ambiguous() -> set[str]:
@@ -61,7 +62,7 @@ def examples(
         words = [word for word, _ in caption]
         for i, (word, name) in enumerate(caption):
             if word in targets:
-                out.append(_example(words, i, name, usual))
+                out += [_example(words, i, name, usual)] * WEIGHT
                 seen[word] += 1
             if word.isalpha() and name[0] in "NVJR":
                 places[_ending(word)].append((words[max(0, i - 8) : i + 6], min(i, 8)))

@@ -3,10 +3,10 @@
     z = l(v) + alpha * l(v_aug),   keep y with  p(y | v) >= beta * max p(. | v)
 
 ``matcher="blip"`` is the paper's: BLIP-ITM GradCAM of the question, masked fraction = half the
-similarity. ``matcher="self"`` needs no second model: attention of the last prompt token to the image
-in the middle third of layers, divided by the same map for "Describe the image.", the lowest ``drop``
-blacked out. The official code lets the augmented row read the main row's cache from token 2 on;
-here it keeps its own. The rule's net scale is 1 + alpha: compare sampled results with a
+similarity. ``matcher="self"`` needs no second model: attention of the last prompt token to the
+image in the middle third of layers, divided by the same map for "Describe the image.", the lowest
+``drop`` blacked out. The official code lets the augmented row read the main row's cache from token
+2 on; here it keeps its own. The rule's net scale is 1 + alpha: compare sampled results with a
 temperature-matched baseline.
 """
 

@@ -85,23 +85,27 @@ def relevance(
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     with torch.inference_mode(False):  # the caller may be in it; a gradient cannot
         blip, processor, lock = _matcher(model, device)
-        layers = blip.text_encoder.encoder.layer
-        if not 0 <= layer < len(layers):
-            raise InvalidParameter(f"layer={layer}: the text encoder of {model} has {len(layers)}.")
+        read = _layer(blip, layer, model)
         inputs = _inputs(processor, image, question).to(device)
-        with torch.no_grad():
-            similarity = float(blip(**inputs, use_itm_head=False).itm_score[0, 0])
+        similarity = _similarity(blip, inputs)
         inputs["input_ids"][:, 0] = _encoder_token(blip, processor)
         with lock:  # hooks see every forward of the model, another thread's too
-            attention, gradient = _match_gradient(blip, layers[layer], inputs)
+            attention, gradient = _match_gradient(blip, read, inputs)
         patches = gradcam(attention[:, 1:-1, 1:], gradient[:, 1:-1, 1:]).float().cpu()
     side = isqrt(patches.numel())
-    return patches.reshape(side, side), max(-1.0, min(1.0, similarity))
+    return patches.reshape(side, side), similarity
 
 
 def gradcam(attention: Tensor, gradient: Tensor) -> Tensor:
     """Grad-CAM of an attention map: ``[heads, tokens, patches]`` twice -> ``[patches]``."""
     return (attention * gradient.clamp(min=0)).mean(0).mean(0)
+
+
+def _layer(blip: Any, layer: int, model: str) -> Any:
+    layers = blip.text_encoder.encoder.layer
+    if not 0 <= layer < len(layers):
+        raise InvalidParameter(f"layer={layer}: the text encoder of {model} has {len(layers)}.")
+    return layers[layer]
 
 
 def _inputs(processor: Any, image: Image.Image, question: str) -> Any:
@@ -115,6 +119,14 @@ def _inputs(processor: Any, image: Image.Image, question: str) -> Any:
     if inputs["input_ids"].shape[1] < 3:  # [CLS], [SEP]
         raise InvalidRequest("BLIP needs a question and this one has no words; use matcher=self.")
     return inputs
+
+
+def _similarity(blip: Any, inputs: Any) -> float:
+    import torch
+
+    with torch.no_grad():
+        score = float(blip(**inputs, use_itm_head=False).itm_score[0, 0])
+    return max(-1.0, min(1.0, score))
 
 
 def _match_gradient(blip: Any, layer: Any, inputs: Any) -> tuple[Tensor, Tensor]:

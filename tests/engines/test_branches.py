@@ -1,4 +1,4 @@
-"""Every kind of row edit, through strategies as a user would write them, against plain model calls."""
+"""Every kind of row edit, in strategies as a user would write them, against plain model calls."""
 
 from __future__ import annotations
 

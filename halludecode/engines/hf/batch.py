@@ -76,11 +76,6 @@ class Batch:
         self.cache: Any = DynamicCache(config=net.model.config.get_text_config())
         self.kind = self.picture = self.mask = torch.empty(0)
 
-    @property
-    def main(self) -> Tensor:
-        """Batch rows of the main rows, one per request."""
-        return torch.arange(len(self.jobs))
-
     def prefill(self, prefixes: LRU[Prefix] | None = None) -> Tensor:
         """Fill the KV of all rows; float32 logits [rows, V] of the first token.
 

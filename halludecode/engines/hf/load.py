@@ -38,19 +38,11 @@ def load_model(
     Raises:
         InvalidModel: Not found, not an image-text model, or without a processor.
     """
-    from transformers import AutoModelForImageTextToText, AutoProcessor
+    from transformers import AutoModelForImageTextToText
 
     source = model_source(model_id)
     shared = {"revision": revision, "trust_remote_code": trust_remote_code}
-    try:
-        processor = AutoProcessor.from_pretrained(source, **shared)
-    except (OSError, ValueError, KeyError) as error:
-        raise InvalidModel(_why(model_id, "processor", error)) from error
-    if not hasattr(processor, "tokenizer") or not hasattr(processor, "image_processor"):
-        raise InvalidModel(
-            f"{model_id}: no image processor beside the tokenizer; save the whole processor "
-            "(processor.save_pretrained) next to the model."
-        )
+    processor = _load_processor(model_id, source, **shared)
     where = device or ("cuda" if torch.cuda.is_available() else "cpu")
     chosen = dtype or ("float32" if where == "cpu" and device_map is None else "auto")
     try:
@@ -95,6 +87,21 @@ def model_digest(model: Any, source: str) -> str:
             sample.float().numpy().tobytes() if sample.is_floating_point() else sample.tolist()
         )
     return digest(*parts)
+
+
+def _load_processor(model_id: str, source: str, **shared: Any) -> Any:
+    from transformers import AutoProcessor
+
+    try:
+        processor = AutoProcessor.from_pretrained(source, **shared)
+    except (OSError, ValueError, KeyError) as error:
+        raise InvalidModel(_why(model_id, "processor", error)) from error
+    if not hasattr(processor, "tokenizer") or not hasattr(processor, "image_processor"):
+        raise InvalidModel(
+            f"{model_id}: no image processor beside the tokenizer; save the whole processor "
+            "(processor.save_pretrained) next to the model."
+        )
+    return processor
 
 
 def _why(model_id: str, what: str, error: Exception) -> str:

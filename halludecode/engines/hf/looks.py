@@ -65,9 +65,11 @@ class Looker:
 
     def see(self, look: Look) -> Seen:
         """What one look saw."""
-        if self._seen.get(look.key) is None:
+        known = self._seen.get(look.key)
+        if known is None:
             self.run([look], 1, reuse=False)
-        return self._seen.get(look.key)  # type: ignore[return-value]
+            return self.see(look)
+        return known
 
     def calibration(self, samples: list[Prompt]) -> Calibration:
         """What a strategy's `calibrate` may ask."""

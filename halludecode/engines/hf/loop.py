@@ -114,9 +114,7 @@ class Loop:
         combined = self._combine(logits, step)
         if step == 0 and self.words:
             self._score_words(self._combine(logits, step, masking=False), live)
-        history = (
-            self._history(live) if self.sampling.repetition_penalty != 1 else [main] * len(live)
-        )
+        history = self._history(live) if self.sampling.repetition_penalty != 1 else []
         token = self.sampler.draw(self.sampler.penalise(combined, history, step), step)
         plain = self.sampler.draw(self.sampler.penalise(main, history, step), step)
         self._keep_logprobs(combined, token, live)
