@@ -141,9 +141,9 @@ class Attention:
         """float32 [R, N]: a `PerImageToken` of the state laid onto the main row's image keys."""
         self._use("key", ("main",))
         mask = self._keys("main").kind == IMAGE
-        values = self.state[name].to(mask.device).float()
-        laid = values.new_zeros(mask.shape)
-        laid[mask] = values[values.isfinite()]
+        laid = mask.float() * 0
+        for request, own in enumerate(self.state[name]):  # pictures differ in their token counts
+            laid[request, mask[request]] = own.values.to(laid)
         return laid
 
     def flag(self, name: str, fn: Callable[[Tensor], Tensor]) -> Segment:

@@ -6,17 +6,18 @@ written down. A verb met later that the trace missed raises.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache
+from itertools import chain, count
 from typing import TYPE_CHECKING, Any, Literal
 
 from halludecode.core import spec as hd_spec
 from halludecode.core.attention import SCORE_VERBS, Attention, Hooks, Trace
 from halludecode.core.errors import InvalidParameter, UnsupportedStrategy
-from halludecode.core.prompt import Branch, Look, Picture, Prompt, Seen, Turn
+from halludecode.core.prompt import Branch, Look, Picture, Prompt, Seen, Turn, digest
 from halludecode.core.rowblock import IMAGE, SYSTEM, TEXT, Queries, RowBlock, RowKeys
-from halludecode.core.strategy import Facts, Strategy
+from halludecode.core.strategy import Facts, State, Strategy, stack
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -164,7 +165,9 @@ def compile_plan(
     for part in parts:
         _check(part, provides, engine)
     needs = frozenset(need for part in parts for need in _needs(part))
-    return Plan(parts, hd_spec.format(strategies), needs, _row_names(parts), _cost(parts))
+    return Plan(
+        parts, hd_spec.format(strategies), needs, ("main", *_extra_rows(parts)), _cost(parts)
+    )
 
 
 def typical_facts() -> Facts:
@@ -215,17 +218,34 @@ def _needs(part: Part) -> frozenset[str]:
     return frozenset(needs)
 
 
-def _row_names(parts: Sequence[Part]) -> tuple[str, ...]:
-    names = ["main"]
+def free_name(name: str, strategy: str, taken: Container[str]) -> str:
+    """A row's name in the batch: its own, else with the strategy's before it, else numbered."""
+    numbered = (f"{strategy}.{name}#{i}" for i in count(2))
+    tries = chain((name, f"{strategy}.{name}"), numbered)
+    return next(candidate for candidate in tries if candidate not in taken)
+
+
+def row_hooks(parts: Sequence[Part], owner: Part | None, name: str) -> str:
+    """Identity of the attention edits on a row: every part's on main, the owner's elsewhere."""
+    acting = [p.strategy for p in (parts if owner is None else (owner,)) if name in p.attend_rows]
+    return digest(*((s.name, sorted(s.resolved().items())) for s in acting)) if acting else ""
+
+
+def _extra_rows(parts: Sequence[Part]) -> dict[str, Branch]:
+    """Rows beside main by their names in the batch, equal ones once."""
+    rows: dict[str, Branch] = {}
+    seen: set[str] = set()
     for part in parts:
-        for name in part.branches:
-            taken = name in names
-            names.append(f"{part.strategy.name}.{name}" if taken else name)
-    return tuple(dict.fromkeys(names))
+        for name, branch in part.branches.items():
+            key = digest(branch.key, row_hooks(parts, part, name))
+            if name != "main" and key not in seen:
+                seen.add(key)
+                rows[free_name(name, part.strategy.name, {"main", *rows})] = branch
+    return rows
 
 
 def _cost(parts: Sequence[Part]) -> Cost:
-    extra = [b for part in parts for name, b in part.branches.items() if name != "main"]
+    extra = list(_extra_rows(parts).values())
     return Cost(
         rows=1 + sum(b.life == "answer" for b in extra),
         prefill_rows=sum(b.life == "prefill" for b in extra),
@@ -255,7 +275,7 @@ def _trace(strategy: Strategy, facts: Facts) -> Part:
         raise InvalidParameter(f"{strategy.name}: layers {layers} are not within 0..{facts.L - 1}.")
     trace = Trace()
     for layer in layers[:2]:
-        _trace_attend(strategy, layer, branches, facts, trace)
+        _trace_attend(strategy, layer, branches, stack([state, state]), facts, trace)
     return Part(
         strategy,
         facts,
@@ -269,7 +289,12 @@ def _trace(strategy: Strategy, facts: Facts) -> Part:
 
 
 def _trace_attend(
-    strategy: Strategy, layer: int, branches: Mapping[str, Branch], facts: Facts, trace: Trace
+    strategy: Strategy,
+    layer: int,
+    branches: Mapping[str, Branch],
+    state: State,
+    facts: Facts,
+    trace: Trace,
 ) -> None:
     import torch
 
@@ -283,14 +308,14 @@ def _trace_attend(
     blocks = {"main": _fake_block(facts, image=True, rng=rng)}
     for name, branch in branches.items():
         blocks[name] = _fake_block(facts, image=bool(branch.prompt.pictures), rng=rng)
-    hooks = Hooks(flag=flag, once=lambda name, fn: fn(), trace=trace)
+    hooks = Hooks(flag=flag, once=lambda name, fn: fn(), state=state, trace=trace)
     strategy.attend(Attention(layer, facts, blocks, hooks, strategy.name))
 
 
 def _fake_block(facts: Facts, *, image: bool, rng: Any) -> RowBlock:
     import torch
 
-    kinds = [SYSTEM, IMAGE, IMAGE, TEXT, TEXT] if image else [SYSTEM] * 5
+    kinds = [SYSTEM, *[IMAGE] * 4, TEXT, TEXT] if image else [SYSTEM] * 7
     kind = torch.tensor([kinds] * 2, dtype=torch.int8)
     n = kind.shape[1]
     keys = RowKeys(

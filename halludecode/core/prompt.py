@@ -200,6 +200,12 @@ class Branch:
     hide: Edit | None = None
     life: Literal["answer", "prefill"] = "answer"
 
+    @property
+    def key(self) -> str:
+        """Digest of the prompt and every edit; branches with equal keys share a row."""
+        edits = (self.images, self.pixels, self.features, self.hide)
+        return digest(self.prompt.key, *(e.key if e else "" for e in edits), self.tokens, self.life)
+
 
 @dataclass(frozen=True)
 class Look:

@@ -10,7 +10,7 @@ size.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
 from halludecode.core.errors import HookNeverFired
@@ -40,9 +40,15 @@ class RowKeys:
     position: Tensor
     query_kind: Tensor
     length: Tensor
+    _made: dict[Queries, Tensor] = field(default_factory=dict["Queries", "Tensor"], compare=False)
 
     def queries(self, which: Queries) -> Tensor:
         """Bool [R, Q]: the queries a verb acts on, defined by position, never by chunk."""
+        if which not in self._made:
+            self._made[which] = self._queries(which)
+        return self._made[which]
+
+    def _queries(self, which: Queries) -> Tensor:
         real = self.position >= 0
         if which == "all":
             return real

@@ -42,8 +42,19 @@ def parse(spec: Spec) -> tuple[Strategy, ...]:
     if isinstance(spec, str):
         return tuple(_item(text, spec) for text in split(spec, "+", spec))
     if isinstance(spec, Mapping):
-        return tuple(get(name, **(values or {})) for name, values in spec.items())
-    return tuple(part for entry in spec for part in parse(entry))
+        return tuple(_from_map(name, values) for name, values in spec.items())
+    given: Any = spec  # whatever a YAML file or a caller handed over
+    if isinstance(given, Sequence):
+        return tuple(part for entry in cast("Sequence[Any]", given) for part in parse(entry))
+    raise InvalidParameter(
+        f"Strategy {spec!r}: give text such as 'vcd(alpha=0.5)', or a list of names and maps."
+    )
+
+
+def _from_map(name: str, values: Any) -> Strategy:
+    if values is not None and not isinstance(values, Mapping):
+        raise InvalidParameter(f"Strategy {name}: parameters must be a map, not {values!r}.")
+    return get(name, **cast("dict[str, Any]", values or {}))
 
 
 def get(name: str, /, **values: Any) -> Strategy:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import inspect
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, TypeVar, cast, dataclass_transform
@@ -127,7 +127,7 @@ class Param:
                 return value
             if kind.startswith("tuple[int") and isinstance(value, tuple | int):
                 items = (value,) if isinstance(value, int) else cast("tuple[Any, ...]", value)
-                if all(isinstance(item, int) for item in items):
+                if all(isinstance(item, int) and not isinstance(item, bool) for item in items):
                     return items
         raise InvalidParameter(
             f"{where}: {self.name} must be a {self.type.replace(' | ', ' or ')}."
@@ -188,6 +188,23 @@ class Facts:
     def scaled(self, layer: int) -> int:
         """A layer number given for 32-layer models, scaled to this depth."""
         return round(layer * self.L / 32)
+
+
+def stack(states: Sequence[State]) -> State:
+    """State of one strategy over requests: equal-shaped tensors become [B, ...], the rest lists."""
+    stacked: dict[str, Any] = {}
+    for name in dict.fromkeys(name for state in states for name in state):
+        values = [state.get(name) for state in states]
+        shapes = {getattr(value, "shape", None) for value in values}
+        same = len(shapes) == 1 and None not in shapes
+        stacked[name] = _stacked(values) if same else values
+    return stacked
+
+
+def _stacked(values: list[Any]) -> Tensor:
+    import torch
+
+    return torch.stack(values)
 
 
 @dataclass(frozen=True)
@@ -260,7 +277,7 @@ class Strategy:
     def params(cls) -> tuple[Param, ...]:
         """The parameters in the order they are declared."""
         return tuple(
-            Param(name=f.name, default=f.default, type=str(f.type), **f.metadata)
+            Param(name=f.name, default=f.default, type=_type_name(f.type), **f.metadata)
             for f in dataclasses.fields(cls)
         )
 
@@ -297,3 +314,10 @@ def strategy(
         return frozen
 
     return register
+
+
+def _type_name(annotation: Any) -> str:
+    """The annotation as written, whether or not the file postpones evaluating them."""
+    if isinstance(annotation, str):
+        return annotation
+    return annotation.__name__ if type(annotation) is type else str(annotation)

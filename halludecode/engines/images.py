@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import base64
 import binascii
+import contextlib
 import io
+import struct
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -71,7 +73,12 @@ def _upright(image: Image, name: str) -> Image:
     from PIL import ImageOps
 
     try:
-        return ImageOps.exif_transpose(image).convert("RGB")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # damaged metadata is not the reader's concern
+            image.load()
+            with contextlib.suppress(struct.error, ValueError, KeyError, TypeError, OSError):
+                image = ImageOps.exif_transpose(image)  # unreadable: the picture as it is stored
+            return image.convert("RGB")
     except (OSError, ValueError, SyntaxError, EOFError) as error:
         raise InvalidRequest(f"{name} is damaged or cut short ({error}); save it again.") from None
 
@@ -99,10 +106,10 @@ def _read(source: Any, where: str) -> tuple[str, bytes]:
             f"{where}: an object of type {kind} is no picture; "
             "give a path, bytes, data URL or PIL image."
         )
-    path = Path(source).expanduser()
     try:
-        return str(source), path.read_bytes()
+        return str(source), Path(source).expanduser().read_bytes()
     except FileNotFoundError:
         raise InvalidRequest(f"{source}: no such image file.") from None
-    except OSError as error:
-        raise InvalidRequest(f"{source}: cannot be read ({error.strerror or error}).") from None
+    except (OSError, ValueError, RuntimeError) as error:  # NUL bytes, an unknown ~user
+        why = getattr(error, "strerror", None) or error
+        raise InvalidRequest(f"{source!s}: cannot be read ({why}).") from None

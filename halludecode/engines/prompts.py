@@ -25,6 +25,9 @@ def to_prompt(request: Request, placeholder: str) -> Prompt:
     pictures = [load_picture(image, f"image {i + 1}") for i, image in enumerate(request.images)]
     if isinstance(request.prompt, str):
         return _from_text(request.prompt, pictures, placeholder)
+    if not isinstance(request.prompt, Sequence):
+        kind = type(request.prompt).__name__
+        raise InvalidRequest(f"Request(prompt=...): give text or chat messages, not {kind}.")
     return _from_messages(request.prompt, pictures)
 
 
@@ -82,7 +85,10 @@ def _part(part: Any, where: str, given: Iterator[Picture]) -> Part:
         return part["text"]
     if kind == "image_url":
         url = part.get("image_url")
-        return load_picture(url["url"] if isinstance(url, Mapping) else url, f"{where}: image")
+        url = url.get("url") if isinstance(url, Mapping) else url
+        if not isinstance(url, str):
+            raise InvalidRequest(f"{where}: image_url needs a url.")
+        return load_picture(url, f"{where}: image")
     if kind == "image":
         inline = part.get("image")
         picture = (

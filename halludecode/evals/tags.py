@@ -1,7 +1,7 @@
 """Parts of speech for the few caption words whose WordNet lemma depends on them, without NLTK.
 
 "parking" is the object word "park" only as a verb, "umbrellas" is "umbrella" only as a noun: some
-950 such words decide what the wordnet family of CHAIR finds. For them a small linear model, an
+960 such words decide what the wordnet family of CHAIR finds. For them a small linear model, an
 averaged perceptron over the neighbouring words, repeats what NLTK's tagger says; it was fitted to
 that tagger's answers on published captions (`halludecode.evals.tags_train`). It is close to NLTK,
 not equal: ``data/README.md`` gives the measured agreement.

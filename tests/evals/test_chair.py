@@ -73,7 +73,7 @@ def test_tables_path_agrees_on_the_vector_captions():
         for case in CHAIR["captions"]
         if reader.read(case["caption"]).objects != case["wordnet"]["generated"]
     ]
-    assert len(differ) <= 1, differ
+    assert differ == []
 
 
 @pytest.mark.parametrize(
@@ -259,9 +259,9 @@ def test_tables_path_agrees_with_nltk_on_published_captions(name):
     differ = sum(
         result.outcomes[i]["generated"] != o["generated"] for i, o in exact.outcomes.items()
     )
-    assert differ <= 5  # of 500; these captions helped to fit the tags
+    assert differ <= 1  # of 500; these captions helped to fit the tags
     for metric in ("chair_s", "chair_i", "recall"):
-        assert result.metrics[metric] == pytest.approx(exact.metrics[metric], abs=0.004)
+        assert result.metrics[metric] == pytest.approx(exact.metrics[metric], abs=0.002)
     assert result.metrics["length"] == pytest.approx(exact.metrics["length"], abs=0.1)
 
 
@@ -289,7 +289,7 @@ def test_another_groups_complete_output_is_reproduced():
     assert result.metrics["length"] == pytest.approx(100 * overall["Len"], abs=1e-9)
     assert result.notes["precision"] == pytest.approx(overall["Precision"], abs=1e-9)
     assert result.notes["f1"] == pytest.approx(overall["F1"], abs=1e-9)
-    assert tables_differ <= 5  # of 500 captions that had no part in fitting the tags
+    assert tables_differ <= 1  # of 500 captions that had no part in fitting the tags
 
 
 @pytest.mark.parametrize(

@@ -23,8 +23,9 @@ from halludecode.core.plan import Plan
 from halludecode.core.rowblock import GENERATED, IMAGE, PAD, SYSTEM, TEXT
 from halludecode.core.spec import Spec
 from halludecode.core.step import Step
+from halludecode.core.strategy import State, stack
 from halludecode.engines.hf.hooks import hooked, lock_of
-from halludecode.engines.hf.run import Geometry, Run
+from halludecode.engines.hf.run import Geometry, Place, Run
 
 
 @contextmanager
@@ -64,6 +65,7 @@ class _Tracker:
         self.run = Run(plan.attending)
         self.kind = torch.empty(0)
         self.length = torch.empty(0)
+        self.state: dict[int, State] = {}
         self.written = 0
 
     def before(self, module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -93,7 +95,9 @@ class _Tracker:
         if combining:
             main: Tensor = output.logits[:, -1].float()
             t = torch.full((len(main), 1), self.written + 1, device=main.device)
-            parts = [(part.strategy, Step({"main": main}, t)) for part in combining]
+            parts = [
+                (part.strategy, Step({"main": main}, t, self.state[id(part)])) for part in combining
+            ]
             logits = output.logits.clone()
             logits[:, -1] = hd_step.combine(parts, main).to(logits.dtype)
             output.logits = logits
@@ -109,9 +113,11 @@ class _Tracker:
             kind[mask[:, -ids.shape[1] :] == 0] = PAD
         self.kind, self.written = kind, 0
         self.length = (kind != PAD).sum(-1)
-        rows = torch.arange(len(ids))
-        self.run.index = [{"main": rows} for _ in self.run.parts]
-        self.run.state = [{} for _ in self.run.parts]
+        self.run.index = [{"main": Place.of(range(len(ids)))} for _ in self.run.parts]
+        self.state = {
+            id(p): stack([p.strategy.prepare({}, p.facts)] * len(ids)) for p in self.plan.parts
+        }
+        self.run.state = [self.state[id(part)] for part in self.run.parts]
         self.run.flags.clear()
         self.run.kept.clear()
         self.run.fired.clear()

@@ -17,11 +17,12 @@ from transformers import DynamicCache
 
 from halludecode.core.plan import Plan
 from halludecode.core.rowblock import GENERATED, PAD
+from halludecode.core.strategy import State, stack
 from halludecode.engines.hf.hooks import hooked
 from halludecode.engines.hf.inputs import LRU
 from halludecode.engines.hf.net import Net, Tokens, pad_left
-from halludecode.engines.hf.rows import Job, Row, RowMaker, stack_state
-from halludecode.engines.hf.run import Capture, Geometry, Run
+from halludecode.engines.hf.rows import Job, Row, RowMaker
+from halludecode.engines.hf.run import Capture, Geometry, Place, Run
 
 ANY_LENGTH = 1 << 40  # a prefix has no emitting query, whatever prompt it will serve
 
@@ -70,9 +71,9 @@ class Batch:
             next(i for i, p in enumerate(plan.parts) if p is part) for part in plan.attending
         ]
         self.index = self._make_index()
-        states = [stack_state(self.jobs, i) for i in range(len(plan.parts))]
-        self.run = Run(plan.attending, self._run_index(), [states[i] for i in self.order], capture)
-        self.states = states
+        self.states = self._stack_states()
+        run_states = [self.states[i] for i in self.order]
+        self.run = Run(plan.attending, self._run_index(), run_states, capture)
         self.cache: Any = DynamicCache(config=net.model.config.get_text_config())
         self.kind = self.picture = self.mask = torch.empty(0)
 
@@ -107,7 +108,7 @@ class Batch:
         position = self.position[None, :, None].expand(channels, -1, -1)
         ones = torch.ones(len(self.rows), 1)
         self._extend((ones * GENERATED).to(torch.int8), (ones * -1).to(torch.int16), ones.bool())
-        geometry = self._geometry(self.length_now[:, None])
+        geometry = self._geometry(self.length_now[:, None], prompting=False)
         self.position, self.length_now = self.position + 1, self.length_now + 1
         return self._call(fed, position, geometry, [])
 
@@ -135,25 +136,34 @@ class Batch:
             self.position[at],
         )
         self.index = self._make_index()
-        self.states = [stack_state(self.jobs, i) for i in range(len(self.plan.parts))]
-        self.run.select(at, chosen, self._run_index())
+        self.states = self._stack_states()
+        self.run.select(at, chosen, self._run_index(), [self.states[i] for i in self.order])
 
     def _row(self, place: tuple[int, str]) -> Row:
         return self.jobs[place[0]].rows[place[1]]
 
-    def _make_index(self) -> list[dict[str, Tensor]]:
+    def _make_index(self) -> list[dict[str, Place]]:
+        """Per part: local row name -> its batch row for every request.
+
+        A request whose branches lack a row another one has (no picture, say) reads its main row
+        there; a row that was dropped is left out.
+        """
         place = {key: i for i, key in enumerate(self.rows)}
-        made: list[dict[str, Tensor]] = []
+        made: list[dict[str, Place]] = []
         for i in range(len(self.plan.parts)):
-            named: dict[str, Tensor] = {}
-            for name in self.jobs[0].local[i]:
-                at = [place.get((j, job.local[i][name])) for j, job in enumerate(self.jobs)]
+            named: dict[str, Place] = {}
+            for name in dict.fromkeys(name for job in self.jobs for name in job.local[i]):
+                labels = enumerate(job.local[i].get(name, "main") for job in self.jobs)
+                at = [place.get(label) for label in labels]
                 if None not in at:
-                    named[name] = torch.tensor(at)
+                    named[name] = Place.of([row for row in at if row is not None])
             made.append(named)
         return made
 
-    def _run_index(self) -> list[dict[str, Tensor]]:
+    def _stack_states(self) -> list[State]:
+        return [stack([job.state[i] for job in self.jobs]) for i in range(len(self.plan.parts))]
+
+    def _run_index(self) -> list[dict[str, Place]]:
         return [self.index[i] for i in self.order]
 
     def _forward(self, rows: Sequence[Tokens], features: Sequence[Tensor]) -> Tensor:
@@ -178,10 +188,10 @@ class Batch:
         self.picture = torch.cat([self.picture, picture], 1)
         self.mask = torch.cat([self.mask, mask], 1)
 
-    def _geometry(self, position: Tensor) -> Geometry:
+    def _geometry(self, position: Tensor, *, prompting: bool = True) -> Geometry:
         device = self.net.device
         tensors = (self.kind, self.picture, position, self.length)
-        return Geometry(*(x.to(device) for x in tensors))
+        return Geometry(*(x.to(device) for x in tensors), prompting)
 
     # Image prefixes -------------------------------------------------------------------------------
     def _prefixes(self, known: LRU[Prefix]) -> list[Prefix | None]:
@@ -215,9 +225,9 @@ class Batch:
     def _fill_prefixes(self, missing: Mapping[str, int]) -> dict[str, Prefix]:
         at = list(missing.values())
         tokens = [self.tokens[i].cut(0, self._row(self.rows[i]).prefix) for i in at]
-        main = torch.tensor([n for n, i in enumerate(at) if self.rows[i][1] == "main"])
-        parts = self.run.parts if len(main) else ()
-        run = Run(parts, [{"main": main} for _ in parts], [{} for _ in parts])
+        main = [n for n, i in enumerate(at) if self.rows[i][1] == "main"]
+        parts = self.run.parts if main else ()
+        run = Run(parts, [{"main": Place.of(main)} for _ in parts], [{} for _ in parts])
         ids, position, kind, picture, hidden = pad_left(
             tokens, tokens[0].position.shape[0], self.maker.feeder.pad_token
         )

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from halludecode.core import spec as hd_spec
-from halludecode.core.errors import HalluDecodeError, InvalidRequest, OutOfMemory
+from halludecode.core.errors import HalluDecodeError, InvalidModel, InvalidRequest, OutOfMemory
 from halludecode.core.plan import Plan, compile_plan
 from halludecode.core.prompt import Prompt
 from halludecode.engines import HF_PROVIDES
@@ -64,6 +64,10 @@ class HFEngine:
             self.model, self.processor = load_model(model, **load_args)
         else:
             self.model_id = getattr(model.config, "_name_or_path", "") or type(model).__name__
+            if not hasattr(model, "config") or processor is None:
+                raise InvalidModel(
+                    "A model given as an object needs its processor: hd.load(model, processor=...)."
+                )
             self.model, self.processor = model, processor
         if batch_size is not None and batch_size < 1:
             raise InvalidRequest(f"batch_size={batch_size}: it must be at least 1.")
@@ -170,7 +174,7 @@ class HFEngine:
         import transformers
 
         if self._digest is None:
-            self._digest = model_digest(self.model, self.model_id)
+            self._digest = model_digest(self.model)
         return {
             "model": self.model_id,
             "model_digest": self._digest,

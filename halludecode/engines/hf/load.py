@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import re
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -43,12 +46,16 @@ def load_model(
     source = model_source(model_id)
     shared = {"revision": revision, "trust_remote_code": trust_remote_code}
     processor = _load_processor(model_id, source, **shared)
-    where = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    where = _device(device)
     chosen = dtype or ("float32" if where == "cpu" and device_map is None else "auto")
+    known = not isinstance(chosen, str) or isinstance(getattr(torch, chosen, None), torch.dtype)
+    if not known and chosen != "auto":
+        raise InvalidModel(f"dtype={chosen!r}: use auto, float32, bfloat16 or float16.")
     try:
-        model = AutoModelForImageTextToText.from_pretrained(
-            source, dtype=chosen, device_map=device_map, **shared, **more
-        )
+        with _quiet(model_id == TESTBED):
+            model = AutoModelForImageTextToText.from_pretrained(
+                source, dtype=chosen, device_map=device_map, **shared, **more
+            )
     except (OSError, ValueError, KeyError) as error:
         raise InvalidModel(_why(model_id, "model", error)) from error
     if device_map is None and not getattr(model, "hf_quantizer", None):
@@ -75,7 +82,33 @@ def model_source(model_id: str) -> str:
     return model_id
 
 
-def model_digest(model: Any, source: str) -> str:
+@contextmanager
+def _quiet(small: bool) -> Iterator[None]:
+    """No loading bar for a model that loads in a blink, nor where nobody watches."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    if small or not sys.stderr.isatty():
+        logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
+
+
+def _device(name: str | None) -> str:
+    if name is None:
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError, ValueError) as error:
+        first = str(error).splitlines()[0]
+        raise InvalidModel(f"device={name!r} cannot be used here ({first}); try cpu.") from None
+    return name
+
+
+def model_digest(model: Any) -> str:
     """Identity of the weights: digests of config and of a fixed sample of every tensor."""
     parts: list[object] = [re.sub(r'"_name_or_path".*', "", model.config.to_json_string())]
     for name, value in sorted(model.state_dict().items()):

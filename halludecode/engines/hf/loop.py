@@ -134,7 +134,7 @@ class Loop:
         parts: list[Any] = []
         for i, part in enumerate(self.batch.plan.parts):
             if part.combines:
-                rows = {name: logits[at] for name, at in self.batch.index[i].items()}
+                rows = {name: logits[place.at] for name, place in self.batch.index[i].items()}
                 made = Step(rows, t, self.batch.states[i], masking=masking)
                 parts.append((part.strategy, made))
         return hd_step.combine(parts, main)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from halludecode.core.errors import InvalidRequest
-from halludecode.core.plan import Part, Plan
+from halludecode.core.plan import Plan, free_name, row_hooks
 from halludecode.core.prompt import Branch, Edit, Look, Picture, Prompt, digest
 from halludecode.engines.hf.inputs import Feeder, PictureInput
 
@@ -100,12 +100,12 @@ class RowMaker:
         for i, part in enumerate(plan.parts):
             branches = part.strategy.branches(main.prompt, state[i], part.facts)
             made += [(i, name, b) for name, b in branches.items() if name != "main"]
-        rows = {"main": self._row("main", main, _hooks(plan.parts, None, "main"), {})}
+        rows = {"main": self._row("main", main, row_hooks(plan.parts, None, "main"), {})}
         local: list[dict[str, str]] = [{"main": "main"} for _ in plan.parts]
         for i, name, branch in made:
             part = plan.parts[i]
-            label = name if name not in rows else f"{part.strategy.name}.{name}"
-            row = self._row(label, branch, _hooks(plan.parts, part, name), state[i])
+            label = free_name(name, part.strategy.name, rows)
+            row = self._row(label, branch, row_hooks(plan.parts, part, name), state[i])
             same = next((r.name for r in rows.values() if r.key == row.key), None)
             if same is None:
                 rows[label] = row
@@ -169,25 +169,6 @@ def with_embeds(row: Row, features: Sequence[Tensor]) -> Row:
     """The row with its edited features shown, if it edits any."""
     edited = any(feed.features is not None for feed in row.feeds)
     return replace(row, embeds=tuple(features)) if edited else row
-
-
-def stack_state(jobs: Sequence[Job], part: int) -> Mapping[str, Any]:
-    """State of one part over requests, tensors of equal shape stacked to [B, ...]."""
-    names = jobs[0].state[part]
-    stacked: dict[str, Any] = {}
-    for name in names:
-        values = [job.state[part].get(name) for job in jobs]
-        tensors = [value for value in values if isinstance(value, Tensor)]
-        same = len(tensors) == len(values) and len({t.shape for t in tensors}) == 1
-        stacked[name] = torch.stack(tensors) if same else values
-    return stacked
-
-
-def _hooks(parts: Sequence[Part], owner: Part | None, name: str) -> str:
-    """Identity of the attention edits of a row: all parts' on main, the owner's elsewhere."""
-    asked = parts if owner is None else (owner,)
-    acting = [p.strategy for p in asked if name in p.attend_rows]
-    return digest(*((s.name, sorted(s.resolved().items())) for s in acting)) if acting else ""
 
 
 def _feed(

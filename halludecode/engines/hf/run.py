@@ -17,8 +17,32 @@ from halludecode.core.attention import Attention, Hooks
 from halludecode.core.errors import HookNeverFired
 from halludecode.core.plan import Part
 from halludecode.core.rowblock import GENERATED, IMAGE, PAD, RowBlock, RowKeys
+from halludecode.core.strategy import State
 
 BLOCK = 64  # query rows recomputed at a time: memory grows with the prompt, not with its square
+
+
+@dataclass(frozen=True)
+class Place:
+    """The batch rows of one named row, one per request: a slice where they are contiguous.
+
+    Main rows always are, so the usual case takes views and copies nothing.
+    """
+
+    at: slice | Tensor
+    rows: tuple[int, ...]
+
+    @classmethod
+    def of(cls, rows: Sequence[int]) -> Place:
+        """From batch row numbers."""
+        known, first = tuple(rows), rows[0]
+        if known == tuple(range(first, first + len(known))):
+            return cls(slice(first, first + len(known)), known)
+        return cls(torch.tensor(known), known)
+
+    def of_mask(self, mask: Tensor) -> Tensor:
+        """Rows of a mask that may be shared by all."""
+        return mask if mask.shape[0] == 1 else mask[self.at]
 
 
 @dataclass
@@ -30,28 +54,30 @@ class Geometry:
         picture: int16 [rows, N].
         position: int64 [rows, Q], -1 for padding.
         length: int64 [rows], prompt lengths P.
+        prompting: Whether any token of this forward belongs to a prompt.
     """
 
     kind: Tensor
     picture: Tensor
     position: Tensor
     length: Tensor
+    prompting: bool = True
 
     @property
     def width(self) -> int:
         """Queries of this forward."""
         return self.position.shape[1]
 
-    def keys(self, index: Tensor, start: int, stop: int) -> RowKeys:
+    def keys(self, place: Place, start: int, stop: int) -> RowKeys:
         """Keys of one named row, for the queries start..stop."""
-        kind = self.kind[index]
+        kind = self.kind[place.at]
         fresh = kind[:, kind.shape[1] - self.width :]
         return RowKeys(
             kind,
-            self.picture[index],
-            self.position[index, start:stop],
+            self.picture[place.at],
+            self.position[place.at, start:stop],
             fresh[:, start:stop],
-            self.length[index],
+            self.length[place.at],
         )
 
 
@@ -78,7 +104,7 @@ class Run:
     """
 
     parts: Sequence[Part] = ()
-    index: list[dict[str, Tensor]] = field(default_factory=list)
+    index: list[dict[str, Place]] = field(default_factory=list)
     state: Sequence[Mapping[str, Any]] = ()
     capture: Capture | None = None
     geometry: Geometry | None = None
@@ -90,6 +116,7 @@ class Run:
     _inputs: dict[int, Tensor] = field(default_factory=dict)
     _carry: list[dict[str, Any]] = field(default_factory=list)
     _columns: dict[tuple[int, ...], tuple[int, int]] = field(default_factory=dict)
+    _keys: dict[tuple[tuple[int, ...], int, int], RowKeys] = field(default_factory=dict)
 
     @property
     def needs_attention(self) -> bool:
@@ -112,6 +139,7 @@ class Run:
         self.geometry, self.emitting = geometry, emitting
         self._inputs.clear()
         self._columns.clear()
+        self._keys.clear()
         self._carry = [{} for _ in self.parts]
 
     def check_fired(self) -> None:
@@ -126,13 +154,18 @@ class Run:
                     "doctor`)."
                 )
 
-    def select(self, rows: Tensor, requests: Tensor, index: list[dict[str, Tensor]]) -> None:
-        """Keep (or repeat) some batch rows and requests, under a new index."""
+    def select(
+        self,
+        rows: Tensor,
+        requests: Tensor,
+        index: list[dict[str, Place]],
+        state: Sequence[State],
+    ) -> None:
+        """Keep (or repeat) some batch rows and requests, under a new index and state."""
         self.flags = {k: v[rows] for k, v in self.flags.items()}
         self.kept = {k: v[requests] for k, v in self.kept.items()}
         self.changed = self.changed[requests] if self.changed is not None else None
-        self.state = [{n: _pick(v, requests) for n, v in s.items()} for s in self.state]
-        self.index = index
+        self.index, self.state = index, state
 
     # Called from the model's forward ------------------------------------------------------------
     def layer_input(self, layer: int, x: Tensor) -> None:
@@ -177,18 +210,18 @@ class Run:
         self, layer: int, acting: list[tuple[int, Part]], start: int, stop: int, tensors: Any
     ) -> None:
         made: dict[tuple[int, ...], RowBlock] = {}
-        places: dict[tuple[int, ...], Tensor] = {}
+        places: dict[tuple[int, ...], Place] = {}
         for i, part in acting:
             blocks: dict[str, RowBlock] = {}
             for name in part.attend_rows:
-                index = self.index[i].get(name)
-                if index is not None:
-                    where = tuple(index.tolist())
+                place = self.index[i].get(name)
+                if place is not None:
+                    where = place.rows
                     if where not in made:
                         made[where] = self._row_block(
-                            index, start, stop, tensors, part.phase == "scores"
+                            place, start, stop, tensors, part.phase == "scores"
                         )
-                    blocks[name], places[where] = made[where], index
+                    blocks[name], places[where] = made[where], place
             if not blocks:
                 continue
             gone = frozenset(part.attend_rows) - blocks.keys()
@@ -200,32 +233,39 @@ class Run:
         out = tensors[-1]
         for where, block in made.items():
             if block.edited is not None:
-                _write(out, places[where], start, stop, block.output().transpose(1, 2))
+                out[places[where].at, start:stop] = block.output().transpose(1, 2)
                 changed = block.changed
                 self.changed = changed if self.changed is None else self.changed | changed
 
     def _row_block(
-        self, index: Tensor, start: int, stop: int, tensors: Any, scores: bool
+        self, place: Place, start: int, stop: int, tensors: Any, scores: bool
     ) -> RowBlock:
         q, k, v, mask, scaling, out = tensors
-        keys = self.geometry.keys(index, start, stop)  # type: ignore[union-attr]
-        base = _rows(out, index)[:, start:stop].transpose(1, 2)
+        keys = self._row_keys(place, start, stop)
+        base = out[place.at, start:stop].transpose(1, 2)
         if not scores:
             return RowBlock(keys, None, None, None, None, scaling, base)
         return RowBlock(
             keys,
-            _rows(q, index)[:, :, start:stop],
-            _rows(k, index),
-            _rows(v, index),
-            self._visible(mask, index, start, stop, k.shape[2]),
+            q[place.at][:, :, start:stop],
+            k[place.at],
+            v[place.at],
+            self._visible(mask, place, start, stop, k.shape[2]),
             scaling,
             base,
         )
 
-    def _visible(self, mask: Tensor | None, index: Tensor, start: int, stop: int, n: int) -> Tensor:
+    def _row_keys(self, place: Place, start: int, stop: int) -> RowKeys:
+        """The same for every layer of a forward, so made once."""
+        which = (place.rows, start, stop)
+        if which not in self._keys:
+            self._keys[which] = self.geometry.keys(place, start, stop)  # type: ignore[union-attr]
+        return self._keys[which]
+
+    def _visible(self, mask: Tensor | None, place: Place, start: int, stop: int, n: int) -> Tensor:
         geometry: Geometry = self.geometry  # type: ignore[assignment]
         if mask is not None:
-            return _rows(mask, index)[:, :, start:stop, :n]
+            return place.of_mask(mask)[:, :, start:stop, :n]
         at = torch.arange(n, device=geometry.kind.device)
         first = n - geometry.width + start
         return (at[None] <= at[first : first + stop - start, None])[None, None]
@@ -251,7 +291,7 @@ class Run:
 
     def _hooks(self, i: int, part: Part, layer: int, gone: frozenset[str]) -> Hooks:
         def flag(name: str, fn: Callable[[Tensor], Tensor], row: str) -> Tensor:
-            return self._flag(i, layer, name, fn)[self.index[i][row]]
+            return self._flag(i, layer, name, fn)[self.index[i][row].at]
 
         def once(name: str, fn: Callable[[], Any]) -> Any:
             if (i, layer, name) not in self.kept:
@@ -269,8 +309,12 @@ class Run:
         if have < n:
             fresh = geometry.kind[:, have:]
             judged = torch.zeros_like(fresh, dtype=torch.bool)
-            if bool(((fresh != GENERATED) & (fresh != PAD)).any()):
-                x = self._inputs[layer]
+            if geometry.prompting:
+                x = self._inputs.get(layer)
+                if x is None:
+                    raise HookNeverFired(
+                        f"The residual entering layer {layer} never reached the flag {name!r}."
+                    )
                 judged = fn(x.reshape(-1, x.shape[-1])).reshape(x.shape[:2]).bool()
                 judged = judged & (fresh != GENERATED) & (fresh != PAD)
             known = judged if known is None else torch.cat([known, judged], 1)
@@ -283,7 +327,7 @@ class Run:
         if layer in capture.heads:
             capture.kept["heads", layer] = out[:, -1].detach().float().cpu()
         if layer in capture.image:
-            every = torch.arange(q.shape[0], device=q.device)
+            every = Place.of(range(q.shape[0]))
             block = self._row_block(every, q.shape[2] - 1, q.shape[2], tensors, scores=True)
             capture.kept["image", layer] = block.weights()[:, :, 0].detach().cpu()
 
@@ -291,25 +335,3 @@ class Run:
 def image_columns(kind: Tensor, row: int) -> Tensor:
     """int64 [N_img]: where a batch row's image keys lie; ``kind`` is int8 [rows, N]."""
     return (kind[row] == IMAGE).nonzero().flatten()
-
-
-def _pick(value: Any, requests: Tensor) -> Any:
-    return value[requests] if isinstance(value, Tensor) else [value[i] for i in requests.tolist()]
-
-
-def _rows(x: Tensor, index: Tensor) -> Tensor:
-    """Rows of a batch tensor; a view where they are contiguous, as main rows are."""
-    if x.shape[0] == 1 and index.numel() > 1:  # a mask shared by all rows
-        return x
-    first, count = int(index[0]), index.numel()
-    if bool((index == torch.arange(first, first + count, device=index.device)).all()):
-        return x[first : first + count]
-    return x[index]
-
-
-def _write(out: Tensor, index: Tensor, start: int, stop: int, value: Tensor) -> None:
-    first, count = int(index[0]), index.numel()
-    if bool((index == torch.arange(first, first + count, device=index.device)).all()):
-        out[first : first + count, start:stop] = value
-    else:
-        out[index, start:stop] = value
