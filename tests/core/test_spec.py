@@ -112,3 +112,32 @@ def test_yaml_form_of_the_architecture():
     listed = yaml.safe_load('[greedy, vcd, {var: {p: 0.6}}, "var+vcd"]')
     names = [[p.name for p in hd_spec.parse(entry)] for entry in listed]
     assert names == [["greedy"], ["vcd"], ["var"], ["var", "vcd"]]
+
+
+@pytest.mark.parametrize("bad", [5, None, {"vcd": 0.5}, [["vcd", 5]], [None]])
+def test_things_that_are_no_specs_are_refused(bad):
+    with pytest.raises(InvalidParameter, match=r"Strategy "):
+        hd_spec.parse(bad)
+
+
+def test_annotations_may_be_evaluated_or_not():
+    """A notebook cell has no `from __future__ import annotations`."""
+    import halludecode as hd
+
+    namespace = {"hd": hd}
+    code = (
+        "@hd.strategy('eager_test')\n"
+        "class Eager(hd.Strategy):\n"
+        "    a: float = hd.param(1, 'x', ge=0)\n"
+        "    b: int | None = hd.param(None, 'y')\n"
+        "    c: tuple[int, ...] = hd.param((1,), 'z')\n"
+    )
+    try:
+        exec(code, namespace)
+        made = namespace["Eager"](a=2, b=3, c=[4, 5])
+        assert (made.a, made.b, made.c) == (2.0, 3, (4, 5))
+        for wrong in ({"a": "x"}, {"b": 2.5}, {"c": [True]}, {"a": -1}):
+            with pytest.raises(InvalidParameter):
+                namespace["Eager"](**wrong)
+    finally:
+        STRATEGIES._entries.pop("eager_test")

@@ -12,6 +12,7 @@ import halludecode as hd
 from halludecode.core.errors import InvalidRequest
 from halludecode.core.prompt import Branch, Edit, Look
 from halludecode.core.registry import STRATEGIES
+from halludecode.core.strategy import PerImageToken
 from tests import families
 
 
@@ -234,3 +235,68 @@ def test_agla_with_the_papers_matcher(family_engine, tmp_path):
     output = engine.generate(ask(), spec, FEW)[0]
     assert "matcher=blip" in output.strategy
     assert output.rows == ("main", "masked")
+
+
+def test_three_parts_of_one_strategy_keep_their_rows_apart(family_engine):
+    engine = family_engine("llava")
+    spec = "vcd+vcd(noise_step=100)+vcd(noise_step=900)"
+    plan = engine.plan(spec)
+    assert plan.rows == ("main", "noised", "vcd.noised", "vcd.noised#2")
+    assert plan.cost.rows == 4
+    rows = engine.rows(ask(), spec)
+    assert tuple(rows) == plan.rows
+    pixels = [row.pixel_values[0] for row in rows.values()]
+    assert all(not torch.equal(a, b) for i, a in enumerate(pixels) for b in pixels[:i])
+    assert engine.plan("m3id+m3id(lam=0.1)").rows == ("main", "blind"), "equal rows are one"
+
+
+def test_attend_reads_its_state_and_per_token_values(family_engine):
+    engine = family_engine("llava")
+
+    class Weighted(hd.Strategy):
+        """Image keys gain what a look saw of them, times a number from the state."""
+
+        def looks(self, prompt, m):
+            return {"seen": Look(prompt, image=(1,))} if prompt.pictures else {}
+
+        def prepare(self, seen, m):
+            if not seen:
+                return {"by": torch.tensor(1.0), "share": PerImageToken(torch.zeros(0))}
+            share = seen["seen"].image.mean((0, 1))
+            return {"by": torch.tensor(3.0), "share": PerImageToken(share / share.max())}
+
+        def attend(self, a):
+            a.add(a.image, a.state["by"][:, None, None, None] * a.key("share")[:, None, None])
+
+    with registered(Weighted, "toy_weighted") as strategy:
+        asked = [
+            hd.Request("What is this?", [families.pictures()[0]]),
+            hd.Request("Hello"),
+            hd.Request("Which one?", families.pictures()[:2]),
+        ]
+        together = engine.generate(asked, strategy, FEW)
+        plain = engine.generate(asked, "greedy", FEW)
+        assert together[1].token_ids == plain[1].token_ids
+        for request, output, base in zip(asked, together, plain, strict=True):
+            alone = engine.generate(request, strategy, FEW)[0]
+            assert alone.token_ids == output.token_ids
+            if request.images:
+                assert abs(output.logprobs[0].logprob - base.logprobs[0].logprob) > 1e-4
+
+
+def test_branches_may_depend_on_the_request(family_engine):
+    """A request whose branches lack a row reads its main row there."""
+    engine = family_engine("llava")
+
+    class Sometimes(hd.Strategy):
+        def branches(self, prompt, state, m):
+            return {"blind": Branch(prompt.without_images())} if prompt.pictures else {}
+
+        def combine(self, step):
+            return 2 * step["main"] - step["blind"]
+
+    mixed = [hd.Request("Hello"), ask()]
+    with registered(Sometimes, "toy_sometimes") as strategy:
+        outputs = engine.generate(mixed, strategy, FEW)
+        assert outputs[0].token_ids == engine.generate(mixed[0], "greedy", FEW)[0].token_ids
+        assert outputs[1].token_ids == engine.generate(ask(), strategy, FEW)[0].token_ids

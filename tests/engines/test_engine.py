@@ -283,3 +283,41 @@ def test_wide_and_tall_pictures(family_engine):
                 assert "cannot be preprocessed" in str(error)
             else:
                 assert len(output.token_ids) == 1
+
+
+def test_bad_loading_options_are_one_sentence(tmp_path_factory):
+    path = str(families.family_path("llava", tmp_path_factory))
+    for options, words in (
+        ({"dtype": "float17"}, "dtype='float17'"),
+        ({"device": "cuda:99"}, "cannot be used here"),
+        ({"device": "abacus"}, "cannot be used here"),
+    ):
+        with pytest.raises(InvalidModel, match=words):
+            hd.load(path, **options)
+    with pytest.raises(InvalidModel, match="needs its processor"):
+        hd.load(object())
+
+
+def test_applied_gives_strategies_their_state(engine):
+    @hd.strategy("stated_test")
+    class Stated(hd.Strategy):
+        """Ban the tokens its state names."""
+
+        def prepare(self, seen, m):
+            return {"banned": torch.arange(m.V) < m.V - 20}
+
+        def combine(self, step):
+            return step["main"].masked_fill(step.state["banned"], -torch.inf)
+
+    try:
+        text = families.FAMILIES["llava"].prompt("What is this?")
+        inputs = engine.processor(text=[text], images=families.pictures()[:1], return_tensors="pt")
+        with hd.applied(engine.model, engine.processor, Stated()):
+            made = engine.model.generate(**inputs, max_new_tokens=3, do_sample=False)
+        ours = engine.generate(ask(), Stated(), hd.Sampling(max_new_tokens=3))[0]
+        assert made[0, -len(ours.token_ids) :].tolist() == list(ours.token_ids)
+        assert min(ours.token_ids) >= engine._facts.V - 20
+    finally:
+        from halludecode.core.registry import STRATEGIES
+
+        STRATEGIES._entries.pop("stated_test")

@@ -63,11 +63,11 @@ class HFEngine:
             self.model_id = model
             self.model, self.processor = load_model(model, **load_args)
         else:
-            self.model_id = getattr(model.config, "_name_or_path", "") or type(model).__name__
             if not hasattr(model, "config") or processor is None:
                 raise InvalidModel(
                     "A model given as an object needs its processor: hd.load(model, processor=...)."
                 )
+            self.model_id = getattr(model.config, "_name_or_path", "") or type(model).__name__
             self.model, self.processor = model, processor
         if batch_size is not None and batch_size < 1:
             raise InvalidRequest(f"batch_size={batch_size}: it must be at least 1.")
