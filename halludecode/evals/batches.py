@@ -9,7 +9,8 @@ in common.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -26,7 +27,7 @@ from halludecode.core.errors import (
 )
 from halludecode.engines.base import Output, Request, Sampling
 from halludecode.evals.results import judge
-from halludecode.evals.store import RunStore
+from halludecode.evals.store import Key, RunStore
 from halludecode.evals.task import Picture, Preset, Sample, Unit
 
 # Requests handed to an engine at once, which splits them into forward batches itself; vLLM fills
@@ -117,7 +118,10 @@ def answer_all(setup: Setup, store: RunStore, progress: bool) -> None:
 
     jobs = list(setup.jobs())
     total = sum(len(batch) for _, _, batch in jobs)
-    with tqdm(total=total, unit="answer", disable=not progress, dynamic_ncols=True) as bar:
+    with (
+        threads_for(setup.model),
+        tqdm(total=total, unit="answer", disable=not progress, dynamic_ncols=True) as bar,
+    ):
         for task, plan, batch in jobs:
             unit = batch[0].takers[0][0]
             bar.set_description(f"{plan.canonical.split('(')[0]} {task} {unit.data}")
@@ -125,48 +129,59 @@ def answer_all(setup: Setup, store: RunStore, progress: bool) -> None:
             bar.update(len(batch))
 
 
-def _answer_batch(
-    setup: Setup,
-    store: RunStore,
-    task: str,
-    plan: Any,
-    batch: list[Ask],
-) -> None:
-    def key(unit: Unit, sample: Sample) -> tuple[Any, ...]:
-        return (*unit.key, plan.canonical, sample.id)
+@contextmanager
+def threads_for(model: str) -> Iterator[None]:
+    """One torch thread for the embedded model, which is too small to share between several.
 
-    open_asks = [a for a in batch if any(key(*taker) not in store.done for taker in a.takers)]
-    if not open_asks:
+    Threads that wait for one another make it many times slower beside any other work, and a fixed
+    number keeps its float32 sums, so its answers, the same on machines with more cores.
+    """
+    if model != "testbed":
+        yield
+        return
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _answer_batch(setup: Setup, store: RunStore, task: str, plan: Any, batch: list[Ask]) -> None:
+    """Answers a batch whole unless every request of it that can be answered has been."""
+    missing = [ask for ask in batch if any(k not in store.done for k in _keys(ask, plan))]
+    if not missing:
         return
     requests, failed = requests_of(batch)
-    if any(ask.picture.digest not in failed for ask in open_asks):
+    readable: list[Ask] = []
+    if any(ask.picture.digest not in failed for ask in missing):
         readable = [ask for ask in batch if ask.picture.digest not in failed]
-        words = () if task == "chair" else WORDS
-        answers = generate_each(
-            setup.engine,
-            [requests[id(a)] for a in readable],
-            plan.canonical,
-            setup.sampling[task],
-            words,
-        )
-    else:
-        readable, answers = [], []
-    errors = [(ask, failed[ask.picture.digest]) for ask in batch if ask.picture.digest in failed]
-    errors += [
-        (a, o) for a, o in zip(readable, answers, strict=True) if isinstance(o, HalluDecodeError)
-    ]
-    lines = [
-        {**_head(unit, sample, plan.canonical), **_answer(unit, sample, answer, setup.families)}
-        for ask, answer in zip(readable, answers, strict=True)
-        if isinstance(answer, Output)
-        for unit, sample in ask.takers
-    ]
-    store.append(lines)
-    store.append_errors(
-        {**_head(u, s, plan.canonical), "kind": type(error).__name__, "error": str(error)}
-        for ask, error in errors
-        for u, s in ask.takers
+    answers = generate_each(
+        setup.engine,
+        [requests[id(ask)] for ask in readable],
+        plan.canonical,
+        setup.sampling[task],
+        () if task == "chair" else WORDS,
     )
+    outcomes = [(a, failed[a.picture.digest]) for a in batch if a.picture.digest in failed]
+    outcomes += zip(readable, answers, strict=True)
+    lines, errors = [], []
+    for ask, outcome in outcomes:
+        for unit, sample in ask.takers:
+            head = _head(unit, sample, plan.canonical)
+            if isinstance(outcome, HalluDecodeError):
+                kind = type(outcome).__name__
+                errors.append({**head, "kind": kind, "error": str(outcome)})
+            else:
+                lines.append({**head, **_answer(unit, sample, outcome, setup.families)})
+    store.append(lines)
+    store.append_errors(errors)
+
+
+def _keys(ask: Ask, plan: Any) -> list[Key]:
+    return [(*unit.key, plan.canonical, sample.id) for unit, sample in ask.takers]
 
 
 def requests_of(batch: list[Ask]) -> tuple[dict[int, Request], dict[str, HalluDecodeError]]:

@@ -15,6 +15,7 @@ from typing import Any
 
 from halludecode.core.errors import InvalidData
 from halludecode.engines.base import Request, Sampling
+from halludecode.evals.batches import threads_for
 from halludecode.evals.results import Report
 from halludecode.evals.run import run_eval
 from halludecode.evals.store import write_json
@@ -109,7 +110,8 @@ def _one_picture(
     prompt, sampling = preset.prompt("chair", ""), Sampling(max_new_tokens=preset.tokens("chair"))
     answers = {}
     for strategy in strategies:
-        answer = engine.generate([Request(prompt, (shown,))], strategy, sampling)[0]
+        with threads_for(engine.model_id):
+            answer = engine.generate([Request(prompt, (shown,))], strategy, sampling)[0]
         answers[strategy] = {"answer": answer.text, "canonical": answer.strategy}
         if progress:
             _print(f"{strategy}: {answer.text}")

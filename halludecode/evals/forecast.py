@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from halludecode.evals.batches import WORDS, Ask, Setup, generate_each, requests_of
+from halludecode.evals.batches import WORDS, Ask, Setup, generate_each, requests_of, threads_for
 from halludecode.evals.run import prepare
 
 PROBE = 8  # requests timed per strategy, task and source
@@ -41,13 +41,15 @@ def dry_run(engine_or_loader: Any, **options: Any) -> dict[str, Any]:
     jobs = list(setup.jobs())
     for spec, plan in setup.plans.items():
         mine = [(task, batch) for task, p, batch in jobs if p is plan]
+        with threads_for(setup.model):
+            seconds = _seconds(setup, plan, mine)
         forecast[spec] = Forecast(
             canonical=plan.canonical,
             rows=list(plan.rows),
             cost=str(plan.cost),
             requests=sum(len(batch) for _, batch in mine),
             samples=samples,
-            seconds=round(_seconds(setup, plan, mine), 1),
+            seconds=round(seconds, 1),
         )
     forecast["total_seconds"] = round(sum(f["seconds"] for f in forecast.values()), 1)
     forecast["note"] = (

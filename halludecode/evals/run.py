@@ -22,7 +22,7 @@ from halludecode.evals.data_sources import Selection, load_units
 from halludecode.evals.gallery import save_pictures
 from halludecode.evals.results import Report, arrange, build_results
 from halludecode.evals.store import RunStore
-from halludecode.evals.task import TASKS, preset_for
+from halludecode.evals.task import TASKS, Preset, preset_for
 from halludecode.evals.words import reader
 
 
@@ -32,37 +32,21 @@ def run_eval(
     tasks: Sequence[str],
     strategies: Sequence[Any],
     output: str | Path,
-    data: Sequence[str | Path] = (),
-    images: str | Path | None = None,
-    annotations: str | Path | None = None,
-    prompt_preset: str | None = None,
-    limit: int | None = None,
-    batch_size: int | None = None,
-    seed: int = 0,
     fresh: bool = False,
     progress: bool = True,
-    pope_splits: Sequence[str] = (),
-    **more: Any,
+    **options: Any,
 ) -> Report:
     """Evaluates every strategy on every task and source, resuming what the output folder holds.
 
     Args:
         engine_or_loader: A loaded engine, or a function without arguments that loads one.
         tasks: Of "pope", "chair", "mme".
-        strategies: Spec strings (or strategies); all share the loaded model.
+        strategies: Spec strings (or strategies); all share the loaded model. With greedy among them
+            every other one is compared with it.
         output: The run folder.
-        data: Testbed names, folders or hub ids; for the testbed model, ``testbed-iid`` by default.
-        images: Folder of pictures (with ``annotations``, or replacing a data folder's own).
-        annotations: POPE question file or COCO instances file.
-        prompt_preset: A name of `task.PRESETS` or "testbed"; see `task.preset_for` for the default.
-        limit: First N pictures per source and task, with all their questions.
-        batch_size: Requests in one forward batch; None leaves the engine's own.
-        seed: Seed of sampled decoding and of the bootstrap.
         fresh: Start over in a folder that holds a run.
         progress: Show a progress bar on standard error.
-        pope_splits: Of "random", "popular", "adversarial"; empty takes those the source has.
-        **more: ``temperature`` and ``max_new_tokens`` (all tasks), ``family`` and ``gt_family``
-            (CHAIR), ``columns`` (hub column map), ``testbed_images`` (pictures per testbed source).
+        **options: Data, prompts, limits and sampling: see `prepare`.
 
     Raises:
         InvalidData: Data or the output folder cannot be used.
@@ -70,28 +54,15 @@ def run_eval(
             not raise but are listed in ``errors.jsonl``.
         KeyboardInterrupt: Interrupted; what is done is kept.
     """
-    setup = prepare(
-        engine_or_loader,
-        tasks=tasks,
-        strategies=strategies,
-        data=data,
-        images=images,
-        annotations=annotations,
-        prompt_preset=prompt_preset,
-        limit=limit,
-        batch_size=batch_size,
-        seed=seed,
-        pope_splits=pope_splits,
-        **more,
-    )
+    setup = prepare(engine_or_loader, tasks=tasks, strategies=strategies, **options)
     with RunStore(Path(output), *_recipe(setup), fresh=fresh) as store:
         _check_data(store, setup)
         answer_all(setup, store, progress)
-        strategies = [plan.canonical for plan in setup.plans.values()]
-        results = build_results(store.done, setup.units, strategies, store.run, seed)
+        names = [plan.canonical for plan in setup.plans.values()]
+        results = build_results(store.done, setup.units, names, store.run, setup.seed)
         failed = sum(entry["failed"] for entry in results["runs"] if entry["split"] != "mean")
         results = store.write_results(results)
-        _keep_pictures(store, setup, strategies)
+        _keep_pictures(store, setup, names)
         return Report(results, Path(output), store.run, failed)
 
 
@@ -133,50 +104,44 @@ def prepare(
     images: str | Path | None = None,
     annotations: str | Path | None = None,
     prompt_preset: str | None = None,
-    limit: int | None = None,
     batch_size: int | None = None,
     seed: int = 0,
-    pope_splits: Sequence[str] = (),
     temperature: float = 0.0,
     max_new_tokens: int | None = None,
-    family: str = "wordnet",
-    gt_family: str = "wordnet",
-    columns: Mapping[str, str] | None = None,
-    testbed_images: int = 500,
+    **selection: Any,
 ) -> Setup:
-    """Checks every argument, compiles the strategies and reads the data; nothing is generated."""
+    """Checks every argument, reads the data, then loads the model; nothing is generated.
+
+    Args:
+        engine_or_loader: As for `run_eval`.
+        tasks: Of "pope", "chair", "mme".
+        strategies: Spec strings or strategies.
+        data: Testbed names, folders or hub ids; for the testbed model ``testbed-iid`` by default.
+        images: Folder of pictures (with ``annotations``, or replacing a data folder's own).
+        annotations: POPE question file or COCO instances file.
+        prompt_preset: A name of `task.PRESETS` or "testbed"; see `task.preset_for`.
+        batch_size: Requests in one forward batch; None leaves the engine's own.
+        seed: Seed of sampled decoding and of the bootstrap.
+        temperature: Of all tasks; 0 is greedy.
+        max_new_tokens: Of all tasks; None takes the preset's.
+        **selection: ``limit`` (first N pictures per source and task, with all their questions),
+            ``pope_splits`` (empty takes those there are), ``family`` and ``gt_family`` (CHAIR),
+            ``columns`` (hub column map), ``testbed_images`` (pictures per testbed source).
+    """
+    limit = selection.get("limit")
     _check_arguments(tasks, strategies, limit, batch_size)
-    name = _model_name(engine_or_loader)
-    if not data and images is None and annotations is None:
-        if name != "testbed":
-            raise InvalidParameter(
-                "No data: give a data source (testbed-iid, a folder, a hub id), or --images with "
-                "--annotations."
-            )
-        data = ("testbed-iid",)
+    name, engine = _model_name(engine_or_loader), None
+    if not name:  # a loader that does not tell what it loads
+        engine = _engine(engine_or_loader)
+        name = engine.model_id
     presets = {task: preset_for(prompt_preset, name, [task]) for task in tasks}
-    families = {"family": family, "gt_family": gt_family}
-    if "chair" in tasks:
-        families["path"] = reader(family).path
-    selection = Selection(
-        tuple(tasks),
-        {task: preset for task, (_, preset) in presets.items()},
-        limit,
-        tuple(pope_splits),
-        families,
-        columns or {},
-        testbed_images,
-    )
+    chosen = _selection(tasks, presets, **selection)
     # Data come before the model: a misspelt folder should not cost the time of loading one.
-    units = load_units(list(data), selection, _path(images), _path(annotations))
-    engine = engine_or_loader if hasattr(engine_or_loader, "generate") else engine_or_loader()
+    sources = _sources(data, images, annotations, name)
+    units = load_units(sources, chosen, _path(images), _path(annotations))
+    engine = engine or _engine(engine_or_loader)
     if batch_size is not None and hasattr(engine, "batch_size"):
         engine.batch_size = batch_size
-    plans: dict[str, Any] = {}
-    for spec in strategies:
-        plan = engine.plan(spec)
-        if plan.canonical not in {p.canonical for p in plans.values()}:
-            plans[str(spec)] = plan
     sampling = {
         task: Sampling(
             max_new_tokens=max_new_tokens or preset.tokens(task),
@@ -185,8 +150,64 @@ def prepare(
         )
         for task, (_, preset) in presets.items()
     }
-    size = BATCH.get(getattr(engine, "name", ""), 64)
-    return Setup(engine, name, plans, units, presets, sampling, families, seed, limit, size)
+    return Setup(
+        engine=engine,
+        model=name,
+        plans=_plans(engine, strategies),
+        units=units,
+        presets=presets,
+        sampling=sampling,
+        families=chosen.families,
+        seed=seed,
+        limit=limit,
+        batch=BATCH.get(getattr(engine, "name", ""), BATCH["hf"]),
+    )
+
+
+def _selection(
+    tasks: Sequence[str],
+    presets: Mapping[str, tuple[str, Preset]],
+    limit: int | None = None,
+    pope_splits: Sequence[str] = (),
+    family: str = "wordnet",
+    gt_family: str = "wordnet",
+    columns: Mapping[str, str] | None = None,
+    testbed_images: int = 500,
+) -> Selection:
+    families = {"family": family, "gt_family": gt_family}
+    if "chair" in tasks:
+        families["path"] = reader(family).path  # what this machine reads captions with
+    plain = {task: preset for task, (_, preset) in presets.items()}
+    return Selection(
+        tuple(tasks), plain, limit, tuple(pope_splits), families, columns or {}, testbed_images
+    )
+
+
+def _sources(
+    data: Sequence[str | Path], images: Any, annotations: Any, model: str
+) -> list[str | Path]:
+    if data or images is not None or annotations is not None:
+        return list(data)
+    if model != "testbed":
+        raise InvalidParameter(
+            "No data: give a data source (testbed-iid, a folder, a hub id), or --images with "
+            "--annotations."
+        )
+    return ["testbed-iid"]
+
+
+def _plans(engine: Any, strategies: Sequence[Any]) -> dict[str, Any]:
+    """Compiled plans by spec; a strategy given twice is run once."""
+    plans: dict[str, Any] = {}
+    for spec in strategies:
+        plan = engine.plan(spec)
+        if plan.canonical not in {known.canonical for known in plans.values()}:
+            plans[spec if isinstance(spec, str) else plan.canonical] = plan
+    return plans
+
+
+def _engine(engine_or_loader: Any) -> Any:
+    return engine_or_loader if hasattr(engine_or_loader, "generate") else engine_or_loader()
 
 
 def _model_name(engine_or_loader: Any) -> str:

@@ -20,6 +20,7 @@ from halludecode.core.errors import InvalidData
 
 SCHEMA = 1
 TIMES = ("seconds", "tokens_per_second")  # keys of a result that a resumed run need not reproduce
+MOMENT = ("started", "versions", "hardware")  # of ``run.json``: true of one call only
 FILES = ("run.json", "samples.jsonl", "errors.jsonl", "results.json")
 
 Key = tuple[str, str, str | None, str, int | str]
@@ -151,6 +152,10 @@ class RunStore:
             for name, value in identity.items():
                 _same(self.path, name, old.get(name), value)
             self.run = _merged(old, {**identity, **recipe})
+            now = {name: recipe[name] for name in MOMENT if name in recipe}
+            if now:  # the first call's stay where they are
+                self.run |= {name: old[name] for name in now if name in old}
+                self.run["resumed"] = [*old.get("resumed", ()), now]
         write_json(file, self.run)
 
     def append(self, lines: Iterable[Mapping[str, Any]]) -> None:

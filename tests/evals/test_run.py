@@ -430,6 +430,19 @@ def test_a_loader_is_called_once(tmp_path, source):
     assert calls == [1]
 
 
+def test_a_strategy_that_is_no_string_is_named_by_its_canonical_form(tmp_path, source):
+    class Thing:
+        def __str__(self):
+            return "<object at 0x1234>"
+
+    class Reads(world.FakeEngine):
+        def plan(self, spec):
+            return super().plan("thing" if isinstance(spec, Thing) else spec)
+
+    report = run(tmp_path / "run", source, Reads(), tasks=["pope"], strategies=[Thing()])
+    assert report.run["strategies"]["thing(alpha=1.0)"]["spec"] == "thing(alpha=1.0)"
+
+
 def test_equal_strategies_are_run_once(tmp_path, source):
     engine = world.FakeEngine()
     run(tmp_path / "run", source, engine, strategies=["greedy", "greedy"])
@@ -449,6 +462,21 @@ def test_evaluate_takes_one_strategy_and_a_temporary_folder(source):
     )
     assert (report.path / "results.json").is_file()
     assert {e["strategy"] for e in report.results["runs"]} == {"vcd(alpha=1.0)"}
+
+
+def test_the_embedded_model_runs_on_one_thread_and_others_keep_theirs():
+    import torch
+
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        with batches.threads_for("testbed"):
+            assert torch.get_num_threads() == 1
+        with batches.threads_for("other"):
+            assert torch.get_num_threads() == 2
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_dry_run_predicts_without_writing(tmp_path, source, monkeypatch):

@@ -112,6 +112,14 @@ def test_a_task_and_a_strategy_can_be_added(tmp_path):
     assert json.loads((tmp_path / "run.json").read_text()) == store.run
 
 
+def test_resuming_elsewhere_is_on_record(tmp_path):
+    for when, torch in (("monday", "1"), ("tuesday", "2")):
+        with RunStore(tmp_path, IDENTITY, {"started": when, "versions": {"torch": torch}}) as store:
+            assert store.run["started"] == "monday"
+    assert store.run["versions"] == {"torch": "1"}
+    assert store.run["resumed"] == [{"started": "tuesday", "versions": {"torch": "2"}}]
+
+
 def test_answers_without_a_recipe_are_refused(tmp_path):
     (tmp_path / "samples.jsonl").write_text(json.dumps(line(1)) + "\n")
     with pytest.raises(InvalidData, match=r"no run\.json; .*--fresh"):

@@ -18,7 +18,7 @@ from halludecode.core.prompt import Prompt
 from halludecode.engines import HF_PROVIDES
 from halludecode.engines.base import Chunk, Output, Request, Sampling, Timings
 from halludecode.engines.hf.batch import Batch, Prefix
-from halludecode.engines.hf.hooks import lock_of
+from halludecode.engines.hf.hooks import attention_set, lock_of
 from halludecode.engines.hf.inputs import LRU, Feeder
 from halludecode.engines.hf.load import load_model, model_digest
 from halludecode.engines.hf.looks import Looker
@@ -114,10 +114,11 @@ class HFEngine:
         prompts = [to_prompt(r, self.net.layout.placeholder) for r in wanted]
         reuse = self._worth_reusing(prompts, plan)
         outputs: list[Output] = []
-        for at in range(0, len(prompts), self.batch_size):
-            chunk = prompts[at : at + self.batch_size]
-            *_, last = self._write(chunk, plan, sampling, score_words, reuse=reuse)
-            outputs += last
+        with self._guard(), attention_set(self.model, bool(plan.attending)):
+            for at in range(0, len(prompts), self.batch_size):
+                chunk = prompts[at : at + self.batch_size]
+                *_, last = self._write(chunk, plan, sampling, score_words, reuse=reuse)
+                outputs += last
         return outputs
 
     def stream(

@@ -62,23 +62,36 @@ def hooked(model: Any, layout: Layout, run: Run) -> Iterator[None]:
     """Within this block the model's forward passes obey ``run``; afterwards it is as it was."""
     handles: list[Any] = []
     token = _ACTIVE.set(run)
-    text_config = model.config.get_text_config()
-    before = text_config._attn_implementation
     try:
-        if run.needs_attention:
-            model.set_attn_implementation({"text_config": NAME})
         layers = decoder_layers(model, layout)
         for i in run.input_layers:
             handles.append(layers[i].register_forward_pre_hook(_on_input(run, i), with_kwargs=True))
         for i in run.output_layers:
             handles.append(layers[i].register_forward_hook(_on_output(run, i)))
-        yield
+        with attention_set(model, run.needs_attention):
+            yield
     finally:
         for handle in handles:
             handle.remove()
-        if run.needs_attention:
-            model.set_attn_implementation({"text_config": before})
         _ACTIVE.reset(token)
+
+
+@contextmanager
+def attention_set(model: Any, needed: bool) -> Iterator[None]:
+    """Within this block the decoder calls our attention function; then its own again.
+
+    Switching walks over all modules, so a batch switches once around all its steps; inner uses of
+    this block then find it done.
+    """
+    before = model.config.get_text_config()._attn_implementation
+    if not needed or before == NAME:
+        yield
+        return
+    model.set_attn_implementation({"text_config": NAME})
+    try:
+        yield
+    finally:
+        model.set_attn_implementation({"text_config": before})
 
 
 def _on_input(run: Run, layer: int) -> Callable[..., None]:
