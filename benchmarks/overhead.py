@@ -108,10 +108,14 @@ def main() -> None:
         "rounds": args.rounds,
     }
     args.output.mkdir(parents=True, exist_ok=True)
-    (args.output / "overhead.json").write_text(json.dumps({"recipe": recipe, "lines": lines}, indent=1))
+    (args.output / "overhead.json").write_text(
+        json.dumps({"recipe": recipe, "lines": lines}, indent=1)
+    )
     (args.output / "overhead.md").write_text(table(lines) + "\n")
     print(table(lines))
-    print(f"\n{recipe['model']}, {recipe['dtype']} on {recipe['device']}, {recipe['threads']} thread(s)")
+    print(
+        f"\n{recipe['model']}, {recipe['dtype']} on {recipe['device']}, {recipe['threads']} thread(s)"
+    )
 
 
 if __name__ == "__main__":

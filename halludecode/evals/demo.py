@@ -28,7 +28,7 @@ SPLITS = ("random", "adversarial")
 def run_demo(
     output: str | Path,
     image: str | Path | None = None,
-    images_per_split: int = 120,
+    images_per_split: int = 200,
     mme_pairs: int = 60,
     strategies: Sequence[str] = STRATEGIES,
     progress: bool = True,
@@ -39,8 +39,7 @@ def run_demo(
     Args:
         output: Folder for ``report.html``, ``results.json`` and pictures.
         image: A picture to describe instead of the evaluation.
-        images_per_split: Pictures per source for POPE and for captions; 120 keeps two busy cores
-            within ten minutes.
+        images_per_split: Pictures per source for POPE and for captions.
         mme_pairs: Pictures per source for MME, two questions each.
         strategies: Strategy specs; greedy first.
         progress: Progress bars on standard error, the table on standard output.
