@@ -1,11 +1,12 @@
-"""What each strategy costs: time per token and to the first token, relative to greedy in the same run.
+"""What each strategy costs, relative to greedy in the same run.
 
-    .venv/bin/python benchmarks/overhead.py [--model testbed] [--batch 1 8] [--tokens 48] [--output DIR]
+    .venv/bin/python benchmarks/overhead.py [--model testbed] [--batch 1 8] [--tokens 48]
 
-Every strategy writes exactly the same number of tokens for the same pictures. Rounds are interleaved
-(greedy, then every strategy, then again), and the ratio of a round is taken against the greedy run of that
-round, so a machine that slows down for a while slows both. The median over rounds and its spread are
-printed. Serial official codes run two forward calls per token; here the number of calls is counted.
+Time per token and to the first token. Every strategy writes exactly the same number of tokens for
+the same pictures. Rounds are interleaved (greedy, then every strategy, then again), and the ratio of
+a round is taken against the greedy run of that round, so a machine that slows down for a while slows
+both. The median over rounds and its spread are printed. Serial official codes run two forward calls
+per token; here the number of calls is counted.
 """
 
 from __future__ import annotations
@@ -76,12 +77,14 @@ def measure(engine, batch: int, tokens: int, rounds: int) -> list[dict]:
 
 def table(lines: list[dict]) -> str:
     """Markdown."""
-    head = "| strategy | streams | rows | calls / token | time / token | x greedy | to first token | x greedy |"
+    names = ("strategy", "streams", "rows", "calls / token", "time / token", "x greedy")
+    head = "| " + " | ".join((*names, "to first token", "x greedy")) + " |"
     rows = [head, "|---|---|---|---|---|---|---|---|"]
     for line in lines:
         rows.append(
             f"| {line['name']} | {line['batch']} | {line['rows']} | {line['calls']:.2f} "
-            f"| {line['token_ms']:.1f} ms | {line['token_ms_ratio']:.2f} ± {line['token_ms_spread'] / 2:.2f} "
+            f"| {line['token_ms']:.1f} ms | {line['token_ms_ratio']:.2f} "
+            f"± {line['token_ms_spread'] / 2:.2f} "
             f"| {line['first_ms']:.0f} ms | {line['first_ms_ratio']:.2f} |"
         )
     return "\n".join(rows)
@@ -113,9 +116,8 @@ def main() -> None:
     )
     (args.output / "overhead.md").write_text(table(lines) + "\n")
     print(table(lines))
-    print(
-        f"\n{recipe['model']}, {recipe['dtype']} on {recipe['device']}, {recipe['threads']} thread(s)"
-    )
+    where = f"{recipe['dtype']} on {recipe['device']}, {recipe['threads']} thread(s)"
+    print(f"\n{recipe['model']}, {where}")
 
 
 if __name__ == "__main__":

@@ -1,1 +1,1 @@
-"""Tasks, scorers, statistics, run folders and reports: POPE, CHAIR and MME by the official rules."""
+"""Tasks, scorers, statistics, run folders and reports, by the official rules."""

@@ -135,8 +135,8 @@ def threads_for(model: str) -> Iterator[None]:
     """As many torch threads as are faster right now, for the embedded model.
 
     It is so small that on a busy machine threads that wait for one another make it several times
-    slower, while on idle cores two are 1.7 times as fast as one; so both are timed on a product of its
-    size. Its float32 results do not depend on the choice (checked bit for bit with one and two).
+    slower, while on idle cores two are 1.7 times as fast as one; so both are timed on a product of
+    its size. Its float32 results do not depend on the choice (checked bit for bit, one and two).
     """
     if model != "testbed":
         yield
