@@ -3,10 +3,10 @@
     .venv/bin/python benchmarks/overhead.py [--model testbed] [--batch 1 8] [--tokens 48]
 
 Time per token and to the first token. Every strategy writes exactly the same number of tokens for
-the same pictures. Rounds are interleaved (greedy, then every strategy, then again), and the ratio of
-a round is taken against the greedy run of that round, so a machine that slows down for a while slows
-both. The median over rounds and its spread are printed. Serial official codes run two forward calls
-per token; here the number of calls is counted.
+the same pictures. Rounds are interleaved (greedy, then every strategy, then again), and the ratio
+of a round is taken against the greedy run of that round, so a machine that slows down for a while
+slows both. The median over rounds and its spread are printed. Serial official codes run two forward
+calls per token; here the number of calls is counted.
 """
 
 from __future__ import annotations

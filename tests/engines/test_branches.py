@@ -90,7 +90,7 @@ def test_features_edit_sees_projected_features(family_engine):
         shown = engine.rows(ask(), strategy)["other"]
     assert output.token_ids == written(engine, row.input_ids, features * 0.5)
     assert output.token_ids != written(engine, row.input_ids, features)
-    assert torch.allclose(shown.embeds[0], features * 0.5)
+    assert torch.allclose(shown.embeds, features * 0.5)
     assert engine.rows(ask())["main"].embeds is None
 
 
@@ -245,7 +245,7 @@ def test_three_parts_of_one_strategy_keep_their_rows_apart(family_engine):
     assert plan.cost.rows == 4
     rows = engine.rows(ask(), spec)
     assert tuple(rows) == plan.rows
-    pixels = [row.pixel_values[0] for row in rows.values()]
+    pixels = [row.pixel_values for row in rows.values()]
     assert all(not torch.equal(a, b) for i, a in enumerate(pixels) for b in pixels[:i])
     assert engine.plan("m3id+m3id(lam=0.1)").rows == ("main", "blind"), "equal rows are one"
 

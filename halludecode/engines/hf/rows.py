@@ -48,8 +48,9 @@ class Row:
         name: Name in the batch, "main" first.
         prompt: Rendered text, one placeholder per picture.
         input_ids: int64 [T], placeholders expanded.
-        pixel_values: Per picture, float32, as the model gets it.
-        embeds: Per picture, edited features [n, D]; None where features are not edited.
+        pixel_values: Float32, all pictures along the first axis as the processor gives them; None
+            without pictures.
+        embeds: Edited features [n, D] of all pictures; None where features are not edited.
         hidden: bool [N_img], image tokens this row never sees; None if it sees all.
         life: "answer", or "prefill" for rows dropped after the first token.
     """
@@ -57,8 +58,8 @@ class Row:
     name: str
     prompt: str
     input_ids: Tensor
-    pixel_values: tuple[Tensor, ...]
-    embeds: tuple[Tensor, ...] | None
+    pixel_values: Tensor | None
+    embeds: Tensor | None
     hidden: Tensor | None
     life: str
     key: str
@@ -139,7 +140,7 @@ class RowMaker:
             name=name,
             prompt=text,
             input_ids=torch.tensor(ids),
-            pixel_values=tuple(f.pixels["pixel_values"] for f in feeds),
+            pixel_values=torch.cat([f.pixels["pixel_values"] for f in feeds]) if feeds else None,
             embeds=None,
             hidden=torch.cat(hidden) if hidden else None,
             life=branch.life,
@@ -168,7 +169,7 @@ def seen_spans(row: Row, feeder: Feeder) -> tuple[tuple[int, int, int], ...]:
 def with_embeds(row: Row, features: Sequence[Tensor]) -> Row:
     """The row with its edited features shown, if it edits any."""
     edited = any(feed.features is not None for feed in row.feeds)
-    return replace(row, embeds=tuple(features)) if edited else row
+    return replace(row, embeds=torch.cat(list(features))) if edited else row
 
 
 def _feed(
