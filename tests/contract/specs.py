@@ -11,6 +11,7 @@ FAMILIES = ("llava", "qwen2_5_vl", "internvl")
 # Parameters under which a strategy acts on a random model; without an entry, its defaults.
 ACTIVE: dict[str, str] = {
     "m3id": "m3id(lam=0.5,gate=1)",
+    "scaled": "scaled(scale=2.0)",
     "var": "var(dims=(3,40),tau=2.0,min_mass=0.05,rho=0.2)",
 }
 COMPOSED = ("var+vcd", "vhr+m3id")

@@ -300,3 +300,29 @@ def test_branches_may_depend_on_the_request(family_engine):
         outputs = engine.generate(mixed, strategy, FEW)
         assert outputs[0].token_ids == engine.generate(mixed[0], "greedy", FEW)[0].token_ids
         assert outputs[1].token_ids == engine.generate(ask(), strategy, FEW)[0].token_ids
+
+
+def test_looks_may_write(family_engine):
+    """A description with the raw logits that predicted each of its tokens, as VDGD needs it."""
+    from halludecode.engines.prompts import to_prompt
+
+    engine = family_engine("llava")
+    spot = engine.net.layout.placeholder
+    prompts = [
+        to_prompt(hd.Request(words, [families.pictures()[1]]), spot) for words in ("A?", "Why?")
+    ]
+    looks = [Look(prompt, hidden=(1,), write=5, logits=True) for prompt in prompts]
+    engine._looker.run(looks, 8, reuse=True)
+    for prompt, look in zip(prompts, looks, strict=True):
+        seen = engine._looker.see(look)
+        words = prompt.question
+        request = hd.Request(words, [families.pictures()[1]])
+        plain = engine.generate(request, "greedy", hd.Sampling(max_new_tokens=5, logprobs=1))[0]
+        assert seen.token_ids == plain.token_ids
+        assert seen.text == plain.text
+        assert seen.logits.shape == (len(plain.token_ids), engine._facts.V)
+        assert seen.logits.argmax(-1).tolist() == list(plain.token_ids)
+        for row, entry in zip(seen.logits, plain.logprobs, strict=True):
+            assert float(row.log_softmax(-1).max()) == pytest.approx(entry.logprob, abs=1e-4)
+        again = engine._looker.see(Look(prompt, hidden=(1,)))
+        torch.testing.assert_close(seen.hidden, again.hidden, atol=1e-5, rtol=1e-4)

@@ -228,6 +228,8 @@ def test_loading_passes_options_through(tmp_path_factory):
     assert len(output.token_ids) == 3
     assert engine.model.config.get_text_config()._attn_implementation == "eager"
     assert json.dumps(engine.describe())
+    mapped = hd.load(str(path), device_map="cpu")
+    assert mapped.generate(ask(), "vcd", hd.Sampling(max_new_tokens=2))[0].token_ids
     assert hd.load(str(path)).describe()["model_digest"] != engine.describe()["model_digest"]
 
 

@@ -289,13 +289,10 @@ class HFEngine:
                     )
 
     def _context(self) -> int:
-        text = self.model.config.get_text_config()
-        return getattr(text, "max_position_embeddings", None) or 1 << 30
+        return self.net.context
 
     def _eos(self) -> list[int]:
-        eos = self.model.generation_config.eos_token_id
-        eos = self._maker.feeder.tokenizer.eos_token_id if eos is None else eos
-        return list(eos) if isinstance(eos, list | tuple) else [] if eos is None else [eos]
+        return self.net.eos(self._maker.feeder.tokenizer)
 
     def _artifact(self, part: Any) -> Mapping[str, Tensor] | None:
         """The part's artifact; optional ones are made from built-in samples on first use."""

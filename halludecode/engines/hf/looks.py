@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import torch
 
-from halludecode.core.errors import UnsupportedStrategy
 from halludecode.core.plan import Cost, Part, Plan
 from halludecode.core.prompt import Look, Prompt, Seen
 from halludecode.core.strategy import Calibration
+from halludecode.engines.base import Sampling
 from halludecode.engines.hf.batch import Batch, Prefix
 from halludecode.engines.hf.inputs import LRU
+from halludecode.engines.hf.loop import Answer, Loop
 from halludecode.engines.hf.net import Net
 from halludecode.engines.hf.rows import Job, RowMaker, seen_spans
 from halludecode.engines.hf.run import Capture, image_columns
@@ -52,13 +54,8 @@ class Looker:
         todo = [look for look in looks if self._seen.get(look.key) is None]
         kinds: dict[tuple[object, ...], list[Look]] = {}
         for look in todo:
-            if look.write or look.logits:
-                raise UnsupportedStrategy(
-                    "Looks that write text are not provided by engine 'hf' yet."
-                )
-            kinds.setdefault((look.hidden, look.heads, look.image, look.every_token), []).append(
-                look
-            )
+            kept = (look.hidden, look.heads, look.image, look.every_token)
+            kinds.setdefault((*kept, look.write, look.logits), []).append(look)
         for same in kinds.values():
             for at in range(0, len(same), batch_size):
                 self._take(same[at : at + batch_size], reuse=reuse)
@@ -85,9 +82,22 @@ class Looker:
         )
         jobs = [Job(look.prompt, {"main": self.maker.look(look)}, (), ()) for look in looks]
         batch = Batch(self.net, self.maker, PLAIN, jobs, capture)
-        batch.prefill(self.prefixes if reuse and not first.every_token else None)
-        for i, look in enumerate(looks):
-            self._seen.put(look.key, self._collect(batch, capture, look, i))
+        logits = batch.prefill(self.prefixes if reuse and not first.every_token else None)
+        seen = [self._collect(batch, capture, look, i) for i, look in enumerate(looks)]
+        if first.write:
+            batch.run.capture = None  # what is written is not looked at
+            answers = self._write(batch, logits, first)
+            seen = [_with_text(made, answer) for made, answer in zip(seen, answers, strict=True)]
+        for look, made in zip(looks, seen, strict=True):
+            self._seen.put(look.key, made)
+
+    def _write(self, batch: Batch, logits: torch.Tensor, look: Look) -> list[Answer]:
+        sampling = Sampling(max_new_tokens=look.write)
+        eos = self.net.eos(self.maker.feeder.tokenizer)
+        loop = Loop(batch, sampling, eos, {}, self.net.context, keep_logits=look.logits)
+        for _ in loop.run(logits):
+            pass
+        return loop.answers
 
     def _collect(self, batch: Batch, capture: Capture, look: Look, i: int) -> Seen:
         real = len(batch.tokens[i].ids)
@@ -109,3 +119,8 @@ class Looker:
             image_mask=(batch.tokens[i].ids == self.maker.feeder.image_token),
             image_spans=seen_spans(batch.jobs[i].rows["main"], self.maker.feeder),
         )
+
+
+def _with_text(seen: Seen, answer: Answer) -> Seen:
+    raw = torch.stack(answer.raw) if answer.raw else None
+    return replace(seen, text=answer.text, token_ids=tuple(answer.ids), logits=raw)

@@ -36,6 +36,7 @@ class Answer:
     differs: int = 0
     changed: bool = False
     scores: dict[str, float] = field(default_factory=dict)
+    raw: list[Tensor] = field(default_factory=list)  # float32 [V] each, on the CPU
 
     def choice(self, sampling: Sampling) -> Choice:
         """The finished answer."""
@@ -52,6 +53,7 @@ class Loop:
         eos: End-of-sequence ids.
         words: Words whose first-step scores are wanted -> their token ids.
         limit: Most tokens a row may reach (the model's context).
+        keep_logits: Keep the main row's raw logits of every written token.
     """
 
     def __init__(
@@ -61,9 +63,12 @@ class Loop:
         eos: Sequence[int],
         words: Mapping[str, list[int]],
         limit: int,
+        *,
+        keep_logits: bool = False,
     ) -> None:
         self.batch, self.sampling, self.words, self.limit = batch, sampling, words, limit
         self._eos = frozenset(eos)
+        self._keep_logits = keep_logits
         self._tokenizer = batch.maker.feeder.tokenizer
         count = len(batch.jobs)
         self.answers = [
@@ -124,6 +129,8 @@ class Loop:
         for i, answer in enumerate(live):
             if not answer.finish:
                 answer.differs += differs[i]
+                if self._keep_logits:
+                    answer.raw.append(main[i].cpu())
                 answer.changed = touched[i]
                 self._append(answer, ids[i])
         return token

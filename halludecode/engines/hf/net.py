@@ -64,6 +64,18 @@ class Net:
         """Where inputs go."""
         return self.model.get_input_embeddings().weight.device
 
+    @property
+    def context(self) -> int:
+        """Most tokens a row may have."""
+        text = self.model.config.get_text_config()
+        return getattr(text, "max_position_embeddings", None) or 1 << 30
+
+    def eos(self, tokenizer: Any) -> list[int]:
+        """End-of-sequence ids: the generation config's, else the tokenizer's."""
+        eos = self.model.generation_config.eos_token_id
+        eos = tokenizer.eos_token_id if eos is None else eos
+        return list(eos) if isinstance(eos, list | tuple) else [] if eos is None else [eos]
+
     def facts(self) -> Facts:
         """The model's numbers, as strategies see them."""
         text = self.model.config.get_text_config()
