@@ -7,6 +7,7 @@ labels keep clear of each other. Meaning never rests on colour alone: marks diff
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -104,18 +105,21 @@ def _number(value: float) -> str:
     return f"{value:g}"
 
 
-def words(x: float, y: float, words: str, anchor: str = "start", extra: str = "") -> str:
+def put(x: float, y: float, words: str, anchor: str = "start", extra: str = "") -> str:
+    """Text with its baseline at ``y``; ``anchor`` start, middle or end; ``extra`` attributes."""
     more = f" {extra}" if extra else ""
     end = "" if anchor == "start" else f' text-anchor="{anchor}"'
     return f'<text x="{x:.1f}" y="{y:.1f}"{end}{more}>{escape(words)}</text>'
 
 
-def line(x1: float, y1: float, x2: float, y2: float, colour: str, extra: str = "") -> str:
+def rule(x1: float, y1: float, x2: float, y2: float, colour: str, extra: str = "") -> str:
+    """A straight line."""
     more = f" {extra}" if extra else ""
     return f'<path d="M{x1:.1f} {y1:.1f}L{x2:.1f} {y2:.1f}" stroke="{colour}"{more}/>'
 
 
 def svg(width: float, height: float, label: str, parts: Iterable[str]) -> str:
+    """The whole drawing; ``label`` is what readers hear who cannot see it."""
     return (
         f'<svg class="chart" viewBox="0 0 {width:g} {height:g}" width="{width:g}" '
         f'height="{height:g}" role="img" aria-label="{escape(label)}">{"".join(parts)}</svg>'
@@ -154,7 +158,7 @@ def bars(names: Sequence[str], panels: Sequence[Panel], label: str, across: int 
         for lines, top in zip(rows, tops, strict=True):
             for j, line in enumerate(lines):
                 y = k * (height + 10) + top + 13 + j * LINE
-                parts.append(words(left - 8, y, line, "end"))
+                parts.append(put(left - 8, y, line, "end"))
     return svg(WIDTH, deep * (height + 10) - 10, label, parts)
 
 
@@ -167,14 +171,14 @@ def _panel(panel: Panel, tops: Sequence[float], bottom: float, width: float) -> 
     def at(value: float) -> float:
         return (value - marks[0]) / (marks[-1] - marks[0]) * room
 
-    yield words(0, 12, panel.title, extra='class="head"')
-    yield words(0, 26, panel.subtitle, extra='class="soft"')
+    yield put(0, 12, panel.title, extra='class="head"')
+    yield put(0, 26, panel.subtitle, extra='class="soft"')
     for mark in marks:
-        yield line(at(mark), 34, at(mark), bottom, GRID)
-        yield words(at(mark), bottom + 14, _number(mark), "middle", 'class="soft"')
+        yield rule(at(mark), 34, at(mark), bottom, GRID)
+        yield put(at(mark), bottom + 14, _number(mark), "middle", 'class="soft"')
     for bar, verdict, top in zip(panel.bars, panel.verdicts, tops, strict=True):
         if not bar:
-            yield words(2, top + 13, "none", extra='class="soft"')
+            yield put(2, top + 13, "none", extra='class="soft"')
             continue
         fill = FILLS.get(verdict, INK)
         middle = top + 9
@@ -183,7 +187,7 @@ def _panel(panel: Panel, tops: Sequence[float], bottom: float, width: float) -> 
             f'fill="{fill}"/>'
         )
         yield from _whisker(at(bar.low), at(bar.high), middle, verdict in ("baseline", "changed"))
-        yield words(
+        yield put(
             max(at(bar.high), at(bar.value)) + 6,
             top + 13,
             f"{bar.value:.1f}{SIGNS.get(verdict, '')}",
@@ -194,12 +198,12 @@ def _panel(panel: Panel, tops: Sequence[float], bottom: float, width: float) -> 
     baseline = [b for b, v in zip(panel.bars, panel.verdicts, strict=True) if b and v == "baseline"]
     if baseline:
         x = at(baseline[0].value)
-        yield line(x, 34, x, bottom, INK, 'stroke-dasharray="2 3" stroke-width="1"')
+        yield rule(x, 34, x, bottom, INK, 'stroke-dasharray="2 3" stroke-width="1"')
 
 
 def _whisker(low: float, high: float, y: float, dark: bool) -> Iterable[str]:
     if dark:  # a light rim, or the line would vanish on the bar
-        yield line(low, y, high, y, "#fff", 'stroke-width="3.5"')
+        yield rule(low, y, high, y, "#fff", 'stroke-width="3.5"')
     yield (
         f'<path d="M{low:.1f} {y - 4:.1f}v8M{low:.1f} {y:.1f}H{high:.1f}M{high:.1f} {y - 4:.1f}v8" '
         f'stroke="{WHISKER}" stroke-width="1.3" fill="none"/>'
@@ -218,25 +222,28 @@ class Frame:
     ys: Sequence[float]
 
     def x(self, value: float) -> float:
+        """Pixels from the left."""
         left, _, right, _ = self.box
         return left + (value - self.xs[0]) / (self.xs[-1] - self.xs[0]) * (right - left)
 
     def y(self, value: float) -> float:
+        """Pixels from the top."""
         _, top, _, bottom = self.box
         return bottom - (value - self.ys[0]) / (self.ys[-1] - self.ys[0]) * (bottom - top)
 
     def draw(self, x_title: str, y_title: str) -> Iterable[str]:
+        """Axes, grid, numbers and titles."""
         left, top, right, bottom = self.box
         for value in self.xs:
-            yield line(self.x(value), top, self.x(value), bottom, GRID)
-            yield words(self.x(value), bottom + 16, _number(value), "middle", 'class="soft"')
+            yield rule(self.x(value), top, self.x(value), bottom, GRID)
+            yield put(self.x(value), bottom + 16, _number(value), "middle", 'class="soft"')
         for value in self.ys:
-            yield line(left, self.y(value), right, self.y(value), GRID)
-            yield words(left - 6, self.y(value) + 4, _number(value), "end", 'class="soft"')
-        yield line(left, bottom, right, bottom, SOFT)
-        yield line(left, top, left, bottom, SOFT)
-        yield words((left + right) / 2, bottom + 34, x_title, "middle")
-        yield words(4, 13, y_title)
+            yield rule(left, self.y(value), right, self.y(value), GRID)
+            yield put(left - 6, self.y(value) + 4, _number(value), "end", 'class="soft"')
+        yield rule(left, bottom, right, bottom, SOFT)
+        yield rule(left, top, left, bottom, SOFT)
+        yield put((left + right) / 2, bottom + 34, x_title, "middle")
+        yield put(4, 13, y_title)
 
 
 def curves(shown: Sequence[Curve], x_title: str, y_title: str, label: str) -> str:
@@ -271,11 +278,11 @@ def curves(shown: Sequence[Curve], x_title: str, y_title: str, label: str) -> st
         parts.append(f'<path d="M{path}" fill="none" {style}/>')
         last_x, last_y = frame.x(line[-1][0]), frame.y(line[-1][1])
         edge = frame.box[2] + 24
-        parts.append(line(last_x, last_y, edge - 4, ends[i], "#b9c1c9", 'stroke-width="0.8"'))
+        parts.append(rule(last_x, last_y, edge - 4, ends[i], "#b9c1c9", 'stroke-width="0.8"'))
         for j, words in enumerate(names[i]):
             y = ends[i] - LINE * (len(names[i]) - 1) / 2 + j * LINE + 4
             head = 'class="head"' if group[0].baseline else ""
-            parts.append(words(edge, y, words, extra=head))
+            parts.append(put(edge, y, words, extra=head))
     return svg(WIDTH, height, label, parts)
 
 
@@ -292,6 +299,6 @@ def _spread(wanted: Sequence[float], heights: Sequence[float]) -> list[float]:
     """Middles of labels stacked without overlap, each near where it is wanted."""
     order = sorted(range(len(wanted)), key=lambda i: wanted[i])
     found = list(wanted)
-    for before, i in zip(order, order[1:], strict=False):
+    for before, i in itertools.pairwise(order):
         found[i] = max(found[i], found[before] + (heights[before] + heights[i]) / 2 + 2)
     return found

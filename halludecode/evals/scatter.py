@@ -59,12 +59,12 @@ def points(
     boxes = _placed(spots, texts, frame.box)
     parts = [*frame.draw(x_title, y_title)]
     if mark and frame.xs[0] <= mark[0] <= frame.xs[-1]:
-        x, _, anchor = frame.x(mark[0]), 0, "start"
+        x, anchor = frame.x(mark[0]), "start"
         if x + charts.text_width(mark[1]) + 6 > frame.box[2]:
             anchor = "end"
-        parts.append(charts.line(x, 24, x, height - 42, charts.SOFT, 'stroke-dasharray="5 4"'))
+        parts.append(charts.rule(x, 24, x, height - 42, charts.SOFT, 'stroke-dasharray="5 4"'))
         shift = 5 if anchor == "start" else -5
-        parts.append(charts.words(x + shift, height - 48, mark[1], anchor, 'class="soft halo"'))
+        parts.append(charts.put(x + shift, height - 48, mark[1], anchor, 'class="soft halo"'))
     parts += [_cross(group[0], frame) for group in groups]
     for group, spot, lines, box in zip(groups, spots, texts, boxes, strict=True):
         parts += _label(group, spot, lines, box)
@@ -89,8 +89,8 @@ def _coinciding(shown: Sequence[Point], frame: charts.Frame) -> list[list[Point]
 
 def _cross(point: Point, frame: charts.Frame) -> str:
     x, y = frame.x(point.x.value), frame.y(point.y.value)
-    across = charts.line(frame.x(point.x.low), y, frame.x(point.x.high), y, "#c3ccd5")
-    return across + charts.line(x, frame.y(point.y.low), x, frame.y(point.y.high), "#c3ccd5")
+    across = charts.rule(frame.x(point.x.low), y, frame.x(point.x.high), y, "#c3ccd5")
+    return across + charts.rule(x, frame.y(point.y.low), x, frame.y(point.y.high), "#c3ccd5")
 
 
 def _label(
@@ -105,11 +105,11 @@ def _label(
     near_x, near_y = min(max(x, box[0]), box[2]), min(max(y, box[1]), box[3])
     yield f"<g><title>{escape(told)}</title>"
     if math.dist((x, y), (near_x, near_y)) > 13:
-        yield charts.line(x, y, near_x, near_y, charts.SOFT, 'stroke-width="0.8"')
+        yield charts.rule(x, y, near_x, near_y, charts.SOFT, 'stroke-width="0.8"')
     yield _marker(x, y, first.verdict)
-    weight = ' class="halo head"' if first.verdict == "baseline" else ' class="halo"'
+    weight = 'class="halo head"' if first.verdict == "baseline" else 'class="halo"'
     for i, line in enumerate(lines):
-        yield f'<text x="{box[0]:.1f}" y="{box[1] + 11 + i * LINE:.1f}"{weight}>{escape(line)}</text>'
+        yield charts.put(box[0], box[1] + 11 + i * charts.LINE, line, extra=weight)
     yield "</g>"
 
 

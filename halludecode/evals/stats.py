@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from statistics import NormalDist, fmean, stdev
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -38,6 +38,8 @@ class Difference(NamedTuple):
         p: McNemar's exact p for shares of items, the bootstrap's otherwise.
         test: ``mcnemar`` or ``bootstrap``.
         discordant: Items where only the first, and only the second, has the flag (McNemar only).
+        first: The first's own value and interval.
+        second: The second's.
     """
 
     value: float
@@ -46,6 +48,23 @@ class Difference(NamedTuple):
     p: float
     test: str
     discordant: tuple[int, int] | None = None
+    first: Interval | None = None
+    second: Interval | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON; ``strategy`` and ``baseline`` are the first and the second side."""
+        sides = {"strategy": self.first, "baseline": self.second}
+        return {
+            **{name: getattr(self, name) for name in ("value", "low", "high", "p", "test")},
+            **({"discordant": list(self.discordant)} if self.discordant else {}),
+            **{name: side._asdict() for name, side in sides.items() if side},
+        }
+
+
+def excludes_zero(gap: Difference | Mapping[str, Any]) -> bool:
+    """Whether the interval of a difference leaves out zero."""
+    found = gap._asdict() if isinstance(gap, Difference) else gap
+    return bool(found["low"] > 0 or found["high"] < 0)
 
 
 def intervals(
@@ -70,7 +89,12 @@ def intervals(
         InvalidParameter: Fewer than 1 resample, or a level outside (0, 1).
     """
     _check(resamples, level)
-    drawn = _bootstrap([score], resamples, seed)[0]
+    return _intervals(score, _bootstrap([score], resamples, seed)[0], level, wilson)
+
+
+def _intervals(
+    score: Score, drawn: Mapping[str, np.ndarray], level: float, wilson: bool = True
+) -> dict[str, Interval]:
     out: dict[str, Interval] = {}
     for name, value in score.metrics.items():
         low, high = _percentiles(drawn[name], level)
@@ -100,19 +124,38 @@ def compare(
     _check(resamples, level)
     _pairable(a, b)
     drawn_a, drawn_b = _bootstrap([a, b], resamples, seed)
+    firsts, seconds = _intervals(a, drawn_a, level), _intervals(b, drawn_b, level)
     out: dict[str, Difference] = {}
-    for name, value in a.metrics.items():
-        gaps = drawn_a[name] - drawn_b[name]
-        low, high = _percentiles(gaps, level)
-        gap = value - b.metrics[name]
+    for name in a.metrics:
+        gap = difference(firsts[name], seconds[name], drawn_a[name] - drawn_b[name], level)
         flags_a, flags_b = a.shares.get(name), b.shares.get(name)
         if flags_a is not None and flags_b is not None and flags_a.keys() == flags_b.keys():
-            only_a, only_b = discordant(flags_a, flags_b)
-            p = mcnemar(only_a, only_b)
-            out[name] = Difference(gap, low, high, p, "mcnemar", (only_a, only_b))
-        else:
-            out[name] = Difference(gap, low, high, _bootstrap_p(gaps), "bootstrap")
+            both = discordant(flags_a, flags_b)
+            gap = gap._replace(p=mcnemar(*both), test="mcnemar", discordant=both)
+        out[name] = gap
     return out
+
+
+def difference(
+    first: Interval, second: Interval, gaps: np.ndarray, level: float = 0.95
+) -> Difference:
+    """A difference whose interval and p come from paired resamples.
+
+    Args:
+        first: The first's own value and interval.
+        second: The second's.
+        gaps: First minus second under each resample, ``[resamples]``.
+        level: Coverage.
+    """
+    low, high = _percentiles(gaps, level)
+    p = _bootstrap_p(gaps)
+    value = first.value - second.value
+    return Difference(value, low, high, p, "bootstrap", None, first, second)
+
+
+def interval(value: float, drawn: np.ndarray, level: float = 0.95) -> Interval:
+    """A value with the percentile interval of its resamples ``[resamples]``."""
+    return Interval(value, *_percentiles(drawn, level))
 
 
 class SeedSpread(NamedTuple):
@@ -125,32 +168,45 @@ class SeedSpread(NamedTuple):
 
 
 def over_seeds(
-    scores: Sequence[Score], *, resamples: int = 10_000, seed: int = 0, level: float = 0.95
+    scores: Sequence[Score],
+    baseline: Sequence[Score] | None = None,
+    *,
+    resamples: int = 10_000,
+    seed: int = 0,
+    level: float = 0.95,
 ) -> dict[str, SeedSpread]:
     """Spread of sampled decoding: seeds are resampled, and pictures within them.
 
     Args:
         scores: One score per seed, of the same items under the same rule.
+        baseline: As many scores, of the same seeds in the same order: the spread is then that of
+            the differences, both sides under the same resampled seeds and pictures.
         resamples: Resamples.
         seed: Seed of the resampling.
         level: Coverage.
 
     Raises:
-        InvalidData: Fewer than three scores, or scores of other items.
+        InvalidData: Fewer than three scores, scores of other items, or another number of baselines.
         InvalidParameter: As `intervals`.
     """
     _check(resamples, level)
-    if len(scores) < 3:
-        raise InvalidData(f"{len(scores)} seeds say nothing about spread; give at least 3.")
-    for other in scores[1:]:
+    count = len(scores)
+    if count < 3:
+        raise InvalidData(f"{count} seeds say nothing about spread; give at least 3.")
+    if baseline is not None and len(baseline) != count:
+        raise InvalidData(f"{count} seeds and {len(baseline)} of the baseline; pair them by seed.")
+    every = [*scores, *(baseline or ())]
+    for other in every[1:]:
         _pairable(scores[0], other)
-    drawn = _bootstrap(scores, resamples, seed)
-    picks = np.random.default_rng([seed, 1]).integers(len(scores), size=(resamples, len(scores)))
+    drawn = _bootstrap(every, resamples, seed)
+    picks = np.random.default_rng([seed, 1]).integers(count, size=(resamples, count))
     out: dict[str, SeedSpread] = {}
     for name in scores[0].metrics:
-        table = np.stack([one[name] for one in drawn], axis=1)  # [resamples, seeds]
+        table = np.stack([one[name] for one in drawn], axis=1)  # [resamples, seeds (and baselines)]
+        values = np.array([one.metrics[name] for one in every])
+        if baseline is not None:
+            table, values = table[:, :count] - table[:, count:], values[:count] - values[count:]
         low, high = _percentiles(np.take_along_axis(table, picks, axis=1).mean(axis=1), level)
-        values = [one.metrics[name] for one in scores]
         out[name] = SeedSpread(fmean(values), stdev(values), low, high)
     return out
 
@@ -253,13 +309,23 @@ def _order(clusters: Sequence[str], lead: Sequence[str]) -> np.ndarray:
 
 
 def _weights(score: Score, resamples: int, seed: int) -> Iterator[np.ndarray]:
-    """How often each picture is drawn, ``[<= _CHUNK, clusters]`` at a time."""
+    yield from draws(score.strata or [""] * len(score.clusters), resamples, seed)
+
+
+def draws(strata: Sequence[str], resamples: int, seed: int = 0) -> Iterator[np.ndarray]:
+    """How often each picture is drawn, ``[<= 500, pictures]`` at a time.
+
+    Args:
+        strata: Group of every picture; pictures are drawn within their group.
+        resamples: Resamples in all.
+        seed: Seed of the drawing.
+    """
     rng = np.random.default_rng(seed)
-    strata = np.array(score.strata or [""] * len(score.clusters))
-    groups = [np.flatnonzero(strata == name) for name in dict.fromkeys(strata.tolist())]
+    group = np.array(strata)
+    groups = [np.flatnonzero(group == name) for name in dict.fromkeys(strata)]
     for start in range(0, resamples, _CHUNK):
         rows = min(_CHUNK, resamples - start)
-        weights = np.zeros((rows, len(score.clusters)))
+        weights = np.zeros((rows, len(strata)))
         for members in groups:
             size = len(members)
             drawn = rng.integers(size, size=(rows, size)) + size * np.arange(rows)[:, None]
