@@ -1,6 +1,7 @@
 import functools
 import io
 import json
+import os
 import signal
 import subprocess
 import sys
@@ -333,6 +334,13 @@ def test_unfinished_batch_is_repeated_whole(tmp_path, source):
     assert engine.calls == [6]  # the last batch as it was, not the one missing request
 
 
+def same_nltk() -> dict[str, str]:
+    """Environment in which a child finds the NLTK data this process finds, or none either."""
+    import nltk
+
+    return {**os.environ, "NLTK_DATA": os.pathsep.join(map(str, nltk.data.path))}
+
+
 def test_killed_process_resumes_to_equal_results(tmp_path, source):
     whole = run(tmp_path / "whole", source)
     script = textwrap.dedent(f"""
@@ -350,7 +358,7 @@ def test_killed_process_resumes_to_equal_results(tmp_path, source):
         run_eval(Slow(), tasks={TASKS!r}, strategies=["greedy", "vcd"], prompt_preset="opera",
                  data=[{str(source)!r}], output={str(tmp_path / "run")!r}, progress=False)
     """)
-    process = subprocess.Popen([sys.executable, "-c", script], cwd=REPO)
+    process = subprocess.Popen([sys.executable, "-c", script], cwd=REPO, env=same_nltk())
     path = tmp_path / "run" / "samples.jsonl"
     deadline = time.monotonic() + 60
     while not (path.exists() and path.stat().st_size) and time.monotonic() < deadline:
