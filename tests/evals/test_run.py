@@ -472,17 +472,22 @@ def test_evaluate_takes_one_strategy_and_a_temporary_folder(source):
     assert {e["strategy"] for e in report.results["runs"]} == {"vcd(alpha=1.0)"}
 
 
-def test_the_embedded_model_runs_on_one_thread_and_others_keep_theirs():
+def test_the_embedded_model_runs_on_as_many_threads_as_are_faster(monkeypatch):
     import torch
 
     before = torch.get_num_threads()
     try:
-        torch.set_num_threads(2)
-        with batches.threads_for("testbed"):
-            assert torch.get_num_threads() == 1
-        with batches.threads_for("other"):
+        for chosen in (1, 2):
+            monkeypatch.setattr(batches, "_faster", lambda few, many, chosen=chosen: chosen)
+            torch.set_num_threads(2)
+            with batches.threads_for("testbed"):
+                assert torch.get_num_threads() == chosen
+            with batches.threads_for("other"):
+                assert torch.get_num_threads() == 2
             assert torch.get_num_threads() == 2
-        assert torch.get_num_threads() == 2
+        monkeypatch.undo()
+        assert batches._faster(1, 1) == 1
+        assert batches._faster(1, 2) in (1, 2)
     finally:
         torch.set_num_threads(before)
 
