@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any
 
 from halludecode.core.errors import InvalidData
-from halludecode.evals import chair, mme, pope
+from halludecode.evals import amber, chair, hallusion, mme, pope
+from halludecode.evals.amber_words import Similarity
 from halludecode.evals.records import read_records
 from halludecode.evals.stats import intervals
 from halludecode.evals.tally import Id, Score
 
-TASKS = ("pope", "chair", "mme")
+TASKS = ("pope", "chair", "mme", "amber", "hallusionbench")
 
 
 def score_predictions(
@@ -25,21 +26,28 @@ def score_predictions(
     family: str = "wordnet",
     gt_family: str | None = None,
     *,
+    similarity: Similarity | str | None = None,
+    allow_missing: bool = False,
     resamples: int = 0,
 ) -> dict[str, Any]:
-    """Scores a predictions file (POPE, CHAIR) or results folder (MME).
+    """Scores a predictions file, or a results folder (MME).
 
     Args:
-        task: ``pope``, ``chair`` or ``mme``.
+        task: ``pope``, ``chair``, ``mme``, ``amber`` or ``hallusionbench``.
         predictions: POPE ``{"question_id", "answer"}`` or CHAIR ``{"image_id", "caption"}`` lines;
-            MME a folder of ``<subtask>.txt`` with image, question, truth, answer.
+            AMBER ``{"id", "response"}``; HallusionBench's own results with ``model_prediction``, or
+            ``{"id", "answer"}`` (`HallusionQuestion.id`); MME a folder of ``<subtask>.txt`` with
+            image, question, truth, answer.
         annotations: POPE's question file (needed); CHAIR's COCO instances file or finished sets
             (``.tsv``), by default the shipped sets of COCO 2014; MME a folder of questions that
-            must all be answered, optional.
+            must all be answered, optional; AMBER's ``data`` folder or ``annotations.json`` in it
+            (needed); ``HallusionBench.json`` (needed).
         captions: COCO captions file, CHAIR only.
-        parser: Answer rule of POPE or MME.
+        parser: Answer rule of every task but CHAIR.
         family: CHAIR's word family for the predictions.
         gt_family: The same for the reference captions; None repeats ``family``.
+        similarity: Similarity of two words, AMBER only; see `amber.score`.
+        allow_missing: Score only what is answered, AMBER and HallusionBench only.
         resamples: Bootstrap resamples for ``low`` and ``high``; 0 leaves both out.
 
     Returns:
@@ -48,16 +56,25 @@ def score_predictions(
 
     Raises:
         InvalidData: Any bad input, in one sentence with file and line.
+        MissingExtra: A library or its data is not installed.
     """
     runs: dict[str, Callable[[], Score]] = {
         "pope": lambda: _pope(predictions, annotations, parser),
         "chair": lambda: _chair(predictions, annotations, captions, family, gt_family),
         "mme": lambda: _mme(predictions, annotations, parser),
+        "amber": lambda: _amber(predictions, annotations, parser, similarity, allow_missing),
+        "hallusionbench": lambda: _hallusion(predictions, annotations, parser, allow_missing),
     }
     if task not in runs:
         raise InvalidData(f"task {task!r} is unknown; the known ones are {', '.join(TASKS)}.")
+    if similarity is not None and task != "amber":
+        raise InvalidData(f"similarity is for task amber, not {task}; leave it out.")
+    if allow_missing and task in ("pope", "chair", "mme"):
+        raise InvalidData(f"allow-missing is for amber and hallusionbench, not {task}.")
     score = runs[task]()
     sources = {"predictions": predictions, "annotations": annotations, "captions": captions}
+    if task == "amber" and annotations is not None:
+        sources |= amber.files(annotations)
     return as_json(score, resamples=resamples) | {
         "files": {name: digest(path) for name, path in sources.items() if path is not None}
     }
@@ -90,8 +107,15 @@ def digest(path: Path | str) -> str:
     return total.hexdigest()
 
 
-def load_answers(path: Path | str) -> dict[Id, str]:
+def load_answers(
+    path: Path | str, key: str = "question_id", names: tuple[str, ...] = ("answer", "text")
+) -> dict[Id, str]:
     """Reads POPE predictions: ``{"question_id": int, "answer": str}``, or the official ``text``.
+
+    Args:
+        path: The file.
+        key: Name of the id.
+        names: Accepted names of the answer.
 
     Raises:
         InvalidData: A key is missing or of the wrong type, or an id occurs twice.
@@ -99,14 +123,14 @@ def load_answers(path: Path | str) -> dict[Id, str]:
     answers: dict[Id, str] = {}
     lines: dict[Id, int] = {}
     for record in read_records(path):
-        name = record.get("question_id", kind=(int, str), what="an integer")
+        name = record.get(key, kind=(int, str), what="an integer")
         if name in lines:
             raise InvalidData(
-                f"{record.where}: question_id {name} was already answered on line {lines[name]}; "
+                f"{record.where}: {key} {name} was already answered on line {lines[name]}; "
                 "give one answer per question."
             )
         lines[name] = record.line
-        answers[name] = record.get("answer", "text", kind=str, what="the answer as a string")
+        answers[name] = record.get(*names, kind=str, what="the answer as a string")
     return answers
 
 
@@ -164,6 +188,36 @@ def _mme(predictions: Path | str, annotations: Path | str | None, parser: str) -
                 f"({len(missing)} missing, {len(extra)} extra); answer every question once."
             )
     return _named(predictions, lambda: mme.score(questions, answers, parser))
+
+
+def _amber(
+    predictions: Path | str,
+    annotations: Path | str | None,
+    parser: str,
+    similarity: Similarity | str | None,
+    allow_missing: bool,
+) -> Score:
+    if annotations is None:
+        raise InvalidData("AMBER needs its data folder to score answers; give --annotations.")
+    items = amber.load_items(annotations)
+    responses = load_answers(predictions, "id", ("answer", "response"))
+    described = any(item.label is None and item.id in responses for item in items)
+    lexicon = amber.load_lexicon(annotations) if described else None
+    given = {"rule": parser, "similarity": similarity, "allow_missing": allow_missing}
+    return _named(predictions, lambda: amber.score(items, responses, lexicon, **given))
+
+
+def _hallusion(
+    predictions: Path | str, annotations: Path | str | None, parser: str, allow_missing: bool
+) -> Score:
+    if annotations is None:
+        raise InvalidData("HallusionBench needs HallusionBench.json; give --annotations.")
+    questions = hallusion.load_questions(annotations)
+    answers = hallusion.load_answers(predictions)
+    return _named(
+        predictions,
+        lambda: hallusion.score(questions, answers, parser, allow_missing=allow_missing),
+    )
 
 
 def _named(path: Path | str, run: Callable[[], Score]) -> Score:

@@ -96,8 +96,8 @@ def test_pope_needs_questions(tmp_path):
 
 
 def test_unknown_task_is_named(tmp_path):
-    with pytest.raises(InvalidData, match="'amber' is unknown; the known ones are pope, chair"):
-        score_predictions("amber", tmp_path)
+    with pytest.raises(InvalidData, match="'vqa' is unknown; the known ones are pope, chair"):
+        score_predictions("vqa", tmp_path)
 
 
 # ---------------------------------------------------------------- CHAIR

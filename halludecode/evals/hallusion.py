@@ -1,0 +1,367 @@
+"""HallusionBench: the same question about an original and an edited figure, or about none.
+
+Guan et al. 2024, "HallusionBench: An Advanced Diagnostic Suite for Entangled Language Hallucination
+and Visual Illusion in Large Vision-Language Models", arXiv 2310.14566; counting of the official
+``utils.py`` (tianyi-lab/HallusionBench). Officially GPT-4 judges an answer as incorrect (0),
+correct (1) or unclear (2); here a rule reads it as yes, no or neither in its place, so the numbers
+are not the leaderboard's. The questions are not part of this package.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any
+
+import numpy as np
+
+from halludecode.core.errors import InvalidData
+from halludecode.evals.records import Record, read_records
+from halludecode.evals.tally import Id, Score, Sums, gather, match, ratio
+from halludecode.evals.yesno import parse_answer
+
+RULES = ("official", "vlmevalkit", "lmms_eval")
+CATEGORIES = ("VD", "VS")  # visual dependent, visual supplement
+
+_ID = ("category", "subcategory", "set_id", "figure_id", "question_id")
+_CODES = {"0": "no", "1": "yes", "2": "other"}  # what the official script asks a model to answer
+_LABELS = {"0": "no", "1": "yes"}
+
+
+@dataclass(frozen=True)
+class HallusionQuestion:
+    """One question.
+
+    Args:
+        category: ``VD`` (needs its figure) or ``VS`` (can be answered without).
+        subcategory: Such as ``chart``, ``illusion`` or ``video``.
+        visual_input: ``0`` no figure, ``1`` an original figure, ``2`` an edited one.
+        set_id: Set within the subcategory; its figures and questions belong together.
+        figure_id: Figure within the set; ``0`` is the original, or none for ``VS``.
+        question_id: Question within the set.
+        text: The question.
+        label: ``yes`` or ``no``.
+    """
+
+    category: str
+    subcategory: str
+    visual_input: str
+    set_id: str
+    figure_id: str
+    question_id: str
+    text: str
+    label: str
+
+    @property
+    def id(self) -> str:
+        """``category_subcategory_set_figure_question``, as the official script names it."""
+        return "_".join(getattr(self, name) for name in _ID)
+
+    @property
+    def blind(self) -> bool:
+        """Whether it is asked without a figure, so that not knowing is right."""
+        return self.category == "VS" and self.figure_id == "0"
+
+
+# Reading -----------------------------------------------------------------------------------------
+
+
+def load_questions(path: Path | str) -> list[HallusionQuestion]:
+    """Reads ``HallusionBench.json``.
+
+    Raises:
+        InvalidData: Unreadable, a key is missing or has an impossible value, or a question occurs
+            twice; the sentence names file and line.
+    """
+    questions: dict[str, HallusionQuestion] = {}
+    for record in read_records(path):
+        label = _text(record, "gt_answer")
+        visual = _text(record, "visual_input")
+        fields = {name: _text(record, name) for name in _ID}
+        for name, value, known in (
+            ("gt_answer", label, tuple(_LABELS)),
+            ("visual_input", visual, ("0", "1", "2")),
+            ("category", fields["category"], CATEGORIES),
+        ):
+            if value not in known:
+                raise InvalidData(
+                    f"{record.where}: {name} is {value!r}; it must be one of {', '.join(known)}."
+                )
+        text = record.get("question", kind=str, what="the question")
+        question = HallusionQuestion(**fields, visual_input=visual, text=text, label=_LABELS[label])
+        if question.id in questions:
+            raise InvalidData(
+                f"{record.where}: question {question.id} occurs a second time; list it once."
+            )
+        questions[question.id] = question
+    return list(questions.values())
+
+
+def load_answers(path: Path | str) -> dict[Id, str]:
+    """Reads answers: the official results, or ``{"id", "answer"}``.
+
+    The official results are the questions with ``model_prediction`` added. ``id`` is
+    `HallusionQuestion.id`, such as ``VD_illusion_0_1_2``.
+
+    Raises:
+        InvalidData: A key is missing or of the wrong type, or a question is answered twice.
+    """
+    answers: dict[Id, str] = {}
+    lines: dict[str, int] = {}
+    for record in read_records(path):
+        if "id" in record.fields:
+            name = record.get("id", kind=str, what=f"a string {'_'.join(_ID)}")
+        else:
+            name = "_".join(_text(record, part) for part in _ID)
+        if name in lines:
+            raise InvalidData(
+                f"{record.where}: question {name} was already answered on line {lines[name]}; "
+                "give one answer per question."
+            )
+        lines[name] = record.line
+        answers[name] = str(
+            record.get("answer", "model_prediction", kind=(str, int), what="the answer as a string")
+        )
+    return answers
+
+
+def _text(record: Record, name: str) -> str:
+    return str(record.get(name, kind=(str, int), what="a string or a whole number"))
+
+
+# Scoring -----------------------------------------------------------------------------------------
+
+
+def parse_hallusion_answer(answer: str, rule: str = "official") -> str:
+    """Reads an answer as ``yes``, ``no`` or ``other``.
+
+    Args:
+        answer: The model's raw words.
+        rule: ``vlmevalkit``: the word yes or the word no, but not both; ``official``: the same, and
+            the official script's codes ``0`` (no), ``1`` (yes), ``2`` (uncertain); ``lmms_eval``:
+            yes wherever these letters occur, no otherwise.
+
+    Raises:
+        InvalidData: The rule is unknown.
+    """
+    if rule not in RULES:
+        raise InvalidData(
+            f"parser {rule!r} is unknown for HallusionBench; the known ones are {', '.join(RULES)}."
+        )
+    if rule == "lmms_eval":
+        return "yes" if "yes" in answer.lower() else "no"
+    if rule == "official" and answer in _CODES:
+        return _CODES[answer]
+    return parse_answer(answer, "vlmevalkit")
+
+
+def score(
+    questions: Sequence[HallusionQuestion],
+    answers: Mapping[Id, str],
+    rule: str = "official",
+    *,
+    allow_missing: bool = False,
+) -> Score:
+    """Scores one answer per question.
+
+    Args:
+        questions: The questions, ids unique.
+        answers: Question id to raw answer.
+        rule: Whose reading and counting: ``official``; ``vlmevalkit``, where pairs and figures are
+            named without the category, and not knowing is wrong even without a figure; or
+            ``lmms_eval``, its rule without a judge. The last two count questions without a figure
+            as a figure.
+        allow_missing: Score only the answered questions; ``notes["missing"]`` counts the others.
+
+    Returns:
+        ``aAcc`` (questions right), ``qAcc`` (question pairs with all right), ``fAcc`` (figures with
+        all right); officially also ``easy`` and ``hard`` (pairs over figures that are not, and that
+        are, edited), ``fig_inconsistent``, ``fig_wrong``, ``fig_score``, ``yes_diff`` (share of yes
+        above the truth's) and ``fp_ratio`` (share of errors whose truth is no). Sets are the
+        clusters. ``notes`` holds ``counts``, ``missing``, the official script's percentages under
+        ``printed``, and ``attribution`` of errors (see `attribution`).
+
+    Raises:
+        InvalidData: Unknown rule, no questions, or ids that do not match.
+    """
+    asked = len(questions)
+    if allow_missing:
+        questions = [q for q in questions if q.id in answers]
+    match([q.id for q in questions], answers, "question")
+    if not questions:
+        raise InvalidData("there are no answers to score; give a file with answers.")
+    outcomes = {q.id: _outcome(q, answers[q.id], rule) for q in questions}
+    rows, shares = _rows(questions, {q.id: outcomes[q.id]["correct"] for q in questions}, rule)
+    rows += [(_name(q, _SET, rule), _counts(q, outcomes[q.id])) for q in questions]
+    clusters, columns = gather(rows, _COLUMNS)
+    official = rule == "official"
+    metrics = _formula(official, {name: column.sum() for name, column in columns.items()})
+    counts = {name: int(columns[name].sum()) for name in ("questions", "qAcc", "fAcc")}
+    notes = {
+        "counts": dict(zip(("questions", "pairs", "figures"), counts.values(), strict=True)),
+        "missing": asked - len(questions),
+        "printed": {name: _printed(name, float(value)) for name, value in metrics.items()},
+        "attribution": attribution(questions, outcomes) if official else None,
+    }
+    return Score(
+        task="hallusionbench",
+        n=len(questions),
+        rule=rule,
+        outcomes=outcomes,
+        clusters=clusters,
+        columns=columns,
+        formula=partial(_formula, official),
+        shares=shares,
+        wilson=("aAcc",),
+        unparsed=sum(o["parsed"] == "other" for o in outcomes.values()),
+        notes=notes,
+    )
+
+
+def _outcome(question: HallusionQuestion, answer: str, rule: str) -> dict[str, Any]:
+    parsed = parse_hallusion_answer(answer, rule)
+    unclear = rule == "official" and question.blind and parsed == "other"
+    return {
+        "answer": answer,
+        "parsed": parsed,
+        "label": question.label,
+        "correct": int(parsed == question.label or unclear),
+    }
+
+
+# Counting ----------------------------------------------------------------------------------------
+
+_SET = ("category", "subcategory", "set_id")
+_GROUPS: Mapping[str, tuple[str, ...]] = MappingProxyType(
+    {
+        "qAcc": (*_SET, "question_id"),
+        "fAcc": (*_SET, "figure_id"),
+        "easy": (*_SET, "question_id"),
+        "hard": (*_SET, "question_id"),
+    }
+)
+_COLUMNS = (
+    *(f"{name}{part}" for name in _GROUPS for part in ("", ".right")),
+    *("fAcc.wrong", "fAcc.score", "questions", "right", "yes", "said", "errors", "errors.no"),
+)
+
+
+def _name(question: HallusionQuestion, parts: Sequence[str], rule: str) -> str:
+    # VLMEvalKit drops the category: VD and VS both have a subcategory ocr.
+    wanted = [part for part in parts if rule != "vlmevalkit" or part != "category"]
+    return "_".join(getattr(question, part) for part in wanted)
+
+
+def _member(question: HallusionQuestion, group: str, rule: str) -> bool:
+    if group in ("easy", "hard"):
+        return rule == "official" and (question.visual_input == "2") == (group == "hard")
+    return not (group == "fAcc" and rule == "official" and question.blind)
+
+
+def _rows(
+    questions: Sequence[HallusionQuestion], correct: Mapping[str, int], rule: str
+) -> tuple[list[tuple[str, dict[str, float]]], dict[str, dict[Id, int]]]:
+    """Counts of every pair and figure by set, and which of them are all right."""
+    rows: list[tuple[str, dict[str, float]]] = []
+    shares: dict[str, dict[Id, int]] = {"aAcc": dict(correct)}
+    for group, parts in _GROUPS.items():
+        members: dict[str, list[HallusionQuestion]] = {}
+        for q in questions:
+            if _member(q, group, rule):
+                members.setdefault(_name(q, parts, rule), []).append(q)
+        for name, found in members.items():
+            right = sum(correct[q.id] for q in found)
+            counts = {group: 1.0, f"{group}.right": float(right == len(found))}
+            if group == "fAcc":
+                counts |= {"fAcc.wrong": float(right == 0), "fAcc.score": right / len(found)}
+            rows.append((_name(found[0], _SET, rule), counts))
+            shares.setdefault(group, {})[name] = int(right == len(found))
+    return rows, shares
+
+
+def _counts(question: HallusionQuestion, outcome: Mapping[str, Any]) -> dict[str, float]:
+    right, yes = outcome["correct"], question.label == "yes"
+    return {
+        "questions": 1.0,
+        "right": float(right),
+        "yes": float(yes),
+        # The official script infers the answer from whether it was right.
+        "said": float(right == yes),
+        "errors": float(not right),
+        "errors.no": float(not right and not yes),
+    }
+
+
+def _formula(official: bool, s: Sums) -> dict[str, np.ndarray]:
+    metrics = {"aAcc": ratio(s["right"], s["questions"])}
+    groups = tuple(_GROUPS) if official else ("qAcc", "fAcc")
+    metrics |= {name: ratio(s[f"{name}.right"], s[name]) for name in groups}
+    if official:
+        torn = s["fAcc"] - s["fAcc.right"] - s["fAcc.wrong"]
+        metrics |= {
+            "fig_inconsistent": ratio(torn, s["fAcc"]),
+            "fig_wrong": ratio(s["fAcc.wrong"], s["fAcc"]),
+            "fig_score": ratio(s["fAcc.score"], s["fAcc"]),
+            "yes_diff": ratio(s["said"], s["questions"]) - ratio(s["yes"], s["questions"]),
+            "fp_ratio": ratio(s["errors.no"], s["errors"]),
+        }
+    return metrics
+
+
+def _printed(name: str, value: float) -> float:
+    """A metric as the official script prints it."""
+    if np.isnan(value):
+        return 0.0
+    if name in ("yes_diff", "fp_ratio"):
+        return value
+    return round(value, 4) if name == "fig_score" else round(100 * value, 4)
+
+
+def attribution(
+    questions: Sequence[HallusionQuestion], outcomes: Mapping[Id, Mapping[str, Any]]
+) -> dict[str, int] | None:
+    """Errors put down to language (LH), to vision (VI) or to either (Mix), officially counted.
+
+    Officially GPT-4 also says whether an answer agrees with the one to the original figure; without
+    a judge all are taken to agree, which moves errors from VI and Mix to LH.
+
+    Args:
+        questions: The questions.
+        outcomes: Question id to its outcome in `Score.outcomes`.
+
+    Returns:
+        Numbers of questions; None where the original of an edited question is not among them.
+    """
+
+    def code(q: HallusionQuestion) -> str:
+        parsed = outcomes[q.id]["parsed"]
+        return "2" if parsed == "other" else str(int(parsed == q.label))
+
+    pair = _GROUPS["qAcc"]
+    first = {_name(q, pair, ""): code(q) for q in questions if q.figure_id == "0"}
+    if any(_name(q, pair, "") not in first for q in questions):
+        return None
+    found = {"LH": 0, "VI": 0, "Mix": 0}
+    for q in questions:
+        blame = _blame(q, first[_name(q, pair, "")], code(q))
+        if blame:
+            found[blame] += 1
+    return found
+
+
+def _blame(question: HallusionQuestion, original: str, code: str) -> str | None:
+    """What is to blame for an answer of this code, given that to the original figure or none."""
+    if code == "1" or (question.blind and code == "2"):
+        return None
+    if question.blind:
+        return "LH"
+    if question.category == "VD":
+        # An edited figure answered like its original, which was right: either can be to blame.
+        edited = question.figure_id != "0"
+        return "Mix" if edited and original == "1" and code == "0" else "VI"
+    if original == "0":
+        return "LH" if code == "0" else "Mix"
+    return "LH" if original == "1" and code == "0" and question.visual_input == "2" else "VI"
