@@ -24,6 +24,7 @@ KINDS: dict[str, tuple[type, ...]] = {
     "seed": (int,),
     "temperature": (int, float),
     "max_new_tokens": (int,),
+    "controls": (bool,),
     "output": (str,),
     "fresh": (bool,),
     "dtype": (str,),

@@ -46,6 +46,13 @@ def eval_(
     max_new_tokens: Annotated[
         int | None, typer.Option(min=1, help="Most tokens, in place of the preset's.")
     ] = None,
+    controls: Annotated[
+        bool | None,
+        typer.Option(
+            "--controls/--no-controls",
+            help="Also run apc_only and scaled; default above temperature 0.",
+        ),
+    ] = None,
     dtype: options.Dtype = None,
     device: options.Device = None,
     device_map: options.DeviceMap = None,
@@ -81,7 +88,7 @@ def _loader(run: dict[str, Any]) -> Any:
 
 def _what(run: dict[str, Any]) -> dict[str, Any]:
     """Arguments that a run and its forecast share."""
-    given = ("temperature", "max_new_tokens")
+    given = ("temperature", "max_new_tokens", "controls")
     return {
         "tasks": run["tasks"],
         "strategies": run["strategy"],
@@ -130,10 +137,11 @@ def _run(run: dict[str, Any], json: bool) -> int:
 
 
 def score(
-    task: Annotated[str, typer.Option(help="pope, chair or mme.")],
+    task: Annotated[str, typer.Option(help="pope, chair, mme, amber or hallusionbench.")],
     predictions: Annotated[Path, typer.Option(help="JSON lines; for mme a folder.")],
     annotations: Annotated[
-        Path | None, typer.Option(help="POPE questions or COCO instances file.")
+        Path | None,
+        typer.Option(help="Questions (POPE, HallusionBench), COCO instances, AMBER's data folder."),
     ] = None,
     captions: Annotated[Path | None, typer.Option(help="COCO captions file.")] = None,
     parser: Annotated[
@@ -143,6 +151,12 @@ def score(
         "wordnet"
     ),
     gt_family: Annotated[str | None, typer.Option(help="The same for the ground truth.")] = None,
+    similarity: Annotated[
+        str | None, typer.Option(help="Of AMBER's words: spacy:en_core_web_lg (default none).")
+    ] = None,
+    allow_missing: Annotated[
+        bool, typer.Option("--allow-missing", help="Amber, hallusionbench: score what is answered.")
+    ] = False,
     json: options.Json = False,
 ) -> None:
     """Score predictions made elsewhere; needs no model."""
@@ -150,28 +164,36 @@ def score(
 
     with json_document(json) as documents:
         scored = score_predictions(
-            task, predictions, annotations, captions, parser, family, gt_family
+            *(task, predictions, annotations, captions, parser, family, gt_family),
+            similarity=similarity,
+            allow_missing=allow_missing,
         )
         documents.append(scored)
     if not json:
         values = {name: metric["value"] for name, metric in scored["metrics"].items()}
-        show(_two_columns({"task": scored["task"], "n": scored["n"], **values}))
+        counts = {k: scored[k] for k in ("unparsed", "missing") if k in scored and k not in values}
+        show(_two_columns({"task": scored["task"], "n": scored["n"], **values, **counts}))
 
 
 def compare(
     runs: Annotated[
         list[str], typer.Argument(help="RUN or RUN:STRATEGY, one or two.", metavar="RUN...")
     ],
+    seeds: Annotated[
+        bool, typer.Option("--seeds", help="The runs are seeds of one recipe, three or more.")
+    ] = False,
     json: options.Json = False,
 ) -> None:
-    """Paired differences with intervals and p-values.
+    """Paired differences with intervals, p-values and controls.
 
     One run alone: every strategy against greedy.
     """
-    from halludecode.evals.compare import compare_runs
-
+    if seeds:
+        from halludecode.evals.compare import compare_seeds as chosen
+    else:
+        from halludecode.evals.compare import compare_runs as chosen
     with json_document(json) as documents:
-        comparison = compare_runs(runs)
+        comparison = chosen(runs)
         documents.append(comparison.to_dict() if json else None)
     if not json:
         show(comparison.table())

@@ -12,7 +12,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import groupby
 from typing import Any
 
@@ -73,6 +73,7 @@ class Setup:
     seed: int
     limit: int | None
     batch: int
+    controls: Mapping[str, Any] = field(default_factory=dict)  # canonical -> `controls_of` it
 
     def jobs(self) -> Iterable[tuple[str, Any, list[Ask]]]:
         """(task, plan, batch) in the order they are worked through."""

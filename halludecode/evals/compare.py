@@ -14,7 +14,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from halludecode.core.errors import InvalidData
-from halludecode.evals.results import BASELINE, Answers, arrange, differences, labels
+from halludecode.evals import stats
+from halludecode.evals.paired import differences
+from halludecode.evals.results import BASELINE, Answers, arrange, labels
 from halludecode.evals.store import read_json, read_lines
 
 if TYPE_CHECKING:
@@ -52,6 +54,32 @@ class Comparison:
     def to_dict(self) -> dict[str, Any]:
         """For JSON: ``{"schema", "differences", "apart"}``."""
         return {"schema": 1, "differences": list(self.differences), "apart": list(self.apart)}
+
+
+@dataclass(frozen=True)
+class SeedComparison:
+    """Sampled decoding over several seeds.
+
+    Args:
+        spreads: One entry per task, source, split and strategy: ``metrics`` and, where there is a
+            baseline, ``differences``, each metric with mean, sd over seeds and an interval.
+        labels: Canonical strategy to the words it was asked for with.
+        seeds: The seeds, in the order of the runs.
+    """
+
+    spreads: tuple[dict[str, Any], ...]
+    labels: Mapping[str, str]
+    seeds: tuple[int, ...]
+
+    def table(self) -> Group:
+        """One table per task, source, split and strategy."""
+        from halludecode.evals.tables import seed_tables
+
+        return seed_tables(self.spreads, self.labels, self.seeds)
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON: ``{"schema", "seeds", "spreads"}``."""
+        return {"schema": 1, "seeds": list(self.seeds), "spreads": list(self.spreads)}
 
 
 @dataclass(frozen=True)
@@ -123,10 +151,91 @@ def compare_runs(specs: Sequence[str]) -> Comparison:
         if key in second.answers:
             other = second.answers[key]
             _same_data(group, names[0], other, names[1], first.path, second.path)
-            found += differences(group, [names[0]], names[1], _seed(first.run), other=other)
+            found += differences(
+                group,
+                [names[0]],
+                names[1],
+                _seed(first.run),
+                other=other,
+                run=first.run,
+                curve=True,
+            )
     return _comparison(
         found, {**labels(second.run), **labels(first.run)}, _apart(first.run, second.run)
     )
+
+
+def compare_seeds(specs: Sequence[str]) -> SeedComparison:
+    """Means, standard deviations and two-level intervals over runs that differ in their seed.
+
+    Args:
+        specs: ``RUN`` or ``RUN:STRATEGY`` of at least three runs of one recipe. ``RUN`` takes every
+            strategy that all runs hold; with greedy among them also the differences to it.
+
+    Raises:
+        InvalidData: Fewer than three runs, seeds that repeat, another recipe, or other samples.
+    """
+    pairs = [_split(spec) for spec in specs]
+    sides = [_Side.open(path) for path, _ in pairs]
+    seeds = _distinct_seeds(sides)
+    named = {side.find(name) for side, (_, name) in zip(sides, pairs, strict=True) if name}
+    common = [s for s in sides[0].strategies if all(s in side.strategies for side in sides)]
+    wanted = [s for s in common if not named or s in named]
+    spreads = [
+        entry
+        for key in sides[0].answers
+        if all(key in side.answers for side in sides)
+        for strategy in wanted
+        for entry in _spreads([side.answers[key] for side in sides], strategy, seeds[0])
+    ]
+    if not spreads:
+        raise InvalidData("The runs have no strategy and task in common.")
+    return SeedComparison(tuple(spreads), labels(sides[0].run), seeds)
+
+
+def _distinct_seeds(sides: Sequence[_Side]) -> tuple[int, ...]:
+    first = sides[0]
+    for side in sides[1:]:
+        apart = [name for name in _apart(first.run, side.run) if name != "seed"]
+        if apart:
+            raise InvalidData(
+                f"{first.path} and {side.path} differ in {', '.join(apart)}; over seeds, only the "
+                "seed may."
+            )
+    seeds = tuple(_seed(side.run) for side in sides)
+    if len(set(seeds)) < len(seeds) or len(seeds) < 3:
+        raise InvalidData(
+            f"Seeds {', '.join(map(str, seeds))}: give at least 3 runs with different seeds "
+            "(eval --temperature T --seed N)."
+        )
+    return seeds
+
+
+def _spreads(groups: Sequence[Answers], strategy: str, seed: int) -> list[dict[str, Any]]:
+    """Entries of one task, source and strategy over the seeds, by split."""
+    runs = [group.scores(strategy) for group in groups]
+    plain = [group.scores(BASELINE) for group in groups] if strategy != BASELINE else []
+    found = []
+    for split in runs[0]:
+        scores = [run[split] for run in runs if split in run]
+        rivals = [run[split] for run in plain if split in run]
+        entry: dict[str, Any] = {
+            "task": groups[0].task,
+            "data": groups[0].data,
+            "split": split,
+            "strategy": strategy,
+            "n": scores[0].n,
+            "metrics": _spread(stats.over_seeds(scores, seed=seed)),
+        }
+        if rivals:
+            gaps = stats.over_seeds(scores, rivals, seed=seed)
+            entry |= {"baseline": BASELINE, "differences": _spread(gaps)}
+        found.append(entry)
+    return found
+
+
+def _spread(found: Mapping[str, stats.SeedSpread]) -> dict[str, dict[str, float]]:
+    return {name: spread._asdict() for name, spread in found.items()}
 
 
 def compare(a: Report, b: Report) -> Comparison:
@@ -143,7 +252,7 @@ def _against_greedy(side: _Side, name: str) -> Comparison:
     found = []
     for group in side.answers.values():
         chosen = [s for s in wanted if s in group.lines]
-        found += differences(group, chosen, BASELINE, _seed(side.run))
+        found += differences(group, chosen, BASELINE, _seed(side.run), run=side.run, curve=True)
     return _comparison(found, labels(side.run), ())
 
 

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from halludecode.evals import chair, mme, pope, stats, words, yesno
+from halludecode.evals.paired import differences
 from halludecode.evals.store import SCHEMA, Key
 
 if TYPE_CHECKING:
@@ -96,20 +97,24 @@ def _order(identifier: int | str) -> tuple[Any, ...]:
     return tuple((0, int(p), "") if p.isdigit() else (1, 0, p) for p in parts if p)
 
 
-def score_lines(task: str, lines: Lines, families: Mapping[str, str]) -> Score:
+def score_lines(
+    task: str, lines: Lines, families: Mapping[str, str], max_words: int | None = None
+) -> Score:
     """Scores the answers to one task on one source and split.
 
     Args:
         task: "pope", "chair" or "mme".
         lines: Lines of ``samples.jsonl`` by id; at least one.
         families: The run's ``chair`` record: word families and word path.
+        max_words: Cut captions after this many white-space words.
     """
     ordered = [lines[i] for i in sorted(lines, key=_order)]
     answers = {line["id"]: line["answer"] for line in ordered}
     if task == "chair":
         captions = [chair.Caption(line["id"], line["answer"]) for line in ordered]
         truth = {line["id"]: frozenset(line["objects"]) for line in ordered}
-        return chair.score(captions, truth, **families)
+        cut = {} if max_words is None else {"max_words": max_words}
+        return chair.score(captions, truth, **{**families, **cut})
     if task == "pope":
         return pope.score(
             [pope.PopeQuestion(i["id"], i["image"], i["prompt"], i["label"]) for i in ordered],
@@ -141,9 +146,34 @@ class Answers:
     data: str
     families: Mapping[str, str]
     lines: dict[str, dict[str | None, dict[Any, Mapping[str, Any]]]]
+    # Reading captions takes seconds, and a baseline is needed beside every strategy.
+    _scored: dict[Any, Score] = field(default_factory=dict, repr=False)
+
+    def shared(
+        self, strategy: str, like: str | None = None, other: Answers | None = None
+    ) -> dict[str | None, Lines]:
+        """Lines of every split that can be scored, in the order of their ids.
+
+        Args:
+            strategy: Whose answers.
+            like: Only what this strategy answered too.
+            other: Where ``like`` is to be found; None is here.
+        """
+        theirs = None if like is None else (other or self).lines.get(like, {})
+        found: dict[str | None, Lines] = {}
+        for split, lines in self.lines.get(strategy, {}).items():
+            if theirs is not None:
+                lines = {i: line for i, line in lines.items() if i in theirs.get(split, {})}
+            if usable := scorable(self.task, lines):
+                found[split] = {i: usable[i] for i in sorted(usable, key=_order)}
+        return found
 
     def scores(
-        self, strategy: str, like: str | None = None, other: Answers | None = None
+        self,
+        strategy: str,
+        like: str | None = None,
+        other: Answers | None = None,
+        max_words: int | None = None,
     ) -> dict[str | None, Score]:
         """Scores of every split, and their mean for POPE.
 
@@ -151,16 +181,14 @@ class Answers:
             strategy: Whose answers.
             like: Score only what this strategy answered too.
             other: Where ``like`` is to be found; None is here.
+            max_words: Cut captions after this many white-space words.
         """
-        mine = self.lines.get(strategy, {})
-        theirs = None if like is None else (other or self).lines.get(like, {})
         found: dict[str | None, Score] = {}
-        for split, lines in mine.items():
-            if theirs is not None:
-                lines = {i: line for i, line in lines.items() if i in theirs.get(split, {})}
-            lines = scorable(self.task, lines)
-            if lines:
-                found[split] = score_lines(self.task, lines, self.families)
+        for split, lines in self.shared(strategy, like, other).items():
+            key = (strategy, split, frozenset(lines), max_words)
+            if key not in self._scored:
+                self._scored[key] = score_lines(self.task, lines, self.families, max_words)
+            found[split] = self._scored[key]
         if self.task == "pope" and found:
             found["mean"] = pope.mean({str(split): score for split, score in found.items()})
         return found
@@ -212,7 +240,9 @@ def build_results(
     gaps = [
         gap
         for group in groups.values()
-        for gap in differences(group, [s for s in strategies if s != BASELINE], BASELINE, seed)
+        for gap in differences(
+            group, [s for s in strategies if s != BASELINE], BASELINE, seed, run=run
+        )
         if BASELINE in strategies
     ]
     return {"schema": SCHEMA, "runs": runs, "differences": gaps}
@@ -255,52 +285,3 @@ def _metrics(score: Score, seed: int) -> dict[str, dict[str, float]]:
         name: {"value": i.value, "low": i.low, "high": i.high}
         for name, i in stats.intervals(score, seed=seed).items()
     }
-
-
-def differences(
-    group: Answers,
-    strategies: Sequence[str],
-    baseline: str,
-    seed: int = 0,
-    other: Answers | None = None,
-) -> list[dict[str, Any]]:
-    """Paired differences of strategies to a baseline on what both answered, with Holm's correction.
-
-    Args:
-        group: Where the strategies' answers are.
-        strategies: Canonical strategies.
-        baseline: Canonical strategy compared with.
-        seed: Seed of the bootstrap.
-        other: Where the baseline's answers are; None is ``group``.
-    """
-    found = []
-    for strategy in strategies:
-        ours = group.scores(strategy, like=baseline, other=other)
-        theirs = (other or group).scores(baseline, like=strategy, other=group)
-        for split in ours:
-            if split in theirs:
-                gaps = stats.compare(ours[split], theirs[split], seed=seed)
-                found.append(
-                    {
-                        "task": group.task,
-                        "data": group.data,
-                        "split": split,
-                        "strategy": strategy,
-                        "baseline": baseline,
-                        "n": ours[split].n,
-                        "metrics": {
-                            name: {"value": d.value, "low": d.low, "high": d.high, "p": d.p}
-                            for name, d in gaps.items()
-                        },
-                    }
-                )
-    for split in dict.fromkeys(gap["split"] for gap in found):
-        _correct([gap["metrics"] for gap in found if gap["split"] == split])
-    return found
-
-
-def _correct(rivals: Sequence[dict[str, dict[str, float]]]) -> None:
-    """Adds Holm's p-value over strategies that share a baseline, a split and a metric."""
-    for name in rivals[0]:
-        for metrics, p in zip(rivals, stats.holm([m[name]["p"] for m in rivals]), strict=True):
-            metrics[name]["p_holm"] = p

@@ -17,6 +17,7 @@ from typing import Any
 
 from halludecode.core.errors import InvalidData, InvalidParameter
 from halludecode.engines.base import Sampling
+from halludecode.evals import controls as hd_controls
 from halludecode.evals.batches import BATCH, Setup, answer_all
 from halludecode.evals.data_sources import Selection, load_units
 from halludecode.evals.gallery import save_pictures
@@ -108,6 +109,7 @@ def prepare(
     seed: int = 0,
     temperature: float = 0.0,
     max_new_tokens: int | None = None,
+    controls: bool | None = None,
     **selection: Any,
 ) -> Setup:
     """Checks every argument, reads the data, then loads the model; nothing is generated.
@@ -124,6 +126,8 @@ def prepare(
         seed: Seed of sampled decoding and of the bootstrap.
         temperature: Of all tasks; 0 is greedy.
         max_new_tokens: Of all tasks; None takes the preset's.
+        controls: Also run what sampled results must be read against, see `evals.controls`; None is
+            yes above temperature 0, where alone it tells something.
         **selection: ``limit`` (first N pictures per source and task, with all their questions),
             ``pope_splits`` (empty takes those there are), ``family`` and ``gt_family`` (CHAIR),
             ``columns`` (hub column map), ``testbed_images`` (pictures per testbed source).
@@ -150,10 +154,13 @@ def prepare(
         )
         for task, (_, preset) in presets.items()
     }
+    plans = _plans(engine, strategies)
+    if controls or (controls is None and temperature > 0):
+        plans = hd_controls.with_controls(engine, plans)
     return Setup(
         engine=engine,
         model=name,
-        plans=_plans(engine, strategies),
+        plans=plans,
         units=units,
         presets=presets,
         sampling=sampling,
@@ -161,6 +168,7 @@ def prepare(
         seed=seed,
         limit=limit,
         batch=BATCH.get(getattr(engine, "name", ""), BATCH["hf"]),
+        controls=hd_controls.record(engine, plans) if temperature > 0 else {},
     )
 
 
@@ -264,7 +272,8 @@ def _recipe(setup: Setup) -> tuple[dict[str, Any], dict[str, Any]]:
     }
     recipe = {
         "strategies": {
-            plan.canonical: {"spec": spec, **plan.describe()} for spec, plan in setup.plans.items()
+            plan.canonical: {"spec": spec, **plan.describe(), **_controls(setup, plan)}
+            for spec, plan in setup.plans.items()
         },
         "data": data,
         "limit": dict.fromkeys(setup.presets, setup.limit),
@@ -274,6 +283,11 @@ def _recipe(setup: Setup) -> tuple[dict[str, Any], dict[str, Any]]:
         "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }
     return identity, recipe
+
+
+def _controls(setup: Setup, plan: Any) -> dict[str, Any]:
+    facts = setup.controls.get(plan.canonical)
+    return {"controls": facts} if facts else {}
 
 
 def _hardware(device: str) -> dict[str, Any]:
@@ -300,12 +314,10 @@ def _versions() -> dict[str, str]:
 
 
 def _keep_pictures(store: RunStore, setup: Setup, strategies: Sequence[str]) -> None:
-    """Copies the pictures of the report's gallery into the run folder."""
+    """Copies the pictures that the report shows into the run folder."""
     keys = [(*u.key, name, s.id) for name in strategies for u in setup.units for s in u.samples]
     groups = arrange((store.done[key] for key in keys if key in store.done), setup.families)
-    pictures = {
-        (u.data, s.id): s.picture for u in setup.units if u.task == "chair" for s in u.samples
-    }
+    pictures = {(u.data, s.picture.name): s.picture for u in setup.units for s in u.samples}
     save_pictures(store.path, groups.values(), pictures)
 
 

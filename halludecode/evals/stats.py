@@ -129,7 +129,9 @@ def compare(
     for name in a.metrics:
         gap = difference(firsts[name], seconds[name], drawn_a[name] - drawn_b[name], level)
         flags_a, flags_b = a.shares.get(name), b.shares.get(name)
-        if flags_a is not None and flags_b is not None and flags_a.keys() == flags_b.keys():
+        paired = flags_a is not None and flags_b is not None and flags_a.keys() == flags_b.keys()
+        # POPE's splits share their positive questions, which a pooled count would take thrice.
+        if paired and len(a.notes.get("splits", ())) < 2:
             both = discordant(flags_a, flags_b)
             gap = gap._replace(p=mcnemar(*both), test="mcnemar", discordant=both)
         out[name] = gap
@@ -207,7 +209,8 @@ def over_seeds(
         if baseline is not None:
             table, values = table[:, :count] - table[:, count:], values[:count] - values[count:]
         low, high = _percentiles(np.take_along_axis(table, picks, axis=1).mean(axis=1), level)
-        out[name] = SeedSpread(fmean(values), stdev(values), low, high)
+        spread = values.tolist()
+        out[name] = SeedSpread(fmean(spread), stdev(spread), low, high)
     return out
 
 

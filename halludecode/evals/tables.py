@@ -1,7 +1,9 @@
 """Results as tables of 120 columns: one per task and data source, one row a strategy.
 
 A cell holds the value with its 95 % interval and, on the line below, the paired difference to
-greedy with its own; a star marks a difference whose interval leaves out zero.
+greedy with its own; a star marks a difference whose interval leaves out zero. The line after it is
+the difference under the control that goes with the metric: at greedy's yes-ratio, or at equal
+length.
 """
 
 from __future__ import annotations
@@ -10,6 +12,9 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+
+from halludecode.evals import control_text
+from halludecode.evals.stats import excludes_zero
 
 if TYPE_CHECKING:
     from rich.console import Group, RenderableType
@@ -63,11 +68,6 @@ def value_text(interval: Mapping[str, float], scale: float) -> str:
     """``81.8 [79.1, 84.0]``."""
     value, low, high = (interval[k] * scale for k in ("value", "low", "high"))
     return f"{value:.1f} [{low:.1f}, {high:.1f}]"
-
-
-def excludes_zero(gap: Mapping[str, float]) -> bool:
-    """Whether the interval of a difference leaves out zero."""
-    return gap["low"] > 0 or gap["high"] < 0
 
 
 def gap_text(gap: Mapping[str, float], scale: float) -> str:
@@ -135,7 +135,10 @@ def results_tables(results: Mapping[str, Any], labels: Mapping[str, str]) -> Gro
 
     parts: list[RenderableType] = []
     for task, data in groups(results):
-        parts += [_table(section(results, task, data), labels), Text()]
+        part = section(results, task, data)
+        parts += [_table(part, labels), Text()]
+        if rows := control_text.rivals(part.gaps):
+            parts += [_control_table(part, rows, labels), Text()]
     parts += [Text(sentence) for sentence in notes(results, labels)]
     return Group(*parts)
 
@@ -172,6 +175,25 @@ def _table(part: Section, labels: Mapping[str, str]) -> Table:
     return table
 
 
+def _control_table(
+    part: Section, rows: Sequence[tuple[str, str]], labels: Mapping[str, str]
+) -> Table:
+    """Differences to the controls that a sampled strategy must be read against."""
+    table = _plain_table("minus the controls it must be read against")
+    table.add_column("strategy - control", overflow="fold", max_width=34)
+    for split, column in part.cells:
+        table.add_column(f"{split}\n{column.title}" if split else column.title, no_wrap=True)
+    for strategy, control in rows:
+        cells = []
+        for split, column in part.cells:
+            beside = control_text.rival(part.gaps.get((strategy, split)), control)
+            gap = (beside or {}).get("metrics", {}).get(column.metric)
+            cells.append(gap_text(gap, column.scale) if gap else "not run")
+        names = (labels.get(name, name) for name in (strategy, control))
+        table.add_row(" - ".join(names), *cells)
+    return table
+
+
 def cell(part: Section, strategy: str, split: str | None, column: Column) -> str:
     """The text of one cell: value with interval, what stands beside it, difference to greedy."""
     entry = part.entries.get((strategy, split))
@@ -186,6 +208,9 @@ def cell(part: Section, strategy: str, split: str | None, column: Column) -> str
     gap = part.gaps.get((strategy, split))
     if gap:
         lines.append(gap_text(gap["metrics"][column.metric], column.scale))
+        name, matched = control_text.matched(gap, column.metric)
+        if matched:
+            lines.append(f"{name} {gap_text(matched, column.scale)}")
     return "\n".join(lines)
 
 
@@ -194,9 +219,11 @@ def notes(results: Mapping[str, Any], labels: Mapping[str, str]) -> list[str]:
     said = []
     if results.get("differences"):
         said.append(
-            f"Last line of a cell: paired difference to greedy, 95 % interval, {MARK} "
-            "leaves out zero (not corrected for several strategies; results.json has Holm's p)."
+            f"Below a value: paired difference to greedy, 95 % interval, {MARK} leaves out zero "
+            "(not corrected for several strategies; results.json has Holm's p)."
         )
+        said += control_text.legend(results["differences"])
+        said += control_text.verdicts(results["differences"], labels)
     said.append("time/token is relative to greedy, prefill included; it varies with the machine.")
     entries = [entry for entry in results["runs"] if entry["split"] != "mean"]
     for entry in entries:
@@ -218,45 +245,130 @@ def notes(results: Mapping[str, Any], labels: Mapping[str, str]) -> list[str]:
 
 
 def comparison_tables(gaps: Sequence[Mapping[str, Any]], labels: Mapping[str, str]) -> Group:
-    """Differences alone: one table per task, source and split, all metrics.
+    """Differences alone: one table per task, source and split, all metrics, controls below.
 
     Args:
-        gaps: Entries as `results.differences` makes them.
+        gaps: Entries as `paired.differences` makes them.
         labels: Canonical strategy to a shorter name.
     """
     from rich.console import Group
+    from rich.padding import Padding
     from rich.text import Text
 
     parts: list[RenderableType] = []
     for gap in gaps:
-        parts += [_comparison(gap, labels), Text()]
+        parts.append(_comparison(gap, labels))
+        told = control_text.sentences(gap, labels, gap_text)
+        parts += [Padding(Text(line), (0, 0, 0, 2)) for line in told]
+        curve = gap.get("controls", {}).get("length", {}).get("budgets")
+        parts += [_curve(curve, gap, labels), Text()] if curve else [Text()]
+    parts += [Text(line) for line in control_text.general(gaps)]
     parts.append(
         Text(
-            f"{MARK}: the 95 % interval leaves out zero. p (Holm) corrects for several strategies."
+            f"{MARK}: the 95 % interval leaves out zero. p: McNemar's exact test where the items "
+            "that only one side got stand beside it, bootstrap elsewhere. p (Holm) corrects for "
+            "several strategies."
         )
     )
     return Group(*parts)
 
 
 def _comparison(gap: Mapping[str, Any], labels: Mapping[str, str]) -> Table:
+    name, base = _names(gap, labels)
+    split = f", {gap['split']}" if gap["split"] else ""
+    title = f"{name} minus {base}: {gap['task'].upper()}, {gap['data']}{split}, n = {gap['n']}"
+    table = _plain_table(title)
+    table.padding = (0, 1, 0, 0)  # MME's sums need the width
+    table.add_column("metric", overflow="fold", max_width=20)
+    for side in (name, base):
+        table.add_column(side, overflow="fold", max_width=23)
+    table.add_column("difference [95 %]", no_wrap=True)
+    for heading in ("p", "p (Holm)", "only one"):
+        table.add_column(heading, no_wrap=True)
+    for metric, d in gap["metrics"].items():
+        scale = _scale(gap["task"], metric)
+        sides = (value_text(d[side], scale) for side in ("strategy", "baseline"))
+        only = ":".join(map(str, d.get("discordant", ())))
+        table.add_row(
+            metric, *sides, gap_text(d, scale), f"{d['p']:.2g}", f"{d['p_holm']:.2g}", only
+        )
+    return table
+
+
+def _curve(
+    curve: Sequence[Mapping[str, Any]], gap: Mapping[str, Any], labels: Mapping[str, str]
+) -> Table:
+    """CHAIR of captions cut at fixed numbers of words."""
+    name, base = _names(gap, labels)
+    table = _plain_table(f"captions cut after so many words: {name}, then {base}")
+    for title in ("words", "reached by"):
+        table.add_column(title, justify="right", no_wrap=True)
+    for title in ("CHAIR_s %", "CHAIR_i %"):
+        table.add_column(title, justify="right", no_wrap=True)
+        table.add_column("difference [95 %]", no_wrap=True)
+    for point in curve:
+        row = [str(point["words"]), "{strategy}, {baseline}".format(**point["reach"])]
+        for metric in ("chair_s", "chair_i"):
+            d = point["metrics"][metric]
+            sides = (f"{d[side]['value'] * 100:.1f}" for side in ("strategy", "baseline"))
+            row += [", ".join(sides), gap_text(d, 100.0)]
+        table.add_row(*row)
+    return table
+
+
+def seed_tables(
+    spreads: Sequence[Mapping[str, Any]], labels: Mapping[str, str], seeds: Sequence[int]
+) -> Group:
+    """Means over seeds: one table per task, source, split and strategy.
+
+    Args:
+        spreads: Entries as `compare.compare_seeds` makes them.
+        labels: Canonical strategy to a shorter name.
+        seeds: The seeds.
+    """
+    from rich.console import Group
+    from rich.text import Text
+
+    parts: list[RenderableType] = []
+    for entry in spreads:
+        name = labels.get(entry["strategy"], entry["strategy"])
+        split = f", {entry['split']}" if entry["split"] else ""
+        table = _plain_table(
+            f"{name}: {entry['task'].upper()}, {entry['data']}{split}, n = {entry['n']}"
+        )
+        table.add_column("metric", overflow="fold", max_width=28)
+        gaps = entry.get("differences", {})
+        for title in ("mean [95 %]", "sd", *(("minus greedy [95 %]", "sd") if gaps else ())):
+            table.add_column(title, no_wrap=True)
+        for metric, spread in entry["metrics"].items():
+            scale = _scale(entry["task"], metric)
+            row = [value_text({**spread, "value": spread["mean"]}, scale)]
+            row.append(f"{spread['sd'] * scale:.2f}")
+            if gap := gaps.get(metric):
+                row.append(gap_text({**gap, "value": gap["mean"]}, scale))
+                row.append(f"{gap['sd'] * scale:.2f}")
+            table.add_row(metric, *row)
+        parts += [table, Text()]
+    said = f"Seeds {', '.join(map(str, seeds))}. Intervals: seeds resampled, and pictures in them."
+    return Group(*parts, Text(said))
+
+
+def _names(gap: Mapping[str, Any], labels: Mapping[str, str]) -> tuple[str, str]:
+    name, base = (labels.get(gap[k], gap[k]) for k in ("strategy", "baseline"))
+    return name, base
+
+
+def _plain_table(title: str) -> Table:
     from rich import box
     from rich.table import Table
 
-    name, base = (labels.get(gap[k], gap[k]) for k in ("strategy", "baseline"))
-    split = f", {gap['split']}" if gap["split"] else ""
-    table = Table(
+    return Table(
         box=box.SIMPLE_HEAD,
-        title=f"{name} minus {base}: {gap['task'].upper()}, {gap['data']}{split}, n = {gap['n']}",
+        title=title,
         title_justify="left",
         title_style="bold",
         pad_edge=False,
     )
-    for title in ("metric", "difference [95 % interval]", "p", "p (Holm)"):
-        table.add_column(title)
-    for metric, d in gap["metrics"].items():
-        scale = _scale(gap["task"], metric)
-        table.add_row(metric, gap_text(d, scale), f"{d['p']:.3g}", f"{d['p_holm']:.3g}")
-    return table
 
 
 def _scale(task: str, metric: str) -> float:

@@ -120,6 +120,13 @@ def test_sampling_reaches_the_run_only_where_it_is_given(cli, runs):
     assert not {"temperature", "max_new_tokens"} & runs[1][1].keys()
 
 
+def test_controls_are_the_librarys_choice_unless_given(cli, runs):
+    for words in ((), ("--controls",), ("--no-controls",)):
+        cli(*BASE, "--output", "runs/x", *words)
+    assert [given.get("controls") for _, given in runs] == [None, True, False]
+    assert "controls" not in runs[0][1]
+
+
 @pytest.mark.parametrize("name", ["model", "tasks", "strategy", "output"])
 def test_eval_without_a_needed_option(cli, runs, name):
     words = {"model": "m", "tasks": "pope", "strategy": "greedy", "output": "runs/x"}
@@ -140,8 +147,8 @@ def test_eval_from_a_file(cli, runs, tmp_path):
 def test_score_prints_metrics(cli, monkeypatch):
     calls = []
 
-    def score_predictions(*given):
-        calls.append(given)
+    def score_predictions(*given, **named):
+        calls.append((given, named))
         return {"task": "pope", "n": 2, "metrics": {"accuracy": {"value": 0.5}}}
 
     replace(monkeypatch, "halludecode.evals.score", score_predictions=score_predictions)
@@ -149,7 +156,10 @@ def test_score_prints_metrics(cli, monkeypatch):
     result = cli(*words)
     assert result.out.split() == ["task", "pope", "n", "2", "accuracy", "0.5000"]
     assert json.loads(cli(*words, "--json").out)["metrics"]["accuracy"]["value"] == 0.5
-    assert calls[0] == ("pope", Path("p.jsonl"), None, None, "vcd", "wordnet", None)
+    assert calls[0] == (
+        ("pope", Path("p.jsonl"), None, None, "vcd", "wordnet", None),
+        {"similarity": None, "allow_missing": False},
+    )
 
 
 def test_score_of_a_real_file(cli, tmp_path):
@@ -172,6 +182,17 @@ def test_score_of_a_real_file(cli, tmp_path):
     assert "0.5000" in cli(*words).out
 
 
+def test_score_of_part_of_amber(cli, tmp_path):
+    answers = tmp_path / "answers.jsonl"
+    answers.write_text('{"id": 1005, "response": "Yes"}\n{"id": 1006, "response": "Perhaps"}\n')
+    data = Path(__file__).parents[1] / "data" / "amber"
+    words = ("score", "--task", "amber", "--predictions", answers, "--annotations", data)
+    assert "predictions are missing" in cli(*words).err
+    lines = dict(line.split() for line in cli(*words, "--allow-missing").out.splitlines())
+    assert (lines["n"], lines["unparsed"], lines["missing"]) == ("2", "1", "40")
+    assert lines["state.recall"] == "0.0000"
+
+
 def test_compare(cli, monkeypatch):
     class Comparison:
         def table(self):
@@ -186,10 +207,24 @@ def test_compare(cli, monkeypatch):
         calls.append(specs)
         return Comparison()
 
-    replace(monkeypatch, "halludecode.evals.compare", compare_runs=compare_runs)
+    def compare_seeds(specs):
+        calls.append(("seeds", specs))
+        return Comparison()
+
+    replace(
+        monkeypatch,
+        "halludecode.evals.compare",
+        compare_runs=compare_runs,
+        compare_seeds=compare_seeds,
+    )
     assert cli("compare", "runs/a:vcd", "runs/b").out == "differences\n"
     assert json.loads(cli("compare", "runs/a", "--json").out) == {"difference": 0.1}
-    assert calls == [["runs/a:vcd", "runs/b"], ["runs/a"]]
+    assert cli("compare", "runs/a", "runs/b", "runs/c", "--seeds").out == "differences\n"
+    assert calls == [
+        ["runs/a:vcd", "runs/b"],
+        ["runs/a"],
+        ("seeds", ["runs/a", "runs/b", "runs/c"]),
+    ]
 
 
 def test_report_to_standard_output_or_a_file(cli, monkeypatch, tmp_path):

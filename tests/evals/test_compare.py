@@ -1,11 +1,14 @@
+import copy
+import dataclasses
 import io
+import statistics
 
 import pytest
 from rich.console import Console
 
 from halludecode.core.errors import InvalidData
 from halludecode.evals import batches
-from halludecode.evals.compare import compare, compare_runs
+from halludecode.evals.compare import compare, compare_runs, compare_seeds
 from halludecode.evals.run import run_eval
 from tests.evals import world
 
@@ -40,7 +43,11 @@ def made(tmp_path_factory):
 def test_one_run_compares_every_strategy_with_greedy(made):
     root, _, reports = made
     found = compare_runs([str(root / "all")])
-    assert list(found.differences) == reports["all"].results["differences"]
+    kept = copy.deepcopy(list(found.differences))
+    for entry in kept:  # the curve over word budgets is too slow for every eval
+        if length := entry["controls"].get("length"):
+            assert [point["words"] for point in length.pop("budgets")] == [20, 40, 60, 80]
+    assert kept == reports["all"].results["differences"]
 
 
 def test_one_strategy_of_one_run(made):
@@ -149,7 +156,117 @@ def test_table_fits_and_marks_what_leaves_out_zero(made):
         for entry in found.differences
         for d in entry["metrics"].values()
     )
-    assert shown.count("* [") == clear
+    bare = dataclasses.replace(
+        found, differences=tuple({**entry, "controls": {}} for entry in found.differences)
+    )
+    assert text(bare.table()).count("* [") == clear
+
+
+def test_both_sides_and_the_test_stand_beside_a_difference(made):
+    root, _, reports = made
+    value = {
+        (e["task"], e["split"], e["strategy"]): e["metrics"] for e in reports["all"].results["runs"]
+    }
+    for entry in compare_runs([str(root / "all")]).differences:
+        for name, d in entry["metrics"].items():
+            for side in ("strategy", "baseline"):
+                alone = value[entry["task"], entry["split"], entry[side]][name]
+                assert d[side] == pytest.approx(alone)
+            only_ours, only_theirs = d.get("discordant", (0, 0))
+            if d["test"] == "mcnemar":
+                assert name in ("accuracy", "chair_s") or name.endswith((".acc", ".acc_plus"))
+                assert only_ours + only_theirs <= entry["n"]
+            else:
+                assert "discordant" not in d
+
+
+def test_shared_questions_of_the_mean_are_no_mcnemar_pairs(made):
+    root, _, _ = made
+    tests = {
+        (entry["split"], entry["metrics"]["accuracy"]["test"])
+        for entry in compare_runs([str(root / "all")]).differences
+        if entry["task"] == "pope"
+    }
+    assert tests == {("random", "mcnemar"), ("adversarial", "mcnemar"), ("mean", "bootstrap")}
+
+
+# Seeds
+
+
+class SeededEngine(world.FakeEngine):
+    """Answers that also hang on the seed of the drawing."""
+
+    def generate(self, requests, strategy="greedy", sampling=None, *, score_words=()):
+        name = f"{strategy}{sampling.seed}"
+        return [self._one(request, name, bool(score_words)) for request in requests]
+
+
+@pytest.fixture(scope="module")
+def seeded(tmp_path_factory):
+    root = tmp_path_factory.mktemp("seeds")
+    source = world.folder(root / "set", pictures=5)
+    reports = [
+        run_eval(
+            SeededEngine(),
+            tasks=["pope"],
+            strategies=["greedy", "vcd"],
+            data=[source],
+            prompt_preset="opera",
+            temperature=1.0,
+            seed=seed,
+            progress=False,
+            output=root / f"seed{seed}",
+        )
+        for seed in (1, 2, 3)
+    ]
+    return root, reports
+
+
+def test_seeds_give_mean_deviation_and_paired_differences(seeded):
+    root, reports = seeded
+    found = compare_seeds([str(root / f"seed{seed}") for seed in (1, 2, 3)])
+    assert found.seeds == (1, 2, 3)
+    assert {(s["strategy"], s["split"]) for s in found.spreads} == {
+        (name, split)
+        for name in ("greedy", "vcd(alpha=1.0)")
+        for split in ("random", "adversarial", "mean")
+    }
+    (vcd,) = (s for s in found.spreads if s["strategy"] != "greedy" and s["split"] == "random")
+    values = {"greedy": [], "vcd(alpha=1.0)": []}
+    for report in reports:
+        for entry in report.results["runs"]:
+            if entry["split"] == "random":
+                values[entry["strategy"]].append(entry["metrics"]["accuracy"]["value"])
+    mine, plain = values["vcd(alpha=1.0)"], values["greedy"]
+    spread, gap = vcd["metrics"]["accuracy"], vcd["differences"]["accuracy"]
+    assert spread["mean"] == pytest.approx(statistics.fmean(mine))
+    assert spread["sd"] == pytest.approx(statistics.stdev(mine))
+    apart = [a - b for a, b in zip(mine, plain, strict=True)]
+    assert gap["mean"] == pytest.approx(statistics.fmean(apart))
+    assert gap["sd"] == pytest.approx(statistics.stdev(apart))
+    assert gap["low"] <= gap["mean"] <= gap["high"]
+    assert spread["low"] < spread["mean"] < spread["high"]
+    named = compare_seeds([f"{root / f'seed{seed}'}:vcd" for seed in (1, 2, 3)])
+    assert list(named.spreads) == [s for s in found.spreads if s["strategy"] != "greedy"]
+
+
+def test_seed_tables_fit(seeded):
+    root, _ = seeded
+    shown = text(compare_seeds([str(root / f"seed{seed}") for seed in (1, 2, 3)]).table())
+    assert max(map(len, shown.splitlines())) <= 120
+    assert "vcd: POPE, set, random, n = 10" in shown
+    assert "Seeds 1, 2, 3." in shown
+
+
+def test_seeds_must_differ_and_nothing_else(seeded, made):
+    root, _ = seeded
+    one, two = str(root / "seed1"), str(root / "seed2")
+    with pytest.raises(InvalidData, match="at least 3 runs with different seeds"):
+        compare_seeds([one, two])
+    with pytest.raises(InvalidData, match="Seeds 1, 2, 1: give"):
+        compare_seeds([one, two, one])
+    with pytest.raises(InvalidData, match=r"differ in prompts, sampling; over seeds"):
+        compare_seeds([one, two, str(made[0] / "all")])
 
 
 def text(table):

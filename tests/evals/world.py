@@ -23,6 +23,7 @@ class FakePlan:
     canonical: str
     rows: tuple[str, ...] = ("main",)
     cost: str = "1 row"
+    parts: tuple[Any, ...] = ()
 
     def describe(self) -> dict[str, Any]:
         return {"canonical": self.canonical, "rows": list(self.rows)}
