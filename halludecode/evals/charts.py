@@ -44,13 +44,15 @@ class Panel:
         subtitle: Line below it.
         bars: One value per row; None leaves the row empty.
         verdicts: Per row "better", "worse", "changed", "open" or "baseline".
-        floor: Where bars start when every interval lies above it, 0 otherwise; what guessing gets.
+        axis: Panels of one axis share their scale.
+        floor: Where an axis starts when all its intervals lie above: what guessing gets. Else 0.
     """
 
     title: str
     subtitle: str
     bars: Sequence[Value | None]
     verdicts: Sequence[str]
+    axis: str = ""
     floor: float = 0.0
 
 
@@ -94,7 +96,9 @@ def _parts(name: str, most: float, size: float) -> list[str]:
 
 def ticks(low: float, high: float, count: int = 5) -> list[float]:
     """Round numbers from at or below ``low`` to at or above ``high``, about ``count`` of them."""
-    span = max(high - low, 1e-9)
+    if high - low < 1e-6:  # a single value still needs an axis
+        low, high = low - 0.5, high + 0.5
+    span = high - low
     power = 10.0 ** math.floor(math.log10(span / count))
     step = next(s * power for s in (1, 2, 2.5, 5, 10) if s * power * count >= span * 0.999)
     first, last = math.floor(low / step + 1e-9), math.ceil(high / step - 1e-9)
@@ -120,8 +124,9 @@ def rule(x1: float, y1: float, x2: float, y2: float, colour: str, extra: str = "
 
 def svg(width: float, height: float, label: str, parts: Iterable[str]) -> str:
     """The whole drawing; ``label`` is what readers hear who cannot see it."""
+    style = "chart wide" if width >= WIDTH else "chart"
     return (
-        f'<svg class="chart" viewBox="0 0 {width:g} {height:g}" width="{width:g}" '
+        f'<svg class="{style}" viewBox="0 0 {width:g} {height:g}" width="{width:g}" '
         f'height="{height:g}" role="img" aria-label="{escape(label)}">{"".join(parts)}</svg>'
     )
 
@@ -152,7 +157,8 @@ def bars(names: Sequence[str], panels: Sequence[Panel], label: str, across: int 
     for i, panel in enumerate(panels):
         x, y = left + (i % across) * wide, (i // across) * (height + 10)
         parts.append(f'<g transform="translate({x:.1f} {y:.1f})">')
-        parts += [*_panel(panel, tops, at, wide - 18), "</g>"]
+        scale = _scale(panels, panel.axis)
+        parts += [*_panel(panel, scale, tops, at, wide - 18), "</g>"]
     deep = -(-len(panels) // across)
     for k in range(deep):
         for lines, top in zip(rows, tops, strict=True):
@@ -162,14 +168,34 @@ def bars(names: Sequence[str], panels: Sequence[Panel], label: str, across: int 
     return svg(WIDTH, deep * (height + 10) - 10, label, parts)
 
 
-def _panel(panel: Panel, tops: Sequence[float], bottom: float, width: float) -> Iterable[str]:
-    known = [bar for bar in panel.bars if bar]
-    start = panel.floor if all(bar.low >= panel.floor for bar in known) else 0.0
-    marks = ticks(start, max([bar.high for bar in known], default=1.0), 4)
+def start(panels: Sequence[Panel], axis: str) -> float:
+    """Where the bars of an axis start."""
+    own = [panel for panel in panels if panel.axis == axis]
+    least = min((bar.low for panel in own for bar in panel.bars if bar), default=0.0)
+    return min(panel.floor for panel in own) if least >= own[0].floor else 0.0
+
+
+def _scale(panels: Sequence[Panel], axis: str) -> tuple[float, float, list[float]]:
+    """First and last value of an axis, and the round numbers on it."""
+    first = start(panels, axis)
+    highs = (bar.high for panel in panels if panel.axis == axis for bar in panel.bars if bar)
+    last = max(max(highs, default=1.0), first + 1e-3)
+    marks = (first + mark for mark in ticks(0.0, last - first, 4))
+    return first, last, [mark for mark in marks if mark <= last]
+
+
+def _panel(
+    panel: Panel,
+    scale: tuple[float, float, Sequence[float]],
+    tops: Sequence[float],
+    bottom: float,
+    width: float,
+) -> Iterable[str]:
+    first, last, marks = scale
     room = width - 56  # for the number behind the longest bar
 
     def at(value: float) -> float:
-        return (value - marks[0]) / (marks[-1] - marks[0]) * room
+        return (value - first) / (last - first) * room
 
     yield put(0, 12, panel.title, extra='class="head"')
     yield put(0, 26, panel.subtitle, extra='class="soft"')
@@ -187,14 +213,9 @@ def _panel(panel: Panel, tops: Sequence[float], bottom: float, width: float) -> 
             f'fill="{fill}"/>'
         )
         yield from _whisker(at(bar.low), at(bar.high), middle, verdict in ("baseline", "changed"))
-        yield put(
-            max(at(bar.high), at(bar.value)) + 6,
-            top + 13,
-            f"{bar.value:.1f}{SIGNS.get(verdict, '')}",
-            extra=f'fill="{COLOURS.get(verdict, INK)}" class="number"'
-            if verdict in ("better", "worse")
-            else 'class="number"',
-        )
+        told = f"{bar.value:.1f}{SIGNS.get(verdict, '')}"
+        colour = f'fill="{COLOURS.get(verdict, INK)}"' if verdict in ("better", "worse") else ""
+        yield put(max(at(bar.high), at(bar.value)) + 6, top + 13, told, extra=colour)
     baseline = [b for b, v in zip(panel.bars, panel.verdicts, strict=True) if b and v == "baseline"]
     if baseline:
         x = at(baseline[0].value)
@@ -246,6 +267,13 @@ class Frame:
         yield put(4, 13, y_title)
 
 
+def framed(xs: Sequence[float], ys: Sequence[float], right: float, height: float) -> Frame:
+    """The frame for these ticks in a drawing of this height; its numbers stay left of ``right``."""
+    left = max(46.0, 10 + max(text_width(_number(y)) for y in ys))
+    half = text_width(_number(xs[-1])) / 2
+    return Frame((left, 24, right - half - 2, height - 42), xs, ys)
+
+
 def curves(shown: Sequence[Curve], x_title: str, y_title: str, label: str) -> str:
     """Lines named at their right ends; lines that coincide share a name.
 
@@ -263,42 +291,55 @@ def curves(shown: Sequence[Curve], x_title: str, y_title: str, label: str) -> st
         return ""
     names = [wrap(", ".join(c.name for c in group), 170) for group in groups.values()]
     room = max(text_width(line) for lines in names for line in lines)
+    width = WIDTH / 2 - 8 if room <= 120 and len(groups) <= 9 else float(WIDTH)
     height = max(300.0, 80.0 + sum(LINE * len(lines) + 4 for lines in names))
     every = [point for line in groups for point in line]
-    frame = Frame(
-        (46, 24, WIDTH - 180 - room / 2, height - 42),
-        ticks(min(x for x, _ in every), max(x for x, _ in every)),
-        ticks(0.0, max(y for _, y in every)),
-    )
+    xs = ticks(min(x for x, _ in every), max(x for x, _ in every))
+    ys = ticks(0.0, max(y for _, y in every))
+    frame = framed(xs, ys, width - room - 26, height)
     parts = [*frame.draw(x_title, y_title)]
-    ends = _spread([frame.y(line[-1][1]) for line in groups], [LINE * len(n) for n in names])
+    sizes = [LINE * len(lines) for lines in names]
+    ends = _spread([frame.y(line[-1][1]) for line in groups], sizes, height - 12)
     for i, (line, group) in enumerate(groups.items()):
-        style = _style(i, group[0].baseline)
-        path = "L".join(f"{frame.x(x):.1f} {frame.y(y):.1f}" for x, y in line)
-        parts.append(f'<path d="M{path}" fill="none" {style}/>')
-        last_x, last_y = frame.x(line[-1][0]), frame.y(line[-1][1])
-        edge = frame.box[2] + 24
-        parts.append(rule(last_x, last_y, edge - 4, ends[i], "#b9c1c9", 'stroke-width="0.8"'))
+        parts += _curve(line, frame, _style(i, group[0].baseline), ends[i])
         for j, words in enumerate(names[i]):
             y = ends[i] - LINE * (len(names[i]) - 1) / 2 + j * LINE + 4
             head = 'class="head"' if group[0].baseline else ""
-            parts.append(put(edge, y, words, extra=head))
-    return svg(WIDTH, height, label, parts)
+            parts.append(put(frame.box[2] + 28, y, words, extra=head))
+    return svg(width, height, label, parts)
+
+
+def _curve(
+    line: Sequence[tuple[float, float]], frame: Frame, style: str, end: float
+) -> Iterable[str]:
+    """A line, and a thin one of the same kind to its name."""
+    path = "L".join(f"{frame.x(x):.1f} {frame.y(y):.1f}" for x, y in line)
+    yield f'<path d="M{path}" fill="none" stroke-linejoin="round" {style}/>'
+    last_x, last_y = frame.x(line[-1][0]), frame.y(line[-1][1])
+    edge = frame.box[2] + 24
+    yield (
+        f'<path d="M{last_x:.1f} {last_y:.1f}H{frame.box[2] + 6:.1f}L{edge:.1f} {end:.1f}" '
+        f'fill="none" opacity="0.55" {style}/>'
+    )
 
 
 def _style(number: int, baseline: bool) -> str:
     if baseline:
-        return f'stroke="{INK}" stroke-width="3"'
+        return f'stroke="{INK}" stroke-width="2.6"'
     colour = LINES[(number - 1) % len(LINES)]
     dash = DASHES[(number - 1) // len(LINES) % len(DASHES)]
     dashed = f' stroke-dasharray="{dash}"' if dash else ""
     return f'stroke="{colour}" stroke-width="1.8"{dashed}'
 
 
-def _spread(wanted: Sequence[float], heights: Sequence[float]) -> list[float]:
-    """Middles of labels stacked without overlap, each near where it is wanted."""
+def _spread(wanted: Sequence[float], heights: Sequence[float], last: float) -> list[float]:
+    """Middles of labels stacked without overlap above ``last``, each near where it is wanted."""
     order = sorted(range(len(wanted)), key=lambda i: wanted[i])
     found = list(wanted)
     for before, i in itertools.pairwise(order):
         found[i] = max(found[i], found[before] + (heights[before] + heights[i]) / 2 + 2)
+    below = last
+    for i in reversed(order):
+        found[i] = min(found[i], below - heights[i] / 2)
+        below = found[i] - heights[i] / 2 - 2
     return found

@@ -11,10 +11,10 @@ import html
 import io
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
-from halludecode.evals import words
+from halludecode.evals import chosen, words
 from halludecode.evals.results import BASELINE, Answers
 from halludecode.evals.task import Picture
 
@@ -54,25 +54,36 @@ def choose(group: Answers, count: int = SHOWN) -> list[Any]:
 def save_pictures(
     folder: Path, groups: Iterable[Answers], pictures: Mapping[tuple[str, Any], Picture]
 ) -> None:
-    """Keeps the gallery's pictures beside the answers, so that the folder can be reported anywhere.
+    """Keeps the report's pictures beside the answers, so that the folder can be reported anywhere.
 
     Args:
         folder: The run folder.
         groups: All answers of the run.
-        pictures: Pictures of the caption task by (source, id).
+        pictures: Pictures by (source, anything that tells them apart); those of any task.
     """
+    by_name = {(data, picture.name): picture for (data, _), picture in pictures.items()}
+    by_source: dict[str, list[Answers]] = {}
     for group in groups:
-        if group.task == "chair":
-            for i in choose(group):
-                if (group.data, i) in pictures:
-                    path = picture_path(folder, group.data, _any_line(group, i)["image"])
-                    path.parent.mkdir(parents=True, exist_ok=True)
-                    path.write_bytes(pictures[group.data, i].read())
+        by_source.setdefault(group.data, []).append(group)
+    for data, own in by_source.items():
+        wanted = list(chosen.pictures(own))
+        for group in own:
+            if group.task == "chair":
+                wanted += [_any_line(group, i)["image"] for i in choose(group)]
+        for image in dict.fromkeys(wanted):
+            path = picture_path(folder, data, image)
+            if (data, image) in by_name:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                path.write_bytes(by_name[data, image].read())
 
 
 def picture_path(folder: Path, data: str, image: str) -> Path:
-    """Where a picture is kept in a run folder; names from data files never lead outside it."""
-    return folder / FOLDER / data.replace("/", "_").replace("..", "_") / Path(image).name
+    """Where a picture is kept in a run folder; names from data files never lead outside it.
+
+    Folders in a name stay: MME has pictures of one name under several subtasks.
+    """
+    parts = [p for p in PurePosixPath(image.replace("\\", "/")).parts if p.strip("./ ")]
+    return (folder / FOLDER / data.replace("/", "_").replace("..", "_")).joinpath(*parts)
 
 
 def scenes(group: Answers, folder: Path, labels: Mapping[str, str]) -> list[Scene]:
@@ -129,8 +140,8 @@ def strike(caption: str, objects: frozenset[str] | None, reader: words.Reader) -
     return "".join([*out, html.escape(caption[at:])]), wrong
 
 
-def data_uri(encoded: bytes, size: int = SIZE) -> str | None:
-    """A picture scaled to ``size`` and written into the page; None for what is no picture."""
+def data_uri(encoded: bytes, size: int = SIZE, quality: int = 88) -> str | None:
+    """A picture of at most ``size`` written into the page; None for what is no picture."""
     from PIL import Image
 
     try:
@@ -138,9 +149,9 @@ def data_uri(encoded: bytes, size: int = SIZE) -> str | None:
             picture = opened.convert("RGB")
     except (OSError, SyntaxError, ValueError):
         return None
-    scale = size / max(picture.size)
+    scale = min(1.0, size / max(picture.size))
     width, height = (max(1, round(side * scale)) for side in picture.size)
     shown = picture.resize((width, height), Image.Resampling.BICUBIC)
     buffer = io.BytesIO()
-    shown.save(buffer, "JPEG", quality=88)
+    shown.save(buffer, "JPEG", quality=quality)
     return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"

@@ -1,4 +1,8 @@
-"""The HTML report: one file without scripts and without anything to fetch."""
+"""The HTML report: one file with nothing to fetch.
+
+Tables, charts and the gallery are there without a script; the sample browser needs the one the page
+holds. The page forbids itself every request.
+"""
 
 from __future__ import annotations
 
@@ -6,20 +10,38 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from halludecode.evals import gallery, tables
-from halludecode.evals.results import arrange, labels
+from halludecode.evals import browser, control_text, gallery, tables
+from halludecode.evals.figures import figures, verdict
+from halludecode.evals.results import Answers, arrange, labels
 from halludecode.evals.store import read_json, read_lines
 
 WIDTH, HEIGHT = 132, 16  # pixels of the drawing of one difference
+STAND_IN = (
+    "These are results of the embedded testbed, a small model on drawn scenes. It shows what a "
+    "strategy does and how large such effects can be seen; it does not stand in for published "
+    "numbers of real models."
+)
 
 
-def render_page(runs: Sequence[Path]) -> str:
-    """The page of one or several run folders."""
-    return page([_run(Path(path)) for path in runs])
+def render_page(runs: Mapping[str, Path]) -> str:
+    """The page of one or several run folders, by the names they go under."""
+    shown: list[browser.Source] = []
+    made = []
+    for name, path in runs.items():
+        run, results = read_json(path / "run.json"), read_json(path / "results.json")
+        answers = arrange(read_lines(path / "samples.jsonl"), run.get("chair", {}))
+        made.append(_run(name, path, run, results, answers))
+        shown += browser.sources(name, path, labels(run), answers)
+    return page(made, browser.embed(shown))
 
 
-def page(runs: Sequence[Mapping[str, Any]]) -> str:
-    """Fills the template; see `_run` for what a run's mapping holds."""
+def page(runs: Sequence[Mapping[str, Any]], samples: Mapping[str, Any] | None = None) -> str:
+    """Fills the template.
+
+    Args:
+        runs: What `_run` makes of every run.
+        samples: What `browser.embed` makes of all of them; None leaves the browser out.
+    """
     from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
     folder = Path(__file__).parent / "templates"
@@ -32,16 +54,20 @@ def page(runs: Sequence[Mapping[str, Any]]) -> str:
     )
     title = ", ".join(dict.fromkeys(str(run["model"]) for run in runs))
     return environment.get_template("report.html.j2").render(
-        runs=runs, title=title, width=WIDTH, height=HEIGHT
+        runs=runs, title=title, width=WIDTH, height=HEIGHT, samples=samples, stand_in=STAND_IN
     )
 
 
-def _run(path: Path) -> dict[str, Any]:
-    run, results = read_json(path / "run.json"), read_json(path / "results.json")
+def _run(
+    name: str,
+    path: Path,
+    run: Mapping[str, Any],
+    results: Mapping[str, Any],
+    answers: Mapping[tuple[str, str], Answers],
+) -> dict[str, Any]:
     named = labels(run)
-    answers = arrange(read_lines(path / "samples.jsonl"), run.get("chair", {}))
     sections = [
-        _section(tables.section(results, task, data), named)
+        _section(tables.section(results, task, data), named, answers.get((task, data)))
         for task, data in tables.groups(results)
     ]
     galleries = [
@@ -50,7 +76,7 @@ def _run(path: Path) -> dict[str, Any]:
         if task == "chair"
     ]
     return {
-        "name": path.resolve().name,
+        "name": name,
         "model": run["model"],
         "stand_in": run["model"] == "testbed",
         "sections": sections,
@@ -98,7 +124,9 @@ def recipe(run: Mapping[str, Any]) -> list[tuple[str, str]]:
 # Tables -----------------------------------------------------------------------------------------
 
 
-def _section(part: tables.Section, named: Mapping[str, str]) -> dict[str, Any]:
+def _section(
+    part: tables.Section, named: Mapping[str, str], answers: Answers | None
+) -> dict[str, Any]:
     reach = {
         column.metric: max(
             (
@@ -124,6 +152,10 @@ def _section(part: tables.Section, named: Mapping[str, str]) -> dict[str, Any]:
         "columns": [(split, column.title, column.lower) for split, column in part.cells],
         "rows": rows,
         "has_gaps": bool(part.gaps),
+        "legend": control_text.legend(list(part.gaps.values())),
+        "verdicts": control_text.verdicts(part.gaps.values(), named),
+        "controls": _controls(part, named),
+        "figures": figures(part, named, answers),
         "widths": widths(part),
         "details": _subtasks(part, named) if part.task == "mme" else None,
     }
@@ -154,18 +186,29 @@ def _cell(
             "excludes_zero": tables.excludes_zero(d),
             "verdict": verdict(d, column.lower),
             "p": f"p {d['p']:.2g}, Holm {d['p_holm']:.2g}",
+            "matched": _matched(gap, column),
             **_drawing(d, column.scale, reach),
         }
     return cell
 
 
-def verdict(gap: Mapping[str, float], lower: bool | None) -> str:
-    """Says better, worse, changed (where neither is better) or open (the interval holds zero)."""
-    if not tables.excludes_zero(gap):
-        return "open"
-    if lower is None:
-        return "changed"
-    return "better" if (gap["value"] < 0) == lower else "worse"
+def _matched(gap: Mapping[str, Any], column: tables.Column) -> str:
+    """The difference under the control that goes with the metric."""
+    sign, found = control_text.matched(gap, column.metric)
+    if not found or found["low"] == found["high"] == 0:
+        return ""
+    return f"{sign} {tables.gap_text(found, column.scale).replace(tables.MARK, '')}"
+
+
+def _controls(part: tables.Section, named: Mapping[str, str]) -> list[tuple[str, list[str]]]:
+    """Everything the controls say, by strategy and split."""
+    found = []
+    for (strategy, split), gap in part.gaps.items():
+        said = control_text.sentences(gap, named, tables.gap_text)
+        if said:
+            name = named.get(strategy, strategy)
+            found.append((f"{name}, {split}" if split else name, said))
+    return found
 
 
 def _drawing(gap: Mapping[str, float], scale: float, reach: float) -> dict[str, float]:

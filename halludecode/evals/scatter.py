@@ -19,13 +19,15 @@ class Point:
         name: Its label.
         x: Across.
         y: Up.
-        verdict: As for `Panel`, about ``y``.
+        verdict: As for `charts.Panel`, about ``y``.
+        moved: Where the point lies under a control, joined to it by a dotted line; None draws none.
     """
 
     name: str
     x: Value
     y: Value
     verdict: str = "open"
+    moved: tuple[float, float] | None = None
 
 
 def points(
@@ -47,25 +49,22 @@ def points(
     if not shown:
         return ""
     width = 442.0 if len(shown) <= 9 else float(charts.WIDTH)
-    height = 330.0 if len(shown) <= 9 else 430.0
-    frame = charts.Frame(
-        (46, 24, width - 14, height - 42),
-        charts.ticks(min(p.x.low for p in shown), max(p.x.high for p in shown)),
-        charts.ticks(min(p.y.low for p in shown), max(p.y.high for p in shown)),
-    )
+    height = 300.0 if len(shown) <= 9 else 430.0
+    moved = [point.moved for point in shown if point.moved]
+    xs = [end for p in shown for end in (p.x.low, p.x.high)] + [x for x, _ in moved]
+    ys = [end for p in shown for end in (p.y.low, p.y.high)] + [y for _, y in moved]
+    across, up = charts.ticks(min(xs), max(xs)), charts.ticks(min(ys), max(ys))
+    frame = charts.framed(across, up, width, height)
     groups = _coinciding(shown, frame)
     spots = [(frame.x(g[0].x.value), frame.y(g[0].y.value)) for g in groups]
-    texts = [charts.wrap(", ".join(p.name for p in group), 150) for group in groups]
-    boxes = _placed(spots, texts, frame.box)
+    texts = [_names(group) for group in groups]
+    crosses = [(frame.x(x), frame.y(y)) for x, y in moved]
+    boxes = _placed(spots, texts, crosses, frame.box)
     parts = [*frame.draw(x_title, y_title)]
     if mark and frame.xs[0] <= mark[0] <= frame.xs[-1]:
-        x, anchor = frame.x(mark[0]), "start"
-        if x + charts.text_width(mark[1]) + 6 > frame.box[2]:
-            anchor = "end"
-        parts.append(charts.rule(x, 24, x, height - 42, charts.SOFT, 'stroke-dasharray="5 4"'))
-        shift = 5 if anchor == "start" else -5
-        parts.append(charts.put(x + shift, height - 48, mark[1], anchor, 'class="soft halo"'))
+        parts += _mark(*mark, frame)
     parts += [_cross(group[0], frame) for group in groups]
+    parts += [_trail(point, frame) for group in groups for point in group if point.moved]
     for group, spot, lines, box in zip(groups, spots, texts, boxes, strict=True):
         parts += _label(group, spot, lines, box)
     return charts.svg(width, height, label, parts)
@@ -75,11 +74,16 @@ def _coinciding(shown: Sequence[Point], frame: charts.Frame) -> list[list[Point]
     groups: list[list[Point]] = []
     for point in sorted(shown, key=lambda p: p.verdict != "baseline"):
         for group in groups:
+            first = group[0]
             near = math.dist(
-                (frame.x(group[0].x.value), frame.y(group[0].y.value)),
+                (frame.x(first.x.value), frame.y(first.y.value)),
                 (frame.x(point.x.value), frame.y(point.y.value)),
             )
-            if near < 1.0:
+            alike = first.verdict == point.verdict or (first.verdict, point.verdict) == (
+                "baseline",
+                "open",
+            )
+            if near < 1.0 and alike:
                 group.append(point)
                 break
         else:
@@ -87,10 +91,43 @@ def _coinciding(shown: Sequence[Point], frame: charts.Frame) -> list[list[Point]
     return groups
 
 
+def _names(group: Sequence[Point]) -> list[str]:
+    """Lines of a label; a baseline stands on its own line, above those that equal it."""
+    names = [point.name for point in group]
+    if group[0].verdict != "baseline":
+        return charts.wrap(", ".join(names), 150)
+    return [names[0], *(charts.wrap("= " + ", ".join(names[1:]), 150) if names[1:] else ())]
+
+
+def _mark(at: float, told: str, frame: charts.Frame) -> Iterable[str]:
+    _, top, right, bottom = frame.box
+    x = frame.x(at)
+    left_of = x + charts.text_width(told) + 6 > right
+    yield charts.rule(x, top, x, bottom, charts.SOFT, 'stroke-dasharray="5 4"')
+    yield charts.put(
+        x - 5 if left_of else x + 5,
+        bottom - 6,
+        told,
+        "end" if left_of else "start",
+        'class="soft halo"',
+    )
+
+
 def _cross(point: Point, frame: charts.Frame) -> str:
     x, y = frame.x(point.x.value), frame.y(point.y.value)
     across = charts.rule(frame.x(point.x.low), y, frame.x(point.x.high), y, "#c3ccd5")
     return across + charts.rule(x, frame.y(point.y.low), x, frame.y(point.y.high), "#c3ccd5")
+
+
+def _trail(point: Point, frame: charts.Frame) -> str:
+    to = point.moved or (point.x.value, point.y.value)
+    x, y = frame.x(to[0]), frame.y(to[1])
+    start = frame.x(point.x.value), frame.y(point.y.value)
+    cross = f"M{x - 3.5:.1f} {y - 3.5:.1f}l7 7m-7 0l7-7"
+    return (
+        charts.rule(*start, x, y, charts.SOFT, 'stroke-dasharray="1.5 3" stroke-width="1.3"')
+        + f'<path d="{cross}" stroke="{charts.INK}" stroke-width="1.4" fill="none"/>'
+    )
 
 
 def _label(
@@ -107,8 +144,8 @@ def _label(
     if math.dist((x, y), (near_x, near_y)) > 13:
         yield charts.rule(x, y, near_x, near_y, charts.SOFT, 'stroke-width="0.8"')
     yield _marker(x, y, first.verdict)
-    weight = 'class="halo head"' if first.verdict == "baseline" else 'class="halo"'
     for i, line in enumerate(lines):
+        weight = 'class="halo"' if i or first.verdict != "baseline" else 'class="halo head"'
         yield charts.put(box[0], box[1] + 11 + i * charts.LINE, line, extra=weight)
     yield "</g>"
 
@@ -127,11 +164,14 @@ def _marker(x: float, y: float, verdict: str) -> str:
 
 
 def _placed(
-    spots: Sequence[tuple[float, float]], texts: Sequence[Sequence[str]], area: charts.Box
+    spots: Sequence[tuple[float, float]],
+    texts: Sequence[Sequence[str]],
+    crosses: Sequence[tuple[float, float]],
+    area: charts.Box,
 ) -> list[charts.Box]:
-    """A box for every label: near its point, inside the area, clear of points and other labels."""
+    """A box for every label: near its point, inside the area, clear of marks and other labels."""
     sizes = [(max(map(charts.text_width, lines)), charts.LINE * len(lines)) for lines in texts]
-    points_at = [(x - 6, y - 6, x + 6, y + 6) for x, y in spots]
+    points_at = [(x - 6, y - 6, x + 6, y + 6) for x, y in [*spots, *crosses]]
     placed: list[charts.Box | None] = [None] * len(spots)
     for _ in range(3):  # later rounds see all other labels, the first only those before
         for i, (spot, size) in enumerate(zip(spots, sizes, strict=True)):

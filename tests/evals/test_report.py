@@ -3,6 +3,7 @@ import html
 import io
 import json
 import re
+import shutil
 from html.parser import HTMLParser
 
 import pytest
@@ -66,9 +67,12 @@ def test_page_is_self_contained(made):
     page = Page(text)
     words_only = re.sub(r"base64,[A-Za-z0-9+/=]+", "", text)
     assert not re.search(r"https?:|//\w|url\(|@import", words_only)
-    assert not {"script", "link", "iframe", "object"} & set(page.tags)
-    assert page.links
-    assert all(link.startswith("data:image/jpeg;base64,") for link in page.links)
+    assert not {"link", "iframe", "object", "base"} & set(page.tags)
+    assert not re.search(r"<script[^>]*\ssrc", text)
+    assert "default-src 'none'; img-src data:" in text  # the page forbids itself every request
+    outside = [link for link in page.links if not link.startswith("data:image/jpeg;base64,")]
+    assert len(outside) < len(page.links)
+    assert all(link.startswith("#") and f'id="{link[1:]}"' in text for link in outside)
 
 
 def test_page_escapes_what_comes_from_outside(made):
@@ -100,13 +104,13 @@ def test_testbed_is_marked_as_a_stand_in(made, tmp_path):
 def test_gallery_strikes_out_exactly_the_invented_objects(made):
     folder, _ = made
     text = render([folder], "html")
-    page = Page(text[text.index("What was said") :])
+    page = Page(text[text.index("What was said") : text.index('id="browse"')])
     lines = [x for x in world.lines(folder / "samples.jsonl") if x["task"] == "chair"]
     shown = {name for name in page.text for line in lines if name == line["image"]}
     wrong = [w for line in lines for w in line["parsed"]["hallucinated"]]
     assert sorted(page.struck[1:]) == sorted(wrong)  # the first is the legend
     assert not shown - {line["image"] for line in lines}
-    assert "picture not kept" not in text
+    assert "picture not kept" not in text[: text.index('id="browse"')]
 
 
 def test_strike_marks_words_by_object_and_keeps_the_caption():
@@ -195,6 +199,10 @@ def test_csv_has_one_line_per_metric(made):
         if (g["task"], g["strategy"]) == ("chair", "vcd(alpha=1.0)")
     )
     assert float(row["difference"]) == gap["metrics"]["chair_i"]["value"]
+    matched = gap["controls"]["length"]["matched"]["metrics"]["chair_i"]
+    assert (row["control"], float(row["control_low"])) == ("length", matched["low"])
+    greedy = [r for r in rows if r["strategy"] == "greedy"]
+    assert greedy and not any(r["difference"] or r["control"] for r in greedy)
 
 
 def test_markdown_tables_are_rectangular(made):
@@ -203,13 +211,34 @@ def test_markdown_tables_are_rectangular(made):
         {line.count("|") for line in block.splitlines() if line.startswith("|")}
         for block in text.split("\n## ")[1:]
     ]
-    assert all(len(counts) == 1 for counts in widths_of)
+    assert [len(counts) for counts in widths_of] == [1, 1, 1, 0]  # the last is the recipe
     assert "vcd" in text
 
 
-def test_several_runs_on_one_page(made):
-    text = render([made[0], made[0]], "html")
-    assert text.count("Run run") == 2
+def test_markdown_marks_nothing_up_by_accident(made, tmp_path):
+    folder = tmp_path / "run"
+    shutil.copytree(made[0], folder)
+    run = (folder / "run.json").read_text()
+    (folder / "run.json").write_text(run.replace('"spec": "vcd"', '"spec": "a*b|c`d<i>[e](f)"'))
+    text = render([folder], "md")
+    assert r"| a\*b\|c\`d\<i>[e]\(f) |" in text
+    assert "fake" not in text
+    stars = re.sub(r"\\\*", "", text)
+    assert "*" not in stars
+
+
+def test_several_runs_in_one_report(made, tmp_path):
+    other = tmp_path / "else" / "run"
+    shutil.copytree(made[0], other)
+    text = render([made[0], other, made[0]], "html")
+    home = made[0].parent.name
+    heads = re.findall(r'<h2 class="run">Run ([^<]+)<', text)
+    assert heads == [f"{home}/run", "else/run", f"{home}/run (2)"]
+    assert text.count('id="browse"') == 1
+    rows = list(csv.DictReader(io.StringIO(render([made[0], other], "csv"))))
+    assert {row["run"] for row in rows} == {f"{home}/run", "else/run"}
+    render([made[0], other], "lmms-eval", tmp_path / "out")
+    assert {p.name for p in (tmp_path / "out").iterdir()} == {f"{home}_run", "else_run"}
 
 
 def test_output_file_is_written(made, tmp_path):
