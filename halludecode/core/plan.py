@@ -1,28 +1,27 @@
 """Compile a spec for one model and engine: rows, verbs, needs and cost, before any token.
 
-Needs are traced, never typed: every hook runs once on small random tensors, and what it used is
-written down. A verb met later that the trace missed raises.
+Needs are traced, never typed (`core.part`); a verb met later that the trace missed raises.
 """
 
 from __future__ import annotations
 
 from collections.abc import Container, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from functools import cache
+from dataclasses import dataclass, replace
 from itertools import chain, count
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from halludecode.core import spec as hd_spec
-from halludecode.core.attention import SCORE_VERBS, Attention, Hooks, Trace
 from halludecode.core.errors import InvalidParameter, UnsupportedStrategy
-from halludecode.core.prompt import Branch, Look, Picture, Prompt, Seen, Turn, digest
-from halludecode.core.rowblock import IMAGE, SYSTEM, TEXT, Queries, RowBlock, RowKeys
-from halludecode.core.strategy import Facts, State, Strategy, stack
+from halludecode.core.part import Part, trace
+from halludecode.core.prompt import Branch, digest
+from halludecode.core.strategy import Facts, Strategy
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-_WHOLE_READS = frozenset({"once", "out", "scores", "weights"})
+    from halludecode.core.search import BeamSearch
+
+HOOKS = ("branches", "attend", "steer", "combine", "search")  # what makes a strategy act
 
 
 @dataclass(frozen=True)
@@ -35,6 +34,10 @@ class Cost:
         passes: Forward passes of the plain model before the answer.
         image_rows: Extra rows that hold pictures (each costs about one more prefill).
         attention: Whether attention is recomputed for edited rows.
+        early: Early layers decoded for every token, each a product with the LM head.
+        steer: Layers whose stream is rewritten.
+        beams: Beams of a search, 1 without one.
+        peeks: Candidates tried per beam and token.
     """
 
     rows: int = 1
@@ -42,6 +45,10 @@ class Cost:
     passes: int = 0
     image_rows: int = 0
     attention: bool = False
+    early: int = 0
+    steer: int = 0
+    beams: int = 1
+    peeks: int = 0
 
     def __str__(self) -> str:
         parts = [f"{self.rows} row{'s' if self.rows > 1 else ''}"]
@@ -51,38 +58,13 @@ class Cost:
             parts.append(f"{self.passes} pass{'es' if self.passes > 1 else ''} before")
         if self.attention:
             parts.append("attention edit")
+        if self.steer:
+            parts.append(f"{self.steer} layer{'s' if self.steer > 1 else ''} steered")
+        if self.early:
+            parts.append(f"{self.early} early layer{'s' if self.early > 1 else ''}")
+        if self.beams > 1:
+            parts.append(f"{self.beams} beams x {self.peeks} candidates")
         return ", ".join(parts)
-
-
-@dataclass(frozen=True)
-class Part:
-    """One strategy of a plan with what tracing found."""
-
-    strategy: Strategy
-    facts: Facts
-    verbs: frozenset[str] = frozenset()
-    attend_rows: tuple[str, ...] = ()
-    queries: frozenset[Queries] = frozenset()
-    layers: frozenset[int] = frozenset()
-    branches: Mapping[str, Branch] = field(default_factory=dict[str, Branch])
-    looks: Mapping[str, Look] = field(default_factory=dict[str, Look])
-
-    @property
-    def phase(self) -> Literal["scores", "outputs"] | None:
-        """Whether `attend` needs attention scores, only head outputs, or is not used."""
-        if not self.verbs:
-            return None
-        return "scores" if self.verbs & SCORE_VERBS else "outputs"
-
-    @property
-    def whole(self) -> bool:
-        """Whether all rows must prefill unchunked in one forward."""
-        return bool(self.verbs & _WHOLE_READS and self.queries & {"all", "after_image"})
-
-    @property
-    def combines(self) -> bool:
-        """Whether `combine` is overridden."""
-        return self.strategy.declares("combine")
 
 
 @dataclass(frozen=True)
@@ -112,7 +94,7 @@ class Plan:
         return not self.whole and all(
             "all" not in part.queries and part.attend_rows in ((), ("main",)) and not part.looks
             for part in self.parts
-            if part.verbs
+            if part.verbs or (part.steers and part.strategy.steer_at in ("all", "after_image"))
         )
 
     @property
@@ -120,6 +102,17 @@ class Plan:
         """Parts with `attend`, score edits first, head outputs last."""
         used = [part for part in self.parts if part.phase is not None]
         return tuple(sorted(used, key=_attend_order))
+
+    @property
+    def steering(self) -> tuple[Part, ...]:
+        """Parts with `steer`."""
+        return tuple(part for part in self.parts if part.steers)
+
+    @property
+    def search(self) -> BeamSearch | None:
+        """The search that takes the token loop's place, if there is one."""
+        made = [part.strategy.search(part.facts) for part in self.parts]
+        return next((search for search in made if search is not None), None)
 
     def describe(self) -> dict[str, Any]:
         """Resolved parameters, rows and cost, for run records."""
@@ -161,7 +154,7 @@ def compile_plan(
         raise InvalidParameter("An empty strategy: use 'greedy' for plain decoding.")
     live = [s for s in strategies if not (skip_off and _is_off(s))]
     made = artifacts or {}
-    parts = tuple(_trace(s, replace(facts, artifact=made.get(s.name))) for s in live)
+    parts = tuple(trace(s, replace(facts, artifact=made.get(s.name))) for s in live)
     for part in parts:
         _check(part, provides, engine)
     needs = frozenset(need for part in parts for need in _needs(part))
@@ -194,7 +187,7 @@ def _check(part: Part, provides: frozenset[str] | None, engine: str) -> None:
 
 def _is_off(strategy: Strategy) -> bool:
     if not strategy.off:
-        return not any(strategy.declares(hook) for hook in ("branches", "attend", "combine"))
+        return not any(strategy.declares(hook) for hook in HOOKS)
     return all(getattr(strategy, key) == value for key, value in strategy.off.items())
 
 
@@ -213,6 +206,14 @@ def _needs(part: Part) -> frozenset[str]:
         }
     if part.looks:
         needs.add("looks")
+    if any(look.vision for look in part.looks.values()):
+        needs.add("vision")
+    if part.steers:
+        needs.add("steer")
+    if part.early:
+        needs.add("early")
+    if part.strategy.declares("search"):
+        needs.add("search")
     if part.whole:
         needs.add("whole")
     return frozenset(needs)
@@ -245,6 +246,7 @@ def _extra_rows(parts: Sequence[Part]) -> dict[str, Branch]:
 
 
 def _cost(parts: Sequence[Part]) -> Cost:
+    search = next((s for p in parts if (s := p.strategy.search(p.facts)) is not None), None)
     extra = list(_extra_rows(parts).values())
     return Cost(
         rows=1 + sum(b.life == "answer" for b in extra),
@@ -252,97 +254,8 @@ def _cost(parts: Sequence[Part]) -> Cost:
         passes=sum(len(part.looks) for part in parts),
         image_rows=sum(bool(b.prompt.pictures) for b in extra),
         attention=any(part.phase == "scores" for part in parts),
-    )
-
-
-@cache
-def _probe_prompt() -> Prompt:
-    from PIL import Image
-
-    picture = Picture.of(Image.new("RGB", (8, 8), (127, 127, 127)))
-    return Prompt((Turn("user", (picture, "What is in the image?")),))
-
-
-def _trace(strategy: Strategy, facts: Facts) -> Part:
-    prompt = _probe_prompt()
-    looks = strategy.looks(prompt, facts)
-    state = strategy.prepare({name: _fake_seen(look, facts) for name, look in looks.items()}, facts)
-    branches = strategy.branches(prompt, state, facts)
-    if not strategy.declares("attend"):
-        return Part(strategy, facts, branches=branches, looks=looks)
-    layers = sorted(set(strategy.layers(facts)))
-    if layers and not 0 <= layers[0] <= layers[-1] < facts.L:
-        raise InvalidParameter(f"{strategy.name}: layers {layers} are not within 0..{facts.L - 1}.")
-    trace = Trace()
-    for layer in layers[:2]:
-        _trace_attend(strategy, layer, branches, stack([state, state]), facts, trace)
-    return Part(
-        strategy,
-        facts,
-        frozenset(trace.verbs),
-        tuple(sorted(trace.rows)),
-        frozenset(trace.queries),
-        frozenset(layers),
-        branches,
-        looks,
-    )
-
-
-def _trace_attend(
-    strategy: Strategy,
-    layer: int,
-    branches: Mapping[str, Branch],
-    state: State,
-    facts: Facts,
-    trace: Trace,
-) -> None:
-    import torch
-
-    rng = torch.Generator().manual_seed(layer)
-
-    def flag(name: str, fn: Any, row: str) -> Tensor:
-        kind = blocks[row].keys.kind
-        judged = fn(torch.randn(kind.numel(), facts.D, generator=rng))
-        return judged.reshape(kind.shape).bool()
-
-    blocks = {"main": _fake_block(facts, image=True, rng=rng)}
-    for name, branch in branches.items():
-        blocks[name] = _fake_block(facts, image=bool(branch.prompt.pictures), rng=rng)
-    hooks = Hooks(flag=flag, once=lambda name, fn: fn(), state=state, trace=trace)
-    strategy.attend(Attention(layer, facts, blocks, hooks, strategy.name))
-
-
-def _fake_block(facts: Facts, *, image: bool, rng: Any) -> RowBlock:
-    import torch
-
-    kinds = [SYSTEM, *[IMAGE] * 4, TEXT, TEXT] if image else [SYSTEM] * 7
-    kind = torch.tensor([kinds] * 2, dtype=torch.int8)
-    n = kind.shape[1]
-    keys = RowKeys(
-        kind,
-        torch.where(kind == IMAGE, 0, -1).to(torch.int16),
-        torch.arange(n).expand(2, n),
-        kind,
-        torch.tensor([n, n]),
-    )
-    shape = (2, facts.H, n, 4)
-    q, k, v, base = (torch.randn(shape, generator=rng) for _ in range(4))
-    return RowBlock(keys, q, k, v, torch.ones(n, n, dtype=torch.bool).tril(), 0.5, base)
-
-
-def _fake_seen(look: Look, facts: Facts) -> Seen:
-    import torch
-
-    def maybe(layers: tuple[int, ...], *shape: int) -> Tensor | None:
-        return torch.rand(len(layers), *shape) if layers else None
-
-    hidden = maybe(look.hidden, 5, facts.D) if look.every_token else maybe(look.hidden, facts.D)
-    return Seen(
-        hidden=hidden,
-        heads=maybe(look.heads, facts.H, facts.d),
-        image=maybe(look.image, facts.H, 4),
-        image_spans=((0, 2, 2),),
-        text="a" if look.write else "",
-        token_ids=(0,) if look.write else (),
-        logits=torch.randn(1, facts.V) if look.logits else None,
+        early=len({layer for part in parts for layer in part.early}),
+        steer=len({layer for part in parts if part.steers for layer in part.layers}),
+        beams=search.width if search else 1,
+        peeks=search.peek if search else 0,
     )

@@ -216,6 +216,10 @@ class Look:
         hidden: Layers whose leaving residual is kept: Seen.hidden [n, D].
         heads: Layers whose head outputs before o_proj are kept: Seen.heads [n, H, d].
         image: Layers whose last-token weights on image keys are kept: Seen.image [n, H, N_img].
+        vision: Layers of the vision tower whose attention is kept, as received by each image token:
+            from the CLS token where the tower has one, else the mean over all: Seen.vision
+            [n, Hv, N_img].
+        vision_heads: "fullwidth" takes the tower's queries and keys as one head: Hv is 1.
         every_token: Keep ``hidden`` for all prompt tokens: Seen.hidden [n, T, D].
         write: Then write this many tokens greedily: Seen.text, Seen.token_ids.
         logits: Keep the raw logits of every written step: Seen.logits [n, V].
@@ -225,15 +229,22 @@ class Look:
     hidden: tuple[int, ...] = ()
     heads: tuple[int, ...] = ()
     image: tuple[int, ...] = ()
+    vision: tuple[int, ...] = ()
+    vision_heads: Literal["split", "fullwidth"] = "split"
     every_token: bool = False
     write: int = 0
     logits: bool = False
 
     @property
+    def kind(self) -> tuple[Any, ...]:
+        """Everything asked for; looks of one kind can be taken together."""
+        kept = (self.hidden, self.heads, self.image, self.vision, self.vision_heads)
+        return (*kept, self.every_token, self.write, self.logits)
+
+    @property
     def key(self) -> str:
         """Digest of the prompt and of everything asked for."""
-        asked = (self.hidden, self.heads, self.image, self.every_token, self.write, self.logits)
-        return digest(self.prompt.key, asked)
+        return digest(self.prompt.key, self.kind)
 
 
 @dataclass(frozen=True)
@@ -243,6 +254,7 @@ class Seen:
     hidden: Tensor | None = None
     heads: Tensor | None = None
     image: Tensor | None = None
+    vision: Tensor | None = None
     image_mask: Tensor | None = None  # bool [T], with every_token: which tokens are image tokens
     image_spans: tuple[tuple[int, int, int], ...] = ()  # per picture: (first token, rows, columns)
     text: str = ""

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from halludecode.core import math as hd_math
+from halludecode.core.errors import HookNeverFired
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -23,6 +24,7 @@ class Step:
         logits: Row name (local to the strategy) -> float32 [B, V].
         t: int64 [B, 1], 1 for the first emitted token; requests of a batch may differ.
         state: What `prepare` returned, stacked to [B, ...].
+        decode: ``(layer, norm) -> float32 [B, V]``, early logits of the main row.
         masking: False while the engine asks for unmasked scores (the yes/no margin of a first
             step).
     """
@@ -32,18 +34,34 @@ class Step:
         logits: Mapping[str, Tensor],
         t: Tensor,
         state: Mapping[str, Any] | None = None,
+        decode: Callable[[int, bool], Tensor] | None = None,
         *,
         masking: bool = True,
     ) -> None:
         self._logits = logits
         self.t = t
         self.state = state or {}
+        self._decode = decode
         self._masking = masking
 
     def __getitem__(self, row: str) -> Tensor:
         if row == "main":
             return self._logits[row]
         return hd_math.unban(self._logits[row], self._logits["main"])
+
+    def early(self, layer: int, *, norm: bool = False) -> Tensor:
+        """float32 [B, V]: the LM head on the main row's residual entering a layer.
+
+        Args:
+            layer: One of the strategy's `early` layers.
+            norm: Whether the model's final norm comes before the head.
+
+        Raises:
+            HookNeverFired: The strategy did not declare it.
+        """
+        if self._decode is None:
+            raise HookNeverFired(f"combine asked for layer {layer}, which early() does not name.")
+        return self._decode(layer, norm)
 
     def plausible(self, scores: Tensor, beta: float) -> Tensor:
         """``scores`` with tokens implausible under the main row banned, see `core.math`."""

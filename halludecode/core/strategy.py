@@ -1,4 +1,4 @@
-"""What a strategy is: a frozen dataclass of parameters with up to seven pure hooks.
+"""What a strategy is: a frozen dataclass of parameters with a few pure hooks.
 
 Overriding a hook is the declaration; nothing else is registered. See
 `halludecode/strategies/vcd.py` for a whole one.
@@ -20,7 +20,10 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from halludecode.core.attention import Attention
+    from halludecode.core.hidden import Hidden
     from halludecode.core.prompt import Branch, Look, Prompt, Seen
+    from halludecode.core.rowblock import Queries
+    from halludecode.core.search import BeamSearch
     from halludecode.core.step import Step
 
 S = TypeVar("S", bound="type[Strategy]")
@@ -226,8 +229,8 @@ class Calibration:
 class Strategy:
     """Base of all strategies: override what the paper does, leave the rest.
 
-    Life of a request: looks -> prepare -> branches -> attend in every forward -> combine for every
-    token. Hooks are pure; nothing writes strategy state after `prepare`.
+    Life of a request: looks -> prepare -> branches -> attend and steer in every forward -> combine
+    for every token. Hooks are pure; nothing writes strategy state after `prepare`.
     """
 
     name: ClassVar[str] = ""
@@ -236,14 +239,21 @@ class Strategy:
     source: ClassVar[str] = ""
     artifact: ClassVar[Literal["optional", "required"] | None] = None
     fetch: ClassVar[tuple[str, ...]] = ()
+    site: ClassVar[Literal["residual", "mlp"]] = "residual"  # the stream that `steer` rewrites
+    steer_at: ClassVar[Queries] = "all"
+    steer_rows: ClassVar[tuple[str, ...]] = ("main",)
 
     def __post_init__(self) -> None:
         for spec in self.params():
             object.__setattr__(self, spec.name, spec.check(self.name, getattr(self, spec.name)))
 
     def layers(self, m: Facts) -> Iterable[int]:
-        """Decoder layers where `attend` runs; all by default."""
+        """Decoder layers where `attend` and `steer` run; all by default."""
         return range(m.L)
+
+    def early(self, m: Facts) -> Iterable[int]:
+        """Residuals that `combine` decodes: 0 is the embeddings, l what enters layer l."""
+        return ()
 
     def calibrate(self, cal: Calibration, m: Facts) -> Mapping[str, Tensor]:
         """Once per model: the artifact this strategy reads as ``m.artifact``."""
@@ -263,6 +273,14 @@ class Strategy:
 
     def attend(self, a: Attention) -> None:
         """Edit one layer's attention."""
+
+    def steer(self, h: Hidden) -> Tensor:
+        """[R, T, D] to put in place of ``h.x``, for every row of ``steer_rows``."""
+        return h.x
+
+    def search(self, m: Facts) -> BeamSearch | None:
+        """A search over beams in place of the token loop."""
+        return None
 
     def combine(self, step: Step) -> Tensor:
         """Float32 [B, V] scores of the next token from the rows' logits."""

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 import halludecode as hd
-from halludecode.core.plan import Part, Plan, compile_plan, typical_facts
+from halludecode.core.part import Part
+from halludecode.core.plan import Plan, compile_plan, typical_facts
 from halludecode.core.registry import STRATEGIES
 from halludecode.core.strategy import Strategy
 from halludecode.evals import controls

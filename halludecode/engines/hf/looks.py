@@ -7,7 +7,8 @@ from dataclasses import replace
 
 import torch
 
-from halludecode.core.plan import Cost, Part, Plan
+from halludecode.core.part import Part
+from halludecode.core.plan import Cost, Plan
 from halludecode.core.prompt import Look, Prompt, Seen
 from halludecode.core.strategy import Calibration
 from halludecode.engines.base import Sampling
@@ -54,8 +55,7 @@ class Looker:
         todo = [look for look in looks if self._seen.get(look.key) is None]
         kinds: dict[tuple[object, ...], list[Look]] = {}
         for look in todo:
-            kept = (look.hidden, look.heads, look.image, look.every_token)
-            kinds.setdefault((*kept, look.write, look.logits), []).append(look)
+            kinds.setdefault(look.kind, []).append(look)
         for same in kinds.values():
             for at in range(0, len(same), batch_size):
                 self._take(same[at : at + batch_size], reuse=reuse)

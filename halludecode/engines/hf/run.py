@@ -15,7 +15,7 @@ from torch import Tensor
 
 from halludecode.core.attention import Attention, Hooks
 from halludecode.core.errors import HookNeverFired
-from halludecode.core.plan import Part
+from halludecode.core.part import Part
 from halludecode.core.rowblock import GENERATED, IMAGE, PAD, RowBlock, RowKeys
 from halludecode.core.strategy import State
 
