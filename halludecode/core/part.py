@@ -177,6 +177,7 @@ def _fake_seen(look: Look, facts: Facts) -> Seen:
         heads=maybe(look.heads, facts.H, facts.d),
         image=maybe(look.image, facts.H, 4),
         vision=maybe(look.vision, 1 if look.vision_heads == "fullwidth" else heads, 4),
+        image_counts=(4,),
         image_spans=((0, 2, 2),),
         text="a" if look.write else "",
         token_ids=(0,) if look.write else (),

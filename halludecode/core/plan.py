@@ -10,11 +10,12 @@ from dataclasses import dataclass, replace
 from itertools import chain, count
 from typing import TYPE_CHECKING, Any
 
+from halludecode.core import artifact as hd_artifact
 from halludecode.core import spec as hd_spec
 from halludecode.core.errors import InvalidParameter, UnsupportedStrategy
 from halludecode.core.part import Part, trace
 from halludecode.core.prompt import Branch, digest
-from halludecode.core.strategy import Facts, Strategy
+from halludecode.core.strategy import Facts, Strategy, Vision
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -91,10 +92,15 @@ class Plan:
 
         Edits must leave the prefix alone or depend on nothing but the main row itself.
         """
-        return not self.whole and all(
-            "all" not in part.queries and part.attend_rows in ((), ("main",)) and not part.looks
-            for part in self.parts
-            if part.verbs or (part.steers and part.strategy.steer_at in ("all", "after_image"))
+        steered = any(p.strategy.steer_at in ("all", "after_image") for p in self.steering)
+        return (
+            not self.whole
+            and not steered
+            and all(
+                "all" not in part.queries and part.attend_rows in ((), ("main",)) and not part.looks
+                for part in self.parts
+                if part.verbs
+            )
         )
 
     @property
@@ -102,6 +108,12 @@ class Plan:
         """Parts with `attend`, score edits first, head outputs last."""
         used = [part for part in self.parts if part.phase is not None]
         return tuple(sorted(used, key=_attend_order))
+
+    @property
+    def acting(self) -> tuple[Part, ...]:
+        """Parts that act inside a forward: `attending`, then those that only steer or decode."""
+        rest = [p for p in self.parts if p.phase is None and (p.steers or p.early)]
+        return (*self.attending, *rest)
 
     @property
     def steering(self) -> tuple[Part, ...]:
@@ -115,13 +127,16 @@ class Plan:
         return next((search for search in made if search is not None), None)
 
     def describe(self) -> dict[str, Any]:
-        """Resolved parameters, rows and cost, for run records."""
+        """Resolved parameters, rows, cost and artifacts, for run records."""
+        made = {p.strategy.name: p.facts.artifact for p in self.parts}
+        kept = {n: a.describe() for n, a in made.items() if isinstance(a, hd_artifact.Artifact)}
         return {
             "canonical": self.canonical,
             "parameters": hd_spec.to_config([part.strategy for part in self.parts]),
             "rows": list(self.rows),
             "needs": sorted(self.needs),
             "cost": str(self.cost),
+            **({"artifacts": kept} if kept else {}),
         }
 
 
@@ -133,6 +148,7 @@ def compile_plan(
     engine: str = "hf",
     skip_off: bool = True,
     artifacts: Mapping[str, Mapping[str, Tensor]] | None = None,
+    model: str = "M",
 ) -> Plan:
     """Compile ``spec`` for a model.
 
@@ -143,7 +159,8 @@ def compile_plan(
         engine: Its name, for messages.
         skip_off: Drop parts that stand at their off point (they equal greedy); tests of the off
             point switch this off.
-        artifacts: Strategy name -> tensors made by its `calibrate` for this model.
+        artifacts: Canonical text of a part -> tensors made by its `calibrate` for this model.
+        model: The model's name, for messages.
 
     Raises:
         UnknownStrategy, InvalidParameter: From parsing.
@@ -154,9 +171,10 @@ def compile_plan(
         raise InvalidParameter("An empty strategy: use 'greedy' for plain decoding.")
     live = [s for s in strategies if not (skip_off and _is_off(s))]
     made = artifacts or {}
-    parts = tuple(trace(s, replace(facts, artifact=made.get(s.name))) for s in live)
+    known = [made.get(hd_spec.format([s]), facts.artifact) for s in live]
+    parts = tuple(trace(s, replace(facts, artifact=a)) for s, a in zip(live, known, strict=True))
     for part in parts:
-        _check(part, provides, engine)
+        _check(part, provides, engine, model)
     needs = frozenset(need for part in parts for need in _needs(part))
     return Plan(
         parts, hd_spec.format(strategies), needs, ("main", *_extra_rows(parts)), _cost(parts)
@@ -165,10 +183,10 @@ def compile_plan(
 
 def typical_facts() -> Facts:
     """A 7B-like model, for listings that have no model at hand."""
-    return Facts(L=32, H=4, G=4, D=64, V=16, d=4)
+    return Facts(L=32, H=4, G=4, D=64, V=16, d=4, vision=Vision(24, 16, True, -2))
 
 
-def _check(part: Part, provides: frozenset[str] | None, engine: str) -> None:
+def _check(part: Part, provides: frozenset[str] | None, engine: str, model: str) -> None:
     """Raise unless the engine serves every need of a part and its artifact is there."""
     name = part.strategy.name
     missing = sorted(_needs(part) - provides) if provides is not None else []
@@ -181,7 +199,7 @@ def _check(part: Part, provides: frozenset[str] | None, engine: str) -> None:
     if part.strategy.artifact == "required" and part.facts.artifact is None:
         raise UnsupportedStrategy(
             f"{name} needs an artifact made for this model: "
-            f"run `halludecode calibrate --model M {name}`."
+            f"run `{hd_artifact.command(part.strategy, model)}`."
         )
 
 

@@ -255,6 +255,7 @@ class Seen:
     heads: Tensor | None = None
     image: Tensor | None = None
     vision: Tensor | None = None
+    image_counts: tuple[int, ...] = ()  # image tokens of each picture
     image_mask: Tensor | None = None  # bool [T], with every_token: which tokens are image tokens
     image_spans: tuple[tuple[int, int, int], ...] = ()  # per picture: (first token, rows, columns)
     text: str = ""

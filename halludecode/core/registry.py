@@ -7,7 +7,7 @@ import importlib
 import inspect
 import pkgutil
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.metadata import entry_points
 from typing import Any, Generic, TypeVar
 
@@ -111,7 +111,7 @@ def info(name: str) -> Info:
     from halludecode.engines.base import engines_providing
 
     cls = STRATEGIES.get(name)
-    plan = compile_plan(cls(), typical_facts())
+    plan = compile_plan(cls(), replace(typical_facts(), artifact={}))
     module = inspect.getmodule(cls)
     doc = inspect.cleandoc((module and module.__doc__) or cls.__doc__ or "")
     return Info(

@@ -25,6 +25,7 @@ class Step:
         t: int64 [B, 1], 1 for the first emitted token; requests of a batch may differ.
         state: What `prepare` returned, stacked to [B, ...].
         decode: ``(layer, norm) -> float32 [B, V]``, early logits of the main row.
+        layers: The strategy's `early` layers.
         masking: False while the engine asks for unmasked scores (the yes/no margin of a first
             step).
     """
@@ -35,12 +36,14 @@ class Step:
         t: Tensor,
         state: Mapping[str, Any] | None = None,
         decode: Callable[[int, bool], Tensor] | None = None,
+        layers: tuple[int, ...] = (),
         *,
         masking: bool = True,
     ) -> None:
         self._logits = logits
         self.t = t
         self.state = state or {}
+        self.layers = layers
         self._decode = decode
         self._masking = masking
 
@@ -59,7 +62,7 @@ class Step:
         Raises:
             HookNeverFired: The strategy did not declare it.
         """
-        if self._decode is None:
+        if self._decode is None or layer not in self.layers:
             raise HookNeverFired(f"combine asked for layer {layer}, which early() does not name.")
         return self._decode(layer, norm)
 

@@ -217,12 +217,39 @@ class PerImageToken:
     values: Tensor
 
 
-class Calibration:
-    """What `calibrate` may ask of the engine: sample prompts and passes of the plain model."""
+def _cannot(*_: object) -> Any:
+    raise InvalidParameter("This calibration gives prompts and looks, not scores or training.")
 
-    def __init__(self, samples: list[Prompt], look: Callable[[Look], Seen]) -> None:
-        self.samples = samples
-        self.look = look
+
+@dataclass(frozen=True)
+class Calibration:
+    """What `calibrate` may ask of the engine.
+
+    Args:
+        samples: Prompts to find a model's constants on.
+        look: Passes of the plain model.
+        answers: The right answer to each sample where the data has one: "yes", "no" or a caption.
+        score: ``(strategy, artifact) -> float``, higher is better: the share of yes/no samples
+            answered rightly; where no sample has such an answer, minus the mean entropy in nats of
+            the first token's distribution (ZeroTuning's supervised and unsupervised searches).
+        soft_prompt: ``() -> tensors``: "soft" float32 [n, D], trained to stand for picture features
+            with the model frozen (`halludecode.training.soft_prompt`).
+        track: Shows progress over an iterable.
+        notes: Sentences on what was found; kept with the artifact.
+    """
+
+    samples: Sequence[Prompt]
+    look: Callable[[Look], Seen]
+    answers: Sequence[str | None] = ()
+    score: Callable[[Strategy, Mapping[str, Tensor]], float] = _cannot
+    soft_prompt: Callable[[], Mapping[str, Tensor]] = _cannot
+    track: Callable[[Sequence[Any]], Iterable[Any]] = iter
+    notes: list[str] = field(default_factory=list[str])
+
+    @property
+    def supervised(self) -> bool:
+        """Whether `score` is accuracy."""
+        return any(answer in ("yes", "no") for answer in self.answers)
 
 
 @dataclass(frozen=True)
@@ -238,6 +265,7 @@ class Strategy:
     off: ClassVar[Mapping[str, Any]] = {}
     source: ClassVar[str] = ""
     artifact: ClassVar[Literal["optional", "required"] | None] = None
+    artifact_params: ClassVar[tuple[str, ...] | None] = None  # what it depends on; None: all
     fetch: ClassVar[tuple[str, ...]] = ()
     site: ClassVar[Literal["residual", "mlp"]] = "residual"  # the stream that `steer` rewrites
     steer_at: ClassVar[Queries] = "all"

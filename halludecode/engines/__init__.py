@@ -7,7 +7,7 @@ HF_PROVIDES = frozenset(
     {
         *("rows", "main prompt", "images", "pixels", "features", "hide", "looks", "whole"),
         *("add", "scale", "hide", "gain", "heads", "mass", "scores", "weights", "out"),
-        *("flag", "once", "key"),
+        *("flag", "once", "key", "steer", "early", "vision", "search"),
     }
 )
 ENGINES = {"hf": HF_PROVIDES}

@@ -29,6 +29,9 @@ class Layout:
         span: ``(pixel inputs of one picture, its token count, config) -> Span`` of its overview.
         view: ``(pixel inputs of one picture, image processor) -> [3, H, W]``, normalised pixels to
             show.
+        patches: ``(values [.., views, Hv, patches] of one picture, pixel inputs, config) ->
+            [.., Hv, tokens]``: values of the vision tower's patches laid onto image tokens, the
+            mean where a token is made of several; None where tokens do not stand for patches.
         packed: Whether the model wants picture features as one tensor instead of a list.
         mrope: Whether the model makes three-dimensional positions (`get_rope_index`).
     """
@@ -38,6 +41,7 @@ class Layout:
     turn: str
     span: Callable[[Mapping[str, Any], int, Any], Span]
     view: Callable[[Mapping[str, Any], Any], Tensor]
+    patches: Callable[[Tensor, Mapping[str, Any], Any], Tensor] | None = None
     packed: bool = False
     mrope: bool = False
 
@@ -64,6 +68,34 @@ def _internvl_span(pixels: Mapping[str, Any], count: int, config: Any) -> Span:
     return count - tile, rows, columns
 
 
+def _same_patches(values: Tensor, pixels: Mapping[str, Any], config: Any) -> Tensor:
+    return values.movedim(-3, -2).flatten(-2)
+
+
+def _shuffled_patches(values: Tensor, pixels: Mapping[str, Any], config: Any) -> Tensor:
+    # Pixel shuffle puts a square of neighbours into one token, raster order kept.
+    step, side = round(1 / config.downsample_ratio), round(values.shape[-1] ** 0.5)
+    small = side // step
+    squares = values.unflatten(-1, (small, step, small, step)).mean((-3, -1))
+    return squares.flatten(-2).movedim(-3, -2).flatten(-2)
+
+
+def _merged_patches(values: Tensor, pixels: Mapping[str, Any], config: Any) -> Tensor:
+    # Qwen's processors put the patches of one token side by side.
+    merge = config.vision_config.spatial_merge_size**2
+    return _same_patches(values.unflatten(-1, (-1, merge)).mean(-1), pixels, config)
+
+
+def _windowed_patches(values: Tensor, pixels: Mapping[str, Any], config: Any) -> Tensor:
+    # Qwen2.5-VL's tower works on tokens sorted by window and sorts them back at its end.
+    from transformers.vision_utils import get_vision_window_index
+
+    tower = config.vision_config
+    sizes = (tower.spatial_merge_size, tower.window_size, tower.patch_size)
+    order, _ = get_vision_window_index(pixels["image_grid_thw"], *sizes)
+    return _merged_patches(values, pixels, config)[..., order.argsort()]
+
+
 def _plain_view(pixels: Mapping[str, Any], processor: Any) -> Tensor:
     return pixels["pixel_values"][-1]
 
@@ -86,6 +118,7 @@ LAYOUTS: Mapping[str, Layout] = {
         turn="USER: {images}\n{text} ASSISTANT:",
         span=_llava_span,
         view=_plain_view,
+        patches=_same_patches,
     ),
     "qwen2_5_vl": Layout(
         placeholder="<|vision_start|><|image_pad|><|vision_end|>",
@@ -93,6 +126,7 @@ LAYOUTS: Mapping[str, Layout] = {
         turn=_CHATML,
         span=_qwen_span,
         view=_qwen_view,
+        patches=_windowed_patches,
         mrope=True,
     ),
     "internvl": Layout(
@@ -101,6 +135,7 @@ LAYOUTS: Mapping[str, Layout] = {
         turn=_CHATML.replace("{images}", "{images}\n"),
         span=_internvl_span,
         view=_plain_view,
+        patches=_shuffled_patches,
         packed=True,
     ),
 }

@@ -83,7 +83,7 @@ def test_effect_counts_tokens_that_differ(engine):
     assert engine.generate(ask(), "vhr", hd.Sampling(max_new_tokens=6))[0].effect is None
     idle = engine.generate(ask(), "var(dims=(0,),tau=1000)", hd.Sampling(max_new_tokens=6))[0]
     assert idle.effect == 0
-    assert "edited no attention" in idle.warnings[0]
+    assert "edited nothing" in idle.warnings[0]
 
 
 def test_attention_edits_never_build_a_square_map(engine, monkeypatch):

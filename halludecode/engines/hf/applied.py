@@ -10,7 +10,7 @@ as they are.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -24,8 +24,10 @@ from halludecode.core.rowblock import GENERATED, IMAGE, PAD, SYSTEM, TEXT
 from halludecode.core.spec import Spec
 from halludecode.core.step import Step
 from halludecode.core.strategy import State, stack
-from halludecode.engines.hf.hooks import hooked, lock_of
-from halludecode.engines.hf.run import Geometry, Place, Run
+from halludecode.engines.hf.geometry import Geometry, Place
+from halludecode.engines.hf.hooks import decode, hooked, lock_of
+from halludecode.engines.hf.run import Run
+from halludecode.models.layout import Layout
 
 
 @contextmanager
@@ -40,13 +42,13 @@ def applied(model: Any, processor: Any, strategy: Spec) -> Iterator[Plan]:
 
     engine = HFEngine(model, processor)
     plan = engine.plan(strategy)
-    missing = sorted(plan.needs & {"rows", "main prompt", "looks"})
+    missing = sorted(plan.needs & {"rows", "main prompt", "looks", "search"})
     if missing:
         raise UnsupportedStrategy(
             f"{plan.canonical} needs {', '.join(missing)}, which a plain model.generate() cannot "
             "give; use hd.load(...).generate(..., strategy=...) instead."
         )
-    tracker = _Tracker(plan, model.config.image_token_id)
+    tracker = _Tracker(plan, model.config.image_token_id, _decoder(model, engine.net.layout))
     before = model.register_forward_pre_hook(tracker.before, with_kwargs=True)
     after = model.register_forward_hook(tracker.after)
     try:
@@ -57,12 +59,18 @@ def applied(model: Any, processor: Any, strategy: Spec) -> Iterator[Plan]:
         after.remove()
 
 
+def _decoder(model: Any, layout: Layout) -> Callable[[Tensor, bool], Tensor]:
+    return lambda x, norm: decode(model, layout, x, norm=norm)
+
+
 class _Tracker:
     """Follows a plain generate() forward by forward."""
 
-    def __init__(self, plan: Plan, image_token: int) -> None:
-        self.plan, self.image_token = plan, image_token
-        self.run = Run(plan.attending)
+    def __init__(
+        self, plan: Plan, image_token: int, decode: Callable[[Tensor, bool], Tensor]
+    ) -> None:
+        self.plan, self.image_token, self.decode = plan, image_token, decode
+        self.run = Run(plan.acting, decode=decode)
         self.kind = torch.empty(0)
         self.length = torch.empty(0)
         self.state: dict[int, State] = {}
@@ -96,12 +104,19 @@ class _Tracker:
             main: Tensor = output.logits[:, -1].float()
             t = torch.full((len(main), 1), self.written + 1, device=main.device)
             parts = [
-                (part.strategy, Step({"main": main}, t, self.state[id(part)])) for part in combining
+                (
+                    part.strategy,
+                    Step({"main": main}, t, self.state[id(part)], self._early, part.early),
+                )
+                for part in combining
             ]
             logits = output.logits.clone()
             logits[:, -1] = hd_step.combine(parts, main).to(logits.dtype)
             output.logits = logits
         return output
+
+    def _early(self, layer: int, norm: bool) -> Tensor:
+        return self.decode(self.run.early[layer], norm)
 
     def _begin(self, ids: Tensor, mask: Tensor | None) -> None:
         image = ids == self.image_token
@@ -121,4 +136,5 @@ class _Tracker:
         self.run.flags.clear()
         self.run.kept.clear()
         self.run.fired.clear()
+        self.run.early.clear()
         self.run.changed = None

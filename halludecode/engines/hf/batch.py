@@ -18,11 +18,12 @@ from transformers import DynamicCache
 from halludecode.core.plan import Plan
 from halludecode.core.rowblock import GENERATED, PAD
 from halludecode.core.strategy import State, stack
-from halludecode.engines.hf.hooks import hooked
+from halludecode.engines.hf.geometry import Geometry, Place
+from halludecode.engines.hf.hooks import decode, hooked
 from halludecode.engines.hf.inputs import LRU
 from halludecode.engines.hf.net import Net, Tokens, pad_left
 from halludecode.engines.hf.rows import Job, Row, RowMaker
-from halludecode.engines.hf.run import Capture, Geometry, Place, Run
+from halludecode.engines.hf.run import Capture, Run
 
 ANY_LENGTH = 1 << 40  # a prefix has no emitting query, whatever prompt it will serve
 
@@ -68,12 +69,12 @@ class Batch:
         self.tokens = [net.tokens(self._row(place)) for place in self.rows]
         self.length = torch.tensor([len(t.ids) for t in self.tokens])
         self.order = [
-            next(i for i, p in enumerate(plan.parts) if p is part) for part in plan.attending
+            next(i for i, p in enumerate(plan.parts) if p is part) for part in plan.acting
         ]
         self.index = self._make_index()
         self.states = self._stack_states()
         run_states = [self.states[i] for i in self.order]
-        self.run = Run(plan.attending, self._run_index(), run_states, capture)
+        self.run = Run(plan.acting, self._run_index(), run_states, capture, decode=self.decode)
         self.cache: Any = DynamicCache(config=net.model.config.get_text_config())
         self.kind = self.picture = self.mask = torch.empty(0)
 
@@ -111,6 +112,10 @@ class Batch:
         geometry = self._geometry(self.length_now[:, None], prompting=False)
         self.position, self.length_now = self.position + 1, self.length_now + 1
         return self._call(fed, position, geometry, [])
+
+    def decode(self, x: Tensor, norm: bool) -> Tensor:
+        """float32 [.., V]: the LM head on residuals [.., D], after the final norm or not."""
+        return decode(self.net.model, self.net.layout, x, norm=norm)
 
     def select(self, requests: Sequence[int], *, drop_prefill_rows: bool = False) -> None:
         """Keep or repeat requests, in the order given."""
@@ -161,7 +166,11 @@ class Batch:
         return made
 
     def _stack_states(self) -> list[State]:
-        return [stack([job.state[i] for job in self.jobs]) for i in range(len(self.plan.parts))]
+        made: list[State] = []
+        for i in range(len(self.plan.parts)):
+            state = stack([job.state[i] for job in self.jobs])
+            made.append({k: _on(v, self.net.device) for k, v in state.items()})
+        return made
 
     def _run_index(self) -> list[dict[str, Place]]:
         return [self.index[i] for i in self.order]
@@ -227,7 +236,8 @@ class Batch:
         tokens = [self.tokens[i].cut(0, self._row(self.rows[i]).prefix) for i in at]
         main = [n for n, i in enumerate(at) if self.rows[i][1] == "main"]
         parts = self.run.parts if main else ()
-        run = Run(parts, [{"main": Place.of(main)} for _ in parts], [{} for _ in parts])
+        places = [{"main": Place.of(main)} for _ in parts]
+        run = Run(parts, places, [{} for _ in parts], decode=self.decode)
         ids, position, kind, picture, hidden = pad_left(
             tokens, tokens[0].position.shape[0], self.maker.feeder.pad_token
         )
@@ -274,6 +284,10 @@ class Batch:
                 if prefix is not None and name in prefix.flags:
                     flag[i, width - len(prefix.flags[name]) :] = prefix.flags[name]
             self.run.flags[name] = flag
+
+
+def _on(value: Any, device: torch.device) -> Any:
+    return value.to(device) if isinstance(value, Tensor) else value
 
 
 def _right_aligned(parts: Sequence[Tensor | None], width: int) -> Tensor:

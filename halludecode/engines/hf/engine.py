@@ -306,7 +306,7 @@ class HFEngine:
 
 def _effect(plan: Plan, answer: Answer, job: Job) -> tuple[int | None, tuple[str, ...]]:
     """Tokens that differ from the plain model's, where that is known without a second run."""
-    attends = [part for part in plan.parts if part.phase is not None]
+    attends = [part for part in plan.parts if part.phase is not None or part.steers]
     warnings: list[str] = []
     if plan.parts and not job.prompt.pictures:
         warnings.append(
@@ -317,7 +317,7 @@ def _effect(plan: Plan, answer: Answer, job: Job) -> tuple[int | None, tuple[str
     if attends:
         names = "+".join(part.strategy.name for part in attends)
         warnings.append(
-            f"{names} edited no attention in this answer: nothing in it met the strategy's "
+            f"{names} edited nothing inside the model in this answer: nothing met the strategy's "
             "conditions."
         )
     return answer.differs, tuple(warnings)

@@ -57,6 +57,14 @@ def lock_of(model: nn.Module) -> threading.RLock:
         return _LOCKS.setdefault(model, threading.RLock())
 
 
+def decode(model: Any, layout: Layout, x: Tensor, *, norm: bool) -> Tensor:
+    """float32 [.., V]: the model's LM head on residuals [.., D], after its final norm or not."""
+    if norm:
+        parent = model.get_submodule(layout.layers.rpartition(".")[0])
+        x = parent.norm(x)
+    return model.get_output_embeddings()(x).float()
+
+
 @contextmanager
 def hooked(model: Any, layout: Layout, run: Run) -> Iterator[None]:
     """Within this block the model's forward passes obey ``run``; afterwards it is as it was."""
@@ -68,6 +76,8 @@ def hooked(model: Any, layout: Layout, run: Run) -> Iterator[None]:
             handles.append(layers[i].register_forward_pre_hook(_on_input(run, i), with_kwargs=True))
         for i in run.output_layers:
             handles.append(layers[i].register_forward_hook(_on_output(run, i)))
+        for i in sorted(run.steered("mlp")):
+            handles.append(layers[i].mlp.register_forward_hook(_on_mlp(run, i), with_kwargs=True))
         with attention_set(model, run.needs_attention):
             yield
     finally:
@@ -101,8 +111,20 @@ def _on_input(run: Run, layer: int) -> Callable[..., None]:
     return hook
 
 
-def _on_output(run: Run, layer: int) -> Callable[..., None]:
-    def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        run.layer_output(layer, output[0] if isinstance(output, tuple) else output)
+def _on_output(run: Run, layer: int) -> Callable[..., Any]:
+    def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+        if isinstance(output, tuple):
+            return (run.layer_output(layer, output[0]), *output[1:])
+        return run.layer_output(layer, output)
+
+    return hook
+
+
+def _on_mlp(run: Run, layer: int) -> Callable[..., Any]:
+    def hook(
+        module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor
+    ) -> Tensor:
+        inp = args[0] if args else next(iter(kwargs.values()))
+        return run.steer("mlp", layer, output, inp)
 
     return hook

@@ -13,11 +13,13 @@ from halludecode.core.prompt import Look, Prompt, Seen
 from halludecode.core.strategy import Calibration
 from halludecode.engines.base import Sampling
 from halludecode.engines.hf.batch import Batch, Prefix
+from halludecode.engines.hf.geometry import image_columns
 from halludecode.engines.hf.inputs import LRU
 from halludecode.engines.hf.loop import Answer, Loop
 from halludecode.engines.hf.net import Net
 from halludecode.engines.hf.rows import Job, RowMaker, seen_spans
-from halludecode.engines.hf.run import Capture, image_columns
+from halludecode.engines.hf.run import Capture
+from halludecode.engines.hf.vision import received
 
 PLAIN = Plan((), "greedy", frozenset(), ("main",), Cost())
 
@@ -81,15 +83,28 @@ class Looker:
             first.every_token,
         )
         jobs = [Job(look.prompt, {"main": self.maker.look(look)}, (), ()) for look in looks]
-        batch = Batch(self.net, self.maker, PLAIN, jobs, capture)
-        logits = batch.prefill(self.prefixes if reuse and not first.every_token else None)
-        seen = [self._collect(batch, capture, look, i) for i, look in enumerate(looks)]
-        if first.write:
-            batch.run.capture = None  # what is written is not looked at
-            answers = self._write(batch, logits, first)
-            seen = [_with_text(made, answer) for made, answer in zip(seen, answers, strict=True)]
+        seen = [self._vision(job, first) for job in jobs]
+        if replace(first, vision=()).kind != Look(first.prompt).kind:
+            batch = Batch(self.net, self.maker, PLAIN, jobs, capture)
+            logits = batch.prefill(self.prefixes if reuse and not first.every_token else None)
+            seen = [self._collect(batch, capture, look, i, seen[i]) for i, look in enumerate(looks)]
+            if first.write:
+                batch.run.capture = None  # what is written is not looked at
+                answers = self._write(batch, logits, first)
+                seen = [
+                    _with_text(made, answer) for made, answer in zip(seen, answers, strict=True)
+                ]
         for look, made in zip(looks, seen, strict=True):
             self._seen.put(look.key, made)
+
+    def _vision(self, job: Job, look: Look) -> Seen:
+        feeds = job.rows["main"].feeds
+        counts = tuple(feed.count for feed in feeds)
+        if not look.vision or not feeds:
+            return Seen(image_counts=counts)
+        wide = look.vision_heads == "fullwidth"
+        vision = received(self.net, feeds, look.vision, fullwidth=wide)
+        return Seen(vision=vision, image_counts=counts)
 
     def _write(self, batch: Batch, logits: torch.Tensor, look: Look) -> list[Answer]:
         sampling = Sampling(max_new_tokens=look.write)
@@ -99,7 +114,7 @@ class Looker:
             pass
         return loop.answers
 
-    def _collect(self, batch: Batch, capture: Capture, look: Look, i: int) -> Seen:
+    def _collect(self, batch: Batch, capture: Capture, look: Look, i: int, seen: Seen) -> Seen:
         real = len(batch.tokens[i].ids)
         columns = image_columns(batch.kind, i)
 
@@ -112,7 +127,8 @@ class Looker:
             every = kind == "hidden" and look.every_token
             return torch.stack([m[-real:] if every else m for m in made])
 
-        return Seen(
+        return replace(
+            seen,
             hidden=stacked("hidden", look.hidden),
             heads=stacked("heads", look.heads),
             image=stacked("image", look.image),

@@ -142,9 +142,17 @@ class Loop:
         for i, part in enumerate(self.batch.plan.parts):
             if part.combines:
                 rows = {name: logits[place.at] for name, place in self.batch.index[i].items()}
-                made = Step(rows, t, self.batch.states[i], masking=masking)
+                state = self.batch.states[i]
+                made = Step(rows, t, state, self._early, part.early, masking=masking)
                 parts.append((part.strategy, made))
-        return hd_step.combine(parts, main)
+        combined = hd_step.combine(parts, main)
+        sees = [bool(job.prompt.pictures) for job in self.batch.jobs]
+        if parts and not all(sees):  # without an image every strategy is the identity
+            combined = combined.where(torch.tensor(sees, device=main.device)[:, None], main)
+        return combined
+
+    def _early(self, layer: int, norm: bool) -> Tensor:
+        return self.batch.decode(self.batch.run.early[layer], norm)
 
     def _history(self, live: list[Answer]) -> list[Tensor]:
         return [

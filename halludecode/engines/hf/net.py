@@ -117,7 +117,7 @@ class Net:
         todo = list(missing.values())
         fresh: dict[str, Tensor] = {}
         for at in range(0, len(todo), VISION_BATCH):
-            fresh |= self._encode(todo[at : at + VISION_BATCH])
+            fresh |= self.encode(todo[at : at + VISION_BATCH])
         out: list[Tensor] = []
         for feed in feeds:
             known = fresh.get(feed.pixel_key)
@@ -167,7 +167,8 @@ class Net:
         )
         return out.logits[:, -1].float()
 
-    def _encode(self, feeds: list[Feed]) -> dict[str, Tensor]:
+    def encode(self, feeds: Sequence[Feed]) -> dict[str, Tensor]:
+        """One pass of the vision tower and projector: features [N, D] by the pictures' keys."""
         names = feeds[0].pixels.keys()
         inputs = {n: torch.cat([feed.pixels[n] for feed in feeds]).to(self.device) for n in names}
         inputs["pixel_values"] = inputs["pixel_values"].to(self.model.dtype)
@@ -183,6 +184,10 @@ class Net:
         if not row.feeds:
             return torch.arange(len(row.input_ids)).expand(3, -1)
         grid = torch.cat([feed.pixels["image_grid_thw"] for feed in row.feeds])
+        merge = self.model.config.vision_config.spatial_merge_size**2
+        if int(is_image.sum()) * merge != int(grid.prod(-1).sum()):
+            # Chosen tokens are no raster any more: they stand in line, like words.
+            return torch.arange(len(row.input_ids)).expand(3, -1)
         position, _ = self.model.model.get_rope_index(
             row.input_ids[None], mm_token_type_ids=is_image[None].int(), image_grid_thw=grid
         )
@@ -220,5 +225,6 @@ def _vision(config: Any) -> Vision | None:
     if not layers or not heads:
         return None
     feature = getattr(config, "vision_feature_layer", -1)
-    has_cls = "clip" in getattr(tower, "model_type", "") and "siglip" not in tower.model_type
+    # CLIP's and InternVL's towers put a CLS token first; SigLIP's and Qwen's have none.
+    has_cls = getattr(tower, "model_type", "") in ("clip_vision_model", "internvl_vision")
     return Vision(layers, heads, has_cls, feature if isinstance(feature, int) else -1)

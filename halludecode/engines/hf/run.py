@@ -15,70 +15,13 @@ from torch import Tensor
 
 from halludecode.core.attention import Attention, Hooks
 from halludecode.core.errors import HookNeverFired
+from halludecode.core.hidden import Hidden
 from halludecode.core.part import Part
-from halludecode.core.rowblock import GENERATED, IMAGE, PAD, RowBlock, RowKeys
+from halludecode.core.rowblock import GENERATED, PAD, RowBlock, RowKeys
 from halludecode.core.strategy import State
+from halludecode.engines.hf.geometry import Geometry, Place
 
 BLOCK = 64  # query rows recomputed at a time: memory grows with the prompt, not with its square
-
-
-@dataclass(frozen=True)
-class Place:
-    """The batch rows of one named row, one per request: a slice where they are contiguous.
-
-    Main rows always are, so the usual case takes views and copies nothing.
-    """
-
-    at: slice | Tensor
-    rows: tuple[int, ...]
-
-    @classmethod
-    def of(cls, rows: Sequence[int]) -> Place:
-        """From batch row numbers."""
-        known, first = tuple(rows), rows[0]
-        if known == tuple(range(first, first + len(known))):
-            return cls(slice(first, first + len(known)), known)
-        return cls(torch.tensor(known), known)
-
-    def of_mask(self, mask: Tensor) -> Tensor:
-        """Rows of a mask that may be shared by all."""
-        return mask if mask.shape[0] == 1 else mask[self.at]
-
-
-@dataclass
-class Geometry:
-    """Where keys and queries of every batch row lie in the current forward.
-
-    Args:
-        kind: int8 [rows, N], see `core.attention.RowKeys`.
-        picture: int16 [rows, N].
-        position: int64 [rows, Q], -1 for padding.
-        length: int64 [rows], prompt lengths P.
-        prompting: Whether any token of this forward belongs to a prompt.
-    """
-
-    kind: Tensor
-    picture: Tensor
-    position: Tensor
-    length: Tensor
-    prompting: bool = True
-
-    @property
-    def width(self) -> int:
-        """Queries of this forward."""
-        return self.position.shape[1]
-
-    def keys(self, place: Place, start: int, stop: int) -> RowKeys:
-        """Keys of one named row, for the queries start..stop."""
-        kind = self.kind[place.at]
-        fresh = kind[:, kind.shape[1] - self.width :]
-        return RowKeys(
-            kind,
-            self.picture[place.at],
-            self.position[place.at, start:stop],
-            fresh[:, start:stop],
-            self.length[place.at],
-        )
 
 
 @dataclass
@@ -97,21 +40,24 @@ class Run:
     """One batch under one plan.
 
     Args:
-        parts: The plan's parts with `attend`, in the order they act.
+        parts: The plan's parts that act inside a forward, in the order they act.
         index: Per part (by its place in ``parts``): local row name -> batch rows [B].
         state: Per part, what `prepare` returned, stacked.
         capture: For passes of the plain model, what to keep.
+        decode: ``([.., D], norm) -> float32 [.., V]``, the model's LM head.
     """
 
     parts: Sequence[Part] = ()
     index: list[dict[str, Place]] = field(default_factory=list)
     state: Sequence[Mapping[str, Any]] = ()
     capture: Capture | None = None
+    decode: Callable[[Tensor, bool], Tensor] | None = None
     geometry: Geometry | None = None
     emitting: bool = True  # False in a forward that only fills a prefix
     flags: dict[tuple[int, int, str], Tensor] = field(default_factory=dict)
     kept: dict[tuple[int, int, str], Any] = field(default_factory=dict)
-    fired: set[tuple[int, int]] = field(default_factory=set)
+    fired: set[tuple[str, int, int]] = field(default_factory=set)
+    early: dict[int, Tensor] = field(default_factory=dict)  # [B, D] of the main rows' last token
     changed: Tensor | None = None  # bool [B]
     _inputs: dict[int, Tensor] = field(default_factory=dict)
     _carry: list[dict[str, Any]] = field(default_factory=list)
@@ -122,17 +68,28 @@ class Run:
     def needs_attention(self) -> bool:
         """Whether the attention function must be ours."""
         capture = self.capture
-        return bool(self.parts) or bool(capture and (capture.heads or capture.image))
+        edits = any(part.phase is not None for part in self.parts)
+        return edits or bool(capture and (capture.heads or capture.image))
 
     @property
     def input_layers(self) -> list[int]:
-        """Layers whose entering residual is judged by flags."""
-        return sorted({i for part in self.parts if "flag" in part.verbs for i in part.layers})
+        """Layers whose entering residual is needed: by flags, by `steer`, or to be decoded."""
+        needed = {i for part in self.parts for i in part.early}
+        for part in self.parts:
+            if "flag" in part.verbs or (part.steers and part.strategy.site == "residual"):
+                needed |= part.layers
+        return sorted(needed)
 
     @property
     def output_layers(self) -> list[int]:
-        """Layers whose leaving residual a look keeps."""
-        return sorted(self.capture.hidden) if self.capture else []
+        """Layers whose leaving residual a look keeps or a strategy rewrites."""
+        kept = self.capture.hidden if self.capture else frozenset[int]()
+        return sorted(kept | self.steered("residual"))
+
+    def steered(self, site: str) -> frozenset[int]:
+        """Layers where the stream at ``site`` is rewritten."""
+        here = [p.layers for p in self.parts if p.steers and p.strategy.site == site]
+        return frozenset[int]().union(*here)
 
     def begin(self, geometry: Geometry, *, emitting: bool) -> None:
         """Call before every forward."""
@@ -145,14 +102,14 @@ class Run:
     def check_fired(self) -> None:
         """Raise if a declared hook was not called in the first forward pass."""
         for i, part in enumerate(self.parts):
-            silent = sorted(layer for layer in part.layers if (i, layer) not in self.fired)
-            if silent:
-                raise HookNeverFired(
-                    f"{part.strategy.name}.attend was not called in layer(s) {silent} during the "
-                    "first forward pass, so the strategy was off; the attention implementation of "
-                    "this model did not reach halludecode's function (report it with `halludecode "
-                    "doctor`)."
-                )
+            hooks = [("attend", part.phase is not None), ("steer", part.steers)]
+            for hook, declared in hooks:
+                silent = [n for n in sorted(part.layers) if (hook, i, n) not in self.fired]
+                if declared and silent:
+                    raise HookNeverFired(_silent(part.strategy.name, hook, silent))
+            unread = [n for n in part.early if self.emitting and n not in self.early]
+            if unread:
+                raise HookNeverFired(_silent(part.strategy.name, "early", unread))
 
     def select(
         self,
@@ -164,19 +121,60 @@ class Run:
         """Keep (or repeat) some batch rows and requests, under a new index and state."""
         self.flags = {k: v[rows] for k, v in self.flags.items()}
         self.kept = {k: v[requests] for k, v in self.kept.items()}
+        self.early = {k: v[requests] for k, v in self.early.items()}
         self.changed = self.changed[requests] if self.changed is not None else None
         self.index, self.state = index, state
 
     # Called from the model's forward ------------------------------------------------------------
     def layer_input(self, layer: int, x: Tensor) -> None:
-        """The residual entering a layer, [rows, Q, D]; kept until its attention has run."""
-        self._inputs[layer] = x
+        """The residual entering a layer, [rows, Q, D]; kept until the layer is done."""
+        if any(layer in part.layers for part in self.parts if part.steers or part.verbs):
+            self._inputs[layer] = x
+        if self.emitting and any(layer in part.early for part in self.parts):
+            main = next(i["main"] for i in self.index if "main" in i)
+            self.early[layer] = x[main.at, -1]
 
-    def layer_output(self, layer: int, x: Tensor) -> None:
-        """The residual leaving a layer, for looks."""
-        if self.capture is not None and self.emitting:
+    def layer_output(self, layer: int, x: Tensor) -> Tensor:
+        """The residual leaving a layer: kept for looks, rewritten by `steer`."""
+        if self.capture is not None and layer in self.capture.hidden and self.emitting:
             kept = x if self.capture.every_token else x[:, -1]
             self.capture.kept["hidden", layer] = kept.detach().float().cpu()
+        inp = self._inputs.pop(layer, None)
+        return x if inp is None else self.steer("residual", layer, x, inp)
+
+    def steer(self, site: str, layer: int, x: Tensor, inp: Tensor) -> Tensor:
+        """The stream [rows, Q, D] with every part's `steer` put in its rows and positions."""
+        if self.geometry is None:
+            return x
+        for i, part in enumerate(self.parts):
+            if not part.steers or part.strategy.site != site or layer not in part.layers:
+                continue
+            for row in part.strategy.steer_rows:
+                place = self.index[i].get(row)
+                if place is not None:
+                    x = self._steer_row(i, part, layer, row, place, x, inp)
+            self.fired.add(("steer", i, layer))
+        return x
+
+    def _steer_row(
+        self, i: int, part: Part, layer: int, row: str, place: Place, x: Tensor, inp: Tensor
+    ) -> Tensor:
+        def decode(last: Tensor) -> Tensor:
+            if self.decode is None:
+                raise HookNeverFired(f"{part.strategy.name}.steer: no LM head to decode with.")
+            return self.decode(last, True)
+
+        old = x[place.at]
+        hidden = Hidden(
+            layer, part.facts, row, old, inp[place.at], decode, self.state[i], self._carry[i]
+        )
+        chosen = self._row_keys(place, 0, x.shape[1]).queries(part.strategy.steer_at)
+        new = part.strategy.steer(hidden).to(x.dtype).where(chosen[..., None], old)
+        differs = (new != old).flatten(1).any(-1)
+        self.changed = differs if self.changed is None else self.changed | differs
+        out = x.clone()
+        out[place.at] = new
+        return out
 
     def attention(
         self,
@@ -191,7 +189,8 @@ class Run:
         """Edit ``out`` [rows, Q, H, d] in place where parts say so; keep what looks ask for."""
         if self.geometry is None:
             return
-        here = [(i, part) for i, part in enumerate(self.parts) if layer in part.layers]
+        acting = [(i, part) for i, part in enumerate(self.parts) if part.phase is not None]
+        here = [(i, part) for i, part in acting if layer in part.layers]
         scored = [(i, part) for i, part in here if part.phase == "scores"]
         plain = [(i, part) for i, part in here if part.phase == "outputs"]
         tensors = (q, k, v, mask, scaling, out)
@@ -201,8 +200,9 @@ class Run:
                 self._block(layer, scored, at, min(at + BLOCK, stop), tensors)
         if plain:
             self._block(layer, plain, 0, q.shape[2], tensors)
-        self.fired |= {(i, layer) for i, _ in here}
-        self._inputs.pop(layer, None)
+        self.fired |= {("attend", i, layer) for i, _ in here}
+        if layer not in self.steered("residual"):
+            self._inputs.pop(layer, None)
         if self.capture is not None and self.emitting:
             self._capture(layer, tensors)
 
@@ -332,6 +332,9 @@ class Run:
             capture.kept["image", layer] = block.weights()[:, :, 0].detach().cpu()
 
 
-def image_columns(kind: Tensor, row: int) -> Tensor:
-    """int64 [N_img]: where a batch row's image keys lie; ``kind`` is int8 [rows, N]."""
-    return (kind[row] == IMAGE).nonzero().flatten()
+def _silent(name: str, hook: str, layers: list[int]) -> str:
+    return (
+        f"{name}.{hook} was not called in layer(s) {layers} during the first forward pass, so the "
+        "strategy was off; this model did not reach halludecode's hooks (report it with "
+        "`halludecode doctor`)."
+    )
