@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import torch
 
+from halludecode.core.errors import HookNeverFired
 from halludecode.core.part import Part
 from halludecode.core.plan import Cost, Plan
 from halludecode.core.prompt import Look, Prompt, Seen
@@ -119,6 +120,9 @@ class Looker:
         columns = image_columns(batch.kind, i)
 
         def stacked(kind: str, layers: tuple[int, ...]) -> torch.Tensor | None:
+            silent = [layer for layer in layers if (kind, layer) not in capture.kept]
+            if silent:
+                raise HookNeverFired(f"A look kept nothing ({kind}) of layer {silent[0]}.")
             made = [capture.kept[kind, layer][i] for layer in layers]
             if not made:
                 return None

@@ -1,0 +1,127 @@
+"""DoLa: the vector, a slow re-derivation, and the layers it looks at."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+
+import halludecode as hd
+from halludecode.core.errors import HookNeverFired
+from halludecode.core.step import Step
+from halludecode.core.strategy import Facts
+from halludecode.strategies.dola import DoLa, divergence
+from tests import families, naive
+
+VECTORS = json.loads(Path("tests/data/contrastive.json").read_text(encoding="utf-8"))["vectors"]
+CASE = next(v for v in VECTORS if v["id"] == "dola_select_and_contrast")
+Z = torch.tensor([CASE["inputs"]["z_final"]])
+LAYERS = torch.tensor(CASE["inputs"]["z_layers"])
+WANTED = CASE["expected"]
+
+
+def facts(depth: int) -> Facts:
+    return Facts(L=depth, H=4, G=4, D=8, V=6, d=2)
+
+
+def step_of(layers: torch.Tensor, z: torch.Tensor) -> Step:
+    def decode(layer: int, norm: bool) -> torch.Tensor:
+        assert not norm
+        return layers[layer].expand_as(z)
+
+    return Step({"main": z}, torch.ones(1, 1), decode=decode, layers=tuple(range(len(layers))))
+
+
+@pytest.mark.parametrize(("kind", "name"), [("code", "code_divergence"), ("jsd", "true_jsd")])
+def test_divergence_matches_the_vector(kind, name):
+    made = [divergence(Z.log_softmax(-1), z.log_softmax(-1)[None], kind).item() for z in LAYERS]
+    assert made == pytest.approx(WANTED[name], abs=1e-5)
+
+
+@pytest.mark.parametrize(("kind", "name"), [("code", "code_scores"), ("jsd", "true_jsd_scores")])
+def test_scores_match_the_vector(kind, name):
+    made = DoLa(divergence=kind).combine(step_of(LAYERS, Z))[0].tolist()
+    assert made == pytest.approx([float(x) for x in WANTED[name]], abs=1e-4)
+
+
+def test_every_row_chooses_its_own_layer():
+    torch.manual_seed(0)
+    z, layers = torch.randn(5, 6), torch.randn(3, 5, 6) * 3
+    made = DoLa().combine(
+        Step({"main": z}, torch.ones(5, 1), decode=lambda n, _: layers[n], layers=(0, 1, 2))
+    )
+    for row in range(5):
+        alone = DoLa().combine(step_of(layers[:, row], z[row : row + 1]))
+        assert torch.allclose(made[row], alone[0], atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("bucket", "depth", "expected"),
+    [
+        ("high", 32, range(16, 32, 2)),
+        ("low", 32, range(0, 16, 2)),
+        ("high", 48, range(28, 48, 2)),
+        ("low", 48, range(0, 20, 2)),
+    ],
+)
+def test_buckets(bucket, depth, expected):
+    assert list(DoLa(bucket=bucket).early(facts(depth))) == list(expected)
+
+
+def test_undeclared_layer_is_an_error():
+    with pytest.raises(HookNeverFired, match="layer 7"):
+        step_of(LAYERS, Z).early(7)
+
+
+def slow(model, processor, text, image, n: int) -> naive.Answer:
+    """Layer by layer, word by word."""
+    inputs = naive.inputs_of(processor, text, [image])
+    depth = len(naive.decoder_layers(model))
+    chosen = list(range(depth - depth // 2, depth, 2))
+
+    def step(ids: list[int], t: int) -> torch.Tensor:
+        with torch.no_grad():
+            out = model(**naive.extended(inputs, ids), use_cache=False, output_hidden_states=True)
+            head = model.get_output_embeddings()
+            early = [head(out.hidden_states[n][0, -1]).tolist() for n in chosen]
+        last = naive.log_softmax(out.logits[0, -1].tolist())
+        best, kept = -math.inf, []
+        for z in map(naive.log_softmax, early):
+            apart = 0.0
+            for a, b in zip(last, z, strict=True):
+                middle = (math.exp(a) + math.exp(b)) / 2
+                apart += middle * (math.log(middle) - a) + middle * (math.log(middle) - b)
+            if apart > best:
+                best, kept = apart, z
+        sure = naive.plausible(last, 0.1)
+        return torch.tensor(
+            [a - b if k else -math.inf for a, b, k in zip(last, kept, sure, strict=True)]
+        )
+
+    return naive.write(step, n, ())
+
+
+@pytest.mark.parametrize("family", ["llava", "qwen2_5_vl"])
+def test_engine_equals_the_slow_form(family, family_engine):
+    engine, row = family_engine(family), families.FAMILIES[family]
+    image = families.pictures()[0]
+    wanted = slow(engine.model, engine.processor, row.prompt("What is this?"), image, 4)
+    sampling = hd.Sampling(max_new_tokens=4, min_new_tokens=4, logprobs=1)
+    made = engine.generate([hd.Request("What is this?", [image])], "dola", sampling)[0]
+    assert list(made.token_ids) == wanted.ids
+    for got, scores in zip(made.logprobs, wanted.scores, strict=True):
+        assert got.logprob == pytest.approx(float(scores.log_softmax(-1)[got.token_id]), abs=2e-4)
+
+
+def test_plain_generate_obeys_it(family_engine):
+    engine, row = family_engine("llava"), families.FAMILIES["llava"]
+    image = families.pictures()[0]
+    sampling = hd.Sampling(max_new_tokens=4, min_new_tokens=4)
+    wanted = engine.generate([hd.Request("What is this?", [image])], "dola", sampling)[0]
+    inputs = naive.inputs_of(engine.processor, row.prompt("What is this?"), [image])
+    with hd.applied(engine.model, engine.processor, "dola"):
+        ids = engine.model.generate(**inputs, max_new_tokens=4, min_new_tokens=4, do_sample=False)
+    assert ids[0, inputs["input_ids"].shape[1] :].tolist() == list(wanted.token_ids)

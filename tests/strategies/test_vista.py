@@ -1,0 +1,156 @@
+"""VISTA: the vector, a slow re-derivation, and where the directions come from."""
+
+from __future__ import annotations
+
+import json
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+import torch
+
+import halludecode as hd
+from halludecode.core.errors import HookNeverFired
+from halludecode.core.step import Step
+from halludecode.strategies.vista import VISTA, steered
+from tests import families, naive
+
+CASES = json.loads(Path("tests/data/attention.json").read_text(encoding="utf-8"))["cases"]
+LAM, GAMMA = 0.1, 0.3
+
+
+def test_steered_matches_the_vector():
+    case = CASES["vista_vsv"]
+    v = torch.tensor(case["h_pos"]) - torch.tensor(case["h_neg"])
+    assert v.tolist() == pytest.approx(case["v"])
+    made = steered(torch.tensor(case["h"]), v, case["lambda"])
+    assert made.tolist() == pytest.approx(case["paper_out"], abs=2e-6)
+
+
+def test_late_logits_match_the_vector():
+    case = CASES["vista_sla"]
+    late = torch.tensor(case["late_layer_logits"])[:, None]
+    main = torch.tensor([case["final_logits"]])
+    layers = tuple(range(len(late)))
+    step = Step({"main": main}, torch.ones(1, 1), decode=lambda n, _: late[n], layers=layers)
+    made = VISTA(gamma=case["gamma"]).combine(step)[0].tolist()
+    assert made == pytest.approx(case["out"], abs=2e-6)
+
+
+def test_length_is_kept():
+    torch.manual_seed(0)
+    x, v = torch.randn(2, 5, 7), torch.randn(2, 1, 7)
+    assert torch.allclose(steered(x, v, 3.0).norm(dim=-1), x.norm(dim=-1), atol=1e-5)
+    assert torch.equal(steered(x, v * 0, 3.0), x)
+
+
+def last_token(model, inputs) -> list[torch.Tensor]:
+    """The residual leaving every layer at the last prompt token."""
+    kept: dict[int, torch.Tensor] = {}
+    with ExitStack() as stack, torch.no_grad():
+        for i, layer in enumerate(naive.decoder_layers(model)):
+
+            def keep(module, args, output, i=i):
+                out = output[0] if isinstance(output, tuple) else output
+                kept[i] = out[0, -1].clone()
+
+            stack.callback(layer.register_forward_hook(keep).remove)
+        model(**inputs, use_cache=False)
+    return [kept[i] for i in range(len(kept))]
+
+
+def slow(model, processor, family, image, n: int) -> naive.Answer:
+    text = family.prompt("What is this?")
+    inputs = naive.inputs_of(processor, text, [image])
+    blind = naive.inputs_of(processor, family.blind(text))
+    pairs = zip(last_token(model, inputs), last_token(model, blind), strict=True)
+    v = [a - b for a, b in pairs]
+    layers = naive.decoder_layers(model)
+    norm = next(
+        m.norm
+        for m in model.modules()
+        if getattr(m, "layers", None) is not None and list(m.layers) == layers
+    )
+
+    def step(ids: list[int], t: int) -> torch.Tensor:
+        leaving: list[torch.Tensor] = []
+
+        def steer(module, args, output, i):
+            x = output[0] if isinstance(output, tuple) else output
+            out = x.clone()
+            for place in range(x.shape[1]):
+                h = x[0, place]
+                moved = h + LAM * v[i]
+                out[0, place] = moved * (h.norm() / moved.norm())
+            leaving.append(out[0, -1])
+            return (out, *output[1:]) if isinstance(output, tuple) else out
+
+        with ExitStack() as stack, torch.no_grad():
+            for i, layer in enumerate(layers):
+                hook = layer.register_forward_hook(lambda m, a, o, i=i: steer(m, a, o, i))
+                stack.callback(hook.remove)
+            last = naive.next_logits(model, inputs, ids)
+            late = [model.get_output_embeddings()(norm(h)) for h in leaving[-6:-1]]
+        return (1 - GAMMA) * last + GAMMA * torch.stack(late).mean(0)
+
+    return naive.write(step, n, ())
+
+
+@pytest.mark.parametrize("name", ["llava", "qwen2_5_vl", "internvl"])
+def test_engine_equals_the_slow_form(name, family_engine):
+    engine, family = family_engine(name), families.FAMILIES[name]
+    image = families.pictures()[1]
+    wanted = slow(engine.model, engine.processor, family, image, 4)
+    sampling = hd.Sampling(max_new_tokens=4, min_new_tokens=4, logprobs=1)
+    made = engine.generate([hd.Request("What is this?", [image])], "vista", sampling)[0]
+    assert list(made.token_ids) == wanted.ids
+    for got, scores in zip(made.logprobs, wanted.scores, strict=True):
+        assert got.logprob == pytest.approx(float(scores.log_softmax(-1)[got.token_id]), abs=5e-4)
+
+
+def test_mlp_outputs_can_be_steered_too(family_engine):
+    from halludecode.core.registry import STRATEGIES
+    from halludecode.core.strategy import Strategy, param, strategy
+
+    try:
+
+        @strategy("louder_mlp", off={"by": 1.0})
+        class Louder(Strategy):
+            by: float = param(1.0, "factor")
+            site = "mlp"
+            steer_at = "generated"
+
+            def steer(self, h):
+                assert h.inp.shape == h.x.shape
+                return h.x * self.by
+
+        engine = family_engine("llava")
+        request = hd.Request("What is this?", [families.pictures()[0]])
+        sampling = hd.Sampling(max_new_tokens=3, min_new_tokens=3, logprobs=1)
+        plain = engine.generate([request], "greedy", sampling)[0]
+        loud = engine.generate([request], "louder_mlp(by=3.0)", sampling)[0]
+        # Only generated tokens are steered: the first choice is greedy's, later ones are not.
+        assert loud.logprobs[0].logprob == pytest.approx(plain.logprobs[0].logprob)
+        assert loud.logprobs[1].logprob != pytest.approx(plain.logprobs[1].logprob)
+    finally:
+        STRATEGIES._entries.pop("louder_mlp", None)
+
+
+def test_unhooked_layer_is_an_error(family_engine, monkeypatch):
+    from halludecode.engines.hf.run import Run
+
+    engine, short = family_engine("llava"), hd.Sampling(max_new_tokens=1)
+    request = hd.Request("Why?", [families.pictures()[0]])
+    engine.generate([request], "vista", short)  # its looks are remembered
+    monkeypatch.setattr(Run, "output_layers", property(lambda self: []))
+    with pytest.raises(HookNeverFired, match=r"vista.steer was not called"):
+        engine.generate([request], "vista", short)
+    with pytest.raises(HookNeverFired, match="layer 0"):
+        engine.generate([hd.Request("How?", [families.pictures()[0]])], "vista", short)
+
+
+def test_late_layers_are_the_five_before_the_last():
+    from halludecode.core.strategy import Facts
+
+    facts = Facts(L=32, H=4, G=4, D=8, V=6, d=2)
+    assert list(VISTA().early(facts)) == [27, 28, 29, 30, 31]
