@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, overload
 
 from halludecode.core.errors import HookNeverFired, UnsupportedStrategy
 from halludecode.core.rowblock import (
@@ -39,10 +39,13 @@ class Segment:
 
     def __init__(self, of: Callable[[str], Tensor]) -> None:
         self._of = of
+        self._made: dict[str, Tensor] = {}
 
     def mask(self, row: str) -> Tensor:
         """Bool [R, N]."""
-        return self._of(row)
+        if row not in self._made:
+            self._made[row] = self._of(row)
+        return self._made[row]
 
     def __and__(self, other: Segment) -> Segment:
         return Segment(lambda row: self.mask(row) & other.mask(row))
@@ -109,7 +112,7 @@ class Attention:
     @property
     def image(self) -> Segment:
         """Image keys."""
-        return Segment(lambda row: self._keys(row).kind == IMAGE)
+        return self._kinds("image", lambda keys: keys.kind == IMAGE)
 
     @property
     def images(self) -> list[Segment]:
@@ -120,22 +123,25 @@ class Attention:
     @property
     def system(self) -> Segment:
         """Keys before the first image."""
-        return Segment(lambda row: self._keys(row).kind == SYSTEM)
+        return self._kinds("system", lambda keys: keys.kind == SYSTEM)
 
     @property
     def text(self) -> Segment:
         """Non-image keys after the first image: question and generated tokens."""
-        return Segment(lambda row: self._keys(row).kind >= TEXT)
+        return self._kinds("text", lambda keys: keys.kind >= TEXT)
 
     @property
     def generated(self) -> Segment:
         """Generated keys."""
-        return Segment(lambda row: self._keys(row).kind == GENERATED)
+        return self._kinds("generated keys", lambda keys: keys.kind == GENERATED)
 
     @property
     def first(self) -> Segment:
         """The first key that is not padding."""
-        return Segment(lambda row: _first(self._keys(row).kind != PAD))
+        return self._kinds("first", lambda keys: _first(keys.kind != PAD))
+
+    def _kinds(self, name: str, make: Callable[[RowKeys], Tensor]) -> Segment:
+        return Segment(lambda row: self._keys(row).mask(name, make))
 
     def key(self, name: str) -> Tensor:
         """float32 [R, N]: a `PerImageToken` of the state laid onto the main row's image keys."""
@@ -159,33 +165,55 @@ class Attention:
         self._use("once", ())
         return self._hooks.once(name, fn)
 
-    def pick(self, seg: Segment, value: Tensor, k: int, *, largest: bool = True) -> Segment:
-        """The k keys of a segment with the largest (smallest) ``value`` [R, N]."""
+    def pick(
+        self, seg: Segment, value: Tensor, k: int | Tensor, *, largest: bool = True
+    ) -> Segment:
+        """The k keys of a segment with the largest (smallest) ``value`` [R, N].
 
-        def chosen(row: str) -> Tensor:
+        k is one number or [R]. Chosen at once: a segment carried to later layers keeps this choice.
+        """
+        worst = NEG_INF if largest else float("inf")
+        limit = k if isinstance(k, int) else k[:, None]
+        chosen: dict[str, Tensor] = {}
+        for row in self._blocks:
             mask = seg.mask(row)
-            fill = NEG_INF if largest else float("inf")
-            top = value.masked_fill(~mask, fill).topk(
-                min(k, mask.shape[-1]), dim=-1, largest=largest
-            )
-            return mask.new_zeros(mask.shape).scatter(-1, top.indices, value=True) & mask
-
-        return Segment(chosen)
+            masked = value.masked_fill(~mask, worst)
+            order = masked.sort(dim=-1, descending=largest, stable=True).indices
+            chosen[row] = (order.argsort(-1) < limit) & mask
+        return Segment(lambda row: chosen[row])
 
     # Reads ----------------------------------------------------------------------------------------
-    def mass(self, seg: Segment, *, queries: Queries = "emitting") -> Tensor:
-        """float32 [R, H, Q] attention mass of the main row on a segment, after the score edits."""
+    @overload
+    def mass(self, seg: Segment, *, queries: Queries = "emitting") -> Tensor: ...
+
+    @overload
+    def mass(
+        self, seg: Segment, second: Segment, /, *more: Segment, queries: Queries = "emitting"
+    ) -> tuple[Tensor, ...]: ...
+
+    def mass(
+        self, seg: Segment, *more: Segment, queries: Queries = "emitting"
+    ) -> Tensor | tuple[Tensor, ...]:
+        """float32 [R, H, Q] attention mass of the main row on a segment, after the score edits.
+
+        Several segments are read in one pass and give one tensor each.
+        """
+        import torch
+
         self._use("mass", ("main",), queries)
-        weights = self._blocks["main"].weights()
-        return (weights * seg.mask("main")[:, None, None]).sum(-1)
+        weights = self._blocks["main"].weights()  # [R, H, Q, N]
+        masks = torch.stack([one.mask("main") for one in (seg, *more)], -1).to(weights.dtype)
+        sums = (weights.flatten(1, 2) @ masks).reshape(*weights.shape[:3], -1)
+        made = torch.unbind(sums, -1)
+        return made if more else made[0]
 
     def scores(self, seg: Segment, *, row: str = "main") -> Tensor:
-        """float32 [R, H, Q, N] logits of emitting queries, -inf outside the segment."""
+        """float32 [R, H, Q, N] logits, -inf outside the segment; the last query emits a token."""
         self._use("scores", (row,), "emitting")
         return self._blocks[row].scores().masked_fill(~seg.mask(row)[:, None, None], NEG_INF)
 
     def weights(self, seg: Segment, *, row: str = "main") -> Tensor:
-        """float32 [R, H, Q, N] softmax weights of emitting queries, 0 outside the segment."""
+        """float32 [R, H, Q, N] weights, 0 outside the segment; the last query emits a token."""
         self._use("weights", (row,), "emitting")
         return self._blocks[row].weights() * seg.mask(row)[:, None, None]
 
@@ -193,7 +221,7 @@ class Attention:
         """float32 [R, 1, H, d] head outputs of the last query, before o_proj."""
         self._use("out", (row,), "emitting")
         block = self._blocks[row]
-        whole = block.base if block.edited is None else block.output()
+        whole = block.output() if block.touched else block.base
         return whole[:, :, -1:].transpose(1, 2).float()
 
     # Edits ----------------------------------------------------------------------------------------
@@ -238,16 +266,12 @@ class Attention:
         self._use("gain", rows, queries)
         for row in self._present(rows):
             block = self._blocks[row]
-            weights, chosen = block.weights(), block.keys.queries(queries)
-            factor = weights.new_tensor(g) if isinstance(g, float | int) else g
-            factor = factor.expand(weights.shape[:-1])
-            on = chosen[:, None] if where is None else chosen[:, None] & where
-            on = on.expand(factor.shape) & (factor != 1)
-            laid = factor.where(on, factor.new_ones(()))[..., None]
-            laid = laid.where(seg.mask(row)[:, None, None], laid.new_ones(()))
+            weights, chosen = block.weights(), block.keys.queries(queries)[:, None]
+            on = chosen if where is None else chosen & where
+            one = weights.new_ones(())
+            factor = (one * g if isinstance(g, float | int) else g).where(on, one)  # [R, H, Q]
+            laid = factor[..., None].where(seg.mask(row)[:, None, None], one)
             block.gains = laid if block.gains is None else block.gains * laid
-            touched = on[..., None] & seg.mask(row)[:, None, None] & (weights > 0)
-            block.mark(chosen, touched.flatten(1).any(-1))
 
     def heads(
         self, g: Tensor, *, rows: tuple[str, ...] = ("main",), queries: Queries = "emitting"
@@ -260,7 +284,6 @@ class Attention:
             chosen = block.keys.queries(queries)
             laid = wide.where(chosen[:, None], wide.new_ones(()))
             block.head_gain = laid if block.head_gain is None else block.head_gain * laid
-            block.mark(chosen, (laid != 1).flatten(1).any(-1))
 
     def _edit_scores(
         self,
@@ -277,7 +300,6 @@ class Attention:
             on = chosen[:, None, :, None] & seg.mask(row)[:, None, None] & (before != NEG_INF)
             after = f(before.masked_fill(~on, 0)).expand(before.shape).where(on, before)
             block.edit_scores(after)
-            block.mark(chosen, (after != before).flatten(1).any(-1))
 
     def _present(self, rows: tuple[str, ...]) -> list[str]:
         return [row for row in rows if row in self._blocks]

@@ -10,6 +10,7 @@ size.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Literal
 
@@ -40,13 +41,19 @@ class RowKeys:
     position: Tensor
     query_kind: Tensor
     length: Tensor
-    _made: dict[Queries, Tensor] = field(default_factory=dict["Queries", "Tensor"], compare=False)
+    _made: dict[str, Tensor] = field(default_factory=dict[str, "Tensor"], compare=False)
 
     def queries(self, which: Queries) -> Tensor:
         """Bool [R, Q]: the queries a verb acts on, defined by position, never by chunk."""
         if which not in self._made:
             self._made[which] = self._queries(which)
         return self._made[which]
+
+    def mask(self, name: str, make: Callable[[RowKeys], Tensor]) -> Tensor:
+        """Bool [R, N]: a set of keys, made once for all layers of a forward."""
+        if name not in self._made:
+            self._made[name] = make(self)
+        return self._made[name]
 
     def _queries(self, which: Queries) -> Tensor:
         real = self.position >= 0
@@ -73,8 +80,6 @@ class RowBlock:
         base: [R, H, Q, d], output of the stock kernel.
         gains: [R, H, Q, N], factors on the weights.
         head_gain: [R, H, Q], factors on the head outputs.
-        edited: Bool [R, Q], queries a verb acted on.
-        changed: Bool [R], requests in which an edit made a difference.
     """
 
     keys: RowKeys
@@ -86,8 +91,7 @@ class RowBlock:
     base: Tensor
     gains: Tensor | None = None
     head_gain: Tensor | None = None
-    edited: Tensor | None = None
-    changed: Tensor | None = None
+    _plain: Tensor | None = None  # the logits before any edit
     _scores: Tensor | None = None
     _weights: Tensor | None = None
 
@@ -97,29 +101,50 @@ class RowBlock:
             q, k, visible = _need(self.q).float(), _need(self.k).float(), _need(self.visible)
             r, h, n_q, d = q.shape
             g = k.shape[1]
-            raw = q.reshape(r, g, h // g * n_q, d) @ k.transpose(-1, -2)
-            raw = raw.reshape(r, h, n_q, -1) * self.scaling
-            self._scores = raw.masked_fill(~visible, NEG_INF)
+            raw = (q * self.scaling).reshape(r, g, h // g * n_q, d) @ k.transpose(-1, -2)
+            self._scores = raw.reshape(r, h, n_q, -1).where(visible, NEG_INF)
         return self._scores
 
     def edit_scores(self, scores: Tensor) -> None:
         """Replace the logits; weights are recomputed from them."""
+        self._plain = self.scores() if self._plain is None else self._plain
         self._scores, self._weights = scores, None
 
     def weights(self) -> Tensor:
         """float32 [R, H, Q, N] softmax of the logits; rows that see nothing are 0."""
         if self._weights is None:
             scores = self.scores()
-            blind = (scores == NEG_INF).all(-1, keepdim=True)
-            self._weights = scores.masked_fill(blind, 0).softmax(-1).masked_fill(blind, 0)
+            made = scores.softmax(-1)
+            # A token being generated sees itself; padding, or a row hidden whole, sees nothing.
+            blind = scores.shape[2] > 1 or self._plain is not None
+            self._weights = made.nan_to_num(0.0) if blind else made
         return self._weights
 
-    def output(self) -> Tensor:
-        """[R, H, Q, d] output after every edit; queries nothing edited keep the stock kernel's."""
-        if self.edited is None:
+    @property
+    def touched(self) -> bool:
+        """Whether any verb was used, effective or not."""
+        return any(x is not None for x in (self._plain, self.gains, self.head_gain))
+
+    def edited(self) -> Tensor:
+        """Bool [R, Q]: queries whose output a verb really changed."""
+        found: Tensor | None = None
+        if self._plain is not None:
+            found = (self.scores() != self._plain).any(dim=-1).any(dim=1)
+        if self.gains is not None:
+            moved = ((self.gains != 1) & (self.weights() > 0)).any(dim=-1).any(dim=1)
+            found = moved if found is None else found | moved
+        if self.head_gain is not None:
+            scaled = (self.head_gain != 1).any(dim=1)
+            found = scaled if found is None else found | scaled
+        if found is None:
             raise HookNeverFired("attention: output asked for before any verb was used")
+        return found
+
+    def output(self, edited: Tensor | None = None) -> Tensor:
+        """[R, H, Q, d] output after every edit; queries nothing changed keep the stock kernel's."""
+        edited = self.edited() if edited is None else edited
         out = self.base
-        if self._scores is not None:
+        if self._plain is not None or self.gains is not None:
             weights = self.weights() if self.gains is None else self.weights() * self.gains
             r, h, n_q, n = weights.shape
             value = _need(self.v).to(weights.dtype)
@@ -127,12 +152,7 @@ class RowBlock:
             out = (weights.reshape(r, g, h // g * n_q, n) @ value).reshape(r, h, n_q, -1)
         if self.head_gain is not None:
             out = out.float() * self.head_gain[..., None]
-        return out.to(self.base.dtype).where(self.edited[:, None, :, None], self.base)
-
-    def mark(self, queries: Tensor, differs: Tensor) -> None:
-        """Remember which queries were edited and which requests really changed."""
-        self.edited = queries if self.edited is None else self.edited | queries
-        self.changed = differs if self.changed is None else self.changed | differs
+        return out.to(self.base.dtype).where(edited[:, None, :, None], self.base)
 
 
 def _need(tensor: Tensor | None) -> Tensor:

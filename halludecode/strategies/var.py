@@ -68,11 +68,8 @@ class VAR(Strategy):
         """Choose heads, then move attention; mass is conserved in every row."""
         sink = a.flag("sink", partial(is_sink, dims=self.sinks(a.m), tau=self.threshold(a.m)))
         fresh = a.image & ~sink
-        in_image = a.mass(a.image, queries="after_image")
-        in_fresh = a.mass(fresh, queries="after_image")
-        in_sinks = a.mass(sink, queries="after_image")
-        stuck = a.mass(a.image & sink, queries="after_image")
+        in_image, in_fresh, in_sinks = a.mass(a.image, fresh, sink, queries="after_image")
         chosen = (in_image >= self.min_mass) & (in_fresh >= self.rho * in_image)
-        chosen = chosen & (in_fresh > 0) & (stuck > 0)
+        chosen = chosen & (in_fresh > 0) & (in_image > in_fresh)  # some of it is stuck in a sink
         a.gain(sink, 1 - self.p, where=chosen, queries="after_image")
         a.gain(fresh, 1 + self.p * in_sinks / in_fresh, where=chosen, queries="after_image")

@@ -38,9 +38,8 @@ def block_of(scores, values, kinds, positions, length) -> RowBlock:
     v = torch.tensor([values], dtype=torch.float64)
     visible = made > -torch.inf
     out = made.softmax(-1).nan_to_num() @ v
-    block = RowBlock(keys_of(kinds, positions, length), made, made, v, visible, 1.0, out)
-    block.edit_scores(made)
-    return block
+    keys = keys_of(kinds, positions, length)
+    return RowBlock(keys, made, made, v, visible, 1.0, out, _scores=made)
 
 
 def common_block() -> RowBlock:
@@ -89,7 +88,7 @@ def test_var(variant):
     get("var", dims=(0,), **values).attend(attention(block, [0, 2]))
     close(weights_after(block), variant["weights"])
     torch.testing.assert_close(weights_after(block).sum(-1), torch.ones(2, 3, dtype=torch.float64))
-    assert not block.edited[0, 0], "an image token's own row is left alone"
+    assert not block.edited()[0, 0], "an image token's own row is left alone"
     if "outputs" in variant:
         close(block.output()[0], variant["outputs"])
 
@@ -115,7 +114,7 @@ def test_var_where_no_image_is_visible():
     )
     get("var", dims=(0,)).attend(attention(block, [0, 2]))
     close(weights_after(block), case["weights"])
-    assert not block.changed.any()
+    assert not block.edited().any()
 
 
 def test_var_under_grouped_queries():
@@ -199,7 +198,7 @@ def test_heads_scale_after_gain_and_only_chosen_queries():
     out = block.output()
     torch.testing.assert_close(out[0, 0, -1], 2 * plain[0, 0, -1])
     assert torch.equal(out[:, :, :-1], plain[:, :, :-1])
-    assert block.changed.tolist() == [True]
+    assert block.edited().any(-1).tolist() == [True]
 
 
 def test_pick_takes_the_least_attended():

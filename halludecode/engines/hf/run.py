@@ -21,6 +21,7 @@ from halludecode.core.rowblock import GENERATED, PAD, RowBlock, RowKeys
 from halludecode.core.strategy import State
 from halludecode.engines.hf.geometry import Geometry, Place
 
+AHEAD = 128  # generated tokens for which flags are laid out at once
 BLOCK = 64  # query rows recomputed at a time: memory grows with the prompt, not with its square
 
 
@@ -63,6 +64,7 @@ class Run:
     _carry: list[dict[str, Any]] = field(default_factory=list)
     _columns: dict[tuple[int, ...], tuple[int, int]] = field(default_factory=dict)
     _keys: dict[tuple[tuple[int, ...], int, int], RowKeys] = field(default_factory=dict)
+    _causal: dict[tuple[int, int, int], Tensor] = field(default_factory=dict)
 
     @property
     def needs_attention(self) -> bool:
@@ -97,6 +99,7 @@ class Run:
         self._inputs.clear()
         self._columns.clear()
         self._keys.clear()
+        self._causal.clear()
         self._carry = [{} for _ in self.parts]
 
     def check_fired(self) -> None:
@@ -232,9 +235,10 @@ class Run:
             )
         out = tensors[-1]
         for where, block in made.items():
-            if block.edited is not None:
-                out[places[where].at, start:stop] = block.output().transpose(1, 2)
-                changed = block.changed
+            if block.touched:
+                edited = block.edited()
+                out[places[where].at, start:stop] = block.output(edited).transpose(1, 2)
+                changed = edited.any(dim=-1)
                 self.changed = changed if self.changed is None else self.changed | changed
 
     def _row_block(
@@ -266,9 +270,11 @@ class Run:
         geometry: Geometry = self.geometry  # type: ignore[assignment]
         if mask is not None:
             return place.of_mask(mask)[:, :, start:stop, :n]
-        at = torch.arange(n, device=geometry.kind.device)
-        first = n - geometry.width + start
-        return (at[None] <= at[first : first + stop - start, None])[None, None]
+        if (start, stop, n) not in self._causal:
+            at = torch.arange(n, device=geometry.kind.device)
+            first = n - geometry.width + start
+            self._causal[start, stop, n] = at <= at[first : first + stop - start, None]
+        return self._causal[start, stop, n][None, None]
 
     def _span(self, scored: list[tuple[int, Part]]) -> tuple[int, int]:
         """First and last query any part of a layer may edit, found once per forward."""
@@ -305,10 +311,9 @@ class Run:
         geometry: Geometry = self.geometry  # type: ignore[assignment]
         n = geometry.kind.shape[1]
         known = self.flags.get((i, layer, name))
-        have = 0 if known is None else known.shape[1]
-        if have < n:
+        if known is None or known.shape[1] < n:
+            have = 0 if known is None else known.shape[1]
             fresh = geometry.kind[:, have:]
-            judged = torch.zeros_like(fresh, dtype=torch.bool)
             if geometry.prompting:
                 x = self._inputs.get(layer)
                 if x is None:
@@ -317,9 +322,11 @@ class Run:
                     )
                 judged = fn(x.reshape(-1, x.shape[-1])).reshape(x.shape[:2]).bool()
                 judged = judged & (fresh != GENERATED) & (fresh != PAD)
+            else:  # generated tokens are False, for some steps ahead
+                judged = fresh.new_zeros(len(fresh), n - have + AHEAD, dtype=torch.bool)
             known = judged if known is None else torch.cat([known, judged], 1)
             self.flags[i, layer, name] = known
-        return known  # type: ignore[return-value]
+        return known[:, :n]
 
     def _capture(self, layer: int, tensors: Any) -> None:
         q, *_, out = tensors
