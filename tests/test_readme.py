@@ -1,5 +1,6 @@
 """The README says what is true: its table is current and its code runs."""
 
+import json
 import re
 import subprocess
 import sys
@@ -24,8 +25,35 @@ def fences(language):
 COMMANDS = [line for line in "".join(fences("")).splitlines() if line.startswith("halludecode ")]
 
 
-def test_the_strategy_table_is_current():
-    assert _readme.updated(TEXT) == TEXT, "run: python -m halludecode._readme"
+def test_the_tables_are_current():
+    record = json.loads((ROOT / _readme.RECORD).read_text(encoding="utf-8"))
+    assert _readme.updated(TEXT, record) == TEXT, "run: make record"
+
+
+def test_the_family_table_names_every_strategy_and_explains_refusals():
+    record = json.loads((ROOT / _readme.RECORD).read_text(encoding="utf-8"))
+    made = _readme.family_table(record)
+    assert set(STRATEGIES.names()) <= {row["strategy"] for row in record}
+    for row in record:
+        assert row["outcome"] in ("pass", "refused"), f"{row} fails; the table would say so"
+        assert row["outcome"] == "pass" or row["reason"] in made
+
+
+def test_the_family_table_reads_well():
+    base = {"engine": "hf", "family": "a", "outcome": "pass", "reason": ""}
+    record = [
+        {**base, "strategy": "vcd"},
+        {**base, "strategy": "var", "outcome": "refused", "reason": "a has no sinks."},
+        {**base, "strategy": "vcd", "family": "b", "outcome": "fail"},
+    ]
+    assert _readme.family_table(record).splitlines() == [
+        "| strategy | a | b |",
+        "| --- | --- | --- |",
+        "| `var` | no (1) | not run |",
+        "| `vcd` | yes | **fails** |",
+        "",
+        "1. a has no sinks.",
+    ]
 
 
 def test_the_table_has_a_line_per_strategy():

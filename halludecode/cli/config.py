@@ -17,7 +17,13 @@ KINDS: dict[str, tuple[type, ...]] = {
     "data": (str, list),
     "images": (str,),
     "annotations": (str,),
+    "image_ids": (str,),
     "prompt_preset": (str,),
+    "family": (str,),
+    "gt_family": (str,),
+    "incomplete": (str,),
+    "similarity": (str,),
+    "columns": (dict, str, list),
     "engine": (str, dict),
     "limit": (int,),
     "batch_size": (int,),
@@ -45,7 +51,7 @@ def merge(flags: Mapping[str, Any], path: Path | None) -> dict[str, Any]:
 
     Returns:
         Every option, None where neither gives it; ``tasks``, ``strategy`` and ``data`` are lists of
-        str.
+        str, ``columns`` is a mapping.
 
     Raises:
         InvalidData: The file cannot be read, or an option in it does not exist or does not fit.
@@ -54,6 +60,8 @@ def merge(flags: Mapping[str, Any], path: Path | None) -> dict[str, Any]:
     merged.update({name: value for name, value in flags.items() if value is not None})
     for name in ("tasks", "data"):
         merged[name] = _words(merged[name])
+    if merged["columns"] is not None:
+        merged["columns"] = _pairs(merged["columns"])
     merged["strategy"] = [_spec(item) for item in _listed(merged["strategy"])]
     return merged
 
@@ -112,6 +120,17 @@ def _words(value: Any) -> list[str]:
     """A list from ``a,b`` or ``["a", "b,c"]``."""
     words = [word.strip() for item in _listed(value) for word in str(item).split(",")]
     return [word for word in words if word]
+
+
+def _pairs(value: Any) -> dict[str, str]:
+    """A mapping as it is, or from ``["ours=theirs", ...]``."""
+    if isinstance(value, dict):
+        return {str(name): str(column) for name, column in value.items()}
+    pairs = [str(item).partition("=") for item in _listed(value)]
+    wrong = [name for name, sign, column in pairs if not (name and sign and column)]
+    if wrong:
+        raise InvalidData(f"--columns {wrong[0]!r}: give OURS=THEIRS, such as answer=reply.")
+    return {name: column for name, _, column in pairs}
 
 
 def _spec(item: Any) -> str:

@@ -1,4 +1,4 @@
-"""``eval``, ``score``, ``compare`` and ``report``: numbers, each with its recipe."""
+"""``eval``, ``score``, ``pope-questions``, ``compare``, ``report``: numbers with their recipes."""
 
 from __future__ import annotations
 
@@ -19,27 +19,50 @@ def register(app: typer.Typer) -> None:
     """Add this module's commands."""
     app.command("eval")(eval_)
     app.command()(score)
+    app.command("pope-questions")(pope_questions)
     app.command()(compare)
     app.command()(report)
 
 
 def eval_(
     model: Annotated[str | None, typer.Option(help="Hub id, folder, or testbed.")] = None,
-    tasks: Annotated[str | None, typer.Option(help="Of pope,chair,mme.")] = None,
+    tasks: Annotated[
+        str | None, typer.Option(help="Of pope,chair,mme,amber,hallusionbench.")
+    ] = None,
     strategy: Annotated[
         list[str] | None, typer.Option(help="Repeat for several on one loaded model.")
     ] = None,
     data: Annotated[
         list[str] | None,
-        typer.Option(help="testbed-iid, testbed-broken, a data set id or a folder."),
+        typer.Option(
+            help="testbed-iid, testbed-broken, a hub id (owner/name[:config][@revision]), a folder "
+            "or a VLMEvalKit .tsv."
+        ),
     ] = None,
     images: Annotated[str | None, typer.Option(help="Folder of the pictures.")] = None,
-    annotations: Annotated[str | None, typer.Option(help="Question or annotation file.")] = None,
-    prompt_preset: Annotated[
-        str | None, typer.Option(help="Whose words go round a question.")
+    annotations: Annotated[
+        str | None,
+        typer.Option(
+            help="POPE questions, COCO instances (captions beside them count too), AMBER's "
+            "annotations.json or HallusionBench.json; with --images."
+        ),
     ] = None,
+    image_ids: options.ImageIds = None,
+    prompt_preset: options.PromptPreset = None,
+    family: options.Family = None,
+    gt_family: options.GtFamily = None,
+    incomplete: options.Incomplete = None,
+    similarity: options.Similarity = None,
+    columns: options.Columns = None,
     engine: options.EngineName = None,
-    limit: Annotated[int | None, typer.Option(min=1, help="First N samples of each.")] = None,
+    limit: Annotated[
+        int | None,
+        typer.Option(
+            min=1,
+            help="Only the first N pictures of each source and task, with all their questions; "
+            "MME's from its subtasks in turn; of HallusionBench sets. Hub data are then streamed.",
+        ),
+    ] = None,
     batch_size: options.BatchSize = None,
     seed: Annotated[int | None, typer.Option(help="Seed of the run (default 0).")] = None,
     temperature: Annotated[float | None, typer.Option(help="0 (default) is greedy.")] = None,
@@ -50,7 +73,8 @@ def eval_(
         bool | None,
         typer.Option(
             "--controls/--no-controls",
-            help="Also run apc_only and scaled; default above temperature 0.",
+            help="Also run apc_only and scaled, the sampling controls of strategies that cut or "
+            "sharpen the distribution; default: only above temperature 0, where they tell.",
         ),
     ] = None,
     dtype: options.Dtype = None,
@@ -89,6 +113,7 @@ def _loader(run: dict[str, Any]) -> Any:
 def _what(run: dict[str, Any]) -> dict[str, Any]:
     """Arguments that a run and its forecast share."""
     given = ("temperature", "max_new_tokens", "controls")
+    given += ("family", "gt_family", "incomplete", "image_ids", "similarity", "columns")
     return {
         "tasks": run["tasks"],
         "strategies": run["strategy"],
@@ -138,7 +163,9 @@ def _run(run: dict[str, Any], json: bool) -> int:
 
 def score(
     task: Annotated[str, typer.Option(help="pope, chair, mme, amber or hallusionbench.")],
-    predictions: Annotated[Path, typer.Option(help="JSON lines; for mme a folder.")],
+    predictions: Annotated[
+        Path, typer.Option(help="JSON lines; for mme a folder, for all POPE splits one of files.")
+    ],
     annotations: Annotated[
         Path | None,
         typer.Option(help="Questions (POPE, HallusionBench), COCO instances, AMBER's data folder."),
@@ -147,13 +174,19 @@ def score(
     parser: Annotated[
         str, typer.Option(help="official, opera, vcd, lmms_eval, vlmevalkit or repope.")
     ] = "official",
-    family: Annotated[str, typer.Option(help="How words become objects: wordnet or pattern.")] = (
-        "wordnet"
-    ),
-    gt_family: Annotated[str | None, typer.Option(help="The same for the ground truth.")] = None,
-    similarity: Annotated[
-        str | None, typer.Option(help="Of AMBER's words: spacy:en_core_web_lg (default none).")
+    relabel: Annotated[
+        Path | None,
+        typer.Option(help="POPE questions with later labels, such as RePOPE's; matched by words."),
     ] = None,
+    family: options.Family = None,
+    gt_family: options.GtFamily = None,
+    incomplete: options.Incomplete = None,
+    image_ids: options.ImageIds = None,
+    details: Annotated[
+        Path | None,
+        typer.Option(help="CHAIR: write every caption's words and objects here, as JSON lines."),
+    ] = None,
+    similarity: options.Similarity = None,
     allow_missing: Annotated[
         bool, typer.Option("--allow-missing", help="Amber, hallusionbench: score what is answered.")
     ] = False,
@@ -164,15 +197,42 @@ def score(
 
     with json_document(json) as documents:
         scored = score_predictions(
-            *(task, predictions, annotations, captions, parser, family, gt_family),
+            *(task, predictions, annotations, captions, parser, family or "wordnet", gt_family),
+            relabel=relabel,
+            incomplete=incomplete or "keep",
+            image_ids=image_ids,
+            details=details,
             similarity=similarity,
             allow_missing=allow_missing,
         )
         documents.append(scored)
     if not json:
-        values = {name: metric["value"] for name, metric in scored["metrics"].items()}
-        counts = {k: scored[k] for k in ("unparsed", "missing") if k in scored and k not in values}
-        show(_two_columns({"task": scored["task"], "n": scored["n"], **values, **counts}))
+        show(_scored(scored))
+
+
+def pope_questions(
+    annotations: Annotated[Path, typer.Option(help="COCO-format instances of any pictures.")],
+    output: Annotated[Path, typer.Option(help="Folder; pope/<setting>.jsonl is written in it.")],
+    captions: Annotated[
+        Path | None, typer.Option(help="COCO captions, whose objects count as present too.")
+    ] = None,
+    pictures: Annotated[int, typer.Option(min=1, help="Pictures drawn, at most.")] = 500,
+    per_image: Annotated[
+        int, typer.Option(min=1, help="Objects asked about that are there; as many that are not.")
+    ] = 3,
+    seed: Annotated[int, typer.Option(help="Seed of the drawn pictures and objects.")] = 0,
+) -> None:
+    """Make POPE's random, popular and adversarial questions from annotations."""
+    from halludecode.evals.pope_make import make_questions, picture_objects, write_questions
+
+    objects = picture_objects(annotations, captions)
+    made = make_questions(objects, pictures=pictures, per_image=per_image, seed=seed)
+    write_questions(output, made)
+    asked = next(iter(made.values()))
+    note(
+        f"wrote {len(asked)} questions about {len({q['image'] for q in asked})} pictures for each "
+        f"setting in {output / 'pope'}; eval takes them with --data {output} --images DIR"
+    )
 
 
 def compare(
@@ -180,7 +240,12 @@ def compare(
         list[str], typer.Argument(help="RUN or RUN:STRATEGY, one or two.", metavar="RUN...")
     ],
     seeds: Annotated[
-        bool, typer.Option("--seeds", help="The runs are seeds of one recipe, three or more.")
+        bool,
+        typer.Option(
+            "--seeds",
+            help="The runs, three or more, are one recipe under different seeds: mean, sd and an "
+            "interval over seeds and pictures.",
+        ),
     ] = False,
     json: options.Json = False,
 ) -> None:
@@ -214,11 +279,34 @@ def report(
         note(f"wrote {output}")
 
 
+def _scored(scored: dict[str, Any]) -> Any:
+    """Metrics of a scored file; those of POPE's splits beside their mean."""
+    rows = {"task": scored["task"], **_values(scored)}
+    if "splits" not in scored:
+        return _two_columns(rows)
+    parts = {split: _values(part) for split, part in scored["splits"].items()}
+    columns = {"": list(rows), "mean": list(rows.values())}
+    columns |= {split: [own.get(name, "") for name in rows] for split, own in parts.items()}
+    return _columns(columns)
+
+
+def _values(scored: dict[str, Any]) -> dict[str, Any]:
+    values = {name: metric["value"] for name, metric in scored["metrics"].items()}
+    counts = {k: scored[k] for k in ("unparsed", "missing") if k in scored}
+    if "unparsed" in values:
+        counts["unparsed"] = int(values["unparsed"])
+    return {"n": scored["n"], **values, **counts, **scored.get("relabelled", {})}
+
+
 def _two_columns(values: dict[str, Any]) -> Any:
+    return _columns({"": list(values), " ": list(values.values())}, header=False)
+
+
+def _columns(columns: dict[str, list[Any]], header: bool = True) -> Any:
     from rich.table import Table
 
     table = Table.grid(padding=(0, 2))
-    for name, value in values.items():
-        text = f"{value:.4f}" if isinstance(value, float) else str(value)
-        table.add_row(name, text)
+    rows = [list(columns)] if header else []
+    for row in [*rows, *zip(*columns.values(), strict=True)]:
+        table.add_row(*(f"{v:.4f}" if isinstance(v, float) else str(v) for v in row))
     return table

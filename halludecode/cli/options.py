@@ -19,6 +19,48 @@ TrustRemoteCode = Annotated[
     bool | None,
     typer.Option("--trust-remote-code", help="Run code that comes with the model."),
 ]
+PromptPreset = Annotated[
+    str | None,
+    typer.Option(
+        help="Whose protocol words a prompt and limits its tokens: llava-1.5 (default), vcd, "
+        "cd-rethink, opera, opera-512, opera-64 (drops the unfinished last sentence), ritual, "
+        "deco, pai, damro, pope-brief, pope-short, testbed (default for it)."
+    ),
+]
+Family = Annotated[
+    str | None,
+    typer.Option(
+        help="CHAIR: how words become objects: wordnet (default), pattern, or opera_published, "
+        "which is wordnet captions against pattern ground truth."
+    ),
+]
+GtFamily = Annotated[
+    str | None, typer.Option(help="CHAIR: the same for the ground truth; default as --family.")
+]
+Incomplete = Annotated[
+    str | None,
+    typer.Option(
+        help="CHAIR: keep or drop a caption's unfinished last sentence; default keep, in eval the "
+        "prompt preset's."
+    ),
+]
+ImageIds = Annotated[
+    str | None,
+    typer.Option(
+        help="CHAIR: exactly these pictures: chair500 (500 of COCO val2014, OPERA's) or a file "
+        "with one image id a line."
+    ),
+]
+Similarity = Annotated[
+    str | None, typer.Option(help="AMBER: of its words: spacy:en_core_web_lg (default none).")
+]
+Columns = Annotated[
+    list[str] | None,
+    typer.Option(
+        help="OURS=THEIRS: a hub data set's own name of a column, such as answer=reply; repeat for "
+        "several."
+    ),
+]
 BatchSize = Annotated[int | None, typer.Option(min=1, help="Requests in one batch.")]
 
 ENGINE_ARGUMENTS = ("dtype", "device", "device_map", "revision", "trust_remote_code", "batch_size")

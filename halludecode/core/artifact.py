@@ -50,8 +50,8 @@ class Artifact(Mapping[str, "Tensor"]):
 
         parts: list[object] = [self.strategy, _text(self.parameters), self.model]
         for name, value in sorted(self.tensors.items()):
-            flat = value.detach().cpu().contiguous().reshape(-1)
-            parts += [name, value.dtype, list(value.shape), flat.view(torch.uint8).numpy().tobytes()]
+            raw = value.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
+            parts += [name, value.dtype, list(value.shape), raw.numpy().tobytes()]
         return digest(*parts)
 
     @cached_property

@@ -86,10 +86,10 @@ def trace(strategy: Strategy, facts: Facts) -> Part:
             raise InvalidParameter(
                 f"{strategy.name}: layers {list(asked)} are not within 0..{facts.L - 1}."
             )
-    found, both = Trace(), stack([state, state])
+    found, both, carry = Trace(), stack([state, state]), dict[str, Any]()
     for layer in layers[:2]:
         if strategy.declares("attend"):
-            _trace_attend(strategy, layer, branches, both, facts, found)
+            _trace_attend(strategy, layer, branches, both, facts, found, carry)
         if strategy.declares("steer"):
             _trace_steer(strategy, layer, both, facts)
     return Part(
@@ -129,6 +129,7 @@ def _trace_attend(
     state: State,
     facts: Facts,
     trace: Trace,
+    carry: dict[str, Any],
 ) -> None:
     import torch
 
@@ -142,7 +143,7 @@ def _trace_attend(
     blocks = {"main": _fake_block(facts, image=True, rng=rng)}
     for name, branch in branches.items():
         blocks[name] = _fake_block(facts, image=bool(branch.prompt.pictures), rng=rng)
-    hooks = Hooks(flag=flag, once=lambda name, fn: fn(), state=state, trace=trace)
+    hooks = Hooks(flag=flag, once=lambda name, fn: fn(), state=state, carry=carry, trace=trace)
     strategy.attend(Attention(layer, facts, blocks, hooks, strategy.name))
 
 

@@ -33,6 +33,7 @@ class Cost:
         rows: Rows of every decoding step, main included.
         prefill_rows: Further rows that live only until the first token.
         passes: Forward passes of the plain model before the answer.
+        written: Most tokens written in those passes.
         image_rows: Extra rows that hold pictures (each costs about one more prefill).
         attention: Whether attention is recomputed for edited rows.
         early: Early layers decoded for every token, each a product with the LM head.
@@ -44,6 +45,7 @@ class Cost:
     rows: int = 1
     prefill_rows: int = 0
     passes: int = 0
+    written: int = 0
     image_rows: int = 0
     attention: bool = False
     early: int = 0
@@ -57,6 +59,8 @@ class Cost:
             parts.append(f"+{self.prefill_rows} at prefill")
         if self.passes:
             parts.append(f"{self.passes} pass{'es' if self.passes > 1 else ''} before")
+        if self.written:
+            parts.append(f"up to {self.written} tokens written before")
         if self.attention:
             parts.append("attention edit")
         if self.steer:
@@ -226,6 +230,8 @@ def _needs(part: Part) -> frozenset[str]:
         needs.add("looks")
     if any(look.vision for look in part.looks.values()):
         needs.add("vision")
+    if any(look.image for look in part.looks.values()):
+        needs.add("raster")
     if part.steers:
         needs.add("steer")
     if part.early:
@@ -270,6 +276,7 @@ def _cost(parts: Sequence[Part]) -> Cost:
         rows=1 + sum(b.life == "answer" for b in extra),
         prefill_rows=sum(b.life == "prefill" for b in extra),
         passes=sum(len(part.looks) for part in parts),
+        written=sum(look.write for part in parts for look in part.looks.values()),
         image_rows=sum(bool(b.prompt.pictures) for b in extra),
         attention=any(part.phase == "scores" for part in parts),
         early=len({layer for part in parts for layer in part.early}),

@@ -24,8 +24,8 @@ class Step:
         logits: Row name (local to the strategy) -> float32 [B, V].
         t: int64 [B, 1], 1 for the first emitted token; requests of a batch may differ.
         state: What `prepare` returned, stacked to [B, ...].
-        decode: ``(layer, norm) -> float32 [B, V]``, early logits of the main row.
-        layers: The strategy's `early` layers.
+        decode: ``([.., D], norm) -> float32 [.., V]``, the model's LM head.
+        residuals: The main row's residual [B, D] entering each of the strategy's `early` layers.
         masking: False while the engine asks for unmasked scores (the yes/no margin of a first
             step).
     """
@@ -35,16 +35,17 @@ class Step:
         logits: Mapping[str, Tensor],
         t: Tensor,
         state: Mapping[str, Any] | None = None,
-        decode: Callable[[int, bool], Tensor] | None = None,
-        layers: tuple[int, ...] = (),
+        decode: Callable[[Tensor, bool], Tensor] | None = None,
+        residuals: Mapping[int, Tensor] | None = None,
         *,
         masking: bool = True,
     ) -> None:
         self._logits = logits
         self.t = t
         self.state = state or {}
-        self.layers = layers
         self._decode = decode
+        self._residuals = residuals or {}
+        self._early: dict[bool, Tensor] = {}
         self._masking = masking
 
     def __getitem__(self, row: str) -> Tensor:
@@ -52,8 +53,15 @@ class Step:
             return self._logits[row]
         return hd_math.unban(self._logits[row], self._logits["main"])
 
+    @property
+    def layers(self) -> tuple[int, ...]:
+        """The strategy's `early` layers."""
+        return tuple(self._residuals)
+
     def early(self, layer: int, *, norm: bool = False) -> Tensor:
         """float32 [B, V]: the LM head on the main row's residual entering a layer.
+
+        All layers are decoded at the first call, in one product, so the head is read once.
 
         Args:
             layer: One of the strategy's `early` layers.
@@ -62,15 +70,23 @@ class Step:
         Raises:
             HookNeverFired: The strategy did not declare it.
         """
-        if self._decode is None or layer not in self.layers:
+        import torch
+
+        if self._decode is None or layer not in self._residuals:
             raise HookNeverFired(f"combine asked for layer {layer}, which early() does not name.")
-        return self._decode(layer, norm)
+        if norm not in self._early:
+            self._early[norm] = self._decode(torch.stack(list(self._residuals.values())), norm)
+        return self._early[norm][self.layers.index(layer)]
 
     def plausible(self, scores: Tensor, beta: float) -> Tensor:
         """``scores`` with tokens implausible under the main row banned, see `core.math`."""
         if not self._masking:
             return scores
         return hd_math.plausible(scores, like=self["main"], beta=beta)
+
+    def among(self, scores: Tensor, candidates: Tensor) -> Tensor:
+        """``scores`` with all tokens but the candidates (bool [B, V]) banned, like `plausible`."""
+        return scores.masked_fill(~candidates, hd_math.NEG_INF) if self._masking else scores
 
 
 def combine(parts: list[tuple[Strategy, Step]], main: Tensor) -> Tensor:

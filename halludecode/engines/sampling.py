@@ -63,6 +63,15 @@ class Sampler:
         """Keep some children."""
         self.keys = self.keys[at]
 
+    def ban(self, logits: Tensor, step: int) -> Tensor:
+        """Logits [.., V] of any rows without the end tokens, below the minimum length.
+
+        Before rows are combined: a plausibility mask must not leave the end token alone.
+        """
+        if step >= self.sampling.min_new_tokens or not self._eos:
+            return logits
+        return logits.index_fill(-1, torch.tensor(self._eos, device=logits.device), NEG_INF)
+
     def penalise(self, scores: Tensor, history: Sequence[Tensor], step: int) -> Tensor:
         """Repetition penalty over each child's own tokens, and the minimum length.
 
@@ -78,10 +87,7 @@ class Sampler:
                 for ids, row in zip(history, scores, strict=True)
             ]
             scores = torch.cat(rows)
-        if step < self.sampling.min_new_tokens:
-            scores = scores.clone()
-            scores[:, self._eos] = NEG_INF
-        return scores
+        return self.ban(scores, step)
 
     def draw(self, scores: Tensor, step: int) -> Tensor:
         """int64 [B] tokens from penalised scores."""

@@ -88,7 +88,16 @@ def _fed(plan: Plan, logits: Tensor, t: int, *, masking: bool) -> Tensor | None:
 
     at = torch.tensor([[t]])
     parts = [
-        (part.strategy, Step(dict.fromkeys(["main", *part.branches], logits), at, masking=masking))
+        (
+            part.strategy,
+            Step(
+                dict.fromkeys(["main", *part.branches], logits),
+                at,
+                decode=lambda x, norm: x,  # early layers say the same too
+                residuals=dict.fromkeys(part.early, logits),
+                masking=masking,
+            ),
+        )
         for part in plan.parts
         if part.combines
     ]

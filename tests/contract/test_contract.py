@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import threading
+from dataclasses import replace
 
 import pytest
 import torch
 
 import halludecode as hd
 from halludecode.core import spec as hd_spec
-from halludecode.core.errors import HookNeverFired, InvalidParameter
+from halludecode.core.errors import (
+    HookNeverFired,
+    InvalidParameter,
+    InvalidRequest,
+    UnsupportedStrategy,
+)
 from halludecode.core.plan import compile_plan
 from halludecode.core.registry import STRATEGIES
 from tests import families
@@ -34,6 +40,12 @@ def same(a: hd.Output, b: hd.Output) -> bool:
     return a.finish_reason == b.finish_reason and len(a.token_ids) == len(b.token_ids)
 
 
+@pytest.fixture
+def family_engine(family_engine, tmp_path_factory):
+    folder = tmp_path_factory.getbasetemp() / "artifacts"
+    return lambda name: specs.supplied(family_engine(name), folder)
+
+
 @pytest.fixture(params=specs.FAMILIES)
 def engine(request, family_engine):
     return family_engine(request.param)
@@ -42,6 +54,17 @@ def engine(request, family_engine):
 @pytest.fixture(params=specs.cases(), ids=lambda case: case.name)
 def case(request):
     return request.param
+
+
+@pytest.mark.parametrize(("family", "name"), specs.refusals())
+def test_what_a_family_cannot_do_is_refused(family_engine, family, name, record_property):
+    engine, reason = family_engine(family), specs.refused(family, name)
+    calls = engine.net.calls
+    with pytest.raises(UnsupportedStrategy, match=f"family '{family}' cannot give") as caught:
+        engine.generate(requests(), specs.active(name), SHORT)
+    assert reason in str(caught.value)
+    assert engine.net.calls == calls, "before any token"
+    record_property("refused", reason)
 
 
 @pytest.mark.parametrize("name", STRATEGIES.names())
@@ -84,6 +107,10 @@ def test_sampled_batch_equals_singles_and_seeds_repeat(engine, case):
         seed=7,
         logprobs=3,
     )
+    if engine.plan(case.spec).search is not None:
+        with pytest.raises(InvalidRequest, match="draws nothing"):
+            engine.generate(requests(), case.spec, sampling)
+        return
     together = engine.generate(requests(), case.spec, sampling)
     again = engine.generate(requests(), case.spec, sampling)
     assert [o.token_ids for o in together] == [o.token_ids for o in again]
@@ -100,7 +127,8 @@ def test_prefix_reuse_changes_nothing(engine, case):
     calls = engine.net.calls
     reused = engine.generate(questions, plan, SHORT)
     spent = engine.net.calls - calls
-    assert engine._worth_reusing([_prompt(engine, q) for q in questions], plan) == plan.reusable
+    shared = plan.reusable and not engine.net.layout.unshared
+    assert engine._worth_reusing([_prompt(engine, q) for q in questions], plan) == shared
     assert spent >= 5
     for question, output in zip(questions, reused, strict=True):
         assert same(engine.generate([question], plan, SHORT)[0], output)
@@ -132,7 +160,9 @@ def test_one_forward_per_step_for_all_rows(engine, case):
         )
     finally:
         handle.remove()
-    assert len(seen) == 4, f"{looks} looks were taken before; 4 tokens are 4 forwards"
+    # A search tries its candidates in one forward more; its rows are requests.
+    searching = engine.plan(case.spec).search is not None
+    assert len(seen) == 4 + searching, f"{looks} looks came before; 4 tokens are 4 forwards"
     assert seen[0] == 3 * len(outputs[0].rows)
     assert all(output.timings.tokens == 4 for output in outputs)
 
@@ -144,7 +174,7 @@ def test_model_is_untouched_afterwards(engine, case):
             len(m._forward_hooks) + len(m._forward_pre_hooks) + ("forward" in vars(m))
             for m in model.modules()
         )
-        deltas = id(getattr(model.model, "rope_deltas", None))
+        deltas = id(getattr(getattr(model, "model", None), "rope_deltas", None))
         text = model.config.get_text_config()._attn_implementation
         configs = (text, hooks, model.training, deltas)
         return configs, {k: v.clone() for k, v in model.state_dict().items()}
@@ -180,6 +210,10 @@ def test_several_pictures_and_turns(engine, case):
         {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "And this?"}]},
     ]
     asked = [hd.Request("Compare.", [one, two]), hd.Request(chat, [two, three])]
+    if not families.FAMILIES[engine.model.config.model_type].several:
+        with pytest.raises(InvalidRequest, match=r"2 images were given, but family .* reads one"):
+            engine.generate(asked[:1], case.spec, SHORT)
+        return
     together = engine.generate(asked, case.spec, SHORT)
     for request, batched in zip(asked, together, strict=True):
         assert same(engine.generate([request], case.spec, SHORT)[0], batched)
@@ -256,7 +290,7 @@ def test_spec_round_trips(case):
 def test_needs_are_traced(case):
     from halludecode.core.plan import typical_facts
 
-    plan = compile_plan(case.spec, typical_facts())
+    plan = compile_plan(case.spec, replace(typical_facts(), artifact={}))
     expected = {
         "greedy": set(),
         "apc_only": set(),
@@ -264,6 +298,8 @@ def test_needs_are_traced(case):
         "m3id": {"rows"},
         "var": {"mass", "gain", "flag"},
         "vhr": {"rows", "once", "out", "heads", "whole"},
+        "lacing": {"rows", "features"},
+        "zerotuning": {"add"},
         "agla": {"rows", "images", "looks"},
     }
     for name in case.name.split("+"):

@@ -242,8 +242,6 @@ def test_generate_takes_models_engines_and_sampling(engine):
     assert hd.generate(own, "What is this?", families.pictures()[:1], "vcd", max_new_tokens=2).text
     with pytest.raises(InvalidRequest, match="Unknown engine 'jax'"):
         hd.load("testbed", engine="jax")
-    with pytest.raises(UnsupportedStrategy, match="not part of this version"):
-        hd.load("testbed", engine="vllm")
 
 
 def test_a_strategy_typed_in_a_notebook_runs(engine):
@@ -323,3 +321,14 @@ def test_applied_gives_strategies_their_state(engine):
         from halludecode.core.registry import STRATEGIES
 
         STRATEGIES._entries.pop("stated_test")
+
+
+@pytest.mark.parametrize("spec", ["vcd(beta=1.0)", "apc_only(beta=1.0)"])
+def test_minimum_length_under_a_mask_that_would_leave_the_end_token_alone(testbed, spec):
+    from halludecode.testbed import dataset
+
+    path = min((dataset("testbed-iid", 60) / "images").iterdir())
+    request = hd.Request("Is there a dog in the image? Please answer yes or no.", [path])
+    sampling = hd.Sampling(max_new_tokens=8, min_new_tokens=8)
+    masked = testbed.generate([request], spec, sampling)[0]
+    assert len(masked.text.split()) > 4, "a banned token is not written in the end token's place"

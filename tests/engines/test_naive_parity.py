@@ -40,14 +40,18 @@ def test_greedy(world, place):
 def test_prompt_ids_are_the_processors_own(world):
     engine, family, _, processor, _ = world
     images = families.pictures()
-    for count in range(4):
+    for count in range(4 if family.several else 2):
         text = family.prompt("Compare them.", images=count)
         expected = processor(text=text, images=images[:count] or None, return_tensors="pt")
         row = engine.rows(hd.Request("Compare them.", images[:count]))["main"]
         assert row.prompt == text
         assert row.input_ids.tolist() == expected["input_ids"][0].tolist()
         if count:
-            assert torch.equal(row.pixel_values, expected["pixel_values"].float())
+            views = expected["pixel_values"].float()
+            if views.dim() == 5:  # [pictures, views, 3, H, W], filled up with empty views
+                views = views.flatten(0, 1)
+                views = views[views.flatten(1).any(1)]
+            assert torch.equal(row.pixel_values, views)
         else:
             assert row.pixel_values is None
 
@@ -57,14 +61,20 @@ def test_vcd(world):
     image = families.pictures()[1]
     noised = engine.rows(hd.Request("What is this?", [image]), "vcd")["noised"].pixel_values
     plain = processor(text=text, images=[image], return_tensors="pt")["pixel_values"]
-    assert noised.shape == plain.shape
+    noised = noised.reshape(plain.shape)
     assert not torch.allclose(noised, plain)
     expected = naive.vcd(model, processor, text, [image], N, noised=noised, alpha=0.7, beta=0.05)
     check(engine, "vcd(alpha=0.7,beta=0.05)", expected, image)
 
 
+def _needs_text_alone(model):
+    if model.config.model_type == "instructblip":
+        pytest.skip("the plain forward of InstructBLIP has no form without a picture to compare to")
+
+
 def test_m3id(world):
     engine, family, model, processor, text = world
+    _needs_text_alone(model)
     image = families.pictures()[2]
     blind = family.blind(text)
     assert engine.rows(hd.Request("What is this?", [image]), "m3id")["blind"].prompt == blind
@@ -74,6 +84,8 @@ def test_m3id(world):
 
 def test_agla(world):
     engine, _, model, processor, text = world
+    if "raster" not in engine.provides:
+        pytest.skip("the family refuses agla's own matcher; the contract suite holds it to that")
     image = families.pictures()[1]
     row = engine.rows(hd.Request("What is this?", [image]), "agla(drop=0.5)")["masked"]
     masked = row.feeds[0].picture.image
@@ -87,8 +99,8 @@ def test_var(world):
     engine, _, model, processor, text = world
     image = families.pictures()[1]
     values = {"p": 0.6, "rho": 0.2, "mass": 0.05}
-    expected = naive.var(model, processor, text, [image], N, dims=(3, 40), tau=2.0, **values)
-    spec = "var(dims=(3,40),tau=2.0,rho=0.2,min_mass=0.05)"
+    expected = naive.var(model, processor, text, [image], N, dims=(3, 40, 77), tau=2.0, **values)
+    spec = "var(dims=(3,40,77),tau=2.0,rho=0.2,min_mass=0.05)"
     check(engine, spec, expected, image)
     plain = naive.greedy(model, processor, text, [image], N)
     assert any(
@@ -99,6 +111,7 @@ def test_var(world):
 
 def test_vhr(world):
     engine, family, model, processor, text = world
+    _needs_text_alone(model)
     image = families.pictures()[0]
     expected = naive.vhr(model, processor, text, [image], N, blind=family.blind(text), alpha=2.0)
     check(engine, "vhr", expected, image)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 from hypothesis import given, settings
@@ -16,7 +16,7 @@ from halludecode.core.part import Part
 from halludecode.core.plan import Plan, compile_plan, typical_facts
 from halludecode.core.registry import STRATEGIES
 from halludecode.core.strategy import Strategy
-from halludecode.evals import controls
+from halludecode.evals import control_text, controls
 from halludecode.evals.compare import compare_runs
 from halludecode.evals.run import run_eval
 from tests.evals import world
@@ -25,7 +25,8 @@ SCALES = {"agla": 3.0}  # the rest keep the temperature
 
 
 def plan_of(spec):
-    return compile_plan(spec, typical_facts())
+    # As on a model with every artifact at hand; what is in them does not matter here.
+    return compile_plan(spec, replace(typical_facts(), artifact={}))
 
 
 def plan_with(rule, rows=("other",)):
@@ -299,3 +300,11 @@ def test_a_resumed_call_may_add_controls(testbed, tmp_path):
     later = run_eval(testbed, **options)
     whole = run_eval(testbed, **{**options, "output": tmp_path / "whole"})
     assert world.timeless(later.results) == world.timeless(whole.results)
+
+
+def test_a_control_of_an_older_version_is_still_told():
+    block = {"yes_ratio": 0.4, "difference": {"value": 0.1, "low": 0.0, "high": 0.2}}
+    block |= {"accuracy": {"value": 0.6}, "baseline": {"value": 0.5}, "verdict": "holds"}
+    gap = {"strategy": "vcd", "baseline": "greedy", "controls": {"yes_ratio": block}}
+    said = control_text.sentences(gap, {}, lambda gap, scale: f"{gap['value'] * scale:.1f}")
+    assert said == ["At greedy's yes-ratio (40.0 %): accuracy 60.0 against 50.0, 10.0: holds."]

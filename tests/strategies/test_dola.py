@@ -28,11 +28,14 @@ def facts(depth: int) -> Facts:
 
 
 def step_of(layers: torch.Tensor, z: torch.Tensor) -> Step:
-    def decode(layer: int, norm: bool) -> torch.Tensor:
-        assert not norm
-        return layers[layer].expand_as(z)
+    """A model whose head is the identity: residuals are logits."""
 
-    return Step({"main": z}, torch.ones(1, 1), decode=decode, layers=tuple(range(len(layers))))
+    def decode(x: torch.Tensor, norm: bool) -> torch.Tensor:
+        assert not norm
+        return x
+
+    residuals = {n: layer.expand_as(z) for n, layer in enumerate(layers)}
+    return Step({"main": z}, torch.ones(1, 1), decode=decode, residuals=residuals)
 
 
 @pytest.mark.parametrize(("kind", "name"), [("code", "code_divergence"), ("jsd", "true_jsd")])
@@ -50,9 +53,7 @@ def test_scores_match_the_vector(kind, name):
 def test_every_row_chooses_its_own_layer():
     torch.manual_seed(0)
     z, layers = torch.randn(5, 6), torch.randn(3, 5, 6) * 3
-    made = DoLa().combine(
-        Step({"main": z}, torch.ones(5, 1), decode=lambda n, _: layers[n], layers=(0, 1, 2))
-    )
+    made = DoLa().combine(step_of(layers, z))
     for row in range(5):
         alone = DoLa().combine(step_of(layers[:, row], z[row : row + 1]))
         assert torch.allclose(made[row], alone[0], atol=1e-6)

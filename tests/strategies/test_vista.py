@@ -31,8 +31,8 @@ def test_late_logits_match_the_vector():
     case = CASES["vista_sla"]
     late = torch.tensor(case["late_layer_logits"])[:, None]
     main = torch.tensor([case["final_logits"]])
-    layers = tuple(range(len(late)))
-    step = Step({"main": main}, torch.ones(1, 1), decode=lambda n, _: late[n], layers=layers)
+    residuals = dict(enumerate(late))  # of a model whose norm and head are the identity
+    step = Step({"main": main}, torch.ones(1, 1), decode=lambda x, _: x, residuals=residuals)
     made = VISTA(gamma=case["gamma"]).combine(step)[0].tolist()
     assert made == pytest.approx(case["out"], abs=2e-6)
 

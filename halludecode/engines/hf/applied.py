@@ -19,6 +19,7 @@ from torch import Tensor
 
 from halludecode.core import step as hd_step
 from halludecode.core.errors import UnsupportedStrategy
+from halludecode.core.part import Part
 from halludecode.core.plan import Plan
 from halludecode.core.rowblock import GENERATED, IMAGE, PAD, SYSTEM, TEXT
 from halludecode.core.spec import Spec
@@ -27,7 +28,7 @@ from halludecode.core.strategy import State, stack
 from halludecode.engines.hf.geometry import Geometry, Place
 from halludecode.engines.hf.hooks import decode, hooked, lock_of
 from halludecode.engines.hf.run import Run
-from halludecode.models.layout import Layout
+from halludecode.models.layout import Layout, check_family
 
 
 @contextmanager
@@ -35,13 +36,15 @@ def applied(model: Any, processor: Any, strategy: Spec) -> Iterator[Plan]:
     """Within this block the model's own `generate` obeys a strategy; yields the compiled plan.
 
     Raises:
-        UnsupportedStrategy: It needs extra rows or earlier passes.
+        UnsupportedStrategy: It needs extra rows or earlier passes, or the family's own `generate`
+            cannot carry it.
         HookNeverFired: After the first forward, if a declared hook was not called.
     """
     from halludecode.engines.hf.engine import HFEngine
 
     engine = HFEngine(model, processor)
     plan = engine.plan(strategy)
+    check_family(model.config, ("generate",), f"hd.applied({plan.canonical})")
     missing = sorted(plan.needs & {"rows", "main prompt", "looks", "search"})
     if missing:
         raise UnsupportedStrategy(
@@ -106,7 +109,7 @@ class _Tracker:
             parts = [
                 (
                     part.strategy,
-                    Step({"main": main}, t, self.state[id(part)], self._early, part.early),
+                    Step({"main": main}, t, self.state[id(part)], self.decode, self._early(part)),
                 )
                 for part in combining
             ]
@@ -115,8 +118,8 @@ class _Tracker:
             output.logits = logits
         return output
 
-    def _early(self, layer: int, norm: bool) -> Tensor:
-        return self.decode(self.run.early[layer], norm)
+    def _early(self, part: Part) -> dict[int, Tensor]:
+        return {layer: self.run.early[layer] for layer in part.early}
 
     def _begin(self, ids: Tensor, mask: Tensor | None) -> None:
         image = ids == self.image_token

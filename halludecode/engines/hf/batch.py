@@ -13,7 +13,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache
 
 from halludecode.core.plan import Plan
 from halludecode.core.rowblock import GENERATED, PAD
@@ -75,7 +74,7 @@ class Batch:
         self.states = self._stack_states()
         run_states = [self.states[i] for i in self.order]
         self.run = Run(plan.acting, self._run_index(), run_states, capture, decode=self.decode)
-        self.cache: Any = DynamicCache(config=net.model.config.get_text_config())
+        self.cache: Any = net.cache()
         self.kind = self.picture = self.mask = torch.empty(0)
 
     def prefill(self, prefixes: LRU[Prefix] | None = None) -> Tensor:
@@ -247,7 +246,7 @@ class Batch:
         run.begin(
             Geometry(*(x.to(device) for x in (kind, picture, inside, length))), emitting=False
         )
-        cache: Any = DynamicCache(config=self.net.model.config.get_text_config())
+        cache: Any = self.net.cache()
         features = self.net.features([f for i in at for f in self._row(self.rows[i]).feeds])
         mask = ((kind != PAD) & ~hidden).long()
         with hooked(self.net.model, self.net.layout, run):

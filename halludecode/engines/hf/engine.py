@@ -5,19 +5,23 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import cached_property
 from itertools import pairwise
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from halludecode.core import spec as hd_spec
+from halludecode.core.artifact import Artifact
 from halludecode.core.errors import HalluDecodeError, InvalidModel, InvalidRequest, OutOfMemory
 from halludecode.core.plan import Plan, compile_plan
 from halludecode.core.prompt import Prompt
 from halludecode.engines import HF_PROVIDES
 from halludecode.engines.base import Chunk, Output, Request, Sampling, Timings
 from halludecode.engines.hf.batch import Batch, Prefix
+from halludecode.engines.hf.calibrate import Calibrator, Samples
 from halludecode.engines.hf.hooks import attention_set, lock_of
 from halludecode.engines.hf.inputs import LRU, Feeder
 from halludecode.engines.hf.load import load_model, model_digest
@@ -25,9 +29,9 @@ from halludecode.engines.hf.looks import Looker
 from halludecode.engines.hf.loop import Answer, Loop
 from halludecode.engines.hf.net import Net
 from halludecode.engines.hf.rows import Job, Row, RowMaker, with_embeds
-from halludecode.engines.hf.samples import calibration_prompts
+from halludecode.engines.hf.search import Search, check_search
 from halludecode.engines.prompts import to_prompt
-from halludecode.models.layout import layout_of
+from halludecode.models.layout import check_family, layout_of
 
 DEFAULT_BATCH = 16
 
@@ -40,6 +44,7 @@ class HFEngine:
         processor: The processor of a model given as an object.
         batch_size: Most requests in flight at once; extra rows come on top.
         prefix_cache_mb: Memory for image-prefix KV kept between batches; 0 switches reuse off.
+        artifacts: Folder of what `calibrate` made; None is the user's own (`hf.artifacts`).
         **load_args: dtype, device, device_map, revision, trust_remote_code and whatever
             `from_pretrained` takes.
 
@@ -47,7 +52,6 @@ class HFEngine:
         InvalidModel: The model cannot be loaded or its family has no layout.
     """
 
-    provides = HF_PROVIDES
     name = "hf"
 
     def __init__(
@@ -57,6 +61,7 @@ class HFEngine:
         *,
         batch_size: int | None = None,
         prefix_cache_mb: float = 1024,
+        artifacts: str | Path | None = None,
         **load_args: Any,
     ) -> None:
         if isinstance(model, str):
@@ -73,16 +78,16 @@ class HFEngine:
             raise InvalidRequest(f"batch_size={batch_size}: it must be at least 1.")
         self.batch_size = batch_size or DEFAULT_BATCH
         layout = layout_of(self.model.config)
+        self.provides = HF_PROVIDES - layout.lacks.keys()
         self.net = Net(self.model, layout)
         feeder = Feeder(self.processor, self.model.config, layout)
         self._maker = RowMaker(feeder, _shower(self.processor, layout))
         self._prefixes: LRU[Prefix] = LRU(prefix_cache_mb * 1e6, lambda p: p.size)
-        self._reuse = prefix_cache_mb > 0
+        self._reuse = prefix_cache_mb > 0 and not layout.unshared
         self._looker = Looker(self.net, self._maker, self._prefixes)
         self._facts = self.net.facts()
         self._plans: dict[str, Plan] = {}
-        self._artifacts: dict[tuple[str, str], Mapping[str, Tensor]] = {}
-        self._digest: str | None = None
+        self._calibrator = Calibrator(self._looker, artifacts)
 
     # Public ---------------------------------------------------------------------------------------
     def generate(
@@ -111,6 +116,7 @@ class HFEngine:
         wanted = [requests] if isinstance(requests, Request) else list(requests)
         sampling = sampling or Sampling()
         plan = strategy if isinstance(strategy, Plan) else self.plan(strategy)
+        check_search(plan, sampling)
         prompts = [to_prompt(r, self.net.layout.placeholder) for r in wanted]
         reuse = self._worth_reusing(prompts, plan)
         outputs: list[Output] = []
@@ -124,11 +130,19 @@ class HFEngine:
     def stream(
         self, request: Request, strategy: hd_spec.Spec = "greedy", sampling: Sampling | None = None
     ) -> Iterator[Chunk]:
-        """Pieces of one answer as they are written; the last chunk carries the `Output`."""
+        """Pieces of one answer as they are written; the last chunk carries the `Output`.
+
+        A search over beams gives its answer in one piece.
+        """
         sampling = sampling or Sampling()
         if sampling.n != 1:
             raise InvalidRequest("stream() writes one answer; use generate() for n > 1.")
         plan = self.plan(strategy)
+        check_search(plan, sampling)
+        if plan.search is not None:  # beams settle on an answer at its end
+            output = self.generate([request], plan, sampling)[0]
+            yield Chunk(output.text, output.token_ids, output)
+            return
         prompt = to_prompt(request, self.net.layout.placeholder)
         sent, count = "", 0
         for state in self._write([prompt], plan, sampling, (), reuse=False):
@@ -156,29 +170,61 @@ class HFEngine:
 
     def plan(self, strategy: hd_spec.Spec, *, skip_off: bool = True) -> Plan:
         """Compile a strategy for this model; an optional artifact is made on first use."""
-        parts = hd_spec.parse(strategy)
+        parts = tuple(self._calibrator.pinned(self, part) for part in hd_spec.parse(strategy))
         key = f"{hd_spec.format(parts)}|{[type(p).__qualname__ for p in parts]}|{skip_off}"
         if key not in self._plans:
-            artifacts = {p.name: self._artifact(p) for p in parts if p.artifact is not None}
-            self._plans[key] = compile_plan(
+            found = {hd_spec.format((p,)): self._calibrator.artifact(self, p) for p in parts}
+            plan = compile_plan(
                 parts,
                 self._facts,
-                self.provides,
+                HF_PROVIDES,
                 engine=self.name,
                 skip_off=skip_off,
-                artifacts={n: a for n, a in artifacts.items() if a is not None},
+                artifacts={text: a for text, a in found.items() if a is not None},
+                model=self.model_id,
             )
+            check_family(self.model.config, plan.needs, plan.canonical)
+            check_search(plan)
+            self._plans[key] = plan
         return self._plans[key]
+
+    def calibrate(
+        self,
+        strategy: hd_spec.Spec,
+        samples: Samples | None = None,
+        *,
+        seed: int = 0,
+        progress: bool = False,
+    ) -> Artifact:
+        """Make and keep a strategy's artifact; from then on this engine uses it.
+
+        Args:
+            strategy: One strategy, with the parameters its artifact depends on.
+            samples: Requests, each with "yes", "no", a caption or None; None is eight built-in
+                prompts without answers.
+            seed: Of trained artifacts.
+            progress: Show a bar on standard error.
+
+        Raises:
+            InvalidParameter: Nothing to calibrate, or the samples lack what the strategy needs.
+            InvalidData: The artifact cannot be written.
+        """
+        made = self._calibrator.make(self, strategy, samples, seed=seed, progress=progress)
+        self._plans.clear()
+        return made
+
+    @cached_property
+    def digest(self) -> str:
+        """Identity of the weights."""
+        return model_digest(self.model)
 
     def describe(self) -> dict[str, Any]:
         """Model, weights digest, dtype, device and library versions, for run records."""
         import transformers
 
-        if self._digest is None:
-            self._digest = model_digest(self.model)
         return {
             "model": self.model_id,
-            "model_digest": self._digest,
+            "model_digest": self.digest,
             "family": self.model.config.model_type,
             "engine": self.name,
             "dtype": str(self.model.dtype).removeprefix("torch."),
@@ -207,7 +253,8 @@ class HFEngine:
             logits = batch.prefill(self._prefixes if reuse else None)
         clock.append(time.perf_counter())
         ids = {word: self._maker.feeder.word_ids(word) for word in words}
-        loop = Loop(batch, sampling, self._eos(), ids, self._context())
+        writer = Loop if plan.search is None else Search
+        loop = writer(batch, sampling, self._eos(), ids, self._context())
         steps = loop.run(logits)
         while True:
             with self._guard():
@@ -294,15 +341,6 @@ class HFEngine:
     def _eos(self) -> list[int]:
         return self.net.eos(self._maker.feeder.tokenizer)
 
-    def _artifact(self, part: Any) -> Mapping[str, Tensor] | None:
-        """The part's artifact; optional ones are made from built-in samples on first use."""
-        key = (part.name, str(sorted(part.resolved().items())))
-        if key not in self._artifacts and part.artifact == "optional":
-            with self._guard():
-                cal = self._looker.calibration(calibration_prompts())
-                self._artifacts[key] = part.calibrate(cal, self._facts)
-        return self._artifacts.get(key)
-
 
 def _effect(plan: Plan, answer: Answer, job: Job) -> tuple[int | None, tuple[str, ...]]:
     """Tokens that differ from the plain model's, where that is known without a second run."""
@@ -312,14 +350,15 @@ def _effect(plan: Plan, answer: Answer, job: Job) -> tuple[int | None, tuple[str
         warnings.append(
             f"{plan.canonical}: the request has no image, so there is nothing to ground in."
         )
-    if attends and answer.changed:
-        return None, tuple(warnings)  # the main row itself was edited
-    if attends:
+    if attends and not answer.changed:
         names = "+".join(part.strategy.name for part in attends)
         warnings.append(
             f"{names} edited nothing inside the model in this answer: nothing met the strategy's "
             "conditions."
         )
+    on_main = any(part.steers or "main" in part.attend_rows for part in attends)
+    if "main prompt" in plan.needs or (on_main and answer.changed):
+        return None, tuple(warnings)  # the main row was not the plain model's
     return answer.differs, tuple(warnings)
 
 

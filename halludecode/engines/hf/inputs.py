@@ -20,6 +20,9 @@ from halludecode.models.layout import Layout, Span
 
 V = TypeVar("V")
 
+# What a processor returns for the words, not for the pictures.
+WORDS = ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids")
+
 
 class LRU(Generic[V]):
     """A bounded mapping that forgets what was used longest ago; ``weigh`` gives an entry's size."""
@@ -55,7 +58,8 @@ class PictureInput:
     """One picture as the processor returns it.
 
     Args:
-        pixels: ``pixel_values`` and whatever else the model needs of one picture.
+        pixels: ``pixel_values`` and whatever else the model needs of one picture, views along the
+            first axis.
         expansion: Token ids that replace the image token in the prompt.
         count: Image tokens in the expansion.
         span: Where its overview's tokens form a raster.
@@ -103,7 +107,10 @@ class Feeder:
             for turn in prompt.turns
         ]
         return self.processor.apply_chat_template(
-            messages, add_generation_prompt=True, tokenize=False
+            messages,
+            add_generation_prompt=True,
+            tokenize=False,
+            processor_kwargs={"padding": False},  # without any, SmolVLM's warns at every call
         )
 
     def encode(self, prompt: Prompt) -> tuple[str, list[int]]:
@@ -112,9 +119,14 @@ class Feeder:
         Raises:
             InvalidRequest: The text holds more or fewer image tokens than there are pictures.
         """
-        text = self.render(prompt)
-        ids = self._tokenize(text)
-        found, given = ids.count(self.image_token), len(prompt.pictures)
+        text, given = self.render(prompt), len(prompt.pictures)
+        if self._layout.leading and given > 1:
+            raise InvalidRequest(
+                f"{given} images were given, but family {self._config.model_type!r} reads one; ask "
+                "about each by itself."
+            )
+        ids = self._short(text, given)
+        found = ids.count(self.image_token)
         if found != given:
             raise InvalidRequest(
                 f"The prompt holds {found} image placeholder(s) but {given} image(s) were given; "
@@ -138,6 +150,13 @@ class Feeder:
             self._pictures.put(picture.key, known)
         return known
 
+    def asked(self, text: str) -> Mapping[str, Tensor]:
+        """What the picture encoder reads of a prompt's words; empty for most families."""
+        if not self._layout.asked:
+            return {}
+        made = self.processor(text=[text], return_tensors="pt")
+        return {name: made[name] for name in self._layout.asked}
+
     def word_ids(self, word: str) -> list[int]:
         """First token of every usual spelling of a word (case, leading space), for scores."""
         forms = [form for base in (word, word.capitalize()) for form in (base, " " + base)]
@@ -147,8 +166,9 @@ class Feeder:
         return sorted((single or {ids[0] for ids in encoded if ids}) - {unknown})
 
     def _preprocess(self, picture: Picture) -> PictureInput:
-        placeholder = self._layout.placeholder
-        short = self._tokenize(placeholder)
+        layout = self._layout
+        placeholder = "" if layout.leading else layout.placeholder
+        short = self._short(placeholder, 1)
         try:
             made = self.processor(text=[placeholder], images=[picture.image], return_tensors="pt")
         except (ValueError, ZeroDivisionError) as error:
@@ -159,15 +179,18 @@ class Feeder:
             ) from None
         long = made["input_ids"][0].tolist()
         before = short.index(self.image_token)
-        after = len(short) - before - 1
-        expansion = tuple(long[before : len(long) - after])
-        text_keys = ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids")
-        pixels = {k: v for k, v in made.items() if k not in text_keys}
-        pixels["pixel_values"] = pixels["pixel_values"].float()
+        stop = len(long) - (len(short) - before - 1)
+        expansion = tuple(long[before:stop])
         count = expansion.count(self.image_token)
-        return PictureInput(
-            pixels, expansion, count, self._layout.span(pixels, count, self._config)
-        )
+        pixels = _views({k: v for k, v in made.items() if k not in (*WORDS, *layout.asked)})
+        return PictureInput(pixels, expansion, count, layout.span(pixels, count, self._config))
+
+    def _short(self, text: str, pictures: int) -> list[int]:
+        """Token ids of a rendered prompt, one image token per picture."""
+        layout = self._layout
+        first = [self.image_token] * pictures if layout.leading else []
+        framed = text.replace(layout.placeholder, layout.frame) if layout.frame else text
+        return first + self._tokenize(framed)
 
     def _tokenize(self, text: str) -> list[int]:
         bos = getattr(self.tokenizer, "bos_token", None)
@@ -176,7 +199,7 @@ class Feeder:
         return self.tokenizer(text, add_special_tokens=special)["input_ids"]
 
     def _render_plain(self, prompt: Prompt) -> str:
-        spot = self._layout.placeholder
+        spot = "" if self._layout.leading else self._layout.placeholder
         if prompt.raw:
             return "".join(
                 spot if isinstance(p, Picture) else p for t in prompt.turns for p in t.parts
@@ -190,3 +213,10 @@ class Feeder:
         images = "\n".join(spot for _ in prompt.pictures)
         text = self._layout.turn.format(images=images, text=words)
         return text if images else text.replace(": \n", ": ").replace("user\n\n", "user\n")
+
+
+def _views(pixels: dict[str, Tensor]) -> dict[str, Tensor]:
+    """One picture's inputs with its views along the first axis and ``pixel_values`` in float32."""
+    if pixels["pixel_values"].dim() == 5:  # [1, views, 3, H, W]
+        pixels = {k: v.flatten(0, 1) if k.startswith("pixel_") else v for k, v in pixels.items()}
+    return pixels | {"pixel_values": pixels["pixel_values"].float()}

@@ -25,6 +25,9 @@ from halludecode.engines.hf.vision import received
 PLAIN = Plan((), "greedy", frozenset(), ("main",), Cost())
 
 
+REMEMBERED = 512e6  # bytes of what looks saw; a description's logits alone are tens of megabytes
+
+
 class Looker:
     """Runs looks for one model.
 
@@ -36,7 +39,7 @@ class Looker:
 
     def __init__(self, net: Net, maker: RowMaker, prefixes: LRU[Prefix]) -> None:
         self.net, self.maker, self.prefixes = net, maker, prefixes
-        self._seen: LRU[Seen] = LRU(4096)
+        self._seen: LRU[Seen] = LRU(REMEMBERED, _size)
 
     def states(
         self, prompts: Sequence[Prompt], parts: Sequence[Part], batch_size: int, *, reuse: bool
@@ -144,3 +147,8 @@ class Looker:
 def _with_text(seen: Seen, answer: Answer) -> Seen:
     raw = torch.stack(answer.raw) if answer.raw else None
     return replace(seen, text=answer.text, token_ids=tuple(answer.ids), logits=raw)
+
+
+def _size(seen: Seen) -> float:
+    kept = (seen.hidden, seen.heads, seen.image, seen.vision, seen.logits)
+    return 256 + sum(t.numel() * t.element_size() for t in kept if t is not None)

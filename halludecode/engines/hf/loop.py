@@ -115,6 +115,7 @@ class Loop:
 
     def _choose(self, logits: Tensor, live: list[Answer], step: int) -> Tensor:
         """Combine, penalise, draw, and write the token into every live answer."""
+        logits = self.sampler.ban(logits, step)
         main = logits[: len(live)]
         combined = self._combine(logits, step)
         if step == 0 and self.words:
@@ -143,16 +144,14 @@ class Loop:
             if part.combines:
                 rows = {name: logits[place.at] for name, place in self.batch.index[i].items()}
                 state = self.batch.states[i]
-                made = Step(rows, t, state, self._early, part.early, masking=masking)
+                early = {n: self.batch.run.early[n] for n in part.early}
+                made = Step(rows, t, state, self.batch.decode, early, masking=masking)
                 parts.append((part.strategy, made))
         combined = hd_step.combine(parts, main)
         sees = [bool(job.prompt.pictures) for job in self.batch.jobs]
         if parts and not all(sees):  # without an image every strategy is the identity
             combined = combined.where(torch.tensor(sees, device=main.device)[:, None], main)
         return combined
-
-    def _early(self, layer: int, norm: bool) -> Tensor:
-        return self.batch.decode(self.batch.run.early[layer], norm)
 
     def _history(self, live: list[Answer]) -> list[Tensor]:
         return [

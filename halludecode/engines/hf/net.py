@@ -8,8 +8,11 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional
+from transformers import DynamicCache
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
+from halludecode.core.errors import InvalidRequest
 from halludecode.core.rowblock import IMAGE, PAD, SYSTEM, TEXT
 from halludecode.core.strategy import Facts, Vision
 from halludecode.engines.hf.inputs import LRU
@@ -45,6 +48,21 @@ class Tokens:
         )
 
 
+@dataclass
+class Encoded(BaseModelOutputWithPooling):
+    """Picture features as any family's forward takes them.
+
+    Args:
+        deepstack_features: Qwen3-VL: per early layer, a tensor [n, D] per picture.
+        vision_outputs: InstructBLIP hands it on, nobody reads it.
+        qformer_outputs: As ``vision_outputs``.
+    """
+
+    deepstack_features: list[list[Tensor]] | None = None
+    vision_outputs: Any = None
+    qformer_outputs: Any = None
+
+
 class Net:
     """A loaded model with its family's layout.
 
@@ -69,6 +87,10 @@ class Net:
         """Most tokens a row may have."""
         text = self.model.config.get_text_config()
         return getattr(text, "max_position_embeddings", None) or 1 << 30
+
+    def cache(self) -> DynamicCache:
+        """An empty KV cache; it keeps tokens that left a sliding window, as edits count them."""
+        return DynamicCache()
 
     def eos(self, tokenizer: Any) -> list[int]:
         """End-of-sequence ids: the generation config's, else the tokenizer's."""
@@ -148,12 +170,6 @@ class Net:
             cache: The rows' KV, extended in place.
             features: Of every picture in ``ids``, row by row.
         """
-        extra: dict[str, Any] = {}
-        if features:
-            packed = torch.cat(list(features))[None] if self.layout.packed else list(features)
-            extra["mm_encoder_outputs"] = {
-                "image": BaseModelOutputWithPooling(pooler_output=packed)
-            }
         self.calls += 1
         device = self.device
         out = self.model(
@@ -163,20 +179,49 @@ class Net:
             past_key_values=cache,
             use_cache=True,
             logits_to_keep=1,
-            **extra,
+            **self._given(ids, features),
         )
         return out.logits[:, -1].float()
 
     def encode(self, feeds: Sequence[Feed]) -> dict[str, Tensor]:
         """One pass of the vision tower and projector: features [N, D] by the pictures' keys."""
         names = feeds[0].pixels.keys()
-        inputs = {n: torch.cat([feed.pixels[n] for feed in feeds]).to(self.device) for n in names}
+        inputs = {n: _joined([feed.pixels[n] for feed in feeds]).to(self.device) for n in names}
         inputs["pixel_values"] = inputs["pixel_values"].to(self.model.dtype)
-        made = self.model.get_image_features(**inputs, return_dict=True).pooler_output
-        flat = torch.cat(list(made)) if isinstance(made, list | tuple) else made.flatten(0, -2)
-        counts = [len(feed.pixels["pixel_values"]) for feed in feeds]
-        total = [round(len(flat) * count / sum(counts)) for count in counts]
-        return {feed.pixel_key: part for feed, part in zip(feeds, flat.split(total), strict=True)}
+        if self.layout.nested:
+            if not inputs["pixel_values"].flatten(1).any(1).all():
+                raise InvalidRequest(
+                    "A view of a picture has no pixel other than 0, which family "
+                    f"{self.model.config.model_type!r} takes for padding; use an edit of pixels "
+                    "that leaves something to see."
+                )
+            inputs = {name: value[None] for name, value in inputs.items()}
+        made = self.model.get_image_features(**inputs, return_dict=True)
+        levels = [made.pooler_output, *(getattr(made, "deepstack_features", None) or ())]
+        views = [len(feed.pixels["pixel_values"]) for feed in feeds]
+        own = zip(*(_by_picture(level, views) for level in levels), strict=True)
+        return {feed.pixel_key: torch.cat(f, -1) for feed, f in zip(feeds, own, strict=True)}
+
+    def _given(self, ids: Tensor, features: Sequence[Tensor]) -> dict[str, Any]:
+        """Arguments that carry picture features, those of deepstack layers side by side."""
+        layout, extra = self.layout, dict[str, Any].fromkeys(self.layout.unused)
+        if not features and not layout.unused:
+            return extra
+        image = (ids == self.model.config.image_token_id).to(self.device)
+        if layout.mutual:
+            extra["token_type_ids"] = image.long()
+        embed = self.model.get_input_embeddings()
+        # A model that insists gets what image tokens are without pictures: words.
+        given = list(features) or [embed(ids.to(self.device)[image])]
+        width = self.model.config.get_text_config().hidden_size
+        pooled, *deep = zip(*(one.split(width, -1) for one in given), strict=True)
+        extra["mm_encoder_outputs"] = {
+            "image": Encoded(
+                pooler_output=torch.cat(pooled)[:, None] if layout.packed else list(pooled),
+                deepstack_features=[list(level) for level in deep],
+            )
+        }
+        return extra
 
     def _positions(self, row: Row, is_image: Tensor) -> Tensor:
         if not self.layout.mrope:
@@ -192,6 +237,21 @@ class Net:
             row.input_ids[None], mm_token_type_ids=is_image[None].int(), image_grid_thw=grid
         )
         return position[:, 0].cpu()
+
+
+def _joined(parts: Sequence[Tensor]) -> Tensor:
+    """Along the first axis, the others padded with zeros at their ends."""
+    shape = [max(part.shape[axis] for part in parts) for axis in range(1, parts[0].dim())]
+    missing = [[m - n for n, m in zip(part.shape[1:], shape, strict=True)] for part in parts]
+    pads = [[pad for m in reversed(short) for pad in (0, m)] for short in missing]
+    return torch.cat([functional.pad(p, pad) for p, pad in zip(parts, pads, strict=True)])
+
+
+def _by_picture(features: Any, views: Sequence[int]) -> list[Tensor]:
+    """[n, D] per picture, from a list of them or from [views, n, D] over all pictures."""
+    if isinstance(features, list | tuple):
+        return [one.flatten(0, -2) for one in features]
+    return [one.flatten(0, -2) for one in features.split(list(views))]
 
 
 def _need(base: Tensor | None, feed: Feed) -> Tensor:

@@ -93,15 +93,16 @@ class RowMaker:
 
     def job(self, prompt: Prompt, plan: Plan, state: Sequence[Mapping[str, Any]]) -> Job:
         """Branches of every part: main edits first, equal rows shared."""
-        main = Branch(prompt)
+        main, owner = Branch(prompt), dict[str, Any]()
         made: list[tuple[int, str, Branch]] = []
         for i, part in enumerate(plan.parts):
             edited = part.strategy.branches(main.prompt, state[i], part.facts).get("main")
-            main = edited or main
+            if edited is not None:
+                main, owner = edited, state[i]
         for i, part in enumerate(plan.parts):
             branches = part.strategy.branches(main.prompt, state[i], part.facts)
             made += [(i, name, b) for name, b in branches.items() if name != "main"]
-        rows = {"main": self._row("main", main, row_hooks(plan.parts, None, "main"), {})}
+        rows = {"main": self._row("main", main, row_hooks(plan.parts, None, "main"), owner)}
         local: list[dict[str, str]] = [{"main": "main"} for _ in plan.parts]
         for i, name, branch in made:
             part = plan.parts[i]
@@ -127,8 +128,9 @@ class RowMaker:
             prompt = prompt.replace_pictures(altered)
         text, short = self.feeder.encode(prompt)
         inputs = [self.feeder.picture(p) for p in prompt.pictures]
+        asked = self.feeder.asked(text) if inputs else {}
         feeds = [
-            _feed(branch, p, x, i, state)
+            _feed(branch, p, x, i, state, asked)
             for i, (p, x) in enumerate(zip(prompt.pictures, inputs, strict=True))
         ]
         if branch.tokens is not None:
@@ -173,7 +175,12 @@ def with_embeds(row: Row, features: Sequence[Tensor]) -> Row:
 
 
 def _feed(
-    branch: Branch, picture: Picture, made: PictureInput, index: int, state: Mapping[str, Any]
+    branch: Branch,
+    picture: Picture,
+    made: PictureInput,
+    index: int,
+    state: Mapping[str, Any],
+    asked: Mapping[str, Tensor],
 ) -> Feed:
     key, pixels = picture.key, dict(made.pixels)
     if branch.pixels is not None:
@@ -185,6 +192,9 @@ def _feed(
             )
         pixels["pixel_values"] = altered.float()
         key = digest(key, "pixels", branch.pixels.key, index, altered.numpy().tobytes())
+    if asked:  # the features belong to these words
+        pixels |= asked
+        key = digest(key, "asked", *(value.tolist() for value in asked.values()))
     pixel_key, features = key, None
     if branch.features is not None:
         features = (branch.features, key, index, state)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from PIL import Image
 
-from halludecode.core.prompt import Picture, Prompt, Turn
+from halludecode.engines.base import Request
 
 QUESTIONS = (
     "Describe the image.",
@@ -15,13 +15,12 @@ QUESTIONS = (
 )
 
 
-def calibration_prompts() -> list[Prompt]:
-    """Eight prompts, half with a made picture: blocks of colour over a gradient, seeded."""
+def built_in() -> list[tuple[Request, str | None]]:
+    """Eight requests without known answers, half with a made picture: colour blocks, seeded."""
     rng = np.random.default_rng(0)
-    prompts = [Prompt((Turn("user", (question,)),)) for question in QUESTIONS]
-    for question in QUESTIONS:
-        prompts.append(Prompt((Turn("user", (Picture.of(_picture(rng)), question)),)))
-    return prompts
+    requests = [Request(question) for question in QUESTIONS]
+    requests += [Request(question, (_picture(rng),)) for question in QUESTIONS]
+    return [(request, None) for request in requests]
 
 
 def _picture(rng: np.random.Generator) -> Image.Image:

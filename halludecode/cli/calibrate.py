@@ -1,0 +1,110 @@
+"""``calibrate``: what a strategy must know of a model before it can run there."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from halludecode.cli import options
+from halludecode.cli.output import json_document, memory_advice
+from halludecode.core.artifact import PIN
+from halludecode.core.errors import InvalidParameter
+from halludecode.core.registry import STRATEGIES
+
+if TYPE_CHECKING:
+    from halludecode.core.artifact import Artifact
+    from halludecode.core.strategy import Strategy
+
+
+def register(app: typer.Typer) -> None:
+    """Add this module's command."""
+    app.command()(calibrate)
+
+
+def calibrate(
+    strategy: Annotated[str, typer.Argument(help="Such as zerotuning, lacing or var(tau=3).")],
+    model: Annotated[str, typer.Option(help="Hub id, folder, or testbed.")],
+    data: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="testbed-dev-iid, a folder with pope/ or annotations/, or a data set id."
+        ),
+    ] = None,
+    images: Annotated[Path | None, typer.Option(help="Folder of the pictures.")] = None,
+    annotations: Annotated[
+        Path | None, typer.Option(help="POPE question file or COCO captions file.")
+    ] = None,
+    prompt_preset: Annotated[
+        str | None, typer.Option(help="Whose words go round a question, as for eval.")
+    ] = None,
+    limit: Annotated[int, typer.Option(min=1, help="First N pictures of each source.")] = 50,
+    seed: Annotated[int, typer.Option(help="Seed of trained artifacts.")] = 0,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder to keep it in; by default the user's own.")
+    ] = None,
+    batch_size: options.BatchSize = None,
+    dtype: options.Dtype = None,
+    device: options.Device = None,
+    device_map: options.DeviceMap = None,
+    revision: options.Revision = None,
+    trust_remote_code: options.TrustRemoteCode = None,
+    json: options.Json = False,
+) -> None:
+    """Make a strategy's artifact for a model: sink dimensions, head maps, soft prompts.
+
+    An artifact is named by its content and used only where a spec names its strategy.
+    """
+    given = dict(locals())
+    import halludecode
+    from halludecode.core.spec import parse
+    from halludecode.engines.hf.artifacts import Store
+    from halludecode.evals.batches import threads_for
+    from halludecode.training.data import samples
+
+    parts = parse(strategy)
+    _check(parts)
+    sources = data or (["testbed-dev-iid"] if model == "testbed" and annotations is None else [])
+    found = None  # the engine's own eight prompts
+    if sources or images is not None or annotations is not None:
+        words = {"prompt_preset": prompt_preset, "limit": limit}
+        found = samples(model, sources, images, annotations, **words)
+    with json_document(json) as documents, memory_advice(batch_size):
+        arguments = {**options.engine_arguments(given), "artifacts": out}
+        engine = halludecode.load(model, **arguments)
+        with threads_for(model):
+            made = engine.calibrate(parts[0], found, seed=seed, progress=True)
+        path = Store(out).path(made)
+        documents.append({"strategy": made.strategy, "path": path, **made.describe()})
+    if not json:
+        sys.stdout.write("\n".join(_lines(made, path, strategy, out)) + "\n")
+
+
+def _check(parts: tuple[Strategy, ...]) -> None:
+    """Bad input first: it should not cost the time of loading a model."""
+    if len(parts) != 1 or not parts[0].declares("calibrate"):
+        able = ", ".join(cls.name for cls in STRATEGIES if cls.declares("calibrate"))
+        names = "+".join(part.name for part in parts)
+        raise InvalidParameter(f"{names}: give one strategy that can be calibrated: {able}.")
+
+
+def _lines(made: Artifact, path: Path, spec: str, out: Path | None) -> list[str]:
+    """What was made, of what, where it is, and how to use it."""
+    from halludecode.engines.hf.artifacts import VARIABLE
+
+    shapes = ", ".join(
+        f"{name} {'x'.join(map(str, value.shape)) or f'{value.item():g}'}"
+        for name, value in made.items()
+    )
+    where = f"{VARIABLE}={out} " if out is not None else ""
+    lines = [
+        f"{made.strategy}: {'; '.join(made.notes) or shapes}",
+        f"from {made.source}",
+        f"saved {path}",
+        f'use it: {where}halludecode eval --strategy "{spec}" ...',
+    ]
+    if any(param.name == PIN for param in STRATEGIES.get(made.strategy).params()):
+        lines.append(f'use this very one: --strategy "{made.strategy}(pin={made.name})"')
+    return lines

@@ -1,0 +1,183 @@
+"""Makes artifacts: answers what a strategy's `calibrate` asks of a loaded model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from halludecode.core import spec as hd_spec
+from halludecode.core.artifact import PIN, Artifact, shaping
+from halludecode.core.errors import InvalidParameter
+from halludecode.core.plan import compile_plan
+from halludecode.core.prompt import Look, Prompt, Seen, digest
+from halludecode.core.registry import STRATEGIES
+from halludecode.core.strategy import Calibration, Facts, Strategy
+from halludecode.engines.base import Output, Request, Sampling
+from halludecode.engines.hf.artifacts import Store
+from halludecode.engines.hf.hooks import lock_of
+from halludecode.engines.hf.looks import Looker
+from halludecode.engines.hf.samples import built_in
+from halludecode.engines.prompts import to_prompt
+from halludecode.models.layout import check_family
+
+if TYPE_CHECKING:
+    from halludecode.engines.hf.engine import HFEngine
+
+Samples = Sequence[tuple[Request, str | None]]  # with the right answer where it is known
+WORDS = ("yes", "no")
+LIKELIEST = 1000  # tokens whose probabilities are read; the rest counts as one
+
+
+class Calibrator:
+    """The artifacts of one loaded model: those kept in a folder, and the making of new ones.
+
+    Args:
+        looker: The model's looks.
+        folder: Where artifacts are kept, see `Store`.
+    """
+
+    def __init__(self, looker: Looker, folder: str | Path | None) -> None:
+        self.looker, self.store = looker, Store(folder)
+        self._known: dict[str, Artifact] = {}
+
+    def artifact(self, engine: HFEngine, part: Strategy) -> Artifact | None:
+        """The part's artifact: a kept one; optional ones are else made from built-in prompts."""
+        if part.artifact is None:
+            return None
+        key = f"{part.name}|{shaping(part)}|{getattr(part, PIN, None)}"
+        if key not in self._known:
+            found = self.store.find(part, engine.digest)
+            if found is None and part.artifact == "optional":
+                found = self._make(engine, part, None, 0, progress=False)
+            if found is None:
+                return None
+            self._known[key] = found
+        return self._known[key]
+
+    def pinned(self, engine: HFEngine, part: Strategy) -> Strategy:
+        """A part that would take the artifact that fits, with that one named."""
+        if getattr(part, PIN, "") is not None or (found := self.artifact(engine, part)) is None:
+            return part
+        return replace(part, **{PIN: found.name})
+
+    def make(
+        self,
+        engine: HFEngine,
+        spec: hd_spec.Spec,
+        samples: Samples | None,
+        *,
+        seed: int,
+        progress: bool,
+    ) -> Artifact:
+        """Make and keep an artifact; see `HFEngine.calibrate`."""
+        parts = hd_spec.parse(spec)
+        if len(parts) != 1:
+            raise InvalidParameter("calibrate takes one strategy at a time.")
+        if not parts[0].declares("calibrate"):
+            able = ", ".join(cls.name for cls in STRATEGIES if cls.declares("calibrate"))
+            raise InvalidParameter(f"{parts[0].name} has nothing to calibrate; these have: {able}.")
+        if samples is not None and not samples:
+            raise InvalidParameter("No samples to calibrate on: give at least one request.")
+        made = self._make(engine, parts[0], samples, seed, progress=progress)
+        self.store.save(made)
+        self._known.clear()
+        return made
+
+    def _see(self, look: Look) -> Seen:
+        """A look not remembered: the residuals of many whole prompts would fill the memory."""
+        return Looker(self.looker.net, self.looker.maker, self.looker.prefixes).see(look)
+
+    def _make(
+        self,
+        engine: HFEngine,
+        part: Strategy,
+        samples: Samples | None,
+        seed: int,
+        *,
+        progress: bool,
+    ) -> Artifact:
+        given = built_in() if samples is None else list(samples)
+        prompts = [to_prompt(request, engine.net.layout.placeholder) for request, _ in given]
+        answers = [answer for _, answer in given]
+        facts = engine.net.facts()
+        needs = compile_plan((part,), replace(facts, artifact={}), engine=engine.name).needs
+        check_family(engine.model.config, needs, part.name)
+        cal = Calibration(
+            prompts,
+            self._see,
+            answers,
+            _scorer(engine, facts, given),
+            partial(_soft_prompt, self.looker, prompts, answers, seed, progress),
+            partial(_track, part.name, progress),
+        )
+        with lock_of(engine.model), torch.no_grad():
+            tensors = {name: value.cpu() for name, value in part.calibrate(cal, facts).items()}
+        kind = "built-in prompts" if samples is None else "samples"
+        known = sum(answer is not None for answer in answers)
+        content = digest(*(p.key for p in prompts), answers)[:12]
+        source = f"{len(given)} {kind} ({known} with answers, digest {content}), seed {seed}"
+        about = (part.name, shaping(part), engine.digest)
+        return Artifact(*about, tensors, source, tuple(cal.notes))
+
+
+def _scorer(
+    engine: HFEngine, facts: Facts, samples: Samples
+) -> Callable[[Strategy, Mapping[str, Tensor]], float]:
+    """`Calibration.score` on these samples."""
+    labelled = [(request, answer) for request, answer in samples if answer in WORDS]
+    requests = [request for request, _ in labelled or samples]
+    keep = None if labelled else min(facts.V, LIKELIEST)
+    sampling = Sampling(max_new_tokens=1, logprobs=keep)
+
+    def score(strategy: Strategy, artifact: Mapping[str, Tensor]) -> float:
+        plan = compile_plan(
+            (strategy,),
+            facts,
+            engine.provides,
+            engine=engine.name,
+            artifacts={hd_spec.format((strategy,)): Artifact(strategy.name, {}, "", artifact)},
+        )
+        outputs = engine.generate(requests, plan, sampling, score_words=WORDS)
+        if not labelled:
+            return -sum(map(_entropy, outputs)) / len(outputs)
+        said = ["yes" if o.scores["yes"] > o.scores["no"] else "no" for o in outputs]
+        return sum(s == a for s, (_, a) in zip(said, labelled, strict=True)) / len(labelled)
+
+    return score
+
+
+def _entropy(output: Output) -> float:
+    """Nats of the first token's distribution; all but the likeliest tokens count as one."""
+    top = (output.logprobs or ())[0].top
+    log_p = torch.tensor(list(top.values()), dtype=torch.float64)
+    rest = (1 - log_p.exp().sum()).clamp(min=0)
+    return float(-torch.xlogy(log_p.exp(), log_p.exp()).sum() - torch.xlogy(rest, rest))
+
+
+def _soft_prompt(
+    looker: Looker,
+    prompts: Sequence[Prompt],
+    answers: Sequence[str | None],
+    seed: int,
+    progress: bool,
+) -> Mapping[str, Tensor]:
+    from halludecode.training.soft_prompt import train
+
+    pairs = [
+        (prompt, answer.capitalize() if answer in WORDS else answer)
+        for prompt, answer in zip(prompts, answers, strict=True)
+        if answer is not None and prompt.pictures
+    ]
+    return train(looker.net, looker.maker, pairs, seed=seed, progress=progress)
+
+
+def _track(name: str, progress: bool, things: Sequence[Any]) -> Iterable[Any]:
+    from tqdm import tqdm
+
+    return tqdm(things, desc=name, disable=not progress, dynamic_ncols=True)

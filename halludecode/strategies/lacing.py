@@ -1,0 +1,77 @@
+"""LACING: guide by what a learned soft prompt says in the image's place (Zhao et al., EMNLP 2025).
+
+    z = z_u + scale * (z_c - z_u)          z_c with the image, z_u with the soft prompt instead
+
+arXiv:2411.14279. The official code has no plausibility mask on this path (``beta=0``); scripts
+sweep scale from 1 to 3 and name no final one, 1.5 is our default. The prompt is an artifact: stock
+weights hold none. The paper trains it together with the model, whose attention it also changes
+(MDA); `halludecode calibrate` trains it alone on a frozen, unchanged model
+(`training.soft_prompt`), so results are not the paper's. Where pictures differ in their token count
+it is repeated.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
+
+from halludecode.core.artifact import tensor
+from halludecode.core.math import contrast
+from halludecode.core.prompt import Branch, Edit, Prompt
+from halludecode.core.strategy import Calibration, Facts, Paper, State, Strategy, param, strategy
+from halludecode.views.soft import laid
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from halludecode.core.artifact import Artifact
+    from halludecode.core.step import Step
+
+PAPER = Paper(
+    arxiv="2411.14279",
+    title="Looking Beyond Text: Reducing Language Bias in Large Vision-Language Models via "
+    "Multimodal Dual-Attention and Soft-Image Guidance",
+    authors="Zhao, Haozhe and Si, Shuzheng and Chen, Liang and Zhang, Yichi and Sun, Maosong and "
+    "Chang, Baobao and Zhang, Minjia",
+    venue="EMNLP",
+    year=2025,
+)
+
+
+def replaced(features: Tensor, *, artifact: Artifact) -> Tensor:
+    """[N, D]: the soft prompt in the place of a picture's features."""
+    return laid(artifact["soft"].to(features), len(features))
+
+
+@strategy("lacing", paper=PAPER, off={"scale": 1.0, "beta": 0.0})
+class LACING(Strategy):
+    """Classifier-free guidance against a trained prompt that shows nothing."""
+
+    scale: float = param(1.5, "guidance scale; 1 is the plain model", ge=0)
+    beta: float = param(
+        0.0, "plausibility cut-off; 0.1 keeps large scales from rare tokens", ge=0, le=1
+    )
+    pin: str | None = param(None, "name of the artifact; None takes the last made that fits")
+
+    artifact = "required"
+    artifact_params = ()
+
+    def calibrate(self, cal: Calibration, m: Facts) -> Mapping[str, Tensor]:
+        """Train the soft prompt on the data's captions and yes/no answers."""
+        made = cal.soft_prompt()
+        loss = made["loss"]
+        edge = max(1, len(loss) // 10)
+        first, last = float(loss[:edge].mean()), float(loss[-edge:].mean())
+        count, steps = len(made["soft"]), len(loss)
+        cal.notes.append(f"{count} vectors, {steps} steps, loss {first:.3f} -> {last:.3f} nats")
+        return made
+
+    def branches(self, prompt: Prompt, state: State, m: Facts) -> Mapping[str, Branch]:
+        """The same prompt with the soft prompt for every picture."""
+        tensor(m, self, "soft", (None, m.D))
+        return {"soft": Branch(prompt, features=Edit(replaced, (("artifact", m.artifact),)))}
+
+    def combine(self, step: Step) -> Tensor:
+        """VCD's form with alpha = scale - 1."""
+        mixed = contrast(step["main"], step["soft"], self.scale - 1)
+        return step.plausible(mixed, self.beta)

@@ -1,0 +1,1 @@
+"""Things that are trained, not found: soft prompts."""

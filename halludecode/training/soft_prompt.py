@@ -1,0 +1,181 @@
+"""Trains a soft visual prompt: vectors that stand where a picture's features would.
+
+LACING (arXiv:2411.14279, "soft-image guidance") learns them while it fine-tunes the model,
+replacing the features of every tenth sample, and changes the model's attention as well. Here the
+model stays as it is, frozen, and only the vectors learn, to make the answers of the data likely
+without a picture:
+
+    min over s [n, D]   of   mean over (question, answer)   of   -log p(answer | s, question)
+
+Stock checkpoints have no such prompt, and this one is not the paper's: the model never learnt to
+read it as "no picture". Initial values are the official N(0, 1) / sqrt(D).
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from halludecode.core.errors import InvalidParameter
+from halludecode.core.prompt import Look, Prompt
+from halludecode.core.rowblock import GENERATED, PAD
+from halludecode.engines.hf.inputs import Feeder
+from halludecode.engines.hf.net import Net, Tokens, pad_left
+from halludecode.engines.hf.rows import RowMaker
+from halludecode.views.soft import laid
+
+EPOCHS = 4
+BATCH = 16
+MOST_STEPS = 150
+RATE = 0.005  # of Adam, falling to 0 as a cosine
+
+
+@dataclass(frozen=True)
+class Example:
+    """A question with its answer as one row of tokens.
+
+    Args:
+        tokens: Prompt with its image places, then the answer and the end token.
+        answer: Tokens of the answer, the end token included.
+        places: Image tokens of each picture.
+    """
+
+    tokens: Tokens
+    answer: int
+    places: tuple[int, ...]
+
+
+def train(
+    net: Net,
+    maker: RowMaker,
+    pairs: Sequence[tuple[Prompt, str]],
+    *,
+    seed: int = 0,
+    progress: bool = False,
+) -> dict[str, Tensor]:
+    """Train on pictures' questions and their answers; the pictures themselves are never shown.
+
+    Args:
+        net: The model; its weights are neither changed nor given gradients.
+        maker: Renders prompts.
+        pairs: Prompts with at least one picture, each with the text to make likely.
+        seed: Of the initial values and of the order of the data.
+        progress: Show a bar on standard error.
+
+    Returns:
+        "soft": float32 [n, D], n the most image tokens of a picture in the data; "loss": float32
+        [steps], nats per token.
+
+    Raises:
+        InvalidParameter: No pair has a picture and an answer.
+    """
+    examples = [_example(net, maker, prompt, answer) for prompt, answer in pairs]
+    if not examples:
+        raise InvalidParameter(
+            "A soft prompt is trained on captions or yes/no answers about pictures, and the "
+            "samples have none: give --data a folder with annotations/captions*.json or "
+            "pope/*.jsonl."
+        )
+    count = max(n for example in examples for n in example.places)
+    rng = torch.Generator().manual_seed(seed)
+    start = torch.randn(count, net.facts().D, generator=rng) / net.facts().D ** 0.5
+    soft = nn.Parameter(start.to(net.device))
+    steps = min(EPOCHS * math.ceil(len(examples) / BATCH), MOST_STEPS)
+    optimizer = torch.optim.Adam([soft], lr=RATE)
+    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
+    losses: list[float] = []
+    with _frozen(net.model), torch.enable_grad(), _bar(steps, progress) as bar:
+        for batch in itertools.islice(_batches(examples, rng), steps):
+            loss = _loss(net, maker.feeder, soft, batch)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            schedule.step()
+            losses.append(loss.item())
+            bar.set_postfix(loss=f"{losses[-1]:.3f}")
+            bar.update()
+    return {"soft": soft.detach().float().cpu(), "loss": torch.tensor(losses)}
+
+
+def _example(net: Net, maker: RowMaker, prompt: Prompt, answer: str) -> Example:
+    row = maker.look(Look(prompt))
+    known = net.tokens(row)
+    ids = torch.tensor(_answer_ids(maker.feeder, row.prompt, answer))
+    n, after = len(ids), int(known.position.max()) + 1
+    tokens = Tokens(
+        torch.cat([known.ids, ids]),
+        torch.cat([known.position, (after + torch.arange(n)).expand(len(known.position), n)], 1),
+        torch.cat([known.kind, torch.full((n,), GENERATED, dtype=torch.int8)]),
+        torch.cat([known.picture, torch.full((n,), -1, dtype=torch.int16)]),
+        torch.cat([known.hidden, torch.zeros(n, dtype=torch.bool)]),
+    )
+    return Example(tokens, n, tuple(feed.count for feed in row.feeds))
+
+
+def _answer_ids(feeder: Feeder, prompt: str, answer: str) -> list[int]:
+    """The tokens a model writes for ``answer`` after a rendered prompt, then its end token."""
+    words = feeder.tokenizer
+    gap = "" if prompt.endswith(("\n", " ")) else " "
+    before = words(prompt)["input_ids"]
+    whole = words(prompt + gap + answer)["input_ids"]
+    same = whole[: len(before)] == before
+    alone = words(answer, add_special_tokens=False)["input_ids"]
+    return [*(whole[len(before) :] if same else alone), words.eos_token_id]
+
+
+def _batches(examples: Sequence[Example], rng: torch.Generator) -> Iterator[list[Example]]:
+    """Batches without end: the examples in a new order in every pass."""
+    while True:
+        order = torch.randperm(len(examples), generator=rng).tolist()
+        for at in range(0, len(order), BATCH):
+            yield [examples[i] for i in order[at : at + BATCH]]
+
+
+def _loss(net: Net, feeder: Feeder, soft: Tensor, batch: Sequence[Example]) -> Tensor:
+    """Mean over answers of their mean nats per token: one word counts as much as a caption."""
+    rows = [example.tokens for example in batch]
+    ids, position, kind, _, _ = pad_left(rows, len(rows[0].position), feeder.pad_token)
+    longest = max(example.answer for example in batch)
+    features = [laid(soft, n).to(net.model.dtype) for example in batch for n in example.places]
+    logits = net.model(
+        input_ids=ids.to(net.device),
+        position_ids=(position if net.layout.mrope else position[0]).to(net.device),
+        attention_mask=(kind != PAD).long().to(net.device),
+        use_cache=False,
+        logits_to_keep=longest + 1,
+        **net._given(ids, features),
+    ).logits[:, :-1]
+    told = ids[:, -longest:].to(net.device)
+    nats = nn.functional.cross_entropy(
+        logits.float().transpose(1, 2), told, reduction="none"
+    )  # [B, longest]
+    sizes = torch.tensor([example.answer for example in batch], device=net.device)
+    from_end = torch.arange(longest, 0, -1, device=net.device)
+    counted = from_end <= sizes[:, None]
+    return ((nats * counted).sum(1) / sizes).mean()
+
+
+@contextmanager
+def _frozen(model: nn.Module) -> Iterator[None]:
+    """Within this block no weight asks for a gradient."""
+    asking = [p for p in model.parameters() if p.requires_grad]
+    for p in asking:
+        p.requires_grad_(False)
+    try:
+        yield
+    finally:
+        for p in asking:
+            p.requires_grad_(True)
+
+
+def _bar(steps: int, progress: bool) -> Any:
+    from tqdm import tqdm
+
+    return tqdm(total=steps, desc="soft prompt", disable=not progress, dynamic_ncols=True)

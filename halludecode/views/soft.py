@@ -1,0 +1,16 @@
+"""A soft prompt: learned vectors in the place of a picture's projected features."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+def laid(soft: Tensor, count: int) -> Tensor:
+    """[count, D]: a soft prompt [n, D] for a picture of ``count`` tokens, repeated where n < count.
+
+    Families whose pictures all have n tokens get the prompt as it was learned.
+    """
+    return soft.repeat(-(-count // len(soft)), 1)[:count]

@@ -1,0 +1,89 @@
+"""Which of the contract tests `make test` runs, and a record of what each strategy did where.
+
+With the environment variable HALLUDECODE_RECORD the outcome per engine, family and strategy is
+written to that file: a JSON list of ``{"engine", "family", "strategy", "outcome", "laws", "failed",
+"reason"}``, where outcome is "pass", "fail" or "refused" and laws counts the tests that passed.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.contract import specs
+
+HERE = Path(__file__).parent
+RECORD = "HALLUDECODE_RECORD"
+# Laws no family can break by itself: on others than the first they are left to `make test-all`.
+ANYWHERE = {
+    "test_sampled_batch_equals_singles_and_seeds_repeat",
+    "test_composition_does_not_depend_on_order",
+    "test_one_forward_per_step_for_all_rows",
+    "test_stream_is_generate",
+    "test_two_threads_two_strategies_do_not_leak",
+}
+Place = tuple[str, str, str]  # engine, family, strategy
+PLACES: dict[str, Place] = {}  # by test id
+OUTCOMES: dict[Place, dict[str, Any]] = {}
+
+
+def _place(item: pytest.Item) -> Place | None:
+    params = getattr(item, "callspec", None) and item.callspec.params
+    if item.path.parent != HERE or not params:
+        return None
+    family = params.get("engine") or params.get("family")
+    name = params["case"].name if "case" in params else params.get("name")
+    return ("hf", family, name) if family and name else None
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Every strategy on the first family, six on the others; refused pairs only where refused."""
+    kept, dropped = list[pytest.Item](), list[pytest.Item]()
+    refused = set(specs.refusals())
+    for item in items:
+        place = _place(item)
+        law = getattr(item, "originalname", "")
+        if place and (place[1:] in refused) != ("refused" in law):
+            dropped.append(item)
+            continue
+        kept.append(item)
+        if place is None:
+            continue
+        PLACES[item.nodeid] = place
+        other = place[1] != specs.FAMILIES[0] and "refused" not in law
+        if other and (place[2] not in specs.REPRESENTATIVES or law in ANYWHERE):
+            item.add_marker(pytest.mark.full)
+    if dropped:
+        config.hook.pytest_deselected(items=dropped)
+        items[:] = kept
+
+
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    place = PLACES.get(report.nodeid)
+    if place is None or (report.when != "call" and report.passed):
+        return
+    made = OUTCOMES.setdefault(place, {"outcome": "pass", "laws": 0, "failed": [], "reason": ""})
+    if report.failed:
+        made["outcome"] = "fail"
+        made["failed"].append(report.nodeid.split("::")[-1].split("[")[0])
+    elif report.passed:
+        made["laws"] += 1
+        reason = dict(report.user_properties).get("refused")
+        if reason:
+            made |= {"outcome": "refused", "reason": reason}
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    path = os.environ.get(RECORD)
+    if path:
+        Path(path).write_text(json.dumps(rows(), indent=1) + "\n", encoding="utf-8")
+
+
+def rows() -> Sequence[dict[str, Any]]:
+    names = ("engine", "family", "strategy")
+    return [dict(zip(names, place, strict=True)) | made for place, made in OUTCOMES.items()]
