@@ -26,13 +26,14 @@ from halludecode.evals.amber_data import (
     files,
     load_items,
     load_lexicon,
+    make_item,
 )
 from halludecode.evals.amber_words import (
+    Describer,
     Naming,
     Nouns,
     Similarity,
-    named_similarity,
-    nltk_nouns,
+    make_describer,
     read_description,
 )
 from halludecode.evals.tally import Id, Score, Sums, gather, match
@@ -46,11 +47,15 @@ __all__ = [
     "Lexicon",
     "Naming",
     "files",
+    "judge",
     "load_items",
     "load_lexicon",
+    "make_describer",
+    "make_item",
     "parse_amber_answer",
     "read_description",
     "score",
+    "score_lines",
 ]
 
 # Answers -----------------------------------------------------------------------------------------
@@ -128,30 +133,86 @@ def score(
         MissingExtra: NLTK, its data or spaCy's model is not installed.
     """
     items, missing = _answered(items, responses, allow_missing)
+    describer = None
+    if any(item.label is None for item in items):
+        describer = make_describer(lexicon, similarity, nouns)
+    outcomes = {item.id: judge(item, responses[item.id], rule, describer) for item in items}
+    ways = describer.ways if describer else {}
+    return _tally(items, outcomes, rule, {"missing": missing, **ways})
+
+
+def judge(
+    item: AmberItem, answer: str, rule: str = "official", describer: Describer | None = None
+) -> dict[str, Any]:
+    """What one response says, as in `Score.outcomes`.
+
+    Args:
+        item: What was asked for.
+        answer: The raw response.
+        rule: A key of `RULES`.
+        describer: Reads descriptions; questions do without.
+
+    Raises:
+        InvalidData: Unknown rule, a description without a describer, or an object without a lexicon
+            entry.
+    """
+    found: dict[str, Any] = {"image": item.image, "answer": answer}
+    if item.label is None:
+        return found | (describer or make_describer(None)).read(answer, item)
+    parsed = parse_amber_answer(answer, rule)
+    return found | {"parsed": parsed, "label": item.label, "correct": int(parsed == item.label)}
+
+
+def score_lines(lines: Sequence[Mapping[str, Any]], rule: str = "official") -> Score:
+    """Scores lines of a run folder, whose ``parsed`` tells all that is needed.
+
+    Args:
+        lines: Lines of ``samples.jsonl``.
+        rule: The rule by which they were parsed.
+    """
+    items, outcomes = [], {}
+    for line in lines:
+        item = AmberItem(
+            line["id"],
+            line["type"],
+            line.get("label"),
+            tuple(line.get("objects", ())),
+            tuple(line.get("hallu", ())),
+            line["image"],
+        )
+        items.append(item)
+        parsed = {"parsed": line["parsed"], "label": item.label, "correct": line["score"]}
+        told = line["parsed"] if item.label is None else parsed
+        outcomes[item.id] = {"image": item.image, "answer": line["answer"], **told}
+    return _tally(items, outcomes, rule, {})
+
+
+def _tally(
+    items: Sequence[AmberItem],
+    outcomes: dict[Id, dict[str, Any]],
+    rule: str,
+    notes: Mapping[str, Any],
+) -> Score:
     has = tuple(name for name in DIMENSIONS if any(item.dimension == name for item in items))
-    notes: dict[str, Any] = {"dimensions": has, "missing": missing}
-    notes["clusters"] = "pictures" if all(item.image for item in items) else "items"
-    outcomes: dict[Id, dict[str, Any]] = {}
-    if "generative" in has:
-        outcomes, ways = _descriptions(items, responses, lexicon, similarity, nouns)
-        notes |= ways
-    for item in items:
-        if item.label is not None:
-            outcomes[item.id] = _outcome(item, responses[item.id], rule)
     rows = [(item.image or f"item {item.id}", _counts(item, outcomes[item.id])) for item in items]
     clusters, columns = gather(rows, _COLUMNS)
     metrics = _formula(has, {name: column.sum() for name, column in columns.items()})
+    told = {
+        "dimensions": has,
+        "clusters": "pictures" if all(item.image for item in items) else "items",
+        "printed": _printed(metrics),
+    }
     return Score(
         task="amber",
         n=len(items),
         rule=rule,
-        outcomes={item.id: outcomes[item.id] for item in items},
+        outcomes=outcomes,
         clusters=clusters,
         columns=columns,
         formula=partial(_formula, has),
         shares=_shares(has, items, outcomes),
         unparsed=sum(outcome.get("parsed") == "other" for outcome in outcomes.values()),
-        notes=notes | {"printed": _printed(metrics)},
+        notes={**notes, **told},
     )
 
 
@@ -166,59 +227,6 @@ def _answered(
     if not found:
         raise InvalidData("there are no responses to score; give a file with AMBER responses.")
     return found, len(wanted) - len(found)
-
-
-def _descriptions(
-    items: Sequence[AmberItem],
-    responses: Mapping[Id, str],
-    lexicon: Lexicon | None,
-    similarity: Similarity | str | None,
-    nouns: Nouns | None,
-) -> tuple[dict[Id, dict[str, Any]], dict[str, str]]:
-    """Outcomes of the descriptions, and the names of what found and compared their words."""
-    if lexicon is None:
-        raise InvalidData("descriptions need AMBER's relation.json and safe_words.txt.")
-    alike = named_similarity(similarity) if isinstance(similarity, str) else similarity
-    ways = {
-        "nouns": "nltk" if nouns is None else _title(nouns),
-        "similarity": "none" if similarity is None else _title(similarity),
-    }
-    nouns = nouns or nltk_nouns()
-    outcomes: dict[Id, dict[str, Any]] = {}
-    for item in items:
-        if item.label is None:
-            for name in (*item.truth, *item.hallu):
-                if name not in lexicon.relation:
-                    raise InvalidData(
-                        f"id {item.id}: {name!r} is not a key of relation.json; "
-                        "take both files from one version of AMBER."
-                    )
-            text = responses[item.id]
-            naming = read_description(nouns(text), item.truth, item.hallu, lexicon, alike)
-            outcomes[item.id] = {
-                "image": item.image,
-                "answer": text,
-                "nouns": list(naming.nouns),
-                "hallucinated": list(naming.hallucinated),
-                "covered": [item.truth[i] for i in sorted(naming.covered)],
-                "thought_of": [item.hallu[i] for i in sorted(naming.thought_of)],
-            }
-    return outcomes, ways
-
-
-def _title(way: Callable[..., Any] | str) -> str:
-    return way if isinstance(way, str) else getattr(way, "__name__", type(way).__name__)
-
-
-def _outcome(item: AmberItem, answer: str, rule: str) -> dict[str, Any]:
-    parsed = parse_amber_answer(answer, rule)
-    return {
-        "image": item.image,
-        "answer": answer,
-        "parsed": parsed,
-        "label": item.label,
-        "correct": int(parsed == item.label),
-    }
 
 
 # Counting ----------------------------------------------------------------------------------------
@@ -276,9 +284,6 @@ def _shares(
     return shares
 
 
-_ROUND = np.frompyfunc(lambda value: round(value, 1), 1, 1)  # numpy's own rounds 0.35 up
-
-
 def _percent(numerator: np.ndarray, denominator: np.ndarray, start: float = 0.001) -> np.ndarray:
     """Percentage to one decimal, over a denominator that starts above 0; NaN over nothing."""
     values = np.asarray(numerator / (denominator + start) * 100)
@@ -286,7 +291,8 @@ def _percent(numerator: np.ndarray, denominator: np.ndarray, start: float = 0.00
 
 
 def _tenths(values: np.ndarray) -> np.ndarray:
-    return np.asarray(_ROUND(values), dtype=float)
+    # The script rounds as Python does; numpy rounds 0.35 up, but is 30 times as fast on resamples.
+    return np.round(values, 1) if np.ndim(values) else np.asarray(round(float(values), 1))
 
 
 def _formula(has: Collection[str], s: Sums) -> dict[str, np.ndarray]:

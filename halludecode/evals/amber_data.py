@@ -1,13 +1,14 @@
 """AMBER's files: annotations, word lists and queries.
 
-Of junyangwang0410/AMBER (Apache-2.0), folder ``data``; they are read from a path, not shipped.
+Of junyangwang0410/AMBER (Apache-2.0), folder ``data``; they are read from a path. Only the word
+lists are shipped, for descriptions that come from the hub without them.
 """
 
 from __future__ import annotations
 
 import json
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
@@ -29,6 +30,7 @@ TYPES: Mapping[str, str] = MappingProxyType(
     }
 )
 ATTRIBUTES = ("state", "number", "action")
+WORDS = Path(__file__).parent / "data" / "amber"
 DIMENSIONS = ("generative", "existence", "attribute", "relation")  # one query file each
 
 
@@ -43,6 +45,8 @@ class AmberItem:
         truth: Objects in the picture (descriptions only); a repeated one counts each time.
         hallu: Absent objects that people might think of (descriptions only).
         image: File name of the picture; None where no query file names it.
+        query: What the model is asked; None as ``image``.
+        where: ``file:line`` of the query, else of the annotation.
     """
 
     id: int
@@ -51,6 +55,8 @@ class AmberItem:
     truth: tuple[str, ...] = ()
     hallu: tuple[str, ...] = ()
     image: str | None = None
+    query: str | None = None
+    where: str = field(default="", compare=False, repr=False)
 
     @property
     def part(self) -> str:
@@ -96,21 +102,24 @@ def load_items(path: Path | str) -> list[AmberItem]:
         InvalidData: Unreadable, a key is missing or has an impossible value, or an id occurs twice.
     """
     file = _beside(path, "annotations.json")
-    images = _images(file.parent)
+    queries = _queries(file.parent)
     items: dict[int, AmberItem] = {}
     for record in read_records(file):
-        item = _item(record, images)
+        item = make_item(record)
         if item.id in items:
             raise InvalidData(f"{record.where}: id {item.id} occurs a second time; list it once.")
-        items[item.id] = item
+        items[item.id] = replace(item, **queries.pop(item.id, {}))
+    if queries:
+        name, query = next(iter(queries.items()))
+        raise InvalidData(f"{query['where']}: id {name} is not in {file}.")
     return list(items.values())
 
 
-def load_lexicon(path: Path | str) -> Lexicon:
+def load_lexicon(path: Path | str = WORDS) -> Lexicon:
     """Reads ``relation.json`` and ``safe_words.txt`` from the folder of the annotations.
 
     Args:
-        path: The folder, or the ``annotations.json`` in it.
+        path: The folder, or the ``annotations.json`` in it; by default the shipped ones.
 
     Raises:
         InvalidData: A file is absent, or ``relation.json`` is not words by object.
@@ -144,31 +153,45 @@ def _beside(path: Path | str, name: str) -> Path:
     return path if name == "annotations.json" else path.parent / name
 
 
-def _images(folder: Path) -> dict[int, str]:
-    images: dict[int, str] = {}
+def _queries(folder: Path) -> dict[int, dict[str, str]]:
+    """Picture, words and place of every query, by id."""
+    queries: dict[int, dict[str, str]] = {}
     for file in sorted([*folder.glob("query_*.json"), *folder.glob("query/query_*.json")]):
         for record in read_records(file):
             name = record.get("id", kind=int, what="a whole number")
-            images[name] = record.get("image", kind=str, what="a file name")
-    return images
+            query = {
+                "image": record.get("image", kind=str, what="a file name"),
+                "query": record.get("query", kind=str, what="the question"),
+                "where": record.where,
+            }
+            known = queries.setdefault(name, query)  # query_all.json repeats the others
+            if (known["image"], known["query"]) != (query["image"], query["query"]):
+                raise InvalidData(
+                    f"{record.where}: id {name} is asked differently at {known['where']}."
+                )
+    return queries
 
 
-def _item(record: Record, images: Mapping[int, str]) -> AmberItem:
+def make_item(record: Record) -> AmberItem:
+    """One annotation: ``id``, ``type``, ``truth`` and, for descriptions, ``hallu``.
+
+    Raises:
+        InvalidData: A key is missing or has an impossible value.
+    """
+    where = record.where
     name = record.get("id", kind=int, what="a whole number")
     kind = record.get("type", kind=str, what="a string")
     if kind not in TYPES:
-        raise InvalidData(
-            f"{record.where}: type {kind!r} of id {name} is none of {', '.join(TYPES)}."
-        )
+        raise InvalidData(f"{where}: type {kind!r} of id {name} is none of {', '.join(TYPES)}.")
     if kind == "generative":
         lists = [record.get(key, kind=list, what="a list of words") for key in ("truth", "hallu")]
         if not all(map(_words, lists)):
-            raise InvalidData(f"{record.where}: truth and hallu of id {name} must list words.")
-        return AmberItem(name, kind, None, tuple(lists[0]), tuple(lists[1]), images.get(name))
+            raise InvalidData(f"{where}: truth and hallu of id {name} must list words.")
+        return AmberItem(name, kind, None, tuple(lists[0]), tuple(lists[1]), where=where)
     label = record.get("truth", kind=str, what='"yes" or "no"')
     if label not in ("yes", "no"):
-        raise InvalidData(f'{record.where}: truth of id {name} is {label!r}, not "yes" or "no".')
-    return AmberItem(name, kind, label, image=images.get(name))
+        raise InvalidData(f'{where}: truth of id {name} is {label!r}, not "yes" or "no".')
+    return AmberItem(name, kind, label, where=where)
 
 
 def _words(value: Any) -> bool:

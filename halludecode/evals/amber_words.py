@@ -7,13 +7,13 @@ vectors. spaCy's model is not on PyPI, so without it, and by default, only the l
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
 from halludecode.core.errors import InvalidData, MissingExtra
-from halludecode.evals.amber_data import Lexicon
+from halludecode.evals.amber_data import AmberItem, Lexicon
 
 Nouns = Callable[[str], Sequence[str]]  # text to its lemmatised nouns, in order
 Similarity = Callable[[str, str], float]
@@ -145,6 +145,93 @@ def read_description(
         frozenset(i for i in covered if i is not None),
         frozenset(i for i in thought_of if i is not None),
     )
+
+
+@dataclass(frozen=True)
+class Describer:
+    """Reads descriptions.
+
+    Args:
+        lexicon: Which words count and what they stand for.
+        nouns: Text to its nouns.
+        similarity: Similarity of two words; None is 0 for any two.
+        ways: Names of the last two, as they are recorded.
+    """
+
+    lexicon: Lexicon
+    nouns: Nouns
+    similarity: Similarity | None
+    ways: Mapping[str, str]
+
+    def read(self, text: str, item: AmberItem) -> dict[str, list[str]]:
+        """The words of a description by what they are.
+
+        Args:
+            text: The raw description.
+            item: What it should describe.
+
+        Returns:
+            ``nouns``, ``hallucinated``, ``covered`` (of the truth) and ``thought_of`` (of the
+            absent objects), as in `Naming`.
+
+        Raises:
+            InvalidData: An object of the item has no lexicon entry.
+        """
+        self.check([*item.truth, *item.hallu], item.where or f"id {item.id}")
+        naming = read_description(
+            self.nouns(text), item.truth, item.hallu, self.lexicon, self.similarity
+        )
+        return {
+            "nouns": list(naming.nouns),
+            "hallucinated": list(naming.hallucinated),
+            "covered": [item.truth[i] for i in sorted(naming.covered)],
+            "thought_of": [item.hallu[i] for i in sorted(naming.thought_of)],
+        }
+
+    def check(self, objects: Iterable[str], where: str) -> None:
+        """Checks that every object has a lexicon entry.
+
+        Args:
+            objects: Truth and absent objects of a picture.
+            where: Where they stand, for messages.
+
+        Raises:
+            InvalidData: One has none.
+        """
+        foreign = [name for name in objects if name not in self.lexicon.relation]
+        if foreign:
+            raise InvalidData(
+                f"{where}: {foreign[0]!r} is not a key of relation.json; "
+                "take both files from one version of AMBER."
+            )
+
+
+def make_describer(
+    lexicon: Lexicon | None,
+    similarity: Similarity | str | None = None,
+    nouns: Nouns | None = None,
+) -> Describer:
+    """Finds what reads descriptions; arguments as for `amber.score`.
+
+    Raises:
+        InvalidData: No lexicon, or a similarity of an unknown name.
+        MissingExtra: NLTK, its data or spaCy's model is not installed.
+    """
+    if lexicon is None:
+        raise InvalidData("descriptions need AMBER's relation.json and safe_words.txt.")
+    alike = named_similarity(similarity) if isinstance(similarity, str) else similarity
+    ways = {
+        "nouns": "nltk" if nouns is None else way_name(nouns),
+        "similarity": way_name(similarity),
+    }
+    return Describer(lexicon, nouns or nltk_nouns(), alike, ways)
+
+
+def way_name(way: Callable[..., Any] | str | None) -> str:
+    """Name of what finds or compares words, as it is recorded."""
+    if way is None:
+        return "none"
+    return way if isinstance(way, str) else getattr(way, "__name__", type(way).__name__)
 
 
 def _stands_for(objects: Sequence[str], lexicon: Lexicon) -> list[tuple[str, int]]:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import groupby
 from typing import Any
 
@@ -30,11 +30,10 @@ from halludecode.core.errors import (
 from halludecode.engines.base import Output, Request, Sampling
 from halludecode.evals.results import judge
 from halludecode.evals.store import Key, RunStore
-from halludecode.evals.task import Picture, Preset, Sample, Unit
+from halludecode.evals.task import DESCRIBED, Picture, Preset, Sample, Unit
 
 # Requests handed to an engine at once, which splits them into forward batches itself; vLLM fills
-# its
-# own scheduler and wants more. A killed run loses at most this much.
+# its own scheduler and wants more. A killed run loses at most this much.
 BATCH = {"hf": 64, "vllm": 256}
 WORDS = ("yes", "no")
 # Errors of the strategy, model or machine: they would repeat for every sample, so they end the run.
@@ -44,10 +43,10 @@ FATAL = (
     InvalidModel,
     InvalidParameter,
     MissingExtra,
-    OutOfMemory,
     UnknownStrategy,
     UnsupportedStrategy,
 )
+HOPELESS = 2  # whole batches in a row without memory for a single request: the run ends
 
 
 @dataclass(frozen=True)
@@ -68,26 +67,44 @@ class Setup:
     plans: Mapping[str, Any]  # spec as given -> compiled plan, canonical strings distinct
     units: Sequence[Unit]
     presets: Mapping[str, tuple[str, Preset]]
-    sampling: Mapping[str, Sampling]
-    families: Mapping[str, str]  # CHAIR: word families and word path
+    sampling: Mapping[str, Sampling]  # by `kind_of`
+    families: Mapping[str, str]  # CHAIR: word families, word path, last sentence
     seed: int
     limit: int | None
     batch: int
     controls: Mapping[str, Any] = field(default_factory=dict)  # canonical -> `controls_of` it
+    image_ids: str | None = None  # CHAIR: the list its pictures were chosen by
+    amber: Mapping[str, str] = field(default_factory=dict)  # what its descriptions are read by
 
     def jobs(self) -> Iterable[tuple[str, Any, list[Ask]]]:
-        """(task, plan, batch) in the order they are worked through."""
+        """(kind, plan, batch) in the order they are worked through."""
         for plan in self.plans.values():
-            for (task, _), units in _grouped(self.units).items():
-                share = self.sampling[task].temperature == 0
+            for (kind, _), units in _grouped(self.units).items():
+                share = self.sampling[kind].temperature == 0
                 for batch in plan_batches(units, share=share, size=self.batch):
-                    yield task, plan, batch
+                    yield kind, plan, batch
+
+
+def kind_of(task: str, sample: Sample) -> str:
+    """What decides the length of an answer: the task, or `DESCRIBED` for AMBER's descriptions."""
+    return DESCRIBED if task == "amber" and sample.label is None else task
+
+
+def words_of(kind: str) -> Sequence[str]:
+    """The words whose scores an answer of this kind is read by."""
+    return () if kind in ("chair", DESCRIBED) else WORDS
 
 
 def _grouped(units: Sequence[Unit]) -> dict[tuple[str, str], list[Unit]]:
+    """Units by kind and source; AMBER's are split in two."""
     groups: dict[tuple[str, str], list[Unit]] = {}
     for unit in units:
-        groups.setdefault((unit.task, unit.data), []).append(unit)
+        kinds: dict[str, list[Sample]] = {}
+        for sample in unit.samples:
+            kinds.setdefault(kind_of(unit.task, sample), []).append(sample)
+        for kind, samples in kinds.items():
+            part = unit if len(kinds) == 1 else replace(unit, samples=tuple(samples))
+            groups.setdefault((kind, unit.data), []).append(part)
     return groups
 
 
@@ -103,7 +120,8 @@ def plan_batches(units: Sequence[Unit], *, share: bool = True, size: int = 64) -
     for unit in units:
         for sample in unit.samples:
             key = sample.prompt if share else (sample.prompt, unit.key, sample.id)
-            asked = pictures.setdefault(sample.picture.digest, {})
+            # Questions without a picture are kept apart by what its name says in its place.
+            asked = pictures.setdefault(sample.picture.digest or sample.picture.name, {})
             asked.setdefault(key, []).append((unit, sample))
     batches: list[list[Ask]] = [[]]
     for asked in pictures.values():
@@ -120,14 +138,17 @@ def answer_all(setup: Setup, store: RunStore, progress: bool) -> None:
     from tqdm import tqdm
 
     jobs = list(setup.jobs())
-    total = sum(len(batch) for _, _, batch in jobs)
+    total, hopeless = sum(len(batch) for _, _, batch in jobs), 0
     with tqdm(total=total, unit="answer", disable=not progress, dynamic_ncols=True) as bar:
         for _, group in groupby(jobs, lambda job: (job[0], job[1].canonical)):
             with threads_for(setup.model):
-                for task, plan, batch in group:
+                for kind, plan, batch in group:
                     unit = batch[0].takers[0][0]
-                    bar.set_description(f"{plan.canonical.split('(')[0]} {task} {unit.data}")
-                    _answer_batch(setup, store, task, plan, batch)
+                    bar.set_description(f"{plan.canonical.split('(')[0]} {kind} {unit.data}")
+                    full = _answer_batch(setup, store, kind, plan, batch)
+                    hopeless = hopeless + 1 if full else 0
+                    if full and hopeless == HOPELESS:
+                        raise full
                     bar.update(len(batch))
 
 
@@ -170,11 +191,17 @@ def _faster(few: int, many: int) -> int:
     return many if best[many] < 0.8 * best[few] else few
 
 
-def _answer_batch(setup: Setup, store: RunStore, task: str, plan: Any, batch: list[Ask]) -> None:
-    """Answers a batch whole unless every request of it that can be answered has been."""
+def _answer_batch(
+    setup: Setup, store: RunStore, kind: str, plan: Any, batch: list[Ask]
+) -> OutOfMemory | None:
+    """Answers a batch whole unless every request of it that can be answered has been.
+
+    Returns:
+        The error, if memory was too small for every request of it; else None.
+    """
     missing = [ask for ask in batch if any(k not in store.done for k in _keys(ask, plan))]
     if not missing:
-        return
+        return None
     requests, failed = requests_of(batch)
     readable: list[Ask] = []
     if any(ask.picture.digest not in failed for ask in missing):
@@ -183,8 +210,8 @@ def _answer_batch(setup: Setup, store: RunStore, task: str, plan: Any, batch: li
         setup.engine,
         [requests[id(ask)] for ask in readable],
         plan.canonical,
-        setup.sampling[task],
-        () if task == "chair" else WORDS,
+        setup.sampling[kind],
+        words_of(kind),
     )
     outcomes = [(a, failed[a.picture.digest]) for a in batch if a.picture.digest in failed]
     outcomes += zip(readable, answers, strict=True)
@@ -199,6 +226,8 @@ def _answer_batch(setup: Setup, store: RunStore, task: str, plan: Any, batch: li
                 lines.append({**head, **_answer(unit, sample, outcome, setup.families)})
     store.append(lines)
     store.append_errors(errors)
+    full = [answer for answer in answers if isinstance(answer, OutOfMemory)]
+    return full[0] if full and len(full) == len(answers) else None
 
 
 def _keys(ask: Ask, plan: Any) -> list[Key]:
@@ -213,17 +242,19 @@ def requests_of(batch: list[Ask]) -> tuple[dict[int, Request], dict[str, HalluDe
         digest = ask.picture.digest
         if digest not in decoded and digest not in failed:
             try:
-                decoded[digest] = ask.picture.load()
+                decoded[digest] = (ask.picture.load(),) if digest else ()
             except HalluDecodeError as error:
                 failed[digest] = error
     asks = [ask for ask in batch if ask.picture.digest in decoded]
-    return {id(a): Request(a.prompt, (decoded[a.picture.digest],)) for a in asks}, failed
+    return {id(a): Request(a.prompt, decoded[a.picture.digest]) for a in asks}, failed
 
 
 def generate_each(
     engine: Any, requests: list[Request], strategy: str, sampling: Sampling, words: Sequence[str]
 ) -> list[Output | HalluDecodeError]:
     """One output or error per request; a batch that fails is halved until the culprit is found.
+
+    Memory that is too small for a batch may do for its halves, so it is treated alike.
 
     Raises:
         HalluDecodeError: One of `FATAL`, which would repeat for every sample.
@@ -234,12 +265,25 @@ def generate_each(
         return list(engine.generate(requests, strategy, sampling, score_words=words))
     except FATAL:
         raise
-    except HalluDecodeError as error:
+    except (HalluDecodeError, RuntimeError, MemoryError) as error:
+        failure = _failure(error)
+        if failure is None:
+            raise
         if len(requests) == 1:
-            return [error]
+            return [failure]
     middle = len(requests) // 2
     halves = (requests[:middle], requests[middle:])
     return [o for half in halves for o in generate_each(engine, half, strategy, sampling, words)]
+
+
+def _failure(error: Exception) -> HalluDecodeError | None:
+    """The error as one sentence; None for what is no failure of a sample."""
+    full = isinstance(error, OutOfMemory | MemoryError)
+    if not full and type(error).__name__ != "OutOfMemoryError":  # torch's
+        return error if isinstance(error, HalluDecodeError) else None
+    said = next(iter(str(error).splitlines()), "") or "Out of memory."
+    said = said.partition(" Try batch_size=")[0].rstrip(".")  # which does not help a lone request
+    return OutOfMemory(f"{said}, with one request alone; use a smaller picture, model or dtype.")
 
 
 def _head(unit: Unit, sample: Sample, strategy: str) -> dict[str, Any]:
@@ -260,10 +304,15 @@ def _answer(
 ) -> dict[str, Any]:
     timings, scores = output.timings, output.scores
     truth = {"label": sample.label} if sample.objects is None else {"objects": list(sample.objects)}
+    if unit.judge is None:
+        judged = judge(unit.task, sample, output.text, families)
+    else:
+        judged = unit.judge(sample, output.text)
     line = {
         "answer": output.text,
-        **judge(unit.task, sample, output.text, families),
+        **judged,
         **truth,
+        **sample.facts,
         "margin": scores["yes"] - scores["no"] if {"yes", "no"} <= scores.keys() else None,
         "tokens": timings.tokens or len(output.token_ids),
         "ms": round(timings.prepare_ms + timings.prefill_ms + timings.decode_ms, 3),

@@ -154,8 +154,8 @@ def _sample(source: Source, group: Answers, split: str | None, i: Any) -> dict[s
     reader = _reader(group)
     said: dict[str, list[Any]] = {}
     for line in answers:
-        if line and line["answer"] not in said:
-            said[line["answer"]] = _said(line, reader)
+        if line and group.scored_text(line) not in said:
+            said[group.scored_text(line)] = _said(line, group.scored_text(line), reader)
     order = list(said)
     margins = [line and line.get("margin") for line in answers]
     return {
@@ -166,7 +166,7 @@ def _sample(source: Source, group: Answers, split: str | None, i: Any) -> dict[s
         "label": first.get("label"),
         "objects": first.get("objects"),
         "said": list(said.values()),
-        "by": [order.index(line["answer"]) if line else -1 for line in answers],
+        "by": [order.index(group.scored_text(line)) if line else -1 for line in answers],
         "margins": [None if m is None else round(m, 2) for m in margins],
     }
 
@@ -178,8 +178,8 @@ def _reader(group: Answers) -> words.Reader | None:
     return words.reader(families.get("family", "wordnet"), families.get("path", "auto"))
 
 
-def _said(line: Mapping[str, Any], reader: words.Reader | None) -> list[Any]:
-    parsed, answer = line["parsed"], line["answer"]
+def _said(line: Mapping[str, Any], answer: str, reader: words.Reader | None) -> list[Any]:
+    parsed = line["parsed"]
     if isinstance(parsed, str):
         return [answer, chosen.mistakes(line), parsed]
     if reader is None or line.get("objects") is None:

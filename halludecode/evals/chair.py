@@ -8,21 +8,24 @@ them, so both are recorded.
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from halludecode.core.errors import InvalidData, MissingExtra
+from halludecode.core.errors import InvalidData
+from halludecode.evals.coco import INSTANCES, REFERENCES, read_coco
 from halludecode.evals.records import read_records, read_text
 from halludecode.evals.tally import Id, Score, Sums, gather, ratio
 from halludecode.evals.words import DATA, FAMILIES, Reader, Reading, reader, vocabulary
 
 INCOMPLETE = ("keep", "drop")
+# Published mixtures of word families: captions', ground truth's. OPERA's tables, which later papers
+# copied, read captions by WordNet against a cache of ground truth made by pattern.
+MIXTURES = {"opera_published": ("wordnet", "pattern")}
 SHIPPED = DATA / "coco2014_wordnet.tsv.gz"
 
 Truth = Mapping[int, frozenset[str]]  # image id -> COCO categories in the picture
@@ -30,10 +33,11 @@ Truth = Mapping[int, frozenset[str]]  # image id -> COCO categories in the pictu
 
 @dataclass(frozen=True)
 class Caption:
-    """One caption; ``image_id`` is COCO's."""
+    """One caption; ``image_id`` is COCO's, ``where`` its ``file:line`` if it has one."""
 
     image_id: int
     text: str
+    where: str = field(default="", compare=False, repr=False)
 
 
 # Reading -----------------------------------------------------------------------------------------
@@ -56,8 +60,33 @@ def load_captions(path: Path | str) -> list[Caption]:
                 f"{record.where}: image_id {image} was already used on line {first}; "
                 "give one caption per image."
             )
-        captions.append(Caption(image, text))
+        captions.append(Caption(image, text, record.where))
     return captions
+
+
+def families_of(family: str = "wordnet", gt_family: str | None = None) -> tuple[str, str]:
+    """The word families of captions and of ground truth.
+
+    Args:
+        family: ``wordnet``, ``pattern``, or a name of `MIXTURES`, which decides both.
+        gt_family: Family of the ground truth; None repeats ``family``.
+
+    Raises:
+        InvalidData: Unknown family, or a mixture with another ``gt_family``.
+    """
+    if family in MIXTURES:
+        both = MIXTURES[family]
+        if gt_family not in (None, both[1]):
+            raise InvalidData(
+                f"CHAIR family {family!r} has ground truth of family {both[1]!r}, not "
+                f"{gt_family!r}; leave gt-family out."
+            )
+        return both
+    for name in (family, gt_family):
+        if name is not None and name not in FAMILIES:
+            known = ", ".join([*FAMILIES, *(MIXTURES if name is family else ())])
+            raise InvalidData(f"CHAIR family {name!r} is unknown; the known ones are {known}.")
+    return family, gt_family or family
 
 
 def ground_truth(
@@ -81,7 +110,7 @@ def ground_truth(
         InvalidData: A file is unreadable, not COCO, or names a category CHAIR does not know.
         MissingExtra: pycocotools is not installed.
     """
-    coco = _coco(instances, ("images", "annotations", "categories"))
+    coco = read_coco(instances, INSTANCES)
     names = {c["id"]: c["name"] for c in coco.dataset["categories"]}
     foreign = sorted(set(names.values()) - set(vocabulary().values()))
     if foreign:
@@ -92,43 +121,12 @@ def ground_truth(
     wanted = [i for i in coco.imgs if images is None or i in images]
     found = {i: {names[a["category_id"]] for a in coco.imgToAnns[i]} for i in wanted}
     if captions is not None:
-        references = _coco(captions, ("images", "annotations"))
+        references = read_coco(captions, REFERENCES)
         words = reader(family, path)
         for i in wanted:
             for annotation in references.imgToAnns[i]:
                 found[i].update(words.read(annotation["caption"]).objects)
     return {i: frozenset(objects) for i, objects in found.items()}
-
-
-def _coco(path: Path | str, keys: Sequence[str]) -> Any:
-    try:
-        from pycocotools.coco import COCO
-    except ImportError:
-        raise MissingExtra(
-            'COCO files are read with pycocotools; pip install "halludecode[eval]".'
-        ) from None
-    try:
-        data = json.loads(read_text(path))
-    except json.JSONDecodeError as error:
-        raise InvalidData(f"{path}:{error.lineno}: not JSON ({error.msg}).") from None
-    missing = [key for key in keys if not isinstance(data, dict) or key not in data]
-    if missing:
-        raise InvalidData(f'{path}: not a COCO file, "{missing[0]}" is missing at its top level.')
-    coco = COCO()
-    coco.dataset = data
-    try:
-        _index(coco)
-    except (KeyError, TypeError) as error:
-        raise InvalidData(f"{path}: not a COCO file, an entry lacks {error}.") from None
-    return coco
-
-
-def _index(coco: Any) -> None:
-    import contextlib
-    import io
-
-    with contextlib.redirect_stdout(io.StringIO()):  # pycocotools prints its progress
-        coco.createIndex()
 
 
 def load_truth(path: Path | str = SHIPPED) -> dict[int, frozenset[str]]:
@@ -191,7 +189,7 @@ def score(
         captions: The captions, or image id to caption; a second caption of an image gets the id
             ``image_id#1``.
         truth: Objects of every image, from `ground_truth` or `load_truth`.
-        family: Word family for the captions.
+        family: Word family for the captions, or a name of `MIXTURES`.
         gt_family: Word family behind ``truth``, recorded only; None repeats ``family``.
         path: Word path, see `halludecode.evals.words.reader`.
         incomplete: See `trim`.
@@ -204,8 +202,9 @@ def score(
     Raises:
         InvalidData: Unknown family, no captions, or an image that ``truth`` lacks.
     """
+    family, gt_family = families_of(family, gt_family)
     words = reader(family, path)
-    captions = _checked(captions, truth, gt_family)
+    captions = _checked(captions, truth)
     outcomes: dict[Id, dict[str, Any]] = {}
     rows = []
     times: Counter[int] = Counter()
@@ -227,26 +226,22 @@ def score(
         columns=columns,
         formula=_formula,
         shares={"chair_s": {name: int(bool(o["hallucinated"])) for name, o in outcomes.items()}},
-        notes=_notes(columns, words, gt_family or family)
+        notes=_notes(columns, words, gt_family)
         | {"incomplete": incomplete, "max_words": max_words},
     )
 
 
-def _checked(
-    captions: Sequence[Caption] | Mapping[int, str], truth: Truth, gt_family: str | None
-) -> Sequence[Caption]:
+def _checked(captions: Sequence[Caption] | Mapping[int, str], truth: Truth) -> Sequence[Caption]:
     if isinstance(captions, Mapping):
         captions = [Caption(image, text) for image, text in captions.items()]
     if not captions:
         raise InvalidData("there are no captions to score; give a file with captions.")
-    if gt_family is not None and gt_family not in FAMILIES:
-        raise InvalidData(
-            f"CHAIR family {gt_family!r} is unknown; the known ones are {', '.join(FAMILIES)}."
-        )
-    absent = [c.image_id for c in captions if c.image_id not in truth]
+    absent = [c for c in captions if c.image_id not in truth]
     if absent:
+        where = f"{absent[0].where}: " if absent[0].where else ""
         raise InvalidData(
-            f"image_id {absent[0]} is not in the annotations ({len(absent)} such captions); "
+            f"{where}image_id {absent[0].image_id} is not in the annotations "
+            f"({len(absent)} of {len(captions)} captions); "
             "give the annotations of the split the captions were made on."
         )
     return captions

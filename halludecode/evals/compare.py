@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from halludecode.evals.results import Report
 
-RECIPE = ("model", "model_digest", "engine", "dtype", "seed", "prompts", "sampling")
+RECIPE = ("model", "model_digest", "engine", "dtype", "seed", "prompts", "sampling", "chair")
 
 
 @dataclass(frozen=True)

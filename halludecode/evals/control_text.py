@@ -120,7 +120,7 @@ def _yes_ratio(block: Mapping[str, Any], name: str, base: str, write: Write) -> 
     if "reason" in block:
         return f"Yes-ratio control: no number, {block['reason']}."
     ours, theirs = (f"{block[side]['value'] * 100:.1f}" for side in ("accuracy", "baseline"))
-    own = f"; at {name}'s own {write(block['own'], 100.0)}" if block["own"] else ""
+    own = f"; at {name}'s own {write(block['own'], 100.0)}" if block.get("own") else ""
     return (
         f"At {base}'s yes-ratio ({block['yes_ratio'] * 100:.1f} %): accuracy {ours} against "
         f"{theirs}, {write(block['difference'], 100.0)}{own}: {block['verdict']}."

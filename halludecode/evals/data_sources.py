@@ -6,66 +6,32 @@ Folder layout (the testbed's own, and a user's)::
     pope/{random,popular,adversarial}.jsonl
     annotations/instances*.json      COCO instances (CHAIR); captions*.json beside it is optional
     mme/<subtask>/*.txt              MME's official layout, pictures beside
+    amber/                           AMBER's data folder, or the folder is AMBER's repository
+    hallusionbench/                  HallusionBench.json, its figures beside or in hallusion_bench/
 
 A source serves the tasks it has files for. Every task asked for must be served by some source.
 ``limit`` keeps the first N pictures of every source and task with all their questions; for MME the
-pictures are taken from the subtasks in turn, so that a small run still covers all of them.
+pictures are taken from the subtasks in turn, so that a small run still covers all of them, and for
+HallusionBench sets are counted, whose figures are judged together.
 """
 
 from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from pathlib import Path
 
 from halludecode.core.errors import InvalidData
-from halludecode.evals import chair, mme, pope
+from halludecode.evals import benchmarks, chair, hub, mme, pope
+from halludecode.evals.entries import Entry, Selection, folder_pictures, in_turn, make_unit
+from halludecode.evals.image_ids import check_ids
 from halludecode.evals.records import read_records, read_text
-from halludecode.evals.task import POPE_SPLITS, Picture, Preset, Sample, Unit
+from halludecode.evals.task import POPE_SPLITS, Picture, Unit
 
 TESTBED = ("testbed-iid", "testbed-broken", "testbed-dev-iid", "testbed-dev-broken")
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 _COCO_NAME = re.compile(r"COCO_(train|val|test)\d{4}_\d{12}\.jpg$")
-
-
-@dataclass(frozen=True)
-class Selection:
-    """What to take from every source.
-
-    Args:
-        tasks: Tasks asked for.
-        presets: Prompt preset of every task.
-        limit: Pictures per source and task; None takes all.
-        splits: POPE splits; empty takes those that exist.
-        families: CHAIR's ``gt_family`` and word ``path``, where they are not the defaults.
-        columns: Our column name to a hub data set's own, where they differ.
-        testbed_images: Pictures per testbed source.
-    """
-
-    tasks: Sequence[str]
-    presets: Mapping[str, Preset]
-    limit: int | None = None
-    splits: Sequence[str] = ()
-    families: Mapping[str, str] = field(default_factory=dict)
-    columns: Mapping[str, str] = field(default_factory=dict)
-    testbed_images: int = 500
-
-
-@dataclass(frozen=True)
-class Entry:
-    """A question before its picture is read: id, words, picture, truth, and where it stands."""
-
-    id: int | str
-    question: str
-    image: str
-    where: str
-    label: str | None = None
-    objects: tuple[str, ...] | None = None
-
-
-Pictures = Callable[[str, str], Picture]  # (name, where it is asked for) -> picture
 
 
 def load_units(
@@ -77,7 +43,7 @@ def load_units(
     """Reads every source.
 
     Args:
-        sources: Testbed names, folders, or hub ids (``owner/name`` or ``owner/name@revision``).
+        sources: Testbed names, folders, hub ids or VLMEvalKit tables, see `hub`.
         selection: Tasks, prompts, limits.
         images: Folder of pictures; alone with ``annotations``, or in place of a folder's
             ``images/``.
@@ -112,6 +78,8 @@ def _check(units: Sequence[Unit], selection: Selection, sources: Sequence[str | 
         "pope": "pope/{random,popular,adversarial}.jsonl in the folder, or --annotations F.jsonl",
         "chair": "annotations/instances*.json in the folder, or --annotations INSTANCES.json",
         "mme": "mme/<subtask>/*.txt in the folder, or a hub data set with MME's columns",
+        "amber": "amber/annotations.json with query/*.json, or --annotations ANNOTATIONS.json",
+        "hallusionbench": "hallusionbench/HallusionBench.json, or --annotations that file",
     }
     for task in selection.tasks:
         if not any(unit.task == task for unit in units):
@@ -129,24 +97,22 @@ def _from_source(source: str, selection: Selection, images: Path | None) -> list
     if source.startswith("testbed"):
         raise InvalidData(f"No data source {source!r}; the testbed has {', '.join(TESTBED)}.")
     folder = Path(source)
-    if folder.is_dir() and not _is_hub_copy(folder):
+    if folder.is_dir() and (_is_ours(folder) or not hub.is_hub_copy(folder)):
         return _from_folder(folder, folder.resolve().name, selection, images)
-    if not folder.is_dir() and (
-        folder.exists() or not re.fullmatch(r"[\w.-]+/[\w.-]+(@\w+)?", source)
-    ):
+    if folder.is_file() and folder.suffix != ".tsv":
+        raise InvalidData(f"{source} is a file; give the folder it is in, or a VLMEvalKit .tsv.")
+    if not folder.exists() and not hub.HUB_ID.fullmatch(source):
         raise InvalidData(
             f"{source}: no such folder, and not a hub id (owner/name); "
             f"the testbed has {', '.join(TESTBED)}."
         )
-    from halludecode.evals.hub import hub_units
-
-    return hub_units(source, selection)
+    return hub.hub_units(source, selection, images)
 
 
-def _is_hub_copy(folder: Path) -> bool:
-    if any((folder / name).exists() for name in ("dataset_dict.json", "state.json")):
-        return True
-    return next(folder.rglob("*.parquet"), None) is not None
+def _is_ours(folder: Path) -> bool:
+    """Whether a folder has the layout above, whatever else is in it."""
+    patterns = ("pope/*.json*", "annotations/instances*.json", "mme/*/*.txt", "*/*.txt")
+    return any(next(folder.glob(p), None) is not None for p in (*patterns, *benchmarks.FILES))
 
 
 # Folders ----------------------------------------------------------------------------------------
@@ -156,7 +122,7 @@ def _from_folder(folder: Path, data: str, selection: Selection, images: Path | N
     pictures = folder_pictures(images or folder / "images")
     units = []
     if "pope" in selection.tasks:
-        for split, file in _pope_files(folder / "pope", selection.splits):
+        for split, file in pope_files(folder / "pope", selection.splits):
             units.append(make_unit("pope", data, split, pope_entries(file), pictures, selection))
     if "chair" in selection.tasks and (instances := _first(folder / "annotations", "instances")):
         captions = _first(folder / "annotations", "captions") or _first(folder, "captions")
@@ -167,11 +133,20 @@ def _from_folder(folder: Path, data: str, selection: Selection, images: Path | N
             if next(root.glob("*/*.txt"), None) is not None:
                 units.append(_mme_unit(root, data, selection))
                 break
-    return units
+    return units + benchmarks.folder_units(folder, data, selection, images)
 
 
-def _pope_files(folder: Path, wanted: Sequence[str]) -> list[tuple[str, Path]]:
-    found = {}
+def pope_files(folder: Path, wanted: Sequence[str] = ()) -> list[tuple[str, Path]]:
+    """The files of a folder by the POPE split in their name, POPE's own splits first.
+
+    Args:
+        folder: Holds ``*.json`` or ``*.jsonl`` files.
+        wanted: Splits that must be there, the only ones then returned; empty takes all.
+
+    Raises:
+        InvalidData: Two files of one split, or a wanted split is missing.
+    """
+    found: dict[str, Path] = {}
     for file in sorted(folder.glob("*.json*")):
         split = next((name for name in POPE_SPLITS if name in file.stem), file.stem)
         if split in found:
@@ -200,13 +175,15 @@ def _from_files(images: Path | None, annotations: Path, selection: Selection) ->
     images = Path(images)
     if not images.is_dir():
         raise InvalidData(f"{images}: no such folder of pictures.")
-    task = "chair" if _is_coco(annotations) else "pope"
+    task = _task_of(annotations)
     if list(selection.tasks) != [task]:
         raise InvalidData(
             f"{annotations} holds {task} annotations, and the tasks asked for are "
             f"{', '.join(selection.tasks)}; use --tasks {task}, or a folder (--data) for several."
         )
     pictures = folder_pictures(images)
+    if task in benchmarks.UNITS:
+        return [benchmarks.UNITS[task](annotations, images.resolve().name, selection, images)]
     if task == "pope":
         entries = pope_entries(annotations)
         split = next((name for name in POPE_SPLITS if name in annotations.stem), annotations.stem)
@@ -218,8 +195,20 @@ def _from_files(images: Path | None, annotations: Path, selection: Selection) ->
         split = None
     if not entries:
         raise InvalidData(f"{images} holds none of the pictures that {annotations} lists.")
-    data = "coco" if _COCO_NAME.search(entries[0].image) else images.resolve().name
+    data = "coco" if _COCO_NAME.search(str(entries[0].image)) else images.resolve().name
     return [make_unit(task, data, split, entries, pictures, selection)]
+
+
+def _task_of(annotations: Path) -> str:
+    """The task whose annotations a file holds."""
+    if annotations.is_dir():
+        return "amber"  # whose annotations are several files; a folder without them is named then
+    if _is_coco(annotations):
+        return "chair"
+    keys = read_records(annotations)[0].fields.keys()
+    if {"type", "truth"} <= keys:
+        return "amber"
+    return "hallusionbench" if {"gt_answer", "set_id"} <= keys else "pope"
 
 
 def _is_coco(path: Path) -> bool:
@@ -237,22 +226,7 @@ def _is_coco(path: Path) -> bool:
         first = json.loads(line)
     except ValueError:
         return True  # a JSON object over several lines
-    return "question_id" not in first and "text" not in first
-
-
-def folder_pictures(folder: Path) -> Pictures:
-    """Pictures of a folder by name, each read and hashed once."""
-    known: dict[str, Picture] = {}
-
-    def find(name: str, where: str) -> Picture:
-        if name not in known:
-            path = folder / name
-            if not path.is_file():
-                raise InvalidData(f"{where}: picture {path} does not exist.")
-            known[name] = Picture.from_file(path, name)
-        return known[name]
-
-    return find
+    return not {"question_id", "text", "type", "gt_answer"} & first.keys()
 
 
 def pope_entries(path: Path) -> list[Entry]:
@@ -272,11 +246,15 @@ def chair_entries(
     Args:
         instances: COCO instances file.
         captions: COCO captions file of the same pictures.
-        selection: Limit and word family.
+        selection: Limit, image ids and word family.
         present: File names wanted; None takes all the file lists.
     """
     listed = _coco_images(instances)
     chosen = [(i, name) for i, name in listed if present is None or name in present]
+    if selection.image_ids:
+        names = dict(chosen)
+        check_ids(selection.image_ids, names, f"{instances} and its pictures")
+        chosen = [(i, names[i]) for i in selection.image_ids]
     # Reference captions are tagged word by word, which is slow for all of COCO: only what is asked.
     chosen = chosen[: selection.limit]
     families = selection.families
@@ -322,50 +300,3 @@ def _mme_unit(root: Path, data: str, selection: Selection) -> Unit:
         for q in questions
     ]
     return make_unit("mme", data, None, in_turn(entries), find, selection)
-
-
-# Shared by folders and hub ----------------------------------------------------------------------
-
-
-def in_turn(entries: Iterable[Entry]) -> list[Entry]:
-    """MME's questions with the subtasks in turn: the first picture of each, then the second ...
-
-    Args:
-        entries: In any order; pictures are named ``subtask/picture``.
-    """
-    subtasks: dict[str, dict[str, list[Entry]]] = {}
-    for entry in entries:
-        by_picture = subtasks.setdefault(entry.image.split("/", 1)[0], {})
-        by_picture.setdefault(entry.image, []).append(entry)
-    turns = [list(by_picture.values()) for by_picture in subtasks.values()]
-    longest = max(map(len, turns), default=0)
-    return [e for i in range(longest) for turn in turns if i < len(turn) for e in turn[i]]
-
-
-def make_unit(
-    task: str,
-    data: str,
-    split: str | None,
-    entries: Sequence[Entry],
-    pictures: Pictures,
-    selection: Selection,
-    revision: str | None = None,
-) -> Unit:
-    """Applies the limit, finds the pictures and words the prompts."""
-    names = list(dict.fromkeys(entry.image for entry in entries))
-    kept = set(names if selection.limit is None else names[: selection.limit])
-    preset, found, samples, ids = selection.presets[task], {}, [], {}
-    for entry in entries:
-        if entry.image not in kept:
-            continue
-        if entry.id in ids:
-            raise InvalidData(f"{entry.where}: id {entry.id} was already used at {ids[entry.id]}.")
-        ids[entry.id] = entry.where
-        if entry.image not in found:
-            found[entry.image] = pictures(entry.image, entry.where)
-        prompt = preset.prompt(task, entry.question)
-        picture = found[entry.image]
-        samples.append(
-            Sample(entry.id, entry.question, prompt, picture, entry.label, entry.objects)
-        )
-    return Unit(task, data, split, tuple(samples), revision)

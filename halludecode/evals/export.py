@@ -46,7 +46,7 @@ METRICS: Mapping[str, Mapping[str, tuple[str, float, bool]]] = {
         "cognition": ("mme_cognition_score", 1.0, True),
     },
 }
-KIT = {"pope": "POPE", "mme": "MME", "amber": "AMBER", "hallusion": "HallusionBench"}
+KIT = {"pope": "POPE", "mme": "MME", "amber": "AMBER", "hallusionbench": "HallusionBench"}
 
 
 def lmms_eval(run: Path, output: Path) -> None:
@@ -247,7 +247,8 @@ def _lmms_outcome(line: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _kit_row(index: int, line: Mapping[str, Any], split: str | None) -> dict[str, Any]:
-    category = split or str(line["id"]).split("/", 1)[0]
+    category = split or line.get("type") or str(line["id"]).split("/", 1)[0]
+    category = line.get("category", category)
     return {
         "index": index,
         "id": line["id"],
@@ -255,5 +256,6 @@ def _kit_row(index: int, line: Mapping[str, Any], split: str | None) -> dict[str
         "question": line["prompt"],
         "answer": line["label"].capitalize(),
         "category": category,
+        **({"l2-category": line["subcategory"]} if "subcategory" in line else {}),
         "prediction": line["answer"],
     }

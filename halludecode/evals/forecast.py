@@ -5,7 +5,14 @@ from __future__ import annotations
 import time
 from typing import Any
 
-from halludecode.evals.batches import WORDS, Ask, Setup, generate_each, requests_of, threads_for
+from halludecode.evals.batches import (
+    Ask,
+    Setup,
+    generate_each,
+    requests_of,
+    threads_for,
+    words_of,
+)
 from halludecode.evals.run import prepare
 
 PROBE = 8  # requests timed per strategy, task and source
@@ -66,8 +73,7 @@ def _seconds(setup: Setup, plan: Any, jobs: list[tuple[str, list[Ask]]]) -> floa
         probe = batches[0][:PROBE]
         requests, _ = requests_of(probe)
         asked = list(requests.values())
-        words = () if key[0] == "chair" else WORDS
-        generate = (plan.canonical, setup.sampling[key[0]], words)
+        generate = (plan.canonical, setup.sampling[key[0]], words_of(key[0]))
         generate_each(setup.engine, asked[:1], *generate)  # first calls allocate and compile
         start = time.perf_counter()
         generate_each(setup.engine, asked, *generate)

@@ -99,7 +99,7 @@ def scenes(group: Answers, folder: Path, labels: Mapping[str, str]) -> list[Scen
         for strategy in order:
             said = group.lines[strategy].get(None, {}).get(i)
             if said:
-                marked, wrong = strike(said["answer"], frozenset(line["objects"]), reader)
+                marked, wrong = strike(group.scored_text(said), frozenset(line["objects"]), reader)
                 captions.append((labels.get(strategy, strategy), marked, wrong))
         path = picture_path(folder, group.data, line["image"])
         source = data_uri(path.read_bytes()) if path.is_file() else None

@@ -10,127 +10,41 @@ are not the leaderboard's. The questions are not part of this package.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 
 from halludecode.core.errors import InvalidData
-from halludecode.evals.records import Record, read_records
+from halludecode.evals.hallusion_data import (
+    CATEGORIES,
+    ID,
+    HallusionQuestion,
+    load_answers,
+    load_questions,
+    make_question,
+)
 from halludecode.evals.tally import Id, Score, Sums, gather, match, ratio
 from halludecode.evals.yesno import parse_answer
 
+__all__ = [
+    "CATEGORIES",
+    "RULES",
+    "HallusionQuestion",
+    "attribution",
+    "judge",
+    "load_answers",
+    "load_questions",
+    "make_question",
+    "parse_hallusion_answer",
+    "score",
+    "score_lines",
+    "set_of",
+]
+
 RULES = ("official", "vlmevalkit", "lmms_eval")
-CATEGORIES = ("VD", "VS")  # visual dependent, visual supplement
-
-_ID = ("category", "subcategory", "set_id", "figure_id", "question_id")
 _CODES = {"0": "no", "1": "yes", "2": "other"}  # what the official script asks a model to answer
-_LABELS = {"0": "no", "1": "yes"}
-
-
-@dataclass(frozen=True)
-class HallusionQuestion:
-    """One question.
-
-    Args:
-        category: ``VD`` (needs its figure) or ``VS`` (can be answered without).
-        subcategory: Such as ``chart``, ``illusion`` or ``video``.
-        visual_input: ``0`` no figure, ``1`` an original figure, ``2`` an edited one.
-        set_id: Set within the subcategory; its figures and questions belong together.
-        figure_id: Figure within the set; ``0`` is the original, or none for ``VS``.
-        question_id: Question within the set.
-        text: The question.
-        label: ``yes`` or ``no``.
-    """
-
-    category: str
-    subcategory: str
-    visual_input: str
-    set_id: str
-    figure_id: str
-    question_id: str
-    text: str
-    label: str
-
-    @property
-    def id(self) -> str:
-        """``category_subcategory_set_figure_question``, as the official script names it."""
-        return "_".join(getattr(self, name) for name in _ID)
-
-    @property
-    def blind(self) -> bool:
-        """Whether it is asked without a figure, so that not knowing is right."""
-        return self.category == "VS" and self.figure_id == "0"
-
-
-# Reading -----------------------------------------------------------------------------------------
-
-
-def load_questions(path: Path | str) -> list[HallusionQuestion]:
-    """Reads ``HallusionBench.json``.
-
-    Raises:
-        InvalidData: Unreadable, a key is missing or has an impossible value, or a question occurs
-            twice; the sentence names file and line.
-    """
-    questions: dict[str, HallusionQuestion] = {}
-    for record in read_records(path):
-        label = _text(record, "gt_answer")
-        visual = _text(record, "visual_input")
-        fields = {name: _text(record, name) for name in _ID}
-        for name, value, known in (
-            ("gt_answer", label, tuple(_LABELS)),
-            ("visual_input", visual, ("0", "1", "2")),
-            ("category", fields["category"], CATEGORIES),
-        ):
-            if value not in known:
-                raise InvalidData(
-                    f"{record.where}: {name} is {value!r}; it must be one of {', '.join(known)}."
-                )
-        text = record.get("question", kind=str, what="the question")
-        question = HallusionQuestion(**fields, visual_input=visual, text=text, label=_LABELS[label])
-        if question.id in questions:
-            raise InvalidData(
-                f"{record.where}: question {question.id} occurs a second time; list it once."
-            )
-        questions[question.id] = question
-    return list(questions.values())
-
-
-def load_answers(path: Path | str) -> dict[Id, str]:
-    """Reads answers: the official results, or ``{"id", "answer"}``.
-
-    The official results are the questions with ``model_prediction`` added. ``id`` is
-    `HallusionQuestion.id`, such as ``VD_illusion_0_1_2``.
-
-    Raises:
-        InvalidData: A key is missing or of the wrong type, or a question is answered twice.
-    """
-    answers: dict[Id, str] = {}
-    lines: dict[str, int] = {}
-    for record in read_records(path):
-        if "id" in record.fields:
-            name = record.get("id", kind=str, what=f"a string {'_'.join(_ID)}")
-        else:
-            name = "_".join(_text(record, part) for part in _ID)
-        if name in lines:
-            raise InvalidData(
-                f"{record.where}: question {name} was already answered on line {lines[name]}; "
-                "give one answer per question."
-            )
-        lines[name] = record.line
-        answers[name] = str(
-            record.get("answer", "model_prediction", kind=(str, int), what="the answer as a string")
-        )
-    return answers
-
-
-def _text(record: Record, name: str) -> str:
-    return str(record.get(name, kind=(str, int), what="a string or a whole number"))
-
 
 # Scoring -----------------------------------------------------------------------------------------
 
@@ -193,16 +107,42 @@ def score(
     match([q.id for q in questions], answers, "question")
     if not questions:
         raise InvalidData("there are no answers to score; give a file with answers.")
-    outcomes = {q.id: _outcome(q, answers[q.id], rule) for q in questions}
+    outcomes = {q.id: judge(q, answers[q.id], rule) for q in questions}
+    return _tally(questions, outcomes, rule, {"missing": asked - len(questions)})
+
+
+def score_lines(lines: Sequence[Mapping[str, Any]], rule: str = "official") -> Score:
+    """Scores lines of a run folder.
+
+    Args:
+        lines: Lines of ``samples.jsonl``.
+        rule: The rule by which they were parsed.
+    """
+    questions, outcomes = [], {}
+    for line in lines:
+        named = {name: line[name] for name in (*ID, "visual_input")}
+        question = HallusionQuestion(**named, text=line["prompt"], label=line["label"])
+        questions.append(question)
+        told = {"answer": line["answer"], "parsed": line["parsed"], "label": line["label"]}
+        outcomes[question.id] = {**told, "correct": line["score"]}
+    return _tally(questions, outcomes, rule, {})
+
+
+def _tally(
+    questions: Sequence[HallusionQuestion],
+    outcomes: Mapping[Id, Mapping[str, Any]],
+    rule: str,
+    notes: Mapping[str, Any],
+) -> Score:
     rows, shares = _rows(questions, {q.id: outcomes[q.id]["correct"] for q in questions}, rule)
     rows += [(_name(q, _SET, rule), _counts(q, outcomes[q.id])) for q in questions]
     clusters, columns = gather(rows, _COLUMNS)
+    groups = _groups(questions, rule)
     official = rule == "official"
-    metrics = _formula(official, {name: column.sum() for name, column in columns.items()})
+    metrics = _formula(groups, official, {name: column.sum() for name, column in columns.items()})
     counts = {name: int(columns[name].sum()) for name in ("questions", "qAcc", "fAcc")}
-    notes = {
+    told = {
         "counts": dict(zip(("questions", "pairs", "figures"), counts.values(), strict=True)),
-        "missing": asked - len(questions),
         "printed": {name: _printed(name, float(value)) for name, value in metrics.items()},
         "attribution": attribution(questions, outcomes) if official else None,
     }
@@ -213,15 +153,25 @@ def score(
         outcomes=outcomes,
         clusters=clusters,
         columns=columns,
-        formula=partial(_formula, official),
+        formula=partial(_formula, groups, official),
         shares=shares,
         wilson=("aAcc",),
         unparsed=sum(o["parsed"] == "other" for o in outcomes.values()),
-        notes=notes,
+        notes={**notes, **told},
     )
 
 
-def _outcome(question: HallusionQuestion, answer: str, rule: str) -> dict[str, Any]:
+def judge(question: HallusionQuestion, answer: str, rule: str = "official") -> dict[str, Any]:
+    """What one answer says, as in `Score.outcomes`.
+
+    Args:
+        question: The question.
+        answer: The raw answer.
+        rule: A name of `RULES`.
+
+    Raises:
+        InvalidData: The rule is unknown.
+    """
     parsed = parse_hallusion_answer(answer, rule)
     unclear = rule == "official" and question.blind and parsed == "other"
     return {
@@ -249,15 +199,26 @@ _COLUMNS = (
 )
 
 
+def set_of(question: HallusionQuestion) -> str:
+    """Name of the set of figures and questions that belong together."""
+    return _name(question, _SET, "")
+
+
 def _name(question: HallusionQuestion, parts: Sequence[str], rule: str) -> str:
     # VLMEvalKit drops the category: VD and VS both have a subcategory ocr.
     wanted = [part for part in parts if rule != "vlmevalkit" or part != "category"]
     return "_".join(getattr(question, part) for part in wanted)
 
 
+def _groups(questions: Sequence[HallusionQuestion], rule: str) -> tuple[str, ...]:
+    """What is told: easy and hard only where it is known which figures are edited."""
+    told = rule == "official" and all(q.visual_input is not None for q in questions)
+    return tuple(_GROUPS) if told else ("qAcc", "fAcc")
+
+
 def _member(question: HallusionQuestion, group: str, rule: str) -> bool:
     if group in ("easy", "hard"):
-        return rule == "official" and (question.visual_input == "2") == (group == "hard")
+        return (question.visual_input == "2") == (group == "hard")
     return not (group == "fAcc" and rule == "official" and question.blind)
 
 
@@ -267,7 +228,8 @@ def _rows(
     """Counts of every pair and figure by set, and which of them are all right."""
     rows: list[tuple[str, dict[str, float]]] = []
     shares: dict[str, dict[Id, int]] = {"aAcc": dict(correct)}
-    for group, parts in _GROUPS.items():
+    for group in _groups(questions, rule):
+        parts = _GROUPS[group]
         members: dict[str, list[HallusionQuestion]] = {}
         for q in questions:
             if _member(q, group, rule):
@@ -295,9 +257,8 @@ def _counts(question: HallusionQuestion, outcome: Mapping[str, Any]) -> dict[str
     }
 
 
-def _formula(official: bool, s: Sums) -> dict[str, np.ndarray]:
+def _formula(groups: Sequence[str], official: bool, s: Sums) -> dict[str, np.ndarray]:
     metrics = {"aAcc": ratio(s["right"], s["questions"])}
-    groups = tuple(_GROUPS) if official else ("qAcc", "fAcc")
     metrics |= {name: ratio(s[f"{name}.right"], s[name]) for name in groups}
     if official:
         torn = s["fAcc"] - s["fAcc.right"] - s["fAcc.wrong"]

@@ -137,7 +137,10 @@ def _read(folder: Path, *, answers: bool) -> list[tuple[MmeQuestion, str]]:
     for subtask, paths in files.items():
         asked: dict[str, int] = {}
         for path in paths:
-            for line, row in enumerate(read_text(path).split("\n"), start=1):
+            text = read_text(path)
+            if answers and not text.strip():
+                raise InvalidData(f"{path} is empty; it must hold the answers of {subtask}.")
+            for line, row in enumerate(text.split("\n"), start=1):
                 if row.strip():
                     image, text, label, answer = _row(path, line, row, answers)
                     k = asked[image] = asked.get(image, 0) + 1
@@ -275,8 +278,9 @@ def _pairs(subtask: str, questions: Sequence[MmeQuestion]) -> list[tuple[MmeQues
     pairs = list(zip(questions[::2], questions[1::2], strict=True))
     for first, second in pairs:
         if first.image != second.image:
+            where = f"{second.where}: " if second.where else ""
             raise InvalidData(
-                f"MME {subtask}: the pair of {first.image} is broken by {second.image}; "
+                f"{where}MME {subtask}: the pair of {first.image} is broken by {second.image}; "
                 "every picture needs exactly two questions, on consecutive lines."
             )
     return pairs

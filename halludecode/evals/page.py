@@ -237,7 +237,9 @@ def _subtasks(part: tables.Section, named: Mapping[str, str]) -> dict[str, Any]:
 
 def widths(part: tables.Section) -> str:
     """How wide the intervals are and what that means, from the numbers; "" without any."""
-    column = tables.COLUMNS[part.task][0]
+    if not part.cells:
+        return ""
+    column = part.cells[0][1]
     name = column.title.replace(" %", "")
     known, told = [], []
     for split in part.splits:

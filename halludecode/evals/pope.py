@@ -11,7 +11,7 @@ import json
 import random
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -42,13 +42,23 @@ TYPOS = ("none", "vcd", "generator")
 
 @dataclass(frozen=True)
 class PopeQuestion:
-    """One question of a POPE file; ``category`` is None where the file names none."""
+    """One question of a POPE file.
+
+    Args:
+        question_id: Unique in its file.
+        image: File name of the picture.
+        text: The question.
+        label: ``yes`` or ``no``.
+        category: None where the file names none.
+        where: ``file:line``, for messages; empty where there is no file.
+    """
 
     question_id: Id
     image: str
     text: str
     label: str  # "yes" | "no"
     category: str | None = None
+    where: str = field(default="", compare=False, repr=False)
 
 
 def load_questions(path: Path | str) -> list[PopeQuestion]:
@@ -85,6 +95,7 @@ def _question(record: Record) -> PopeQuestion:
         text=record.get("text", kind=str, what="the question"),
         label=label,
         category=record.fields.get("category"),
+        where=record.where,
     )
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,22 +15,17 @@ from halludecode.core.errors import InvalidData
 
 @dataclass(frozen=True)
 class Record:
-    """One JSON object of a file and where it starts.
+    """One JSON object of a file, or one row of a table, and where it stands.
 
     Args:
-        path: The file it came from.
-        line: Line of its first character, counted from 1.
+        where: ``file:line`` of its first character, or the row of a data set, for messages.
         fields: The object itself.
+        line: The line, counted from 1.
     """
 
-    path: Path
-    line: int
+    where: str
     fields: Mapping[str, Any]
-
-    @property
-    def where(self) -> str:
-        """``file:line``, for messages."""
-        return f"{self.path}:{self.line}"
+    line: int = 0
 
     def get(self, *names: str, kind: type | tuple[type, ...], what: str) -> Any:
         """The value under the first of ``names`` that is present.
@@ -72,7 +68,7 @@ def read_text(path: Path | str) -> str:
     except UnicodeDecodeError as error:
         line = raw[: error.start].count(b"\n") + 1
         raise InvalidData(f"{path}:{line}: not UTF-8 text; save the file as UTF-8.") from None
-    except (OSError, EOFError) as error:
+    except (OSError, EOFError, zlib.error) as error:
         raise InvalidData(f"{path} cannot be read ({error}).") from None
 
 
@@ -95,7 +91,7 @@ def read_records(path: Path | str) -> list[Record]:
                 f"{path}:{line}: expected a JSON object, found {type(value).__name__}; "
                 "write one object a line."
             )
-        records.append(Record(path, line, value))
+        records.append(Record(f"{path}:{line}", value, line))
     if not records:
         raise InvalidData(f"{path} holds no records; write one JSON object a line.")
     return records
@@ -112,6 +108,8 @@ def _lines(path: Path, text: str) -> Iterator[tuple[int, Any]]:
                     f"{path}:{line}: not JSON ({error.msg} at column {error.colno}); "
                     "write one JSON object a line."
                 ) from None
+            except (ValueError, RecursionError) as error:
+                raise InvalidData(f"{path}:{line}: not JSON we can read ({error}).") from None
 
 
 def _array(path: Path, text: str) -> Iterator[tuple[int, Any]]:
@@ -124,6 +122,8 @@ def _array(path: Path, text: str) -> Iterator[tuple[int, Any]]:
             value, at = decoder.raw_decode(text, at)
         except json.JSONDecodeError as error:
             raise InvalidData(f"{path}:{error.lineno}: not JSON ({error.msg}).") from None
+        except (ValueError, RecursionError) as error:
+            raise InvalidData(f"{path}:{line}: not JSON we can read ({error}).") from None
         yield line, value
         at = _skip(text, at)
         if text[at : at + 1] == ",":

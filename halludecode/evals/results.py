@@ -10,12 +10,12 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from halludecode.evals import chair, mme, pope, stats, words, yesno
+from halludecode.evals import benchmarks, chair, mme, pope, stats, words, yesno
 from halludecode.evals.paired import differences
 from halludecode.evals.store import SCHEMA, Key
 
@@ -74,18 +74,29 @@ def judge(task: str, sample: Sample, answer: str, families: Mapping[str, str]) -
 
     Returns:
         For yes/no tasks ``parsed`` is "yes", "no" or "other" under the official rule and ``score``
-        1 or 0. For captions ``parsed`` lists the objects mentioned and those not in the picture,
-        and ``score`` is the share of mentions that are (1 when nothing is mentioned).
+        1 or 0. For captions ``parsed`` lists the objects mentioned, those not in the picture, the
+        caption's words as the scorer counts them, and which of these name what is not there;
+        ``score`` is the share of mentions that are (1 when nothing is mentioned).
     """
     if task == "chair":
-        words_of = _reader(families.get("family", "wordnet"), families.get("path", "auto"))
-        said = words_of.read(answer).objects
-        wrong = [name for name in said if name not in (sample.objects or ())]
-        score = 1 - len(wrong) / len(said) if said else 1.0
-        return {"parsed": {"generated": said, "hallucinated": wrong}, "score": score}
+        return _judge_caption(sample, answer, families)
     rule = yesno.parse_answer if task == "pope" else yesno.parse_mme_answer
     parsed = rule(answer)
     return {"parsed": parsed, "score": int(parsed == sample.label)}
+
+
+def _judge_caption(sample: Sample, answer: str, families: Mapping[str, str]) -> dict[str, Any]:
+    words_of = _reader(families.get("family", "wordnet"), families.get("path", "auto"))
+    reading = words_of.read(chair.trim(answer, incomplete=families.get("incomplete", "keep")))
+    wrong = [m for m in reading.mentions if m.object not in (sample.objects or ())]
+    said = len(reading.mentions)
+    parsed = {
+        "generated": reading.objects,
+        "hallucinated": [m.object for m in wrong],
+        "words": list(reading.words),
+        "hallucinated_words": [[reading.words[m.index], m.object] for m in wrong],
+    }
+    return {"parsed": parsed, "score": 1 - len(wrong) / said if said else 1.0}
 
 
 # Many answers -----------------------------------------------------------------------------------
@@ -103,18 +114,26 @@ def score_lines(
     """Scores the answers to one task on one source and split.
 
     Args:
-        task: "pope", "chair" or "mme".
+        task: A name of `task.TASKS`.
         lines: Lines of ``samples.jsonl`` by id; at least one.
-        families: The run's ``chair`` record: word families and word path.
+        families: The run's ``chair`` record: word families, word path, and what becomes of an
+            unfinished sentence.
         max_words: Cut captions after this many white-space words.
     """
     ordered = [lines[i] for i in sorted(lines, key=_order)]
     answers = {line["id"]: line["answer"] for line in ordered}
     if task == "chair":
-        captions = [chair.Caption(line["id"], line["answer"]) for line in ordered]
+        # An unfinished sentence goes before the cut: a cut caption seldom ends with a period.
+        drop = families.get("incomplete", "keep")
+        captions = [
+            chair.Caption(i, chair.trim(said, incomplete=drop)) for i, said in answers.items()
+        ]
         truth = {line["id"]: frozenset(line["objects"]) for line in ordered}
-        cut = {} if max_words is None else {"max_words": max_words}
-        return chair.score(captions, truth, **{**families, **cut})
+        recipe = {**families, "incomplete": "keep"}
+        scored = chair.score(captions, truth, **recipe, max_words=max_words)
+        return replace(scored, notes={**scored.notes, "incomplete": drop})
+    if task in benchmarks.SCORES:
+        return benchmarks.SCORES[task](ordered)
     if task == "pope":
         return pope.score(
             [pope.PopeQuestion(i["id"], i["image"], i["prompt"], i["label"]) for i in ordered],
@@ -127,7 +146,9 @@ def score_lines(
 
 
 def scorable(task: str, lines: Lines) -> Lines:
-    """The lines a scorer can use: for MME only whole pairs, which a failed answer breaks."""
+    """The lines a scorer can use: only whole pairs (MME) and sets, which a failed answer breaks."""
+    if task == "hallusionbench":
+        return benchmarks.whole_sets(lines)
     if task != "mme":
         return lines
 
@@ -148,6 +169,12 @@ class Answers:
     lines: dict[str, dict[str | None, dict[Any, Mapping[str, Any]]]]
     # Reading captions takes seconds, and a baseline is needed beside every strategy.
     _scored: dict[Any, Score] = field(default_factory=dict, repr=False)
+
+    def scored_text(self, line: Mapping[str, Any]) -> str:
+        """The part of an answer that is scored: captions may lose an unfinished sentence."""
+        if self.task != "chair":
+            return line["answer"]
+        return chair.trim(line["answer"], incomplete=self.families.get("incomplete", "keep"))
 
     def shared(
         self, strategy: str, like: str | None = None, other: Answers | None = None
@@ -270,6 +297,8 @@ def _entries(
             {
                 "n": score.n if score else 0,
                 "failed": wanted - len(lines),
+                "cut": sum(line.get("finish") == "length" for line in lines),
+                "unparsed": score.unparsed if score else 0,
                 "metrics": _metrics(score, seed) if score else {},
                 "degenerate": list(score.degenerate) if score else [],
                 "warnings": dict(Counter(w for line in lines for w in line.get("warnings", ()))),

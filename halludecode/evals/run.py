@@ -5,25 +5,25 @@ How the answers are made is `batches`, how they are kept `store`, how they are s
 
 from __future__ import annotations
 
-import datetime
 import functools
-import importlib.metadata
-import os
-import platform
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from halludecode.core.errors import InvalidData, InvalidParameter
+from halludecode.core.errors import InvalidParameter
 from halludecode.engines.base import Sampling
+from halludecode.evals import chair
 from halludecode.evals import controls as hd_controls
+from halludecode.evals.amber_words import Similarity, way_name
 from halludecode.evals.batches import BATCH, Setup, answer_all
 from halludecode.evals.data_sources import Selection, load_units
 from halludecode.evals.gallery import save_pictures
+from halludecode.evals.image_ids import load_ids
+from halludecode.evals.recipe import check_data, recipe
 from halludecode.evals.results import Report, arrange, build_results
 from halludecode.evals.store import RunStore
-from halludecode.evals.task import TASKS, Preset, preset_for
+from halludecode.evals.task import DESCRIBED, TASKS, Preset, preset_for
 from halludecode.evals.words import reader
 
 
@@ -41,7 +41,7 @@ def run_eval(
 
     Args:
         engine_or_loader: A loaded engine, or a function without arguments that loads one.
-        tasks: Of "pope", "chair", "mme".
+        tasks: Of `task.TASKS`.
         strategies: Spec strings (or strategies); all share the loaded model. With greedy among them
             every other one is compared with it.
         output: The run folder.
@@ -56,8 +56,8 @@ def run_eval(
         KeyboardInterrupt: Interrupted; what is done is kept.
     """
     setup = prepare(engine_or_loader, tasks=tasks, strategies=strategies, **options)
-    with RunStore(Path(output), *_recipe(setup), fresh=fresh) as store:
-        _check_data(store, setup)
+    check = functools.partial(check_data, setup, Path(output))
+    with RunStore(Path(output), *recipe(setup), fresh=fresh, check=check) as store:
         answer_all(setup, store, progress)
         names = [plan.canonical for plan in setup.plans.values()]
         results = build_results(store.done, setup.units, names, store.run, setup.seed)
@@ -79,7 +79,7 @@ def evaluate(
 
     Args:
         engine: A loaded engine.
-        tasks: Of "pope", "chair", "mme".
+        tasks: Of `task.TASKS`.
         strategy: Spec string, strategy, or a list of them.
         limit: First N pictures per source and task.
         out: Run folder.
@@ -116,11 +116,12 @@ def prepare(
 
     Args:
         engine_or_loader: As for `run_eval`.
-        tasks: Of "pope", "chair", "mme".
+        tasks: Of `task.TASKS`.
         strategies: Spec strings or strategies.
         data: Testbed names, folders or hub ids; for the testbed model ``testbed-iid`` by default.
         images: Folder of pictures (with ``annotations``, or replacing a data folder's own).
-        annotations: POPE question file or COCO instances file.
+        annotations: POPE question file, COCO instances file, AMBER's annotations.json or
+            HallusionBench.json.
         prompt_preset: A name of `task.PRESETS` or "testbed"; see `task.preset_for`.
         batch_size: Requests in one forward batch; None leaves the engine's own.
         seed: Seed of sampled decoding and of the bootstrap.
@@ -129,10 +130,13 @@ def prepare(
         controls: Also run what sampled results must be read against, see `evals.controls`; None is
             yes above temperature 0, where alone it tells something.
         **selection: ``limit`` (first N pictures per source and task, with all their questions),
-            ``pope_splits`` (empty takes those there are), ``family`` and ``gt_family`` (CHAIR),
-            ``columns`` (hub column map), ``testbed_images`` (pictures per testbed source).
+            ``pope_splits`` (empty takes those there are), ``columns`` (hub column map),
+            ``testbed_images`` (pictures per testbed source); of CHAIR ``family`` and ``gt_family``
+            (see `chair.families_of`), ``incomplete`` (see `chair.trim`; None is the preset's) and
+            ``image_ids`` (a list for `image_ids.load_ids`; None takes all); of AMBER ``similarity``
+            (see `amber.score`).
     """
-    limit = selection.get("limit")
+    limit, ids = selection.get("limit"), selection.get("image_ids")
     _check_arguments(tasks, strategies, limit, batch_size)
     name, engine = _model_name(engine_or_loader), None
     if not name:  # a loader that does not tell what it loads
@@ -147,12 +151,13 @@ def prepare(
     if batch_size is not None and hasattr(engine, "batch_size"):
         engine.batch_size = batch_size
     sampling = {
-        task: Sampling(
-            max_new_tokens=max_new_tokens or preset.tokens(task),
+        kind: Sampling(
+            max_new_tokens=max_new_tokens or preset.tokens(kind),
             temperature=temperature,
             seed=seed if temperature > 0 else None,
         )
         for task, (_, preset) in presets.items()
+        for kind in ((task, DESCRIBED) if task == "amber" else (task,))
     }
     plans = _plans(engine, strategies)
     if controls or (controls is None and temperature > 0):
@@ -169,26 +174,57 @@ def prepare(
         limit=limit,
         batch=BATCH.get(getattr(engine, "name", ""), BATCH["hf"]),
         controls=hd_controls.record(engine, plans) if temperature > 0 else {},
+        image_ids=None if ids is None else str(ids),
+        amber={"similarity": way_name(chosen.similarity)} if "amber" in tasks else {},
     )
 
 
 def _selection(
     tasks: Sequence[str],
     presets: Mapping[str, tuple[str, Preset]],
+    *,
     limit: int | None = None,
     pope_splits: Sequence[str] = (),
-    family: str = "wordnet",
-    gt_family: str = "wordnet",
     columns: Mapping[str, str] | None = None,
     testbed_images: int = 500,
+    image_ids: str | Path | None = None,
+    similarity: Similarity | str | None = None,
+    **captions: str | None,
 ) -> Selection:
-    families = {"family": family, "gt_family": gt_family}
-    if "chair" in tasks:
-        families["path"] = reader(family).path  # what this machine reads captions with
     plain = {task: preset for task, (_, preset) in presets.items()}
+    if image_ids is not None and "chair" not in tasks:
+        raise InvalidParameter("image-ids choose pictures for chair, which is not among the tasks.")
     return Selection(
-        tuple(tasks), plain, limit, tuple(pope_splits), families, columns or {}, testbed_images
+        tuple(tasks),
+        plain,
+        limit=limit,
+        splits=tuple(pope_splits),
+        families=_families(plain.get("chair"), **captions),
+        image_ids=() if image_ids is None else load_ids(image_ids),
+        columns=columns or {},
+        testbed_images=testbed_images,
+        similarity=similarity,
     )
+
+
+def _families(
+    preset: Preset | None,
+    family: str = "wordnet",
+    gt_family: str | None = None,
+    incomplete: str | None = None,
+) -> dict[str, str]:
+    """CHAIR's recipe: word families, what reads captions on this machine, the last sentence."""
+    family, gt_family = chair.families_of(family, gt_family)
+    if preset is None:
+        return {"family": family, "gt_family": gt_family}
+    incomplete = incomplete or preset.incomplete
+    chair.trim("", incomplete=incomplete)  # refuses what is neither keep nor drop
+    return {
+        "family": family,
+        "gt_family": gt_family,
+        "path": reader(family).path,
+        "incomplete": incomplete,
+    }
 
 
 def _sources(
@@ -243,96 +279,13 @@ def _check_arguments(
             raise InvalidParameter(f"{name}={value}: {name} must be at least 1.")
 
 
-def _recipe(setup: Setup) -> tuple[dict[str, Any], dict[str, Any]]:
-    """What all answers of the folder share, and the rest of ``run.json``."""
-    described = dict(setup.engine.describe())
-    identity = {
-        "model": setup.model,
-        "model_digest": described.pop("model_digest", None),
-        "engine": described.pop("engine", getattr(setup.engine, "name", "hf")),
-        "dtype": described.pop("dtype", None),
-        "seed": setup.seed,
-        "prompts": {
-            task: {"preset": name, "template": preset.template(task)}
-            for task, (name, preset) in setup.presets.items()
-        },
-        "sampling": {
-            task: {"max_new_tokens": s.max_new_tokens, "temperature": s.temperature}
-            for task, s in setup.sampling.items()
-        },
-        "chair": dict(setup.families) if "chair" in setup.presets else {},
-    }
-    data = {
-        "/".join(part for part in unit.key if part): {
-            "digest": unit.digest,
-            "samples": len(unit.samples),
-            "revision": unit.revision,
-        }
-        for unit in setup.units
-    }
-    recipe = {
-        "strategies": {
-            plan.canonical: {"spec": spec, **plan.describe(), **_controls(setup, plan)}
-            for spec, plan in setup.plans.items()
-        },
-        "data": data,
-        "limit": dict.fromkeys(setup.presets, setup.limit),
-        "hardware": _hardware(str(described.pop("device", "cpu"))),
-        "versions": {**_versions(), **described.pop("versions", {})},
-        "model_facts": described,
-        "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
-    }
-    return identity, recipe
-
-
-def _controls(setup: Setup, plan: Any) -> dict[str, Any]:
-    facts = setup.controls.get(plan.canonical)
-    return {"controls": facts} if facts else {}
-
-
-def _hardware(device: str) -> dict[str, Any]:
-    name = None
-    if device.startswith("cuda"):
-        import torch
-
-        name = torch.cuda.get_device_name(device)
-    return {
-        "device": device,
-        "gpu": name,
-        "machine": platform.machine(),
-        "system": platform.system(),
-        "cores": os.cpu_count(),
-    }
-
-
-def _versions() -> dict[str, str]:
-    return {
-        "halludecode": importlib.metadata.version("halludecode"),
-        "python": platform.python_version(),
-        "numpy": importlib.metadata.version("numpy"),
-    }
-
-
 def _keep_pictures(store: RunStore, setup: Setup, strategies: Sequence[str]) -> None:
     """Copies the pictures that the report shows into the run folder."""
     keys = [(*u.key, name, s.id) for name in strategies for u in setup.units for s in u.samples]
     groups = arrange((store.done[key] for key in keys if key in store.done), setup.families)
-    pictures = {(u.data, s.picture.name): s.picture for u in setup.units for s in u.samples}
+    asked = [(u.data, s.picture) for u in setup.units for s in u.samples]
+    pictures = {(data, p.name): p for data, p in asked if p.digest}
     save_pictures(store.path, groups.values(), pictures)
-
-
-def _check_data(store: RunStore, setup: Setup) -> None:
-    """Answers kept from an earlier call must be to the very same questions."""
-    for unit in setup.units:
-        for plan in setup.plans.values():
-            for sample in unit.samples:
-                line = store.done.get((*unit.key, plan.canonical, sample.id))
-                if line is not None and line["data_hash"] != sample.digest:
-                    raise InvalidData(
-                        f"{store.path}: sample {sample.id} of {unit.task} on {unit.data} was "
-                        "answered for other data; choose another output folder or start over "
-                        "with --fresh."
-                    )
 
 
 def dry_run(engine_or_loader: Any, **options: Any) -> dict[str, Any]:

@@ -12,7 +12,8 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any
 
@@ -76,7 +77,7 @@ def read_json(path: Path) -> dict[str, Any]:
             f"{path}: cannot be read ({error.strerror}); is this a run folder?"
         ) from None
     except ValueError as error:
-        raise InvalidData(f"{path}: not JSON ({error}).") from None
+        raise InvalidData(f"{path}: not JSON ({error}); restore the file.") from None
     if not isinstance(value, dict):
         raise InvalidData(f"{path}: expected a JSON object, found {type(value).__name__}.")
     return value
@@ -103,10 +104,11 @@ class RunStore:
             task.
         recipe: The rest of ``run.json``; mappings are merged into what is there.
         fresh: Delete an earlier run's files first.
+        check: Given the earlier answers, raises to refuse them; only then is anything written.
 
     Raises:
-        InvalidData: The folder holds another run, is being written by another process, or is
-            damaged.
+        InvalidData: The folder holds another run, is being written by another process, is damaged
+            or cannot be written to.
     """
 
     def __init__(
@@ -115,6 +117,7 @@ class RunStore:
         identity: Mapping[str, Any],
         recipe: Mapping[str, Any],
         fresh: bool = False,
+        check: Callable[[Mapping[Key, Mapping[str, Any]]], None] | None = None,
     ) -> None:
         self.path = Path(path)
         try:
@@ -123,14 +126,18 @@ class RunStore:
             raise InvalidData(f"{path}: cannot be made a run folder ({error.strerror}).") from None
         self._lock = _lock(self.path)
         try:
-            if fresh:
-                for name in FILES:
-                    (self.path / name).unlink(missing_ok=True)
-            self._adopt(dict(identity), dict(recipe))
-            self.done = self._read("samples.jsonl")
-            self.failures = self._read("errors.jsonl")
-            self._samples = (self.path / "samples.jsonl").open("ab")
-            self._errors = (self.path / "errors.jsonl").open("ab")
+            with _writing(self.path):
+                if fresh:
+                    for name in FILES:
+                        (self.path / name).unlink(missing_ok=True)
+                old = self._old(identity)
+                self.done = self._read("samples.jsonl")
+                self.failures = self._read("errors.jsonl")
+                if check is not None:
+                    check(self.done)
+                self._adopt(old, dict(identity), dict(recipe))
+                self._samples = (self.path / "samples.jsonl").open("ab")
+                self._errors = (self.path / "errors.jsonl").open("ab")
         except BaseException:
             _release(self._lock)
             raise
@@ -138,33 +145,41 @@ class RunStore:
     def _read(self, name: str) -> dict[Key, dict[str, Any]]:
         return {key_of(line): line for line in read_lines(self.path / name, repair=True)}
 
-    def _adopt(self, identity: dict[str, Any], recipe: dict[str, Any]) -> None:
-        """Checks ``run.json`` against this call, then writes the union of both."""
+    def _old(self, identity: Mapping[str, Any]) -> dict[str, Any]:
+        """An earlier call's ``run.json``, checked against this one; {} without."""
         file = self.path / "run.json"
         if not file.exists():
             if (self.path / "samples.jsonl").exists():
                 raise InvalidData(
                     f"{self.path} has answers but no run.json; start over with --fresh."
                 )
+            return {}
+        old = read_json(file)
+        for name, value in identity.items():
+            _same(self.path, name, old.get(name), value)
+        return old
+
+    def _adopt(self, old: dict[str, Any], identity: dict[str, Any], recipe: dict[str, Any]) -> None:
+        """Writes the union of an earlier call's ``run.json`` and this one's."""
+        if not old:
             self.run = {"schema": SCHEMA, **identity, **recipe}
         else:
-            old = read_json(file)
-            for name, value in identity.items():
-                _same(self.path, name, old.get(name), value)
             self.run = _merged(old, {**identity, **recipe})
             now = {name: recipe[name] for name in MOMENT if name in recipe}
             if now:  # the first call's stay where they are
                 self.run |= {name: old[name] for name in now if name in old}
                 self.run["resumed"] = [*old.get("resumed", ()), now]
-        write_json(file, self.run)
+        write_json(self.path / "run.json", self.run)
 
     def append(self, lines: Iterable[Mapping[str, Any]]) -> None:
         """Adds answers that are not there yet: whole lines, one write, flushed and synced."""
-        _append(self._samples, self.done, lines)
+        with _writing(self.path):
+            _append(self._samples, self.done, lines)
 
     def append_errors(self, lines: Iterable[Mapping[str, Any]]) -> None:
         """Adds failures that are not there yet."""
-        _append(self._errors, self.failures, lines)
+        with _writing(self.path):
+            _append(self._errors, self.failures, lines)
 
     def write_results(self, results: Mapping[str, Any]) -> dict[str, Any]:
         """Replaces ``results.json``; results of earlier calls that are not renewed stay.
@@ -179,13 +194,15 @@ class RunStore:
             renewed = {_named(entry) for entry in results[part]}
             kept = [entry for entry in old.get(part, []) if _named(entry) not in renewed]
             merged[part] = [*kept, *results[part]]
-        write_json(file, merged)
+        with _writing(self.path):
+            write_json(file, merged)
         return merged
 
     def close(self) -> None:
         """Releases the folder."""
-        self._samples.close()
-        self._errors.close()
+        for file in (self._samples, self._errors):
+            with suppress(OSError):  # what could not be written was said when it was tried
+                file.close()
         _release(self._lock)
 
     def __enter__(self) -> RunStore:
@@ -193,6 +210,18 @@ class RunStore:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+
+@contextmanager
+def _writing(folder: Path) -> Iterator[None]:
+    """Says in one sentence that a folder cannot be written to."""
+    try:
+        yield
+    except OSError as error:
+        raise InvalidData(
+            f"{error.filename or folder}: cannot be written ({error.strerror}); make room there or "
+            "choose another output folder."
+        ) from None
 
 
 def _named(entry: Mapping[str, Any]) -> tuple[Any, ...]:
@@ -215,7 +244,7 @@ def _same(path: Path, name: str, old: Any, new: Any) -> None:
     if isinstance(old, dict) and isinstance(new, Mapping):
         for part in (part for part in new if part in old):
             _same(path, f"{name}.{part}", old[part], new[part])
-    elif old != new:
+    elif old != new and not (old is None and isinstance(new, Mapping)):
         raise InvalidData(
             f"{path} holds a run with {name} {old!r}, not {new!r}: choose another output folder "
             "or start over with --fresh."

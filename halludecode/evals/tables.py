@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from halludecode.evals import control_text
+from halludecode.evals.amber_data import DIMENSIONS
 from halludecode.evals.stats import excludes_zero
 
 if TYPE_CHECKING:
@@ -33,6 +34,7 @@ class Column:
         scale: 100 for fractions shown as percentages.
         lower: Whether less is better; None where neither is.
         beside: Further metrics shown without interval: (metric, short title).
+        unless: A metric in whose presence this one is not shown.
     """
 
     metric: str
@@ -40,6 +42,7 @@ class Column:
     scale: float = 100.0
     lower: bool | None = False
     beside: tuple[tuple[str, str], ...] = ()
+    unless: str = ""
 
 
 COLUMNS: Mapping[str, tuple[Column, ...]] = {
@@ -54,6 +57,14 @@ COLUMNS: Mapping[str, tuple[Column, ...]] = {
         Column("total", "MME total", scale=1.0),
         Column("hallucination_subset", "halluc. subset", scale=1.0),
     ),
+    "amber": (
+        Column("chair", "CHAIR %", lower=True, beside=(("hal", "Hal"), ("cog", "Cog"))),
+        Column("cover", "cover %"),
+        Column("f1", "F1 %", beside=(("accuracy", "accuracy"),)),
+        Column("amber", "AMBER %"),
+        *(Column(f"{p}.f1", f"{p} F1 %", unless="f1") for p in DIMENSIONS[1:]),
+    ),
+    "hallusionbench": tuple(Column(n, f"{n} %") for n in ("aAcc", "qAcc", "fAcc", "hard")),
 }
 
 
@@ -103,8 +114,11 @@ class Section:
 
     @property
     def cells(self) -> list[tuple[str | None, Column]]:
-        """(split, column) of every value column."""
-        return [(split, column) for split in self.splits for column in COLUMNS[self.task]]
+        """(split, column) of every value column that has a value, or of the first."""
+        known = {name for entry in self.entries.values() for name in entry["metrics"]}
+        columns = [c for c in COLUMNS[self.task] if c.metric in known and c.unless not in known]
+        shown = columns or COLUMNS[self.task][:1]
+        return [(split, column) for split in self.splits for column in shown]
 
     def cost(self, strategy: str) -> float | None:
         """Relative time per token over all splits."""
@@ -232,6 +246,12 @@ def notes(results: Mapping[str, Any], labels: Mapping[str, str]) -> list[str]:
             name = labels.get(entry["strategy"], entry["strategy"])
             where = f"{name}, {entry['task']} on {entry['data']}{split}"
             said.append(f"{where}: {entry['failed']} failed, see errors.jsonl.")
+        if entry["task"] in ("amber", "hallusionbench") and entry.get("unparsed"):
+            name = labels.get(entry["strategy"], entry["strategy"])
+            said.append(
+                f"{name}, {entry['task']} on {entry['data']}: {entry['unparsed']} of {entry['n']} "
+                "answers say neither yes nor no as the official rule reads them."
+            )
     warned = Counter[tuple[str, str]]()
     answers = Counter[str]()
     for entry in entries:

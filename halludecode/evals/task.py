@@ -9,18 +9,21 @@ from __future__ import annotations
 
 import hashlib
 import io
+import json
 import re
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from halludecode.core.errors import InvalidData, InvalidParameter, InvalidRequest
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-TASKS = ("pope", "chair", "mme")
+TASKS = ("pope", "chair", "mme", "amber", "hallusionbench")
+DESCRIBED = "amber/generative"  # AMBER's descriptions, beside its questions, which are "amber"
+_WORDED_AS = {"amber": "pope", "hallusionbench": "pope"}  # whose words a preset puts round them
 POPE_SPLITS = ("random", "popular", "adversarial")
 ONE_WORD = "Answer the question using a single word or phrase."
 _MME_SUFFIX = re.compile(r"\s*Please answer yes or no\.\s*$")
@@ -32,11 +35,14 @@ class Preset:
 
     Args:
         source: Whose protocol this is.
-        pope: Text appended to the question; None where the protocol has no POPE prompt.
+        pope: Text appended to the question, also AMBER's and HallusionBench's; None where the
+            protocol has no POPE prompt.
         chair: The whole instruction; None where the protocol has no caption prompt.
         mme: Text that replaces MME's own "Please answer yes or no."; "" keeps the question as
             published; None where the protocol has no MME prompt.
         max_new_tokens: Most tokens per task.
+        incomplete: What becomes of a caption's unfinished last sentence before it is scored; see
+            `chair.trim`.
     """
 
     source: str
@@ -44,6 +50,7 @@ class Preset:
     chair: str | None = None
     mme: str | None = None
     max_new_tokens: Mapping[str, int] | None = None
+    incomplete: str = "keep"
 
     def template(self, task: str) -> str:
         """The prompt of ``task`` with ``{question}`` in place of the question, for ``run.json``."""
@@ -62,27 +69,67 @@ class Preset:
         return question + str(self.pope)
 
     def tokens(self, task: str) -> int:
-        """Most new tokens for ``task``; by default 512 for captions and 16 for words."""
-        return (self.max_new_tokens or {}).get(task, 512 if task == "chair" else 16)
+        """Most new tokens for ``task`` or `DESCRIBED`; by default 512 for texts, 16 for words."""
+        return (self.max_new_tokens or {}).get(task, 512 if task in ("chair", DESCRIBED) else 16)
 
 
 _DETAIL = "Please describe this image in detail."
+# Token limits are part of a protocol: POPE's official rule reads the first sentence only, but other
+# rules read all of a long answer, and a caption of 64 tokens names less than one of 512.
 PRESETS: dict[str, Preset] = {
     "llava-1.5": Preset(
         "LLaVA-1.5, InternVL, lmms-eval (POPE, MME); OPERA's instruction (CHAIR)",
         pope=f"\n{ONE_WORD}",
         chair=_DETAIL,
         mme=f"\n{ONE_WORD}",
+        max_new_tokens={"pope": 128},
     ),
-    "vcd": Preset("VCD", pope=" Please answer this question with one word.", mme=""),
-    "cd-rethink": Preset("cd_rethink", pope=f" {ONE_WORD}"),
-    "opera": Preset("OPERA, RITUAL, AvisC, DeCo", pope="", chair=_DETAIL, mme=""),
+    "vcd": Preset(
+        "VCD",
+        pope=" Please answer this question with one word.",
+        mme="",
+        max_new_tokens={"pope": 1024},
+    ),
+    "cd-rethink": Preset("cd_rethink", pope=f" {ONE_WORD}", max_new_tokens={"pope": 1024}),
+    "opera": Preset(
+        "OPERA: POPE; captions of 512 tokens, scored as they are",
+        pope="",
+        chair=_DETAIL,
+        mme="",
+        max_new_tokens={"pope": 10, "chair": 512},
+    ),
+    "opera-512": Preset(
+        "OPERA, DeCo: captions of 512 tokens, scored as they are",
+        chair=_DETAIL,
+        max_new_tokens={"chair": 512},
+    ),
+    "opera-64": Preset(
+        "OPERA: captions of 64 tokens, the unfinished last sentence dropped (its issue 30)",
+        chair=_DETAIL,
+        max_new_tokens={"chair": 64},
+        incomplete="drop",
+    ),
+    "ritual": Preset(
+        "RITUAL, AvisC: POPE; captions of 64 tokens, scored as they are (RITUAL)",
+        pope="",
+        chair=_DETAIL,
+        mme="",
+        max_new_tokens={"pope": 1024, "chair": 64},
+    ),
+    "deco": Preset(
+        "DeCo", pope="", chair=_DETAIL, mme="", max_new_tokens={"pope": 5, "chair": 512}
+    ),
     "pai": Preset(
         "PAI, VISTA, SPIN, without their system message",
         pope="",
         chair="Please help me describe the image in detail.",
+        max_new_tokens={"pope": 512},
     ),
-    "damro": Preset("DAMRO's script", chair="Generate a short caption of this image."),
+    "damro": Preset(
+        "DAMRO's script",
+        chair="Generate a short caption of this image.",
+        max_new_tokens={"chair": 1024},
+    ),
     "pope-brief": Preset("POPE paper", chair="Provide a brief description of the given image."),
     "pope-short": Preset("POPE paper", chair="Generate a short caption of the image."),
 }
@@ -100,8 +147,9 @@ def preset_for(name: str | None, model_id: str, tasks: Sequence[str]) -> tuple[s
         raise InvalidParameter(f"No prompt preset {name!r}; known: {', '.join(known)}.")
     preset = _testbed_preset() if name == "testbed" else PRESETS[name]
     for task in tasks:
-        if getattr(preset, task) is None:
-            defined = ", ".join(t for t in TASKS if getattr(preset, t) is not None)
+        if getattr(preset, _WORDED_AS.get(task, task)) is None:
+            worded = (t for t in TASKS if getattr(preset, _WORDED_AS.get(t, t)) is not None)
+            defined = ", ".join(worded)
             raise InvalidParameter(
                 f"Prompt preset {name!r} has no {task} prompt, only {defined}; "
                 f"choose another preset for {task}."
@@ -124,6 +172,8 @@ def _testbed_preset() -> Preset:
 @dataclass(frozen=True)
 class Picture:
     """A picture of the evaluation data, read when it is needed.
+
+    A question that is asked without a picture has one with an empty digest (`Picture.none`).
 
     Args:
         name: The name its annotation uses.
@@ -150,6 +200,11 @@ class Picture:
             raise InvalidData(f"{path}: the picture cannot be opened ({error.strerror}).") from None
         return cls(name, path.read_bytes, str(path), digest)
 
+    @classmethod
+    def none(cls, name: str) -> Picture:
+        """Stands where there is no picture; ``name`` says so."""
+        return cls(name, bytes, name, "")
+
     def load(self) -> Image:
         """Decodes the picture to RGB.
 
@@ -173,13 +228,14 @@ class Sample:
     """One question about one picture.
 
     Args:
-        id: POPE question id, COCO image id, or ``subtask/picture#k`` for MME; unique within its
-            unit.
+        id: POPE question id, COCO image id, ``subtask/picture#k`` for MME, AMBER's id, or
+            `HallusionQuestion.id`; unique within its unit.
         question: The data's own words; "" for captions.
         prompt: The words sent to the model.
         picture: The picture asked about.
         label: "yes" or "no"; None for captions.
         objects: True objects of the picture; None for yes/no tasks.
+        facts: What else its line holds, for the scorer.
     """
 
     id: int | str
@@ -188,12 +244,14 @@ class Sample:
     picture: Picture
     label: str | None = None
     objects: tuple[str, ...] | None = None
+    facts: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def digest(self) -> str:
-        """Hash of the data behind it: id, question, picture bytes, label or objects."""
+        """Hash of the data behind it: id, question, picture bytes, label or objects, facts."""
         truth = self.label if self.objects is None else "|".join(self.objects)
-        text = "\0".join((str(self.id), self.question, self.picture.digest, str(truth)))
+        facts = [json.dumps(self.facts, sort_keys=True)] if self.facts else []
+        text = "\0".join((str(self.id), self.question, self.picture.digest, str(truth), *facts))
         return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
@@ -202,11 +260,12 @@ class Unit:
     """One task on one data source and split: the samples of one row of results.
 
     Args:
-        task: "pope", "chair" or "mme".
+        task: One of `TASKS`.
         data: Name of the data source.
         split: POPE split; None for tasks without one.
         samples: In file order, pictures together.
         revision: Revision of a hub data set; None for files.
+        judge: Reads one answer: the ``parsed`` and ``score`` of its line. None is `results.judge`.
     """
 
     task: str
@@ -214,6 +273,7 @@ class Unit:
     split: str | None
     samples: tuple[Sample, ...]
     revision: str | None = None
+    judge: Callable[[Sample, str], dict[str, Any]] | None = None
 
     @property
     def key(self) -> tuple[str, str, str | None]:

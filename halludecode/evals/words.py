@@ -2,34 +2,29 @@
 
 A family decides how a token becomes a vocabulary word: ``pattern`` (every token made singular; the
 original script and POPE's object lists) or ``wordnet`` (WordNet lemma under the part of speech;
-what papers on decoding use). For ``wordnet`` two paths make tokens and tags: ``nltk`` runs NLTK's
-own tokeniser and tagger and is exact; ``tables`` needs no download and decides the few parts of
-speech that matter with a small shipped model (`halludecode.evals.tags`). Which one ran is recorded.
+what papers on decoding use). For ``wordnet`` two paths make tokens and tags: ``nltk`` uses NLTK's
+own data and is exact; ``tables`` needs no download, splits tokens by the same rules
+(`halludecode.evals.tokens`) and decides the few parts of speech that matter with a shipped model
+(`halludecode.evals.tags`). Which one ran is recorded.
 """
 
 from __future__ import annotations
 
 import json
-import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
 
 from halludecode.core.errors import InvalidData, MissingExtra
-from halludecode.evals.tags import tag
+from halludecode.evals import tags, tokens
+from halludecode.evals.tokens import Token, tokenize
 
 FAMILIES = ("wordnet", "pattern")
 PATHS = ("auto", "nltk", "tables")
 DATA = Path(__file__).parent / "data"
 NLTK_PARTS = ("punkt_tab", "averaged_perceptron_tagger_eng")
-
-_SEPARATORS = re.escape(',;:!?"\u201c\u201d\u2018\u2019()[]{}<>&@#$%*`\u2026')
-_RUN = re.compile(rf"[{_SEPARATORS}]|[^\s{_SEPARATORS}]+")
-_PIECES = re.compile(r"(.+?)('s|'re|'ve|'ll|'d|'m|n't|')?", re.DOTALL)
-
-Token = tuple[str, int, int]  # lower-cased text, start and end in the caption
 
 
 @dataclass(frozen=True)
@@ -115,39 +110,12 @@ def reader(family: str = "wordnet", path: str = "auto") -> Reader:
         raise InvalidData(f"word path {path!r} is unknown; the known ones are {', '.join(PATHS)}.")
     if family == "pattern":
         return Reader(family, "tables", tokenize, _singulars)
-    if path == "tables" or (path == "auto" and missing_nltk()):
-        return Reader(family, "tables", tokenize, _tagged_lemmas)
-    lack = missing_nltk()
+    lack = missing_nltk() if path != "tables" else None
+    if path == "tables" or (path == "auto" and lack):
+        return Reader(family, "tables", tokenize, lambda words: _lemmas(words, tags.shipped()))
     if lack:
         raise MissingExtra(lack)
-    return _nltk_reader()
-
-
-def tokenize(caption: str) -> list[Token]:
-    """Splits a caption into lower-cased tokens that give the same objects as NLTK's tokeniser."""
-    lowered, place = _lower(caption)
-    tokens: list[Token] = []
-    for run in _RUN.finditer(lowered):
-        text, at = run.group(), run.start()
-        stem = text.rstrip(".")
-        if stem:
-            pieces = _PIECES.fullmatch(stem)
-            for piece in pieces.groups() if pieces else (stem,):
-                if piece:
-                    tokens.append((piece, place[at], place[at + len(piece)]))
-                    at += len(piece)
-        if stem != text:
-            tokens.append((".", place[at], place[run.end()]))
-    return tokens
-
-
-def _lower(caption: str) -> tuple[str, Sequence[int]]:
-    # A few letters grow when lower-cased; spans must still point into the caption itself.
-    lowered = caption.lower()
-    if len(lowered) == len(caption):
-        return lowered, range(len(caption) + 1)
-    place = [i for i, letter in enumerate(caption) for _ in letter.lower()]
-    return lowered, [*place, len(caption)]
+    return Reader(family, "nltk", _nltk_tokens(), lambda words: _lemmas(words, tags.installed()))
 
 
 def _join(normal: list[str], tokens: list[Token]) -> list[Token]:
@@ -202,14 +170,25 @@ def _singulars(words: list[str]) -> list[str]:
     return [table.get(word, word) for word in words]
 
 
-def _lemmas(words: list[str], tags: Sequence[str]) -> list[str]:
+@cache
+def ambiguous() -> frozenset[str]:
+    """Words whose lemma depends on the part of speech."""
+    tables = _lemma_table()
+    words = {word for table in tables.values() for word in table}
+    return frozenset(w for w in words if len({tables[p].get(w, w) for p in tags.POS}) > 1)
+
+
+def _lemmas(words: list[str], tagger: tags.Tagger) -> list[str]:
     # Only words that can end in the vocabulary are in the table; the others never matter.
-    table = _lemma_table()
-    return [table[pos].get(word, word) for word, pos in zip(words, tags, strict=True)]
-
-
-def _tagged_lemmas(words: list[str]) -> list[str]:
-    return _lemmas(words, tag(words, _lemma_table()))
+    table, matter = _lemma_table(), ambiguous()
+    nouns = table["n"]
+    lemmas = [nouns.get(word, word) for word in words]
+    wanted = [i for i, word in enumerate(words) if word in matter]
+    if wanted:
+        found = tagger.tag(words, wanted)
+        for i in wanted:
+            lemmas[i] = table[tags.part(found[i])].get(words[i], words[i])
+    return lemmas
 
 
 # NLTK --------------------------------------------------------------------------------------------
@@ -232,38 +211,30 @@ def missing_nltk() -> str | None:
     return None
 
 
-@cache  # the tagger takes half a second to load
-def _nltk_reader() -> Reader:
+@cache
+def _nltk_tokens() -> Callable[[str], list[Token]]:
+    """NLTK's tokeniser; captions on which ours cannot differ are left to ours, which is faster."""
     from nltk import word_tokenize
-    from nltk.tag import PerceptronTagger
 
-    tagger = PerceptronTagger()
+    spared = _spared()
 
-    def tokens(caption: str) -> list[Token]:
-        return _spans(caption, word_tokenize(caption.lower()))
+    def split(caption: str) -> list[Token]:
+        lowered, place = tokens.lower(caption)
+        if tokens.plain(lowered, spared):
+            return tokenize(caption)
+        found = tokens.spans(lowered, word_tokenize(lowered))
+        return [(word, place[start], place[end]) for word, start, end in found]
 
-    def normalise(words: list[str]) -> list[str]:
-        parts = {"J": "a", "V": "v", "R": "r"}
-        tags = [parts.get(name[:1], "n") for _, name in tagger.tag(words)]
-        return _lemmas(words, tags)
-
-    return Reader("wordnet", "nltk", tokens, normalise)
+    return split
 
 
-def _spans(caption: str, words: Sequence[str]) -> list[Token]:
-    # NLTK writes straight double quotes as `` and ''; every other token stands in the text.
-    lowered, place = _lower(caption)
-    tokens: list[Token] = []
-    at = 0
-    for word in words:
-        start = lowered.find(word, at)
-        length = len(word)
-        if word in ("``", "''"):
-            quote = lowered.find('"', at)
-            if quote >= 0 and not 0 <= start < quote:
-                start, length = quote, 1
-        if start < 0:
-            start, length = at, 0
-        at = start + length
-        tokens.append((word, place[start], place[at]))
-    return tokens
+def _spared() -> frozenset[str]:
+    """Words after which NLTK's data may let a sentence go on in spite of a period."""
+    import nltk
+
+    def rows(name: str) -> Iterable[str]:
+        with nltk.data.find(f"tokenizers/punkt_tab/english/{name}").open() as file:
+            return file.read().decode("utf-8").splitlines()
+
+    pairs = (row.split("\t")[0] for row in rows("collocations.tab"))
+    return frozenset([*rows("abbrev_types.txt"), *pairs])

@@ -80,3 +80,16 @@ def test_a_bad_file_says_what_and_where(config, text, message):
 def test_a_missing_file(tmp_path):
     with pytest.raises(InvalidData, match="cannot be read"):
         merge({}, tmp_path / "none.yaml")
+
+
+def test_columns_are_pairs_or_a_mapping(tmp_path):
+    path = tmp_path / "run.yaml"
+    path.write_text("columns: {answer: reply}\n")
+    assert merge({}, path)["columns"] == {"answer": "reply"}
+    assert merge({"columns": ["question=asked", "image=a=b"]}, path)["columns"] == {
+        "question": "asked",
+        "image": "a=b",
+    }
+    assert merge({}, None)["columns"] is None
+    with pytest.raises(InvalidData, match="--columns 'answer': give OURS=THEIRS"):
+        merge({"columns": ["answer"]}, None)

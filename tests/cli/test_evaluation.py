@@ -120,6 +120,34 @@ def test_sampling_reaches_the_run_only_where_it_is_given(cli, runs):
     assert not {"temperature", "max_new_tokens"} & runs[1][1].keys()
 
 
+def test_chairs_recipe_reaches_the_run_only_where_it_is_given(cli, runs, tmp_path):
+    given = {"family": "wordnet", "gt_family": "pattern", "incomplete": "drop"}
+    given |= {"image_ids": "chair500", "prompt_preset": "opera-64"}
+    words = [word for name, value in given.items() for word in (f"--{name}", value)]
+    words = [word.replace("_", "-") if word.startswith("--") else word for word in words]
+    assert cli(*BASE, "--output", "runs/x", *words).code == 0
+    path = tmp_path / "run.yaml"
+    path.write_text(
+        "".join(f"{name.replace('_', '-')}: {value}\n" for name, value in given.items())
+    )
+    assert cli(*BASE, "--output", "runs/x", "--config", path).code == 0
+    for _, taken in runs:
+        assert {name: taken[name] for name in given} == given
+    cli(*BASE, "--output", "runs/x")
+    assert not (given.keys() - {"prompt_preset"}) & runs[2][1].keys()
+
+
+def test_the_help_names_every_preset_family_and_list(cli):
+    from halludecode.evals.chair import INCOMPLETE, MIXTURES
+    from halludecode.evals.image_ids import LISTS
+    from halludecode.evals.task import PRESETS
+    from halludecode.evals.words import FAMILIES
+
+    text = " ".join(cli("eval", "--help").out.split())
+    for name in [*PRESETS, *FAMILIES, *MIXTURES, *INCOMPLETE, *LISTS]:
+        assert name in text
+
+
 def test_controls_are_the_librarys_choice_unless_given(cli, runs):
     for words in ((), ("--controls",), ("--no-controls",)):
         cli(*BASE, "--output", "runs/x", *words)
@@ -158,7 +186,14 @@ def test_score_prints_metrics(cli, monkeypatch):
     assert json.loads(cli(*words, "--json").out)["metrics"]["accuracy"]["value"] == 0.5
     assert calls[0] == (
         ("pope", Path("p.jsonl"), None, None, "vcd", "wordnet", None),
-        {"similarity": None, "allow_missing": False},
+        {
+            "relabel": None,
+            "incomplete": "keep",
+            "image_ids": None,
+            "details": None,
+            "similarity": None,
+            "allow_missing": False,
+        },
     )
 
 
@@ -180,6 +215,94 @@ def test_score_of_a_real_file(cli, tmp_path):
     assert scored["metrics"]["accuracy"]["value"] == 0.5
     assert scored["metrics"]["recall"]["value"] == 1.0
     assert "0.5000" in cli(*words).out
+
+
+def test_score_of_every_pope_split(cli, tmp_path):
+    for folder in ("said", "asked"):
+        (tmp_path / folder).mkdir()
+    for split in ("popular", "random"):
+        (tmp_path / "asked" / f"coco_pope_{split}.json").write_text(
+            '{"question_id": 1, "image": "a.jpg", "text": "Is there a dog?", "label": "yes"}\n'
+        )
+    (tmp_path / "said" / "random.jsonl").write_text('{"question_id": 1, "answer": "Perhaps"}\n')
+    (tmp_path / "said" / "popular.jsonl").write_text('{"question_id": 1, "answer": "No"}\n')
+    words = ("--predictions", tmp_path / "said", "--annotations", tmp_path / "asked")
+    rows = [row.split() for row in cli("score", "--task", "pope", *words).out.splitlines()]
+    assert rows[0] == ["mean", "random", "popular"]
+    assert ["n", "2", "1", "1"] in rows
+    assert ["accuracy", "0.5000", "1.0000", "0.0000"] in rows
+    assert ["unparsed", "1", "1", "0"] in rows
+    scored = json.loads(cli("score", "--task", "pope", *words, "--json").out)
+    assert scored["splits"]["random"]["metrics"]["accuracy"]["value"] == 1.0
+
+
+def test_score_under_later_labels(cli, tmp_path):
+    question = '{"question_id": 1, "image": "a.jpg", "text": "Is there a dog?", "label": "%s"}\n'
+    for name, label in (("asked", "yes"), ("later", "no")):
+        (tmp_path / name).write_text(question % label)
+    (tmp_path / "said").write_text('{"question_id": 1, "answer": "No"}\n')
+    words = ("--predictions", tmp_path / "said", "--annotations", tmp_path / "asked")
+    out = cli("score", "--task", "pope", *words, "--relabel", tmp_path / "later").out
+    rows = dict(line.split() for line in out.splitlines())
+    assert (rows["accuracy"], rows["yes_to_no"], rows["dropped"]) == ("1.0000", "1", "0")
+
+
+def test_score_of_captions_with_every_word(cli, tmp_path):
+    said = tmp_path / "said.jsonl"
+    said.write_text('{"image_id": 9, "caption": "A bowl of broccoli. A cat on"}\n')
+    words = ("score", "--task", "chair", "--predictions", said, "--incomplete", "drop")
+    result = cli(*words, "--details", tmp_path / "d.jsonl", "--json")
+    assert json.loads(result.out)["incomplete"] == "drop"
+    (record,) = map(json.loads, (tmp_path / "d.jsonl").read_text().splitlines())
+    assert record["words"] == ["a", "bowl", "of", "broccoli", "."]
+    assert record["mscoco_hallucinated_words"] == []
+
+
+@pytest.mark.parametrize(
+    ("said", "message"),
+    [
+        (
+            '{"image_id": 9, "caption": "A cat."}\n{"image_id": 9, "caption": "A"}',
+            r":2: image_id 9 was",
+        ),
+        (
+            '{"image_id": 9, "caption": "A cat."}\n{"image_id": 1, "caption": "A"}',
+            r":2: image_id 1 is n",
+        ),
+        ('{"image_id": 9}', ':1: key "caption" is missing'),
+        ('{"image_id": "9", "caption": "A cat."}', ":1: \"image_id\" is '9'"),
+        ('{"image_id": 9, "caption": 3}', ':1: "caption" is 3'),
+        ("", "holds no records"),
+    ],
+)
+def test_bad_captions_are_one_sentence_with_file_and_line(cli, tmp_path, said, message):
+    (tmp_path / "said.jsonl").write_text(said)
+    result = cli("score", "--task", "chair", "--predictions", tmp_path / "said.jsonl")
+    assert (result.code, result.out) == (2, "")
+    assert f"said.jsonl{message}" in result.err or message in result.err
+    assert result.err.count("\n") == 1
+
+
+def test_questions_from_annotations(cli, tmp_path):
+    pytest.importorskip("pycocotools", reason="pycocotools is not installed")
+    kinds = [{"id": i, "name": name} for i, name in enumerate(("cat", "owl", "elk", "ant", "bee"))]
+    images = [{"id": i, "file_name": f"{i}.jpg"} for i in range(4)]
+    boxes = [
+        {"id": 9 * i + k, "image_id": i, "category_id": (i + k) % 5}
+        for i in range(4)
+        for k in range(2)
+    ]
+    path = tmp_path / "instances.json"
+    path.write_text(json.dumps({"images": images, "annotations": boxes, "categories": kinds}))
+    words = ("pope-questions", "--annotations", path, "--output", tmp_path / "made")
+    result = cli(*words, "--pictures", "3", "--per-image", "2", "--seed", "1")
+    assert (result.code, result.out) == (0, "")
+    assert "12 questions about 3 pictures" in result.err
+    for split in ("random", "popular", "adversarial"):
+        lines = (tmp_path / "made" / "pope" / f"{split}.jsonl").read_text().splitlines()
+        assert [json.loads(line)["label"] for line in lines] == ["yes", "no"] * 6
+    assert cli(*words).code == 2
+    assert "no picture to ask about" in cli(*words).err  # none has three objects
 
 
 def test_score_of_part_of_amber(cli, tmp_path):

@@ -9,12 +9,27 @@ from pathlib import Path
 
 import pytest
 
-from halludecode.evals import chair
+from halludecode.evals import chair, tags_train
 from halludecode.evals.words import missing_nltk
 
 REPO = Path(__file__).parents[2]
 VECTORS = json.loads((REPO / "tests" / "data" / "eval_public.json").read_text(encoding="utf-8"))
 PUBLIC = REPO.parent / "shared" / "data"
+# Every published caption file, with its number of captions.
+CAPTION_FILES = {
+    **{
+        f"chair/captions_opera/{model}_{decoding}.jsonl": 500
+        for model in ("instructblip", "llava-1.5", "shikra")
+        for decoding in ("beam5", "greedy", "opera")
+    },
+    **{
+        f"chair/captions_pope_paper/Instruction{i}_{model}.jsonl.gz": 2000
+        for i in (1, 2)
+        for model in ("instructblip", "llava")
+    },
+    "chair/reference_output_llava-1.5-7b.jsonl.gz": 500,
+    "chair/coco_val2014_80.jsonl": 401,
+}
 
 
 def public(name: str) -> Path:
@@ -33,6 +48,13 @@ def use_nltk_data() -> None:
         nltk.data.path.insert(0, folder)
     if lack := missing_nltk():
         pytest.skip(lack)
+
+
+def caption_texts(name: str) -> list[str]:
+    """The captions of one of `CAPTION_FILES`."""
+    texts = tags_train.texts([public(name)])
+    assert len(texts) == CAPTION_FILES[name]
+    return texts
 
 
 @cache

@@ -515,7 +515,7 @@ def test_bad_coco_files_are_named(tmp_path):
     with pytest.raises(InvalidData, match="category 'unicorn' is not among CHAIR's 80"):
         chair.ground_truth(path)
     path.write_text('{"images": [], "annotations": [{"id": 1}], "categories": []}')
-    with pytest.raises(InvalidData, match=r"an entry lacks 'image_id'"):
+    with pytest.raises(InvalidData, match=r"annotations\[0\] lacks 'image_id'"):
         chair.ground_truth(path)
 
 

@@ -265,7 +265,7 @@ def test_seeds_must_differ_and_nothing_else(seeded, made):
         compare_seeds([one, two])
     with pytest.raises(InvalidData, match="Seeds 1, 2, 1: give"):
         compare_seeds([one, two, one])
-    with pytest.raises(InvalidData, match=r"differ in prompts, sampling; over seeds"):
+    with pytest.raises(InvalidData, match=r"differ in prompts, sampling, chair; over seeds"):
         compare_seeds([one, two, str(made[0] / "all")])
 
 

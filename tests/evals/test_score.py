@@ -70,7 +70,11 @@ def test_intervals_on_request(tmp_path, asked):
         ([{"question_id": 1, "answer": "Yes"}], r"a\.jsonl: 3 of 4 predictions are missing: ques"),
         (
             [{"question_id": i, "answer": "No"} for i in (1, 2, 3, 4, 5)],
-            r"a\.jsonl: 1 predictions belong to no item: question_id 5",
+            r"a\.jsonl:5: question_id 5 is no question of the annotations \(1 such answers\)",
+        ),
+        (
+            [{"question_id": i, "answer": "No"} for i in (1, 2, 3, "4")],
+            r"a\.jsonl:4: question_id '4' is no question of the annotations",
         ),
         (
             [{"question_id": 1, "answer": "No"}] * 2,
@@ -98,6 +102,96 @@ def test_pope_needs_questions(tmp_path):
 def test_unknown_task_is_named(tmp_path):
     with pytest.raises(InvalidData, match="'vqa' is unknown; the known ones are pope, chair"):
         score_predictions("vqa", tmp_path)
+
+
+# ---------------------------------------------------------------- POPE's splits
+
+
+@pytest.fixture
+def splits(tmp_path):
+    """Folders of answers, of questions and of later labels for two splits."""
+    folders = [tmp_path / name for name in ("said", "asked", "later")]
+    for folder in folders:
+        folder.mkdir()
+    answers = [{"question_id": i, "answer": said} for i, said in SAID.items()]
+    later = [QUESTIONS[0] | {"label": "no"}, QUESTIONS[3] | {"question_id": 9, "label": "yes"}]
+    for split in ("random", "popular"):
+        lines(folders[0] / f"model_{split}_greedy.jsonl", answers)
+        lines(folders[1] / f"coco_pope_{split}.json", QUESTIONS)
+        lines(folders[2] / f"coco_repope_{split}.json", later)
+    lines(folders[0] / "model_popular_greedy.jsonl", [a | {"answer": "Yes"} for a in answers])
+    (folders[1] / "coco_co_occur.json").write_text('{"dog": []}')  # POPE's folder has it too
+    return folders
+
+
+def test_every_split_and_their_mean(splits):
+    made = score_predictions("pope", *splits[:2])
+    assert json.loads(json.dumps(made)) == made
+    assert made["n"] == 8
+    assert list(made["splits"]) == ["random", "popular"]
+    assert made["splits"]["random"]["metrics"]["accuracy"] == {"value": 0.5}
+    assert made["splits"]["popular"]["metrics"]["recall"] == {"value": 1.0}
+    assert made["splits"]["random"]["n"] == 4
+    assert made["metrics"]["recall"] == {"value": 0.75}
+    assert made["metrics"]["yes_ratio"] == {"value": 0.75}
+    assert made["metrics"]["unparsed"] == {"value": 1.0}
+    assert "relabelled" not in made
+
+
+def test_every_split_under_later_labels(splits):
+    made = score_predictions("pope", *splits[:2], relabel=splits[2])
+    one = {"kept": 2, "dropped": 2, "yes_to_no": 1, "no_to_yes": 1}
+    assert made["splits"]["random"]["relabelled"] == one
+    assert made["relabelled"] == {name: 2 * count for name, count in one.items()}
+    assert made["n"] == 4
+    assert made["splits"]["popular"]["metrics"]["precision"] == {"value": 0.5}
+    alone = score_predictions(
+        *("pope", splits[0] / "model_random_greedy.jsonl", splits[1] / "coco_pope_random.json"),
+        relabel=splits[2] / "coco_repope_random.json",
+    )
+    assert alone["relabelled"] == one
+    assert alone["metrics"] == made["splits"]["random"]["metrics"]
+    assert "relabel" in alone["files"]
+
+
+def test_unequal_folders_are_named(splits):
+    said, asked, later = splits
+    with pytest.raises(InvalidData, match=r"asked is a folder and .*greedy\.jsonl is not; give ei"):
+        score_predictions("pope", said / "model_random_greedy.jsonl", asked)
+    (later / "coco_repope_popular.json").unlink()
+    with pytest.raises(
+        InvalidData, match=r"later holds the splits random, .*asked random, popular"
+    ):
+        score_predictions("pope", said, asked, relabel=later)
+    (said / "model_popular_greedy.jsonl").unlink()
+    with pytest.raises(
+        InvalidData, match=r"said holds the splits random, .*asked random, popular;"
+    ):
+        score_predictions("pope", said, asked)
+    with pytest.raises(InvalidData, match="1 of 4 predictions are missing"):
+        lines(said / "popular.jsonl", [{"question_id": i, "answer": "No"} for i in (1, 2, 3)])
+        score_predictions("pope", said, asked)
+
+
+def test_answers_to_what_is_dropped_must_be_there_too(splits):
+    said, asked, later = (sorted(folder.glob("*random*"))[0] for folder in splits)
+    lines(said, [{"question_id": i, "answer": "No"} for i in (1, 3)])
+    with pytest.raises(InvalidData, match="2 of 4 predictions are missing"):
+        score_predictions("pope", said, asked, relabel=later)
+
+
+@pytest.mark.parametrize(
+    ("task", "option", "message"),
+    [
+        ("mme", {"relabel": "r"}, "relabel is for task pope, not mme"),
+        ("pope", {"details": "d"}, "details is for task chair, not pope"),
+        ("pope", {"incomplete": "drop"}, "incomplete is for task chair, not pope"),
+        ("pope", {"image_ids": "chair500"}, "image-ids is for task chair, not pope"),
+    ],
+)
+def test_options_of_other_tasks_are_refused(tmp_path, task, option, message):
+    with pytest.raises(InvalidData, match=message):
+        score_predictions(task, tmp_path / "p.jsonl", **option)
 
 
 # ---------------------------------------------------------------- CHAIR
@@ -165,7 +259,7 @@ def test_chair_without_reference_captions_counts_instances_only(tmp_path, said):
 
 
 def test_chair_falls_back_on_no_other_truth(tmp_path, said):
-    with pytest.raises(InvalidData, match=r"c\.jsonl: image_id 1 is not in the annotations"):
+    with pytest.raises(InvalidData, match=r"c\.jsonl:1: image_id 1 is not in the annotations"):
         score_predictions("chair", said)  # the shipped COCO sets know no images 1 and 2
     with pytest.raises(InvalidData, match="shipped object sets are of the wordnet family"):
         score_predictions("chair", said, gt_family="pattern")
@@ -181,6 +275,51 @@ def test_chair_against_the_shipped_sets(tmp_path):
     assert made["sentences"][0]["generated"] == ["broccoli", "bowl", "cat"]
     assert made["sentences"][0]["hallucinated"] == ["cat"]
     assert made["metrics"]["recall"]["value"] == 2 / 3
+
+
+def test_chair_of_a_list_of_pictures(tmp_path, said):
+    pytest.importorskip("pycocotools", reason="pycocotools is not installed")
+    instances, _ = coco(tmp_path)
+    ids = tmp_path / "ids.txt"
+    for text, message in (
+        ("1\n", r"c\.jsonl:2: image_id 2 is no image of .*ids\.txt \(1 such answers\)"),
+        ("1\n2\n3\n", r"c\.jsonl: 1 of the 3 image ids asked for are missing, 3 first"),
+    ):
+        ids.write_text(text)
+        with pytest.raises(InvalidData, match=message):
+            score_predictions("chair", said, instances, image_ids=ids)
+    ids.write_text("2\n1\n")
+    made = score_predictions("chair", said, instances, image_ids=ids)
+    assert (made["n"], made["image_ids"]) == (2, str(ids))
+
+
+def test_chair_without_the_last_sentence(tmp_path):
+    path = lines(tmp_path / "c.jsonl", [{"image_id": 9, "caption": "A bowl. A cat on"}])
+    kept, dropped = (
+        score_predictions("chair", path, incomplete=how)["sentences"][0]["hallucinated"]
+        for how in ("keep", "drop")
+    )
+    assert (kept, dropped) == (["cat"], [])
+    assert score_predictions("chair", path, incomplete="drop")["incomplete"] == "drop"
+    with pytest.raises(InvalidData, match="must be keep or drop"):
+        score_predictions("chair", path, incomplete="cut")
+
+
+def test_chair_writes_what_it_found_in_every_caption(tmp_path, said):
+    pytest.importorskip("pycocotools", reason="pycocotools is not installed")
+    instances, captions = coco(tmp_path)
+    file = tmp_path / "details.jsonl"
+    made = score_predictions("chair", said, instances, captions, details=file)
+    assert made["details"]["file"] == str(file)
+    records = [json.loads(line) for line in file.read_text().splitlines()]
+    assert [r["image_id"] for r in records] == [1, 2]
+    assert records[0]["mscoco_generated_words"] == made["sentences"][0]["generated"]
+    assert records[0]["mscoco_hallucinated_words"] == [["cat", "cat"]]
+    assert records[0]["mscoco_gt_words"] == ["couch", "dog"]
+    before = said.read_bytes()
+    with pytest.raises(InvalidData, match=r"c\.jsonl is an input; write details to another file"):
+        score_predictions("chair", said, instances, details=said)
+    assert said.read_bytes() == before
 
 
 # ---------------------------------------------------------------- MME
@@ -224,6 +363,19 @@ def test_mme_results_must_answer_the_annotated_questions(tmp_path):
     (asked / "existence" / "q.txt").write_text("a.jpg\tQ0?\tNo\na.jpg\tQ1?\tYes\n")
     with pytest.raises(InvalidData, match=r"the truth of existence/a\.jpg#1 is 'yes', the annot"):
         score_predictions("mme", tmp_path / "r", asked)
+
+
+def test_broken_mme_results_name_their_line(tmp_path):
+    folder = results(tmp_path / "r")
+    path = folder / "existence.txt"
+    path.write_text("a.jpg\tQ\tYes\tyes\n\nb.jpg\tQ\tNo\tno\n")
+    with pytest.raises(
+        InvalidData, match=r"existence\.txt:3: MME existence: the pair of a\.jpg is"
+    ):
+        score_predictions("mme", folder)
+    path.write_text("\n")
+    with pytest.raises(InvalidData, match=r"existence\.txt is empty"):
+        score_predictions("mme", folder)
 
 
 def test_mme_wants_a_folder(tmp_path):

@@ -1,5 +1,6 @@
 import json
 import multiprocessing
+import os
 
 import pytest
 from hypothesis import given, settings
@@ -171,3 +172,44 @@ def test_an_unwritable_place_is_named(tmp_path):
 def test_key_tells_splits_and_strategies_apart():
     assert key_of(line(1)) != key_of(line(1, "vcd"))
     assert key_of(line(1)) != key_of({**line(1), "split": "popular"})
+
+
+def test_refused_answers_leave_the_folder_as_it_was(tmp_path):
+    with RunStore(tmp_path, IDENTITY, {}) as store:
+        store.append([line(1, answer="Yes")])
+    before = (tmp_path / "run.json").read_bytes()
+    seen = []
+
+    def refuse(done):
+        seen.extend(done)
+        raise InvalidData("other data")
+
+    with pytest.raises(InvalidData, match="other data"):
+        RunStore(tmp_path, IDENTITY, {"strategies": {"vcd": {}}}, check=refuse)
+    assert seen == [key_of(line(1))]
+    assert (tmp_path / "run.json").read_bytes() == before
+    with RunStore(tmp_path, IDENTITY, {}):  # and it is not locked
+        pass
+
+
+def test_a_mapping_that_an_earlier_call_lacked_is_adopted(tmp_path):
+    with RunStore(tmp_path, IDENTITY, {}):
+        pass
+    with RunStore(tmp_path, {**IDENTITY, "amber": {"similarity": "none"}}, {}) as store:
+        assert store.run["amber"] == {"similarity": "none"}
+    with pytest.raises(InvalidData, match=r"amber\.similarity 'none', not 'other'"):
+        RunStore(tmp_path, {**IDENTITY, "amber": {"similarity": "other"}}, {})
+
+
+def test_what_cannot_be_written_is_one_sentence(tmp_path, monkeypatch):
+    (tmp_path / "run" / "run.json.new").mkdir(parents=True)
+    with pytest.raises(InvalidData, match=r"run\.json\.new: cannot be written \(Is a directory\)"):
+        RunStore(tmp_path / "run", IDENTITY, {})
+
+    def full(handle):
+        raise OSError(28, "No space left on device")
+
+    with RunStore(tmp_path / "other", IDENTITY, {}) as store:
+        monkeypatch.setattr(os, "fsync", full)
+        with pytest.raises(InvalidData, match=r"other: cannot be written \(No space left on devic"):
+            store.append([line(1)])

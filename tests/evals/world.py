@@ -37,6 +37,8 @@ class FakeEngine:
         model_id: Its name.
         refuse: Prompts that raise InvalidRequest, as an engine does for a prompt that is too long.
         stop_after: Calls after which KeyboardInterrupt is raised; None never.
+
+    ``calls`` and ``asked`` list what it was asked, ``tokens`` with what budgets.
     """
 
     model_id: str = "fake"
@@ -47,6 +49,7 @@ class FakeEngine:
     batch_size: int = 16
     provides: frozenset[str] = frozenset()
     calls: list[int] = field(default_factory=list)
+    tokens: set[tuple[str, int]] = field(default_factory=set)
     asked: list[tuple[str, str, bytes]] = field(default_factory=list)
 
     def plan(self, spec: str) -> FakePlan:
@@ -75,12 +78,13 @@ class FakeEngine:
         if self.stop_after is not None and len(self.calls) >= self.stop_after:
             raise KeyboardInterrupt
         self.calls.append(len(requests))
+        self.tokens |= {(r.prompt, sampling.max_new_tokens) for r in requests if sampling}
         if any(self.refuse and self.refuse in r.prompt for r in requests):
             raise InvalidRequest(f"The prompt holds {self.refuse!r}.")
         return [self._one(r, strategy, bool(score_words)) for r in requests]
 
     def _one(self, request: Request, strategy: str, scored: bool) -> Output:
-        pixels = request.images[0].tobytes()
+        pixels = b"".join(image.tobytes() for image in request.images)
         self.asked.append((strategy, request.prompt, hashlib.sha256(pixels).digest()))
         noise = hashlib.sha256(f"{strategy}|{request.prompt}|".encode() + pixels).digest()
         if scored:
