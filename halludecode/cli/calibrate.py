@@ -67,6 +67,7 @@ def calibrate(
     parts = parse(strategy)
     _check(parts)
     sources = data or (["testbed-dev-iid"] if model == "testbed" and annotations is None else [])
+    names = ", ".join(Path(each).name for each in (*sources, annotations) if each)
     found = None  # the engine's own eight prompts
     if sources or images is not None or annotations is not None:
         words = {"prompt_preset": prompt_preset, "limit": limit}
@@ -75,7 +76,7 @@ def calibrate(
         arguments = {**options.engine_arguments(given), "artifacts": out}
         engine = halludecode.load(model, **arguments)
         with threads_for(model):
-            made = engine.calibrate(parts[0], found, seed=seed, progress=True)
+            made = engine.calibrate(parts[0], found, source=names, seed=seed, progress=True)
         path = Store(out).path(made)
         documents.append({"strategy": made.strategy, "path": path, **made.describe()})
     if not json:

@@ -4,7 +4,7 @@ Wang et al. 2023, "AMBER: An LLM-free Multi-dimensional Benchmark for MLLMs Hall
 Evaluation", arXiv 2311.07397; counting of the released ``inference.py`` (junyangwang0410/AMBER).
 The positive class of the questions is no. The released script starts every denominator at 0.001 and
 rounds every figure to a tenth of a percent, F1 from rounded precision and recall; so do the metrics
-here. The annotations are not part of this package.
+here. The annotations are not part of this package, the word lists are.
 """
 
 from __future__ import annotations

@@ -93,10 +93,10 @@ def score(
     Returns:
         ``aAcc`` (questions right), ``qAcc`` (question pairs with all right), ``fAcc`` (figures with
         all right); officially also ``easy`` and ``hard`` (pairs over figures that are not, and that
-        are, edited), ``fig_inconsistent``, ``fig_wrong``, ``fig_score``, ``yes_diff`` (share of yes
-        above the truth's) and ``fp_ratio`` (share of errors whose truth is no). Sets are the
-        clusters. ``notes`` holds ``counts``, ``missing``, the official script's percentages under
-        ``printed``, and ``attribution`` of errors (see `attribution`).
+        are, edited, where the data tell), ``fig_inconsistent``, ``fig_wrong``, ``fig_score``,
+        ``yes_diff`` (share of yes above the truth's) and ``fp_ratio`` (share of errors whose truth
+        is no). Sets are the clusters. ``notes`` holds ``counts``, ``missing``, percentages as the
+        official script prints them, and ``attribution`` of errors (see `attribution`).
 
     Raises:
         InvalidData: Unknown rule, no questions, or ids that do not match.

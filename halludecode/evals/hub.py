@@ -344,7 +344,9 @@ def _explained(source: str) -> Iterator[None]:
     except HalluDecodeError:
         raise
     except Exception as error:  # datasets, huggingface_hub and pyarrow each have their own families
-        reason = " ".join(str(error).split())[:200].rstrip(".")
+        general = type(error).__name__ == "DatasetGenerationError"  # says nothing itself
+        told = str(error.__cause__ if general and error.__cause__ else error)
+        reason = " ".join(told.split())[:200].rstrip(".")
         raise InvalidData(
             f"{source}: the data set cannot be loaded ({reason}); check name, revision and "
             "connection, or give the path of a folder that holds it."

@@ -36,7 +36,7 @@ def test_an_artifact_is_made_kept_and_used(calibrate, cli, tmp_path, name):
     (path,) = (tmp_path / "own").iterdir()
     lines = made.out.splitlines()
     assert lines[0].startswith(f"{name}: ")
-    assert lines[1].startswith("from 9 samples (9 with answers, digest ")
+    assert lines[1].startswith("from 9 samples of testbed-dev-iid (9 with answers, digest ")
     assert lines[2] == f"saved {path}"
     assert lines[3] == f'use it: halludecode eval --strategy "{name}" ...'
     assert lines[4] == f'use this very one: --strategy "{name}(pin={path.stem})"'

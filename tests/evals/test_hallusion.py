@@ -295,9 +295,7 @@ def test_bad_questions_are_named(tmp_path, changes, message):
 
 def test_missing_keys_are_named(tmp_path):
     path = save(tmp_path / "q.json", [{"question": "Is it?", "gt_answer": "1"}])
-    with pytest.raises(
-        InvalidData, match=r'q\.json:1: key "category" is missing; the keys fou'
-    ):
+    with pytest.raises(InvalidData, match=r'q\.json:1: key "category" is missing; the keys fou'):
         hallusion.load_questions(path)
 
 

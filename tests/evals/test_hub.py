@@ -682,6 +682,16 @@ def test_image_folder_that_lists_what_is_not_there(tmp_path):
             load_units([source], select("pope", limit=limit))
 
 
+def test_a_broken_file_is_one_sentence(tmp_path):
+    source = parquet(tmp_path / "POPE", pope_rows(), shards=2)
+    (source / "test-00001-of-00002.parquet").write_bytes(b"gone")
+    with pytest.raises(
+        InvalidData, match=r"POPE: the data set cannot be loaded \(.*Parquet"
+    ) as one:
+        load_units([source], select("pope"))
+    assert "\n" not in str(one.value)
+
+
 def test_a_file_is_no_data_set(tmp_path):
     path = Path(parquet(tmp_path / "POPE", pope_rows())) / "test-00000-of-00001.parquet"
     with pytest.raises(InvalidData, match="is a file; give the folder it is in"):
