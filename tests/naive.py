@@ -294,6 +294,8 @@ def var(
             for q in range(len(head)):
                 if q in image or not any(i < q for i in image):
                     continue
+                if not any(head[q][j] > 0 for j in sinks[layer] & image):
+                    continue  # a window, or causality, hides every visual sink from this row
                 head[q] = redistribute(head[q], image, sinks[layer], p=p, rho=rho, mass=mass)
         return w
 

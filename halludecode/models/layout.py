@@ -204,6 +204,7 @@ _IDEFICS = Layout(
 LAYOUTS: Mapping[str, Layout] = {
     "llava": _LLAVA,
     "llava_next": _LLAVA_NEXT,
+    # Each of several pictures is cut into views, as processor(images=[a, b]) does.
     "llava_onevision": replace(_LLAVA_NEXT, turn=_CHATML.replace("{images}", "{images}\n")),
     "instructblip": Layout(
         placeholder="<image>",

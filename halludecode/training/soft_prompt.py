@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -58,6 +58,7 @@ def train(
     pairs: Sequence[tuple[Prompt, str]],
     *,
     seed: int = 0,
+    at_once: int = BATCH,
     progress: bool = False,
 ) -> dict[str, Tensor]:
     """Train on pictures' questions and their answers; the pictures themselves are never shown.
@@ -67,6 +68,7 @@ def train(
         maker: Renders prompts.
         pairs: Prompts with at least one picture, each with the text to make likely.
         seed: Of the initial values and of the order of the data.
+        at_once: Most answers in one forward; a step always sees a whole batch.
         progress: Show a bar on standard error.
 
     Returns:
@@ -76,32 +78,45 @@ def train(
     Raises:
         InvalidParameter: No pair has a picture and an answer.
     """
-    examples = [_example(net, maker, prompt, answer) for prompt, answer in pairs]
-    if not examples:
+    if not pairs:
         raise InvalidParameter(
             "A soft prompt is trained on captions or yes/no answers about pictures, and the "
             "samples have none: give --data a folder with annotations/captions*.json or "
             "pope/*.jsonl."
         )
+    examples = [_example(net, maker, prompt, answer) for prompt, answer in pairs]
     count = max(n for example in examples for n in example.places)
     rng = torch.Generator().manual_seed(seed)
     start = torch.randn(count, net.facts().D, generator=rng) / net.facts().D ** 0.5
     soft = nn.Parameter(start.to(net.device))
     steps = min(EPOCHS * math.ceil(len(examples) / BATCH), MOST_STEPS)
+    batches = itertools.islice(_batches(examples, rng), steps)
+    with _frozen(net.model), torch.enable_grad(), _bar(steps, progress) as bar:
+        losses = _fit(net, maker.feeder, soft, batches, steps, at_once, bar)
+    return {"soft": soft.detach().float().cpu(), "loss": torch.tensor(losses)}
+
+
+def _fit(
+    net: Net,
+    feeder: Feeder,
+    soft: nn.Parameter,
+    batches: Iterable[list[Example]],
+    steps: int,
+    at_once: int,
+    bar: Any,
+) -> list[float]:
+    """One Adam step a batch; the loss of each."""
     optimizer = torch.optim.Adam([soft], lr=RATE)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, steps)
     losses: list[float] = []
-    with _frozen(net.model), torch.enable_grad(), _bar(steps, progress) as bar:
-        for batch in itertools.islice(_batches(examples, rng), steps):
-            loss = _loss(net, maker.feeder, soft, batch)
-            optimizer.zero_grad()
-            loss.backward()
-            optimizer.step()
-            schedule.step()
-            losses.append(loss.item())
-            bar.set_postfix(loss=f"{losses[-1]:.3f}")
-            bar.update()
-    return {"soft": soft.detach().float().cpu(), "loss": torch.tensor(losses)}
+    for batch in batches:
+        optimizer.zero_grad()
+        losses.append(_learn(net, feeder, soft, batch, at_once))
+        optimizer.step()
+        schedule.step()
+        bar.set_postfix(loss=f"{losses[-1]:.3f}")
+        bar.update()
+    return losses
 
 
 def _example(net: Net, maker: RowMaker, prompt: Prompt, answer: str) -> Example:
@@ -138,6 +153,17 @@ def _batches(examples: Sequence[Example], rng: torch.Generator) -> Iterator[list
             yield [examples[i] for i in order[at : at + BATCH]]
 
 
+def _learn(net: Net, feeder: Feeder, soft: Tensor, batch: Sequence[Example], at_once: int) -> float:
+    """Add a batch's gradient to the soft prompt, some answers at a time; its loss."""
+    total = 0.0
+    for at in range(0, len(batch), at_once):
+        part = batch[at : at + at_once]
+        loss = _loss(net, feeder, soft, part) * len(part) / len(batch)
+        loss.backward()
+        total += loss.item()
+    return total
+
+
 def _loss(net: Net, feeder: Feeder, soft: Tensor, batch: Sequence[Example]) -> Tensor:
     """Mean over answers of their mean nats per token: one word counts as much as a caption."""
     rows = [example.tokens for example in batch]
@@ -152,12 +178,10 @@ def _loss(net: Net, feeder: Feeder, soft: Tensor, batch: Sequence[Example]) -> T
         logits_to_keep=longest + 1,
         **net._given(ids, features),
     ).logits[:, :-1]
-    told = ids[:, -longest:].to(net.device)
-    nats = nn.functional.cross_entropy(
-        logits.float().transpose(1, 2), told, reduction="none"
-    )  # [B, longest]
-    sizes = torch.tensor([example.answer for example in batch], device=net.device)
-    from_end = torch.arange(longest, 0, -1, device=net.device)
+    told = ids[:, -longest:].to(logits.device)
+    nats = nn.functional.cross_entropy(logits.float().transpose(1, 2), told, reduction="none")
+    sizes = torch.tensor([example.answer for example in batch], device=logits.device)
+    from_end = torch.arange(longest, 0, -1, device=logits.device)
     counted = from_end <= sizes[:, None]
     return ((nats * counted).sum(1) / sizes).mean()
 

@@ -13,6 +13,7 @@ import halludecode as hd
 from halludecode.core.errors import InvalidModel, InvalidRequest, UnsupportedStrategy
 from halludecode.core.prompt import Branch, Edit
 from halludecode.core.registry import STRATEGIES
+from halludecode.engines.hf import net
 from halludecode.models.layout import LAYOUTS, layout_of
 from tests import families
 
@@ -66,17 +67,21 @@ def test_tokens_are_plain_transformers(family_engine, family):
 
 
 @pytest.mark.parametrize("family", LAYOUTS)
-def test_pictures_encoded_together_are_as_encoded_apart(family_engine, family):
+def test_pictures_encoded_together_are_as_encoded_apart(family_engine, family, monkeypatch):
     engine = family_engine(family)
     feeds = [
         engine.rows(hd.Request(question, [picture]))["main"].feeds[0]
         for question, picture in zip(("Is this red?", "Hm?", "?"), families.pictures(), strict=True)
     ]
     together = engine.net.encode(feeds)
+    monkeypatch.setattr(net, "VISION_BATCH", 6)  # two batches where pictures have several views
+    engine.net._features.clear()
+    in_turn = engine.net.features(feeds)
     for feed in feeds:
         alone = engine.net.encode([feed])[feed.pixel_key]
         assert len(alone) == feed.count
         torch.testing.assert_close(together[feed.pixel_key], alone, atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(in_turn.pop(0), alone, atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize("family", SEEN)
@@ -181,6 +186,8 @@ def test_features_may_belong_to_a_question(family_engine):
     assert rows[0].feeds[0].key != rows[1].feeds[0].key
     with pytest.raises(InvalidRequest, match="no chat template"):
         engine.generate(hd.Request([{"role": "user", "content": "a"}] * 2))
+    with pytest.raises(InvalidRequest, match=r"\d+ tokens to the Q-Former, .* at most 512"):
+        engine.generate(hd.Request("word " * 150, [picture]))
 
 
 @pytest.mark.parametrize("family", [n for n, layout in LAYOUTS.items() if layout.unshared])

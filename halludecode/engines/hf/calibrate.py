@@ -20,7 +20,6 @@ from halludecode.core.registry import STRATEGIES
 from halludecode.core.strategy import Calibration, Facts, Strategy
 from halludecode.engines.base import Output, Request, Sampling
 from halludecode.engines.hf.artifacts import Store
-from halludecode.engines.hf.hooks import lock_of
 from halludecode.engines.hf.looks import Looker
 from halludecode.engines.hf.samples import built_in
 from halludecode.engines.prompts import to_prompt
@@ -54,7 +53,7 @@ class Calibrator:
         if key not in self._known:
             found = self.store.find(part, engine.digest)
             if found is None and part.artifact == "optional":
-                found = self._make(engine, part, None, 0, progress=False)
+                found = self._make(engine, part, None, "", 0, progress=False)
             if found is None:
                 return None
             self._known[key] = found
@@ -70,12 +69,22 @@ class Calibrator:
         self,
         engine: HFEngine,
         spec: hd_spec.Spec,
-        samples: Samples | None,
+        samples: Samples | None = None,
         *,
-        seed: int,
-        progress: bool,
+        source: str = "",
+        seed: int = 0,
+        progress: bool = False,
     ) -> Artifact:
-        """Make and keep an artifact; see `HFEngine.calibrate`."""
+        """Make and keep an artifact; see `HFEngine.calibrate`.
+
+        Args:
+            engine: The loaded model.
+            spec: One strategy.
+            samples: Requests with their answers; None is the built-in prompts.
+            source: Where the samples are from, for the record.
+            seed: Of trained artifacts.
+            progress: Show a bar on standard error.
+        """
         parts = hd_spec.parse(spec)
         if len(parts) != 1:
             raise InvalidParameter("calibrate takes one strategy at a time.")
@@ -84,7 +93,7 @@ class Calibrator:
             raise InvalidParameter(f"{parts[0].name} has nothing to calibrate; these have: {able}.")
         if samples is not None and not samples:
             raise InvalidParameter("No samples to calibrate on: give at least one request.")
-        made = self._make(engine, parts[0], samples, seed, progress=progress)
+        made = self._make(engine, parts[0], samples, source, seed, progress=progress)
         self.store.save(made)
         self._known.clear()
         return made
@@ -98,6 +107,7 @@ class Calibrator:
         engine: HFEngine,
         part: Strategy,
         samples: Samples | None,
+        source: str,
         seed: int,
         *,
         progress: bool,
@@ -113,17 +123,18 @@ class Calibrator:
             self._see,
             answers,
             _scorer(engine, facts, given),
-            partial(_soft_prompt, self.looker, prompts, answers, seed, progress),
+            partial(_soft_prompt, engine, self.looker, prompts, answers, seed, progress),
             partial(_track, part.name, progress),
         )
-        with lock_of(engine.model), torch.no_grad():
+        with engine._guard():
             tensors = {name: value.cpu() for name, value in part.calibrate(cal, facts).items()}
         kind = "built-in prompts" if samples is None else "samples"
+        told = f"{len(given)} {kind}" + (f" of {source}" if source else "")
         known = sum(answer is not None for answer in answers)
         content = digest(*(p.key for p in prompts), answers)[:12]
-        source = f"{len(given)} {kind} ({known} with answers, digest {content}), seed {seed}"
+        told += f" ({known} with answers, digest {content}), seed {seed}"
         about = (part.name, shaping(part), engine.digest)
-        return Artifact(*about, tensors, source, tuple(cal.notes))
+        return Artifact(*about, tensors, told, tuple(cal.notes))
 
 
 def _scorer(
@@ -161,6 +172,7 @@ def _entropy(output: Output) -> float:
 
 
 def _soft_prompt(
+    engine: HFEngine,
     looker: Looker,
     prompts: Sequence[Prompt],
     answers: Sequence[str | None],
@@ -174,7 +186,8 @@ def _soft_prompt(
         for prompt, answer in zip(prompts, answers, strict=True)
         if answer is not None and prompt.pictures
     ]
-    return train(looker.net, looker.maker, pairs, seed=seed, progress=progress)
+    options = {"seed": seed, "at_once": engine.batch_size, "progress": progress}
+    return train(engine.net, looker.maker, pairs, **options)
 
 
 def _track(name: str, progress: bool, things: Sequence[Any]) -> Iterable[Any]:

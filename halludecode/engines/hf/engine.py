@@ -189,12 +189,7 @@ class HFEngine:
         return self._plans[key]
 
     def calibrate(
-        self,
-        strategy: hd_spec.Spec,
-        samples: Samples | None = None,
-        *,
-        seed: int = 0,
-        progress: bool = False,
+        self, strategy: hd_spec.Spec, samples: Samples | None = None, **how: Any
     ) -> Artifact:
         """Make and keep a strategy's artifact; from then on this engine uses it.
 
@@ -202,14 +197,13 @@ class HFEngine:
             strategy: One strategy, with the parameters its artifact depends on.
             samples: Requests, each with "yes", "no", a caption or None; None is eight built-in
                 prompts without answers.
-            seed: Of trained artifacts.
-            progress: Show a bar on standard error.
+            **how: See `Calibrator.make`: source, seed, progress.
 
         Raises:
             InvalidParameter: Nothing to calibrate, or the samples lack what the strategy needs.
             InvalidData: The artifact cannot be written.
         """
-        made = self._calibrator.make(self, strategy, samples, seed=seed, progress=progress)
+        made = self._calibrator.make(self, strategy, samples, **how)
         self._plans.clear()
         return made
 

@@ -151,11 +151,23 @@ class Feeder:
         return known
 
     def asked(self, text: str) -> Mapping[str, Tensor]:
-        """What the picture encoder reads of a prompt's words; empty for most families."""
+        """What the picture encoder reads of a prompt's words; empty for most families.
+
+        Raises:
+            InvalidRequest: More words than it can read.
+        """
         if not self._layout.asked:
             return {}
-        made = self.processor(text=[text], return_tensors="pt")
-        return {name: made[name] for name in self._layout.asked}
+        every = self.processor(text=[text], return_tensors="pt")
+        made = {name: every[name] for name in self._layout.asked}
+        most = self._config.qformer_config.max_position_embeddings
+        length = max(value.shape[-1] for value in made.values())
+        if length > most:
+            raise InvalidRequest(
+                f"The prompt's words are {length} tokens to the Q-Former, which reads at most "
+                f"{most}; shorten the prompt."
+            )
+        return made
 
     def word_ids(self, word: str) -> list[int]:
         """First token of every usual spelling of a word (case, leading space), for scores."""

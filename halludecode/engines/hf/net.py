@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +19,7 @@ from halludecode.engines.hf.inputs import LRU
 from halludecode.engines.hf.rows import Feed, Row
 from halludecode.models.layout import Layout
 
-VISION_BATCH = 64  # pictures per call of the vision tower
+VISION_BATCH = 64  # views of pictures per call of the vision tower
 
 
 @dataclass(frozen=True)
@@ -136,10 +136,9 @@ class Net:
     def features(self, feeds: Sequence[Feed]) -> list[Tensor]:
         """Projected features [n, D] of pictures, each encoded once; edits applied in float32."""
         missing = {f.pixel_key: f for f in feeds if self._features.get(f.pixel_key) is None}
-        todo = list(missing.values())
         fresh: dict[str, Tensor] = {}
-        for at in range(0, len(todo), VISION_BATCH):
-            fresh |= self.encode(todo[at : at + VISION_BATCH])
+        for some in _batches(list(missing.values())):
+            fresh |= self.encode(some)
         out: list[Tensor] = []
         for feed in feeds:
             known = fresh.get(feed.pixel_key)
@@ -237,6 +236,21 @@ class Net:
             row.input_ids[None], mm_token_type_ids=is_image[None].int(), image_grid_thw=grid
         )
         return position[:, 0].cpu()
+
+
+def _batches(feeds: Sequence[Feed]) -> Iterator[list[Feed]]:
+    """Pictures in order, as many at a time as have `VISION_BATCH` views, or one with more."""
+    some, views = list[Feed](), 0
+    for feed in feeds:
+        pixels = feed.pixels["pixel_values"]
+        more = len(pixels) if pixels.dim() == 4 else 1  # else a picture is one list of patches
+        if some and views + more > VISION_BATCH:
+            yield some
+            some, views = [], 0
+        some.append(feed)
+        views += more
+    if some:
+        yield some
 
 
 def _joined(parts: Sequence[Tensor]) -> Tensor:

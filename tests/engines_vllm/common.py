@@ -1,0 +1,38 @@
+"""Requests and comparisons shared by the vLLM tests."""
+
+from __future__ import annotations
+
+import random
+
+import halludecode as hd
+from tests import families
+
+TOLERANCE = 1e-4  # top-two gap, or distance to a mask edge, below which tokens may differ
+# Parameters under which a strategy acts on any model; without an entry, its defaults.
+ACTIVE = {
+    "m3id": "m3id(lam=0.05,gate=1)",
+    "scaled": "scaled(scale=2.0)",
+    "var": "var(dims=(3,13,40),tau=2.0,min_mass=0.05,rho=0.2)",
+    "vdgd": "vdgd(tokens=5)",
+}
+WORDS = ("Describe the image.", "Is there a dog in the image?", "What color is the car?", "Why?")
+
+
+def requests(count: int = 4, seed: int = 0) -> list[hd.Request]:
+    rng, pictures = random.Random(seed), families.pictures()
+    made = []
+    for i in range(count):
+        words = WORDS[i % len(WORDS)] + " Please." * rng.choice([0, 0, 1, 6])
+        made.append(hd.Request(words, [pictures[i % len(pictures)]]))
+    return made
+
+
+def same(a: hd.Output, b: hd.Output) -> bool:
+    """Equal tokens, or a first difference only where the top two nearly tie; needs logprobs=3."""
+    for x, y in zip(a.logprobs, b.logprobs, strict=False):
+        if x.token_id != y.token_id:
+            first, second = sorted(x.top.values(), reverse=True)[:2]
+            return first - second < TOLERANCE
+        if abs(x.logprob - y.logprob) > 1e-3:
+            return False
+    return a.token_ids == b.token_ids and a.finish_reason == b.finish_reason and a.text == b.text

@@ -1,0 +1,85 @@
+"""Forty requests of all strategies in one batch that has to preempt, chunk and hold."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+import halludecode as hd
+from tests import families
+from tests.engines_vllm.common import ACTIVE, requests, same
+from tests.engines_vllm.conftest import scheduler_of
+
+# Prompts of these strategies start whole, so their step must hold them.
+WHOLE = ("vhr", "sid", "vhr+m3id")
+CUT = ("greedy", "vcd", "m3id", "ritual", "var", "pai", "dola", "vista", "agla", "damro", "var+vcd")
+
+
+def cases(names, count: int, *, sampled: bool, seed: int = 0):
+    rng = random.Random(seed)
+    made = []
+    for i, request in enumerate(requests(count, seed)):
+        spec = "+".join(ACTIVE.get(part, part) for part in names[i % len(names)].split("+"))
+        most = rng.choice([6, 17, 33])  # and hardly less, so that groups grow and are preempted
+        more = {"max_new_tokens": most, "min_new_tokens": most - 2, "logprobs": 3}
+        if sampled:
+            more |= {"temperature": rng.choice([0.7, 1.5]), "seed": rng.randrange(1 << 30)}
+            more |= {"top_p": rng.choice([1.0, 0.9]), "top_k": rng.choice([0, 20])}
+            more |= {"repetition_penalty": rng.choice([1.0, 1.3])}
+        made.append((request, spec, hd.Sampling(**more)))
+    return made
+
+
+def run(engine, given):
+    from halludecode.engines.vllm.engine import Ask
+
+    asked = [(request, Ask(engine.plan(spec), sampling)) for request, spec, sampling in given]
+    *_, outputs = engine._write(asked)
+    return outputs
+
+
+@pytest.mark.parametrize("sampled", [False, True], ids=["greedy", "sampled"])
+@pytest.mark.parametrize("names", [CUT, WHOLE], ids=["cut", "whole"])
+def test_a_mixed_batch_under_pressure_gives_the_tokens_of_the_hf_engine(
+    vllm_engine, testbed, names, sampled
+):
+    tight = vllm_engine("testbed", tight="whole" if names is WHOLE else "cut")
+    scheduler = scheduler_of(tight)
+    scheduler.counts.clear()
+    given = cases(names, 40, sampled=sampled)
+    outputs = run(tight, given)
+    for (request, spec, sampling), output in zip(given, outputs, strict=True):
+        want = testbed.generate(request, spec, sampling)[0]
+        assert same(output, want), (spec, output.token_ids, want.token_ids)
+        assert (output.effect, output.rows) == (want.effect, want.rows), spec
+    wanted = ["preempted groups"] + (["whole"] if names is WHOLE else ["held"])
+    for what in wanted:
+        assert scheduler.counts[what] > 0, scheduler.counts
+    assert not scheduler.groups and not scheduler.requests
+    free = scheduler.kv_cache_manager.block_pool.get_num_free_blocks()
+    assert free == scheduler.kv_cache_config.num_blocks - 1
+
+
+def test_a_request_alone_gives_the_tokens_it_gives_in_the_batch(vllm_engine):
+    tight = vllm_engine("testbed", tight="cut")
+    given = cases(CUT, 11, sampled=True, seed=1)
+    together = run(tight, given)
+    for one, output in zip(given, together, strict=True):
+        assert same(run(tight, [one])[0], output), one[1]
+
+
+def test_plain_traffic_is_untouched_by_edited_neighbours(vllm_engine):
+    """Before, beside and after edited rows of the same prompt, vLLM's own answer is the same."""
+    tight = vllm_engine("testbed", tight="cut")
+    sampling = hd.Sampling(max_new_tokens=12, logprobs=3)
+    asked = hd.Request("What is in it?", families.pictures()[:1])
+    before = run(tight, [(asked, "greedy", sampling)])[0]
+    beside = run(
+        tight, [(asked, spec, sampling) for spec in ("pai", "greedy", ACTIVE["var"], "vista")]
+    )[1]
+    after = run(tight, [(asked, "greedy", sampling)])[0]
+    for one in (beside, after):
+        assert one.token_ids == before.token_ids
+        for x, y in zip(one.logprobs, before.logprobs, strict=True):
+            assert abs(x.logprob - y.logprob) < 1e-4
