@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from functools import lru_cache
 from typing import Any
 
-from halludecode.core.errors import InvalidRequest, UnsupportedStrategy
+from halludecode.core.errors import InvalidRequest
 from halludecode.core.spec import Spec, get
 from halludecode.engines.base import Output, Request, Sampling
 from halludecode.engines.hf.applied import applied
@@ -21,17 +21,19 @@ def load(model: Any, engine: str = "hf", **engine_args: Any) -> Any:
 
     Args:
         model: Hub id, local path, "testbed", or a transformers model (with ``processor=``).
-        engine: "hf"; "vllm" is not part of this version.
-        **engine_args: batch_size, dtype, device, device_map, revision, trust_remote_code, and
-            whatever transformers' `from_pretrained` takes.
+        engine: "hf" or "vllm".
+        **engine_args: hf: batch_size, dtype, device, device_map, revision, trust_remote_code, and
+            whatever transformers' `from_pretrained` takes. vllm: whatever vLLM's `EngineArgs` take.
 
     Raises:
         InvalidModel: It cannot be loaded.
-        UnsupportedStrategy: The engine is not available.
+        MissingExtra: vLLM is not installed.
         InvalidRequest: There is no engine of that name.
     """
     if engine == "vllm":
-        raise UnsupportedStrategy("Engine 'vllm' is not part of this version; use engine='hf'.")
+        from halludecode.engines.vllm.engine import VLLMEngine
+
+        return VLLMEngine(model, **engine_args)
     if engine != "hf":
         raise InvalidRequest(f"Unknown engine {engine!r}; known: {', '.join(ENGINES)}.")
     from halludecode.engines.hf.engine import HFEngine

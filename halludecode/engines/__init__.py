@@ -7,7 +7,14 @@ HF_PROVIDES = frozenset(
     {
         *("rows", "main prompt", "images", "pixels", "features", "hide", "looks", "whole"),
         *("add", "scale", "hide", "gain", "heads", "mass", "scores", "weights", "out"),
-        *("flag", "once", "key", "steer", "early", "vision", "search"),
+        *("flag", "once", "key", "steer", "early", "vision", "raster", "search"),
     }
 )
-ENGINES = {"hf": HF_PROVIDES}
+VLLM_PROVIDES = frozenset(
+    {
+        *("rows", "main prompt", "images", "pixels", "features", "looks", "whole"),
+        *("add", "scale", "hide", "gain", "heads", "mass", "scores", "weights", "out"),
+        *("flag", "once", "key", "steer", "early", "vision", "raster"),
+    }
+)
+ENGINES = {"hf": HF_PROVIDES, "vllm": VLLM_PROVIDES}

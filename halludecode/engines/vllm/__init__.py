@@ -1,0 +1,1 @@
+"""The vLLM engine: our rows in one continuous batch with everybody else's requests."""

@@ -1,0 +1,170 @@
+"""What a worker keeps of our requests: compiled plans, jobs with their state, notes on groups."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+from vllm.logger import init_logger
+
+from halludecode.core.errors import HalluDecodeError
+from halludecode.core.plan import Plan, compile_plan
+from halludecode.core.strategy import Facts, State, Vision
+from halludecode.engines.vllm.seen import Kept, seen_of
+from halludecode.engines.vllm.wire import Tag, tag_of
+
+logger = init_logger("vllm.halludecode.worker")
+PLAIN = ""
+
+
+@dataclass
+class Note:
+    """What is kept of one group while it runs, and told to the front end at its end.
+
+    Args:
+        differs: Tokens that differ from the plain model's own choice at that step.
+        changed: Whether an edit inside the model made a difference.
+        scores: First-step scores of the words asked for.
+        error: Why the answer is void, in a sentence; ``kind`` is its class.
+        flags: (row, part, layer, name) -> bool [tokens], judged so far.
+        once: (part, layer, name) -> what `Attention.once` keeps.
+        fired: (hook, part, layer) seen so far.
+    """
+
+    differs: int = 0
+    changed: bool = False
+    scores: dict[str, float] = field(default_factory=dict)
+    error: str = ""
+    kind: str = ""
+    flags: dict[tuple[str, int, int, str], Tensor] = field(default_factory=dict)
+    once: dict[tuple[int, int, str], Any] = field(default_factory=dict)
+    fired: set[tuple[str, int, int]] = field(default_factory=set)
+
+    def fail(self, error: Exception, where: str) -> None:
+        """The answer is void; the first reason counts."""
+        logger.error("%s failed", where, exc_info=error)
+        if not self.error:
+            ours = isinstance(error, HalluDecodeError)
+            self.kind = type(error).__name__ if ours else ""
+            self.error = str(error) if ours else f"{where} failed in vLLM's worker: {error!r}."
+
+    def told(self) -> dict[str, Any]:
+        """What the front end reads."""
+        return {
+            "differs": self.differs,
+            "changed": self.changed,
+            "scores": self.scores,
+            "error": self.error,
+            "kind": self.kind,
+        }
+
+
+class Desk:
+    """Plans, jobs and notes of one worker."""
+
+    def __init__(self) -> None:
+        self.facts: Facts | None = None
+        self.jobs: dict[str, list[State]] = {}  # per part, what `prepare` made
+        self.seen: dict[str, Kept] = {}
+        self.spoilt: dict[str, Note] = {}  # pictures whose edit failed, by identifier
+        self.notes: dict[str, Note] = {}
+        self._artifacts: dict[str, Mapping[str, Tensor]] = {}
+        self._plans: dict[str, Plan] = {}
+        self._tags: dict[str, Tag | None] = {}
+
+    def set_up(self, facts: Mapping[str, Any]) -> None:
+        """The model's numbers, as the front end read them from its config."""
+        vision = facts["vision"]
+        self.facts = Facts(**{**facts, "vision": Vision(**vision) if vision else None})
+
+    def add_artifact(self, part: str, tensors: Mapping[str, Tensor] | None) -> None:
+        """Tensors made by `calibrate`, for a part named by its canonical text; None for none."""
+        self._artifacts.pop(part, None)
+        if tensors is not None:
+            self._artifacts[part] = tensors
+        self._plans.clear()
+
+    def plan(self, text: str) -> Plan | None:
+        """The plan of a canonical text, every part of it acting; None for the plain model."""
+        if text == PLAIN:
+            return None
+        if text not in self._plans:
+            if self.facts is None:
+                raise HalluDecodeError("vLLM worker: the front end never sent the model's numbers.")
+            made = compile_plan(text, self.facts, skip_off=False, artifacts=self._artifacts)
+            self._plans[text] = made
+        return self._plans[text]
+
+    def states(self, tag: Tag) -> Sequence[State]:
+        """Per part, the state of a row's request."""
+        if tag.job not in self.jobs:
+            plan = self.plan(tag.plan)
+            parts = plan.parts if plan else ()
+            self.jobs[tag.job] = [part.strategy.prepare({}, part.facts) for part in parts]
+        return self.jobs[tag.job]
+
+    def prepare(
+        self,
+        job: str,
+        text: str,
+        wanted: Sequence[Mapping[str, tuple[str, Mapping[str, Any]]]],
+        fetch: Sequence[Sequence[str]],
+    ) -> list[dict[str, Any]]:
+        """Make a request's state of what its looks kept.
+
+        Args:
+            job: The request.
+            text: The plan's canonical text.
+            wanted: Per part: a look's name -> the name it is kept under, and what is told of it.
+            fetch: Per part, state entries the front end needs beside strings.
+
+        Returns:
+            Those entries, per part.
+        """
+        plan = self.plan(text)
+        parts = plan.parts if plan else ()
+        states: list[State] = []
+        for part, looks in zip(parts, wanted, strict=True):
+            seen = {
+                name: seen_of(self.seen.get(kept, Kept()), told["look"], told)
+                for name, (kept, told) in looks.items()
+            }
+            states.append(part.strategy.prepare(seen, part.facts))
+        self.jobs[job] = states
+        return [
+            {k: v for k, v in state.items() if isinstance(v, str) or k in names}
+            for state, names in zip(states, fetch, strict=True)
+        ]
+
+    def check_pictures(self, group: str, identifiers: Sequence[str]) -> None:
+        """Features that could not be made must not be taken from vLLM's cache either."""
+        for identifier in identifiers:
+            if identifier in self.spoilt:
+                why = self.spoilt[identifier]
+                note = self.note(group)
+                note.error, note.kind = note.error or why.error, note.kind or why.kind
+
+    def note(self, group: str) -> Note:
+        """The note of a group."""
+        return self.notes.setdefault(group, Note())
+
+    def report(self, groups: Sequence[str]) -> list[dict[str, Any]]:
+        """Notes of finished groups, which are then forgotten."""
+        return [self.notes.pop(group, Note()).told() for group in groups]
+
+    def forget(self, jobs: Sequence[str]) -> None:
+        """Drop what was kept for finished requests."""
+        for job in jobs:
+            self.jobs.pop(job, None)
+
+    def tag(self, request_id: str, params: Any) -> Tag | None:
+        """A request's tag, read once."""
+        if request_id not in self._tags:
+            self._tags[request_id] = tag_of(params)
+        return self._tags[request_id]
+
+    def drop_tag(self, request_id: str) -> None:
+        """A request has left the worker."""
+        self._tags.pop(request_id, None)

@@ -1,0 +1,67 @@
+"""Edits of picture features, applied in the worker where encoder outputs enter vLLM's cache."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from halludecode.core.errors import UnsupportedStrategy
+from halludecode.engines.vllm.desk import Desk
+from halludecode.engines.vllm.wire import Tag
+
+Edits = dict[str, tuple[Tag, int]]
+
+
+def pending(runner: Any, scheduled: Mapping[str, list[int]]) -> Edits:
+    """Pictures about to be encoded whose features some row edits: by identifier."""
+    found: Edits = {}
+    for request_id, pictures in scheduled.items():
+        request = runner.requests[request_id]
+        tag = runner.hd_desk.tag(request_id, request.sampling_params)
+        if tag is not None and tag.features:
+            for i in pictures:
+                found[request.mm_features[i].identifier] = (tag, i)
+    return found
+
+
+def apply(runner: Any, identifier: str, edit: tuple[Tag, int], features: Tensor) -> Tensor:
+    """The picture's features as a row sees them; where that fails, its requests alone end."""
+    desk, (tag, picture) = runner.hd_desk, edit
+    try:
+        return _edited(desk, tag, picture, features)
+    except Exception as error:
+        desk.note(tag.group).fail(error, tag.plan)
+        desk.spoilt[identifier] = desk.note(tag.group)
+        return features.new_zeros((tag.features or [])[picture][-1], features.shape[-1])
+
+
+def _edited(desk: Desk, tag: Tag, picture: int, features: Tensor) -> Tensor:
+    """[n, D] features made from the picture's own [N, D].
+
+    Raises:
+        UnsupportedStrategy: The edit's values depend on the request, so workers cannot make it.
+    """
+    at, name, seeded_by, index, identity, count = (tag.features or [])[picture]
+    plan = desk.plan(tag.plan)
+    part = plan.parts[at]  # type: ignore[union-attr]
+    known = part.branches[name].features
+    if known is None or known.key != identity:
+        raise UnsupportedStrategy(
+            f"{part.strategy.name}: the edit of row {name!r} has parameters that depend on the "
+            "request; pass them as state (Edit.use)."
+        )
+    made = known(features.float(), edited=seeded_by, index=index, state=desk.states(tag)[at])
+    if made.shape != (count, features.shape[-1]):
+        raise UnsupportedStrategy(
+            f"{part.strategy.name}: the edit of row {name!r} gave {list(made.shape)} features, and "
+            f"{count} were announced; state the count in Branch.tokens."
+        )
+    return made.to(features)
+
+
+def in_line(request: Any) -> tuple[Tensor, int]:
+    """int64 [3, T] positions that stand in line, and the delta of what follows."""
+    return torch.arange(request.num_prompt_tokens).expand(3, -1).contiguous(), 0

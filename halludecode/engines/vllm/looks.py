@@ -1,0 +1,161 @@
+"""Passes of the plain model before the answer: hidden requests, and `prepare` in the workers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from torch import Tensor
+
+from halludecode.core import spec as hd_spec
+from halludecode.core.errors import UnsupportedStrategy
+from halludecode.core.part import Part
+from halludecode.core.plan import Plan
+from halludecode.core.prompt import Look, Prompt, Seen
+from halludecode.engines.base import Sampling
+from halludecode.engines.hf.rows import Row, RowMaker, seen_spans
+from halludecode.engines.vllm.answers import Answer, Reader
+from halludecode.engines.vllm.feeds import Feeds, Group
+from halludecode.engines.vllm.inside import error_class
+from halludecode.engines.vllm.load import Loaded
+from halludecode.engines.vllm.wire import Tag, unpack
+
+SMALL = 64  # numbers: what a processor tells of a picture beside its pixels
+
+
+class Looker:
+    """Takes the looks of requests, in one batch with whatever else runs.
+
+    Args:
+        loaded: The engine.
+        maker: Where rows come from.
+        feeds: Where vLLM requests come from.
+        name: Gives unused names.
+    """
+
+    def __init__(
+        self, loaded: Loaded, maker: RowMaker, feeds: Feeds, name: Callable[[], str]
+    ) -> None:
+        self._loaded, self._maker, self._feeds, self._name = loaded, maker, feeds, name
+
+    @property
+    def net(self) -> Any:
+        """Trained artifacts need the model itself."""
+        raise UnsupportedStrategy(
+            "This artifact is trained on the model itself, which engine 'vllm' cannot do; make it "
+            "with engine='hf'."
+        )
+
+    def states(
+        self, prompts: Sequence[Prompt], plan: Plan, jobs: Sequence[str]
+    ) -> list[list[Mapping[str, Any]]]:
+        """Per prompt and part, what rows need of the state; the rest stays in the workers."""
+        parts = plan.parts
+        asked = [[dict(part.strategy.looks(p, part.facts)) for part in parts] for p in prompts]
+        every = {k.key: k for one in asked for looks in one for k in looks.values()}
+        if not every:
+            made = [part.strategy.prepare({}, part.facts) for part in parts]
+            return [list(made) for _ in prompts]
+        told, names = self._take(list(every.values()))
+        try:
+            text = hd_spec.format([part.strategy for part in parts])
+            return [
+                self._prepare(job, text, parts, one, told, names)
+                for job, one in zip(jobs, asked, strict=True)
+            ]
+        finally:
+            self._loaded.tell("hd_unsee", list(names.values()))
+
+    def see(self, look: Look) -> Seen:
+        """What one look saw, brought to this side; for calibration."""
+        told, names = self._take([look])
+        try:
+            return Seen(**unpack(self._loaded.tell("hd_seen", names[look.key], told[look.key])[0]))
+        finally:
+            self._loaded.tell("hd_unsee", list(names.values()))
+
+    def _prepare(
+        self,
+        job: str,
+        text: str,
+        parts: Sequence[Part],
+        asked: Sequence[Mapping[str, Look]],
+        told: Mapping[str, Mapping[str, Any]],
+        names: Mapping[str, str],
+    ) -> list[Mapping[str, Any]]:
+        wanted = [
+            {n: [names[look.key], told[look.key]] for n, look in looks.items()} for looks in asked
+        ]
+        fetch = [list(part.strategy.fetch) for part in parts]
+        made = self._loaded.tell("hd_prepare", job, text, wanted, fetch)[0]
+        if isinstance(made, Mapping):
+            raise error_class(made["kind"])(made["error"])
+        return unpack(made)
+
+    def _take(self, looks: Sequence[Look]) -> tuple[dict[str, Mapping[str, Any]], dict[str, str]]:
+        """Run looks; per key, what this side knows of each and the name it is kept under."""
+        rows = [self._maker.look(look) for look in looks]
+        names = {look.key: self._name() for look in looks}
+        reader = Reader(self._loaded)
+        try:
+            for look, row in zip(looks, rows, strict=True):
+                reader.add(self._request(look, row, names[look.key]), Sampling())
+            for _ in reader.steps():
+                pass
+            for note in reader.notes():
+                if note["error"]:
+                    raise error_class(note["kind"])(note["error"])
+        finally:
+            reader.abort()
+        answers = reader.answers
+        told = {
+            look.key: self._told(look, row, answer)
+            for look, row, answer in zip(looks, rows, answers, strict=True)
+        }
+        return told, names
+
+    def _request(self, look: Look, row: Row, name: str) -> Group:
+        sizes = [
+            {
+                key: value.tolist()
+                for key, value in feed.pixels.items()
+                if isinstance(value, Tensor) and value.numel() <= SMALL
+            }
+            for feed in row.feeds
+        ]
+        tag = Tag(
+            group=name,
+            role=0,
+            rows=["main"],
+            lives=["answer"],
+            job=name,
+            pictured=bool(row.feeds),
+            look={**wanted(look), "sizes": sizes if look.vision else []},
+        )
+        return self._feeds.look(tag, row, look.write)
+
+    def _told(self, look: Look, row: Row, answer: Answer) -> Mapping[str, Any]:
+        feeder = self._maker.feeder
+        mask = (row.input_ids == feeder.image_token).tolist() if look.every_token else None
+        return {
+            "look": wanted(look),
+            "counts": [feed.count for feed in row.feeds],
+            "spans": [list(span) for span in seen_spans(row, feeder)],
+            "mask": mask,
+            "text": answer.text if look.write else "",
+            "token_ids": list(answer.ids) if look.write else [],
+        }
+
+
+def wanted(look: Look) -> dict[str, Any]:
+    """What a look keeps, as plain values."""
+    return {
+        "hidden": list(look.hidden),
+        "heads": list(look.heads),
+        "image": list(look.image),
+        "vision": list(look.vision),
+        "full": look.vision_heads == "fullwidth",
+        "every_token": look.every_token,
+        "logits": look.logits,
+        "write": look.write,
+    }

@@ -1,0 +1,50 @@
+"""Reading one row's keys and values back from vLLM's paged cache."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def read(cache: Tensor, table: Tensor, length: int) -> tuple[Tensor, Tensor]:
+    """Keys and values [R, G, length, d] of rows, in the cache's dtype.
+
+    Args:
+        cache: A layer's cache, [blocks, G, block, 2d]. On a CPU a block of a head holds its keys
+            transposed, [d, block], then its values, [block, d] (layouts "vec" and "vec16");
+            elsewhere every token holds its key, then its value.
+        table: int [R, n], blocks of each row in order; entries past a row's end may be anything
+            inside the cache.
+        length: Tokens wanted of every row, those past a row's end being arbitrary.
+    """
+    _, heads, size, width = cache.shape
+    d = width // 2
+    found = cache[table.long()]  # [R, n, G, block, 2d]
+    r, n = table.shape
+    if cache.device.type == "cpu":
+        found = found.reshape(r, n, heads, 2 * size, d)
+        keys = found[..., :size, :].reshape(r, n, heads, d, size).transpose(-1, -2)
+        values = found[..., size:, :]
+    else:
+        keys, values = found[..., :d], found[..., d:]
+    return _joined(keys, length), _joined(values, length)
+
+
+def tables(block_table: Tensor, rows: Tensor, length: int, size: int) -> Tensor:
+    """Int [R, n]: the blocks of some rows of the batch, enough for ``length`` tokens."""
+    return block_table[rows, : -(-length // size)].clamp_min(0)
+
+
+def _joined(blocks: Tensor, length: int) -> Tensor:
+    """[R, n, G, block, d] -> [R, G, length, d]."""
+    r, n, heads, size, d = blocks.shape
+    return blocks.transpose(1, 2).reshape(r, heads, n * size, d)[:, :, :length]
+
+
+def plain(q: Tensor, keys: Tensor, values: Tensor, scaling: float, seen: int) -> Tensor:
+    """float32 [H, d]: unedited attention of one query [H, d] over the first ``seen`` keys."""
+    heads, groups = q.shape[0], keys.shape[0]
+    k = keys[:, :seen].float().repeat_interleave(heads // groups, 0)
+    v = values[:, :seen].float().repeat_interleave(heads // groups, 0)
+    weights = (torch.einsum("hd,hnd->hn", q.float(), k) * scaling).softmax(-1)
+    return torch.einsum("hn,hnd->hd", weights, v)

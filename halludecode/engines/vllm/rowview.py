@@ -1,0 +1,118 @@
+"""One step of a worker, as our code sees it: which tokens of which rows are computed.
+
+This is the only place that reads vLLM's V1 batch; another runner needs another `View.of`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from halludecode.core.rowblock import GENERATED, IMAGE, SYSTEM, TEXT
+from halludecode.engines.vllm.desk import Desk
+from halludecode.engines.vllm.wire import Tag
+
+
+@dataclass
+class RowStep:
+    """One row in one step.
+
+    Args:
+        index: Its place in the batch, and in the logits.
+        first: Its first token in the flat token batch.
+        start: Position of that token in the row.
+        stop: Position after its last token of this step: the keys it can see.
+        samples: Whether its next token is drawn in this step.
+        request: vLLM's own state of the row.
+    """
+
+    index: int
+    first: int
+    start: int
+    stop: int
+    samples: bool
+    tag: Tag
+    request: Any
+
+    @property
+    def prompt(self) -> int:
+        """Prompt tokens."""
+        return self.request.num_prompt_tokens
+
+    @property
+    def written(self) -> int:
+        """Tokens written before the one this step draws."""
+        return self.stop - self.prompt
+
+    @property
+    def pictured(self) -> bool:
+        """Whether it has pictures."""
+        return bool(self.request.mm_features)
+
+    @cached_property
+    def picture(self) -> Tensor:
+        """int16 [prompt]: which picture a prompt token belongs to, else -1."""
+        number = torch.full((self.prompt,), -1, dtype=torch.int16)
+        for i, feature in enumerate(self.request.mm_features):
+            place = feature.mm_position
+            span = number[place.offset : place.offset + place.length]
+            span[slice(None) if place.is_embed is None else place.is_embed] = i
+        return number
+
+    def kinds(self, start: int, stop: int) -> tuple[Tensor, Tensor]:
+        """Kind (int8) and picture (int16) of the tokens at some positions, see `RowKeys`."""
+        number = self.picture
+        kind = torch.full((self.prompt,), SYSTEM, dtype=torch.int8)
+        at = (number >= 0).nonzero()
+        if len(at):
+            kind[int(at[0]) :] = TEXT
+            kind[number >= 0] = IMAGE
+        more = max(stop - self.prompt, 0)
+        kind = torch.cat([kind, torch.full((more,), GENERATED, dtype=torch.int8)])
+        number = torch.cat([number, torch.full((more,), -1, dtype=torch.int16)])
+        return kind[start:stop], number[start:stop]
+
+
+@dataclass
+class View:
+    """All our rows of one step, by group and by name."""
+
+    groups: dict[str, dict[str, RowStep]]
+
+    @classmethod
+    def of(cls, runner: Any, desk: Desk, scheduled: dict[str, int]) -> View:
+        """From vLLM's V1 runner, once its batch of the step stands."""
+        batch = runner.input_batch
+        groups: dict[str, dict[str, RowStep]] = {}
+        first = 0
+        for index, name in enumerate(batch.req_ids):
+            count = scheduled[name]
+            request = runner.requests[name]
+            tag = desk.tag(name, request.sampling_params)
+            if tag is not None:
+                start = int(batch.num_computed_tokens_cpu[index])
+                samples = not bool(runner.discard_request_mask.np[index])
+                row = RowStep(index, first, start, start + count, samples, tag, request)
+                groups.setdefault(tag.group, {})[tag.name] = row
+                if desk.spoilt:
+                    desk.check_pictures(tag.group, [f.identifier for f in request.mm_features])
+            first += count
+        return cls(groups)
+
+    def sampling(self) -> Iterator[dict[str, RowStep]]:
+        """Groups whose next token is drawn in this step."""
+        for rows in self.groups.values():
+            main = rows.get("main")
+            if main is None or not main.samples:
+                continue
+            if all(
+                name in rows
+                for name, life in zip(main.tag.rows, main.tag.lives, strict=True)
+                if life == "answer" or main.written == 0
+            ):
+                yield rows

@@ -1,0 +1,294 @@
+"""vLLM's sampler for groups: rows are combined first, the main row's token goes to all of them.
+
+Everything vLLM does with logits (allowed tokens, penalties, temperature, top-k and top-p) then acts
+on the combined scores of the main row. Only the noise of our seeded requests is our own, so that
+their tokens are those of every other engine.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from vllm.v1.sample.ops.topk_topp_sampler import apply_top_k_top_p
+from vllm.v1.sample.sampler import Sampler
+
+from halludecode.core import step as hd_step
+from halludecode.core.errors import HalluDecodeError
+from halludecode.core.plan import Plan
+from halludecode.core.step import Step
+from halludecode.core.strategy import stack
+from halludecode.engines import sampling
+from halludecode.engines.base import Sampling
+from halludecode.engines.sampling import NEG_INF, gumbel
+from halludecode.engines.vllm.rowview import RowStep, View
+from halludecode.engines.vllm.seen import Kept
+
+Rows = dict[str, RowStep]
+
+
+class Noise(nn.Module):
+    """In place of vLLM's top-k/top-p sampler: our counter noise for our rows, its own for others.
+
+    Args:
+        stock: What vLLM uses.
+        sampler: Whose current step is sampled.
+    """
+
+    def __init__(self, stock: nn.Module, sampler: GroupSampler) -> None:
+        super().__init__()
+        self.stock = stock
+        self._sampler = [sampler]  # in a list: it is this module's parent
+
+    def forward(
+        self,
+        logits: Tensor,
+        generators: dict[int, torch.Generator],
+        k: Tensor | None,
+        p: Tensor | None,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Tokens int64 [rows], as the stock sampler gives them."""
+        rows = self._sampler[0].noised()
+        if not rows:
+            return self.stock(logits, generators, k, p)
+        at = torch.tensor([row.index for row in rows], device=logits.device)
+        kept = apply_top_k_top_p(
+            logits[at].clone(), None if k is None else k[at], None if p is None else p[at]
+        )
+        keys = torch.tensor([row.tag.noise for row in rows], device=logits.device)
+        step = torch.tensor([row.written for row in rows], device=logits.device)
+        drawn = (kept + gumbel(keys, step, logits.shape[-1])).argmax(-1)
+        tokens, processed = self.stock(logits, generators, k, p)
+        tokens = tokens.long()
+        tokens[at] = drawn
+        return tokens, processed
+
+
+@dataclass
+class Current:
+    """The step being sampled."""
+
+    groups: list[Rows] = field(default_factory=list)
+    plain: dict[str, Tensor] = field(default_factory=dict)  # raw main logits [V] by group
+
+
+class GroupSampler(Sampler):
+    """vLLM's sampler; `install` makes an existing one of this class."""
+
+    runner: Any
+    current: Current
+
+    def forward(
+        self,
+        logits: Tensor,
+        sampling_metadata: Any,
+        predict_bonus_token: bool = False,
+        logprobs_mode_override: Any = None,
+    ) -> Any:
+        """Combine every complete group into its main row, then sample as vLLM does."""
+        self.current = Current()
+        view: View | None = self.runner.hd_view()
+        batch = self.runner.input_batch
+        if view is not None and logits is not None and logits.shape[0] == batch.num_reqs:
+            self.current.groups = list(view.sampling())
+            self._keep_logits(logits)
+            logits = self._combine(self._ban(logits))
+        return super().forward(
+            logits, sampling_metadata, predict_bonus_token, logprobs_mode_override
+        )
+
+    def sample(
+        self, logits: Tensor, sampling_metadata: Any, *args: Any, **kwargs: Any
+    ) -> tuple[Tensor, Tensor | None]:
+        """The main row's token is every row's token."""
+        tokens, processed = super().sample(logits, sampling_metadata, *args, **kwargs)
+        groups = self.current.groups
+        pairs = [
+            (row.index, rows["main"].index)
+            for rows in groups
+            for name, row in rows.items()
+            if name != "main"
+        ]
+        if pairs:
+            to, source = torch.tensor(pairs, device=tokens.device).T
+            tokens.index_copy_(0, to, tokens.index_select(0, source))
+        self._count(tokens)
+        self._end_failed(tokens)
+        return tokens, processed
+
+    def _keep_logits(self, logits: Tensor) -> None:
+        for rows in self.current.groups:
+            main = rows["main"]
+            if main.tag.look and main.tag.look["logits"]:
+                kept = self.runner.hd_desk.seen.setdefault(main.tag.group, Kept())
+                kept.logits[main.written] = logits[main.index].detach().float().cpu()
+
+    def _end_failed(self, tokens: Tensor) -> None:
+        """A void answer ends here, with an end token."""
+        for rows in self.current.groups:
+            ends = rows["main"].request.sampling_params.stop_token_ids
+            known = self.runner.hd_desk.notes.get(rows["main"].tag.group)
+            if known is not None and known.error and ends:
+                for row in rows.values():
+                    tokens[row.index] = ends[0]
+
+    def noised(self) -> list[RowStep]:
+        """Main rows whose noise is ours."""
+        return [r["main"] for r in self.current.groups if r["main"].tag.noise >= 0]
+
+    def _ban(self, logits: Tensor) -> Tensor:
+        """No end token below the minimum length, in any row: a mask must not leave it alone."""
+        out = logits
+        for rows in self.current.groups:
+            main = rows["main"]
+            asked = main.request.sampling_params
+            if asked.min_tokens > main.written and asked.stop_token_ids:
+                out = logits.float().clone() if out is logits else out
+                for row in rows.values():
+                    out[row.index, asked.stop_token_ids] = NEG_INF
+        return out
+
+    def _combine(self, logits: Tensor) -> Tensor:
+        """Logits with the combined scores of every group in its main row."""
+        kinds: dict[tuple[str, str], list[Rows]] = {}
+        for rows in self.current.groups:
+            tag = rows["main"].tag
+            if tag.plan or (tag.words and rows["main"].written == 0):
+                kinds.setdefault((tag.plan, str(tag.local)), []).append(rows)
+        if not kinds:
+            return logits
+        logits = logits.float()
+        out = logits.clone()
+        for (text, _), groups in kinds.items():
+            plan = self.runner.hd_desk.plan(text)
+            try:
+                made = self._combined(plan, groups, logits)
+            except Exception as error:
+                for rows in groups:
+                    self.runner.hd_desk.note(rows["main"].tag.group).fail(error, text)
+                continue
+            out[_at(groups, "main", logits)] = made
+            for rows in groups:
+                self.current.plain[rows["main"].tag.group] = logits[rows["main"].index]
+        return out
+
+    def _combined(self, plan: Plan | None, groups: Sequence[Rows], logits: Tensor) -> Tensor:
+        """float32 [B, V] scores of groups under one plan."""
+        desk = self.runner.hd_desk
+        main = logits[_at(groups, "main", logits)]
+        first = [i for i, rows in enumerate(groups) if rows["main"].written == 0]
+        wanted = [i for i in first if groups[i]["main"].tag.words]
+        if wanted:
+            some = [groups[i] for i in wanted]
+            free = self._scores(plan, some, logits, main[wanted], masking=False)
+            for scores, rows in zip(free, some, strict=True):
+                tag = rows["main"].tag
+                note = desk.note(tag.group)
+                for word, ids in (tag.words or {}).items():
+                    note.scores[word] = float(scores[ids].max())
+        return self._scores(plan, groups, logits, main, masking=True)
+
+    def _scores(
+        self,
+        plan: Plan | None,
+        groups: Sequence[Rows],
+        logits: Tensor,
+        main: Tensor,
+        *,
+        masking: bool,
+    ) -> Tensor:
+        """One composition of all parts, or main where there is none or no picture."""
+        if plan is None:
+            return main
+        desk, decode = self.runner.hd_desk, self.runner._hd_decode
+        tags = [rows["main"].tag for rows in groups]
+        written = [[rows["main"].written + 1] for rows in groups]
+        t = torch.tensor(written, device=logits.device)
+        parts: list[Any] = []
+        for i, part in enumerate(plan.parts):
+            if part.combines:
+                local = [dict(tag.local[i]) for tag in tags]
+                names = dict.fromkeys(name for one in local for name in one)
+                named = {
+                    name: logits[
+                        torch.tensor(
+                            [
+                                rows[one.get(name, "main")].index
+                                for rows, one in zip(groups, local, strict=True)
+                                if one.get(name, "main") in rows
+                            ],
+                            device=logits.device,
+                        )
+                    ]
+                    for name in names
+                    if all(o.get(name, "main") in r for r, o in zip(groups, local, strict=True))
+                }
+                state = _on(stack([desk.states(tag)[i] for tag in tags]), logits.device)
+                inside = self.runner.hd_inside()
+                asked = [tag.group for tag in tags]
+                early = {layer: inside.early_of(asked, layer) for layer in part.early}
+                parts.append((part.strategy, Step(named, t, state, decode, early, masking=masking)))
+        combined = hd_step.combine(parts, main)
+        seen = torch.tensor([tag.pictured for tag in tags], device=main.device)
+        return combined.where(seen[:, None], main)
+
+    def _count(self, tokens: Tensor) -> None:
+        """Tokens that differ from the plain model's choice, where that is cheaply known."""
+        for rows in self.current.groups:
+            main = rows["main"]
+            plain = self.current.plain.get(main.tag.group)
+            if plain is not None and main.tag.plan:
+                chosen = self._plain_token(main, plain)
+                note = self.runner.hd_desk.note(main.tag.group)
+                note.differs += UNKNOWN if chosen is None else int(tokens[main.index] != chosen)
+
+    def _plain_token(self, row: RowStep, scores: Tensor) -> Tensor | None:
+        """What the plain model would have written here; None where only vLLM could tell."""
+        asked = row.request.sampling_params
+        if asked.temperature > 0 and row.tag.noise < 0:
+            return None
+        penalised = asked.repetition_penalty != 1 or asked.min_tokens > row.written
+        if asked.temperature == 0 and not penalised:
+            return scores.argmax()
+        if self.runner.use_async_scheduling and asked.repetition_penalty != 1:
+            return None  # what was written is not on this side yet
+        known = Sampling(
+            max_new_tokens=asked.max_tokens,
+            min_new_tokens=min(asked.min_tokens, asked.max_tokens),
+            temperature=asked.temperature,
+            top_p=asked.top_p,
+            top_k=max(asked.top_k, 0),
+            repetition_penalty=asked.repetition_penalty,
+            seed=0,
+        )
+        drawer = sampling.Sampler(known, [0], asked.stop_token_ids or [])
+        drawer.keys = torch.tensor([row.tag.noise])
+        history = torch.tensor([*row.request.prompt_token_ids, *row.request.output_token_ids])
+        return drawer.draw(drawer.penalise(scores[None], [history], row.written), row.written)[0]
+
+
+UNKNOWN = -(1 << 40)  # a count that stays negative whatever is added
+
+
+def install(runner: Any) -> None:
+    """Make a runner's sampler a `GroupSampler`."""
+    sampler = runner.sampler
+    if type(sampler) is not Sampler:
+        raise HalluDecodeError(
+            f"vLLM's sampler is a {type(sampler).__name__}, which halludecode does not know; "
+            "use the vllm version of this package's extras."
+        )
+    sampler.__class__ = GroupSampler
+    sampler.runner, sampler.current = runner, Current()
+    sampler.topk_topp_sampler = Noise(sampler.topk_topp_sampler, sampler)
+
+
+def _at(groups: Sequence[Rows], name: str, like: Tensor) -> Tensor:
+    return torch.tensor([rows[name].index for rows in groups], device=like.device)
+
+
+def _on(state: Any, device: torch.device) -> Any:
+    return {k: v.to(device) if isinstance(v, Tensor) else v for k, v in state.items()}

@@ -1,0 +1,188 @@
+"""Stretches of rows that are edited together inside one forward.
+
+A unit is what a forward of the HF engine would be: a chunk of one request's prompt, or one token
+each of several requests. A row that is computed again after preemption takes part with its prompt
+and with each token it wrote, apart from each other, so that every token meets the edits it met
+before.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from halludecode.core.part import Part
+from halludecode.core.plan import Plan
+from halludecode.core.rowblock import PAD, RowKeys
+from halludecode.core.strategy import State, stack
+from halludecode.engines.vllm.desk import Desk, Note
+from halludecode.engines.vllm.rowview import RowStep, View
+from halludecode.engines.vllm.wire import Tag
+
+MOST = 64  # requests of one unit: their keys are gathered side by side
+
+
+@dataclass(frozen=True)
+class Span:
+    """Tokens start..stop (positions) of one row, computed in this step."""
+
+    row: RowStep
+    start: int
+    stop: int
+
+    @property
+    def flat(self) -> slice:
+        """Their places in the flat token batch."""
+        first = self.row.first + self.start - self.row.start
+        return slice(first, first + self.stop - self.start)
+
+
+@dataclass
+class Unit:
+    """See the module.
+
+    Args:
+        plan: What acts on it.
+        tags: One per request (R).
+        spans: Row name -> one stretch per request, all of one length.
+        notes: One per request.
+        prompting: Whether these are prompt tokens; then R is 1.
+    """
+
+    plan: Plan
+    tags: list[Tag]
+    spans: dict[str, list[Span]]
+    notes: list[Note]
+    states: list[State]
+    prompting: bool
+    carry: list[dict[str, Any]] = field(default_factory=list)
+    changed: Tensor | None = None
+    dead: bool = False
+    _keys: dict[tuple[str, int, int, str], RowKeys] = field(default_factory=dict)
+    _flat: dict[str, Tensor] = field(default_factory=dict)
+
+    def names(self, i: int) -> dict[str, str]:
+        """Local names of part ``i`` -> names of the rows that are here."""
+        local = dict(self.tags[0].local[i]) if self.tags[0].local else {}
+        return {name: row for name, row in local.items() if row in self.spans}
+
+    def width(self, row: str) -> int:
+        """Tokens of a row in this unit."""
+        span = self.spans[row][0]
+        return span.stop - span.start
+
+    def reach(self, row: str) -> int:
+        """Keys the last token of any request sees."""
+        return max(span.stop for span in self.spans[row])
+
+    def flat(self, row: str, device: torch.device) -> Tensor:
+        """int64 [R, T]: places of the tokens in the flat batch."""
+        if row not in self._flat:
+            places = [list(range(s.flat.start, s.flat.stop)) for s in self.spans[row]]
+            self._flat[row] = torch.tensor(places, device=device)
+        return self._flat[row]
+
+    def index(self, row: str) -> list[int]:
+        """Places of the row in vLLM's batch, one per request."""
+        return [span.row.index for span in self.spans[row]]
+
+    def keys(self, row: str, start: int, stop: int, device: torch.device) -> RowKeys:
+        """Where keys and queries lie, for queries start..stop of the unit."""
+        which = (row, start, stop, str(device))
+        if which not in self._keys:
+            self._keys[which] = self._make_keys(row, start, stop, device)
+        return self._keys[which]
+
+    def _make_keys(self, row: str, start: int, stop: int, device: torch.device) -> RowKeys:
+        spans = self.spans[row]
+        wide = self.reach(row)
+        kinds = torch.full((len(spans), wide), PAD, dtype=torch.int8)
+        pictures = torch.full((len(spans), wide), -1, dtype=torch.int16)
+        for r, span in enumerate(spans):
+            kind, picture = span.row.kinds(0, span.stop)
+            kinds[r, : len(kind)], pictures[r, : len(picture)] = kind, picture
+        position = torch.stack([torch.arange(s.start + start, s.start + stop) for s in spans])
+        made = (
+            kinds,
+            pictures,
+            position,
+            kinds.gather(1, position),
+            torch.tensor([span.row.prompt for span in spans]),
+        )
+        return RowKeys(*(x.to(device) for x in made))
+
+    def emits(self) -> bool:
+        """Whether the first token is drawn after this unit."""
+        main = self.spans.get("main")
+        return main is not None and main[0].start < main[0].row.prompt <= main[0].stop
+
+    def fire(self, hook: str, i: int, layer: int) -> None:
+        """A declared hook was called in the forward that emits token 1."""
+        if self.emits():
+            for note in self.notes:
+                note.fired.add((hook, i, layer))
+
+    def note_change(self, differs: Tensor) -> None:
+        """Requests (bool [R]) in which an edit made a difference."""
+        self.changed = differs if self.changed is None else self.changed | differs
+
+
+def units_of(view: View, desk: Desk) -> list[Unit]:
+    """Everything of one step that some part acts on."""
+    made: list[Unit] = []
+    singles: dict[tuple[str, str, tuple[str, ...]], list[tuple[Tag, dict[str, Span]]]] = {}
+    for rows in view.groups.values():
+        tag = next(iter(rows.values())).tag
+        plan = desk.plan(tag.plan)
+        if plan is None or not plan.acting:
+            continue
+        prompt = {
+            name: [Span(row, row.start, min(row.stop, row.prompt))]
+            for name, row in rows.items()
+            if row.start < row.prompt
+        }
+        if prompt:
+            made.append(_unit(desk, plan, [tag], prompt, prompting=True))
+        for one in _written(rows):
+            singles.setdefault((tag.plan, str(tag.local), tuple(one)), []).append((tag, one))
+    for (text, _, names), entries in singles.items():
+        plan = desk.plan(text)
+        if plan is None:
+            continue
+        for at in range(0, len(entries), MOST):
+            some = entries[at : at + MOST]
+            spans = {name: [one[name] for _, one in some] for name in names}
+            made.append(_unit(desk, plan, [tag for tag, _ in some], spans, prompting=False))
+    return made
+
+
+def _written(rows: Mapping[str, RowStep]) -> list[dict[str, Span]]:
+    """Generated tokens computed in this step: per token, the rows that compute it."""
+    found: dict[int, dict[str, Span]] = {}
+    for name, row in rows.items():
+        for at in range(max(row.start, row.prompt), row.stop):
+            found.setdefault(at - row.prompt, {})[name] = Span(row, at, at + 1)
+    return [found[offset] for offset in sorted(found)]
+
+
+def _unit(
+    desk: Desk,
+    plan: Plan,
+    tags: list[Tag],
+    spans: dict[str, list[Span]],
+    *,
+    prompting: bool,
+) -> Unit:
+    states = [stack([desk.states(tag)[i] for tag in tags]) for i in range(len(plan.parts))]
+    notes = [desk.note(tag.group) for tag in tags]
+    carry: list[dict[str, Any]] = [{} for _ in plan.parts]
+    return Unit(plan, tags, spans, notes, states, prompting, carry)
+
+
+def acting(plan: Plan, parts: Sequence[Part]) -> list[tuple[int, Part]]:
+    """Parts with their places in the plan."""
+    return [(next(i for i, p in enumerate(plan.parts) if p is part), part) for part in parts]
