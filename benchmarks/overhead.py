@@ -6,9 +6,9 @@ Time per token and to the first token, forward calls per token, and the largest 
 makes. Every strategy writes the same number of tokens about the same pictures. Rounds are
 interleaved (greedy, then every strategy, then again), and the ratio of a round is taken against
 the greedy run of that round, so a machine that slows down for a while slows both. The median over
-rounds and half its range are printed. "two calls" is VCD as official codes run it: one forward for each
-row, one after the other, here on the same code and cache. Models of real sizes with random weights
-are in `shapes.py`; they need this repository's tests folder.
+rounds and half its range are printed. "two calls" is VCD as official codes run it: one forward for
+each row, one after the other, here on the same code and cache. Models of real sizes with random
+weights are in `shapes.py`; they need this repository's tests folder.
 """
 
 from __future__ import annotations

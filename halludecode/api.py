@@ -22,8 +22,9 @@ def load(model: Any, engine: str = "hf", **engine_args: Any) -> Any:
     Args:
         model: Hub id, local path, "testbed", or a transformers model (with ``processor=``).
         engine: "hf" or "vllm".
-        **engine_args: hf: batch_size, dtype, device, device_map, revision, trust_remote_code, and
-            whatever transformers' `from_pretrained` takes. vllm: whatever vLLM's `EngineArgs` take.
+        **engine_args: hf: batch_size, artifacts (folder of `halludecode calibrate`), dtype, device,
+            device_map, revision, trust_remote_code, and whatever transformers' `from_pretrained`
+            takes. vllm: whatever vLLM's `EngineArgs` take.
 
     Raises:
         InvalidModel: It cannot be loaded.

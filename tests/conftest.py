@@ -6,6 +6,7 @@ import os
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("HALLUDECODE_ARTIFACTS", "/nonexistent")  # no artifacts of the machine's own
 
 import pytest
 

@@ -44,6 +44,7 @@ class VAR(Strategy):
     dims: tuple[int, ...] | None = param(None, "sink dimensions; None finds them on the model")
 
     artifact = "optional"
+    artifact_params = ("tau",)
 
     def layers(self, m: Facts) -> Iterable[int]:
         """Layers 2..L-2, the last excluded (paper)."""

@@ -176,7 +176,7 @@ def _loss(net: Net, feeder: Feeder, soft: Tensor, batch: Sequence[Example]) -> T
         attention_mask=(kind != PAD).long().to(net.device),
         use_cache=False,
         logits_to_keep=longest + 1,
-        **net._given(ids, features),
+        **net.given(ids, features),
     ).logits[:, :-1]
     told = ids[:, -longest:].to(logits.device)
     nats = nn.functional.cross_entropy(logits.float().transpose(1, 2), told, reduction="none")

@@ -11,7 +11,6 @@ from halludecode.core.errors import HookNeverFired
 from halludecode.core.part import Part
 from halludecode.core.plan import Cost, Plan
 from halludecode.core.prompt import Look, Prompt, Seen
-from halludecode.core.strategy import Calibration
 from halludecode.engines.base import Sampling
 from halludecode.engines.hf.batch import Batch, Prefix
 from halludecode.engines.hf.geometry import image_columns
@@ -73,10 +72,6 @@ class Looker:
             self.run([look], 1, reuse=False)
             return self.see(look)
         return known
-
-    def calibration(self, samples: list[Prompt]) -> Calibration:
-        """What a strategy's `calibrate` may ask."""
-        return Calibration(samples, self.see)
 
     def _take(self, looks: Sequence[Look], *, reuse: bool) -> None:
         first = looks[0]

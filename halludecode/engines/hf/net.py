@@ -178,7 +178,7 @@ class Net:
             past_key_values=cache,
             use_cache=True,
             logits_to_keep=1,
-            **self._given(ids, features),
+            **self.given(ids, features),
         )
         return out.logits[:, -1].float()
 
@@ -201,7 +201,7 @@ class Net:
         own = zip(*(_by_picture(level, views) for level in levels), strict=True)
         return {feed.pixel_key: torch.cat(f, -1) for feed, f in zip(feeds, own, strict=True)}
 
-    def _given(self, ids: Tensor, features: Sequence[Tensor]) -> dict[str, Any]:
+    def given(self, ids: Tensor, features: Sequence[Tensor]) -> dict[str, Any]:
         """Arguments that carry picture features, those of deepstack layers side by side."""
         layout, extra = self.layout, dict[str, Any].fromkeys(self.layout.unused)
         if not features and not layout.unused:

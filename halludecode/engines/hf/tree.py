@@ -211,7 +211,7 @@ class Tree:
                 attention_mask=self._masks(visible),
                 past_key_values=self.batch.cache,
                 use_cache=True,
-                **net._given(ids, ()),
+                **net.given(ids, ()),
             )
         return out.logits.float(), self.watch.take()
 

@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from halludecode.core import spec as hd_spec
-from halludecode.core.errors import UnsupportedStrategy
+from halludecode.core.errors import InvalidRequest, UnsupportedStrategy
 from halludecode.core.plan import Cost, Plan
 from halludecode.core.prompt import Picture
 from halludecode.engines.base import Sampling
@@ -190,12 +190,19 @@ class Feeds:
         from vllm.multimodal.parse import MultiModalDataParser
         from vllm.multimodal.processing import ProcessorInputs, TimingContext
 
-        placeholder = self._loaded.layout.placeholder
+        placeholder, ours = self._loaded.layout.placeholder, self._feeder.picture(picture)
         items = MultiModalDataParser().parse_mm_data({"image": [picture.image]})
         made = self._processor.apply(
             ProcessorInputs(prompt=self._feeder._short(placeholder, 1), mm_data_items=items),
             TimingContext(enabled=False),
         )
+        have, want = made["mm_placeholders"]["image"][0].get_num_embeds(), ours.count
+        if have != want:
+            width, height = picture.image.size
+            raise InvalidRequest(
+                f"vLLM makes {have} tokens of a {width} x {height} picture, where this model's own "
+                f"processor makes {want}; scale the picture to another shape, or use engine='hf'."
+            )
         return made["mm_kwargs"]["image"][0]
 
     def _salt(self, name: str, job: Job, plan: Plan, request: str) -> str:
