@@ -15,7 +15,7 @@ from halludecode.core.errors import HalluDecodeError
 if TYPE_CHECKING:
     from halludecode.core.registry import Info
 
-_CITATION = re.compile(r" \([^()]* et al\.[^()]*\)")
+_CITATION = re.compile(r"\s*\([^()]*( et al\.[^()]*\)|$)")  # whole, or cut by the line end
 
 
 def register(app: typer.Typer) -> None:

@@ -47,7 +47,7 @@ def engines(vllm_engine, family_engine, request, tmp_path):
 def compare(ours, hf) -> int:
     """Run everything in one batch, compare one by one; the number compared."""
     words = ["What is this?", "Describe it, please."]
-    asked = [hd.Request(w, [p]) for w, p in zip(words, families.pictures()[1:], strict=True)]
+    asked = [hd.Request(w, [p]) for w, p in zip(words, families.pictures()[:2], strict=True)]
     given, wanted = [], []
     for name in NAMES:
         spec = "+".join(ACTIVE.get(part, part) for part in name.split("+"))
@@ -57,7 +57,9 @@ def compare(ours, hf) -> int:
             except hd.UnsupportedStrategy as error:
                 with pytest.raises(hd.UnsupportedStrategy) as refused:
                     ours.plan(spec)
-                assert str(refused.value) == str(error)
+                # An artifact's name stands in the strategy's, and each engine's is its own.
+                why = [str(e).partition(" needs ")[2] for e in (error, refused.value)]
+                assert why[0] == why[1] != ""
                 continue
             given += [(request, spec, sampling) for request in asked]
             wanted += expected

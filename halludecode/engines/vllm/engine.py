@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -50,6 +50,7 @@ class VLLMEngine:
     Args:
         model: Hub id, path, or "testbed".
         artifacts: Folder of what `calibrate` made; None is the user's own (`hf.artifacts`).
+        start: Starts vLLM in another way (the server's); see `load_engine`.
         **options: Whatever vLLM's `EngineArgs` take (max_model_len, dtype, tensor_parallel_size,
             kv_cache_memory_bytes, max_num_seqs, ...).
 
@@ -61,9 +62,16 @@ class VLLMEngine:
 
     name = "vllm"
 
-    def __init__(self, model: str, *, artifacts: str | Path | None = None, **options: Any) -> None:
+    def __init__(
+        self,
+        model: str,
+        *,
+        artifacts: str | Path | None = None,
+        start: Callable[..., Any] | None = None,
+        **options: Any,
+    ) -> None:
         self.model_id = model
-        self._loaded: Loaded = load_engine(model, options)
+        self._loaded: Loaded = load_engine(model, options, start)
         layout = self._loaded.layout
         self.provides = VLLM_PROVIDES - layout.lacks.keys()
         self.processor = self._loaded.processor

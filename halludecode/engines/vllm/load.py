@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -60,8 +60,15 @@ class Loaded:
         return self.engine.collective_rpc(method, args=args)
 
 
-def load_engine(model: str, options: Mapping[str, Any]) -> Loaded:
+def load_engine(
+    model: str, options: Mapping[str, Any], start: Callable[..., Any] | None = None
+) -> Loaded:
     """Start vLLM for a model.
+
+    Args:
+        model: Id, path or "testbed".
+        options: What vLLM's `EngineArgs` take.
+        start: Starts vLLM in another way, called with model, its source and options.
 
     Raises:
         InvalidModel: Not found, without a processor, or of a family without a layout.
@@ -77,7 +84,7 @@ def load_engine(model: str, options: Mapping[str, Any]) -> Loaded:
     config, generation = _configs(model, source, shared)
     layout = layout_of(config)
     _check_served(config)
-    engine = _start(model, source, options)
+    engine = (start or _start)(model, source, options)
     shim: Any = SimpleNamespace(model=SimpleNamespace(config=config), layout=layout)
     facts = Net.facts(shim)
     loaded = Loaded(engine, processor, config, layout, facts, source, generation)
@@ -133,27 +140,34 @@ def _check_served(config: Any) -> None:
         )
 
 
+def settings() -> tuple[dict[str, Any], dict[str, Any]]:
+    """Options of vLLM that we propose, and those that must be as they are."""
+    from vllm.platforms import current_platform
+
+    os.environ.setdefault("VLLM_USE_V2_MODEL_RUNNER", "0")
+    cpu = current_platform.is_cpu()
+    proposed = {
+        "enforce_eager": True,  # attention and residual edits are Python between kernels
+        "mm_processor_cache_gb": 0,  # its cache would keep pixels from us
+        "mm_device_do_normalize": False,  # edits are of normalised pixels
+        **({"dtype": "float32"} if cpu else {}),
+    }
+    fixed = {
+        "worker_cls": f"halludecode.engines.vllm.worker.{'CPU' if cpu else 'GPU'}Worker",
+        "scheduler_cls": "halludecode.engines.vllm.scheduler.make",
+    }
+    return proposed, fixed
+
+
 def _start(model: str, source: str, options: Mapping[str, Any]) -> Any:
     from vllm.engine.arg_utils import EngineArgs
-    from vllm.platforms import current_platform
     from vllm.v1.engine.llm_engine import LLMEngine
 
     taken = [name for name in OURS if name in options]
     if taken:
         raise InvalidRequest(f"{taken[0]}= cannot be set: halludecode brings its own.")
-    os.environ.setdefault("VLLM_USE_V2_MODEL_RUNNER", "0")
-    cpu = current_platform.is_cpu()
-    given = {
-        "enforce_eager": True,  # attention and residual edits are Python between kernels
-        "mm_processor_cache_gb": 0,  # its cache would keep pixels from us
-        "mm_device_do_normalize": False,  # edits are of normalised pixels
-        "max_logprobs": -1,
-        "disable_log_stats": True,
-        **({"dtype": "float32"} if cpu else {}),
-        **options,
-        "worker_cls": f"halludecode.engines.vllm.worker.{'CPU' if cpu else 'GPU'}Worker",
-        "scheduler_cls": "halludecode.engines.vllm.scheduler.make",
-    }
+    proposed, fixed = settings()
+    given = {"max_logprobs": -1, "disable_log_stats": True, **proposed, **options, **fixed}
     try:
         return LLMEngine.from_engine_args(EngineArgs(model=source, **given))
     except TypeError as error:

@@ -104,8 +104,10 @@ def pack(value: Any) -> Any:
 def unpack(value: Any) -> Any:
     """What `pack` was given."""
     if isinstance(value, Mapping) and "tensor" in value:
-        raw = torch.frombuffer(bytearray(value["bytes"]), dtype=torch.uint8)
-        return raw.view(getattr(torch, value["tensor"])).reshape(value["shape"])
+        kind = getattr(torch, value["tensor"])
+        if not value["bytes"]:
+            return torch.empty(value["shape"], dtype=kind)
+        return torch.frombuffer(bytearray(value["bytes"]), dtype=kind).reshape(value["shape"])
     if isinstance(value, Mapping) and "artifact" in value:
         return Artifact(**{name: unpack(one) for name, one in value["artifact"].items()})
     if isinstance(value, Mapping):

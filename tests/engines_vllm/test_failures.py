@@ -1,0 +1,211 @@
+"""What fails ends its own request alone, with a sentence, and leaves nothing behind."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import halludecode as hd
+from halludecode.core.registry import STRATEGIES
+from halludecode.core.strategy import Strategy, strategy
+from halludecode.engines.vllm import names
+from tests import families
+from tests.engines_vllm.common import requests, same
+from tests.engines_vllm.conftest import scheduler_of
+from tests.engines_vllm.test_mixed import run
+
+LONG = hd.Sampling(max_new_tokens=30, min_new_tokens=29, logprobs=3)
+
+
+@pytest.fixture
+def ours(vllm_engine):
+    engine = vllm_engine("testbed")
+    yield engine
+    scheduler, worker = scheduler_of(engine), worker_of(engine)
+    left = (scheduler.groups, scheduler.requests, scheduler.running, list(scheduler.waiting))
+    assert not any(left), left
+    assert not any((scheduler._failed, scheduler._group_of, engine_requests(engine)))
+    free = scheduler.kv_cache_manager.block_pool.get_num_free_blocks()
+    assert free == scheduler.kv_cache_config.num_blocks - 1
+    desk = worker.model_runner.hd_desk
+    assert not desk.jobs and not desk.notes and not desk.seen
+    plain = hd.Sampling(max_new_tokens=4, logprobs=3)
+    assert len(engine.generate(requests(1), "vcd", plain)[0].token_ids) > 0
+
+
+def worker_of(engine):
+    core = engine._loaded.engine.engine_core.engine_core
+    return core.model_executor.driver_worker.worker
+
+
+def engine_requests(engine):
+    return engine._loaded.engine.output_processor.get_num_unfinished_requests()
+
+
+def while_running(monkeypatch, engine, step: int, act):
+    """Call ``act`` after some steps of the scheduler."""
+    scheduler, taken = scheduler_of(engine), []
+    stock = scheduler.schedule
+
+    def schedule(*args, **kwargs):
+        taken.append(1)
+        if len(taken) == step:
+            act(scheduler)
+        return stock(*args, **kwargs)
+
+    monkeypatch.setattr(scheduler, "schedule", schedule)
+
+
+def test_a_row_aborted_alone_ends_its_request_with_a_sentence(ours, monkeypatch):
+    def abort(scheduler):
+        from vllm.v1.request import RequestStatus
+
+        name = next(i for i in scheduler.requests if "#" in i)
+        scheduler.finish_requests([name], RequestStatus.FINISHED_ABORTED)
+
+    while_running(monkeypatch, ours, 8, abort)
+    with pytest.raises(hd.InvalidRequest, match="a row of its group was ended alone"):
+        ours.generate(requests(3), "vcd", LONG)
+
+
+def test_rows_that_diverge_are_noticed(ours, monkeypatch):
+    from halludecode.engines.vllm.sampler import GroupSampler
+
+    stock = GroupSampler.sample
+    taken = []
+
+    def sample(self, logits, metadata, *args, **kwargs):
+        tokens, processed = stock(self, logits, metadata, *args, **kwargs)
+        taken.append(1)
+        if len(taken) == 6:
+            tokens[-1] += 1
+        return tokens, processed
+
+    monkeypatch.setattr(GroupSampler, "sample", sample)
+    with pytest.raises(hd.InvalidRequest, match="its rows diverged"):
+        ours.generate(requests(1), "vcd", LONG)
+
+
+def test_a_client_that_leaves_takes_its_group_along(ours):
+    stream = ours.stream(requests(1)[0], "vcd+ritual", LONG)
+    next(stream)
+    assert scheduler_of(ours).groups
+    stream.close()
+    ours.generate(requests(1), "greedy", hd.Sampling(max_new_tokens=1))
+
+
+@pytest.fixture
+def faulty():
+    """Strategies that fail inside the model, in their rule, and before their rows exist."""
+
+    @strategy("fails_attend")
+    class FailsAttend(Strategy):
+        def attend(self, a):
+            a.mass(a.image)
+            if a.image.mask("main").shape[-1] > 50:  # longer than what tracing shows
+                raise IndexError("no such head")
+
+    @strategy("fails_combine")
+    class FailsCombine(Strategy):
+        def combine(self, step):
+            if int(step.t.max()) == 3:
+                raise ZeroDivisionError("nothing to divide")
+            return step["main"]
+
+    @strategy("silent")
+    class Silent(Strategy):
+        def steer(self, h):
+            return h.x
+
+    yield
+    for name in ("fails_attend", "fails_combine", "silent"):
+        STRATEGIES._entries.pop(name, None)
+
+
+def test_a_hook_that_fails_voids_its_answers_alone(ours, faulty):
+    for name, why in (("fails_attend", "no such head"), ("fails_combine", "nothing to divide")):
+        with pytest.raises(hd.HalluDecodeError, match=why):
+            ours.generate(requests(2), name, LONG)
+
+
+def test_neighbours_of_a_failing_request_are_answered(ours, faulty, testbed):
+    from halludecode.engines.vllm.answers import Reader
+
+    given = [(requests(1)[0], "fails_combine", LONG), *((r, "vcd", LONG) for r in requests(3))]
+    told = []
+    stock = Reader.notes
+
+    def notes(self):
+        found = stock(self)
+        told.extend(found)
+        return found
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Reader, "notes", notes)
+        with pytest.raises(hd.HalluDecodeError, match="nothing to divide"):
+            run(ours, given)
+    assert [bool(note["error"]) for note in told] == [True, False, False, False]
+    wanted = testbed.generate(requests(3), "vcd", LONG)
+    for a, b in zip(run(ours, given[1:]), wanted, strict=True):
+        assert same(a, b)
+
+
+def test_a_hook_that_never_fires_is_an_error(ours, faulty, monkeypatch):
+    from halludecode.engines.vllm.inside import Inside
+
+    monkeypatch.setattr(Inside, "layer_output", lambda self, layer, hidden, residual: None)
+    with pytest.raises(hd.HookNeverFired, match=r"silent.steer was not called in layer\(s\)"):
+        ours.generate(requests(1), "silent", hd.Sampling(max_new_tokens=3))
+
+
+def test_a_cache_that_is_read_wrongly_is_an_error(ours, monkeypatch):
+    from halludecode.engines.vllm import paged
+
+    runner = worker_of(ours).model_runner
+    monkeypatch.setattr(runner._hd_checked, "_done", set())
+    stock = paged.read
+    monkeypatch.setattr(paged, "read", lambda *args: tuple(x.flip(-1) for x in stock(*args)))
+    with pytest.raises(hd.HookNeverFired, match="differs from the kernel's"):
+        ours.generate(requests(1), "pai", hd.Sampling(max_new_tokens=3))
+
+
+def test_prompts_that_must_be_whole_and_cannot_are_refused_with_numbers(vllm_engine):
+    tight = vllm_engine("testbed", tight="cut")
+    with pytest.raises(hd.InvalidRequest, match=r"\d+ tokens, and a step of vLLM holds 52 "):
+        tight.generate(requests(1), "vhr", hd.Sampling(max_new_tokens=3))
+
+
+def test_more_rows_than_slots_are_refused_with_numbers(ours):
+    from halludecode.engines.vllm.limits import check_rows
+
+    rows = list(ours.rows(requests(1)[0], "vcd").values()) * 30
+    with pytest.raises(hd.InvalidRequest, match="takes 60 rows, vLLM runs at most 48"):
+        check_rows(rows, ours.plan("vcd"), 4, ours._loaded.vllm_config)
+
+
+def test_an_engine_that_is_not_eager_refuses_edits_inside_the_model(ours, monkeypatch):
+    monkeypatch.setattr(ours._loaded.vllm_config.model_config, "enforce_eager", False)
+    monkeypatch.setattr(ours, "_plans", {})
+    ours.plan("vcd")
+    for spec, need in (("pai", "add"), ("vista", "early"), ("agla", "looks")):
+        with pytest.raises(hd.UnsupportedStrategy, match=f"needs '{need}', which is served eager"):
+            ours.plan(spec)
+
+
+def test_a_name_that_vllm_no_longer_has_is_told(monkeypatch):
+    assert names.missing() == []
+    from vllm.v1.core.sched.scheduler import Scheduler
+
+    monkeypatch.delattr(Scheduler, "_preempt_request")
+    assert names.missing() == ["vllm.v1.core.sched.scheduler.Scheduler._preempt_request"]
+    with pytest.raises(hd.MissingExtra, match=r"lacks .*_preempt_request.* install the supported"):
+        hd.load("testbed", engine="vllm")
+
+
+def test_pictures_too_many_or_unreadable_are_one_sentence(ours):
+    picture = families.pictures()[0]
+    with pytest.raises(hd.InvalidRequest, match="no such image file"):
+        ours.generate(hd.Request("What?", ["/no/such.png"]), "vcd")
+    assert torch.is_grad_enabled()
+    with pytest.raises(hd.InvalidRequest, match="placeholder"):
+        ours.generate(hd.Request("<image> <image> What?", [picture]), "vcd")

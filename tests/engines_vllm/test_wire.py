@@ -1,0 +1,47 @@
+"""What crosses processes comes out as it went in."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from halludecode.core.artifact import Artifact
+from halludecode.engines.vllm.wire import Tag, pack, tag_of, unpack
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        torch.randn(3, 4),
+        torch.randn(2, 3).bfloat16(),
+        torch.zeros(0, dtype=torch.int64),
+        torch.tensor(5),
+        torch.tensor([True, False]),
+    ],
+)
+def test_tensors(value):
+    made = unpack(pack(value))
+    assert made.dtype == value.dtype and torch.equal(made, value)
+
+
+def test_artifacts_keep_their_identity():
+    made = Artifact("var", {"tau": None, "rho": 0.5}, "m", {"dims": torch.tensor([3])}, "s", ("n",))
+    again = unpack(pack(made))
+    assert again == made and again.name == made.name and list(again.notes) == list(made.notes)
+
+
+def test_states_are_lists_maps_and_words():
+    value = {"text": "a", "maps": [torch.ones(2, 2), torch.zeros(1)], "none": None, "n": 3}
+    made = unpack(pack([value]))[0]
+    assert made["text"] == "a" and made["none"] is None and made["n"] == 3
+    assert torch.equal(made["maps"][0], value["maps"][0])
+
+
+def test_tags():
+    class Params:
+        extra_args = Tag("g", 1, ["main", "noised"], ["answer", "prefill"], noise=5).extra()
+
+    tag = tag_of(Params)
+    assert (tag.name, tag.life, tag.size, tag.noise) == ("noised", "prefill", 2, 5)
+    Params.extra_args = {"other": 1}
+    assert tag_of(Params) is None
