@@ -60,7 +60,7 @@ def test_the_name_tells_strategy_model_and_content():
 
 def test_only_parameters_an_artifact_depends_on_shape_it():
     assert shaping(get("lacing", scale=3.0, pin="x")) == {}
-    assert shaping(get("var", dims=(3, 4)))["dims"] == [3, 4]
+    assert shaping(get("var", p=0.3, tau=3.0)) == {"tau": 3.0}
     assert command(get("lacing", scale=3.0), "some/model") == (
         "halludecode calibrate --model some/model lacing"
     )

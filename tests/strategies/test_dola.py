@@ -110,7 +110,7 @@ def test_engine_equals_the_slow_form(family, family_engine):
     engine, row = family_engine(family), families.FAMILIES[family]
     image = families.pictures()[0]
     wanted = slow(engine.model, engine.processor, row.prompt("What is this?"), image, 4)
-    sampling = hd.Sampling(max_new_tokens=4, min_new_tokens=4, logprobs=1)
+    sampling = hd.Sampling(max_new_tokens=4, logprobs=1)
     made = engine.generate([hd.Request("What is this?", [image])], "dola", sampling)[0]
     assert list(made.token_ids) == wanted.ids
     for got, scores in zip(made.logprobs, wanted.scores, strict=True):
@@ -120,9 +120,9 @@ def test_engine_equals_the_slow_form(family, family_engine):
 def test_plain_generate_obeys_it(family_engine):
     engine, row = family_engine("llava"), families.FAMILIES["llava"]
     image = families.pictures()[0]
-    sampling = hd.Sampling(max_new_tokens=4, min_new_tokens=4)
+    sampling = hd.Sampling(max_new_tokens=4)
     wanted = engine.generate([hd.Request("What is this?", [image])], "dola", sampling)[0]
     inputs = naive.inputs_of(engine.processor, row.prompt("What is this?"), [image])
     with hd.applied(engine.model, engine.processor, "dola"):
-        ids = engine.model.generate(**inputs, max_new_tokens=4, min_new_tokens=4, do_sample=False)
+        ids = engine.model.generate(**inputs, max_new_tokens=4, do_sample=False)
     assert ids[0, inputs["input_ids"].shape[1] :].tolist() == list(wanted.token_ids)

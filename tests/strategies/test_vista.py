@@ -101,7 +101,7 @@ def test_engine_equals_the_slow_form(name, family_engine):
     engine, family = family_engine(name), families.FAMILIES[name]
     image = families.pictures()[1]
     wanted = slow(engine.model, engine.processor, family, image, 4)
-    sampling = hd.Sampling(max_new_tokens=4, min_new_tokens=4, logprobs=1)
+    sampling = hd.Sampling(max_new_tokens=4, logprobs=1)
     made = engine.generate([hd.Request("What is this?", [image])], "vista", sampling)[0]
     assert list(made.token_ids) == wanted.ids
     for got, scores in zip(made.logprobs, wanted.scores, strict=True):
