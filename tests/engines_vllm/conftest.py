@@ -18,7 +18,7 @@ from tests import families
 # Small caches and budgets: "cut" chunks every prompt with a picture, "whole" holds two of them.
 SETTINGS = {
     "": {"max_num_seqs": 48, "max_num_batched_tokens": 4096},
-    "cut": {"max_num_seqs": 12, "max_num_batched_tokens": 64, "num_gpu_blocks_override": 40},
+    "cut": {"max_num_seqs": 12, "max_num_batched_tokens": 64, "num_gpu_blocks_override": 24},
     "whole": {"max_num_seqs": 12, "max_num_batched_tokens": 400, "num_gpu_blocks_override": 30},
 }
 ENGINES: dict[tuple[str, str], object] = {}

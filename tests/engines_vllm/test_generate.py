@@ -105,7 +105,7 @@ def test_a_request_that_can_never_fit_is_refused_with_numbers(engines, vllm_engi
     with pytest.raises(hd.InvalidRequest, match=r"context is 512"):
         tight.generate(hd.Request("Why? " * 400, families.pictures()[:1]), "vcd")
     with pytest.raises(hd.InvalidRequest, match=r"blocks of 32 tokens .* there are \d+"):
-        tight.generate(requests(1), "vcd+ritual+m3id", hd.Sampling(max_new_tokens=400))
+        tight.generate(requests(1), "vcd+ritual+m3id", hd.Sampling(max_new_tokens=300))
 
 
 def test_what_is_not_served_is_refused_by_name(engines):
@@ -120,3 +120,29 @@ def test_wrong_options_and_names_are_one_sentence():
         hd.load("testbed", engine="vllm", worker_cls="x.Y")
     with pytest.raises(hd.InvalidModel, match="no such model folder"):
         hd.load("./no/such/folder", engine="vllm")
+
+
+def test_a_stream_loses_nothing_to_what_is_asked_meanwhile(engines):
+    ours = engines[0]
+    sampling = hd.Sampling(max_new_tokens=12, min_new_tokens=11)
+    whole = ours.generate(requests(2)[1], "vcd", sampling)[0]
+    stream = ours.stream(requests(2)[1], "vcd", sampling)
+    chunks = [next(stream)]
+    between = ours.generate(requests(1), "m3id", sampling)[0]
+    chunks += list(stream)
+    assert "".join(c.text for c in chunks) == whole.text
+    assert chunks[-1].output.token_ids == whole.token_ids
+    assert between.token_ids == ours.generate(requests(1), "m3id", sampling)[0].token_ids
+
+
+def test_threads_take_turns(engines):
+    from concurrent.futures import ThreadPoolExecutor
+
+    ours = engines[0]
+    sampling = hd.Sampling(max_new_tokens=8, min_new_tokens=7)
+    specs = ["vcd", "greedy", "pai", "agla"]
+    wanted = [ours.generate(requests(2), spec, sampling) for spec in specs]
+    with ThreadPoolExecutor(4) as pool:
+        made = list(pool.map(lambda spec: ours.generate(requests(2), spec, sampling), specs))
+    for a, b in zip(made, wanted, strict=True):
+        assert [x.token_ids for x in a] == [y.token_ids for y in b]

@@ -7,6 +7,7 @@ import random
 import pytest
 
 import halludecode as hd
+from halludecode.engines.vllm.wire import tag_of
 from tests import families
 from tests.engines_vllm.common import ACTIVE, requests, same
 from tests.engines_vllm.conftest import scheduler_of
@@ -21,7 +22,7 @@ def cases(names, count: int, *, sampled: bool, seed: int = 0):
     made = []
     for i, request in enumerate(requests(count, seed)):
         spec = "+".join(ACTIVE.get(part, part) for part in names[i % len(names)].split("+"))
-        most = rng.choice([6, 17, 33])  # and hardly less, so that groups grow and are preempted
+        most = rng.choice([6, 33, 48])  # and hardly less, so that groups grow and are preempted
         more = {"max_new_tokens": most, "min_new_tokens": most - 2, "logprobs": 3}
         if sampled:
             more |= {"temperature": rng.choice([0.7, 1.5]), "seed": rng.randrange(1 << 30)}
@@ -39,26 +40,63 @@ def run(engine, given):
     return outputs
 
 
-@pytest.mark.parametrize("sampled", [False, True], ids=["greedy", "sampled"])
-@pytest.mark.parametrize("names", [CUT, WHOLE], ids=["cut", "whole"])
-def test_a_mixed_batch_under_pressure_gives_the_tokens_of_the_hf_engine(
-    vllm_engine, testbed, names, sampled
-):
-    tight = vllm_engine("testbed", tight="whole" if names is WHOLE else "cut")
+@pytest.fixture
+def preempted(monkeypatch):
+    """Strategies that lost a row to preemption after it had written something."""
+    from vllm.v1.core.sched.scheduler import Scheduler
+
+    found, stock = set(), Scheduler._preempt_request
+
+    def preempt(self, request, *args, **kwargs):
+        if request.num_output_tokens > 1:
+            found.add(tag_of(request.sampling_params).plan.partition("(")[0] or "greedy")
+        return stock(self, request, *args, **kwargs)
+
+    monkeypatch.setattr(Scheduler, "_preempt_request", preempt)
+    return found
+
+
+def under_pressure(tight, hf, names, *, sampled: bool, whole: bool = False) -> None:
+    """Answer forty requests at once and compare; what should have happened must have."""
     scheduler = scheduler_of(tight)
     scheduler.counts.clear()
     given = cases(names, 40, sampled=sampled)
     outputs = run(tight, given)
     for (request, spec, sampling), output in zip(given, outputs, strict=True):
-        want = testbed.generate(request, spec, sampling)[0]
+        want = hf.generate(request, spec, sampling)[0]
         assert same(output, want), (spec, output.token_ids, want.token_ids)
         assert (output.effect, output.rows) == (want.effect, want.rows), spec
-    wanted = ["preempted groups"] + (["whole"] if names is WHOLE else ["held"])
-    for what in wanted:
+    for what in ("preempted groups", "whole" if whole else "held"):
         assert scheduler.counts[what] > 0, scheduler.counts
     assert not scheduler.groups and not scheduler.requests
     free = scheduler.kv_cache_manager.block_pool.get_num_free_blocks()
     assert free == scheduler.kv_cache_config.num_blocks - 1
+
+
+@pytest.mark.parametrize("sampled", [False, True], ids=["greedy", "sampled"])
+def test_a_batch_cut_into_small_steps_gives_the_tokens_of_the_hf_engine(
+    vllm_engine, testbed, preempted, sampled
+):
+    under_pressure(vllm_engine("testbed", tight="cut"), testbed, CUT, sampled=sampled)
+    inside = {"var", "pai", "vista", "dola"}
+    assert len(preempted & inside) >= 2, preempted  # edits met their tokens again
+
+
+@pytest.mark.parametrize("sampled", [False, True], ids=["greedy", "sampled"])
+def test_prompts_that_start_whole_give_the_tokens_of_the_hf_engine(
+    vllm_engine, testbed, preempted, sampled
+):
+    tight = vllm_engine("testbed", tight="whole")
+    under_pressure(tight, testbed, WHOLE, sampled=sampled, whole=True)
+    assert preempted & {"vhr", "sid"}, preempted
+
+
+@pytest.mark.parametrize("family", ["qwen2_5_vl", "internvl"])
+def test_other_families_under_pressure(vllm_engine, family_engine, preempted, family):
+    under_pressure(
+        vllm_engine(family, tight="cut"), family_engine(family), CUT, sampled=family == "internvl"
+    )
+    assert preempted
 
 
 def test_a_request_alone_gives_the_tokens_it_gives_in_the_batch(vllm_engine):

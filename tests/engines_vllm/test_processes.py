@@ -1,4 +1,4 @@
-"""vLLM with its core in a process of its own: what crosses processes is plain, and answers agree."""
+"""vLLM with its core in a process of its own: what crosses processes is plain; answers agree."""
 
 from __future__ import annotations
 

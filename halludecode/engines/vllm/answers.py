@@ -38,7 +38,7 @@ class Reader:
     """
 
     def __init__(self, loaded: Loaded, *, live: bool = False) -> None:
-        self._engine = loaded.engine
+        self._engine, self._inbox = loaded.engine, loaded.inbox
         self._tokenizer = loaded.processor.tokenizer
         self._tell = loaded.tell
         self._live = live
@@ -54,9 +54,11 @@ class Reader:
             self.answers.append(answer)
             self._open[rows[0].request_id] = answer
             self._names.append(rows[0].request_id)
-            self._engine.output_processor.add_request(rows[0], None, None, 0)
-            for row in rows:
-                self._engine.engine_core.add_request(row)
+            with self._inbox.turn():
+                self._inbox.open(rows[0].request_id)
+                self._engine.output_processor.add_request(rows[0], None, None, 0)
+                for row in rows:
+                    self._engine.engine_core.add_request(row)
 
     def steps(self) -> Iterator[None]:
         """Run vLLM until every answer is done; yields after every step with news.
@@ -65,7 +67,7 @@ class Reader:
             HalluDecodeError: A group failed; the sentence says why.
         """
         while self._open:
-            news = self._engine.step()
+            news = self._inbox.step(self._engine, tuple(self._open))
             for output in news:
                 if output.request_id in self._open:
                     self._read(output)
@@ -75,6 +77,7 @@ class Reader:
     def notes(self) -> list[Mapping[str, Any]]:
         """What the workers noted of every answer; asked for once."""
         names, self._names = self._names, []
+        self._inbox.close(names)
         return self._tell("hd_report", names)[0]
 
     def abort(self) -> None:
@@ -82,7 +85,7 @@ class Reader:
         if self._open:
             names = list(self._open)
             self._open.clear()
-            self._engine.abort_request(names, internal=True)
+            self._stop(names)
         if self._names:
             self.notes()
 
@@ -99,7 +102,7 @@ class Reader:
             if made.logprobs:
                 answer.logprobs.append(self._logprob(answer, token, made.logprobs[i]))
             if (self._live or answer.sampling.stop) and self._stopped(answer):
-                self._engine.abort_request([output.request_id], internal=True)
+                self._stop([output.request_id])
                 self._open.pop(output.request_id)
                 return
         if output.finished:
@@ -108,6 +111,10 @@ class Reader:
             self._open.pop(output.request_id)
             if made.finish_reason not in ("stop", "length"):
                 raise HalluDecodeError(f"vLLM ended a request: {made.finish_reason}.")
+
+    def _stop(self, names: list[str]) -> None:
+        with self._inbox.turn():
+            self._engine.abort_request(names, internal=True)
 
     def _stopped(self, answer: Answer) -> bool:
         answer.text = self._decode(answer.ids)

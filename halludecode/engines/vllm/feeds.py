@@ -73,28 +73,27 @@ class Feeds:
         check_rows(rows, plan, sampling.max_new_tokens, self._loaded.vllm_config)
         inputs = [self._input(row, self._salt(row.name, job, plan, name)) for row in rows]
         seed = secrets.randbits(31) if sampling.seed is None else sampling.seed
-        keys = Sampler(_seeded(sampling, seed), range(sampling.n), self._loaded.eos).keys.tolist()
-        live = hd_spec.format([part.strategy for part in plan.parts])
+        drawer = Sampler(replace(sampling, seed=seed), range(sampling.n), self._loaded.eos)
         members: list[list[Any]] = []
-        for child in range(sampling.n):
-            group = f"{name}.{child}"
+        for child, key in enumerate(drawer.keys.tolist()):
+            main = Tag(
+                group=f"{name}.{child}",
+                role=0,
+                rows=[r.name for r in rows],
+                lives=[r.life for r in rows],
+                plan=hd_spec.format([part.strategy for part in plan.parts]),
+                job=name,
+                local=[[list(pair) for pair in one.items()] for one in job.local],
+                pictured=bool(job.prompt.pictures),
+                whole=together(plan),
+            )
+            noise = key if sampling.temperature > 0 else -1
             made: list[Any] = []
             for role, row in enumerate(rows):
-                tag = Tag(
-                    group=group,
-                    role=role,
-                    rows=[r.name for r in rows],
-                    lives=[r.life for r in rows],
-                    plan=live,
-                    job=name,
-                    local=[[list(pair) for pair in one.items()] for one in job.local],
-                    pictured=bool(job.prompt.pictures),
-                    noise=keys[child] if sampling.temperature > 0 and role == 0 else -1,
-                    whole=together(plan),
-                    features=_feature_edits(row, job, plan),
-                    line=_in_line(row, self._feeder),
-                    words=dict(words) if role == 0 and words else None,
-                )
+                edits = _feature_edits(row, job, plan)
+                tag = replace(main, role=role, features=edits, line=_in_line(row, self._feeder))
+                if role == 0:
+                    tag = replace(tag, noise=noise, words=dict(words) or None)
                 made.append(self._request(tag, inputs[role], rows, sampling))
             members.append(made)
         return Group(members)
@@ -228,10 +227,6 @@ def _alike(theirs: Any, ours: Tensor) -> bool:
     if not theirs.is_floating_point() or theirs.numel() != ours.numel():
         return False
     return bool((theirs.float().flatten() - ours.flatten()).abs().max() < ROUNDING)
-
-
-def _seeded(sampling: Sampling, seed: int) -> Sampling:
-    return replace(sampling, seed=seed)
 
 
 def _feature_edits(row: Row, job: Job, plan: Plan) -> list[list[Any]] | None:

@@ -16,6 +16,7 @@ from halludecode.core.strategy import Facts
 from halludecode.engines.hf.load import _load_processor, model_source
 from halludecode.engines.hf.net import Net
 from halludecode.engines.vllm import names
+from halludecode.engines.vllm.inbox import Inbox
 from halludecode.models.layout import Layout, layout_of
 
 OURS = ("worker_cls", "scheduler_cls", "model")
@@ -33,6 +34,7 @@ class Loaded:
     facts: Facts
     source: str
     generation: Any
+    inbox: Inbox
 
     @property
     def vllm_config(self) -> Any:
@@ -57,7 +59,8 @@ class Loaded:
 
     def tell(self, method: str, *args: Any) -> list[Any]:
         """Call a method of every worker; answers by rank."""
-        return self.engine.collective_rpc(method, args=args)
+        with self.inbox.turn():
+            return self.engine.collective_rpc(method, args=args)
 
 
 def load_engine(
@@ -87,7 +90,8 @@ def load_engine(
     engine = (start or _start)(model, source, options)
     shim: Any = SimpleNamespace(model=SimpleNamespace(config=config), layout=layout)
     facts = Net.facts(shim)
-    loaded = Loaded(engine, processor, config, layout, facts, source, generation)
+    inbox = Inbox(shared=start is None)
+    loaded = Loaded(engine, processor, config, layout, facts, source, generation, inbox)
     numbers = {k: v for k, v in asdict(facts).items() if k != "artifact"}
     loaded.tell("hd_set_up", numbers)
     return loaded
@@ -172,7 +176,7 @@ def _start(model: str, source: str, options: Mapping[str, Any]) -> Any:
         return LLMEngine.from_engine_args(EngineArgs(model=source, **given))
     except TypeError as error:
         raise InvalidRequest(f"vLLM does not take these options: {error}.") from None
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, RuntimeError) as error:
         first = str(error).strip().splitlines()[-1]
         raise InvalidModel(f"{model}: vLLM cannot start ({first[:400]}).") from error
 

@@ -37,11 +37,15 @@ USED: dict[str, dict[str, tuple[str, ...]]] = {
     "vllm.v1.engine.input_processor": {"InputProcessor": ("process_inputs", "assign_request_id")},
     "vllm.v1.engine.output_processor": {"OutputProcessor": ("add_request",)},
     "vllm.multimodal.processing.processor": {"BaseMultiModalProcessor": ("apply",)},
+    "vllm.model_executor.layers.attention": {"Attention": (), "MMEncoderAttention": ("forward",)},
+    "vllm.v1.attention.backend": {"AttentionType": ("DECODER",)},
+    "vllm.model_executor.models.utils": {"WeightsMapper": ("__or__",)},
 }
 FUNCTIONS = {
     "vllm.v1.sample.ops.topk_topp_sampler": ("apply_top_k_top_p",),
     "vllm.inputs.engine": ("mm_input", "tokens_input"),
     "vllm.model_executor.model_loader.utils": ("get_model_architecture",),
+    "vllm.multimodal.utils": ("group_and_batch_mm_kwargs",),
 }
 # Parameters that are passed by name.
 TAKES = {

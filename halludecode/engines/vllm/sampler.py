@@ -210,22 +210,7 @@ class GroupSampler(Sampler):
         parts: list[Any] = []
         for i, part in enumerate(plan.parts):
             if part.combines:
-                local = [dict(tag.local[i]) for tag in tags]
-                names = dict.fromkeys(name for one in local for name in one)
-                named = {
-                    name: logits[
-                        torch.tensor(
-                            [
-                                rows[one.get(name, "main")].index
-                                for rows, one in zip(groups, local, strict=True)
-                                if one.get(name, "main") in rows
-                            ],
-                            device=logits.device,
-                        )
-                    ]
-                    for name in names
-                    if all(o.get(name, "main") in r for r, o in zip(groups, local, strict=True))
-                }
+                named = _rows_of(i, groups, logits)
                 state = _on(stack([desk.states(tag)[i] for tag in tags]), logits.device)
                 inside = self.runner.hd_inside()
                 asked = [tag.group for tag in tags]
@@ -284,6 +269,22 @@ def install(runner: Any) -> None:
     sampler.__class__ = GroupSampler
     sampler.runner, sampler.current = runner, Current()
     sampler.topk_topp_sampler = Noise(sampler.topk_topp_sampler, sampler)
+
+
+def _rows_of(i: int, groups: Sequence[Rows], logits: Tensor) -> dict[str, Tensor]:
+    """Logits [B, V] by the names part ``i`` gives its rows.
+
+    A request whose branches lack a row another one has (no picture, say) reads its main row there;
+    a row that was dropped is left out.
+    """
+    local = [dict(rows["main"].tag.local[i]) for rows in groups]
+    made: dict[str, Tensor] = {}
+    for name in dict.fromkeys(name for one in local for name in one):
+        labels = [one.get(name, "main") for one in local]
+        if all(label in rows for rows, label in zip(groups, labels, strict=True)):
+            at = [rows[label].index for rows, label in zip(groups, labels, strict=True)]
+            made[name] = logits[torch.tensor(at, device=logits.device)]
+    return made
 
 
 def _at(groups: Sequence[Rows], name: str, like: Tensor) -> Tensor:

@@ -11,7 +11,6 @@ from __future__ import annotations
 import time
 from collections import Counter, deque
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from typing import Any
 
 from vllm.logger import init_logger
@@ -22,55 +21,12 @@ from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs
 from vllm.v1.request import Request, RequestStatus
 
+from halludecode.engines.vllm.groups import Group, Limits, apart, left, never_fits
 from halludecode.engines.vllm.wire import tag_of
 
 logger = init_logger("vllm.halludecode.scheduler")
 STAGE_SECONDS = 60.0  # rows of a group arrive as separate messages; later than this is an error
 UNKNOWN = 1 << 60
-
-
-@dataclass
-class Group:
-    """The rows of one request.
-
-    Args:
-        size: Rows it was announced with.
-        whole: Whether all rows must prefill unchunked in one forward.
-        members: By role; 0 is the main row. Rows that live until the first token leave early.
-        brief: Roles of those.
-        queued: Whether all have arrived.
-    """
-
-    size: int
-    whole: bool
-    members: dict[int, Request] = field(default_factory=dict)
-    brief: set[int] = field(default_factory=set)
-    queued: bool = False
-    born: float = field(default_factory=time.monotonic)
-
-    @property
-    def main(self) -> Request:
-        """The row that is answered."""
-        return self.members[0]
-
-    @property
-    def rows(self) -> list[Request]:
-        """All rows, main first."""
-        return list(self.members.values())
-
-    @property
-    def ids(self) -> list[str]:
-        """Their request ids."""
-        return [row.request_id for row in self.rows]
-
-    def lives_on(self, ended: set[str]) -> bool:
-        """Whether the main row is not among those that end."""
-        return not self.main.is_finished() and self.main.request_id not in ended
-
-    @property
-    def fresh(self) -> bool:
-        """Whether it must be admitted in one step, prompts whole."""
-        return self.whole and all(row.status != RequestStatus.RUNNING for row in self.rows)
 
 
 class GroupMixin:
@@ -110,7 +66,14 @@ class GroupMixin:
             group.queued = True
             for row in group.rows:
                 super().add_request(row)
-            reason = self._never_fits(group)
+            limits = Limits(
+                self.max_num_active_reqs,
+                self.max_model_len,
+                self.kv_cache_config.num_blocks - 1,
+                self.max_num_scheduled_tokens - self.max_num_running_reqs,
+                self.max_num_encoder_input_tokens,
+            )
+            reason = never_fits(group, limits, lambda row, n: self._blocks(row, n, fresh=True))
             if reason:
                 self._failed[tag.group] = reason
 
@@ -143,29 +106,6 @@ class GroupMixin:
         self._ready.discard(name)
         self._broken.discard(name)
         self._failed.pop(name, None)
-
-    def _never_fits(self, group: Group) -> str:
-        if group.size > self.max_num_active_reqs:
-            return f"{group.size} rows exceed max_num_seqs={self.max_num_active_reqs}"
-        longest = [min(r.num_prompt_tokens + r.max_tokens, self.max_model_len) for r in group.rows]
-        need = sum(self._blocks(r, n, fresh=True) for r, n in zip(group.rows, longest, strict=True))
-        have = self.kv_cache_config.num_blocks - 1
-        if need > have:
-            return f"its rows may need {need} blocks of KV cache, there are {have}"
-        return self._never_whole(group) if group.whole else ""
-
-    def _never_whole(self, group: Group) -> str:
-        """Why a group can never prefill in one step, in words."""
-        prompts = sum(row.num_prompt_tokens for row in group.rows)
-        limit = self.max_num_scheduled_tokens - self.max_num_running_reqs
-        if prompts > limit:
-            return f"its {prompts} prompt tokens must fit one step, which holds {limit}"
-        pictures = {f.identifier: f.mm_position for r in group.rows for f in r.mm_features}
-        embeds = sum(position.get_num_embeds() for position in pictures.values())
-        if embeds > self.max_num_encoder_input_tokens:
-            most = self.max_num_encoder_input_tokens
-            return f"its {embeds} picture tokens must fit one step, which encodes {most}"
-        return ""
 
     def _blocks(self, row: Request, tokens: int, *, fresh: bool = False) -> int:
         """Blocks a row still needs to hold that many tokens."""
@@ -217,9 +157,9 @@ class GroupMixin:
         found = False
         for name in sorted(self._broken):
             group = self.groups.get(name)
-            left = [r for r in group.rows if r.status == RequestStatus.RUNNING] if group else []
-            if left:
-                self._preempt_unit(left[0], now)
+            running = [r for r in group.rows if r.status == RequestStatus.RUNNING] if group else []
+            if running:
+                self._preempt_unit(running[0], now)
                 found = True
         self._broken.clear()
         return found
@@ -232,9 +172,9 @@ class GroupMixin:
                 name
                 for name, group in self.groups.items()
                 if group.queued
-                and all(r.status == RequestStatus.RUNNING and _left(r) == 1 for r in group.rows)
+                and all(r.status == RequestStatus.RUNNING and left(r) == 1 for r in group.rows)
             }
-            decoding = [r for r in self.running if _left(r) == 1 and self._free(r)]
+            decoding = [r for r in self.running if left(r) == 1 and self._free(r)]
             limits = [min(r.num_computed_tokens + 1, self.max_model_len) for r in decoding]
             need = sum(self._blocks(r, n) for r, n in zip(decoding, limits, strict=True))
             if need <= self.kv_cache_manager.block_pool.get_num_free_blocks():
@@ -311,7 +251,7 @@ class GroupMixin:
 
     def _has_room_for_whole(self, group: Group, decoding: int) -> bool:
         """Nobody else prefills, and the token budget holds all prompts; or the group fails."""
-        if any(_left(row) > 1 for row in self.running):
+        if any(left(row) > 1 for row in self.running):
             return False
         prompts = sum(row.num_prompt_tokens for row in group.rows)
         return prompts + decoding <= self.max_num_scheduled_tokens
@@ -329,7 +269,7 @@ class GroupMixin:
                 del row._all_token_ids[keep:]
                 if hidden:
                     self._hidden.append((row, hidden))
-                    self.counts["held"] += row.status == RequestStatus.RUNNING and _left(row) == 0
+                    self.counts["held"] += row.status == RequestStatus.RUNNING and left(row) == 0
 
     def _show(self) -> None:
         hidden, self._hidden = self._hidden, []
@@ -396,7 +336,7 @@ class GroupMixin:
         if group.main.is_finished():
             self.finish_requests(group.ids, RequestStatus.FINISHED_ABORTED)
             return
-        reason = self._failed.pop(name, "") or _apart(group)
+        reason = self._failed.pop(name, "") or apart(group)
         if reason:
             self._fail(name, group, reason, made)
         elif group.brief and group.main.num_output_tokens:
@@ -430,22 +370,6 @@ class GroupMixin:
                 events=told.take_events(),
             ),
         ]
-
-
-def _left(row: Request) -> int:
-    """Tokens of a row that no step has been asked for yet."""
-    return row.num_tokens_with_spec + row.num_output_placeholders - row.num_computed_tokens
-
-
-def _apart(group: Group) -> str:
-    """Why a group is no longer one, in words; "" while it is."""
-    if any(row.is_finished() for row in group.rows):
-        return "one of its rows ended before the main row"
-    written = [row.num_output_tokens for row in group.rows]
-    last = {row.output_token_ids[-1] for row in group.rows if row.num_output_tokens}
-    if len(set(written)) != 1 or len(last) > 1:
-        return f"its rows diverged: lengths {written}, last tokens {sorted(last)}"
-    return ""
 
 
 class GroupScheduler(GroupMixin, Scheduler):
