@@ -15,7 +15,7 @@ from tests.engines_vllm.test_mixed import run
 
 NAMES = [*(n for n in STRATEGIES.names() if n != "opera"), "var+vcd", "vhr+m3id", "damro+agla"]
 CHOSEN = ("qwen2_5_vl", "internvl")
-REST = ("llava", "qwen2_vl", "qwen3_vl", "llava_next", "llava_onevision", "idefics3", "smolvlm")
+REST = ("llava", "qwen2_vl", "qwen3_vl", "llava_next", "idefics3", "smolvlm")
 GREEDY = {"max_new_tokens": 8, "logprobs": 3}
 SAMPLED = {**GREEDY, "temperature": 1.3, "top_p": 0.95, "seed": 11, "repetition_penalty": 1.1}
 
@@ -82,6 +82,23 @@ def test_every_strategy_gives_the_tokens_of_the_hf_engine(engines):
 @pytest.mark.parametrize("engines", REST, indirect=True)
 def test_every_strategy_on_further_families(engines):
     assert compare(*engines) > 60
+
+
+@pytest.mark.full
+def test_a_picture_that_vllm_cuts_into_other_tokens_is_refused(vllm_engine, family_engine):
+    ours, hf = vllm_engine("llava_onevision"), family_engine("llava_onevision")
+    sampling = hd.Sampling(max_new_tokens=8, logprobs=3)
+    refused = 0
+    for picture in families.pictures():
+        asked = hd.Request("What is this?", [picture])
+        try:
+            made = ours.generate(asked, "vcd", sampling)[0]
+        except hd.InvalidRequest as error:
+            assert "tokens of a 90 x 140 picture, where" in str(error)
+            refused += 1
+        else:
+            assert same(made, hf.generate(asked, "vcd", sampling)[0])
+    assert refused == 1
 
 
 def test_families_that_vllm_answers_otherwise_are_refused(tmp_path_factory):

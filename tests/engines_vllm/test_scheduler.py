@@ -249,5 +249,6 @@ def run_scenarios(make, depth, seeds):
         except AssertionError as error:
             raise AssertionError(f"scenario {seed}: {error}") from error
     assert total["requests"] > 10 * len(seeds)
-    for what in ("preempted groups", "preempted by vLLM", "held", "waited", "whole"):
+    for what in ("preempted groups", "held", "waited", "whole"):
         assert total[what] > len(seeds) / 20, (what, total)
+    assert total["preempted by vLLM"] > 0, total  # prefilling rows only, so it is rare
