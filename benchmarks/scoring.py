@@ -46,7 +46,6 @@ PATHS = {
     "wordnet, nltk": ("wordnet", "nltk"),
 }
 STRAIGHT = "the published script's way"
-PAGE = Path(__file__).with_suffix(".md")
 FORMS = ("{}", "{}.", "{}, there is a {} in the image.", "{}, the image shows a {}", "{}\n")
 
 Captions = list[chair.Caption]
@@ -249,7 +248,8 @@ def page(captions: Captions, spent: dict, gave: dict, rounds: int, lack: str | N
     nltk = "not used" if lack else version("nltk")
     parts = [
         "# What scoring costs",
-        "Made by `python benchmarks/scoring.py`; do not edit.",
+        f"Made by `python benchmarks/scoring.py{' --data FOLDER' if what == 'published' else ''}`; "
+        "do not edit.",
         f"{len(captions)} captions ({what}, {letters:.0f} characters on average) and {ANSWERS} "
         f"answers; processor time on one core ({platform.machine()}, Python "
         f"{platform.python_version()}, NLTK {nltk}), median of {rounds} rounds, tables read anew "
@@ -265,7 +265,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path, help="published captions, answers and NLTK's data")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--output", type=Path, default=PAGE)
+    parser.add_argument("--output", type=Path, default=Path("runs/bench/scoring.md"))
     args = parser.parse_args()
     if hasattr(os, "sched_setaffinity"):
         os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})
@@ -278,6 +278,7 @@ def main() -> None:
     lack = missing_wordnet()
     spent, gave = measure(jobs(captions, truth, answers, lack), args.rounds)
     text = page(captions, spent, gave, args.rounds, lack, what)
+    args.output.parent.mkdir(parents=True, exist_ok=True)
     args.output.write_text(text, encoding="utf-8")
     Console().print(Markdown(text))
 

@@ -2,8 +2,8 @@
 
     python -m halludecode.evals.tags_train OUT.json.gz CAPTIONS ...
 
-CAPTIONS are JSON lines with ``caption``, ``text`` or ``captions``. Needs NLTK with its data, 4 GB
-of memory and about a quarter of an hour. A tag depends on two words on each side and two tags
+CAPTIONS are JSON lines with ``caption``, ``text`` or ``captions``. Needs NLTK with its data, 2 GB
+of memory and about eight minutes of one core. A tag depends on two words on each side and two tags
 before it, so such windows are the examples: all that occur in the captions, and many more made of
 parts of them, mostly round the words that matter, each with the tag NLTK gives it.
 """

@@ -30,6 +30,7 @@ _INNER = re.compile(r"(?<=[^.\s]\.)(?=[)\";}\]*:@'({\[!?])")
 _PLAIN = re.compile(r"[a-z]+(-[a-z]+)*('s)?[,;?!]?|[a-z]{2,}(-[a-z]{2,})*\.|\d+")
 # A run that holds the end of a sentence and more; NLTK then lets an abbreviation before it end one.
 _BROKEN = re.compile(r"[?!].|[^.]\.[)\";}\]*:@'({\[,!?\u2018\u2019\u201c\u201d\u00ab\u00bb]")
+_TWO_WORDS = frozenset({"cannot", "gimme", "lemme", "gonna", "gotta", "wanna"})
 _LONE_QUOTE = re.compile(r"(\"|'')[\"')\]}]*")
 _NUMBER = re.compile(r"[.,]?\d[\d,.-]*")
 
@@ -91,7 +92,7 @@ def tokenize(caption: str, abbreviations: frozenset[str] = ABBREVIATIONS) -> lis
     first = True
     for (text, start), (after, _) in pairwise([*runs, ("", 0)]):
         last = not after or text[-1] in "?!" or ("." in text and _ends(text, after, abbreviations))
-        before = "" if first else lowered[start - 1]
+        before = "" if first else " " if lowered[start - 1] == " " else "\n"
         for piece, at, end in split(text, before, last):
             tokens.append((piece, place[start + at], place[start + end]))
         first = last
@@ -146,10 +147,10 @@ def split(run: str, before: str, last: bool) -> tuple[Token, ...]:
 
     Args:
         run: Lower-cased text.
-        before: The white space before it, or nothing where it begins a sentence.
+        before: Nothing where it begins a sentence; else a space, or a line end for other marks.
         last: Whether it ends one.
     """
-    if run.isalpha() and run not in _CLITIC_WORDS:
+    if run.isalpha() and run not in _TWO_WORDS:
         return ((run, 0, len(run)),)
     text = before + run
     for pattern, put in _OPENING:
@@ -161,9 +162,6 @@ def split(run: str, before: str, last: bool) -> tuple[Token, ...]:
     for pattern, put in _CLOSING:
         text = pattern.sub(put, text)
     return tuple(spans(run, text.split()))
-
-
-_CLITIC_WORDS = ("cannot", "gimme", "lemme", "gonna", "gotta", "wanna")
 
 
 def spans(text: str, words: Sequence[str]) -> list[Token]:

@@ -127,6 +127,7 @@ def test_known_differences_are_as_listed(caption, nltk_tokens):
         ("Go to St. Louis at 5 p.m. on Main St.", "go to st. louis at 5 p.m. on main st ."),
         ("1,000 dogs... cannot run", "1,000 dogs ... can not run"),
         ("hot-dog and cups/mugs (two)", "hot-dog and cups/mugs ( two )"),
+        ("St.)dogs here", "st. ) dogs here"),
         ("the dogs' 'home'", "the dogs ' ' home '"),
     ],
 )
