@@ -9,12 +9,14 @@ os.environ.setdefault("VLLM_LOGGING_LEVEL", "CRITICAL")
 os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")  # compiling a helper takes 10 s
 
 import warnings
+from pathlib import Path
 
 import pytest
 
 import halludecode as hd
 from tests import families
 
+HERE = Path(__file__).parent
 # Small caches and budgets: "cut" chunks every prompt with a picture, "whole" holds two of them.
 SETTINGS = {
     "": {"max_num_seqs": 48, "max_num_batched_tokens": 4096},
@@ -52,3 +54,8 @@ def vllm_engine(tmp_path_factory):
 
 def scheduler_of(engine):
     return engine._loaded.engine.engine_core.engine_core.scheduler
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Last of all: vLLM runs in this process and leaves it with the threads it bound."""
+    items.sort(key=lambda item: HERE in item.path.parents)

@@ -36,6 +36,11 @@ USED: dict[str, dict[str, tuple[str, ...]]] = {
     },
     "vllm.v1.engine.input_processor": {"InputProcessor": ("process_inputs", "assign_request_id")},
     "vllm.v1.engine.output_processor": {"OutputProcessor": ("add_request",)},
+    "vllm.v1.engine.async_llm": {
+        "AsyncLLM": ("_run_output_handler", "abort", "check_admission", "collective_rpc")
+    },
+    "vllm.v1.engine.parallel_sampling": {"ParentRequest": ("get_outputs",)},
+    "vllm.multimodal.media": {"MediaConnector": ("load_from_url_async",)},
     "vllm.multimodal.processing.processor": {"BaseMultiModalProcessor": ("apply",)},
     "vllm.model_executor.layers.attention": {"Attention": (), "MMEncoderAttention": ("forward",)},
     "vllm.v1.attention.backend": {"AttentionType": ("DECODER",)},

@@ -1,0 +1,93 @@
+"""``serve``: vLLM's OpenAI-compatible server with strategies."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from halludecode.core.errors import InvalidRequest
+
+
+def register(app: typer.Typer) -> None:
+    """Add this module's command."""
+    # What it does not know belongs to vLLM.
+    passing = {"allow_extra_args": True, "ignore_unknown_options": True}
+    app.command(context_settings=passing)(serve)
+
+
+def serve(
+    context: typer.Context,
+    model: Annotated[str, typer.Option(help="Hub id, folder, or testbed.")],
+    strategy: Annotated[str, typer.Option(help="Strategy of requests that name none.")] = "greedy",
+    host: Annotated[str, typer.Option(help="Address to listen at.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen at.")] = 8000,
+    alias: Annotated[
+        list[str] | None,
+        typer.Option(help="List MODEL:STRATEGY as a model of its own; repeat for several."),
+    ] = None,
+    allow: Annotated[
+        list[str] | None,
+        typer.Option(help="Strategy clients may ask for; repeat. Without it: all."),
+    ] = None,
+    max_rows: Annotated[int, typer.Option(min=1, help="Rows of one request, times n.")] = 32,
+    max_groups: Annotated[
+        int, typer.Option(min=1, help="Answers under strategies at a time.")
+    ] = 256,
+    max_images: Annotated[int, typer.Option(min=1, help="Images of one request.")] = 8,
+    max_image_mb: Annotated[float, typer.Option(min=0, help="MiB of one image as sent.")] = 20.0,
+    max_image_pixels: Annotated[
+        int | None, typer.Option(min=1, help="Pixels of one image; default 89,478,485.")
+    ] = None,
+    image_domain: Annotated[
+        list[str] | None,
+        typer.Option(help="Host that images may be fetched from; repeat. Without it: none."),
+    ] = None,
+    allowed_local_media_path: Annotated[
+        Path | None, typer.Option(help="Folder below which file:// images may be read.")
+    ] = None,
+    artifacts: Annotated[
+        Path | None, typer.Option(help="Folder of what calibrate made; default the user's own.")
+    ] = None,
+) -> None:
+    """Serve a model as OpenAI does; other options are vLLM's, such as --api-key."""
+    given = dict(locals())
+    from halludecode.core.spec import format as canonical
+    from halludecode.core.spec import parse
+
+    for text in (strategy, *(alias or ()), *(allow or ())):
+        parse(text)  # a misspelt strategy should not cost the time of loading a model
+    folder = allowed_local_media_path
+    if folder is not None and not folder.is_dir():
+        raise InvalidRequest(f"--allowed-local-media-path {folder}: no such folder.")
+    policy = _policy(given, [canonical(parse(text)) for text in allow or ()])
+    from halludecode.serve import app
+
+    args = app.arguments(policy, ["--host", host, "--port", str(port), *context.args])
+    app.run(model, app.named(policy, args), args, artifacts)
+
+
+def _policy(given: dict[str, Any], allowed: list[str]) -> Any:
+    from halludecode.core.spec import parse
+    from halludecode.engines.images import MAX_PIXELS
+    from halludecode.serve.policy import Policy
+
+    names = frozenset(part.name for text in allowed for part in parse(text))
+    folder = given["allowed_local_media_path"]
+    policy = Policy(
+        name=given["model"],
+        default=given["strategy"],
+        aliases=tuple(given["alias"] or ()),
+        allowed=names or None,
+        rows=given["max_rows"],
+        groups=given["max_groups"],
+        images=given["max_images"],
+        image_bytes=int(given["max_image_mb"] * (1 << 20)),
+        image_pixels=given["max_image_pixels"] or MAX_PIXELS,
+        domains=tuple(given["image_domain"] or ()),
+        folder=str(folder.resolve()) if folder else None,
+    )
+    for text in (policy.default, *policy.aliases):
+        policy.check_allowed(text)
+    return policy

@@ -1,0 +1,358 @@
+"""A chat request under a strategy, from its messages to the rows vLLM gets and their answer."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Any, TypeVar
+
+from vllm.exceptions import GenerationError, VLLMValidationError
+
+from halludecode.core.errors import HookNeverFired, InvalidRequest
+from halludecode.core.plan import Plan
+from halludecode.core.prompt import Prompt, Turn
+from halludecode.engines.base import Request, Sampling
+from halludecode.engines.hf.inputs import LRU
+from halludecode.engines.prompts import to_prompt
+from halludecode.engines.vllm.engine import VLLMEngine
+from halludecode.engines.vllm.feeds import Group
+from halludecode.engines.vllm.inside import error_class
+from halludecode.serve.bridge import Bridge
+from halludecode.serve.metrics import CHANGED, TOKENS
+from halludecode.serve.pictures import Pictures
+from halludecode.serve.policy import Policy
+
+T = TypeVar("T")
+KEPT = 256  # compiled strategies
+THREADS = 32  # requests being prepared at a time; most of them wait for vLLM
+# What a request under a strategy may set; the rest belongs to plain requests.
+SERVED = frozenset(
+    {
+        *("model", "messages", "stream", "stream_options", "max_tokens", "max_completion_tokens"),
+        *("temperature", "top_p", "top_k", "min_p", "min_tokens", "ignore_eos", "seed", "n"),
+        *("repetition_penalty", "presence_penalty", "frequency_penalty", "logit_bias", "bad_words"),
+        *("allowed_token_ids", "stop", "stop_token_ids", "include_stop_str_in_output"),
+        *("skip_special_tokens", "spaces_between_special_tokens", "logprobs", "top_logprobs"),
+        *("return_token_ids", "return_tokens_as_token_ids", "request_id", "user", "vllm_xargs"),
+        *("metadata", "parallel_tool_calls", "include_reasoning", "stream_interval"),
+    }
+)
+
+
+@dataclass(eq=False)
+class Asked:
+    """One request, ready for vLLM.
+
+    Args:
+        name: Our name of it.
+        plan: What acts.
+        group: Its rows, per child.
+        most: Most tokens written.
+        started: Whether it was handed to vLLM; from then on `Front.answer` cleans up after it.
+    """
+
+    name: str
+    plan: Plan
+    group: Group
+    most: int
+    started: bool = False
+
+    @property
+    def mains(self) -> list[Any]:
+        """The main row of every child."""
+        return [rows[0] for rows in self.group.members]
+
+    @property
+    def rows(self) -> int:
+        """Rows it occupies."""
+        return sum(len(rows) for rows in self.group.members)
+
+
+class Front:
+    """Makes rows of chat requests and follows their answers.
+
+    Args:
+        engine: Our engine over the bridge.
+        bridge: To vLLM.
+        policy: The operator's choices.
+        pictures: Where pictures come from.
+    """
+
+    def __init__(
+        self, engine: VLLMEngine, bridge: Bridge, policy: Policy, pictures: Pictures
+    ) -> None:
+        self.policy, self.bridge, self.llm = policy, bridge, bridge.llm
+        self._engine, self._pictures = engine, pictures
+        self._defaults = self.llm.model_config.get_diff_sampling_param()
+        self._plans: LRU[Plan] = LRU(KEPT)
+        self._compiling = asyncio.Lock()
+        # The model's own processor begins a prompt with these unless its template does; vLLM's chat
+        # leaves them out, so that plain requests would read another prompt than rows do.
+        self.special_tokens = _begun_by_tokenizer(engine)
+        self._tasks: set[asyncio.Task[Any]] = set()
+        self._threads = ThreadPoolExecutor(THREADS, "halludecode")
+
+    async def plan(self, text: str) -> Plan:
+        """A strategy compiled for this model; its first use may calibrate it."""
+        known = self._plans.get(text)
+        if known is not None:
+            return known
+        task = asyncio.get_running_loop().create_task(self._compiled(text))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return await asyncio.shield(task)  # it goes on when this client leaves
+
+    async def ask(self, request: Any, plan: Plan) -> Asked:
+        """Fetch pictures, take looks, make rows.
+
+        Raises:
+            HalluDecodeError: The request cannot be served; the sentence says why.
+        """
+        check_served(request, plan.canonical)
+        self.policy.check_rows(plan.canonical, len(plan.rows), request.n or 1)
+        messages, urls = split_pictures(request.messages)
+        if len(urls) > self.policy.images:
+            raise InvalidRequest(
+                f"The request has {len(urls)} images, this server accepts {self.policy.images}; "
+                "send fewer."
+            )
+        found = await asyncio.gather(*map(self._pictures.fetch_image_async, urls))
+        asked = Request(messages, [one.media for one in found])
+        return await self._in_thread(lambda: self._make(request, asked, plan), self.forget)
+
+    async def answer(self, asked: Asked, request_id: str) -> AsyncIterator[Any]:
+        """VLLM's outputs of the main rows, as `AsyncLLM.generate` gives them.
+
+        Raises:
+            GenerationError, VLLMValidationError: The answer is void; the sentence says why.
+        """
+        from vllm.v1.engine.output_processor import RequestOutputCollector
+
+        llm, mains, label = self.llm, asked.mains, label_of(asked.plan)
+        llm.check_admission(len(mains), request_id)
+        llm._run_output_handler()
+        queue = RequestOutputCollector(mains[0].sampling_params.output_kind, asked.name)
+        parent = _parent(asked, request_id) if len(mains) > 1 else None
+        done, asked.started = False, True
+        try:
+            for child, main in enumerate(mains):
+                main.external_req_id = request_id
+                llm.output_processor.add_request(main, None, parent, child, queue)
+            for rows in asked.group.members:
+                for row in rows:
+                    await llm.engine_core.add_request_async(row)
+            while not done:
+                output = queue.get_nowait() or await queue.get()
+                _check(output)
+                TOKENS.labels(label).inc(sum(len(one.token_ids) for one in output.outputs))
+                done = output.finished
+                if done:
+                    await self._judge(asked)
+                yield output
+        finally:
+            if not done:
+                names = [asked.name] if parent else [main.request_id for main in mains]
+                await llm.abort(names, internal=True)
+            queue.close()
+            self._drop(asked)
+
+    def forget(self, asked: Asked) -> None:
+        """Drop what workers keep of a request that was never handed to vLLM."""
+        if not asked.started:
+            self._drop(asked)
+
+    def _drop(self, asked: Asked) -> None:
+        """Goes on by itself; only after the rows have ended, which still read what is kept."""
+        names = [main.request_id for main in asked.mains]
+
+        async def tell() -> None:
+            await self.llm.collective_rpc("hd_report", args=(names,))
+            await self.llm.collective_rpc("hd_forget", args=([asked.name],))
+
+        task = asyncio.get_running_loop().create_task(tell())
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _compiled(self, text: str) -> Plan:
+        async with self._compiling:  # while an artifact is on trial nobody else may use its part
+            known = self._plans.get(text)
+            if known is None:
+                known = await self._in_thread(lambda: self._compile(text))
+                self._plans.put(text, known)
+        return known
+
+    def _compile(self, text: str) -> Plan:
+        if len(self._engine._plans) > KEPT:  # clients choose parameters freely
+            self._engine._plans.clear()
+        return self._engine.plan(text)
+
+    def _make(self, request: Any, asked: Request, plan: Plan) -> Asked:
+        engine, loaded = self._engine, self._engine._loaded
+        prompt, name = to_prompt(asked, loaded.layout.placeholder), engine._name()
+        try:
+            job = engine._jobs([(name, prompt, plan)])[0]
+            longest = max(len(r.input_ids) for r in job.rows.values() if r.life == "answer")
+            most = self._most(request, loaded.context - longest)
+            params = self._params(request, most)
+            sampling = Sampling(
+                max_new_tokens=most, temperature=params.temperature, seed=request.seed, n=params.n
+            )
+            group = engine._feeds.group(job, plan, sampling, name, {})
+            for rows in group.members:
+                self._set_params(rows[0], params)
+            return Asked(name, plan, group, most)
+        except BaseException:
+            loaded.tell("hd_forget", [name])
+            raise
+
+    def _most(self, request: Any, room: int) -> int:
+        given = request.max_completion_tokens or request.max_tokens
+        return max(min(given or self._defaults.get("max_tokens") or room, room), 1)
+
+    def _params(self, request: Any, most: int) -> Any:
+        """VLLM's parameters of the request, but for what a group sets itself."""
+        loaded = self._engine._loaded
+        ends = [] if request.ignore_eos else loaded.eos
+        ours = {"ignore_eos": True, "stop_token_ids": [*(request.stop_token_ids or []), *ends]}
+        made = request.model_copy(update={**ours, "seed": None, "vllm_xargs": None})
+        return made.to_sampling_params(most, self._defaults)
+
+    def _set_params(self, main: Any, params: Any) -> None:
+        from vllm.inputs.engine import tokens_input
+
+        merged = params.clone()
+        own = main.sampling_params
+        merged.n, merged.max_tokens, merged.extra_args = 1, own.max_tokens, own.extra_args
+        merged.skip_reading_prefix_cache = own.skip_reading_prefix_cache
+        checked = self.bridge.input_processor.process_inputs(
+            main.request_id,
+            tokens_input(list(main.prompt_token_ids)),
+            merged,
+            supported_tasks=self.bridge.get_supported_tasks(),
+        )
+        main.sampling_params = checked.sampling_params
+
+    async def _judge(self, asked: Asked) -> None:
+        """What the workers noted while the answer was written."""
+        names = [main.request_id for main in asked.mains]
+        label = label_of(asked.plan)
+        notes: Sequence[Mapping[str, Any]] = (
+            await self.llm.collective_rpc("hd_report", args=(names,))
+        )[0]
+        for note in notes:
+            if note["error"]:
+                wrong_use = note["kind"] and error_class(note["kind"]) is not HookNeverFired
+                raise (VLLMValidationError if wrong_use else GenerationError)(note["error"])
+            CHANGED.labels(label).inc(max(note["differs"], 0))
+
+    async def _in_thread(
+        self, call: Callable[[], T], discard: Callable[[T], None] | None = None
+    ) -> T:
+        """Run blocking code of ours; a result nobody waits for any more is discarded."""
+
+        def work() -> T:
+            with self.bridge.working():
+                return call()
+
+        task = asyncio.get_running_loop().run_in_executor(self._threads, work)
+        try:
+            return await asyncio.shield(task)
+        except asyncio.CancelledError:
+            if discard is not None:
+                task.add_done_callback(
+                    lambda t: None if t.cancelled() or t.exception() else discard(t.result())
+                )
+            raise
+
+
+def _begun_by_tokenizer(engine: VLLMEngine) -> bool:
+    feeder = engine._maker.feeder
+    bos = getattr(feeder.tokenizer, "bos_token", None)
+    return not (bos and feeder.render(Prompt((Turn("user", ("?",)),))).startswith(bos))
+
+
+def label_of(plan: Plan) -> str:
+    """Names of a plan's strategies, without parameters."""
+    return "+".join(part.strategy.name for part in plan.parts) or "greedy"
+
+
+def check_served(request: Any, canonical: str) -> None:
+    """Refuse fields that only plain requests are served with.
+
+    Raises:
+        InvalidRequest: The sentence names the field.
+    """
+    for name, field in type(request).model_fields.items():
+        value = getattr(request, name)
+        if name in SERVED or not value or value == field.get_default(call_default_factory=True):
+            continue
+        if getattr(value, "type", None) == "text":  # response_format's default
+            continue
+        raise InvalidRequest(
+            f"{name} is not served with strategy {canonical}; leave it out, or ask for strategy "
+            "'greedy'."
+        )
+
+
+def split_pictures(messages: Sequence[Any]) -> tuple[list[dict[str, Any]], list[str]]:
+    """Chat messages with bare image places, and the pictures' URLs in order.
+
+    Raises:
+        InvalidRequest: A part is neither text nor image_url.
+    """
+    out: list[dict[str, Any]] = []
+    urls: list[str] = []
+    for i, message in enumerate(messages):
+        content = message.get("content")
+        if not isinstance(content, str):
+            content = [_part(part, f"message {i + 1}", urls) for part in content or ()]
+        out.append({"role": message["role"], "content": content})
+    return out, urls
+
+
+def has_pictures(messages: Sequence[Any]) -> bool:
+    """Whether a chat holds anything but words; its lazy parts are made lists on the way."""
+    found = False
+    for message in messages:
+        content = message.get("content")
+        if content is not None and not isinstance(content, str):
+            message["content"] = content = list(content)
+            found = found or any(
+                not (isinstance(part, str) or (isinstance(part, Mapping) and "text" in part))
+                for part in content
+            )
+    return found
+
+
+def _part(part: Any, where: str, urls: list[str]) -> dict[str, Any]:
+    kind = part.get("type") if isinstance(part, Mapping) else None
+    if isinstance(part, str) or kind == "text":
+        return {"type": "text", "text": part if isinstance(part, str) else part["text"]}
+    url = part.get("image_url") if isinstance(part, Mapping) else None
+    url = url.get("url") if isinstance(url, Mapping) else url
+    if not isinstance(url, str):
+        raise InvalidRequest(f"{where}: a part must be text or image_url, not {kind!r}.")
+    urls.append(url)
+    return {"type": "image"}
+
+
+def _parent(asked: Asked, request_id: str) -> Any:
+    """VLLM's record of a request with several answers."""
+    from vllm.v1.engine.parallel_sampling import ParentRequest
+
+    params = asked.mains[0].sampling_params.clone()
+    params.n = len(asked.mains)
+    made = ParentRequest(
+        SimpleNamespace(request_id=asked.name, external_req_id=request_id, params=params)  # type: ignore[arg-type]
+    )
+    made.child_requests = {main.request_id for main in asked.mains}
+    return made
+
+
+def _check(output: Any) -> None:
+    for one in output.outputs:
+        if one.finish_reason == "error":
+            raise GenerationError(f"vLLM gave the request up: {one.stop_reason or 'no reason'}.")

@@ -1,0 +1,58 @@
+"""Request metrics per strategy, in the registry that vLLM's ``/metrics`` shows."""
+
+from __future__ import annotations
+
+import time
+
+from prometheus_client import Counter, Gauge, Histogram
+
+REQUESTS = Counter(
+    "halludecode_requests_total",
+    "Chat requests by strategy and outcome: done, refused, failed, left (the client went away).",
+    ("strategy", "outcome"),
+)
+TOKENS = Counter("halludecode_generated_tokens_total", "Tokens written by strategy.", ("strategy",))
+CHANGED = Counter(
+    "halludecode_changed_tokens_total",
+    "Tokens that differ from the plain model's own choice, where that is known.",
+    ("strategy",),
+)
+ROWS = Gauge("halludecode_running_rows", "Rows of requests in work by strategy.", ("strategy",))
+SECONDS = Histogram(
+    "halludecode_request_seconds",
+    "From arrival to the last token, by strategy.",
+    ("strategy",),
+    buckets=(0.1, 0.25, 0.5, 1, 2.5, 5, 10, 25, 50, 100, 250),
+)
+PREPARE = Histogram(
+    "halludecode_prepare_seconds",
+    "From arrival to handing the rows over: pictures, earlier passes, edits; by strategy.",
+    ("strategy",),
+    buckets=(0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 25),
+)
+
+
+class Watch:
+    """Follows one request; strategies are labelled by name, without parameters."""
+
+    def __init__(self) -> None:
+        self.strategy = "unknown"
+        self._begun = time.perf_counter()
+        self._rows = 0
+
+    def prepared(self, rows: int) -> None:
+        """Its rows are ready."""
+        self._rows = rows
+        PREPARE.labels(self.strategy).observe(time.perf_counter() - self._begun)
+        ROWS.labels(self.strategy).inc(rows)
+
+    def end(self, outcome: str) -> None:
+        """It is over; only the first call counts."""
+        if self._begun < 0:
+            return
+        REQUESTS.labels(self.strategy, outcome).inc()
+        if outcome == "done":
+            SECONDS.labels(self.strategy).observe(time.perf_counter() - self._begun)
+        if self._rows:
+            ROWS.labels(self.strategy).dec(self._rows)
+        self._begun = -1.0

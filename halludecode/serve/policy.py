@@ -1,0 +1,116 @@
+"""What the operator allows, and which strategy a request asks for."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from halludecode.core import spec as hd_spec
+from halludecode.core.errors import HalluDecodeError, InvalidRequest, UnsupportedStrategy
+from halludecode.engines.images import MAX_PIXELS
+
+XARGS = 'vllm_xargs: {"strategy": "vcd(alpha=0.5)"}'
+NOWHERE = "no-domain.invalid"  # vLLM reads an empty list of domains as "any domain"
+LONGEST = 1000  # characters of a strategy
+
+
+class Busy(HalluDecodeError):
+    """As many requests under strategies are running as the operator allows."""
+
+
+@dataclass(frozen=True)
+class Policy:
+    """The operator's choices.
+
+    Args:
+        name: The model's public name.
+        default: Strategy of requests that name none.
+        aliases: Strategies listed in ``/v1/models`` as ``NAME:STRATEGY``.
+        allowed: Names of strategies that may be asked for; None allows all, greedy always is.
+        rows: Most rows of one request: those of its strategy, times ``n``.
+        groups: Most answers under strategies at a time.
+        images: Most pictures of one request.
+        image_bytes: Most bytes of one picture as it is sent.
+        image_pixels: Most pixels of one picture.
+        domains: Hosts that pictures may be fetched from.
+        folder: Folder below which pictures may be read; None for none.
+    """
+
+    name: str
+    default: str = "greedy"
+    aliases: Sequence[str] = ()
+    allowed: frozenset[str] | None = None
+    rows: int = 32
+    groups: int = 256
+    images: int = 8
+    image_bytes: int = 20 << 20
+    image_pixels: int = MAX_PIXELS
+    domains: Sequence[str] = ()
+    folder: str | None = None
+
+    @property
+    def body_bytes(self) -> int:
+        """Most bytes of a request: its pictures in base64, and 4 MiB of words."""
+        return self.images * self.image_bytes * 4 // 3 + (4 << 20)
+
+    def strategy_of(self, model: str | None, xargs: Mapping[str, Any] | None) -> tuple[str, bool]:
+        """The strategy a request asks for, and whether its model is an alias of ours.
+
+        Raises:
+            HalluDecodeError: It is unknown, malformed, not allowed, or named twice.
+        """
+        found = (model or "").removeprefix(f"{self.name}:")
+        alias = found if model is not None and found != model else None
+        asked = self._asked(xargs)
+        named = [text for text in (asked, alias) if text is not None]
+        if len({hd_spec.format(hd_spec.parse(text)) for text in named}) > 1:
+            raise InvalidRequest(
+                f"The model alias names strategy {alias!r} and vllm_xargs {asked!r}; name one."
+            )
+        text = named[0] if named else self.default
+        self.check_allowed(text)
+        return text, alias is not None
+
+    def check_allowed(self, text: str) -> None:
+        """Refuse a strategy the operator did not allow.
+
+        Raises:
+            HalluDecodeError: It is that, or unknown or malformed.
+        """
+        for part in hd_spec.parse(text):
+            if self.allowed is not None and part.name not in self.allowed | {"greedy"}:
+                raise UnsupportedStrategy(
+                    f"Strategy {part.name!r} is not allowed on this server; allowed: "
+                    f"{', '.join(sorted(self.allowed | {'greedy'}))}."
+                )
+
+    def check_rows(self, canonical: str, rows: int, n: int) -> None:
+        """Refuse more rows than a request may have.
+
+        Raises:
+            InvalidRequest: The sentence names the numbers.
+        """
+        if rows * n > self.rows:
+            raise InvalidRequest(
+                f"{canonical} with n={n} takes {rows * n} rows ({rows} each), this server allows "
+                f"{self.rows} per request; lower n or compose fewer strategies."
+            )
+
+    def _asked(self, xargs: Mapping[str, Any] | None) -> str | None:
+        if not xargs or "strategy" not in xargs:
+            return None
+        text = xargs["strategy"]
+        if not isinstance(text, str):
+            raise InvalidRequest(f"The strategy {text!r} must be text, as in {XARGS}.")
+        if len(text) > LONGEST:
+            raise InvalidRequest(
+                f"The strategy has {len(text)} characters; at most {LONGEST} are read."
+            )
+        others = sorted(xargs.keys() - {"strategy"})
+        if others:
+            raise InvalidRequest(
+                f"vllm_xargs has {others[0]!r} beside the strategy; parameters belong inside its "
+                f"text, as in {XARGS}."
+            )
+        return text

@@ -1,0 +1,254 @@
+"""What the server answers: the tokens of the HF engine, streamed or not, alone or among others."""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import subprocess
+import sys
+import textwrap
+import time
+import urllib.request
+from pathlib import Path
+
+import openai
+import pytest
+
+import halludecode as hd
+from halludecode import serve
+from tests import families
+from tests.serve.common import KEY, VAR, body, picture_url, png
+from tests.serve.conftest import DEFAULT
+
+SPECS = ["greedy", "vcd", VAR, DEFAULT, "vhr", "vista", "ritual+vcd"]
+WORDS = ("Describe the image.", "Is there a dog in the image?", "What is it? Please.")
+
+
+@pytest.fixture
+def client(served):
+    with openai.OpenAI(base_url=f"{served.url}/v1", api_key=KEY, max_retries=0) as made:
+        yield made
+
+
+@pytest.fixture(scope="module")
+def truth(testbed):
+    """(strategy, question, picture) -> what the HF engine answers."""
+    known = {}
+
+    def get(spec, words, picture, **sampling):
+        key = (spec, words, picture, tuple(sampling.items()))
+        if key not in known:
+            request = hd.Request(words, [families.pictures()[picture]])
+            chosen = hd.Sampling(**{"max_new_tokens": 10, **sampling})
+            known[key] = testbed.generate(request, spec, chosen)[0]
+        return known[key]
+
+    return get
+
+
+def words(text: str) -> list[str]:
+    """Words and signs: vLLM joins them with other blanks than the tokenizer's own decoder."""
+    return re.findall(r"\w+|[^\w\s]", text)
+
+
+def metrics(served) -> dict[str, float]:
+    with urllib.request.urlopen(f"{served.url}/metrics", timeout=30) as answer:
+        lines = answer.read().decode().splitlines()
+    found = (re.fullmatch(r"(\S+) ([0-9.e+-]+|NaN)", line) for line in lines)
+    return {match[1]: float(match[2]) for match in found if match}
+
+
+def gauge(served, name: str) -> float:
+    return sum(value for key, value in metrics(served).items() if key.startswith(name))
+
+
+async def one(client, spec, words, picture, stream):
+    """(token ids, text, strategies named, finish reason) of one request."""
+    asked = body(words, picture_url(picture), strategy=spec)
+    if not stream:
+        made = await client.chat.completions.create(**asked)
+        choice = made.choices[0]
+        return choice.token_ids, choice.message.content, {made.strategy}, choice.finish_reason
+    ids, text, names, finish = [], "", set(), None
+    async for chunk in await client.chat.completions.create(**asked, stream=True):
+        names.add(chunk.strategy)
+        for choice in chunk.choices:
+            ids += getattr(choice, "token_ids", None) or []
+            text += choice.delta.content or ""
+            finish = choice.finish_reason or finish
+    return ids, text, names, finish
+
+
+def test_concurrent_clients_get_the_tokens_of_the_hf_engine(served, truth):
+    cases = [
+        (spec, WORDS[(i + j) % 3], (i + j) % 3, (i + j) % 2 == 1)
+        for i, spec in enumerate(SPECS)
+        for j in range(2)
+    ]
+
+    async def every():
+        url = f"{served.url}/v1"
+        async with openai.AsyncOpenAI(base_url=url, api_key=KEY, max_retries=0) as client:
+            return await asyncio.gather(*[one(client, *case) for case in cases])
+
+    answers = asyncio.run(every())
+    for case, (ids, text, names, finish) in zip(cases, answers, strict=True):
+        spec, question, picture, _ = case
+        want = truth(spec, question, picture)
+        assert tuple(ids) == want.token_ids, (spec, question)
+        assert words(text) == words(want.text)
+        assert names == {want.strategy}
+        assert finish == want.finish_reason
+
+
+def test_every_strategy_reads_the_prompt_that_plain_requests_read(client):
+    plain, vcd = (
+        client.chat.completions.create(**body(strategy=spec)) for spec in ("greedy", "vcd")
+    )
+    assert plain.prompt_token_ids == vcd.prompt_token_ids
+    assert plain.usage.prompt_tokens == vcd.usage.prompt_tokens > 64
+
+
+def test_several_seeded_answers_are_those_of_the_hf_engine(client, truth):
+    want = truth("vcd", WORDS[0], 0, n=3, temperature=1.5, seed=3, top_p=0.9)
+    asked = body(strategy="vcd", **{"n": 3, "temperature": 1.5, "seed": 3, "top_p": 0.9})
+    made = client.chat.completions.create(**asked)
+    assert [tuple(c.token_ids) for c in made.choices] == [c.token_ids for c in want.choices]
+    streamed = {0: [], 1: [], 2: []}
+    for chunk in client.chat.completions.create(**asked, stream=True):
+        for choice in chunk.choices:
+            streamed[choice.index] += getattr(choice, "token_ids", None) or []
+    assert [tuple(streamed[i]) for i in range(3)] == [c.token_ids for c in want.choices]
+
+
+def test_logprobs_are_of_the_combined_distribution(client, truth):
+    want = truth("vcd", WORDS[0], 0, logprobs=2)
+    made = client.chat.completions.create(**body(strategy="vcd", logprobs=True, top_logprobs=2))
+    have = [entry.logprob for entry in made.choices[0].logprobs.content]
+    assert have == pytest.approx([entry.logprob for entry in want.logprobs], abs=1e-3)
+
+
+def test_a_stop_string_ends_a_group(client, truth):
+    stop = truth("vcd", WORDS[0], 0).text[4:9]
+    made = client.chat.completions.create(**body(strategy="vcd", stop=[stop]))
+    assert made.choices[0].finish_reason == "stop"
+    assert stop not in made.choices[0].message.content
+
+
+def test_the_client_that_is_shown_works_unchanged(served, truth, tmp_path):
+    lines = serve.__doc__.partition("::\n")[2]
+    code = textwrap.dedent(lines).strip()
+    readme = Path(hd.__file__).parents[1] / "README.md"
+    shown = readme.read_text(encoding="utf-8") if readme.exists() else ""
+    assert "import OpenAI" not in shown or code in shown
+    (tmp_path / "street.png").write_bytes(png(families.pictures()[0]))
+    code = code.replace("http://127.0.0.1:8000", served.url)
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    want = truth("vcd(alpha=0.5)", WORDS[0], 0, max_new_tokens=64)
+    answer, strategy = done.stdout.strip().splitlines()
+    assert words(answer) == words(want.text)
+    assert strategy == want.strategy
+
+
+def test_aliases_and_the_default_serve_clients_without_extra_fields(client, truth):
+    listed = [model.id for model in client.models.list()]
+    assert listed == ["testbed", "testbed:vcd(alpha=0.5)", "testbed:greedy"]
+    cases = {**dict.fromkeys(listed[1:]), "testbed": DEFAULT, "testbed:vcd(alpha=2.0)": None}
+    for model, spec in cases.items():
+        made = client.chat.completions.create(**{**body(), "model": model})
+        want = truth(spec or model.partition(":")[2], WORDS[0], 0)
+        assert (made.strategy, tuple(made.choices[0].token_ids)) == (want.strategy, want.token_ids)
+
+
+def test_pictures_come_from_allowed_places(served, client, truth):
+    want = truth("vcd", WORDS[0], 0).token_ids
+    for url in (f"{served.web}/one.png", f"file://{served.folder}/one.png"):
+        made = client.chat.completions.create(**body(WORDS[0], url, strategy="vcd"))
+        assert tuple(made.choices[0].token_ids) == want
+
+
+def test_words_alone_are_a_plain_request(client):
+    asked = body(strategy="vcd")
+    asked["messages"] = [{"role": "user", "content": "Is there a dog?"}]
+    made = client.chat.completions.create(**asked)
+    assert made.choices[0].token_ids
+    assert "No image" in made.strategy_warning
+
+
+def test_tools_and_structured_output_work_on_plain_requests(client):
+    tool = {"type": "function", "function": {"name": "f", "parameters": {"type": "object"}}}
+    asked = body(strategy="greedy", tools=[tool], tool_choice="none")
+    assert client.chat.completions.create(**asked).choices[0].message.content
+    asked = body(strategy="greedy", extra_body={"structured_outputs": {"choice": ["yes", "no"]}})
+    asked["max_tokens"] = 20
+    assert client.chat.completions.create(**asked).choices[0].message.content.strip() == "yes"
+    made = client.completions.create(model="testbed", prompt="a dog", max_tokens=3)
+    assert made.choices[0].text is not None
+
+
+def test_a_client_that_leaves_frees_every_row(served, client, truth):
+    before = gauge(served, 'halludecode_requests_total{outcome="left"')
+
+    async def leave(client, spec, after):
+        asked = body(strategy=spec, stream=True, max_tokens=300, extra_body={"ignore_eos": True})
+        stream = await client.chat.completions.create(**asked)
+        async for _ in stream:
+            after -= 1
+            if after == 0:
+                await stream.close()
+                return
+
+    async def impatient(client, spec):
+        asked = body(strategy=spec, max_tokens=300, extra_body={"ignore_eos": True})
+        with pytest.raises(openai.APITimeoutError):
+            await client.with_options(timeout=0.3).chat.completions.create(**asked)
+
+    async def every():
+        url = f"{served.url}/v1"
+        async with openai.AsyncOpenAI(base_url=url, api_key=KEY, max_retries=0) as client:
+            some = [leave(client, spec, 2 + i % 3) for i, spec in enumerate(SPECS)]
+            some += [impatient(client, spec) for spec in ("vcd", "vhr", VAR)]
+            stays = [one(client, spec, WORDS[1], 1, True) for spec in ("vcd", "greedy")]
+            return (await asyncio.gather(*some, *stays))[-2:]
+
+    for spec, answer in zip(("vcd", "greedy"), asyncio.run(every()), strict=True):
+        assert tuple(answer[0]) == truth(spec, WORDS[1], 1).token_ids
+    made = client.chat.completions.create(**body(strategy="vcd"))
+    assert tuple(made.choices[0].token_ids) == truth("vcd", WORDS[0], 0).token_ids
+    idle = wait_idle(served)
+    assert idle == {"rows": 0, "running": 0, "waiting": 0, "cache": 0}
+    left = gauge(served, 'halludecode_requests_total{outcome="left"')
+    assert left - before == len(SPECS) + 3
+
+
+def wait_idle(served) -> dict[str, float]:
+    """Gauges once the server has written its next statistics."""
+    for _ in range(100):
+        now = {
+            "rows": gauge(served, "halludecode_running_rows"),
+            "running": gauge(served, "vllm:num_requests_running"),
+            "waiting": gauge(served, "vllm:num_requests_waiting{"),
+            "cache": gauge(served, "vllm:kv_cache_usage_perc"),
+        }
+        if not any(now.values()):
+            return now
+        time.sleep(0.05)
+    return now
+
+
+def test_metrics_tell_strategies_apart(served, client):
+    def count():
+        name = 'halludecode_requests_total{outcome="done",strategy="ritual+vcd"}'
+        tokens = 'halludecode_generated_tokens_total{strategy="ritual+vcd"}'
+        found = metrics(served)
+        return found.get(name, 0), found.get(tokens, 0)
+
+    before = count()
+    made = client.chat.completions.create(**body(strategy="ritual+vcd"))
+    after = count()
+    written = len(made.choices[0].token_ids)
+    assert (after[0] - before[0], after[1] - before[1]) == (1, written)
+    known = metrics(served)
+    assert known['halludecode_request_seconds_count{strategy="ritual+vcd"}'] == after[0]
+    assert known['halludecode_prepare_seconds_count{strategy="ritual+vcd"}'] >= after[0]

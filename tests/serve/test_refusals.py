@@ -1,0 +1,214 @@
+"""What the server refuses: one sentence, the right status, and it goes on answering."""
+
+from __future__ import annotations
+
+import asyncio
+import struct
+import zlib
+
+import httpx
+import openai
+import pytest
+from PIL import Image
+
+from tests import families
+from tests.serve.common import KEY, ask, body, data_url, picture_url, png
+from tests.serve.conftest import DEFAULT
+
+LONG = "Why? " * 400
+TOOL = {"role": "tool", "content": "x", "tool_call_id": "1"}
+PICTURE = png(families.pictures()[0])
+
+
+def bomb(width: int, height: int) -> bytes:
+    """A PNG of a few bytes that says it has so many pixels."""
+
+    def chunk(name: bytes, data: bytes) -> bytes:
+        crc = zlib.crc32(name + data)
+        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", crc)
+
+    head = struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    made = chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(b"")) + chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + made
+
+
+def noise() -> bytes:
+    return png(Image.effect_noise((800, 800), 200))
+
+
+# name -> (what of the request, status, what the sentence says)
+BAD = {
+    "unknown strategy": ({"strategy": "vdc"}, 400, "Unknown strategy 'vdc'. Did you mean 'vcd'"),
+    "out of bounds": ({"strategy": "vcd(alpha=-1)"}, 400, "alpha must be >= 0"),
+    "unknown parameter": ({"strategy": "vcd(alfa=1)"}, 400, "no parameter 'alfa'"),
+    "malformed": ({"strategy": "vcd(" + "(" * 300}, 400, "vcd"),
+    "endless": ({"strategy": "+".join(["vcd"] * 400)}, 400, "at most 1000"),
+    "no text": ({"extra_body": {"vllm_xargs": {"strategy": 5}}}, 400, "must be text"),
+    "beside": (
+        {"extra_body": {"vllm_xargs": {"strategy": "vcd", "alpha": 2}}},
+        400,
+        "belong inside",
+    ),
+    "needs more": ({"strategy": "opera"}, 400, "opera needs 'search'; engine 'vllm'"),
+    "not allowed": ({"strategy": "pai"}, 400, "'pai' is not allowed on this server; allowed:"),
+    "two names": ({"model": "testbed:vcd", "strategy": "vhr"}, 400, "name one"),
+    "unknown alias": ({"model": "testbed:nope"}, 400, "Unknown strategy 'nope'"),
+    "unknown model": ({"model": "other"}, 404, "does not exist"),
+    "too many rows": (
+        {"strategy": "vcd", "n": 5, "temperature": 1.0},
+        400,
+        r"takes 10 rows \(2 each\), this server allows 8",
+    ),
+    "larger than the cache": (
+        {"strategy": "vcd+ritual+m3id", "max_tokens": 400},
+        400,
+        r"may need \d+ blocks of 32 tokens .* there are 59",
+    ),
+    "prompt too long": ({"words": LONG, "strategy": "vcd"}, 400, "context is 512"),
+    "prompt too long, plain": ({"words": LONG, "strategy": "greedy"}, 400, "512"),
+    "no image bytes": ({"url": "data:image/png;base64,"}, 400, "is empty"),
+    "not base64": ({"url": "data:image/png;base64,%%%"}, 400, "not valid base64"),
+    "not a data URL": ({"url": "data:image/png,abc"}, 400, "not a base64 data URL"),
+    "no URL": ({"url": "somewhere/one.png"}, 400, "must start with data:"),
+    "truncated": ({"url": data_url(PICTURE[: len(PICTURE) // 2])}, 400, "damaged or cut short"),
+    "no picture": ({"url": data_url(b"hello" * 40)}, 400, "not a readable picture"),
+    "too many bytes": ({"url": data_url(noise())}, 400, r"bytes, this server accepts 262,144"),
+    "too many pixels": ({"url": data_url(bomb(1200, 1200))}, 400, "1200 x 1200 pixels"),
+    "bomb": ({"url": data_url(bomb(60000, 60000))}, 400, "too large|60000 x 60000"),
+    "too many images": (
+        {"urls": [picture_url()] * 3, "strategy": "vcd"},
+        400,
+        "3 images, this server accepts 2",
+    ),
+    "domain": ({"url": "http://localhost:1/one.png"}, 400, "'localhost' are not allowed"),
+    "user part": ({"url": "http://127.0.0.1@localhost:1/a.png"}, 400, "'localhost'"),
+    "no such page": ({"url": "{web}/none.png"}, 422, "404"),
+    "redirect": ({"url": "{web}/moved.png"}, 400, "redirects are not followed"),
+    "long download": ({"url": "{web}/long.png"}, 400, "more than the 262,144 bytes"),
+    "closed port": ({"url": "http://127.0.0.1:1/one.png"}, 422, "could not be fetched"),
+    "outside": ({"url": "file://{folder}/../outside.png"}, 400, "outside the folder"),
+    "escaped": ({"url": "file://{folder}/%2e%2e/outside.png"}, 400, "outside the folder"),
+    "link": ({"url": "file://{folder}/link.png"}, 400, "outside the folder"),
+    "missing file": ({"url": "file://{folder}/none.png"}, 400, "No such image file: none.png"),
+    "tools": (
+        {
+            "strategy": "vcd",
+            "tools": [{"type": "function", "function": {"name": "f", "parameters": {}}}],
+        },
+        400,
+        "tools is not served with strategy vcd",
+    ),
+    "structured": (
+        {"strategy": "vcd", "response_format": {"type": "json_object"}},
+        400,
+        "response_format is not served",
+    ),
+    "role": ({"messages": [TOOL, *ask("And this?", picture_url())]}, 400, "role 'tool' must be"),
+    "reserved": ({"extra_body": {"vllm_xargs": {"hd": "x"}}, "plain": True}, 400, "reserved"),
+    "equal answers": ({"strategy": "vcd", "n": 2}, 400, "greedy"),
+}
+
+
+@pytest.fixture
+def client(served):
+    with openai.OpenAI(base_url=f"{served.url}/v1", api_key=KEY, max_retries=0) as made:
+        yield made
+
+
+def asked_of(what: dict, served) -> dict:
+    what = dict(what)
+    words = what.pop("words", "Describe the image.")
+    urls = what.pop("urls", None) or [what.pop("url", picture_url())]
+    named = "extra_body" in what or what.get("model", "testbed") != "testbed"
+    if "strategy" not in what and not named:
+        what["strategy"] = "vcd"
+    if what.pop("plain", False):
+        what["model"] = "testbed:greedy"
+    places = {"{web}": served.web, "{folder}": str(served.folder)}
+    for name, value in places.items():
+        urls = [url.replace(name, value) for url in urls]
+    return body(words, *urls, **what)
+
+
+STREAMED = ("unknown strategy", "too many rows", "larger than the cache", "truncated", "domain")
+
+
+@pytest.mark.parametrize(
+    ("name", "stream"), [*((name, False) for name in BAD), *((name, True) for name in STREAMED)]
+)
+def test_bad_input_is_one_sentence_with_the_right_status(served, client, name, stream):
+    what, status, says = BAD[name]
+    with pytest.raises(openai.APIStatusError) as caught:
+        client.chat.completions.create(**asked_of(what, served), stream=stream)
+    assert caught.value.status_code == status, caught.value.message
+    sentence = caught.value.body["message"]
+    assert "Traceback" not in sentence and "\n" not in sentence.strip()
+    assert str(served.folder) not in sentence
+    if says is not None:
+        caught.match(says)
+
+
+@pytest.mark.parametrize("name", ["bomb", "truncated", "outside", "domain", "too many bytes"])
+def test_plain_requests_keep_to_the_same_limits(served, client, name):
+    what, status, _ = BAD[name]
+    with pytest.raises(openai.APIStatusError) as caught:
+        client.chat.completions.create(**asked_of({**what, "strategy": "greedy"}, served))
+    assert caught.value.status_code == status
+
+
+def test_other_endpoints_refuse_strategies(client):
+    with pytest.raises(openai.BadRequestError, match="/v1/chat/completions only"):
+        client.completions.create(
+            model="testbed", prompt="a", extra_body={"vllm_xargs": {"strategy": "vcd"}}
+        )
+    with pytest.raises(openai.NotFoundError):
+        client.completions.create(model="testbed:greedy", prompt="a")
+    picture = {"type": "input_image", "image_url": picture_url(), "detail": "auto"}
+    words = {"type": "input_text", "text": "What is it?"}
+    asked = {"model": "testbed", "max_output_tokens": 5}
+    with pytest.raises(openai.BadRequestError, match="/v1/chat/completions only"):  # the default
+        client.responses.create(input=[{"role": "user", "content": [picture, words]}], **asked)
+    assert client.responses.create(input=[{"role": "user", "content": [words]}], **asked).output
+
+
+def test_all_of_v1_needs_the_key(served):
+    with openai.OpenAI(base_url=f"{served.url}/v1", api_key="wrong", max_retries=0) as client:
+        with pytest.raises(openai.AuthenticationError):
+            client.chat.completions.create(**body(strategy="vcd"))
+        with pytest.raises(openai.AuthenticationError):
+            client.models.list()
+    for path in ("/health", "/metrics"):
+        assert httpx.get(served.url + path).status_code == 200
+
+
+def test_a_request_longer_than_its_pictures_could_be_is_cut_off(served):
+    head = {"Authorization": f"Bearer {KEY}", "Content-Type": "application/json"}
+    url = f"{served.url}/v1/chat/completions"
+    answer = httpx.post(url, headers=head, content=b'{"x": "' + b"0" * 6_000_000, timeout=30)
+    assert answer.status_code == 413
+    assert "bytes this server accepts" in answer.json()["error"]["message"]
+
+
+def test_more_answers_than_the_operator_allows_at_a_time_are_429(served):
+    async def one(client):
+        more = {"max_tokens": 30, "n": 2, "temperature": 1.0, "extra_body": {"ignore_eos": True}}
+        try:
+            return (await client.chat.completions.create(**body(strategy="vcd", **more))).strategy
+        except openai.RateLimitError as error:
+            assert "16 at a time" in error.body["message"]
+            return None
+
+    async def every():
+        url = f"{served.url}/v1"
+        async with openai.AsyncOpenAI(base_url=url, api_key=KEY, max_retries=0) as client:
+            return await asyncio.gather(*[one(client) for _ in range(14)])
+
+    answers = asyncio.run(every())
+    assert None in answers and sum(answer is not None for answer in answers) >= 8
+
+
+def test_the_engine_is_alive_after_all_of_it(served, client):
+    made = client.chat.completions.create(**body())
+    assert made.strategy.startswith(DEFAULT.split("(")[0])
+    assert made.choices[0].token_ids
+    assert served.process.poll() is None
