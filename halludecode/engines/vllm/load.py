@@ -154,7 +154,8 @@ def settings() -> tuple[dict[str, Any], dict[str, Any]]:
         "enforce_eager": True,  # attention and residual edits are Python between kernels
         "mm_processor_cache_gb": 0,  # its cache would keep pixels from us
         "mm_device_do_normalize": False,  # edits are of normalised pixels
-        **({"dtype": "float32"} if cpu else {}),
+        # vLLM would take nearly all memory of a machine without a GPU, and fail where others run.
+        **({"dtype": "float32", "kv_cache_memory_bytes": 1 << 30} if cpu else {}),
     }
     fixed = {
         "worker_cls": f"halludecode.engines.vllm.worker.{'CPU' if cpu else 'GPU'}Worker",
