@@ -51,7 +51,7 @@ def kl(p_logits: Tensor, q_logits: Tensor) -> Tensor:
 def js(p_logits: Tensor, q_logits: Tensor) -> Tensor:
     """Jensen-Shannon divergence in nats, [..., V] -> [...]; at most ln 2."""
     log_p, log_q = p_logits.log_softmax(-1), q_logits.log_softmax(-1)
-    mixture = ((log_p.exp() + log_q.exp()) / 2).log()
+    mixture = log_p.logaddexp(log_q) - math.log(2)  # of tokens too rare for float32, too
     return (kl(p_logits, mixture) + kl(q_logits, mixture)) / 2
 
 

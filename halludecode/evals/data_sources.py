@@ -30,7 +30,6 @@ from halludecode.evals.records import read_records, read_text
 from halludecode.evals.task import POPE_SPLITS, Picture, Unit
 
 TESTBED = ("testbed-iid", "testbed-broken", "testbed-dev-iid", "testbed-dev-broken")
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 _COCO_NAME = re.compile(r"COCO_(train|val|test)\d{4}_\d{12}\.jpg$")
 
 

@@ -20,7 +20,6 @@ from typing import IO, Any
 from halludecode.core.errors import InvalidData
 
 SCHEMA = 1
-TIMES = ("seconds", "tokens_per_second")  # keys of a result that a resumed run need not reproduce
 MOMENT = ("started", "versions", "hardware")  # of ``run.json``: true of one call only
 FILES = ("run.json", "samples.jsonl", "errors.jsonl", "results.json")
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
+from halludecode.core.math import js
 from halludecode.core.strategy import Facts, Paper, Strategy, param, strategy
 
 if TYPE_CHECKING:
@@ -34,11 +35,9 @@ PAPER = Paper(
 
 def divergence(last: Tensor, early: Tensor, kind: str) -> Tensor:
     """[.., B]: how far apart two log-softmaxes [.., B, V] are, by the code or as printed (jsd)."""
-    p, q = last.exp(), early.exp()
-    middle = ((p + q) / 2).clamp_min(1e-30)
     if kind == "jsd":
-        terms = p * (last - middle.log()) + q * (early - middle.log())
-        return terms.nan_to_num().sum(-1) / 2
+        return js(last, early)
+    middle = ((last.exp() + early.exp()) / 2).clamp_min(1e-30)
     return (middle * (2 * middle.log() - last - early)).nan_to_num().mean(-1) / 2
 
 

@@ -14,7 +14,6 @@ from halludecode.testbed.stream import Stream
 
 NUMBERS = ("zero", "one", "two", "three", "four", "five", "six", "seven", "eight")
 SUFFIX = "Please answer yes or no."
-CAPTION_PROMPT = "Please describe this image in detail."
 _PAIRS = ("skis", "scissors")
 _PLURALS = {
     "person": "people",

@@ -126,3 +126,18 @@ def test_plain_generate_obeys_it(family_engine):
     with hd.applied(engine.model, engine.processor, "dola"):
         ids = engine.model.generate(**inputs, max_new_tokens=4, do_sample=False)
     assert ids[0, inputs["input_ids"].shape[1] :].tolist() == list(wanted.token_ids)
+
+
+def test_plain_generate_without_a_picture_is_greedy(family_engine):
+    engine, row = family_engine("llava"), families.FAMILIES["llava"]
+    inputs = naive.inputs_of(engine.processor, row.prompt("Hello there", images=0))
+    short = {"max_new_tokens": 4, "do_sample": False}
+    wanted = engine.model.generate(**inputs, **short)
+    with hd.applied(engine.model, engine.processor, "dola"):
+        assert torch.equal(engine.model.generate(**inputs, **short), wanted)
+
+
+def test_divergence_of_tokens_too_rare_for_float32():
+    last, early = torch.tensor([[0.0, -200.0]]), torch.tensor([[[0.0, -300.0]]])
+    for kind in ("code", "jsd"):
+        assert divergence(last, early, kind).isfinite().all()

@@ -113,8 +113,10 @@ class _Tracker:
                 )
                 for part in combining
             ]
+            sees = (self.kind == IMAGE).any(-1, keepdim=True)  # no picture, no strategy
+            combined = hd_step.combine(parts, main).where(sees, main)
             logits = output.logits.clone()
-            logits[:, -1] = hd_step.combine(parts, main).to(logits.dtype)
+            logits[:, -1] = combined.to(logits.dtype)
             output.logits = logits
         return output
 
