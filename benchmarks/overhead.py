@@ -35,8 +35,8 @@ from halludecode.core.errors import HalluDecodeError
 from halludecode.core.registry import STRATEGIES
 from halludecode.engines.hf.batch import Batch
 from halludecode.engines.hf.looks import PLAIN
-from halludecode.engines.hf.rows import Job
 from halludecode.engines.prompts import to_prompt
+from halludecode.engines.rows import Job
 from halludecode.testbed import dataset
 from tests.contract.specs import supplied
 

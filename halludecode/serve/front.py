@@ -15,7 +15,7 @@ from halludecode.core.errors import HookNeverFired, InvalidRequest
 from halludecode.core.plan import Plan
 from halludecode.core.prompt import Prompt, Turn
 from halludecode.engines.base import Request, Sampling
-from halludecode.engines.hf.inputs import LRU
+from halludecode.engines.inputs import LRU
 from halludecode.engines.prompts import to_prompt
 from halludecode.engines.vllm.engine import VLLMEngine
 from halludecode.engines.vllm.feeds import Group

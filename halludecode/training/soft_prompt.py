@@ -26,9 +26,9 @@ from torch import Tensor, nn
 from halludecode.core.errors import InvalidParameter
 from halludecode.core.prompt import Look, Prompt
 from halludecode.core.rowblock import GENERATED, PAD
-from halludecode.engines.hf.inputs import Feeder
 from halludecode.engines.hf.net import Net, Tokens, pad_left
-from halludecode.engines.hf.rows import RowMaker
+from halludecode.engines.inputs import Feeder
+from halludecode.engines.rows import RowMaker
 from halludecode.views.soft import laid
 
 EPOCHS = 4

@@ -19,10 +19,10 @@ from halludecode.core.rowblock import GENERATED, PAD
 from halludecode.core.strategy import State, stack
 from halludecode.engines.hf.geometry import Geometry, Place
 from halludecode.engines.hf.hooks import decode, hooked
-from halludecode.engines.hf.inputs import LRU
 from halludecode.engines.hf.net import Net, Tokens, pad_left
-from halludecode.engines.hf.rows import Job, Row, RowMaker
 from halludecode.engines.hf.run import Capture, Run
+from halludecode.engines.inputs import LRU
+from halludecode.engines.rows import Job, Row, RowMaker
 
 ANY_LENGTH = 1 << 40  # a prefix has no emitting query, whatever prompt it will serve
 

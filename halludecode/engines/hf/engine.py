@@ -23,14 +23,14 @@ from halludecode.engines.base import Chunk, Output, Request, Sampling, Timings
 from halludecode.engines.hf.batch import Batch, Prefix
 from halludecode.engines.hf.calibrate import Calibrator, Samples
 from halludecode.engines.hf.hooks import attention_set, lock_of
-from halludecode.engines.hf.inputs import LRU, Feeder
 from halludecode.engines.hf.load import load_model, model_digest
 from halludecode.engines.hf.looks import Looker
 from halludecode.engines.hf.loop import Answer, Loop
 from halludecode.engines.hf.net import Net
-from halludecode.engines.hf.rows import Job, Row, RowMaker, with_embeds
 from halludecode.engines.hf.search import Search, check_search
+from halludecode.engines.inputs import LRU, Feeder
 from halludecode.engines.prompts import to_prompt
+from halludecode.engines.rows import Job, Row, RowMaker, with_embeds
 from halludecode.models.layout import check_family, layout_of
 
 DEFAULT_BATCH = 16

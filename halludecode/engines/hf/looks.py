@@ -14,12 +14,12 @@ from halludecode.core.prompt import Look, Prompt, Seen
 from halludecode.engines.base import Sampling
 from halludecode.engines.hf.batch import Batch, Prefix
 from halludecode.engines.hf.geometry import image_columns
-from halludecode.engines.hf.inputs import LRU
 from halludecode.engines.hf.loop import Answer, Loop
 from halludecode.engines.hf.net import Net
-from halludecode.engines.hf.rows import Job, RowMaker, seen_spans
 from halludecode.engines.hf.run import Capture
 from halludecode.engines.hf.vision import received
+from halludecode.engines.inputs import LRU
+from halludecode.engines.rows import Job, RowMaker, seen_spans
 
 PLAIN = Plan((), "greedy", frozenset(), ("main",), Cost())
 

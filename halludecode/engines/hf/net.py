@@ -15,8 +15,8 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 from halludecode.core.errors import InvalidRequest
 from halludecode.core.rowblock import IMAGE, PAD, SYSTEM, TEXT
 from halludecode.core.strategy import Facts, Vision
-from halludecode.engines.hf.inputs import LRU
-from halludecode.engines.hf.rows import Feed, Row
+from halludecode.engines.inputs import LRU
+from halludecode.engines.rows import Feed, Row
 from halludecode.models.layout import Layout
 
 VISION_BATCH = 64  # views of pictures per call of the vision tower

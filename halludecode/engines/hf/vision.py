@@ -22,7 +22,7 @@ from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
 from halludecode.core.errors import HookNeverFired, UnsupportedStrategy
 from halludecode.engines.hf.net import Net
-from halludecode.engines.hf.rows import Feed
+from halludecode.engines.rows import Feed
 
 NAME = "halludecode_vision"
 BLOCK = 256  # query rows at a time where all of them count

@@ -21,9 +21,9 @@ from halludecode.engines import VLLM_PROVIDES
 from halludecode.engines.base import Chunk, Output, Request, Sampling, Timings
 from halludecode.engines.hf.calibrate import Samples
 from halludecode.engines.hf.engine import _effect, _settled, _shower
-from halludecode.engines.hf.inputs import Feeder
-from halludecode.engines.hf.rows import Job, Row, RowMaker
+from halludecode.engines.inputs import Feeder
 from halludecode.engines.prompts import to_prompt
+from halludecode.engines.rows import Job, Row, RowMaker
 from halludecode.engines.vllm.answers import Answer, Reader
 from halludecode.engines.vllm.feeds import Feeds, Group
 from halludecode.engines.vllm.host import Host, HostCalibrator

@@ -15,8 +15,8 @@ from halludecode.core.errors import InvalidRequest, UnsupportedStrategy
 from halludecode.core.plan import Cost, Plan
 from halludecode.core.prompt import Picture
 from halludecode.engines.base import Sampling
-from halludecode.engines.hf.inputs import LRU, Feeder
-from halludecode.engines.hf.rows import Feed, Job, Row
+from halludecode.engines.inputs import LRU, Feeder
+from halludecode.engines.rows import Feed, Job, Row
 from halludecode.engines.sampling import Sampler
 from halludecode.engines.vllm.limits import check_rows, edited_rows, together
 from halludecode.engines.vllm.load import Loaded

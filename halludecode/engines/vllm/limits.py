@@ -10,7 +10,7 @@ from halludecode.core.part import Part
 from halludecode.core.plan import Plan
 
 if TYPE_CHECKING:
-    from halludecode.engines.hf.rows import Row
+    from halludecode.engines.rows import Row
 
 ATTENTION = frozenset(
     {"add", "scale", "hide", "gain", "heads", "mass", "scores", "weights", "out", "flag", "once"}

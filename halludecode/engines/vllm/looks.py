@@ -13,7 +13,7 @@ from halludecode.core.part import Part
 from halludecode.core.plan import Plan
 from halludecode.core.prompt import Look, Prompt, Seen
 from halludecode.engines.base import Sampling
-from halludecode.engines.hf.rows import Row, RowMaker, seen_spans
+from halludecode.engines.rows import Row, RowMaker, seen_spans
 from halludecode.engines.vllm.answers import Answer, Reader
 from halludecode.engines.vllm.feeds import Feeds, Group
 from halludecode.engines.vllm.inside import error_class

@@ -12,7 +12,7 @@ from torch import Tensor
 from halludecode.core.errors import InvalidRequest
 from halludecode.core.plan import Plan, free_name, row_hooks
 from halludecode.core.prompt import Branch, Edit, Look, Picture, Prompt, digest
-from halludecode.engines.hf.inputs import Feeder, PictureInput
+from halludecode.engines.inputs import Feeder, PictureInput
 
 if TYPE_CHECKING:
     from PIL.Image import Image
