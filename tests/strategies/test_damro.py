@@ -31,7 +31,7 @@ def test_combine_matches_the_vectors(case):
 
 
 def test_received_attention_matches_the_vector():
-    from halludecode.engines.hf.vision import _Keeper
+    from halludecode.engines.hf.vision import Keeper
 
     case = TOPK["inputs"]
     q = torch.tensor([case["q_cls"], *case["k_patches"]])[None, None]
@@ -43,7 +43,7 @@ def test_received_attention_matches_the_vector():
     ):
         if fullwidth:  # two heads of two dimensions are the same vector when read full-width
             shape = tuple(x[0, 0].unflatten(-1, (2, 2)).transpose(0, 1)[None] for x in (q, k))
-        keeper = _Keeper(frozenset({0}), {id(module): 0}, has_cls=True, fullwidth=fullwidth)
+        keeper = Keeper(frozenset({0}), {id(module): 0}, has_cls=True, fullwidth=fullwidth)
         keeper.see(module, *shape, 0.5)
         made = keeper.kept[0][0][0, 0]
         assert made.tolist() == pytest.approx(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import cached_property
 from itertools import pairwise
@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from halludecode.core import spec as hd_spec
 from halludecode.core.artifact import Artifact
@@ -20,6 +19,7 @@ from halludecode.core.plan import Plan, compile_plan
 from halludecode.core.prompt import Prompt
 from halludecode.engines import HF_PROVIDES
 from halludecode.engines.base import Chunk, Output, Request, Sampling, Timings
+from halludecode.engines.finish import effect_of, settled, shower
 from halludecode.engines.hf.batch import Batch, Prefix
 from halludecode.engines.hf.calibrate import Calibrator, Samples
 from halludecode.engines.hf.hooks import attention_set, lock_of
@@ -81,7 +81,7 @@ class HFEngine:
         self.provides = HF_PROVIDES - layout.lacks.keys()
         self.net = Net(self.model, layout)
         feeder = Feeder(self.processor, self.model.config, layout)
-        self._maker = RowMaker(feeder, _shower(self.processor, layout))
+        self._maker = RowMaker(feeder, shower(self.processor, layout))
         self._prefixes: LRU[Prefix] = LRU(prefix_cache_mb * 1e6, lambda p: p.size)
         self._reuse = prefix_cache_mb > 0 and not layout.unshared
         self._looker = Looker(self.net, self._maker, self._prefixes)
@@ -150,7 +150,7 @@ class HFEngine:
                 yield Chunk(state[0].text[len(sent) :], state[0].token_ids[count:], state[0])
                 return
             answer: Answer = state[0]
-            ready = _settled(answer.text, sampling.stop)
+            ready = settled(answer.text, sampling.stop)
             if ready.startswith(sent) and len(ready) > len(sent):
                 yield Chunk(ready[len(sent) :], tuple(answer.ids[count:]))
                 sent, count = ready, len(answer.ids)
@@ -276,7 +276,7 @@ class HFEngine:
         for r, job in enumerate(jobs):
             own = [answer for answer in answers if answer.request == r]
             first = own[0]
-            effect, warning = _effect(plan, first, job)
+            effect, warning = effect_of(plan, first, job)
             tokens = sum(len(answer.ids) for answer in own)
             outputs.append(
                 Output(
@@ -336,53 +336,8 @@ class HFEngine:
         return self.net.eos(self._maker.feeder.tokenizer)
 
 
-def _effect(plan: Plan, answer: Answer, job: Job) -> tuple[int | None, tuple[str, ...]]:
-    """Tokens that differ from the plain model's, where that is known without a second run."""
-    attends = [part for part in plan.parts if part.phase is not None or part.steers]
-    warnings: list[str] = []
-    if plan.parts and not job.prompt.pictures:
-        warnings.append(
-            f"{plan.canonical}: the request has no image, so there is nothing to ground in."
-        )
-    if attends and not answer.changed:
-        names = "+".join(part.strategy.name for part in attends)
-        warnings.append(
-            f"{names} edited nothing inside the model in this answer: nothing met the strategy's "
-            "conditions."
-        )
-    on_main = any(part.steers or "main" in part.attend_rows for part in attends)
-    if "main prompt" in plan.needs or (on_main and answer.changed):
-        return None, tuple(warnings)  # the main row was not the plain model's
-    return answer.differs, tuple(warnings)
-
-
-def _settled(text: str, stops: Sequence[str]) -> str:
-    """Text that later tokens cannot change: no half character, no start of a stop string."""
-    text = text.rstrip("\N{REPLACEMENT CHARACTER}")
-    for stop in stops:
-        for size in range(len(stop) - 1, 0, -1):
-            if text.endswith(stop[:size]):
-                return text[:-size]
-    return text
-
-
 def _is_memory(error: Exception) -> bool:
     text = str(error).lower()
     return isinstance(error, MemoryError) or any(
         sign in text for sign in ("out of memory", "can't allocate memory", "not enough memory")
     )
-
-
-def _shower(processor: Any, layout: Any) -> Any:
-    """Normalised pixels of one picture -> the PIL image the model sees."""
-
-    def show(pixels: Mapping[str, Tensor]) -> Any:
-        from PIL import Image
-
-        images = processor.image_processor
-        view = layout.view(pixels, images)
-        mean, std = torch.tensor(images.image_mean), torch.tensor(images.image_std)
-        shown = (view.float() * std[:, None, None] + mean[:, None, None]).clamp(0, 1) * 255
-        return Image.fromarray(shown.round().byte().permute(1, 2, 0).numpy())
-
-    return show

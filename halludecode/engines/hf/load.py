@@ -45,7 +45,7 @@ def load_model(
 
     source = model_source(model_id)
     shared = {"revision": revision, "trust_remote_code": trust_remote_code}
-    processor = _load_processor(model_id, source, **shared)
+    processor = load_processor(model_id, source, **shared)
     where = _device(device)
     chosen = dtype or ("float32" if where == "cpu" and device_map is None else "auto")
     known = not isinstance(chosen, str) or isinstance(getattr(torch, chosen, None), torch.dtype)
@@ -122,7 +122,12 @@ def model_digest(model: Any) -> str:
     return digest(*parts)
 
 
-def _load_processor(model_id: str, source: str, **shared: Any) -> Any:
+def load_processor(model_id: str, source: str, **shared: Any) -> Any:
+    """The model's processor, with its tokenizer and image processor.
+
+    Raises:
+        InvalidModel: It cannot be loaded, or does not handle pictures.
+    """
     from transformers import AutoProcessor
 
     try:

@@ -29,7 +29,7 @@ BLOCK = 256  # query rows at a time where all of them count
 
 
 @dataclass
-class _Keeper:
+class Keeper:
     """Attention received in the layers asked for: [views, Hv, patches] each."""
 
     layers: frozenset[int]
@@ -39,6 +39,7 @@ class _Keeper:
     kept: dict[int, list[Tensor]] = field(default_factory=dict)
 
     def see(self, module: nn.Module, q: Tensor, k: Tensor, scaling: float) -> None:
+        """Notes one layer's attention; ``q`` and ``k`` are [views, Hv, tokens, d]."""
         layer = self.places.get(id(module), -1)
         if layer not in self.layers:
             return
@@ -55,7 +56,7 @@ class _Keeper:
         self.kept.setdefault(layer, []).append(weights.cpu())
 
 
-_ACTIVE: ContextVar[_Keeper | None] = ContextVar("halludecode_vision", default=None)
+_ACTIVE: ContextVar[Keeper | None] = ContextVar("halludecode_vision", default=None)
 
 
 def _attention(
@@ -99,7 +100,7 @@ def received(
     with _tower_set(net.model):
         for feed in feeds:
             has_cls = vision is not None and vision.has_cls
-            keeper = _Keeper(frozenset(layers), places, has_cls, fullwidth)
+            keeper = Keeper(frozenset(layers), places, has_cls, fullwidth)
             token = _ACTIVE.set(keeper)
             try:
                 net.encode([feed])

@@ -19,8 +19,8 @@ from halludecode.core.plan import Plan, compile_plan
 from halludecode.core.prompt import Prompt
 from halludecode.engines import VLLM_PROVIDES
 from halludecode.engines.base import Chunk, Output, Request, Sampling, Timings
+from halludecode.engines.finish import effect_of, settled, shower
 from halludecode.engines.hf.calibrate import Samples
-from halludecode.engines.hf.engine import _effect, _settled, _shower
 from halludecode.engines.inputs import Feeder
 from halludecode.engines.prompts import to_prompt
 from halludecode.engines.rows import Job, Row, RowMaker
@@ -76,7 +76,7 @@ class VLLMEngine:
         self.provides = VLLM_PROVIDES - layout.lacks.keys()
         self.processor = self._loaded.processor
         feeder = Feeder(self.processor, self._loaded.config, layout)
-        self._maker = RowMaker(feeder, _shower(self.processor, layout))
+        self._maker = RowMaker(feeder, shower(self.processor, layout))
         self._feeds = Feeds(self._loaded, feeder)
         self._plans: dict[str, Plan] = {}
         self._count = 0
@@ -127,7 +127,7 @@ class VLLMEngine:
             if isinstance(state[0], Output):
                 yield Chunk(state[0].text[len(sent) :], state[0].token_ids[count:], state[0])
                 return
-            ready = _settled(state[0].text, sampling.stop)
+            ready = settled(state[0].text, sampling.stop)
             if ready.startswith(sent) and len(ready) > len(sent):
                 yield Chunk(ready[len(sent) :], tuple(state[0].ids[count:]))
                 sent, count = ready, len(state[0].ids)
@@ -280,7 +280,7 @@ class VLLMEngine:
                 if note["error"]:
                     raise error_class(note["kind"])(note["error"])
             seen: Any = SimpleNamespace(**told[0])
-            effect, warnings = _effect(plan, seen, job)
+            effect, warnings = effect_of(plan, seen, job)
             outputs.append(
                 Output(
                     choices=tuple(answer.choice() for answer in own),

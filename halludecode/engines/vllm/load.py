@@ -13,7 +13,7 @@ from typing import Any
 from halludecode.core.errors import InvalidModel, InvalidRequest, MissingExtra
 from halludecode.core.prompt import digest
 from halludecode.core.strategy import Facts
-from halludecode.engines.hf.load import _load_processor, model_source
+from halludecode.engines.hf.load import load_processor, model_source
 from halludecode.engines.hf.net import Net
 from halludecode.engines.vllm import names
 from halludecode.engines.vllm.inbox import Inbox
@@ -83,7 +83,7 @@ def load_engine(
     _import_vllm()
     source = model_source(model)
     shared = {k: options[k] for k in ("revision", "trust_remote_code") if k in options}
-    processor = _load_processor(model, source, **shared)
+    processor = load_processor(model, source, **shared)
     config, generation = _configs(model, source, shared)
     layout = layout_of(config)
     _check_served(config)

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from halludecode.core.errors import HookNeverFired, UnsupportedStrategy
 from halludecode.core.prompt import Seen
-from halludecode.engines.hf.vision import _Keeper
+from halludecode.engines.hf.vision import Keeper
 from halludecode.engines.vllm import paged
 from halludecode.models.layout import layout_of
 
@@ -139,7 +139,7 @@ def look_at_tower(
     model, facts = runner.get_model(), runner.hd_desk.facts
     layers = tuple(look["vision"])
     cls = facts.vision is not None and facts.vision.has_cls
-    keeper = _Keeper(frozenset(layers), {}, cls, look["full"])
+    keeper = Keeper(frozenset(layers), {}, cls, look["full"])
     batches = group_and_batch_mm_kwargs([("image", item)], device=runner.device)
     with _tower_kept(model, keeper):
         for _, _, inputs in batches:
@@ -153,7 +153,7 @@ def look_at_tower(
 
 
 @contextmanager
-def _tower_kept(model: Any, keeper: _Keeper) -> Iterator[None]:
+def _tower_kept(model: Any, keeper: Keeper) -> Iterator[None]:
     """Within this block the tower's attention shows queries and keys to the keeper."""
     handles: list[Any] = []
     places: dict[int, int] = {}
@@ -171,7 +171,7 @@ def _tower_kept(model: Any, keeper: _Keeper) -> Iterator[None]:
             handle.remove()
 
 
-def _show(keeper: _Keeper) -> Any:
+def _show(keeper: Keeper) -> Any:
     def hook(module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
         given = dict(zip(("query", "key", "value"), args, strict=False)) | dict(kwargs)
         shape = (-1, module.head_size)
