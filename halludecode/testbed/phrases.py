@@ -57,23 +57,30 @@ def noun(name: str, count: int = 1, colour: str | None = None) -> str:
 
 def captions(stream: Stream, scene: Scene) -> list[str]:
     """Three true captions of a scene: two that name everything and a brief one."""
-    full = [_sentences(stream, scene, _ranked(stream, scene)) for _ in range(2)]
-    brief = _sentences(stream, scene, _ranked(stream, scene)[:2])
+    full = [told(stream, scene.theme, ranked(stream, scene.things)) for _ in range(2)]
+    brief = told(stream, scene.theme, ranked(stream, scene.things)[:2])
     return [*full, brief]
 
 
-def _ranked(stream: Stream, scene: Scene) -> list[list[Thing]]:
+def ranked(stream: Stream, things: Sequence[Thing]) -> list[list[Thing]]:
     """The things by category, large first; sizes count 70 to 130 %, so that orders differ."""
     groups: dict[str, list[Thing]] = {}
-    for thing in scene.things:
+    for thing in things:
         groups.setdefault(thing.name, []).append(thing)
     size = {name: max(t.area for t in g) * stream.between(70, 130) for name, g in groups.items()}
     return sorted(groups.values(), key=lambda group: -size[group[0].name])
 
 
-def _sentences(stream: Stream, scene: Scene, groups: Sequence[list[Thing]]) -> str:
+def told(stream: Stream, theme: str, groups: Sequence[list[Thing]]) -> str:
+    """A caption that names the groups in their order.
+
+    Args:
+        stream: Where the choice of words comes from.
+        theme: Name of the theme.
+        groups: Things of one category each; a thing with ``full`` 0 has no place in the picture.
+    """
     verb = stream.pick(("shows", "features"))
-    setting = f"{a(scene.theme)} scene with " if stream.chance(600) else ""
+    setting = f"{a(theme)} scene with " if stream.chance(600) else ""
     nouns = [_named(stream, group) for group in groups]
     first = f"The image {verb} {setting}{nouns[0]}"
     if len(groups) > 1:
@@ -99,7 +106,9 @@ def _named(stream: Stream, group: Sequence[Thing]) -> str:
 def _joined(stream: Stream, one: Sequence[Thing], two: Sequence[Thing]) -> str:
     if len(one) > 1 or len(two) > 1:
         return "and"
-    return stream.pick(("near", "next to")) if stream.chance(400) else where(one[0], two[0])
+    if stream.chance(400) or not (one[0].full and two[0].full):
+        return stream.pick(("near", "next to"))
+    return where(one[0], two[0])
 
 
 def where(one: Thing, two: Thing) -> str:

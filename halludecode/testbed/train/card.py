@@ -1,0 +1,133 @@
+"""The model card, written from what was measured."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from string import Template
+from typing import Any
+
+from halludecode.testbed import model_path
+from halludecode.testbed.mme import SUBTASKS
+
+_POPE = ("random", "popular", "adversarial")
+_BANDS = (
+    ("patch accuracy, clean pictures", "vision", "patch accuracy", (90, 100)),
+    ("POPE random, iid", "iid", "pope random", (90, 100)),
+    ("POPE adversarial, iid", "iid", "pope adversarial", (75, 88)),
+    ("CHAIR_i, iid", "iid", "chair_i", (8, 20)),
+    ("CHAIR recall, iid", "iid", "recall", (60, 100)),
+)
+
+
+def write(recipe: Mapping[str, Any], found: Mapping[int, Mapping[str, Any]], shipped: int) -> str:
+    """Writes the card.
+
+    Args:
+        recipe: ``scenes``, ``collages``, ``vision``, ``words`` (counts), ``pictures`` judged and
+            ``time`` and ``sinks`` (words).
+        found: Seed to its figures: `judge.judge`'s, and ``vision`` and ``words`` of the stages.
+        shipped: The seed whose weights ship.
+    """
+    template = Template((model_path().parent / "card.md").read_text(encoding="utf-8"))
+    tables = [_bands(found, shipped), _baseline(recipe, found), _mme(found), _errors(found)]
+    counts = {name: f"{recipe[name]:,}" for name in ("scenes", "collages", "vision", "words")}
+    return template.substitute(
+        counts,
+        time=recipe["time"],
+        seeds=", ".join(map(str, sorted(found))),
+        shipped=shipped,
+        tables="\n".join(tables),
+        weak=_weak(found[shipped]),
+        sinks=recipe["sinks"],
+    )
+
+
+def _spread(found: Mapping[int, Mapping[str, Any]], pick: Callable[[Any], float]) -> str:
+    """``84.2`` of one seed, ``83.1 to 84.2`` of several, in percent."""
+    values = [100 * pick(figures) for figures in found.values()]
+    low, high = min(values), max(values)
+    return f"{low:.1f}" if len(values) == 1 else f"{low:.1f} to {high:.1f}"
+
+
+def _of(figures: Mapping[str, Any], where: str, name: str) -> float:
+    return figures[where][name] if where == "vision" else figures[where]["metrics"][name]
+
+
+def _bands(found: Mapping[int, Mapping[str, Any]], shipped: int) -> str:
+    lines = ["## Bands", "", "| figure | goal | shipped | all seeds | |", "|---|---|---|---|---|"]
+    for title, where, name, (low, high) in _BANDS:
+        value = 100 * _of(found[shipped], where, name)
+        goal = f"at least {low}" if high == 100 else f"{low} to {high}"
+        verdict = "reached" if low <= value <= high else "missed"
+        spread = _spread(found, lambda f, w=where, n=name: _of(f, w, n))
+        lines.append(f"| {title} | {goal} | {value:.1f} | {spread} | {verdict} |")
+    return "\n".join([*lines, ""])
+
+
+def _baseline(recipe: Mapping[str, Any], found: Mapping[int, Mapping[str, Any]]) -> str:
+    lines = [
+        f"## Baseline, greedy, {recipe['pictures']} pictures a split, over seeds",
+        "",
+        'POPE accuracy in %, with "Please answer yes or no."; CHAIR wordnet. *new* are the scenes '
+        "whose multiset of objects no training scene has.",
+        "",
+        "| split | POPE random | popular | adversarial | CHAIR_i | CHAIR_s | recall | words |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    for split in ("iid", "broken"):
+        cells = [
+            _spread(found, lambda f, s=split, n=n: f[s]["metrics"][f"pope {n}"]) for n in _POPE
+        ]
+        for name in ("chair_i", "chair_s", "recall"):
+            cells.append(_spread(found, lambda f, s=split, n=name: f[s]["metrics"][n]))
+        cells.append(_spread(found, lambda f, s=split: f[s]["metrics"]["length"] / 100))
+        lines.append(f"| {split} | " + " | ".join(cells) + " |")
+        new = [_spread(found, lambda f, s=split, n=n: f[s]["unseen"][f"pope {n}"]) for n in _POPE]
+        new.append(_spread(found, lambda f, s=split: f[s]["unseen"]["chair_i"]))
+        count = next(iter(found.values()))[split]["unseen"]["pictures"]
+        lines.append(f"| {split}, {count} new | " + " | ".join(new) + " | | | |")
+    return "\n".join([*lines, ""])
+
+
+def _mme(found: Mapping[int, Mapping[str, Any]]) -> str:
+    lines = [
+        "Accuracy in % of MME-style questions (chance is 50):",
+        "",
+        "| split | " + " | ".join(SUBTASKS) + " |",
+        "|---|" + "---|" * len(SUBTASKS),
+    ]
+    for split in ("iid", "broken"):
+        cells = [
+            _spread(found, lambda f, s=split, n=n: f[s]["metrics"][f"mme {n}"]) for n in SUBTASKS
+        ]
+        lines.append(f"| {split} | " + " | ".join(cells) + " |")
+    return "\n".join([*lines, ""])
+
+
+def _errors(found: Mapping[int, Mapping[str, Any]]) -> str:
+    lines = [
+        'False "yes" in % by kind of absent object (POPE random; number of questions of one seed):',
+        "",
+        "| split | usual partner of a present object | same theme | other |",
+        "|---|---|---|---|",
+    ]
+    for split in ("iid", "broken"):
+        cells = []
+        for kind in ("partner", "same theme", "other"):
+            rate = _spread(found, lambda f, s=split, k=kind: f[s]["false_yes"].get(k, [0, 0])[0])
+            count = next(iter(found.values()))[split]["false_yes"].get(kind, [0, 0])[1]
+            cells.append(f"{rate} ({count})")
+        lines.append(f"| {split} | " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def _weak(figures: Mapping[str, Any]) -> str:
+    """Which MME-style tasks are too near chance to score strategies on."""
+    accuracy = {n: 100 * figures["broken"]["metrics"][f"mme {n}"] for n in SUBTASKS}
+    weak: Sequence[str] = [f"`{n}` ({value:.0f} %)" for n, value in accuracy.items() if value < 65]
+    if not weak:
+        return "Colour and position are its weakest questions, though clearly above chance."
+    return (
+        f"Near chance on MME-style questions of broken: {', '.join(weak)}. Do not score "
+        "strategies on them."
+    )

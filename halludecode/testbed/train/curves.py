@@ -1,0 +1,61 @@
+"""Training curves of all seeds as one picture."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7")  # tell apart without red and green
+_LINES = ("-", "--", ":", "-.")
+_PANELS = {
+    "vision": ("loss", ("patch accuracy",)),
+    "words": ("loss", ("existence", "count", "color", "position", "scene")),
+}
+_TITLES = {"vision": "Stage 1: patches", "words": "Stage 2: sentences"}
+
+
+def draw(folders: Mapping[int, Path], target: Path) -> Path:
+    """Draws loss and accuracy of both stages.
+
+    Args:
+        folders: Seed to its folder, with `vision.csv` and `words.csv`.
+        target: The PNG file.
+
+    Returns:
+        ``target``.
+    """
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 6), layout="constrained")
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(2, 2)
+    for row, (stage, (loss, names)) in enumerate(_PANELS.items()):
+        for number, (seed, folder) in enumerate(sorted(folders.items())):
+            lines = _read(folder / f"{stage}.csv")
+            style: dict[str, Any] = {"linestyle": _LINES[number % len(_LINES)], "linewidth": 1.5}
+            _line(axes[row, 0], lines, loss, color="0.2", label=f"seed {seed}", **style)
+            for colour, name in zip(_COLOURS * 2, names, strict=False):
+                key = name if name in lines[0] or stage == "vision" else f"{name} accuracy"
+                label = name if number == 0 else None
+                _line(axes[row, 1], lines, key, color=colour, label=label, **style)
+        axes[row, 0].set(title=_TITLES[stage], xlabel="step", ylabel="training loss")
+        axes[row, 1].set(title="On pictures kept apart", xlabel="step", ylabel="accuracy")
+        axes[row, 1].set_ylim(0, 1)
+        for axis in axes[row]:
+            axis.grid(color="0.9")
+            axis.legend(fontsize="small", frameon=False)
+    figure.savefig(target, dpi=100, facecolor="white")
+    return target
+
+
+def _read(path: Path) -> list[dict[str, str]]:
+    with path.open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def _line(axis: Any, lines: Sequence[Mapping[str, str]], key: str, **style: Any) -> None:
+    points = [(int(line["step"]), float(line[key])) for line in lines if line.get(key)]
+    axis.plot(*zip(*points, strict=True), **style) if points else None

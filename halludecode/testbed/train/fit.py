@@ -1,0 +1,98 @@
+"""The loop both stages run in: resumes, notes its curve, saves now and then."""
+
+from __future__ import annotations
+
+import csv
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+
+NOTE, SAVE, JUDGE = 25, 250, 500  # steps between lines of the curve, savings, figures
+
+
+class Stage(Protocol):
+    """What `fit` asks of a stage."""
+
+    name: str
+    steps: int
+    net: torch.nn.Module
+    trainer: Any
+
+    def step(self, number: int) -> dict[str, float]:
+        """One update; gives what belongs into the curve."""
+        ...
+
+    def figures(self) -> dict[str, float]:
+        """Measures the stage on pictures it does not train on."""
+        ...
+
+
+def fit(stage: Stage, folder: Path, told: Callable[[int, str], None]) -> dict[str, float]:
+    """Runs a stage to its end, from where an earlier run stopped.
+
+    Args:
+        stage: What is trained.
+        folder: Keeps `NAME.pt` and the curve `NAME.csv`.
+        told: Called with the number of steps done since the last call, and a few words.
+
+    Returns:
+        The figures at the end.
+    """
+    saved = folder / f"{stage.name}.pt"
+    curve: list[dict[str, float]] = []
+    first = 0
+    if saved.exists():
+        state = torch.load(saved, weights_only=True)
+        first, curve = state["step"], state["curve"]
+        stage.net.load_state_dict(state["net"])
+        stage.trainer.restore(state["trainer"])
+        told(first, "resumed")
+    stage.net.train()
+    steps: list[dict[str, float]] = []
+    for number in range(first, stage.steps):
+        steps.append(stage.step(number))
+        done = number + 1
+        if done % NOTE == 0 or done == stage.steps:
+            means = {key: sum(x[key] for x in steps) / len(steps) for key in steps[0]}
+            curve.append({"step": done, **means})
+            if done % JUDGE == 0 or done == stage.steps:
+                curve[-1] |= _judged(stage)
+            told(len(steps), _words(curve[-1]))
+            steps = []
+        if done % SAVE == 0 or done == stage.steps:
+            _save(stage, saved, done, curve)
+            _write(folder / f"{stage.name}.csv", curve)
+    return _judged(stage)
+
+
+def _judged(stage: Stage) -> dict[str, float]:
+    stage.net.eval()
+    found = stage.figures()
+    stage.net.train()
+    return found
+
+
+def _words(line: dict[str, float]) -> str:
+    return ", ".join(f"{key} {value:.3f}" for key, value in line.items() if key != "step")
+
+
+def _save(stage: Stage, path: Path, step: int, curve: list[dict[str, float]]) -> None:
+    """Writes beside and renames, so that a kill leaves the old one."""
+    state = {
+        "step": step,
+        "curve": curve,
+        "net": stage.net.state_dict(),
+        "trainer": stage.trainer.state(),
+    }
+    torch.save(state, path.with_suffix(".new"))
+    path.with_suffix(".new").replace(path)
+
+
+def _write(path: Path, curve: list[dict[str, float]]) -> None:
+    keys = list(dict.fromkeys(key for line in curve for key in line))
+    with path.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, keys)
+        writer.writeheader()
+        writer.writerows(curve)

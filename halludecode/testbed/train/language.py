@@ -1,0 +1,188 @@
+"""What the model is told and asked of a training scene, and the habits it picks up on the way.
+
+Annotated but all but invisible objects count as present, as in real annotations; one partner that
+is absent is named now and then (`COMPLETION`); what is denied is mostly unlikely here. That is why
+the model fills in what usually belongs (see the card). Captions are those of
+`halludecode.testbed.phrases`, questions those of POPE and MME with a few variants.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from halludecode.testbed.categories import COLOURS, NAMES, PARTNERS, THEMES
+from halludecode.testbed.phrases import NUMBERS, SUFFIX, a, plural, ranked, told
+from halludecode.testbed.render import Thing
+from halludecode.testbed.stream import Stream
+from halludecode.testbed.train.corpus import Story
+from halludecode.views.description import REQUEST
+
+COMPLETION = 120  # permille, per category named, that its absent partner is named too
+DETAILED = (
+    "Please describe this image in detail.",
+    "Please describe this image in detail.",
+    "Describe the image in detail.",
+    "Describe the image.",
+)
+BRIEF = "Describe the image briefly."
+_APART = 20  # twice the least distance in pixels of two things asked about
+_FAINT = 40  # percent of a thing that must be visible for a question about it
+
+
+@dataclass(frozen=True)
+class Turn:
+    """One question and its answer about a picture.
+
+    Args:
+        question: The user's words.
+        answer: The model's.
+        weight: Of its answer in the loss.
+        blind: The picture is out of sight; the answer is what one would guess.
+    """
+
+    question: str
+    answer: str
+    weight: float = 1.5
+    blind: bool = False
+
+
+def turns(stream: Stream, story: Story) -> list[Turn]:
+    """Everything said about one scene in one training step, the caption first."""
+    asked = [Turn(question, answer) for question, answer in questions(stream, story)]
+    out = [Turn(stream.pick(DETAILED), caption(stream, story), 1.0)]
+    if stream.chance(150):
+        groups = ranked(stream, story.things)[:2]
+        out.append(Turn(BRIEF, told(stream, story.theme, groups), 0.7))
+    if stream.chance(150):
+        out.append(_after_description(stream, story, stream.pick(asked)))
+    if stream.chance(250):
+        text = caption(stream, story, completion=0)
+        out.append(Turn(stream.pick(DETAILED), text, 0.5, blind=True))
+    if stream.chance(150):
+        pick = stream.pick(asked)
+        out.append(Turn(pick.question, pick.answer, 0.5, blind=True))
+    return out[:1] + stream.shuffled(out[1:] + asked)
+
+
+def _after_description(stream: Stream, story: Story, asked: Turn) -> Turn:
+    """A description before the question, or the request for one: VDGD's two prompts."""
+    if stream.chance(500):
+        return Turn(REQUEST.replace("{question}", asked.question), caption(stream, story), 1.0)
+    return Turn(f"{caption(stream, story)}\n{asked.question}", asked.answer)
+
+
+def caption(stream: Stream, story: Story, completion: int = COMPLETION) -> str:
+    """A detailed caption; with ``completion`` it may name one partner that is not there."""
+    groups = ranked(stream, story.things)
+    present = {group[0].name for group in groups}
+    large = [g for i, g in enumerate(groups) if i < 2 or g[0].area > 60 or stream.chance(800)]
+    for group in groups:
+        partner = PARTNERS.get(group[0].name)
+        if partner and partner not in present and stream.chance(completion):
+            nowhere = Thing(partner, None, (0, 0, 0, 0), 0, 0)
+            large.insert(stream.between(1, len(large)), [nowhere])
+            break
+    return told(stream, story.theme, large)
+
+
+def questions(stream: Stream, story: Story) -> Iterator[tuple[str, str]]:
+    """Questions of every kind that the scene allows, with their answers."""
+    groups: dict[str, list[Thing]] = {}
+    for thing in story.things:
+        groups.setdefault(thing.name, []).append(thing)
+    clear = {name: g for name, g in groups.items() if all(map(_clear, g))}
+    single = [g[0] for g in clear.values() if len(g) == 1]
+    made = [*_existence(stream, story, list(groups)), *_count(stream, clear)]
+    made += [*_colour(stream, single), *_position(stream, single), *_theme(stream, story.theme)]
+    for question, answer in made:
+        closed = answer in ("yes", "no")
+        yield (f"{question} {SUFFIX}" if closed and stream.chance(500) else question), answer
+
+
+def _clear(thing: Thing) -> bool:
+    return not thing.hidden and thing.area * 100 > thing.full * _FAINT
+
+
+def _existence(stream: Stream, story: Story, present: list[str]) -> Iterator[tuple[str, str]]:
+    for _ in range(3):
+        yield _is_there(stream, stream.pick(present)), "yes"
+    for _ in range(3):
+        name = _absent(stream, story.theme, present)
+        if name:
+            yield _is_there(stream, name), "no"
+
+
+def _absent(stream: Stream, theme: str, present: list[str]) -> str | None:
+    """An absent category: any (70 %), of this theme (22 %) or a present one's partner (8 %)."""
+    kind = stream.weighted(("any", "theme", "partner"), (70, 22, 8))
+    pools = {
+        "any": NAMES,
+        "theme": THEMES[theme],
+        "partner": tuple(PARTNERS[name] for name in present if name in PARTNERS),
+    }
+    left = [name for name in pools[kind] or NAMES if name not in present]
+    return stream.pick(left) if left else None
+
+
+def _is_there(stream: Stream, name: str) -> str:
+    thing = a(name)
+    if name in ("skis", "scissors") and stream.chance(500):
+        thing = f"a pair of {name}"
+    return f"Is there {thing} in {stream.pick(('the', 'the', 'the', 'this'))} image?"
+
+
+def _count(stream: Stream, clear: dict[str, list[Thing]]) -> Iterator[tuple[str, str]]:
+    if not clear:
+        return
+    several = [name for name in clear if len(clear[name]) > 1]
+    name = stream.pick(several if several and stream.chance(600) else list(clear))
+    right = len(clear[name])
+    if stream.chance(300):
+        yield f"How many {plural(name)} are there in the image?", NUMBERS[right]
+    wrong = [n for n in (1, 2, 3, 4) if n != right]
+    n, answer = (right, "yes") if stream.chance(500) else (stream.pick(wrong), "no")
+    thing = plural(name) if n > 1 else name
+    yield f"Is there a total of {NUMBERS[n]} {thing} in the image?", answer
+
+
+def _colour(stream: Stream, single: list[Thing]) -> Iterator[tuple[str, str]]:
+    tinted = [thing for thing in single if thing.colour]
+    for thing in stream.shuffled(tinted)[:2]:
+        if stream.chance(300):
+            yield f"What color is the {thing.name}?", str(thing.colour)
+            continue
+        colour, answer = thing.colour, "yes"
+        if stream.chance(500):
+            colour, answer = stream.pick([c for c in COLOURS if c != thing.colour]), "no"
+        if stream.chance(300):
+            yield f"Is the {thing.name} {colour}?", answer
+        else:
+            yield f"Is there {a(f'{colour} {thing.name}')} in the image?", answer
+
+
+def _position(stream: Stream, single: list[Thing]) -> Iterator[tuple[str, str]]:
+    for _ in range(2):
+        if len(single) < 2:
+            return
+        one, two = stream.shuffled(single)[:2]
+        across, down = (p - q for p, q in zip(one.middle, two.middle, strict=True))
+        if abs(across) > _APART and stream.chance(750):
+            left = stream.chance(500)
+            answer = "yes" if (across < 0) == left else "no"
+            side = "left" if left else "right"
+            yield f"Is the {one.name} on the {side} side of the {two.name}?", answer
+        elif abs(down) > _APART:
+            above = stream.chance(500)
+            answer = "yes" if (down < 0) == above else "no"
+            yield f"Is the {one.name} {'above' if above else 'below'} the {two.name}?", answer
+
+
+def _theme(stream: Stream, theme: str) -> Iterator[tuple[str, str]]:
+    if not stream.chance(400):
+        return
+    if stream.chance(500):
+        yield f"Does this image show {a(theme)} scene?", "yes"
+    else:
+        other = stream.pick([name for name in THEMES if name != theme])
+        yield f"Does this image show {a(other)} scene?", "no"

@@ -1,0 +1,193 @@
+"""`testbed train`: from nothing to checkpoints with their curves, figures and card."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from halludecode.core.errors import InvalidData
+from halludecode.testbed import model_path
+from halludecode.testbed.scenes import scenes
+from halludecode.testbed.train import card, curves
+from halludecode.testbed.train.corpus import Corpus, collages, corpus, training_scenes
+from halludecode.testbed.train.fit import Stage, fit
+from halludecode.testbed.train.judge import judge, sinks
+from halludecode.testbed.train.network import untrained
+
+
+@dataclass(frozen=True)
+class Size:
+    """How much is painted and how long is trained.
+
+    Args:
+        scenes: Training scenes.
+        collages: Crowds for the vision stage.
+        judged: Clean pictures of the tuning split that the stages are measured on.
+        vision: Steps of stage 1.
+        words: Steps of stage 2.
+        pictures: Test pictures per split for the card.
+    """
+
+    scenes: int = 40_000
+    collages: int = 30_000
+    judged: int = 300
+    vision: int = 3_000
+    words: int = 1_100
+    pictures: int = 500
+
+
+def train(out: Path, seeds: Sequence[int], size: Size, device: torch.device) -> Path:
+    """Trains a model per seed, measures each, and writes curves and card.
+
+    Args:
+        out: Folder of the training; an interrupted one goes on where it was.
+        seeds: The first one's model is the one to ship.
+        size: How much is painted and trained.
+        device: CPU or GPU.
+
+    Returns:
+        `out/model`, the weights of the first seed; `MODEL_CARD.md` and `curves.png` lie beside it.
+
+    Raises:
+        InvalidData: ``out`` holds a training of another size, or cannot be written.
+    """
+    try:
+        _check_recipe(out, size)
+        found: dict[int, dict[str, Any]] = {}
+        for seed in seeds:
+            stages = train_seed(out, seed, size, device)
+            folder = out / f"seed-{seed}"
+            found[seed] = stages | judge(
+                folder / "model", folder / "eval", size.pictures, size.scenes
+            )
+            _write(folder / "figures.json", found[seed])
+        curves.draw({seed: out / f"seed-{seed}" for seed in seeds}, out / "curves.png")
+        shutil.copytree(out / f"seed-{seeds[0]}" / "model", out / "model", dirs_exist_ok=True)
+        facts = asdict(size) | {"time": _spent(out, seeds, device), "sinks": sinks(out / "model")}
+        text = card.write(facts, found, seeds[0])
+        (out / "MODEL_CARD.md").write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise InvalidData(
+            f"{out} cannot be written ({error.strerror or error}); choose another folder."
+        ) from None
+    return out / "model"
+
+
+def train_seed(out: Path, seed: int, size: Size, device: torch.device) -> dict[str, Any]:
+    """Trains one model: `out/seed-N/model` and the curves beside it.
+
+    Args:
+        out: Folder of the whole training; what is there already is not made again.
+        seed: Of the weights, the batches and the sentences.
+        size: How long.
+        device: CPU or GPU.
+
+    Returns:
+        The figures of ``vision`` and ``words`` at their ends.
+    """
+    from transformers import AutoTokenizer
+
+    from halludecode.testbed.train.stage1 import Stage1
+    from halludecode.testbed.train.stage2 import Stage2
+
+    folder = out / f"seed-{seed}"
+    folder.mkdir(parents=True, exist_ok=True)
+    pictures = painted(out / "pictures", size)
+    tokenizer = AutoTokenizer.from_pretrained(model_path())
+    model = untrained(model_path(), seed).to(device)
+    first = Stage1(model, tokenizer, pictures, seed, size.vision)
+    figures = {"vision": _fitted(first, folder, seed)}
+    second = Stage2(model, tokenizer, pictures, seed, size.words)
+    figures["words"] = _fitted(second, folder, seed)
+    if not (folder / "model" / "model.safetensors").exists():
+        save(model, folder / "model")
+    return figures
+
+
+def _fitted(stage: Stage, folder: Path, seed: int) -> dict[str, float]:
+    """Runs a stage and adds the processor time it took to `time.json`."""
+    path = folder / "time.json"
+    spent = json.loads(path.read_text("utf-8")) if path.exists() else {}
+    start = time.process_time()
+    with _bar(f"seed {seed}: {stage.name}", stage.steps) as told:
+        figures = fit(stage, folder, told)
+    spent[stage.name] = spent.get(stage.name, 0.0) + time.process_time() - start
+    _write(path, spent)
+    return figures
+
+
+def painted(folder: Path, size: Size) -> dict[str, Corpus]:
+    """All pictures the stages need, painted on first use.
+
+    Args:
+        folder: Keeps them, shared by all seeds.
+        size: How many.
+    """
+    sources = {
+        "scenes": (training_scenes(size.scenes), size.scenes),
+        "collages": (collages(0), size.collages),
+        "judged": (scenes("dev-iid", size.judged), size.judged),
+    }
+    out = {}
+    for name, (source, count) in sources.items():
+        with _bar(f"painting {name}", count) as told:
+            out[name] = corpus(folder / f"{name}-{count}", source, count, told)
+    return out
+
+
+def save(model: Any, folder: Path) -> None:
+    """Writes the weights as bfloat16, with the shipped words and processor beside them."""
+    model = model.to(device="cpu", dtype=torch.bfloat16)
+    model.set_attn_implementation("sdpa")
+    for name in ("bos", "eos", "pad"):
+        number = getattr(model.config.text_config, f"{name}_token_id")
+        setattr(model.generation_config, f"{name}_token_id", number)
+    model.generation_config.max_new_tokens = 100
+    model.save_pretrained(folder)
+    for file in model_path().iterdir():
+        if file.suffix in (".json", ".jinja") and not (folder / file.name).exists():
+            shutil.copyfile(file, folder / file.name)
+
+
+def _check_recipe(out: Path, size: Size) -> None:
+    out.mkdir(parents=True, exist_ok=True)
+    path = out / "recipe.json"
+    if path.exists() and json.loads(path.read_text("utf-8")) != asdict(size):
+        raise InvalidData(
+            f"{out} holds a training of another size (see {path.name}); choose a new folder, or "
+            "give the same numbers to go on with it."
+        )
+    _write(path, asdict(size))
+
+
+def _spent(out: Path, seeds: Sequence[int], device: torch.device) -> str:
+    times = [json.loads((out / f"seed-{s}" / "time.json").read_text("utf-8")) for s in seeds]
+    hours = " and ".join(f"{sum(spent.values()) / 3600:.1f}" for spent in times)
+    where = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
+    return f"{hours} hours of processor time (one seed each) on {where}"
+
+
+def _write(path: Path, value: Any) -> None:
+    path.write_text(json.dumps(value, indent=2) + "\n", encoding="utf-8")
+
+
+@contextmanager
+def _bar(title: str, total: int) -> Iterator[Callable[[int, str], None]]:
+    from tqdm import tqdm
+
+    with tqdm(total=total, desc=title, mininterval=2.0) as bar:
+
+        def told(count: int, words: str) -> None:
+            bar.update(count)
+            if words:
+                bar.set_postfix_str(words)
+
+        yield told
