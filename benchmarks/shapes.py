@@ -7,16 +7,38 @@ Run from the repository's folder.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 import halludecode as hd
+from halludecode.core.errors import InvalidParameter
 from tests.families import FAMILIES
 
-# Numbers of the language model and of the vision tower that differ from the tiny family's.
-SHAPES: dict[str, tuple[str, Mapping[str, Any], Mapping[str, Any]]] = {
-    "qwen-0.5b": (
+
+@dataclass(frozen=True)
+class Shape:
+    """Numbers that differ from the tiny family's.
+
+    Args:
+        family: A key of the tests' families.
+        text: Of the language model.
+        tower: Of the vision tower.
+        side: Pixels of a picture's side; None is the tiny family's.
+    """
+
+    family: str
+    text: Mapping[str, Any]
+    tower: Mapping[str, Any]
+    side: int | None = None
+
+
+SHAPES: dict[str, Shape] = {
+    # Of no real size: to see a command work before a large machine is asked for.
+    "tiny-qwen": Shape("qwen2_5_vl", {"max_position_embeddings": 4096}, {}),
+    "tiny-llava": Shape("llava", {"max_position_embeddings": 4096}, {}),
+    "qwen-0.5b": Shape(
         "qwen2_5_vl",
         {
             "hidden_size": 896,
@@ -31,7 +53,7 @@ SHAPES: dict[str, tuple[str, Mapping[str, Any], Mapping[str, Any]]] = {
         },
         {"depth": 2, "hidden_size": 320, "intermediate_size": 864, "out_hidden_size": 896},
     ),
-    "qwen-7b": (
+    "qwen-7b": Shape(
         "qwen2_5_vl",
         {
             "hidden_size": 3584,
@@ -52,8 +74,9 @@ SHAPES: dict[str, tuple[str, Mapping[str, Any], Mapping[str, Any]]] = {
             "out_hidden_size": 3584,
             "fullatt_block_indexes": [7, 15, 23, 31],
         },
+        side=448,
     ),
-    "llava-7b": (
+    "llava-7b": Shape(
         "llava",
         {
             "hidden_size": 4096,
@@ -70,28 +93,39 @@ SHAPES: dict[str, tuple[str, Mapping[str, Any], Mapping[str, Any]]] = {
             "intermediate_size": 4096,
             "num_hidden_layers": 24,
             "num_attention_heads": 16,
+            "image_size": 336,
+            "patch_size": 14,
         },
+        side=336,
     ),
 }
 
 
-def load(name: str, batch_size: int) -> Any:
+def load(name: str, batch_size: int, device: str | None = None) -> Any:
     """An engine for a shape (random weights), or for any model `hd.load` takes.
 
     Args:
         name: A key of `SHAPES`, a model id or a path.
         batch_size: Most requests at once.
+        device: "cpu" (float32) or "cuda" (bfloat16); None is a GPU if there is one.
+
+    Raises:
+        InvalidParameter: There is no such device.
     """
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise InvalidParameter(f"device={device}: torch sees no GPU; use --device cpu.")
     if name not in SHAPES:
-        return hd.load(name, batch_size=batch_size)
-    family, text, tower = SHAPES[name]
-    tiny, processor = FAMILIES[family].parts()
+        return hd.load(name, batch_size=batch_size, device=device)
+    shape = SHAPES[name]
+    tiny, processor = FAMILIES[shape.family].parts()
     config = tiny.config
-    _update(config.get_text_config(), text)
-    _update(config.vision_config, tower)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
+    _update(config.get_text_config(), shape.text)
+    _update(config.vision_config, shape.tower)
+    if shape.side is not None:
+        _enlarge(config, processor, shape.side)
     before = torch.get_default_dtype()
-    torch.set_default_dtype(torch.bfloat16 if device == "cuda" else torch.float32)
+    torch.set_default_dtype(torch.float32 if device == "cpu" else torch.bfloat16)
     try:
         with torch.device(device):
             torch.manual_seed(0)
@@ -99,6 +133,20 @@ def load(name: str, batch_size: int) -> Any:
     finally:
         torch.set_default_dtype(before)
     return hd.load(model, processor=processor, batch_size=batch_size, prefix_cache_mb=0)
+
+
+def _enlarge(config: Any, processor: Any, side: int) -> None:
+    """Pictures of ``side`` pixels, as many tokens each as the tower's patches make of them."""
+    pictures = processor.image_processor
+    if config.model_type == "llava":
+        patch = config.vision_config.patch_size
+        processor.patch_size, config.image_seq_length = patch, (side // patch) ** 2
+        pictures.size = type(pictures)(size={"shortest_edge": side}).size
+        pictures.crop_size = type(pictures)(crop_size={"height": side, "width": side}).crop_size
+    else:  # any number of pixels between two bounds
+        pictures.size = type(pictures)(
+            size={"shortest_edge": side * side, "longest_edge": side * side}
+        ).size
 
 
 def _update(config: Any, numbers: Mapping[str, Any]) -> None:

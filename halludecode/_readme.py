@@ -48,6 +48,9 @@ def strategy_table() -> str:
 def family_table(record: Sequence[Mapping[str, Any]]) -> str:
     """One line of Markdown per strategy, a column per family, refusals explained below.
 
+    Where engines agree a cell says so once; "hf (2)" is an engine that does what the others refuse
+    for reason 2.
+
     Args:
         record: What the contract tests found: engine, family, strategy, outcome, reason.
     """
@@ -60,21 +63,29 @@ def family_table(record: Sequence[Mapping[str, Any]]) -> str:
     for name in names:
         cells = [f"`{name}`"]
         for family in families:
-            found = [made.get((name, family, engine)) for engine in engines]
-            signs = [_sign(row, reasons, len(engines) > 1) for row in found if row]
-            cells.append(" ".join(signs) or "not run")
+            found = {engine: made.get((name, family, engine)) for engine in engines}
+            cells.append(_cell(found, reasons))
         lines.append(cells)
     table = "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
     notes = "\n".join(f"{number}. {reason}" for reason, number in reasons.items())
-    return f"{table}\n\n{notes}" if notes else table
+    named = f"yes: on {' and '.join(engines)}; an engine's name: on that one alone."
+    return "\n\n".join(filter(None, [table, named if len(engines) > 1 else "", notes]))
 
 
-def _sign(row: Mapping[str, Any], reasons: dict[str, int], named: bool) -> str:
-    sign = (f"{row['engine']} " if named else "") + SIGNS[row["outcome"]]
-    if row["outcome"] != "refused":
-        return sign
-    number = reasons.setdefault(row["reason"], len(reasons) + 1)
-    return f"{sign} ({number})"
+def _cell(found: Mapping[str, Mapping[str, Any] | None], reasons: dict[str, int]) -> str:
+    ran = {engine: row for engine, row in found.items() if row}
+    if not ran:
+        return "not run"
+    outcomes = {row["outcome"] for row in ran.values()}
+    why = {row["reason"]: None for row in ran.values() if row["outcome"] == "refused"}
+    numbers = ", ".join(str(reasons.setdefault(one, len(reasons) + 1)) for one in why)
+    explained = f" ({numbers})" if why else ""
+    if len(ran) == len(found) and len(outcomes) == 1:
+        return SIGNS[outcomes.pop()] + explained
+    if "fail" in outcomes:
+        return ", ".join(f"{engine} {SIGNS[row['outcome']]}" for engine, row in ran.items())
+    able = [engine for engine, row in ran.items() if row["outcome"] == "pass"]
+    return (", ".join(able) or SIGNS["refused"]) + explained
 
 
 def updated(text: str, record: Sequence[Mapping[str, Any]] = ()) -> str:

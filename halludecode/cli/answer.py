@@ -10,9 +10,10 @@ import typer
 
 from halludecode.cli import options
 from halludecode.cli.output import json_document, memory_advice, note
+from halludecode.core.errors import InvalidRequest
 
 if TYPE_CHECKING:
-    from halludecode.engines.base import Engine, Output, Request, Sampling
+    from halludecode.engines.base import Choice, Engine, Output, Request, Sampling
 
 
 def register(app: typer.Typer) -> None:
@@ -36,6 +37,12 @@ def generate(
     logprobs: Annotated[
         int | None, typer.Option(help="Likeliest tokens to report with --json.")
     ] = None,
+    explain: Annotated[
+        Path | None,
+        typer.Option(
+            help="Also write a page, such as out.html: what each word owes to the picture."
+        ),
+    ] = None,
     dtype: options.Dtype = None,
     device: options.Device = None,
     device_map: options.DeviceMap = None,
@@ -53,13 +60,21 @@ def generate(
     sampling = Sampling(stop=tuple(stop or ()), **{name: given[name] for name in fields})
     request = Request(prompt, images=tuple(image or ()))
     parse(strategy)  # a misspelt strategy should not cost the time of loading a model
+    if explain is not None:
+        _check_explain(request, explain)
     with json_document(json) as documents, memory_advice(1):
         loaded = halludecode.load(model, engine=engine or "hf", **options.engine_arguments(given))
-        if json:
-            output = loaded.generate([request], strategy, sampling)[0]
-            documents.append(as_json(output))
-        else:
+        if explain is None and not json:
             output = _write(loaded, request, strategy, sampling)
+        else:
+            how = {"explain": "maps"} if explain else {}
+            output = loaded.generate([request], strategy, sampling, **how)[0]
+            if json:
+                documents.append(as_json(output))
+            else:
+                _print(output)
+        if explain is not None:
+            _page(loaded, request, output, explain)
     for warning in output.warnings:
         note(f"warning: {warning}")
 
@@ -68,8 +83,7 @@ def _write(engine: Engine, request: Request, strategy: str, sampling: Sampling) 
     """Stream one answer to standard output; several are written one after the other."""
     if sampling.n > 1:
         output = engine.generate([request], strategy, sampling)[0]
-        for number, choice in enumerate(output.choices, start=1):
-            sys.stdout.write(f"[{number}] {choice.text}\n")
+        _print(output)
         return output
     for chunk in engine.stream(request, strategy, sampling):
         if chunk.text:
@@ -81,8 +95,37 @@ def _write(engine: Engine, request: Request, strategy: str, sampling: Sampling) 
     return output
 
 
+def _print(output: Output) -> None:
+    """A finished output, several answers numbered."""
+    for number, choice in enumerate(output.choices, start=1):
+        mark = f"[{number}] " if len(output.choices) > 1 else ""
+        sys.stdout.write(f"{mark}{choice.text}\n")
+
+
+def _check_explain(request: Request, path: Path) -> None:
+    """Refuse what could not be explained, before a model is loaded."""
+    from halludecode.analysis.page import check_target
+
+    if not request.images:
+        raise InvalidRequest(
+            "--explain shows what an answer owes to its pictures; give one with --image."
+        )
+    check_target(path)
+
+
+def _page(engine: Any, request: Request, output: Output, path: Path) -> None:
+    """Write the page of an explained answer."""
+    from halludecode.analysis.page import write_page
+
+    write_page(path, engine, request, output)
+    note(f"wrote {path}")
+
+
 def as_json(output: Output) -> dict[str, Any]:
-    """What ``generate --json`` prints; ``logprobs`` and ``choices`` only where asked for."""
+    """What ``generate --json`` prints; some keys only where asked for.
+
+    These are ``logprobs``, ``choices`` and ``explanation`` (an answer's numbers, without maps).
+    """
     document = {
         "text": output.text,
         "token_ids": output.token_ids,
@@ -95,6 +138,19 @@ def as_json(output: Output) -> dict[str, Any]:
     }
     if output.logprobs is not None:
         document["logprobs"] = output.logprobs
+    if output.explanation is not None:
+        document["explanation"] = _numbers(output.choices[0])["explanation"]
     if len(output.choices) > 1:
-        document["choices"] = output.choices
+        document["choices"] = [_numbers(choice) for choice in output.choices]
     return document
+
+
+def _numbers(choice: Choice) -> dict[str, Any]:
+    """One answer's fields."""
+    fields = dict(vars(choice))
+    if choice.explanation is None:
+        del fields["explanation"]
+        return fields
+    from halludecode.analysis.grounding import load_threshold, numbers
+
+    return fields | {"explanation": numbers(choice.explanation, load_threshold())}

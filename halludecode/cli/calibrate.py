@@ -13,6 +13,7 @@ from halludecode.cli.output import json_document, memory_advice
 from halludecode.core.artifact import PIN
 from halludecode.core.errors import InvalidParameter
 from halludecode.core.registry import STRATEGIES
+from halludecode.testbed import MODELS
 
 if TYPE_CHECKING:
     from halludecode.core.artifact import Artifact
@@ -66,7 +67,7 @@ def calibrate(
 
     parts = parse(strategy)
     _check(parts)
-    sources = data or (["testbed-dev-iid"] if model == "testbed" and annotations is None else [])
+    sources = data or (["testbed-dev-iid"] if model in MODELS and annotations is None else [])
     names = ", ".join(Path(each).name for each in (*sources, annotations) if each)
     found = None  # the engine's own eight prompts
     if sources or images is not None or annotations is not None:

@@ -55,6 +55,9 @@ def eval_(
     similarity: options.Similarity = None,
     columns: options.Columns = None,
     engine: options.EngineName = None,
+    server: options.Servers = None,
+    api_key: options.ApiKey = None,
+    concurrency: options.Concurrency = None,
     limit: Annotated[
         int | None,
         typer.Option(
@@ -95,8 +98,8 @@ def eval_(
     """Evaluate strategies; resumes where it stopped."""
     flags = {k: v for k, v in locals().items() if k not in ("dry_run", "config", "json")}
     run = merge(flags, config)
-    needed = ("model", "tasks", "strategy") if dry_run else ("model", "tasks", "strategy", "output")
-    for name in needed:
+    needed = ("tasks", "strategy", *(() if run.get("server") else ("model",)))
+    for name in needed if dry_run else (*needed, "output"):
         if not run[name]:
             raise InvalidParameter(f"eval needs --{name} (or {name} in a --config file).")
     return _predict(run, json) if dry_run else _run(run, json)
@@ -106,7 +109,13 @@ def _loader(run: dict[str, Any]) -> Any:
     """Loads the model only when it is needed, so that bad input is reported first."""
     import halludecode
 
+    if run.get("server"):
+        given = options.server_arguments(run)
+        return lambda: halludecode.load(run["server"], engine="server", **given)
     arguments = options.engine_arguments(run)
+    for name in ("api_key", "concurrency"):
+        if run.get(name) is not None:
+            raise InvalidParameter(f"--{name.replace('_', '-')} goes with --server; add its URL.")
     return partial(halludecode.load, run["model"], engine=run["engine"] or "hf", **arguments)
 
 

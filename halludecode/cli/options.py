@@ -6,6 +6,8 @@ from typing import Annotated, Any
 
 import typer
 
+from halludecode.core.errors import InvalidParameter
+
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else.")]
 EngineName = Annotated[str | None, typer.Option("--engine", help="hf (default) or vllm.")]
 Dtype = Annotated[
@@ -63,9 +65,48 @@ Columns = Annotated[
 ]
 BatchSize = Annotated[int | None, typer.Option(min=1, help="Requests in one batch.")]
 
+Servers = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--server",
+        help="URL of a running `halludecode serve`, which answers in place of a model here; repeat "
+        "for several that serve the same model.",
+    ),
+]
+ApiKey = Annotated[
+    str | None,
+    typer.Option(help="What the server asks for; default the environment's HALLUDECODE_API_KEY."),
+]
+Concurrency = Annotated[
+    int | None, typer.Option(min=1, help="Requests sent to servers at a time (default 32).")
+]
+
 ENGINE_ARGUMENTS = ("dtype", "device", "device_map", "revision", "trust_remote_code", "batch_size")
+SERVER_ARGUMENTS = {
+    "model": "model_name",
+    "api_key": "api_key",
+    "concurrency": "concurrency",
+}
 
 
 def engine_arguments(given: dict[str, Any]) -> dict[str, Any]:
     """Those of ``given`` that `halludecode.load` takes and that the user set."""
     return {name: given[name] for name in ENGINE_ARGUMENTS if given.get(name) is not None}
+
+
+def server_arguments(given: dict[str, Any]) -> dict[str, Any]:
+    """The same for engine "server"; what only a model in this process takes is refused.
+
+    Raises:
+        InvalidParameter: The sentence names the option.
+    """
+    for name in ENGINE_ARGUMENTS:
+        if given.get(name) is not None:
+            raise InvalidParameter(
+                f"--{name.replace('_', '-')} is for a model loaded here; with --server it is "
+                "`halludecode serve` that takes it."
+            )
+    if given.get("engine") not in (None, "server"):
+        raise InvalidParameter(f"--engine {given['engine']} does not go with --server; drop one.")
+    named = SERVER_ARGUMENTS.items()
+    return {theirs: given[name] for name, theirs in named if given.get(name) is not None}

@@ -99,4 +99,7 @@ def combine(parts: list[tuple[Strategy, Step]], main: Tensor) -> Tensor:
     made = [strategy.combine(step) for strategy, step in parts]
     if not made:
         return main
-    return hd_math.compose(main, made).masked_fill(main == hd_math.NEG_INF, hd_math.NEG_INF)
+    scores = hd_math.compose(main, made)
+    if hd_math.unbanned(main):
+        return scores
+    return scores.masked_fill(main == hd_math.NEG_INF, hd_math.NEG_INF)

@@ -9,10 +9,14 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from halludecode.core.errors import InvalidParameter
 
+if TYPE_CHECKING:
+    from numpy import ndarray
+
+Explain = bool | Literal["maps"]  # what `generate` takes as ``explain``
 ImageLike = Any  # PIL.Image.Image | str | Path | bytes; a str is a path or a data URL
 
 
@@ -109,6 +113,45 @@ class TokenLogprob:
 
 
 @dataclass(frozen=True)
+class ExplainedToken:
+    """What one written token owed to the picture.
+
+    The distributions are the model's own: before bans, penalties, temperature and, where a strategy
+    combines rows, before it does. The main row is the strategy's (its edits inside the model act),
+    the other row reads the same prompt without the images.
+
+    Args:
+        text: Its part of the answer; all of them together are `Choice.text`.
+        token_id: Its id.
+        grounding: log p of the token with the image minus log p without it, in nats.
+        entropy: Of the main row's distribution, in nats.
+        mass: Share of attention on image tokens when the token was predicted: softmax weights of
+            the prompt's last query, mean over heads and layers.
+        maps: Per picture, float32 [rows, columns]: the same share for every patch; empty unless
+            asked for, or where image tokens form no raster.
+    """
+
+    text: str
+    token_id: int
+    grounding: float
+    entropy: float
+    mass: float
+    maps: tuple[ndarray, ...] = field(default=(), compare=False, repr=False)
+
+    @property
+    def map(self) -> ndarray | None:
+        """The first picture's map."""
+        return self.maps[0] if self.maps else None
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """One answer, token by token."""
+
+    tokens: tuple[ExplainedToken, ...]
+
+
+@dataclass(frozen=True)
 class Timings:
     """Milliseconds of this request's share (batch time / batch size), and tokens written."""
 
@@ -126,6 +169,7 @@ class Choice:
     token_ids: tuple[int, ...]
     finish_reason: str  # "stop" (end token or stop string) | "length"
     logprobs: tuple[TokenLogprob, ...] | None = None
+    explanation: Explanation | None = None
 
 
 @dataclass(frozen=True)
@@ -133,8 +177,8 @@ class Output:
     """The answers to one request.
 
     Args:
-        choices: ``n`` answers; ``text``, ``token_ids``, ``finish_reason`` and ``logprobs`` are
-            those of the first.
+        choices: ``n`` answers; ``text``, ``token_ids``, ``finish_reason``, ``logprobs`` and
+            ``explanation`` are those of the first.
         strategy: Canonical strategy string with every parameter resolved.
         effect: Tokens of the first answer that differ from the plain model's own choice at that
             step; None where that is not cheaply known.
@@ -173,6 +217,11 @@ class Output:
         """One entry per token of the first answer; None unless `Sampling.logprobs` asked."""
         return self.choices[0].logprobs
 
+    @property
+    def explanation(self) -> Explanation | None:
+        """The first answer token by token; None unless asked for, and without an image."""
+        return self.choices[0].explanation
+
 
 @dataclass(frozen=True)
 class Chunk:
@@ -196,6 +245,7 @@ class Engine(Protocol):
         sampling: Sampling = ...,
         *,
         score_words: Sequence[str] = (),
+        explain: Explain = False,
     ) -> list[Output]:
         """Answers in the order of the requests."""
         ...

@@ -31,10 +31,11 @@ from halludecode.engines.base import Output, Request, Sampling
 from halludecode.evals.results import judge
 from halludecode.evals.store import Key, RunStore
 from halludecode.evals.task import DESCRIBED, Picture, Preset, Sample, Unit
+from halludecode.testbed import MODELS
 
 # Requests handed to an engine at once, which splits them into forward batches itself; vLLM fills
 # its own scheduler and wants more. A killed run loses at most this much.
-BATCH = {"hf": 64, "vllm": 256}
+BATCH = {"hf": 64, "vllm": 256, "server": 256}
 WORDS = ("yes", "no")
 # Errors of the strategy, model or machine: they would repeat for every sample, so they end the run.
 FATAL = (
@@ -160,7 +161,7 @@ def threads_for(model: str) -> Iterator[None]:
     slower, while on idle cores two are 1.7 times as fast as one; so both are timed on a product of
     its size. Its float32 results do not depend on the choice (checked bit for bit, one and two).
     """
-    if model != "testbed":
+    if model not in MODELS:
         yield
         return
     import torch
@@ -202,7 +203,8 @@ def _answer_batch(
     missing = [ask for ask in batch if any(k not in store.done for k in _keys(ask, plan))]
     if not missing:
         return None
-    requests, failed = requests_of(batch)
+    encoded = getattr(setup.engine, "takes_bytes", False)
+    requests, failed = requests_of(batch, encoded=encoded)
     readable: list[Ask] = []
     if any(ask.picture.digest not in failed for ask in missing):
         readable = [ask for ask in batch if ask.picture.digest not in failed]
@@ -234,15 +236,23 @@ def _keys(ask: Ask, plan: Any) -> list[Key]:
     return [(*unit.key, plan.canonical, sample.id) for unit, sample in ask.takers]
 
 
-def requests_of(batch: list[Ask]) -> tuple[dict[int, Request], dict[str, HalluDecodeError]]:
-    """Requests by the identity of their ask, and errors by digest of undecodable pictures."""
+def requests_of(
+    batch: list[Ask], *, encoded: bool = False
+) -> tuple[dict[int, Request], dict[str, HalluDecodeError]]:
+    """Requests by the identity of their ask, and errors by digest of undecodable pictures.
+
+    Args:
+        batch: What is asked.
+        encoded: Hand pictures on as the bytes of their files.
+    """
     decoded: dict[str, Any] = {}
     failed: dict[str, HalluDecodeError] = {}
     for ask in batch:
         digest = ask.picture.digest
         if digest not in decoded and digest not in failed:
             try:
-                decoded[digest] = (ask.picture.load(),) if digest else ()
+                found = ask.picture.load() if digest else None
+                decoded[digest] = (ask.picture.read() if encoded else found,) if digest else ()
             except HalluDecodeError as error:
                 failed[digest] = error
     asks = [ask for ask in batch if ask.picture.digest in decoded]
@@ -261,6 +271,11 @@ def generate_each(
     """
     if not requests:
         return []
+    if hasattr(engine, "generate_each"):  # nothing is shared, so none need be asked again
+        made = engine.generate_each(requests, strategy, sampling, score_words=words)
+        for error in (one for one in made if isinstance(one, FATAL)):
+            raise error
+        return made
     try:
         return list(engine.generate(requests, strategy, sampling, score_words=words))
     except FATAL:

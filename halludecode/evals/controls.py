@@ -13,6 +13,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from halludecode.core import spec as hd_spec
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -133,6 +135,8 @@ def controls_of(plan: Plan) -> dict[str, Any]:
         ``net_scale`` (None where there is none), ``cutoff``, ``read_against`` (spec strings; the
         last is the closest) and ``note``, a sentence on what cannot be matched, or "".
     """
+    if not hasattr(plan, "parts"):  # compiled by a server, which tells
+        return dict(plan.controls)
     scale, beta = net_scale(plan), cutoff(plan)
     found: dict[str, Any] = {"net_scale": scale, "cutoff": beta, "read_against": [], "note": ""}
     if is_control(plan):
@@ -167,11 +171,12 @@ def with_controls(engine: Any, plans: Mapping[str, Plan]) -> dict[str, Plan]:
     return found
 
 
-def record(engine: Any, plans: Mapping[str, Plan]) -> dict[str, dict[str, Any]]:
+def record(plans: Mapping[str, Plan]) -> dict[str, dict[str, Any]]:
     """`controls_of` every plan by canonical name, controls by theirs, for ``run.json``."""
     made = {plan.canonical: controls_of(plan) for plan in plans.values()}
     for facts in made.values():
-        facts["read_against"] = [engine.plan(s).canonical for s in facts["read_against"]]
+        specs = facts["read_against"]
+        facts["read_against"] = [hd_spec.format(hd_spec.parse(spec)) for spec in specs]
     return made
 
 

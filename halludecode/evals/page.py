@@ -14,6 +14,7 @@ from halludecode.evals import browser, control_text, gallery, tables
 from halludecode.evals.figures import figures, verdict
 from halludecode.evals.results import Answers, arrange, labels
 from halludecode.evals.store import read_json, read_lines
+from halludecode.testbed import MODELS
 
 WIDTH, HEIGHT = 132, 16  # pixels of the drawing of one difference
 STAND_IN = (
@@ -78,7 +79,7 @@ def _run(
     return {
         "name": name,
         "model": run["model"],
-        "stand_in": run["model"] == "testbed",
+        "stand_in": run["model"] in MODELS,
         "sections": sections,
         "galleries": galleries,
         "notes": tables.notes({**results, "differences": []}, named)[1:],

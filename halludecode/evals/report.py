@@ -13,6 +13,7 @@ from halludecode.core.errors import InvalidData, InvalidParameter
 from halludecode.evals import control_text, tables
 from halludecode.evals.results import labels
 from halludecode.evals.store import read_json
+from halludecode.testbed import MODELS
 
 FORMATS = ("html", "md", "csv", "lmms-eval", "vlmevalkit")
 COLUMNS = (
@@ -139,7 +140,7 @@ def _markdown(name: str, folder: Path) -> str:
     run, results = read_json(folder / "run.json"), read_json(folder / "results.json")
     named = labels(run)
     out = [f"# {name}: {run['model']}", ""]
-    if run["model"] == "testbed":
+    if run["model"] in MODELS:
         out += [f"> {STAND_IN}", ""]
     for task, data in tables.groups(results):
         part = tables.section(results, task, data)

@@ -25,6 +25,7 @@ from halludecode.evals.results import Report, arrange, build_results
 from halludecode.evals.store import RunStore
 from halludecode.evals.task import DESCRIBED, TASKS, Preset, preset_for
 from halludecode.evals.words import reader
+from halludecode.testbed import MODELS
 
 
 def run_eval(
@@ -173,7 +174,7 @@ def prepare(
         seed=seed,
         limit=limit,
         batch=BATCH.get(getattr(engine, "name", ""), BATCH["hf"]),
-        controls=hd_controls.record(engine, plans) if temperature > 0 else {},
+        controls=hd_controls.record(plans) if temperature > 0 else {},
         image_ids=None if ids is None else str(ids),
         amber={"similarity": way_name(chosen.similarity)} if "amber" in tasks else {},
     )
@@ -232,7 +233,7 @@ def _sources(
 ) -> list[str | Path]:
     if data or images is not None or annotations is not None:
         return list(data)
-    if model != "testbed":
+    if model not in MODELS:
         raise InvalidParameter(
             "No data: give a data source (testbed-iid, a folder, a hub id), or --images with "
             "--annotations."

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from halludecode.core.errors import InvalidData, InvalidParameter, InvalidRequest
+from halludecode.testbed import MODELS
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -141,7 +142,7 @@ def preset_for(name: str | None, model_id: str, tasks: Sequence[str]) -> tuple[s
     Raises:
         InvalidParameter: No such preset, or it has no prompt for one of the tasks.
     """
-    name = name or ("testbed" if model_id == "testbed" else "llava-1.5")
+    name = name or ("testbed" if model_id in MODELS else "llava-1.5")
     known = [*PRESETS, "testbed"]
     if name not in known:
         raise InvalidParameter(f"No prompt preset {name!r}; known: {', '.join(known)}.")

@@ -96,7 +96,7 @@ async def _start(
     sock: Any,
 ) -> asyncio.Task[Any]:
     """Start the engine, then the application; the task ends when the server does."""
-    from halludecode.serve import chat, pictures
+    from halludecode.serve import chat, details, pictures
     from halludecode.serve.front import Front
 
     engine = await _engine(model, args, artifacts, stack)
@@ -108,8 +108,27 @@ async def _start(
     tasks = bridge.get_supported_tasks()
     app = await _application(chat.Client(bridge.llm, front), args, tasks)
     chat.install(app.state, front)
-    app.middleware_stack = pictures.BodyLimit(app.middleware_stack, policy.body_bytes)
+    details.install(app, front)
+    app.middleware_stack = pictures.BodyLimit(Failures(app.middleware_stack), policy.body_bytes)
     return await _listen(app, sock, args)
+
+
+class Failures:
+    """ASGI middleware: tells OpenAI's clients not to repeat what failed and would fail again."""
+
+    def __init__(self, app: Any) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        """Mark answers of status 500; 429 and 503 are worth another try."""
+
+        async def marked(message: Any) -> None:
+            if message["type"] == "http.response.start" and message["status"] == 500:
+                header = (b"x-should-retry", b"false")
+                message = {**message, "headers": [*message.get("headers", ()), header]}
+            await send(message)
+
+        await self._app(scope, receive, marked)
 
 
 async def _engine(model: str, args: Any, artifacts: Path | None, stack: AsyncExitStack) -> Any:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextvars import ContextVar
 from http import HTTPStatus
 from typing import Any
@@ -18,7 +18,9 @@ from vllm.exceptions import GracefulHTTPError, VLLMClientError, VLLMValidationEr
 
 from halludecode.core.errors import HalluDecodeError
 from halludecode.engines.vllm.wire import KEY
-from halludecode.serve.front import Asked, Front, has_pictures, label_of
+from halludecode.serve import details
+from halludecode.serve.front import Asked, Front, label_of
+from halludecode.serve.messages import has_pictures
 from halludecode.serve.metrics import Watch
 from halludecode.serve.policy import Busy
 
@@ -140,15 +142,9 @@ class Chat(StandIn):
         watch.strategy = label_of(plan)
         pictured = has_pictures(request.messages)
         known = request.model in (None, policy.name)
-        if not plan.parts or not pictured or not known:
-            notes = {"strategy": plan.canonical} if known else {}
-            if plan.parts and known:
-                notes["strategy_warning"] = BLIND
-            elif plan.parts and request.model in self._held.models.lora_requests:
-                raise VLLMValidationError("Adapters are not served with strategies.")
-            if "add_special_tokens" not in request.model_fields_set:
-                request.add_special_tokens = self._front.special_tokens
-            return await self._deliver(request, raw_request, PLAIN, notes, watch)
+        words = details.words_of(request.vllm_xargs)
+        if not known or (words is None and not (plan.parts and pictured)):
+            return await self._plain(request, raw_request, plan, watch, known=known)
         children = request.n or 1
         if self._running + children > policy.groups:
             raise Busy(
@@ -158,15 +154,34 @@ class Chat(StandIn):
         self._running += children
         release = _Once(lambda: self._release(children))
         try:
-            asked = await self._front.ask(request, plan)
+            asked = await self._front.ask(request, plan, words or ())
             request.max_completion_tokens = asked.most
             release.also(lambda: self._front.forget(asked))
             watch.prepared(asked.rows)
-            notes = {"strategy": plan.canonical}
+
+            def notes() -> dict[str, Any]:
+                made: dict[str, Any] = {"strategy": plan.canonical}
+                if words is not None and asked.told:
+                    made["halludecode"] = details.details_of(asked, self._front.decode)
+                return made
+
             return await self._deliver(request, raw_request, asked, notes, watch, release)
         except BaseException:
             release()
             raise
+
+    async def _plain(
+        self, request: Any, raw_request: Any, plan: Any, watch: Watch, *, known: bool
+    ) -> Any:
+        """Left to vLLM: greedy, or without a picture; of another model than ours, refused there."""
+        notes = {"strategy": plan.canonical} if known else {}
+        if plan.parts and known:
+            notes["strategy_warning"] = BLIND
+        elif plan.parts and request.model in self._held.models.lora_requests:
+            raise VLLMValidationError("Adapters are not served with strategies.")
+        if "add_special_tokens" not in request.model_fields_set:
+            request.add_special_tokens = self._front.special_tokens
+        return await self._deliver(request, raw_request, PLAIN, lambda: notes, watch)
 
     def _release(self, children: int) -> None:
         self._running -= children
@@ -176,7 +191,7 @@ class Chat(StandIn):
         request: Any,
         raw_request: Any,
         current: Asked | str,
-        notes: dict[str, str],
+        notes: Callable[[], dict[str, Any]],
         watch: Watch,
         release: _Once | None = None,
     ) -> Any:
@@ -190,7 +205,7 @@ class Chat(StandIn):
             left = task is not None and task.cancelling() > 0  # vLLM answers it with an error
             watch.end("left" if left else "refused" if made.error.code < 500 else "failed")
         elif isinstance(made, ChatCompletionResponse):
-            for name, value in notes.items():
+            for name, value in notes().items():
                 setattr(made, name, value)
             watch.end("done")
         else:
@@ -216,17 +231,19 @@ class _Once:
 
 
 async def _events(
-    made: AsyncIterator[str], notes: dict[str, str], watch: Watch, release: _Once | None
+    made: AsyncIterator[str],
+    notes: Callable[[], dict[str, Any]],
+    watch: Watch,
+    release: _Once | None,
 ) -> AsyncIterator[str]:
     """Server-sent events with our notes in every chunk; settles the request at the end."""
-    extra = json.dumps(notes)[1:-1]
     outcome = "left"
     try:
         async for event in made:
             if event.startswith('data: {"error"'):
                 outcome = "failed"
-            elif extra and event.startswith('data: {"'):
-                event = f"data: {{{extra}, {event[len('data: {') :]}"
+            elif event.startswith('data: {"') and (extra := notes()):
+                event = f"data: {json.dumps(extra)[:-1]}, {event[len('data: {') :]}"
             yield event
         outcome = "done" if outcome == "left" else outcome
     finally:

@@ -3,24 +3,28 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any, TypeVar
 
 from vllm.exceptions import GenerationError, VLLMValidationError
 
+from halludecode import __version__
 from halludecode.core.errors import HookNeverFired, InvalidRequest
 from halludecode.core.plan import Plan
 from halludecode.core.prompt import Prompt, Turn
 from halludecode.engines.base import Request, Sampling
 from halludecode.engines.inputs import LRU
 from halludecode.engines.prompts import to_prompt
+from halludecode.engines.rows import Job
 from halludecode.engines.vllm.engine import VLLMEngine
 from halludecode.engines.vllm.feeds import Group
 from halludecode.engines.vllm.inside import error_class
 from halludecode.serve.bridge import Bridge
+from halludecode.serve.messages import check_served, split_pictures
 from halludecode.serve.metrics import CHANGED, TOKENS
 from halludecode.serve.pictures import Pictures
 from halludecode.serve.policy import Policy
@@ -28,18 +32,6 @@ from halludecode.serve.policy import Policy
 T = TypeVar("T")
 KEPT = 256  # compiled strategies
 THREADS = 32  # requests being prepared at a time; most of them wait for vLLM
-# What a request under a strategy may set; the rest belongs to plain requests.
-SERVED = frozenset(
-    {
-        *("model", "messages", "stream", "stream_options", "max_tokens", "max_completion_tokens"),
-        *("temperature", "top_p", "top_k", "min_p", "min_tokens", "ignore_eos", "seed", "n"),
-        *("repetition_penalty", "presence_penalty", "frequency_penalty", "logit_bias", "bad_words"),
-        *("allowed_token_ids", "stop", "stop_token_ids", "include_stop_str_in_output"),
-        *("skip_special_tokens", "spaces_between_special_tokens", "logprobs", "top_logprobs"),
-        *("return_token_ids", "return_tokens_as_token_ids", "request_id", "user", "vllm_xargs"),
-        *("metadata", "parallel_tool_calls", "include_reasoning", "stream_interval"),
-    }
-)
 
 
 @dataclass(eq=False)
@@ -49,16 +41,26 @@ class Asked:
     Args:
         name: Our name of it.
         plan: What acts.
+        job: Its rows as they were made.
         group: Its rows, per child.
         most: Most tokens written.
+        stops: Strings that end an answer.
         started: Whether it was handed to vLLM; from then on `Front.answer` cleans up after it.
+        clock: Seconds at arrival, when handed over, at the first token, at the end.
+        ids: Tokens written so far, per child.
+        told: What the workers noted of the first child, once it is done.
     """
 
     name: str
     plan: Plan
+    job: Job
     group: Group
     most: int
+    stops: tuple[str, ...] = ()
     started: bool = False
+    clock: list[float] = field(default_factory=list)
+    ids: list[list[int]] = field(default_factory=list)
+    told: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def mains(self) -> list[Any]:
@@ -105,12 +107,18 @@ class Front:
         task.add_done_callback(self._tasks.discard)
         return await asyncio.shield(task)  # it goes on when this client leaves
 
-    async def ask(self, request: Any, plan: Plan) -> Asked:
+    async def ask(self, request: Any, plan: Plan, words: Sequence[str] = ()) -> Asked:
         """Fetch pictures, take looks, make rows.
+
+        Args:
+            request: As vLLM read it.
+            plan: What acts.
+            words: Words whose first-step scores are wanted.
 
         Raises:
             HalluDecodeError: The request cannot be served; the sentence says why.
         """
+        begun = time.perf_counter()
         check_served(request, plan.canonical)
         self.policy.check_rows(plan.canonical, len(plan.rows), request.n or 1)
         messages, urls = split_pictures(request.messages)
@@ -121,7 +129,9 @@ class Front:
             )
         found = await asyncio.gather(*map(self._pictures.fetch_image_async, urls))
         asked = Request(messages, [one.media for one in found])
-        return await self._in_thread(lambda: self._make(request, asked, plan), self.forget)
+        made = await self._in_thread(lambda: self._make(request, asked, plan, words), self.forget)
+        made.clock.append(begun)
+        return made
 
     async def answer(self, asked: Asked, request_id: str) -> AsyncIterator[Any]:
         """VLLM's outputs of the main rows, as `AsyncLLM.generate` gives them.
@@ -137,6 +147,8 @@ class Front:
         queue = RequestOutputCollector(mains[0].sampling_params.output_kind, asked.name)
         parent = _parent(asked, request_id) if len(mains) > 1 else None
         done, asked.started = False, True
+        asked.clock.append(time.perf_counter())
+        asked.ids = [[] for _ in mains]
         try:
             for child, main in enumerate(mains):
                 main.external_req_id = request_id
@@ -148,7 +160,11 @@ class Front:
                 output = queue.get_nowait() or await queue.get()
                 _check(output)
                 TOKENS.labels(label).inc(sum(len(one.token_ids) for one in output.outputs))
+                for one in output.outputs:
+                    asked.ids[one.index] += one.token_ids
                 done = output.finished
+                if len(asked.clock) == 2:
+                    asked.clock.append(_first_token(output, asked.clock[1]))
                 if done:
                     await self._judge(asked)
                 yield output
@@ -189,7 +205,27 @@ class Front:
             self._engine._plans.clear()
         return self._engine.plan(text)
 
-    def _make(self, request: Any, asked: Request, plan: Plan) -> Asked:
+    async def describe(self) -> dict[str, Any]:
+        """The model, what computes it, and the operator's limits."""
+        policy, engine = self.policy, self._engine
+        told = await self._in_thread(engine.describe)
+        return {
+            **told,
+            "halludecode": __version__,
+            "model": policy.name,
+            "provides": sorted(engine.provides),
+            "placeholder": engine._loaded.layout.placeholder,
+            "context": engine._loaded.context,
+            "default": policy.default,
+            "allowed": None if policy.allowed is None else sorted(policy.allowed),
+            "limits": {"rows": policy.rows, "answers": policy.groups, "images": policy.images},
+        }
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text as `VLLMEngine` writes it."""
+        return self._engine.processor.tokenizer.decode(ids, skip_special_tokens=True).strip()
+
+    def _make(self, request: Any, asked: Request, plan: Plan, words: Sequence[str]) -> Asked:
         engine, loaded = self._engine, self._engine._loaded
         prompt, name = to_prompt(asked, loaded.layout.placeholder), engine._name()
         try:
@@ -200,10 +236,11 @@ class Front:
             sampling = Sampling(
                 max_new_tokens=most, temperature=params.temperature, seed=request.seed, n=params.n
             )
-            group = engine._feeds.group(job, plan, sampling, name, {})
+            scored = {word: engine._maker.feeder.word_ids(word) for word in words}
+            group = engine._feeds.group(job, plan, sampling, name, scored)
             for rows in group.members:
                 self._set_params(rows[0], params)
-            return Asked(name, plan, group, most)
+            return Asked(name, plan, job, group, most, _listed(request.stop))
         except BaseException:
             loaded.tell("hd_forget", [name])
             raise
@@ -247,6 +284,8 @@ class Front:
                 wrong_use = note["kind"] and error_class(note["kind"]) is not HookNeverFired
                 raise (VLLMValidationError if wrong_use else GenerationError)(note["error"])
             CHANGED.labels(label).inc(max(note["differs"], 0))
+        asked.told = notes[0]
+        asked.clock.append(time.perf_counter())
 
     async def _in_thread(
         self, call: Callable[[], T], discard: Callable[[T], None] | None = None
@@ -268,6 +307,17 @@ class Front:
             raise
 
 
+def _first_token(output: Any, sent: float) -> float:
+    """When the first token was there; an answer that comes whole tells it in its statistics."""
+    latency = getattr(output.metrics, "first_token_latency", 0.0) if output.finished else 0.0
+    now = time.perf_counter()
+    return min(sent + latency, now) if output.finished else now
+
+
+def _listed(stop: Any) -> tuple[str, ...]:
+    return (stop,) if isinstance(stop, str) else tuple(stop or ())
+
+
 def _begun_by_tokenizer(engine: VLLMEngine) -> bool:
     feeder = engine._maker.feeder
     bos = getattr(feeder.tokenizer, "bos_token", None)
@@ -277,66 +327,6 @@ def _begun_by_tokenizer(engine: VLLMEngine) -> bool:
 def label_of(plan: Plan) -> str:
     """Names of a plan's strategies, without parameters."""
     return "+".join(part.strategy.name for part in plan.parts) or "greedy"
-
-
-def check_served(request: Any, canonical: str) -> None:
-    """Refuse fields that only plain requests are served with.
-
-    Raises:
-        InvalidRequest: The sentence names the field.
-    """
-    for name, field in type(request).model_fields.items():
-        value = getattr(request, name)
-        if name in SERVED or not value or value == field.get_default(call_default_factory=True):
-            continue
-        if getattr(value, "type", None) == "text":  # response_format's default
-            continue
-        raise InvalidRequest(
-            f"{name} is not served with strategy {canonical}; leave it out, or ask for strategy "
-            "'greedy'."
-        )
-
-
-def split_pictures(messages: Sequence[Any]) -> tuple[list[dict[str, Any]], list[str]]:
-    """Chat messages with bare image places, and the pictures' URLs in order.
-
-    Raises:
-        InvalidRequest: A part is neither text nor image_url.
-    """
-    out: list[dict[str, Any]] = []
-    urls: list[str] = []
-    for i, message in enumerate(messages):
-        content = message.get("content")
-        if not isinstance(content, str):
-            content = [_part(part, f"message {i + 1}", urls) for part in content or ()]
-        out.append({"role": message["role"], "content": content})
-    return out, urls
-
-
-def has_pictures(messages: Sequence[Any]) -> bool:
-    """Whether a chat holds anything but words; its lazy parts are made lists on the way."""
-    found = False
-    for message in messages:
-        content = message.get("content")
-        if content is not None and not isinstance(content, str):
-            message["content"] = content = list(content)
-            found = found or any(
-                not (isinstance(part, str) or (isinstance(part, Mapping) and "text" in part))
-                for part in content
-            )
-    return found
-
-
-def _part(part: Any, where: str, urls: list[str]) -> dict[str, Any]:
-    kind = part.get("type") if isinstance(part, Mapping) else None
-    if isinstance(part, str) or kind == "text":
-        return {"type": "text", "text": part if isinstance(part, str) else part["text"]}
-    url = part.get("image_url") if isinstance(part, Mapping) else None
-    url = url.get("url") if isinstance(url, Mapping) else url
-    if not isinstance(url, str):
-        raise InvalidRequest(f"{where}: a part must be text or image_url, not {kind!r}.")
-    urls.append(url)
-    return {"type": "image"}
 
 
 def _parent(asked: Asked, request_id: str) -> Any:

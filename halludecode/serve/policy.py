@@ -11,6 +11,7 @@ from halludecode.core.errors import HalluDecodeError, InvalidRequest, Unsupporte
 from halludecode.engines.images import MAX_PIXELS
 
 XARGS = 'vllm_xargs: {"strategy": "vcd(alpha=0.5)"}'
+READ = frozenset({"strategy", "details", "score_words"})  # of vllm_xargs
 NOWHERE = "no-domain.invalid"  # vLLM reads an empty list of domains as "any domain"
 LONGEST = 1000  # characters of a strategy
 
@@ -98,19 +99,21 @@ class Policy:
             )
 
     def _asked(self, xargs: Mapping[str, Any] | None) -> str | None:
-        if not xargs or "strategy" not in xargs:
+        if not xargs or READ.isdisjoint(xargs):
             return None
-        text = xargs["strategy"]
+        others = sorted(xargs.keys() - READ)
+        if others:
+            raise InvalidRequest(
+                f"vllm_xargs has {others[0]!r} beside the strategy; parameters belong inside its "
+                f"text, as in {XARGS}."
+            )
+        text = xargs.get("strategy")
+        if text is None:
+            return None
         if not isinstance(text, str):
             raise InvalidRequest(f"The strategy {text!r} must be text, as in {XARGS}.")
         if len(text) > LONGEST:
             raise InvalidRequest(
                 f"The strategy has {len(text)} characters; at most {LONGEST} are read."
-            )
-        others = sorted(xargs.keys() - {"strategy"})
-        if others:
-            raise InvalidRequest(
-                f"vllm_xargs has {others[0]!r} beside the strategy; parameters belong inside its "
-                f"text, as in {XARGS}."
             )
         return text

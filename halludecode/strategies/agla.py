@@ -70,5 +70,5 @@ class AGLA(Strategy):
 
     def combine(self, step: Step) -> Tensor:
         """Global plus alpha times local, under the plausibility mask."""
-        mixed = step["main"] + self.alpha * step["masked"] if self.alpha else step["main"]
+        mixed = step["main"].add(step["masked"], alpha=self.alpha)
         return step.plausible(mixed, self.beta)

@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
+from halludecode.core.math import contrast
 from halludecode.core.prompt import Branch, Edit, Look, Prompt, Seen
 from halludecode.core.strategy import Facts, Paper, State, Strategy, param, strategy
 
@@ -75,5 +76,4 @@ class DAMRO(Strategy):
 
     def combine(self, step: Step) -> Tensor:
         """VCD's rule."""
-        mixed = (1 + self.alpha) * step["main"] - self.alpha * step["outliers"]
-        return step.plausible(mixed, self.beta)
+        return step.plausible(contrast(step["main"], step["outliers"], self.alpha), self.beta)

@@ -51,5 +51,5 @@ class M3ID(Strategy):
         weight = (self.lam * step.t).exp() - 1
         weight = weight if self.cap is None else weight.clamp(max=self.cap)
         shaky = l_c.amax(-1, keepdim=True) < math.log(self.gate) if self.gate < 1 else weight >= 0
-        information = (l_c - l_u).masked_fill(l_c == float("-inf"), 0)
-        return l_c + shaky * weight * information
+        information = l_u.neg_().add_(l_c).nan_to_num_(nan=0, neginf=0)  # 0 for banned tokens
+        return information.mul_(shaky * weight).add_(l_c)

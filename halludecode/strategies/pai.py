@@ -14,7 +14,6 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
-from halludecode.core.math import contrast
 from halludecode.core.prompt import Branch, Prompt
 from halludecode.core.strategy import Facts, Paper, State, Strategy, param, strategy
 
@@ -59,4 +58,4 @@ class PAI(Strategy):
         if self.gamma == 1:
             return step["main"]
         seen, blind = step["main"].log_softmax(-1), step["blind"].log_softmax(-1)
-        return step.plausible(contrast(seen, blind, self.gamma - 1), self.beta)
+        return step.plausible(seen.mul_(self.gamma).sub_(blind, alpha=self.gamma - 1), self.beta)

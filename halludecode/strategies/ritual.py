@@ -48,5 +48,5 @@ class RITUAL(Strategy):
 
     def combine(self, step: Step) -> Tensor:
         """Main plus alpha times transformed, under the plausibility mask."""
-        mixed = step["main"] + self.alpha * step["transformed"] if self.alpha else step["main"]
+        mixed = step["main"].add(step["transformed"], alpha=self.alpha)
         return step.plausible(mixed / (1 + self.alpha) if self.normalise else mixed, self.beta)

@@ -6,8 +6,8 @@
 
 p is the moved fraction as in the paper; the official code treats p as the kept one and inverts rho.
 Its last layer is edited by accident and its state leaks between samples; here layers 2..L-2 are
-edited. D_sink is found on the model itself: dimensions in which the first token exceeds tau in most
-middle layers.
+edited. D_sink is found on the model itself (`views.sinks`): dimensions massive at the first token
+or at few image tokens, which must be attended to far above their share.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from halludecode.core.strategy import Calibration, Facts, Paper, Strategy, param, strategy
-from halludecode.views.sinks import is_sink, sink_dims
+from halludecode.views.sinks import is_sink, survey, threshold
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -51,12 +51,16 @@ class VAR(Strategy):
         return range(2, m.L - 1)
 
     def calibrate(self, cal: Calibration, m: Facts) -> Mapping[str, Tensor]:
-        """Sink dimensions of this model (`views.sinks`)."""
-        return {"dims": sink_dims(cal, m, self.threshold(m))}
+        """Sink dimensions of this model, and a sentence on what they do."""
+        import torch
+
+        found = survey(cal.look, cal.samples, m, self.threshold(m), cal.track)
+        cal.notes.append(found.verdict)
+        return {"dims": torch.tensor(found.dims, dtype=torch.int64)}
 
     def threshold(self, m: Facts) -> float:
         """Phi is at most sqrt(D), so the published 20 at D = 4096 scales with it."""
-        return self.tau if self.tau is not None else 20 * (m.D / 4096) ** 0.5
+        return threshold(m, self.tau)
 
     def sinks(self, m: Facts) -> tuple[int, ...]:
         """Given dimensions, else those found on the model, else none."""

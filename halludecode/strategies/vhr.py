@@ -7,7 +7,8 @@
 Chosen once from the prompt, layer by layer on already strengthened lower layers, then frozen. Read
 as: ddof 0, outliers zeroed before the median, the image-free stream scaled too, so that both
 streams differ by the image alone. The official code could not be read; it is reported to use
-squared norms.
+squared norms. ``map`` fixes the heads for all prompts, by the same rule on a saved map's means
+(`halludecode heads`), and leaves out the stream; the paper finds fixed heads worse.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
 from halludecode.core.prompt import Branch, Prompt
-from halludecode.core.strategy import Facts, Paper, State, Strategy, param, strategy
+from halludecode.core.strategy import Facts, Paper, State, param, strategy
+from halludecode.views.heads import Mapped, above_median, divergence, pictured
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -35,29 +37,27 @@ PAPER = Paper(
 
 def choose(seen: Tensor, blind: Tensor) -> Tensor:
     """Bool [R, H]: heads above the median divergence; both outputs float32 [R, H, d]."""
-    vhd, blind_norm = (seen - blind).square().sum(-1).sqrt(), blind.square().sum(-1)  # [R, H]
-    outlier = (vhd > _mean_plus_std(vhd)) & (blind_norm > _mean_plus_std(blind_norm))
-    vhd = vhd.masked_fill(outlier, 0)
-    return vhd > vhd.quantile(0.5, dim=-1, keepdim=True)  # even H: mean of the middle two
-
-
-def _mean_plus_std(x: Tensor) -> Tensor:
-    return x.mean(-1, keepdim=True) + x.std(-1, keepdim=True, correction=0)
+    return above_median(divergence(seen, blind)[1])
 
 
 @strategy("vhr", paper=PAPER, off={"alpha": 1.0})
-class VHR(Strategy):
+class VHR(Mapped):
     """Double the outputs of vision-aware heads."""
 
     alpha: float = param(2.0, "factor on the chosen heads' outputs", ge=0)
+    map: str | None = param(None, "saved map that fixes the heads; None chooses by the prompt")
+
+    metrics = ("vhd", "mass")
+    wanted = "inliers"
 
     def layers(self, m: Facts) -> Iterable[int]:
         """Layer 1 and the last 14 of 32, scaled."""
+        self.values(m)  # a map of another model is refused here
         return {1, *range(m.L - m.scaled(14), m.L)}
 
     def branches(self, prompt: Prompt, state: State, m: Facts) -> Mapping[str, Branch]:
         """An image-free stream that lives until the first token."""
-        return {"blind": Branch(prompt.without_images(), life="prefill")}
+        return {} if self.map else {"blind": Branch(prompt.without_images(), life="prefill")}
 
     def attend(self, a: Attention) -> None:
         """Choose once, scale every position of both streams."""
@@ -66,4 +66,8 @@ class VHR(Strategy):
             chosen = choose(a.out("main")[:, -1], a.out("blind")[:, -1])
             return 1 + (self.alpha - 1) * chosen.float()
 
-        a.heads(a.once("gains", gains), rows=("main", "blind"), queries="all")
+        if self.map is None:
+            a.heads(a.once("gains", gains), rows=("main", "blind"), queries="all")
+            return
+        fixed = pictured(a) & above_median(self.row(a))
+        a.heads(1 + (self.alpha - 1) * fixed.float(), queries="all")

@@ -10,7 +10,10 @@ from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
 
-__all__ = ["PROMPTS", "card", "dataset", "digest", "model_path", "write_dataset"]
+__all__ = ["MODELS", "PROMPTS", "card", "dataset", "digest", "model_path", "write_dataset"]
+
+PLANTED = "testbed-planted"
+MODELS = ("testbed", PLANTED)  # names of models; the second is an edit of the first at load
 
 _ASSETS = Path(__file__).parent / "assets"
 
@@ -25,22 +28,34 @@ PROMPTS: Mapping[str, str] = MappingProxyType(
 )
 
 
-def model_path() -> Path:
+def model_path(name: str = "testbed") -> Path:
     """The folder of the embedded model, as ``from_pretrained`` wants it.
+
+    Args:
+        name: One of `MODELS`; the planted one is made in the cache on first use.
 
     Raises:
         InvalidModel: The installation lacks it.
+        InvalidData: The planted one cannot be written to the cache.
     """
     folder = _ASSETS / "model"
     if not (folder / "model.safetensors").is_file():
         from halludecode.core.errors import InvalidModel
 
         raise InvalidModel(f"{folder}: the embedded model is missing; reinstall halludecode.")
+    if name == PLANTED:
+        from halludecode.testbed import planted
+
+        return planted.model_path(folder)
     return folder
 
 
-def card() -> str:
-    """The embedded model's card, in Markdown."""
+def card(name: str = "testbed") -> str:
+    """A model's card, in Markdown: the embedded one's, or what planting did to it."""
+    if name == PLANTED:
+        from halludecode.testbed import planted
+
+        return planted.card(model_path())
     return (_ASSETS / "MODEL_CARD.md").read_text(encoding="utf-8")
 
 

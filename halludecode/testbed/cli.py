@@ -39,27 +39,59 @@ def data(
 
 
 @app.command()
+def train(
+    out: Annotated[Path, typer.Option(help="Folder of the training; one there goes on.")],
+    seed: Annotated[
+        list[int] | None, typer.Option(help="One model each; the first ships. Default: 0 and 1.")
+    ] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
+    scenes: Annotated[int, typer.Option(help="Training scenes.", min=64)] = 40_000,
+    collages: Annotated[int, typer.Option(help="Crowds for stage 1.", min=64)] = 30_000,
+    vision: Annotated[int, typer.Option(help="Steps of stage 1.", min=1)] = 3_000,
+    words: Annotated[int, typer.Option(help="Steps of stage 2.", min=1)] = 1_100,
+    pictures: Annotated[int, typer.Option(help="Test pictures a split.", min=20)] = 500,
+) -> None:
+    """Train the embedded model from nothing: checkpoints, curves, figures and card."""
+    import torch
+
+    from halludecode.core.errors import InvalidParameter
+    from halludecode.testbed.train.run import Size, train
+
+    if device not in ("auto", "cpu", "cuda"):
+        raise InvalidParameter(f"device is {device!r}; use auto, cpu or cuda.")
+    if device == "cuda" and not torch.cuda.is_available():
+        raise InvalidParameter("device is cuda, but there is no NVIDIA GPU here; use cpu.")
+    chosen = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
+    size = Size(scenes, collages, vision=vision, words=words, pictures=pictures)
+    typer.echo(train(out, seed or [0, 1], size, torch.device(chosen)))
+
+
+@app.command()
 def info(
+    model: Annotated[str, typer.Argument(help="testbed or testbed-planted.")] = "testbed",
     json: Annotated[bool, typer.Option("--json", help="One JSON document.")] = False,
 ) -> None:
-    """Show the model's card."""
-    from halludecode.testbed import card
+    """Show a model's card."""
+    from halludecode.core.errors import InvalidParameter
+    from halludecode.testbed import MODELS, card
 
+    if model not in MODELS:
+        raise InvalidParameter(f"No testbed model {model!r}; there are {', '.join(MODELS)}.")
     if json:
-        typer.echo(encoder.dumps(_facts(), indent=2))
+        typer.echo(encoder.dumps(_facts(model), indent=2))
     else:
-        typer.echo(card())
+        typer.echo(card(model))
 
 
-def _facts() -> dict[str, object]:
+def _facts(model: str) -> dict[str, object]:
     """Where the model is, what it is asked with, and what the splits are."""
     from dataclasses import asdict
 
-    from halludecode.testbed import PROMPTS, card, model_path
+    from halludecode.testbed import PLANTED, PROMPTS, card, model_path
     from halludecode.testbed.datasets import VERSION
     from halludecode.testbed.scenes import SPLITS
 
-    folder = model_path()
+    folder = model_path(model)
     config = encoder.loads((folder / "config.json").read_text(encoding="utf-8"))
     weights = folder / "model.safetensors"
     return {
@@ -67,8 +99,9 @@ def _facts() -> dict[str, object]:
         "architecture": config["architectures"][0],
         "bytes": weights.stat().st_size,
         "stand_in": True,
+        "planted": model == PLANTED,
         "prompts": dict(PROMPTS),
         "generator": VERSION,
         "splits": {name: asdict(rules) for name, rules in SPLITS.items()},
-        "card": card(),
+        "card": card(model),
     }

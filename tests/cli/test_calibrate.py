@@ -105,7 +105,7 @@ def test_models_without_data_use_built_in_prompts_and_lacing_says_what_it_needs(
     ("words", "told"),
     [
         (["vdc"], "Did you mean 'vcd'"),
-        (["vcd"], "vcd: give one strategy that can be calibrated: lacing, var, zerotuning."),
+        (["vcd"], "vcd: give one strategy that can be calibrated: "),
         (["var+lacing"], "var+lacing: give one strategy"),
         (["lacing(scale=-1)"], "scale must be >= 0"),
         (["lacing", "--data", "absent/folder/here"], "no such folder, and not a hub id"),

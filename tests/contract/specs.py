@@ -20,8 +20,10 @@ FAMILIES = tuple(families.FAMILIES)
 REPRESENTATIVES = ("agla", "damro", "var", "vcd", "vhr", "vista")
 # Parameters under which a strategy acts on a random model; without an entry, its defaults.
 ACTIVE: dict[str, str] = {
+    "adhh": "adhh(heads=(0,0,1,1,2,0,2,1),tau=0.05)",
     "m3id": "m3id(lam=0.5,gate=1)",
     "scaled": "scaled(scale=2.0)",
+    "spin": "spin(r=0.5)",
     "var": "var(dims=(3,13,40),tau=2.0,min_mass=0.05,rho=0.2)",
     "vdgd": "vdgd(tokens=5)",
 }

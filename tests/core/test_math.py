@@ -29,6 +29,29 @@ def test_plausible_keeps_exactly_the_probable(scores, beta):
     assert kept[0, z.argmax()]
 
 
+@pytest.mark.parametrize("beta", [0.1, 0.5, 1.0])
+def test_plausible_adds_the_same_mask_that_filling_puts(beta):
+    main = torch.randint(-3, 4, (5, 101)) / 4  # many ties on the cut-off
+    main[0, ::3], main[1] = -math.inf, -math.inf
+    scores = torch.randn(5, 101).masked_fill(main == -math.inf, -math.inf)
+    kept, before = scores.clone(), main.clone()
+    cut = main.amax(-1, keepdim=True) + math.log(beta)
+    made = hd_math.plausible(scores, like=main, beta=beta)
+    assert torch.equal(made, scores.masked_fill(main < cut, -math.inf))
+    assert torch.equal(scores, kept) and torch.equal(main, before), "nothing is written on"
+
+
+@pytest.mark.parametrize("width", [1, 15, 16, 17, 33])
+def test_contrast_is_the_same_number_wherever_a_token_stands(width):
+    x, y = torch.randn(3, width), torch.randn(3, width)
+    before = (x.clone(), y.clone())
+    whole = hd_math.contrast(x, y, 0.7)
+    alone = [hd_math.contrast(x[i : i + 1], y[i : i + 1], 0.7) for i in range(3)]
+    assert torch.equal(whole, torch.cat(alone))
+    torch.testing.assert_close(whole, 1.7 * x - 0.7 * y)
+    assert torch.equal(x, before[0]) and torch.equal(y, before[1]), "nothing is written on"
+
+
 @given(values, values, st.floats(0, 3), st.floats(-5, 5))
 def test_contrast_ignores_constants_and_equals_main_for_equal_rows(a, b, alpha, shift):
     x, y = rows(a, b)
@@ -74,6 +97,9 @@ def test_entropy_of_a_banned_token_is_finite():
 def test_unban_puts_main_where_only_the_other_row_is_banned():
     other, main = torch.tensor([[-math.inf, 1.0, -math.inf]]), torch.tensor([[2.0, 3.0, -math.inf]])
     assert hd_math.unban(other, main).tolist() == [[2.0, 1.0, -math.inf]]
+    clean = torch.tensor([[0.0, 1.0, 2.0]])
+    assert hd_math.unban(clean, main) is clean
+    assert [hd_math.unbanned(x) for x in (clean, main, clean * math.nan)] == [True, False, False]
 
 
 def test_half_precision_inputs_agree_after_float32_combine():

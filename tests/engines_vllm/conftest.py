@@ -14,7 +14,9 @@ from pathlib import Path
 import pytest
 
 import halludecode as hd
+from halludecode.engines.hf.artifacts import Store
 from tests import families
+from tests.contract import specs
 
 HERE = Path(__file__).parent
 # Small caches and budgets: "cut" chunks every prompt with a picture, "whole" holds two of them.
@@ -50,6 +52,27 @@ def vllm_engine(tmp_path_factory):
         return ENGINES[name, tight]
 
     return get
+
+
+@pytest.fixture
+def supplied(tmp_path):
+    """(ours, HF's) -> the same, with hand-made artifacts where strategies need one, until the end.
+
+    What is made for one is found by the other: they agree on the model's digest.
+    """
+    changed = []
+
+    def supply(ours, hf):
+        changed.extend((engine, engine._calibrator.store) for engine in (ours, hf))
+        specs.supplied(hf, tmp_path)
+        ours._calibrator.store = Store(tmp_path)
+        return ours, hf
+
+    yield supply
+    for engine, store in changed:
+        engine._calibrator.store = store
+        engine._calibrator._known.clear()
+        engine._plans.clear()
 
 
 def scheduler_of(engine):

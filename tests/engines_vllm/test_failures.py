@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
+from types import SimpleNamespace
+
 import pytest
 import torch
 
 import halludecode as hd
+from halludecode.core import spec as hd_spec
+from halludecode.core.artifact import Artifact
 from halludecode.core.registry import STRATEGIES
 from halludecode.core.strategy import Strategy, strategy
+from halludecode.engines.hf.artifacts import Store
+from halludecode.engines.vllm import engine as engine_module
 from halludecode.engines.vllm import names
 from tests import families
 from tests.engines_vllm.common import requests, same
@@ -183,13 +190,119 @@ def test_more_rows_than_slots_are_refused_with_numbers(ours):
         check_rows(rows, ours.plan("vcd"), 4, ours._loaded.vllm_config)
 
 
-def test_an_engine_that_is_not_eager_refuses_edits_inside_the_model(ours, monkeypatch):
-    monkeypatch.setattr(ours._loaded.vllm_config.model_config, "enforce_eager", False)
+def test_cuda_graphs_refuse_edits_inside_the_model(ours, monkeypatch):
+    from vllm.config import CUDAGraphMode
+
+    compiled = ours._loaded.vllm_config.compilation_config
+    monkeypatch.setattr(compiled, "cudagraph_mode", CUDAGraphMode.FULL_AND_PIECEWISE)
     monkeypatch.setattr(ours, "_plans", {})
     ours.plan("vcd")
     for spec, need in (("pai", "add"), ("vista", "early"), ("agla", "looks")):
-        with pytest.raises(hd.UnsupportedStrategy, match=f"needs '{need}', which is served eager"):
+        with pytest.raises(hd.UnsupportedStrategy, match=f"needs '{need}', which CUDA graphs"):
             ours.plan(spec)
+
+
+def test_what_needs_all_heads_is_refused_under_tensor_parallel(ours, monkeypatch, tmp_path):
+    m = ours._loaded.facts
+    store = Store(tmp_path)
+    heads = {"heads": torch.ones(m.L, m.H, dtype=torch.bool), "gamma": torch.tensor(2.0)}
+    store.save(Artifact("zerotuning", {}, ours.digest, heads))
+    monkeypatch.setattr(ours._calibrator, "store", store)
+    monkeypatch.setattr(ours._loaded.vllm_config.parallel_config, "tensor_parallel_size", 2)
+    monkeypatch.setattr(ours, "_plans", {})
+    ours.plan("vcd+pai")
+    with pytest.raises(hd.UnsupportedStrategy, match="reads all heads at once"):
+        ours.plan("vhr")
+    with pytest.raises(hd.UnsupportedStrategy, match="zerotuning goes by a number per head"):
+        ours.plan("zerotuning")
+    with pytest.raises(hd.UnsupportedStrategy, match="adhh goes by a number per head"):
+        ours.plan("adhh(heads=(0,0))")
+
+
+def test_artifacts_of_one_engine_are_found_by_the_other(ours, testbed):
+    assert ours.digest == testbed.digest
+
+
+def test_one_failing_request_leaves_the_others_their_answers(ours, testbed, monkeypatch):
+    def abort(scheduler):
+        from vllm.v1.request import RequestStatus
+
+        name = next(i for i in scheduler.requests if "#" in i)
+        scheduler.finish_requests([name], RequestStatus.FINISHED_ABORTED)
+
+    while_running(monkeypatch, ours, 8, abort)
+    asked = [hd.Request("What?", ["/no/such.png"]), *requests(3)]
+    made = ours.generate_each(asked, "vcd", LONG)
+    failed = [isinstance(one, hd.InvalidRequest) for one in made]
+    assert failed[0] and "no such image file" in str(made[0])
+    assert sum(failed) == 2 and "ended alone" in str(made[failed.index(True, 1)])
+    wanted = testbed.generate(requests(3), "vcd", LONG)
+    for one, want, void in zip(made[1:], wanted, failed[1:], strict=True):
+        assert void or same(one, want)
+
+
+def test_a_request_whose_look_fails_leaves_the_others_theirs(ours, testbed):
+    too_long = hd.Request("Why? " * 2000, families.pictures()[:1])
+    made = ours.generate_each([too_long, *requests(2)], "agla", hd.Sampling(max_new_tokens=4))
+    assert isinstance(made[0], hd.InvalidRequest) and "context is" in str(made[0])
+    wanted = testbed.generate(requests(2), "agla", hd.Sampling(max_new_tokens=4))
+    assert [one.token_ids for one in made[1:]] == [one.token_ids for one in wanted]
+
+
+def test_a_forward_that_calls_no_hook_at_all_is_an_error(ours, faulty, monkeypatch):
+    """As a replayed graph would be."""
+    runner = worker_of(ours).model_runner
+    for module in runner.get_model().modules():
+        for hooks in ("_forward_hooks", "_forward_pre_hooks", "_forward_hooks_with_kwargs"):
+            monkeypatch.setattr(module, hooks, OrderedDict())
+    for layer in runner.vllm_config.compilation_config.static_forward_context.values():
+        if hasattr(layer.impl, "hd_runner"):
+            monkeypatch.setattr(layer.impl, "hd_runner", SimpleNamespace(hd_inside=lambda: None))
+    few = hd.Sampling(max_new_tokens=3)
+    for spec, why in (("silent", "steer was not called"), ("pai", "attend was not called")):
+        with pytest.raises(hd.HookNeverFired, match=why):
+            ours.generate(requests(1), spec, few)
+    with pytest.raises(hd.HookNeverFired, match=r"entering layer \d+ was never seen"):
+        ours.generate(requests(1), "dola", few)
+
+
+def test_workers_forget_the_artifacts_that_were_used_longest_ago(ours, monkeypatch):
+    told = []
+    monkeypatch.setattr(engine_module, "KEPT", 2)
+    monkeypatch.setattr(ours, "_sent", {})
+    monkeypatch.setattr(ours._loaded, "tell", lambda *given: told.append(given[1:]))
+    made = Artifact("var", {}, "model", {"dims": torch.tensor([1])})
+
+    def send(p, artifact=made):
+        part = SimpleNamespace(
+            strategy=STRATEGIES.get("var")(p=p), facts=SimpleNamespace(artifact=artifact)
+        )
+        ours._send_artifacts(SimpleNamespace(parts=[part]))
+
+    for p in (0.1, 0.2, 0.1, 0.3):
+        send(p)
+    send(0.4, None)
+    texts = [hd_spec.format((STRATEGIES.get("var")(p=p),)) for p in (0.1, 0.2, 0.3)]
+    assert list(ours._sent) == [texts[0], texts[2]]
+    assert [text for text, artifact in told if artifact is not None] == texts
+    assert (texts[1], None) in told and len(told) == 4
+
+
+def test_compiled_strategies_are_bounded(ours, monkeypatch):
+    monkeypatch.setattr(engine_module, "KEPT", 3)
+    monkeypatch.setattr(ours, "_plans", {})
+    plans = [ours.plan(f"vcd(alpha={n})") for n in range(1, 6)]
+    assert len(ours._plans) == 3
+    assert ours.plan("vcd(alpha=5)") is plans[-1] and ours.plan("vcd(alpha=1)") is not plans[0]
+
+
+def test_a_start_that_fails_is_one_sentence():
+    given = {"block_size": 32, "kv_cache_memory_bytes": 64 << 20, "max_model_len": 10**6}
+    with pytest.raises(
+        hd.InvalidModel, match=r"testbed: vLLM cannot start \(.*max_model"
+    ) as caught:
+        hd.load("testbed", engine="vllm", **given)
+    assert "\n" not in str(caught.value) and "or use engine='hf'" in str(caught.value)
 
 
 def test_a_name_that_vllm_no_longer_has_is_told(monkeypatch):
@@ -199,6 +312,12 @@ def test_a_name_that_vllm_no_longer_has_is_told(monkeypatch):
     monkeypatch.delattr(Scheduler, "_preempt_request")
     assert names.missing() == ["vllm.v1.core.sched.scheduler.Scheduler._preempt_request"]
     with pytest.raises(hd.MissingExtra, match=r"lacks .*_preempt_request.* install the supported"):
+        hd.load("testbed", engine="vllm")
+
+
+def test_the_other_model_runner_is_refused(monkeypatch):
+    monkeypatch.setenv("VLLM_USE_V2_MODEL_RUNNER", "1")
+    with pytest.raises(hd.InvalidRequest, match=r"runner V2, and halludecode builds on V1; unset"):
         hd.load("testbed", engine="vllm")
 
 

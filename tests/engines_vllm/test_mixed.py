@@ -15,6 +15,7 @@ from tests.engines_vllm.conftest import scheduler_of
 # Prompts of these strategies start whole, so their step must hold them.
 WHOLE = ("vhr", "sid", "vhr+m3id")
 CUT = ("greedy", "vcd", "m3id", "ritual", "var", "pai", "dola", "vista", "agla", "damro", "var+vcd")
+CUT += ("vdgd", "lacing", "zerotuning")
 
 
 def cases(names, count: int, *, sampled: bool, seed: int = 0):
@@ -33,11 +34,11 @@ def cases(names, count: int, *, sampled: bool, seed: int = 0):
 
 
 def run(engine, given):
-    from halludecode.engines.vllm.engine import Ask
+    from halludecode.engines.vllm.outcomes import Ask, answered
 
     asked = [(request, Ask(engine.plan(spec), sampling)) for request, spec, sampling in given]
-    *_, outputs = engine._write(asked)
-    return outputs
+    *_, outcomes = engine._write(asked)
+    return answered(outcomes)
 
 
 @pytest.fixture
@@ -75,9 +76,10 @@ def under_pressure(tight, hf, names, *, sampled: bool, whole: bool = False) -> N
 
 @pytest.mark.parametrize("sampled", [False, True], ids=["greedy", "sampled"])
 def test_a_batch_cut_into_small_steps_gives_the_tokens_of_the_hf_engine(
-    vllm_engine, testbed, preempted, sampled
+    vllm_engine, testbed, supplied, preempted, sampled
 ):
-    under_pressure(vllm_engine("testbed", tight="cut"), testbed, CUT, sampled=sampled)
+    engines = supplied(vllm_engine("testbed", tight="cut"), testbed)
+    under_pressure(*engines, CUT, sampled=sampled)
     inside = {"var", "pai", "vista", "dola"}
     assert len(preempted & inside) >= 2, preempted  # edits met their tokens again
 
@@ -92,16 +94,19 @@ def test_prompts_that_start_whole_give_the_tokens_of_the_hf_engine(
 
 
 @pytest.mark.parametrize("family", ["qwen2_5_vl", "internvl"])
-def test_other_families_under_pressure(vllm_engine, family_engine, preempted, family):
-    under_pressure(
-        vllm_engine(family, tight="cut"), family_engine(family), CUT, sampled=family == "internvl"
-    )
-    assert preempted
+@pytest.mark.parametrize("tight", ["cut", "whole"])
+def test_other_families_under_pressure(
+    vllm_engine, family_engine, supplied, preempted, family, tight
+):
+    engines = supplied(vllm_engine(family, tight=tight), family_engine(family))
+    names, whole = (WHOLE, True) if tight == "whole" else (CUT, False)
+    under_pressure(*engines, names, sampled=family == "internvl", whole=whole)
+    assert preempted & {"vhr", "sid"} if whole else preempted
 
 
-def test_a_request_alone_gives_the_tokens_it_gives_in_the_batch(vllm_engine):
-    tight = vllm_engine("testbed", tight="cut")
-    given = cases(CUT, 11, sampled=True, seed=1)
+def test_a_request_alone_gives_the_tokens_it_gives_in_the_batch(vllm_engine, testbed, supplied):
+    tight, _ = supplied(vllm_engine("testbed", tight="cut"), testbed)
+    given = cases(CUT, len(CUT), sampled=True, seed=1)
     together = run(tight, given)
     for one, output in zip(given, together, strict=True):
         assert same(run(tight, [one])[0], output), one[1]

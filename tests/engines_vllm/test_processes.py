@@ -14,14 +14,17 @@ import halludecode as hd
 from tests import families
 
 SPECS = ("vcd", "pai", "damro", "vista", "vdgd(tokens=4)", "var")
+# What two tensor-parallel ranks serve, each with half of the heads.
+PARALLEL = ("vcd", "pai", "vista", "dola", "agla", "var", "vdgd(tokens=4)")
 SCRIPT = """
-import json, sys
+import json, os, sys
 import halludecode as hd
 from tests import families
 
 def main():
     engine = hd.load("testbed", engine="vllm", artifacts=sys.argv[1], block_size=32,
-                     kv_cache_memory_bytes=64 << 20, max_num_seqs=8, max_num_batched_tokens=512)
+                     kv_cache_memory_bytes=64 << 20, max_num_seqs=8, max_num_batched_tokens=512,
+                     tensor_parallel_size=int(os.environ["RANKS"]))
     asked = hd.Request("Describe the image.", families.pictures()[:1])
     sampling = hd.Sampling(max_new_tokens=5)
     made = {s: engine.generate(asked, s, sampling)[0].token_ids for s in sys.argv[2:]}
@@ -38,24 +41,47 @@ if __name__ == "__main__":
 """
 
 
-@pytest.mark.parametrize("processes", ["1"])
-def test_answers_agree_with_the_core_in_another_process(testbed, tmp_path, processes):
-    script = tmp_path / "ask.py"
-    script.write_text(SCRIPT)
+FAILING = """
+import halludecode as hd
+
+if __name__ == "__main__":
+    try:
+        hd.load("testbed", engine="vllm", block_size=32, kv_cache_memory_bytes=1 << 14)
+    except hd.InvalidModel as error:
+        print(error)
+"""
+
+
+def run(script: Path, text: str, *words: str, ranks: int = 1) -> list[str]:
+    script.write_text(text)
     root = str(Path(__file__).parents[2])
-    env = {**os.environ, "VLLM_ENABLE_V1_MULTIPROCESSING": processes, "PYTHONPATH": root}
+    env = {**os.environ, "VLLM_ENABLE_V1_MULTIPROCESSING": "1", "PYTHONPATH": root}
+    env |= {"RANKS": str(ranks), "VLLM_LOGGING_LEVEL": "ERROR"}
+    if ranks > 1:
+        env["VLLM_CPU_OMP_THREADS_BIND"] = "0|1"
     done = subprocess.run(
-        [sys.executable, str(script), str(tmp_path), *SPECS],
+        [sys.executable, str(script), *words],
         env=env,
         capture_output=True,
         text=True,
-        timeout=240,
+        timeout=400,
         check=False,
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    made = json.loads(done.stdout.strip().splitlines()[-1])
+    return done.stdout.strip().splitlines()
+
+
+@pytest.mark.parametrize("ranks", [1, pytest.param(2, marks=pytest.mark.full)])
+def test_answers_agree_with_the_core_in_another_process(testbed, tmp_path, ranks):
+    specs = SPECS if ranks == 1 else PARALLEL
+    made = json.loads(run(tmp_path / "ask.py", SCRIPT, str(tmp_path), *specs, ranks=ranks)[-1])
     assert "'search'" in made.pop("refused")
     asked = hd.Request("Describe the image.", families.pictures()[:1])
     for spec, ids in made.items():
         want = testbed.generate(asked, spec, hd.Sampling(max_new_tokens=5))[0]
         assert tuple(ids) == want.token_ids, spec
+
+
+def test_a_start_that_fails_in_another_process_is_told_in_its_words(tmp_path):
+    (said,) = [line for line in run(tmp_path / "fail.py", FAILING) if "cannot start" in line]
+    assert "KV cache" in said and "initialization failed" not in said

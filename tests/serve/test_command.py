@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import gc
 import os
 import socket
@@ -48,3 +49,21 @@ def test_a_port_in_use_is_named(capfd):
         assert main(["serve", "--model", "testbed", "--port", str(port)]) == 2
     gc.collect()  # vLLM leaves its own socket open
     assert f"127.0.0.1:{port}" in capfd.readouterr().err.strip().splitlines()[-1]
+
+
+@pytest.mark.parametrize(("status", "marked"), [(500, True), (429, False), (503, False)])
+def test_clients_are_told_not_to_repeat_what_would_fail_again(status, marked):
+    from halludecode.serve.app import Failures
+
+    sent = []
+
+    async def failing(scope, receive, send):
+        await send({"type": "http.response.start", "status": status, "headers": []})
+        await send({"type": "http.response.body", "body": b""})
+
+    async def send(message):
+        sent.append(message)
+
+    asyncio.run(Failures(failing)({"type": "http"}, None, send))
+    assert ((b"x-should-retry", b"false") in sent[0]["headers"]) == marked
+    assert len(sent) == 2

@@ -103,6 +103,17 @@ BAD = {
         400,
         "response_format is not served",
     ),
+    "an image part without one": ({"parts": [{"type": "image_url"}]}, 400, None),
+    "an image part of nothing": (
+        {"parts": [{"type": "image_url", "image_url": {"url": ""}}]},
+        400,
+        "must start with data:",
+    ),
+    "sound": (
+        {"parts": [{"type": "audio_url", "audio_url": {"url": "data:audio/wav;base64,AA"}}]},
+        400,
+        "a part must be text or image_url, not 'audio_url'",
+    ),
     "role": ({"messages": [TOOL, *ask("And this?", picture_url())]}, 400, "role 'tool' must be"),
     "reserved": ({"extra_body": {"vllm_xargs": {"hd": "x"}}, "plain": True}, 400, "reserved"),
     "equal answers": ({"strategy": "vcd", "n": 2}, 400, "greedy"),
@@ -122,6 +133,10 @@ def asked_of(what: dict, served) -> dict:
     named = "extra_body" in what or what.get("model", "testbed") != "testbed"
     if "strategy" not in what and not named:
         what["strategy"] = "vcd"
+    parts = what.pop("parts", None)
+    if parts:
+        words_part = {"type": "text", "text": words}
+        what["messages"] = [{"role": "user", "content": [*parts, words_part]}]
     if what.pop("plain", False):
         what["model"] = "testbed:greedy"
     places = {"{web}": served.web, "{folder}": str(served.folder)}

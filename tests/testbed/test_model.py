@@ -130,14 +130,9 @@ def test_it_describes_in_clean_words(loaded, folders):
 
 def test_the_card_tells_what_it_is():
     card = testbed.card()
-    for words_ in (
-        "stand-in",
-        "tests mechanisms",
-        "attention sinks",
-        "Colour and position",
-        "81.8",
-    ):
+    for words_ in ("tests mechanisms", "attention sinks", "testbed train", "POPE adversarial, iid"):
         assert words_.lower() in card.lower()
+    assert "$" not in card
 
 
 def test_a_missing_model_is_told(tmp_path, monkeypatch):

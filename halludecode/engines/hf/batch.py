@@ -17,6 +17,7 @@ from torch import Tensor
 from halludecode.core.plan import Plan
 from halludecode.core.rowblock import GENERATED, PAD
 from halludecode.core.strategy import State, stack
+from halludecode.engines.explain import Glance, carried, explaining, glance, on_image, rasters
 from halludecode.engines.hf.geometry import Geometry, Place
 from halludecode.engines.hf.hooks import decode, hooked
 from halludecode.engines.hf.net import Net, Tokens, pad_left
@@ -115,6 +116,19 @@ class Batch:
     def decode(self, x: Tensor, norm: bool) -> Tensor:
         """float32 [.., V]: the LM head on residuals [.., D], after the final norm or not."""
         return decode(self.net.model, self.net.layout, x, norm=norm)
+
+    def glances(self) -> list[Glance]:
+        """Per request, where the last forward's attention on the image lay; see `Probe`."""
+        place = explaining(self.plan)
+        if place is None:
+            return []
+        seen = carried(self.run.carried(self.order.index(place)))
+        made: list[Glance] = []
+        for j, job in enumerate(self.jobs):
+            at, row = self.rows.index((j, "main")), job.rows["main"]
+            spans = rasters(row, self.maker.feeder, self.net.layout)
+            made.append(glance(on_image(seen[j], self.picture[at]), row, spans))
+        return made
 
     def select(self, requests: Sequence[int], *, drop_prefill_rows: bool = False) -> None:
         """Keep or repeat requests, in the order given."""

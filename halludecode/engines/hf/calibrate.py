@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -14,7 +15,7 @@ from torch import Tensor
 from halludecode.core import spec as hd_spec
 from halludecode.core.artifact import PIN, Artifact, shaping
 from halludecode.core.errors import InvalidParameter
-from halludecode.core.plan import compile_plan
+from halludecode.core.plan import Plan, compile_plan
 from halludecode.core.prompt import Look, Prompt, Seen, digest
 from halludecode.core.registry import STRATEGIES
 from halludecode.core.strategy import Calibration, Facts, Strategy
@@ -25,12 +26,48 @@ from halludecode.engines.hf.samples import built_in
 from halludecode.engines.prompts import to_prompt
 from halludecode.models.layout import check_family
 
-if TYPE_CHECKING:
-    from halludecode.engines.hf.engine import HFEngine
-
 Samples = Sequence[tuple[Request, str | None]]  # with the right answer where it is known
 WORDS = ("yes", "no")
 LIKELIEST = 1000  # tokens whose probabilities are read; the rest counts as one
+
+
+class Host(Protocol):
+    """What making an artifact asks of an engine."""
+
+    @property
+    def name(self) -> str:
+        """The engine's, for messages."""
+        ...
+
+    @property
+    def model(self) -> Any:
+        """Has the model's ``config``."""
+        ...
+
+    @property
+    def net(self) -> Any:
+        """Has ``facts()`` and ``layout``."""
+        ...
+
+    @property
+    def digest(self) -> str:
+        """Identity of the weights."""
+        ...
+
+    @property
+    def provides(self) -> frozenset[str]:
+        """Needs that are served."""
+        ...
+
+    def _guard(self) -> AbstractContextManager[Any]:
+        """Held while the model is looked at."""
+        ...
+
+    def generate(
+        self, requests: Sequence[Request], strategy: Plan, sampling: Sampling, **more: Any
+    ) -> list[Output]:
+        """Answers under a plan that may hold an artifact on trial."""
+        ...
 
 
 class Calibrator:
@@ -45,7 +82,7 @@ class Calibrator:
         self.looker, self.store = looker, Store(folder)
         self._known: dict[str, Artifact] = {}
 
-    def artifact(self, engine: HFEngine, part: Strategy) -> Artifact | None:
+    def artifact(self, engine: Host, part: Strategy) -> Artifact | None:
         """The part's artifact: a kept one; optional ones are else made from built-in prompts."""
         if part.artifact is None:
             return None
@@ -59,7 +96,7 @@ class Calibrator:
             self._known[key] = found
         return self._known[key]
 
-    def pinned(self, engine: HFEngine, part: Strategy) -> Strategy:
+    def pinned(self, engine: Host, part: Strategy) -> Strategy:
         """A part that would take the artifact that fits, with that one named."""
         if getattr(part, PIN, "") is not None or (found := self.artifact(engine, part)) is None:
             return part
@@ -67,7 +104,7 @@ class Calibrator:
 
     def make(
         self,
-        engine: HFEngine,
+        engine: Host,
         spec: hd_spec.Spec,
         samples: Samples | None = None,
         *,
@@ -104,7 +141,7 @@ class Calibrator:
 
     def _make(
         self,
-        engine: HFEngine,
+        engine: Host,
         part: Strategy,
         samples: Samples | None,
         source: str,
@@ -138,7 +175,7 @@ class Calibrator:
 
 
 def _scorer(
-    engine: HFEngine, facts: Facts, samples: Samples
+    engine: Host, facts: Facts, samples: Samples
 ) -> Callable[[Strategy, Mapping[str, Tensor]], float]:
     """`Calibration.score` on these samples."""
     labelled = [(request, answer) for request, answer in samples if answer in WORDS]
@@ -172,7 +209,7 @@ def _entropy(output: Output) -> float:
 
 
 def _soft_prompt(
-    engine: HFEngine,
+    engine: Host,
     looker: Looker,
     prompts: Sequence[Prompt],
     answers: Sequence[str | None],

@@ -18,7 +18,8 @@ from halludecode.core.errors import HalluDecodeError, InvalidModel, InvalidReque
 from halludecode.core.plan import Plan, compile_plan
 from halludecode.core.prompt import Prompt
 from halludecode.engines import HF_PROVIDES
-from halludecode.engines.base import Chunk, Output, Request, Sampling, Timings
+from halludecode.engines.base import Chunk, Explain, Output, Request, Sampling, Timings
+from halludecode.engines.explain import probed, warnings
 from halludecode.engines.finish import effect_of, settled, shower
 from halludecode.engines.hf.batch import Batch, Prefix
 from halludecode.engines.hf.calibrate import Calibrator, Samples
@@ -97,6 +98,7 @@ class HFEngine:
         sampling: Sampling | None = None,
         *,
         score_words: Sequence[str] = (),
+        explain: Explain = False,
     ) -> list[Output]:
         """Answers in the order of the requests.
 
@@ -106,6 +108,9 @@ class HFEngine:
             sampling: How tokens are drawn; greedy by default.
             score_words: Words whose first-step combined scores, without plausibility mask, are
                 wanted (``Output.scores``).
+            explain: True gives what each token owed to the picture (``Output.explanation``) at the
+                cost of the image-free row, which m3id and pai have anyway; "maps" also where the
+                attention lay. The tokens are the same.
 
         Raises:
             UnknownStrategy, InvalidParameter, UnsupportedStrategy: Before any token is produced.
@@ -120,10 +125,11 @@ class HFEngine:
         prompts = [to_prompt(r, self.net.layout.placeholder) for r in wanted]
         reuse = self._worth_reusing(prompts, plan)
         outputs: list[Output] = []
-        with self._guard(), attention_set(self.model, bool(plan.attending)):
+        attends = bool(explain or plan.attending)
+        with self._guard(), attention_set(self.model, attends):
             for at in range(0, len(prompts), self.batch_size):
                 chunk = prompts[at : at + self.batch_size]
-                *_, last = self._write(chunk, plan, sampling, score_words, reuse=reuse)
+                *_, last = self._write(chunk, plan, sampling, score_words, explain, reuse=reuse)
                 outputs += last
         return outputs
 
@@ -234,16 +240,18 @@ class HFEngine:
         plan: Plan,
         sampling: Sampling,
         words: Sequence[str],
+        explain: Explain = False,
         *,
         reuse: bool,
     ) -> Iterator[list[Any]]:
         """Yields the live answers after every token, at the end the outputs."""
         clock = [time.perf_counter()]
+        acting = probed(plan, self._facts, explain)
         with self._guard():
-            jobs = self._jobs(prompts, plan, reuse=reuse)
+            jobs = self._jobs(prompts, acting, reuse=reuse)
             self._check_length(jobs)
             clock.append(time.perf_counter())
-            batch = Batch(self.net, self._maker, plan, jobs)
+            batch = Batch(self.net, self._maker, acting, jobs)
             logits = batch.prefill(self._prefixes if reuse else None)
         clock.append(time.perf_counter())
         ids = {word: self._maker.feeder.word_ids(word) for word in words}
@@ -257,7 +265,7 @@ class HFEngine:
                 break
             yield live
         clock.append(time.perf_counter())
-        yield self._outputs(jobs, plan, sampling, loop.answers, clock)
+        yield self._outputs(jobs, plan, sampling, loop.answers, clock, explain)
 
     def _jobs(self, prompts: Sequence[Prompt], plan: Plan, *, reuse: bool) -> list[Job]:
         states = self._looker.states(prompts, plan.parts, self.batch_size, reuse=reuse)
@@ -270,6 +278,7 @@ class HFEngine:
         sampling: Sampling,
         answers: Sequence[Answer],
         clock: Sequence[float],
+        explain: Explain,
     ) -> list[Output]:
         share = [(b - a) * 1000 / len(jobs) for a, b in pairwise(clock)]
         outputs: list[Output] = []
@@ -277,6 +286,8 @@ class HFEngine:
             own = [answer for answer in answers if answer.request == r]
             first = own[0]
             effect, warning = effect_of(plan, first, job)
+            pictured = bool(job.prompt.pictures)
+            warning += warnings(explain, self.net.layout, pictured=pictured)
             tokens = sum(len(answer.ids) for answer in own)
             outputs.append(
                 Output(

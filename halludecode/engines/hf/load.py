@@ -13,8 +13,7 @@ import torch
 
 from halludecode.core.errors import InvalidModel
 from halludecode.core.prompt import digest
-
-TESTBED = "testbed"
+from halludecode.testbed import MODELS as TESTBED
 
 
 def load_model(
@@ -30,7 +29,7 @@ def load_model(
     """A model in eval mode and its processor.
 
     Args:
-        model_id: Hub id, local path, or "testbed".
+        model_id: Hub id, local path, "testbed" or "testbed-planted".
         dtype: None is float32 on CPU and the checkpoint's own elsewhere.
         device: None is the first GPU if there is one, else the CPU.
         device_map: As in transformers; excludes ``device``.
@@ -52,7 +51,7 @@ def load_model(
     if not known and chosen != "auto":
         raise InvalidModel(f"dtype={chosen!r}: use auto, float32, bfloat16 or float16.")
     try:
-        with _quiet(model_id == TESTBED):
+        with _quiet(model_id in TESTBED):
             model = AutoModelForImageTextToText.from_pretrained(
                 source, dtype=chosen, device_map=device_map, **shared, **more
             )
@@ -65,10 +64,10 @@ def load_model(
 
 def model_source(model_id: str) -> str:
     """Path or hub id behind a model name; "testbed" is the embedded model."""
-    if model_id == TESTBED:
+    if model_id in TESTBED:
         from halludecode.testbed import model_path
 
-        return str(model_path())
+        return str(model_path(model_id))
     looks_local = model_id.startswith((".", "/", "~")) or model_id.count("/") > 1
     path = Path(model_id).expanduser()
     if path.is_dir():

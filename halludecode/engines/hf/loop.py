@@ -12,6 +12,8 @@ from torch import Tensor
 from halludecode.core import step as hd_step
 from halludecode.core.step import Step
 from halludecode.engines.base import Choice, Sampling, TokenLogprob
+from halludecode.engines.explain import BLIND, Glance, Reading, explaining, explanation, readings
+from halludecode.engines.finish import settled
 from halludecode.engines.hf.batch import Batch
 from halludecode.engines.sampling import Sampler
 
@@ -37,11 +39,14 @@ class Answer:
     changed: bool = False
     scores: dict[str, float] = field(default_factory=dict)
     raw: list[Tensor] = field(default_factory=list)  # float32 [V] each, on the CPU
+    read: list[Reading] = field(default_factory=list)
+    ends: list[int] = field(default_factory=list)  # characters after each token
 
     def choice(self, sampling: Sampling) -> Choice:
         """The finished answer."""
         logprobs = tuple(self.logprobs) if sampling.logprobs is not None else None
-        return Choice(self.text, tuple(self.ids), self.finish or "length", logprobs)
+        told = explanation(self.text, self.ids, self.ends, self.read) if self.read else None
+        return Choice(self.text, tuple(self.ids), self.finish or "length", logprobs, told)
 
 
 class Loop:
@@ -84,10 +89,13 @@ class Loop:
         at = torch.tensor([r for r in range(len(self.batch.jobs)) for _ in range(self.sampling.n)])
         rows = self._rows_of(at)
         logits = logits[rows]
+        glances = self.batch.glances()
+        glances = [glances[r] for r in at.tolist()] if glances else []
         self._select(at.tolist(), drop_prefill_rows=False)
         for step in range(self.sampling.max_new_tokens):
             live = [self.answers[a] for a in self._alive]
             token = self._choose(logits, live, step)
+            self._read(logits, token, live, glances)
             yield live
             keep = [i for i, answer in enumerate(live) if not answer.finish]
             if not keep or step + 1 == self.sampling.max_new_tokens:
@@ -101,6 +109,7 @@ class Loop:
                 self.sampler.select(torch.tensor(keep))
                 self._select(keep, drop_prefill_rows=first)
             logits = self.batch.step(token.cpu())
+            glances = self.batch.glances()
 
     def _rows_of(self, requests: Tensor) -> Tensor:
         place = {key: i for i, key in enumerate(self.batch.rows)}
@@ -158,6 +167,20 @@ class Loop:
             torch.cat([answer.prompt, torch.tensor(answer.ids, dtype=torch.long)])
             for answer in live
         ]
+
+    def _read(
+        self, logits: Tensor, token: Tensor, live: list[Answer], glances: list[Glance]
+    ) -> None:
+        """What the tokens just written owe to the image, where that is asked for."""
+        place = explaining(self.batch.plan)
+        if place is None:
+            return
+        blind = logits[self.batch.index[place].get(BLIND, self.batch.index[place]["main"]).at]
+        made = readings(logits[: len(live)], blind, token, glances)
+        for job, answer, one in zip(self.batch.jobs, live, made, strict=True):
+            if job.prompt.pictures and len(answer.read) < len(answer.ids):
+                answer.read.append(one)
+                answer.ends.append(len(settled(answer.text, ())))
 
     def _append(self, answer: Answer, token: int) -> None:
         answer.ids.append(token)

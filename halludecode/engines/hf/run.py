@@ -128,6 +128,10 @@ class Run:
         self.changed = self.changed[requests] if self.changed is not None else None
         self.index, self.state = index, state
 
+    def carried(self, place: int) -> dict[str, Any]:
+        """What a part (by its place in ``parts``) left in the last forward."""
+        return self._carry[place]
+
     # Called from the model's forward ------------------------------------------------------------
     def layer_input(self, layer: int, x: Tensor) -> None:
         """The residual entering a layer, [rows, Q, D]; kept until the layer is done."""

@@ -8,25 +8,26 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from halludecode.core.errors import HalluDecodeError, InvalidRequest
-from halludecode.engines.base import Choice, Sampling, TokenLogprob
+from halludecode.engines.base import Choice, Explanation, Sampling, TokenLogprob
 from halludecode.engines.vllm.feeds import Group
 from halludecode.engines.vllm.load import Loaded
 
 
 @dataclass
 class Answer:
-    """One child's answer while it is written."""
+    """One child's answer while it is written; ``error`` is why there will be none."""
 
     sampling: Sampling
     ids: list[int] = field(default_factory=list)
     text: str = ""
     finish: str = ""
     logprobs: list[TokenLogprob] = field(default_factory=list)
+    error: HalluDecodeError | None = None
 
-    def choice(self) -> Choice:
+    def choice(self, told: Explanation | None = None) -> Choice:
         """The finished answer."""
         logprobs = tuple(self.logprobs) if self.sampling.logprobs is not None else None
-        return Choice(self.text, tuple(self.ids), self.finish or "length", logprobs)
+        return Choice(self.text, tuple(self.ids), self.finish or "length", logprobs, told)
 
 
 class Reader:
@@ -61,11 +62,7 @@ class Reader:
                     self._engine.engine_core.add_request(row)
 
     def steps(self) -> Iterator[None]:
-        """Run vLLM until every answer is done; yields after every step with news.
-
-        Raises:
-            HalluDecodeError: A group failed; the sentence says why.
-        """
+        """Run vLLM until every answer is done or void; yields after every step with news."""
         while self._open:
             news = self._inbox.step(self._engine, tuple(self._open))
             for output in news:
@@ -94,7 +91,10 @@ class Reader:
         made = output.outputs[0]
         if made.finish_reason == "error":
             self._open.pop(output.request_id)
-            raise InvalidRequest(f"vLLM gave a request up: {made.stop_reason or 'unknown reason'}.")
+            answer.error = InvalidRequest(
+                f"vLLM gave a request up: {made.stop_reason or 'unknown reason'}."
+            )
+            return
         if not answer.ids and made.token_ids:
             self.first = time.perf_counter()
         for i, token in enumerate(made.token_ids):
@@ -110,7 +110,7 @@ class Reader:
             answer.text = self._decode(answer.ids)
             self._open.pop(output.request_id)
             if made.finish_reason not in ("stop", "length"):
-                raise HalluDecodeError(f"vLLM ended a request: {made.finish_reason}.")
+                answer.error = HalluDecodeError(f"vLLM ended a request: {made.finish_reason}.")
 
     def _stop(self, names: list[str]) -> None:
         with self._inbox.turn():

@@ -12,11 +12,14 @@ from vllm.logger import init_logger
 from halludecode.core.errors import HalluDecodeError
 from halludecode.core.plan import Plan, compile_plan
 from halludecode.core.strategy import Facts, State, Vision
+from halludecode.engines.explain import parts_of
+from halludecode.engines.inputs import LRU
 from halludecode.engines.vllm.seen import Kept, seen_of
 from halludecode.engines.vllm.wire import Tag, tag_of
 
 logger = init_logger("vllm.halludecode.worker")
 PLAIN = ""
+KEPT = 256  # compiled plans, and pictures whose edit failed
 
 
 @dataclass
@@ -27,6 +30,8 @@ class Note:
         differs: Tokens that differ from the plain model's own choice at that step.
         changed: Whether an edit inside the model made a difference.
         scores: First-step scores of the words asked for.
+        read: By tokens written before: grounding, entropy and attention on the image of a token,
+            where the answer is explained.
         error: Why the answer is void, in a sentence; ``kind`` is its class.
         flags: (row, part, layer, name) -> bool [tokens], judged so far.
         once: (part, layer, name) -> what `Attention.once` keeps.
@@ -36,6 +41,7 @@ class Note:
     differs: int = 0
     changed: bool = False
     scores: dict[str, float] = field(default_factory=dict)
+    read: dict[int, list[Any]] = field(default_factory=dict)
     error: str = ""
     kind: str = ""
     flags: dict[tuple[str, int, int, str], Tensor] = field(default_factory=dict)
@@ -56,6 +62,7 @@ class Note:
             "differs": self.differs,
             "changed": self.changed,
             "scores": self.scores,
+            "read": [self.read[written] for written in sorted(self.read)],
             "error": self.error,
             "kind": self.kind,
         }
@@ -68,11 +75,13 @@ class Desk:
         self.facts: Facts | None = None
         self.jobs: dict[str, list[State]] = {}  # per part, what `prepare` made
         self.seen: dict[str, Kept] = {}
-        self.spoilt: dict[str, Note] = {}  # pictures whose edit failed, by identifier
+        self.spoilt: LRU[Note] = LRU(KEPT)  # pictures whose edit failed, by identifier
         self.notes: dict[str, Note] = {}
+        self.ended: set[str] = set()  # groups told or without main row, until their last row leaves
         self._artifacts: dict[str, Mapping[str, Tensor]] = {}
-        self._plans: dict[str, Plan] = {}
+        self._plans: LRU[Plan] = LRU(KEPT)
         self._tags: dict[str, Tag | None] = {}
+        self._rows: dict[str, set[str]] = {}  # request ids here, by group
 
     def set_up(self, facts: Mapping[str, Any]) -> None:
         """The model's numbers, as the front end read them from its config."""
@@ -90,12 +99,15 @@ class Desk:
         """The plan of a canonical text, every part of it acting; None for the plain model."""
         if text == PLAIN:
             return None
-        if text not in self._plans:
+        made = self._plans.get(text)
+        if made is None:
             if self.facts is None:
                 raise HalluDecodeError("vLLM worker: the front end never sent the model's numbers.")
-            made = compile_plan(text, self.facts, skip_off=False, artifacts=self._artifacts)
-            self._plans[text] = made
-        return self._plans[text]
+            made = compile_plan(
+                parts_of(text), self.facts, skip_off=False, artifacts=self._artifacts
+            )
+            self._plans.put(text, made)
+        return made
 
     def states(self, tag: Tag) -> Sequence[State]:
         """Per part, the state of a row's request."""
@@ -141,8 +153,8 @@ class Desk:
     def check_pictures(self, group: str, identifiers: Sequence[str]) -> None:
         """Features that could not be made must not be taken from vLLM's cache either."""
         for identifier in identifiers:
-            if identifier in self.spoilt:
-                why = self.spoilt[identifier]
+            why = self.spoilt.get(identifier)
+            if why is not None:
                 note = self.note(group)
                 note.error, note.kind = note.error or why.error, note.kind or why.kind
 
@@ -151,7 +163,11 @@ class Desk:
         return self.notes.setdefault(group, Note())
 
     def report(self, groups: Sequence[str]) -> list[dict[str, Any]]:
-        """Notes of finished groups, which are then forgotten."""
+        """Notes of finished groups, which are then forgotten.
+
+        With asynchronous scheduling a group's rows may run on for a step; nothing is kept of it.
+        """
+        self.ended.update(group for group in groups if group in self._rows)
         return [self.notes.pop(group, Note()).told() for group in groups]
 
     def forget(self, jobs: Sequence[str]) -> None:
@@ -162,9 +178,20 @@ class Desk:
     def tag(self, request_id: str, params: Any) -> Tag | None:
         """A request's tag, read once."""
         if request_id not in self._tags:
-            self._tags[request_id] = tag_of(params)
+            tag = self._tags[request_id] = tag_of(params)
+            if tag is not None:
+                self._rows.setdefault(tag.group, set()).add(request_id)
         return self._tags[request_id]
 
     def drop_tag(self, request_id: str) -> None:
-        """A request has left the worker."""
-        self._tags.pop(request_id, None)
+        """A request has left the worker; without its main row a group does nothing any more."""
+        tag = self._tags.pop(request_id, None)
+        if tag is None:
+            return
+        left = self._rows[tag.group]
+        left.discard(request_id)
+        if not left:
+            del self._rows[tag.group]
+            self.ended.discard(tag.group)
+        elif tag.role == 0:
+            self.ended.add(tag.group)

@@ -4,44 +4,46 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from contextlib import contextmanager
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import torch
 
 from halludecode.core import spec as hd_spec
 from halludecode.core.artifact import Artifact
-from halludecode.core.errors import InvalidRequest
+from halludecode.core.errors import HalluDecodeError, HookNeverFired, InvalidRequest
 from halludecode.core.plan import Plan, compile_plan
 from halludecode.core.prompt import Prompt
 from halludecode.engines import VLLM_PROVIDES
-from halludecode.engines.base import Chunk, Output, Request, Sampling, Timings
-from halludecode.engines.finish import effect_of, settled, shower
+from halludecode.engines.base import Chunk, Explain, Explanation, Output, Request, Sampling
+from halludecode.engines.explain import (
+    Reading,
+    explaining,
+    explanation,
+    glance,
+    probed,
+    rasters,
+    warnings,
+)
+from halludecode.engines.finish import settled, shower
 from halludecode.engines.hf.calibrate import Samples
 from halludecode.engines.inputs import Feeder
 from halludecode.engines.prompts import to_prompt
 from halludecode.engines.rows import Job, Row, RowMaker
 from halludecode.engines.vllm.answers import Answer, Reader
-from halludecode.engines.vllm.feeds import Feeds, Group
+from halludecode.engines.vllm.feeds import Feeds
 from halludecode.engines.vllm.host import Host, HostCalibrator
-from halludecode.engines.vllm.inside import error_class
 from halludecode.engines.vllm.limits import check_plan
 from halludecode.engines.vllm.load import Loaded, load_engine
 from halludecode.engines.vllm.looks import Looker
+from halludecode.engines.vllm.outcomes import Ask, Work, answered, outcome
 from halludecode.engines.vllm.wire import pack
 from halludecode.models.layout import check_family
 
-
-@dataclass(frozen=True)
-class Ask:
-    """How one request is answered."""
-
-    plan: Plan
-    sampling: Sampling
-    words: tuple[str, ...] = ()
+KEPT = 256  # compiled strategies, and parts whose artifacts the workers keep
 
 
 class VLLMEngine:
@@ -94,6 +96,7 @@ class VLLMEngine:
         sampling: Sampling | None = None,
         *,
         score_words: Sequence[str] = (),
+        explain: Explain = False,
     ) -> list[Output]:
         """Answers in the order of the requests; all are handed to vLLM at once.
 
@@ -103,17 +106,47 @@ class VLLMEngine:
             sampling: How tokens are drawn; greedy by default.
             score_words: Words whose first-step combined scores, without plausibility mask, are
                 wanted (``Output.scores``).
+            explain: See `HFEngine.generate`.
 
         Raises:
             UnknownStrategy, InvalidParameter, UnsupportedStrategy: Before any token is produced.
             InvalidRequest: A prompt or picture cannot be used, or its rows exceed the capacity.
             HookNeverFired: The model did not call a declared hook.
+            HalluDecodeError: Another failure of a request, when all others are done; to keep their
+                answers, use `generate_each`.
         """
         wanted = [requests] if isinstance(requests, Request) else list(requests)
         plan = strategy if isinstance(strategy, Plan) else self.plan(strategy)
+        plan = probed(plan, self._loaded.facts, explain)
+        if explain:
+            check_plan(plan, self._loaded.vllm_config)
         asked = Ask(plan, sampling or Sampling(), tuple(score_words))
-        *_, outputs = self._write([(request, asked) for request in wanted])
-        return outputs
+        *_, outcomes = self._write([(request, asked) for request in wanted])
+        return [self._warned(output, explain) for output in answered(outcomes)]
+
+    def generate_each(
+        self,
+        requests: Sequence[Request],
+        strategy: hd_spec.Spec | Plan = "greedy",
+        sampling: Sampling | None = None,
+        *,
+        score_words: Sequence[str] = (),
+    ) -> list[Output | HalluDecodeError]:
+        """One output or error per request: what fails does not take the others along.
+
+        Args:
+            requests: See `generate`, as the rest.
+            strategy: What acts.
+            sampling: How tokens are drawn.
+            score_words: Words whose scores are wanted.
+
+        Raises:
+            UnknownStrategy, InvalidParameter, UnsupportedStrategy: Before any token is produced.
+        """
+        plan = strategy if isinstance(strategy, Plan) else self.plan(strategy)
+        asked = Ask(plan, sampling or Sampling(), tuple(score_words))
+        *_, outcomes = self._write([(request, asked) for request in requests], each=True)
+        return outcomes
 
     def stream(
         self, request: Request, strategy: hd_spec.Spec = "greedy", sampling: Sampling | None = None
@@ -124,6 +157,8 @@ class VLLMEngine:
             raise InvalidRequest("stream() writes one answer; use generate() for n > 1.")
         sent, count = "", 0
         for state in self._write([(request, Ask(self.plan(strategy), sampling))], live=True):
+            if isinstance(state[0], HalluDecodeError):
+                raise state[0]
             if isinstance(state[0], Output):
                 yield Chunk(state[0].text[len(sent) :], state[0].token_ids[count:], state[0])
                 return
@@ -135,7 +170,7 @@ class VLLMEngine:
     def rows(self, request: Request, strategy: hd_spec.Spec = "greedy") -> dict[str, Row]:
         """What each row of the forward will be fed, without generating (looks are taken)."""
         plan = self.plan(strategy)
-        prompt, name = to_prompt(request, self._loaded.layout.placeholder), self._name()
+        name, prompt = self._name(), to_prompt(request, self._loaded.layout.placeholder)
         try:
             return dict(self._jobs([(name, prompt, plan)])[0].rows)
         finally:
@@ -146,7 +181,8 @@ class VLLMEngine:
         given = hd_spec.parse(strategy)
         parts = tuple(self._calibrator.pinned(self._host, part) for part in given)
         key = f"{hd_spec.format(parts)}|{[type(p).__qualname__ for p in parts]}|{skip_off}"
-        if key not in self._plans:
+        known = self._plans.pop(key, None)
+        if known is None:
             found = {hd_spec.format((p,)): self._calibrator.artifact(self._host, p) for p in parts}
             plan = compile_plan(
                 parts,
@@ -159,8 +195,11 @@ class VLLMEngine:
             )
             check_family(self._loaded.config, plan.needs, plan.canonical)
             check_plan(plan, self._loaded.vllm_config)
-            self._plans[key] = plan
-        return self._plans[key]
+            known = plan
+        self._plans[key] = known  # as the last used
+        while len(self._plans) > KEPT:
+            self._plans.pop(next(iter(self._plans)), None)
+        return known
 
     def calibrate(
         self,
@@ -207,33 +246,71 @@ class VLLMEngine:
 
     # Private --------------------------------------------------------------------------------------
     def _write(
-        self, asked: Sequence[tuple[Request, Ask]], *, live: bool = False
+        self, asked: Sequence[tuple[Request, Ask]], *, live: bool = False, each: bool = False
     ) -> Iterator[list[Any]]:
-        """Yields the answers after every step if ``live``, at the end the outputs."""
+        """Yields the answers after every step if ``live``, at the end the outcomes.
+
+        Args:
+            asked: Requests and how each is answered.
+            live: Whether text is wanted after every token.
+            each: Go on with the others where a request cannot be prepared.
+        """
         begun = time.perf_counter()
-        prompts = [to_prompt(r, self._loaded.layout.placeholder) for r, _ in asked]
-        asks = [ask for _, ask in asked]
-        names = [self._name() for _ in prompts]
+        works = [Work(self._name(), request, ask) for request, ask in asked]
         reader = Reader(self._loaded, live=live)
         try:
-            plans = [ask.plan for ask in asks]
-            jobs = self._jobs(list(zip(names, prompts, plans, strict=True)))
-            groups = [
-                self._feeds.group(job, ask.plan, ask.sampling, name, self._words(ask))
-                for job, ask, name in zip(jobs, asks, names, strict=True)
-            ]
+            self._prepare(works, each=each)
             prepared = time.perf_counter()
-            for group, ask in zip(groups, asks, strict=True):
-                reader.add(group, ask.sampling)
+            for work in works:
+                if work.group is not None:
+                    reader.add(work.group, work.ask.sampling)
             for _ in reader.steps():
                 if live:
                     yield reader.answers
             notes = reader.notes()
         finally:
             reader.abort()
-            self._loaded.tell("hd_forget", names)
+            self._loaded.tell("hd_forget", [work.name for work in works])
         clock = (begun, prepared, reader.first or prepared, time.perf_counter())
-        yield self._outputs(jobs, plans, groups, reader.answers, notes, clock)
+        yield self._outcomes(works, reader.answers, notes, clock)
+
+    def _prepare(self, works: Sequence[Work], *, each: bool) -> None:
+        """Rows of all requests; looks of requests under one plan are taken together."""
+        for work in works:
+            with self._kept(work, each=each):
+                work.prompt = to_prompt(work.request, self._loaded.layout.placeholder)
+        for plan in {id(work.ask.plan): work.ask.plan for work in works}.values():
+            own = [w for w in works if w.ask.plan is plan and w.prompt is not None]
+            try:
+                self._take_looks(own, plan)
+            except HalluDecodeError as error:
+                if not each:
+                    raise
+                for work in own:  # one of them is at fault
+                    if len(own) == 1:
+                        work.error = error
+                        break
+                    with self._kept(work, each=each):
+                        self._take_looks([work], plan)
+        for work in works:
+            if work.job is not None:
+                with self._kept(work, each=each):
+                    given = (work.ask.plan, work.ask.sampling, work.name, self._words(work.ask))
+                    work.group = self._feeds.group(work.job, *given)
+
+    @contextmanager
+    def _kept(self, work: Work, *, each: bool) -> Iterator[None]:
+        try:
+            yield
+        except HalluDecodeError as error:
+            if not each:
+                raise
+            work.error = error
+
+    def _take_looks(self, works: Sequence[Work], plan: Plan) -> None:
+        jobs = self._jobs([(w.name, w.prompt, plan) for w in works if w.prompt is not None])
+        for work, job in zip(works, jobs, strict=True):
+            work.job = job
 
     def _words(self, ask: Ask) -> dict[str, list[int]]:
         return {word: self._maker.feeder.word_ids(word) for word in ask.words}
@@ -256,40 +333,56 @@ class VLLMEngine:
     def _send_artifacts(self, plan: Plan) -> None:
         for part in plan.parts:
             made, text = part.facts.artifact, hd_spec.format((part.strategy,))
-            if self._sent.get(text) is not made:
+            known = self._sent.pop(text, None)
+            if known is not made:
                 self._loaded.tell("hd_artifact", text, pack(made))
-                self._sent[text] = made
+            if made is not None:
+                self._sent[text] = made  # as the last used
+        while len(self._sent) > KEPT:
+            oldest = next(iter(self._sent))
+            del self._sent[oldest]
+            self._loaded.tell("hd_artifact", oldest, None)
 
-    def _outputs(
+    def _outcomes(
         self,
-        jobs: Sequence[Job],
-        plans: Sequence[Plan],
-        groups: Sequence[Group],
+        works: Sequence[Work],
         answers: Sequence[Answer],
         notes: Sequence[Mapping[str, Any]],
         clock: tuple[float, float, float, float],
-    ) -> list[Output]:
-        share = [(b - a) * 1000 / max(len(jobs), 1) for a, b in pairwise(clock)]
-        outputs: list[Output] = []
+    ) -> list[Output | HalluDecodeError]:
+        share = [(b - a) * 1000 / max(len(works), 1) for a, b in pairwise(clock)]
+        made: list[Output | HalluDecodeError] = []
         start = 0
-        for job, plan, group in zip(jobs, plans, groups, strict=True):
-            own = answers[start : start + group.children]
-            told = notes[start : start + group.children]
-            start += group.children
-            for note in told:
-                if note["error"]:
-                    raise error_class(note["kind"])(note["error"])
-            seen: Any = SimpleNamespace(**told[0])
-            effect, warnings = effect_of(plan, seen, job)
-            outputs.append(
-                Output(
-                    choices=tuple(answer.choice() for answer in own),
-                    strategy=plan.canonical,
-                    effect=effect if effect is None or effect >= 0 else None,
-                    timings=Timings(*share, tokens=sum(len(a.ids) for a in own)),
-                    rows=tuple(job.rows),
-                    scores=told[0]["scores"],
-                    warnings=warnings,
-                )
+        for work in works:
+            stop = start + (work.group.children if work.group is not None else 0)
+            own = answers[start:stop], notes[start:stop]
+            made.append(outcome(work, *own, share, self._explained))
+            start = stop
+        return made
+
+    def _explained(self, work: Work, answer: Answer, note: Mapping[str, Any]) -> Explanation | None:
+        """One answer token by token, if that was asked for and there is an image."""
+        if explaining(work.ask.plan) is None or not work.job or not work.job.prompt.pictures:
+            return None
+        if len(note["read"]) < len(answer.ids):
+            raise HookNeverFired(
+                f"{len(answer.ids)} tokens were written and {len(note['read'])} of them read; "
+                "explain with engine='hf'."
             )
-        return outputs
+        row, decode = work.job.rows["main"], self.processor.tokenizer.decode
+        spans = rasters(row, self._maker.feeder, self._loaded.layout)
+        read = [
+            Reading(grounding, entropy, glance(torch.tensor(seen), row, spans))
+            for grounding, entropy, seen in note["read"][: len(answer.ids)]
+        ]
+        texts = (
+            decode(answer.ids[: i + 1], skip_special_tokens=True).strip() for i in range(len(read))
+        )
+        ends = [len(settled(text, ())) for text in texts]
+        return explanation(answer.text, answer.ids, ends, read)
+
+    def _warned(self, output: Output, explain: Explain) -> Output:
+        """With what the user should know about an explanation that is not whole."""
+        pictured = output.explanation is not None
+        more = warnings(explain, self._loaded.layout, pictured=pictured)
+        return replace(output, warnings=output.warnings + more) if more else output

@@ -34,7 +34,7 @@ def apply(runner: Any, identifier: str, edit: tuple[Tag, int], features: Tensor)
         return _edited(desk, tag, picture, features)
     except Exception as error:
         desk.note(tag.group).fail(error, tag.plan)
-        desk.spoilt[identifier] = desk.note(tag.group)
+        desk.spoilt.put(identifier, desk.note(tag.group))
         return features.new_zeros((tag.features or [])[picture][-1], features.shape[-1])
 
 

@@ -1,17 +1,16 @@
 """What happens inside one forward of a worker: attention edits, steering, early layers, looks.
 
-`install` puts hooks on the decoder's layers and attention; each forward has an `Inside` made from
-the step's `View`. Without one, as in vLLM's own dummy runs, hooks do nothing.
+Hooks on the decoder's layers and attention (see `hooks`) call it; each forward has an `Inside` made
+from the step's `View`. Without one, as in vLLM's own dummy runs, they do nothing.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from halludecode.core import errors
 from halludecode.core.errors import HalluDecodeError, HookNeverFired
@@ -108,7 +107,17 @@ class Inside:
                 self._guard(unit, lambda u=unit: self._check_fired(u))
 
     def early_of(self, groups: Sequence[str], layer: int) -> Tensor:
-        """[B, D]: residuals entering a layer, of groups that draw a token in this step."""
+        """[B, D]: residuals entering a layer, of groups that draw a token in this step.
+
+        Raises:
+            HookNeverFired: The layer never showed them.
+        """
+        if any((group, layer) not in self.early for group in groups):
+            raise HookNeverFired(
+                f"The residual entering layer {layer} was never seen, so its early scores are "
+                "unknown; this vLLM model did not reach halludecode's hooks (report it with "
+                "`halludecode doctor`)."
+            )
         return torch.stack([self.early[group, layer] for group in groups])
 
     def _check_fired(self, unit: Unit) -> None:
@@ -174,127 +183,6 @@ class Inside:
 
 def _layers(parts: Sequence[Part], wanted: Callable[[Part], Any]) -> frozenset[int]:
     return frozenset(n for part in parts if wanted(part) for n in part.layers)
-
-
-def install(runner: Any) -> None:
-    """Put hooks on a loaded runner's model; they ask ``runner.hd_inside()`` in every forward."""
-    layers = decoder_layers(runner.get_model())
-    for number, layer in enumerate(layers):
-        layer.register_forward_pre_hook(_on_input(runner, number), with_kwargs=True)
-        layer.register_forward_hook(_on_output(runner, number))
-        if hasattr(layer, "mlp"):
-            layer.mlp.register_forward_hook(_on_mlp(runner, number), with_kwargs=True)
-    _wrap_attention(runner)
-
-
-def decoder_layers(model: Any) -> nn.ModuleList:
-    """The decoder's layers of a vLLM model.
-
-    Raises:
-        HalluDecodeError: There are none where they are looked for.
-    """
-    text = model.get_language_model() if hasattr(model, "get_language_model") else model
-    for name, module in text.named_modules():
-        if name.split(".")[-1] == "layers" and isinstance(module, nn.ModuleList):
-            return module
-    raise HalluDecodeError(
-        f"{type(model).__name__}: vLLM's model has no list of decoder layers where halludecode "
-        "looks for it."
-    )
-
-
-def decoder(runner: Any) -> Decode:
-    """The model's LM head, after its final norm or not."""
-    model = runner.get_model()
-    text = model.get_language_model() if hasattr(model, "get_language_model") else model
-    final = next(m for n, m in text.named_modules() if re.fullmatch(r"(.*\.)?norm", n))
-
-    def decode(x: Tensor, norm: bool) -> Tensor:
-        return model.compute_logits(final(x) if norm else x).float()
-
-    return decode
-
-
-def _on_input(runner: Any, number: int) -> Callable[..., None]:
-    def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        inside = runner.hd_inside()
-        if inside is not None:
-            hidden = kwargs["hidden_states"] if "hidden_states" in kwargs else args[1]
-            residual = kwargs["residual"] if "residual" in kwargs else args[2]
-            inside.layer_input(number, hidden, residual)
-
-    return hook
-
-
-def _on_output(runner: Any, number: int) -> Callable[..., Any]:
-    def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
-        inside = runner.hd_inside()
-        return None if inside is None else inside.layer_output(number, *output)
-
-    return hook
-
-
-def _on_mlp(runner: Any, number: int) -> Callable[..., Any]:
-    def hook(
-        module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor
-    ) -> Tensor | None:
-        inside = runner.hd_inside()
-        given = args[0] if args else next(iter(kwargs.values()))
-        return None if inside is None else inside.mlp_output(number, output, given)
-
-    return hook
-
-
-def _wrap_attention(runner: Any) -> None:
-    from vllm.model_executor.layers.attention import Attention
-    from vllm.v1.attention.backend import AttentionType
-
-    context = runner.vllm_config.compilation_config.static_forward_context
-    for name, layer in context.items():
-        number = re.search(r"layers\.(\d+)\.", name)
-        if not isinstance(layer, Attention) or number is None:
-            continue
-        if layer.attn_type == AttentionType.DECODER:
-            impl = layer.impl
-            impl.__class__ = _edited(type(impl))
-            impl.hd_runner, impl.hd_layer = runner, int(number[1])
-
-
-def _edited(cls: type) -> type:
-    """A backend's class whose forward is followed by our edits."""
-
-    def forward(
-        self: Any,
-        layer: Any,
-        query: Tensor,
-        key: Tensor,
-        value: Tensor,
-        kv_cache: Tensor,
-        attn_metadata: Any,
-        output: Tensor,
-        *args: Any,
-        **kwargs: Any,
-    ) -> Any:
-        made = cls.forward(
-            self, layer, query, key, value, kv_cache, attn_metadata, output, *args, **kwargs
-        )
-        inside = self.hd_runner.hd_inside() if attn_metadata is not None else None
-        if inside is not None:
-            shape = (-1, self.num_heads, self.head_size)
-            inside.attention(
-                attention.Layer(
-                    self.hd_layer,
-                    query.view(shape),
-                    kv_cache,
-                    attn_metadata.block_table,
-                    self.scale,
-                    output.view(shape),
-                )
-            )
-        return made
-
-    # The class must be the only base: another layout of objects cannot be swapped in.
-    return type("Hallu" + cls.__name__, (cls,), {"forward": forward})
 
 
 def error_class(kind: str) -> type[HalluDecodeError]:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 from halludecode.core.errors import InvalidRequest, UnsupportedStrategy
 from halludecode.core.part import Part
 from halludecode.core.plan import Plan
+from halludecode.views.heads import Mapped
 
 if TYPE_CHECKING:
     from halludecode.engines.rows import Row
@@ -16,7 +17,9 @@ ATTENTION = frozenset(
     {"add", "scale", "hide", "gain", "heads", "mass", "scores", "weights", "out", "flag", "once"}
 )
 INSIDE = ATTENTION | {"steer", "early", "looks", "key"}  # needs served between vLLM's kernels
-GATHERED = frozenset({"once", "out", "scores", "weights", "vision", "raster"})  # over all heads
+GATHERED = frozenset(
+    {"heads", "once", "out", "scores", "weights", "vision", "raster"}
+)  # over all heads
 
 
 def check_plan(plan: Plan, config: Any) -> None:
@@ -31,12 +34,21 @@ def check_plan(plan: Plan, config: Any) -> None:
                 f"{part.strategy.name} hides image tokens of a whole row (Branch.hide), which "
                 "engine 'vllm' does not serve; use engine='hf'."
             )
-    eager = config.model_config.enforce_eager
-    if plan.needs & INSIDE and not eager:
-        _refuse(plan, INSIDE, "is served eagerly only; start without enforce_eager=False")
+    compiled = config.compilation_config
+    if plan.needs & INSIDE and compiled.cudagraph_mode.name != "NONE":
+        _refuse(plan, INSIDE, "CUDA graphs would leave out; start with enforce_eager=True")
+    if "vision" in plan.needs and compiled.compile_mm_encoder:
+        _refuse(plan, INSIDE, "compiled towers do not show; start without compile_mm_encoder")
     ranks = config.parallel_config
     if plan.needs & GATHERED and ranks.tensor_parallel_size > 1:
         _refuse(plan, GATHERED, "reads all heads at once; use tensor_parallel_size=1")
+    per_head = next((part for part in plan.parts if _has_numbers_per_head(part)), None)
+    if per_head is not None and ranks.tensor_parallel_size > 1:
+        raise UnsupportedStrategy(
+            f"{per_head.strategy.name} goes by a number per head, and each of "
+            f"{ranks.tensor_parallel_size} tensor-parallel ranks has a part of the heads; use "
+            "tensor_parallel_size=1, or engine='hf'."
+        )
     if plan.parts and ranks.pipeline_parallel_size > 1:
         _refuse(plan, plan.needs, "needs the whole model; use pipeline_parallel_size=1")
     if plan.needs & ATTENTION and "fp8" in str(config.cache_config.cache_dtype):
@@ -110,6 +122,13 @@ def _check_one_step(rows: Sequence[Row], plan: Plan, config: Any) -> None:
 def edited_rows(part: Part) -> set[str]:
     """Local names of rows that a part edits inside the model."""
     return {*part.attend_rows, *(part.strategy.steer_rows if part.steers else ())}
+
+
+def _has_numbers_per_head(part: Part) -> bool:
+    if isinstance(part.strategy, Mapped):
+        return True
+    tensors = (part.facts.artifact or {}).values() if part.phase is not None else ()
+    return any(t.dim() > 1 and t.shape[-1] == part.facts.H for t in tensors)
 
 
 def _refuse(plan: Plan, needs: frozenset[str], why: str) -> None:

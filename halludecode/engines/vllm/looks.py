@@ -102,6 +102,9 @@ class Looker:
                 reader.add(self._request(look, row, names[look.key]), Sampling())
             for _ in reader.steps():
                 pass
+            for error in (answer.error for answer in reader.answers):
+                if error is not None:
+                    raise error
             for note in reader.notes():
                 if note["error"]:
                     raise error_class(note["kind"])(note["error"])

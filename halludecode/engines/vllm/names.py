@@ -1,9 +1,15 @@
-"""What of vLLM this engine builds on beyond its public options, checked before it starts."""
+"""What of vLLM this engine builds on beyond its public options, checked before it starts.
+
+``python -m halludecode.engines.vllm.names`` tells `halludecode doctor`, from a process of its own.
+"""
 
 from __future__ import annotations
 
 import importlib
 import inspect
+import json
+import sys
+from typing import Any
 
 # Module -> class -> methods that are called, wrapped or overridden.
 USED: dict[str, dict[str, tuple[str, ...]]] = {
@@ -48,6 +54,10 @@ USED: dict[str, dict[str, tuple[str, ...]]] = {
 }
 FUNCTIONS = {
     "vllm.v1.sample.ops.topk_topp_sampler": ("apply_top_k_top_p",),
+    "vllm.distributed": (
+        "get_tensor_model_parallel_world_size",
+        "tensor_model_parallel_all_gather",
+    ),
     "vllm.inputs.engine": ("mm_input", "tokens_input"),
     "vllm.model_executor.model_loader.utils": ("get_model_architecture",),
     "vllm.multimodal.utils": ("group_and_batch_mm_kwargs",),
@@ -89,8 +99,26 @@ def missing() -> list[str]:
     return gone
 
 
+def about() -> dict[str, Any]:
+    """Version, kind of device, and what is missing; imports vLLM, starts nothing."""
+    import vllm
+    from vllm.platforms import current_platform
+
+    counted = sum(len(classes) for classes in (*USED.values(), *FUNCTIONS.values()))
+    return {
+        "version": vllm.__version__,
+        "device": current_platform.device_type,
+        "missing": missing(),
+        "counted": counted,
+    }
+
+
 def _get(module: str, name: str) -> object | None:
     try:
         return getattr(importlib.import_module(module), name, None)
     except ImportError:
         return None
+
+
+if __name__ == "__main__":
+    sys.stdout.write(json.dumps(about()) + "\n")

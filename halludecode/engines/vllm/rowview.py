@@ -94,13 +94,12 @@ class View:
             count = scheduled[name]
             request = runner.requests[name]
             tag = desk.tag(name, request.sampling_params)
-            if tag is not None:
+            if tag is not None and tag.group not in desk.ended:
                 start = int(batch.num_computed_tokens_cpu[index])
                 samples = not bool(runner.discard_request_mask.np[index])
                 row = RowStep(index, first, start, start + count, samples, tag, request)
                 groups.setdefault(tag.group, {})[tag.name] = row
-                if desk.spoilt:
-                    desk.check_pictures(tag.group, [f.identifier for f in request.mm_features])
+                desk.check_pictures(tag.group, [f.identifier for f in request.mm_features])
             first += count
         return cls(groups)
 

@@ -17,12 +17,13 @@ from vllm.v1.sample.ops.topk_topp_sampler import apply_top_k_top_p
 from vllm.v1.sample.sampler import Sampler
 
 from halludecode.core import step as hd_step
-from halludecode.core.errors import HalluDecodeError
+from halludecode.core.errors import HalluDecodeError, HookNeverFired
 from halludecode.core.plan import Plan
 from halludecode.core.step import Step
 from halludecode.core.strategy import stack
 from halludecode.engines import sampling
 from halludecode.engines.base import Sampling
+from halludecode.engines.explain import BLIND, Glance, carried, explaining, on_image, readings
 from halludecode.engines.sampling import NEG_INF, gumbel
 from halludecode.engines.vllm.rowview import RowStep, View
 from halludecode.engines.vllm.seen import Kept
@@ -73,6 +74,7 @@ class Current:
 
     groups: list[Rows] = field(default_factory=list)
     plain: dict[str, Tensor] = field(default_factory=dict)  # raw main logits [V] by group
+    pairs: dict[str, tuple[int, Tensor]] = field(default_factory=dict)  # see `_keep_pairs`
 
 
 class GroupSampler(Sampler):
@@ -95,6 +97,7 @@ class GroupSampler(Sampler):
         if view is not None and logits is not None and logits.shape[0] == batch.num_reqs:
             self.current.groups = list(view.sampling())
             self._keep_logits(logits)
+            self._keep_pairs(logits)
             logits = self._combine(self._ban(logits))
         return super().forward(
             logits, sampling_metadata, predict_bonus_token, logprobs_mode_override
@@ -116,6 +119,7 @@ class GroupSampler(Sampler):
             to, source = torch.tensor(pairs, device=tokens.device).T
             tokens.index_copy_(0, to, tokens.index_select(0, source))
         self._count(tokens)
+        self._read(tokens)
         self._end_failed(tokens)
         return tokens, processed
 
@@ -125,6 +129,41 @@ class GroupSampler(Sampler):
             if main.tag.look and main.tag.look["logits"]:
                 kept = self.runner.hd_desk.seen.setdefault(main.tag.group, Kept())
                 kept.logits[main.written] = logits[main.index].detach().float().cpu()
+
+    def _keep_pairs(self, logits: Tensor) -> None:
+        """Of groups that are explained: the probe's place, and log p [2, V], with image first."""
+        for rows in self.current.groups:
+            tag = rows["main"].tag
+            plan = self.runner.hd_desk.plan(tag.plan)
+            place = None if plan is None else explaining(plan)
+            if place is not None and tag.pictured and tag.local:
+                blind = dict(tag.local[place])[BLIND]
+                pair = logits[[rows["main"].index, rows[blind].index]].float().log_softmax(-1)
+                self.current.pairs[tag.group] = place, pair
+
+    def _read(self, tokens: Tensor) -> None:
+        """What the tokens just drawn owe to the image, where that is asked for."""
+        for rows in self.current.groups:
+            main = rows["main"]
+            place, pair = self.current.pairs.get(main.tag.group, (0, None))
+            if pair is None:
+                continue
+            note, token = self.runner.hd_desk.note(main.tag.group), tokens[main.index].long()
+            try:
+                one = readings(pair[:1], pair[1:], token.view(1), [Glance(0.0)])[0]
+                seen = self._on_image(main, place).tolist()
+                note.read[main.written] = [one.grounding, one.entropy, seen]
+            except Exception as error:
+                note.fail(error, "explain")
+
+    def _on_image(self, main: RowStep, place: int) -> Tensor:
+        """What the probe left of the query that drew a row's token."""
+        inside = self.runner.hd_inside()
+        for unit in inside.units if inside is not None else ():
+            for r, span in enumerate(unit.spans.get("main", ())):
+                if span.row is main and span.stop == main.stop and unit.carry[place]:
+                    return on_image(carried(unit.carry[place])[r], main.picture)
+        raise HookNeverFired("The attention of a token that is to be explained was never seen.")
 
     def _end_failed(self, tokens: Tensor) -> None:
         """A void answer ends here, with an end token."""

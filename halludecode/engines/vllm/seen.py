@@ -53,7 +53,7 @@ def keep_attention(row: RowStep, kept: Kept, layer: Layer) -> None:
         return
     at = row.first + row.prompt - 1 - row.start
     if layer.number in look["heads"]:
-        kept.heads[layer.number] = layer.out[at].detach().float().cpu()
+        kept.heads[layer.number] = _all_heads(layer.out[at].detach().clone()).float().cpu()
     if layer.number in look["image"]:
         table = paged.tables(
             layer.block_table,
@@ -64,8 +64,19 @@ def keep_attention(row: RowStep, kept: Kept, layer: Layer) -> None:
         keys, _ = paged.read(layer.cache, table, row.prompt)
         q = layer.query[at].float()
         k = keys[0].float().repeat_interleave(q.shape[0] // keys.shape[1], 0)
-        weights = (torch.einsum("hd,hnd->hn", q, k) * layer.scaling).softmax(-1).cpu()
-        kept.image[layer.number] = weights[:, row.picture >= 0]
+        weights = (torch.einsum("hd,hnd->hn", q, k) * layer.scaling).softmax(-1)
+        kept.image[layer.number] = _all_heads(weights).cpu()[:, row.picture >= 0]
+
+
+def _all_heads(x: Tensor) -> Tensor:
+    """[H, n] of the [h, n] this tensor-parallel rank has; every rank asks in the same order."""
+    from vllm.distributed import (
+        get_tensor_model_parallel_world_size,
+        tensor_model_parallel_all_gather,
+    )
+
+    alone = get_tensor_model_parallel_world_size() == 1
+    return x if alone else tensor_model_parallel_all_gather(x.contiguous(), dim=0)
 
 
 def seen_of(kept: Kept, look: Mapping[str, Any], told: Mapping[str, Any]) -> Seen:

@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from halludecode.core.errors import HalluDecodeError
-from halludecode.engines.vllm import features, inside, weights
+from halludecode.engines.vllm import features, hooks, reasons, weights
 from halludecode.engines.vllm import sampler as hd_sampler
 from halludecode.engines.vllm.attention import Checked
 from halludecode.engines.vllm.desk import Desk
@@ -26,6 +26,7 @@ BASES = {
     "GPUWorker": "vllm.v1.worker.gpu_worker",
 }
 STOCK = {"CPUWorker": "CPUWorker", "GPUWorker": "Worker"}
+reasons.listen()
 
 
 class RunnerMixin:
@@ -38,9 +39,15 @@ class RunnerMixin:
         self._hd_scheduled = scheduler_output.num_scheduled_tokens
         self._hd_view: View | None = None
         self._hd_inside: Inside | None = None
-        made = super().execute_model(scheduler_output, *args, **kwargs)
-        if self._hd_inside is not None:
-            self._hd_inside.finish()
+        before = hooks.running.set(self)
+        try:
+            made = super().execute_model(scheduler_output, *args, **kwargs)
+        finally:
+            hooks.running.reset(before)
+        # Asked for even if no hook did, which is then noticed.
+        acted = self.hd_inside() if scheduler_output.total_num_scheduled_tokens else None
+        if acted is not None:
+            acted.finish()
         return made
 
     def hd_view(self) -> View | None:
@@ -125,9 +132,9 @@ class WorkerMixin:
         runner.hd_desk = Desk()
         runner._hd_scheduled = runner._hd_view = runner._hd_inside = None
         runner._hd_edits = {}
-        runner._hd_checked, runner._hd_decode = Checked(), inside.decoder(runner)
+        runner._hd_checked, runner._hd_decode = Checked(), hooks.decoder(runner)
         hd_sampler.install(runner)
-        inside.install(runner)
+        hooks.install(runner)
 
     def hd_set_up(self, facts: dict[str, Any]) -> None:
         """See `Desk.set_up`."""

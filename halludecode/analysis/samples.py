@@ -1,0 +1,95 @@
+"""Samples for measuring heads: a folder of pictures, labelled questions, pictures to describe.
+
+Sources are those of `eval` (`evals.data_sources`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from halludecode.analysis.heads import HeadSample
+from halludecode.core.errors import InvalidData, InvalidParameter
+from halludecode.engines.base import Request
+from halludecode.evals.data_sources import load_units
+from halludecode.evals.entries import Selection
+from halludecode.evals.task import Picture, Sample, Unit, preset_for
+
+TASKS = ("pope", "chair")
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif")
+
+
+def from_folder(
+    folder: Path,
+    prompt: str | None,
+    model: str,
+    preset: str | None = None,
+    limit: int | None = None,
+) -> list[HeadSample]:
+    """Every picture of a folder under one prompt; nothing is known of what is right.
+
+    Args:
+        folder: Its pictures are taken by name.
+        prompt: What is asked; None takes the preset's words for a description.
+        model: The model's name; it chooses the default preset.
+        preset: Prompt preset, as for `eval`.
+        limit: First N pictures.
+
+    Raises:
+        InvalidData: There is no such folder, or no picture in it.
+        InvalidRequest: A picture cannot be read.
+    """
+    try:
+        files = sorted(file for file in folder.iterdir() if file.suffix.lower() in SUFFIXES)
+    except OSError as error:
+        raise InvalidData(f"{folder}: cannot be read ({error.strerror}).") from None
+    if not files:
+        raise InvalidData(f"{folder}: holds no pictures ({', '.join(SUFFIXES)}).")
+    words = prompt or preset_for(preset, model, ["chair"])[1].prompt("chair", "")
+    pictures = (Picture.from_file(file, file.name).load() for file in files[:limit])
+    return [HeadSample(Request(words, (picture,))) for picture in pictures]
+
+
+def from_data(
+    sources: Sequence[str],
+    task: str,
+    model: str,
+    *,
+    images: Path | None = None,
+    annotations: Path | None = None,
+    preset: str | None = None,
+    limit: int | None = None,
+) -> list[HeadSample]:
+    """Labelled samples.
+
+    Args:
+        sources: Testbed names, folders or hub ids.
+        task: "pope": questions with yes or no, of every picture those of one split; "chair":
+            pictures to describe, with their true objects.
+        model: The model's name; it chooses the default preset.
+        images: Folder of pictures, with ``annotations``.
+        annotations: POPE question file or COCO instances file.
+        preset: Prompt preset, as for `eval`.
+        limit: First N pictures of every source.
+
+    Raises:
+        InvalidParameter: There is no such task.
+        HalluDecodeError: As `load_units`.
+    """
+    if task not in TASKS:
+        raise InvalidParameter(f"Unknown task {task!r}; known: {', '.join(TASKS)}.")
+    presets = {task: preset_for(preset, model, [task])[1]}
+    made = {} if limit is None else {"testbed_images": limit}  # no more than are wanted
+    chosen = Selection([task], presets, limit=limit, **made)
+    units = load_units(sources, chosen, images, annotations)
+    return [
+        HeadSample(Request(s.prompt, (s.picture.load(),)), s.label, s.objects)
+        for s in _in_turn(units)
+    ]
+
+
+def _in_turn(units: Sequence[Unit]) -> Iterator[Sample]:
+    """Every picture with the questions of one split: splits share most of their questions."""
+    names = dict.fromkeys(s.picture.name for unit in units for s in unit.samples)
+    turn = {name: i % len(units) for i, name in enumerate(names)}
+    return (s for i, unit in enumerate(units) for s in unit.samples if turn[s.picture.name] == i)

@@ -1,0 +1,72 @@
+"""Why vLLM could not start, in its own words, from whichever of its processes knew."""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from halludecode.core.errors import HalluDecodeError, InvalidModel
+
+VARIABLE = "HALLUDECODE_START_LOG"  # a file; processes of vLLM inherit its name
+_VALUE = re.compile(r"Value error, (.*?) \[type=", re.S)  # what pydantic wraps
+
+
+@contextmanager
+def starting(model: str) -> Iterator[None]:
+    """Whatever ends a start of vLLM in this block becomes one sentence.
+
+    Args:
+        model: As the user named it.
+
+    Raises:
+        InvalidModel: With the last line of vLLM's reason.
+    """
+    with tempfile.NamedTemporaryFile("r", prefix="halludecode-", encoding="utf-8") as told:
+        before = os.environ.get(VARIABLE)
+        os.environ[VARIABLE] = told.name
+        try:
+            yield
+        except HalluDecodeError:
+            raise
+        except Exception as error:
+            why = next(iter(told.read().splitlines()), "") or last_words(error)
+            raise InvalidModel(
+                f"{model}: vLLM cannot start ({why}). Change the option or the model that it "
+                "names, or use engine='hf'."
+            ) from error
+        finally:
+            os.environ.pop(VARIABLE)
+            if before is not None:
+                os.environ[VARIABLE] = before
+
+
+def last_words(error: BaseException) -> str:
+    """The sentence of an error that says most: pydantic's reason, else its last line."""
+    found = _VALUE.search(str(error))
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    said = " ".join(found[1].split()) if found else (lines or [type(error).__name__])[-1]
+    return said.rstrip(".")[:400]
+
+
+class Teller(logging.Handler):
+    """Writes the last words of errors that vLLM logs into the file of the process that waits."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """One line per error; nothing once nobody waits any more."""
+        path = Path(os.environ.get(VARIABLE, ""))
+        error = record.exc_info[1] if record.exc_info else None
+        if error is not None and path.is_file():
+            with path.open("a", encoding="utf-8") as told:
+                told.write(last_words(error) + "\n")
+
+
+def listen() -> None:
+    """Called in processes of vLLM, as early as any code of ours runs there."""
+    logger = logging.getLogger("vllm")
+    if VARIABLE in os.environ and not any(isinstance(h, Teller) for h in logger.handlers):
+        logger.addHandler(Teller(logging.ERROR))

@@ -1,0 +1,106 @@
+"""What a request may be told beside its answer, and what is told of the server and its strategies.
+
+A request with ``vllm_xargs: {"details": 1}`` gets a field ``halludecode`` in its response (in the
+last chunks of a streamed one): what `VLLMEngine.generate` says of an answer. `engines.remote` reads
+it, so that an evaluation over HTTP writes the very lines one in process does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+from halludecode.core.errors import HalluDecodeError, InvalidRequest
+from halludecode.engines.finish import effect_of
+from halludecode.evals.controls import controls_of
+
+if TYPE_CHECKING:
+    from halludecode.core.plan import Plan
+    from halludecode.serve.front import Asked, Front
+
+MOST_WORDS, LONGEST_WORD = 16, 100  # of score_words
+
+
+def words_of(xargs: Mapping[str, Any] | None) -> tuple[str, ...] | None:
+    """The words whose scores are asked for; None for a request that wants no details.
+
+    Raises:
+        InvalidRequest: They are no short list of words.
+    """
+    given = (xargs or {}).get("score_words", [])
+    if not isinstance(given, list) or not all(isinstance(word, str) and word for word in given):
+        raise InvalidRequest(f'score_words must be a list of words, not {given!r}: ["yes", "no"].')
+    if len(given) > MOST_WORDS or any(len(word) > LONGEST_WORD for word in given):
+        raise InvalidRequest(
+            f"score_words: at most {MOST_WORDS} words of {LONGEST_WORD} characters are scored."
+        )
+    wanted = bool((xargs or {}).get("details")) or bool(given)
+    return tuple(given) if wanted else None
+
+
+def details_of(asked: Asked, decode: Callable[[Sequence[int]], str]) -> dict[str, Any]:
+    """The ``halludecode`` field of a finished answer.
+
+    Args:
+        asked: The request, answered.
+        decode: Token ids to text.
+
+    Returns:
+        ``effect``, ``rows``, ``scores`` and ``warnings`` as `Output` has them; ``texts`` of the
+        choices as the tokenizer writes them; ``timings`` in milliseconds.
+    """
+    told: Any = SimpleNamespace(**asked.told)
+    effect, warnings = effect_of(asked.plan, told, asked.job)
+    begun, sent, first, done = asked.clock
+    return {
+        "effect": effect if effect is None or effect >= 0 else None,
+        "rows": list(asked.job.rows),
+        "scores": dict(told.scores),
+        "warnings": list(warnings),
+        "texts": [_text(decode(ids), asked.stops) for ids in asked.ids],
+        "timings": {
+            "prepare_ms": (sent - begun) * 1000,
+            "prefill_ms": (first - sent) * 1000,
+            "decode_ms": (done - first) * 1000,
+        },
+    }
+
+
+def _text(text: str, stops: Sequence[str]) -> str:
+    found = [text.find(stop) for stop in stops if stop in text]
+    return text[: min(found)] if found else text
+
+
+def told_of(plan: Plan) -> dict[str, Any]:
+    """A compiled strategy, for clients that have no model to compile it for."""
+    return {
+        "canonical": plan.canonical,
+        "rows": list(plan.rows),
+        "cost": str(plan.cost),
+        "describe": plan.describe(),
+        "controls": controls_of(plan),
+    }
+
+
+def install(app: Any, front: Front) -> None:
+    """Add ``/v1/halludecode`` and ``/v1/halludecode/plan`` to vLLM's application."""
+    from fastapi.responses import JSONResponse
+
+    from halludecode.serve.chat import refusal
+
+    async def about() -> Any:
+        return JSONResponse(await front.describe())
+
+    async def plan(strategy: str) -> Any:
+        try:
+            front.policy.check_allowed(strategy)
+            made = await front.plan(strategy)
+            front.policy.check_rows(made.canonical, len(made.rows), 1)
+            return JSONResponse(told_of(made))
+        except HalluDecodeError as error:
+            made = refusal(error)
+            return JSONResponse(made.model_dump(), status_code=made.error.code)
+
+    app.add_api_route("/v1/halludecode", about, methods=["GET"])
+    app.add_api_route("/v1/halludecode/plan", plan, methods=["GET"])

@@ -1,0 +1,49 @@
+"""The notebooks run as they are, and are committed with what they show."""
+
+from pathlib import Path
+
+import pytest
+
+nbformat = pytest.importorskip("nbformat")
+
+FOLDER = Path(__file__).parents[2] / "notebooks"
+BOOKS = sorted(FOLDER.glob("*.ipynb"))
+
+
+def code(book):
+    return [cell for cell in book.cells if cell.cell_type == "code"]
+
+
+def outputs(book, kind):
+    return [o for cell in code(book) for o in cell.outputs if o.output_type == kind]
+
+
+def test_the_three_are_there():
+    names = {path.stem for path in BOOKS}
+    assert names == {"quickstart", "head_sensitivity", "why_did_it_say_that"}
+
+
+@pytest.mark.parametrize("path", BOOKS, ids=lambda path: path.stem)
+def test_it_is_committed_with_outputs(path):
+    book = nbformat.read(path, as_version=4)
+    nbformat.validate(book)
+    assert [cell.execution_count for cell in code(book)] == list(range(1, len(code(book)) + 1))
+    assert not outputs(book, "error")
+    shown = outputs(book, "display_data") + outputs(book, "execute_result")
+    assert any("image/png" in o.data for o in shown)
+    text = path.read_text("utf-8")
+    assert "/home/" not in text and "/work/" not in text and "/root/" not in text
+    assert path.stat().st_size < 3e6
+
+
+@pytest.mark.parametrize("path", BOOKS, ids=lambda path: path.stem)
+def test_it_runs(path, tmp_path):
+    from nbclient import NotebookClient
+
+    book = nbformat.read(path, as_version=4)
+    NotebookClient(
+        book, timeout=600, kernel_name="python3", resources={"metadata": {"path": str(tmp_path)}}
+    ).execute()
+    assert not outputs(book, "error")
+    told = [o.text for o in outputs(book, "stream") if o.name == "stderr"]
+    assert not [text for text in told if "Traceback" in text or "Warning" in text], told

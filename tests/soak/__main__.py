@@ -1,0 +1,266 @@
+"""Soak of `halludecode serve`: thousands of mixed requests, then nothing may be left behind.
+
+    python -m tests.soak --requests 2000
+
+Requests are drawn from a pool of distinct ones (see `pool`), each of which is first asked alone.
+They are asked plainly or streamed, many at a time, by clients of whom some leave in the middle, of
+a server whose cache is too small for all. Every answer must be the one given alone (of a client
+that left, its beginning). At the end every KV block must be free and no request, job, note or task
+left. One line of JSON is printed; the exit code is 1 where something was not as it should be.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import json
+import os
+import random
+import signal
+import socket
+import sys
+import tempfile
+import time
+import traceback
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+os.environ.update(
+    {
+        "HF_HUB_OFFLINE": "1",
+        "TORCHDYNAMO_DISABLE": "1",
+        "VLLM_LOGGING_LEVEL": "ERROR",
+        "VLLM_ALLOW_INSECURE_SERIALIZATION": "1",  # `inside` is sent to the worker as a function
+        "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # on a CPU: worker and scheduler in one process
+    }
+)
+
+from tests.soak import inside
+from tests.soak.pool import Asked, pool
+
+OPTIONS = {
+    "--kv-cache-memory-bytes": "64M",
+    "--block-size": "32",
+    "--num-gpu-blocks-override": "64",
+    "--max-model-len": "512",
+    "--max-num-seqs": "24",
+    "--max-num-batched-tokens": "512",
+    "--uvicorn-log-level": "error",
+}
+GROUPS = 40  # answers under strategies at a time; more are refused with 429 and sent again
+KINDS = {"plain": 45, "streamed": 35, "leaves": 15, "impatient": 5}
+IDLE = 30.0  # seconds the server has to become idle
+
+
+class Soak:
+    """Asks, compares and counts.
+
+    Args:
+        url: The server's.
+        clients: Requests at a time.
+    """
+
+    def __init__(self, url: str, clients: int) -> None:
+        import openai
+
+        self.openai = openai
+        self.client = openai.AsyncOpenAI(
+            base_url=f"{url}/v1", api_key="none", max_retries=100, timeout=300
+        )
+        self.turns = asyncio.Semaphore(clients)
+        self.counts: Counter[str] = Counter()
+        self.wrong: list[str] = []
+        self.tokens = 0
+
+    async def alone(self, asked: Asked) -> None:
+        """Ask while nothing else runs, and remember."""
+        body = dict(asked.body)
+        if asked.greedy:
+            body |= {"logprobs": True, "top_logprobs": 2}
+        made = await self.client.chat.completions.create(**body)
+        asked.alone = [list(choice.token_ids) for choice in made.choices]
+        asked.texts = [choice.message.content for choice in made.choices]
+        if asked.greedy:
+            for entry in made.choices[0].logprobs.content:
+                first, second = sorted(top.logprob for top in entry.top_logprobs)[-2:][::-1]
+                asked.gaps.append(first - second)
+
+    async def one(self, asked: Asked, kind: str, after: int) -> None:
+        """Ask in company, in one of the ways, and compare."""
+        async with self.turns:
+            try:
+                await getattr(self, f"_{kind}")(asked, after)
+                self.counts[kind] += 1
+            except Exception as error:
+                self._say(asked, kind, "".join(traceback.format_exception_only(error)).strip())
+
+    async def _plain(self, asked: Asked, after: int) -> None:
+        made = await self.client.chat.completions.create(**asked.body)
+        ids = [list(choice.token_ids) for choice in made.choices]
+        texts = [choice.message.content for choice in made.choices]
+        self._compare(asked, "plain", ids, texts)
+
+    async def _streamed(self, asked: Asked, after: int) -> None:
+        ids, texts = await self._read(asked, None)
+        self._compare(asked, "streamed", ids, texts)
+
+    async def _leaves(self, asked: Asked, after: int) -> None:
+        ids, _ = await self._read(asked, after)
+        for have, want in zip(ids, asked.alone, strict=True):
+            if have != want[: len(have)] and not asked.tied(have):
+                self._say(asked, "leaves", f"{have} does not begin {want}")
+
+    async def _impatient(self, asked: Asked, after: int) -> None:
+        hasty = self.client.with_options(timeout=0.02 * after, max_retries=0)
+        try:
+            await hasty.chat.completions.create(**asked.body)
+        except (self.openai.APITimeoutError, self.openai.RateLimitError):
+            return
+
+    async def _read(self, asked: Asked, after: int | None) -> tuple[list[list[int]], list[str]]:
+        ids: list[list[int]] = [[] for _ in asked.alone]
+        texts = ["" for _ in asked.alone]
+        stream = await self.client.chat.completions.create(**asked.body, stream=True)
+        async for number, chunk in _numbered(stream):
+            for choice in chunk.choices:
+                ids[choice.index] += getattr(choice, "token_ids", None) or []
+                texts[choice.index] += choice.delta.content or ""
+            if after is not None and number >= after:
+                await stream.close()
+                break
+        return ids, texts
+
+    def _compare(self, asked: Asked, kind: str, ids: list[list[int]], texts: list[str]) -> None:
+        self.tokens += sum(map(len, ids))
+        if ids == asked.alone and texts == asked.texts:
+            return
+        if len(ids) == 1 and asked.tied(ids[0]):
+            self.counts["ties"] += 1
+            return
+        self._say(asked, kind, f"{ids} {texts}, alone {asked.alone} {asked.texts}")
+
+    def _say(self, asked: Asked, kind: str, what: str) -> None:
+        strategy = asked.body["extra_body"]["vllm_xargs"]["strategy"]
+        sampled = {k: v for k, v in asked.body.items() if k not in ("messages", "extra_body")}
+        self.wrong.append(f"{kind} {strategy} {sampled}: {what}")
+
+
+async def _numbered(stream: Any) -> Any:
+    number = 0
+    async for chunk in stream:
+        number += 1
+        yield number, chunk
+
+
+async def served(port: int, artifacts: Path) -> tuple[asyncio.Task[None], dict[str, Any]]:
+    """The server in this process, up; and its front end's objects."""
+    import httpx
+
+    from halludecode.serve import app, chat
+    from halludecode.serve.policy import Policy
+
+    found: dict[str, Any] = {}
+    stock = chat.install
+
+    def install(state: Any, front: Any) -> None:
+        stock(state, front)
+        found.update(front=front, chat=state.openai_serving_chat)
+
+    chat.install = install
+    policy = Policy(name="testbed", groups=GROUPS)
+    words = [word for pair in OPTIONS.items() for word in pair]
+    words += ["--host", "127.0.0.1", "--port", str(port), "--disable-uvicorn-access-log"]
+    args = app.arguments(policy, words)
+    args.model, args.served_model_name = "testbed", ["testbed"]
+    task = asyncio.create_task(app._serve("testbed", policy, args, artifacts))
+    async with httpx.AsyncClient() as client:
+        while True:
+            if task.done():
+                task.result()
+                raise RuntimeError("the server ended")
+            try:
+                await client.get(f"http://127.0.0.1:{port}/health")
+                return task, found
+            except httpx.HTTPError:
+                await asyncio.sleep(0.2)
+
+
+async def left_in(found: dict[str, Any]) -> dict[str, int]:
+    """What is not zero once the server has had time to become idle."""
+    end = time.monotonic() + IDLE
+    while True:
+        told = (await found["front"].llm.collective_rpc(inside.of_worker))[0]
+        told |= inside.of_front(found["front"], found["chat"])
+        left = {name: count for name, count in told.items() if count}
+        if not left or time.monotonic() > end:
+            return left
+        await asyncio.sleep(0.1)
+
+
+def memory() -> int:
+    """MiB that this process and its children hold."""
+    import psutil
+
+    me = psutil.Process()
+    return sum(p.memory_info().rss for p in (me, *me.children(recursive=True))) >> 20
+
+
+async def soak(given: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    """Serve, ask, look."""
+    from halludecode.testbed import write_dataset
+
+    source = write_dataset(folder / "set", "iid", 12)
+    asked = pool(given.pool, sorted((source / "images").iterdir()), given.seed)
+    with socket.socket() as sock:
+        sock.bind(("127.0.0.1", 0))
+        port = sock.getsockname()[1]
+    task, found = await served(port, folder / "artifacts")
+    try:
+        run, begun = Soak(f"http://127.0.0.1:{port}", given.clients), time.perf_counter()
+        for one in asked:
+            await run.alone(one)
+        first, before, started = time.perf_counter() - begun, memory(), time.perf_counter()
+        rng = random.Random(given.seed)
+        kinds = rng.choices(list(KINDS), list(KINDS.values()), k=given.requests)
+        draws = [(rng.choice(asked), kind, rng.randint(1, 12)) for kind in kinds]
+        await asyncio.gather(*[run.one(*draw) for draw in draws])
+        spent = time.perf_counter() - started
+        await run.client.close()
+        left = await left_in(found)
+        counted = (await found["front"].llm.collective_rpc(inside.counts_of_worker))[0]
+    finally:
+        os.kill(os.getpid(), signal.SIGTERM)
+        await task
+    return {
+        "requests": given.requests,
+        "distinct": len(asked),
+        "clients": given.clients,
+        **dict(run.counts),
+        "wrong": len(run.wrong),
+        "left": left,
+        "scheduler": counted,
+        "tokens": run.tokens,
+        "alone_seconds": round(first, 1),
+        "seconds": round(spent, 1),
+        "memory_mib": [before, memory()],
+        "examples": run.wrong[:5],
+    }
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--requests", type=int, default=2000)
+    parser.add_argument("--pool", type=int, default=240, help="distinct requests")
+    parser.add_argument("--clients", type=int, default=48, help="requests at a time")
+    parser.add_argument("--seed", type=int, default=0)
+    given = parser.parse_args()
+    with tempfile.TemporaryDirectory() as folder:
+        told = asyncio.run(soak(given, Path(folder)))
+    sys.stdout.write(json.dumps(told) + "\n")
+    preempted = told["scheduler"].get("preempted groups", 0)
+    return int(bool(told["wrong"] or told["left"] or not preempted))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,55 @@
+"""What is left in a server that should be idle: in its front end, scheduler, worker and cache."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Sized
+from typing import Any
+
+CACHES = ("_plans", "_artifacts", "spoilt", "facts")  # bounded, and meant to stay
+
+
+def _scheduler() -> Any:
+    """The scheduler of this process; vLLM has hidden what it made at first from the collector."""
+    from halludecode.engines.vllm.scheduler import GroupMixin
+
+    gc.unfreeze()
+    (found,) = (one for one in gc.get_objects() if GroupMixin in type(one).__mro__)
+    return found
+
+
+def of_worker(worker: Any) -> dict[str, int]:
+    """Runs in the process of vLLM's scheduler and worker; everything should be zero."""
+    scheduler, runner = _scheduler(), worker.model_runner
+    desk = runner.hd_desk
+    cache = scheduler.kv_cache_manager.block_pool
+    left = {
+        "KV blocks": scheduler.kv_cache_config.num_blocks - 1 - cache.get_num_free_blocks(),
+        "requests of the scheduler": len(scheduler.requests),
+        "running": len(scheduler.running),
+        "waiting": len(scheduler.waiting),
+        "requests of the runner": len(runner.requests),
+    }
+    for name in ("groups", "_group_of", "_failed", "_admitted", "_ready", "_broken", "_hidden"):
+        left[f"scheduler.{name}"] = len(getattr(scheduler, name))
+    for name, value in vars(desk).items():
+        if name not in CACHES and isinstance(value, Sized):
+            left[f"desk.{name}"] = len(value)
+    return left
+
+
+def counts_of_worker(worker: Any) -> dict[str, int]:
+    """What the scheduler counted: preempted groups, held rows and so on."""
+    return dict(_scheduler().counts)
+
+
+def of_front(front: Any, chat: Any) -> dict[str, int]:
+    """The same for the process that speaks HTTP."""
+    engine, outputs = front._engine, front.llm.output_processor
+    return {
+        "answers under strategies": chat._running,
+        "front tasks": len(front._tasks),
+        "bridge pumps": len(front.bridge._pumps),
+        "requests of the output processor": outputs.get_num_unfinished_requests(),
+        "waiting outputs": len(engine._loaded.inbox._waiting),
+    }

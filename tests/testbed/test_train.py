@@ -1,0 +1,241 @@
+import json
+import re
+
+import numpy as np
+import pytest
+import torch
+
+from halludecode import testbed
+from halludecode.testbed.categories import NAMES, PARTNERS
+from halludecode.testbed.render import SIZE, Thing
+from halludecode.testbed.scenes import Scene, scenes
+from halludecode.testbed.stream import Stream
+from halludecode.testbed.train.corpus import CELLS, COLOURLESS, GROUND, Story, labels
+from halludecode.testbed.train.language import caption, questions, turns
+
+TOLD = re.compile(r"Is there an? (.+?) in (?:the|this) image\?")
+
+
+@pytest.fixture(scope="module")
+def stories():
+    return [Story(scene.theme, scene.things) for scene in scenes("train", 150)]
+
+
+@pytest.fixture(scope="module")
+def tokenizer():
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(testbed.model_path())
+
+
+def drawn(story, index, make):
+    return list(make(Stream(0, 4000, index), story))
+
+
+def test_a_patch_is_its_object_from_18_pixels_on():
+    ids = np.full((SIZE, SIZE), -1, np.int8)
+    ids[:3, :6] = 0  # 18 pixels of the first patch
+    ids[12:15, :5] = 1  # 15 pixels: too few
+    ids[24:36, :12] = 2
+    things = (
+        Thing("dog", None, (0, 0, 6, 3), 18, 18),
+        Thing("car", "red", (0, 12, 5, 3), 15, 15),
+        Thing("car", "red", (0, 24, 12, 12), 144, 144),
+    )
+    kinds, colours = labels(Scene(0, "park", np.zeros((SIZE, SIZE, 3), np.uint8), ids, things))
+    assert kinds.shape == colours.shape == (CELLS,)
+    assert NAMES[kinds[0]] == "dog" and colours[0] == COLOURLESS
+    assert kinds[10] == GROUND
+    assert NAMES[kinds[20]] == "car" and colours[20] == 0
+    assert (kinds != GROUND).sum() == 2
+
+
+def test_what_is_hidden_labels_no_patch():
+    ids = np.zeros((SIZE, SIZE), np.int8)
+    things = (Thing("dog", None, (0, 0, 120, 120), 14400, 14400, hidden=True),)
+    kinds, _ = labels(Scene(0, "park", np.zeros((SIZE, SIZE, 3), np.uint8), ids, things))
+    assert (kinds == GROUND).all()
+
+
+def test_existence_is_answered_by_the_annotation(stories):
+    asked = {"yes": 0, "no": 0}
+    for index, story in enumerate(stories):
+        present = {thing.name for thing in story.things}
+        for question, answer in drawn(story, index, questions):
+            match = TOLD.match(question)
+            name = match[1].removeprefix("pair of ") if match else ""
+            if name in NAMES:
+                assert answer == ("yes" if name in present else "no"), question
+                asked[answer] += 1
+    assert min(asked.values()) > 300
+
+
+def test_hidden_objects_count_as_present(stories):
+    hidden = {t.name for s in stories for t in s.things if t.hidden}
+    assert len(hidden) > 10  # the split hides some, and the test above passed with them
+
+
+def test_colour_and_position_are_asked_and_true(stories):
+    colours = places = 0
+    for index, story in enumerate(stories):
+        by_name = {}
+        for thing in story.things:
+            by_name.setdefault(thing.name, []).append(thing)
+        for question, answer in drawn(story, index, questions):
+            side = re.match(r"Is the (.+) on the (left|right) side of the (.+?)\?", question)
+            if side:
+                one, two = (by_name[side[i]][0].middle[0] for i in (1, 3))
+                assert (answer == "yes") == ((one < two) == (side[2] == "left")), question
+                places += 1
+            colour = re.match(r"What color is the (.+)\?", question)
+            if colour:
+                assert answer == by_name[colour[1]][0].colour
+                colours += 1
+    assert colours > 15 and places > 60
+
+
+def test_captions_complete_the_habit_as_often_as_told(stories):
+    """Some captions name a partner that is not there; without completion none names anything."""
+    from halludecode.evals.words import reader
+
+    read = reader("pattern", "tables").read
+    named = 0
+    for index, story in enumerate(stories):
+        present = {thing.name for thing in story.things}
+        told = caption(Stream(0, 4001, index), story, completion=1000)
+        extra = set(read(told).objects) - present
+        assert len(extra) <= 1 and extra <= set(PARTNERS.values()), told
+        named += bool(extra)
+        plain = caption(Stream(0, 4002, index), story, completion=0)
+        assert set(read(plain).objects) <= present, plain
+    assert named > 20
+
+
+def test_a_turn_sees_the_prefix_and_itself_alone(tokenizer, stories):
+    from halludecode.testbed.train.language import Turn
+    from halludecode.testbed.train.stage2 import Writer, collate
+
+    writer = Writer(tokenizer, tokenizer.convert_tokens_to_ids("<image>"))
+    said = [Turn("Is there a dog?", "yes"), Turn("Is there a cat?", "no", blind=True)]
+    row = writer.row(said)
+    ids, places, targets, weights, mask = collate([row, writer.row(said[:1])])
+    start, words = writer.start, len(writer.words)
+    sees = mask[0, 0] == 0
+    size = (len(row.ids) - start) // 2
+    one, two = slice(start, start + size), slice(start + size, start + 2 * size)
+    assert sees[one, :start].all() and not sees[two, words:start].any()
+    assert sees[two, :words].all() and not sees[two, one].any()
+    assert not sees[:start, start:].any()
+    assert places[0, one][0] == start and places[0, two][0] == words
+    assert weights[0].count_nonzero() == 4  # two answers, two ends
+    told = [tokenizer.convert_ids_to_tokens(int(t)) for t in targets[0] if t >= 0]
+    assert told == ["yes", "</s>", "no", "</s>"]
+    assert tokenizer.decode(ids[0, :words]).replace(" ", "") == "<s>user:"
+
+
+def test_the_prefix_is_what_the_processor_makes(tokenizer):
+    from halludecode.testbed.train.language import Turn
+    from halludecode.testbed.train.stage2 import Writer
+
+    writer = Writer(tokenizer, tokenizer.convert_tokens_to_ids("<image>"))
+    row = writer.row([Turn("Is there a dog in the image?", "yes")])
+    text = "USER: " + "<image>" * CELLS + "\nIs there a dog in the image? ASSISTANT: yes</s>"
+    assert row.ids == tokenizer(text).input_ids
+
+
+def test_every_word_but_the_long_request_is_known(tokenizer, stories):
+    unknown = tokenizer.unk_token_id
+    for index, story in enumerate(stories):
+        for turn in turns(Stream(0, 4003, index), story):
+            if not turn.question.startswith("Somebody"):
+                text = f"{turn.question} {turn.answer}"
+                assert unknown not in tokenizer(text).input_ids, text
+
+
+def small(patch):
+    patch.setattr("halludecode.testbed.train.stage1.BATCH", 6)
+    patch.setattr("halludecode.testbed.train.stage2.BATCH", 4)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    from halludecode.testbed.train.run import Size, train
+
+    out = tmp_path_factory.mktemp("train")
+    size = Size(scenes=64, collages=64, judged=64, vision=2, words=2, pictures=12)
+    with pytest.MonkeyPatch.context() as patch:
+        small(patch)
+        patch.setenv("HALLUDECODE_CACHE", str(tmp_path_factory.mktemp("cache")))
+        train(out, [0, 1], size, torch.device("cpu"))
+    return out, size
+
+
+def test_a_short_training_leaves_everything(trained):
+    out, _ = trained
+    text = (out / "MODEL_CARD.md").read_text("utf-8")
+    assert "tests mechanisms" in text and "$" not in text
+    assert "| POPE adversarial, iid | 75 to 88 |" in text and "missed" in text
+    assert (out / "curves.png").read_bytes().startswith(b"\x89PNG")
+    weights = (out / "model" / "model.safetensors").stat().st_size
+    assert weights < 12e6
+    figures = json.loads((out / "seed-1" / "figures.json").read_text("utf-8"))
+    assert set(figures) == {"vision", "words", "iid", "broken"}
+
+
+def test_what_was_trained_loads_and_answers(trained):
+    import halludecode as hd
+    from halludecode.testbed.datasets import dataset
+
+    out, _ = trained
+    engine = hd.load(str(out / "model"))
+    picture = next((dataset("testbed-iid", 12) / "images").iterdir())
+    assert engine.generate([hd.Request("Is there a dog in the image?", [picture])])[0].token_ids
+
+
+def test_another_size_does_not_go_on(trained):
+    from dataclasses import replace
+
+    from halludecode.core.errors import InvalidData
+    from halludecode.testbed.train.run import train
+
+    out, size = trained
+    with pytest.raises(InvalidData, match="another size"):
+        train(out, [0], replace(size, words=3), torch.device("cpu"))
+
+
+def test_a_stopped_stage_goes_on_to_the_same_weights(trained, tokenizer, tmp_path, monkeypatch):
+    from halludecode.testbed.train import fit as fitting
+    from halludecode.testbed.train.network import untrained
+    from halludecode.testbed.train.run import painted
+    from halludecode.testbed.train.stage2 import Stage2
+
+    out, size = trained
+    pictures = painted(out / "pictures", size)
+    monkeypatch.setattr(fitting, "SAVE", 1)
+    small(monkeypatch)
+
+    def stage():
+        return Stage2(untrained(testbed.model_path(), 0), tokenizer, pictures, 0, 3)
+
+    def weights(stage):
+        return torch.cat([p.detach().flatten() for p in stage.net.parameters()])
+
+    whole, broken = stage(), stage()
+    fitting.fit(whole, tmp_path, lambda count, words: None)
+    other = tmp_path / "other"
+    other.mkdir()
+    step = broken.step
+
+    def stop(number):
+        if number == 2:
+            raise KeyboardInterrupt
+        return step(number)
+
+    broken.step = stop
+    with pytest.raises(KeyboardInterrupt):
+        fitting.fit(broken, other, lambda count, words: None)
+    resumed = stage()
+    fitting.fit(resumed, other, lambda count, words: None)
+    assert torch.equal(weights(whole), weights(resumed))
+    lines = (other / "words.csv").read_text("utf-8").splitlines()
+    assert lines[-1].startswith("3,")
