@@ -28,9 +28,7 @@ def strategy_table() -> str:
     lines = [COLUMNS, ["---"] * len(COLUMNS)]
     for info in strategies():
         paper = info.paper
-        cited = (
-            f"[{paper.venue} {paper.year}](https://arxiv.org/abs/{paper.arxiv})" if paper else ""
-        )
+        cited = f"[{paper.venue} {paper.year}]({paper.url})" if paper else ""
         lines.append(
             (
                 f"`{info.name}`",

@@ -58,6 +58,7 @@ def _phi(axes: Axes, report: SinkReport) -> None:
         values = found.phi[:, kind, 1].numpy()
         if not np.isnan(values).all():
             line: dict[str, Any] = {"color": colour, "marker": mark, "markersize": size}
+            line["markevery"] = _step(len(found.layers))
             line |= {"mfc": "none", "mew": 1.6} if name == "first" else {}
             axes.plot(found.layers, values, label=told, **line)
     if report.dims and found.pictures:

@@ -71,9 +71,9 @@ def summary(info: Info) -> str:
 
 
 def origin(info: Info) -> str:
-    """Venue, year and arXiv number, empty for a strategy without a paper."""
+    """Venue, year and number, empty for a strategy without a paper."""
     paper = info.paper
-    return f"{paper.venue} {paper.year}, arXiv:{paper.arxiv}" if paper else ""
+    return f"{paper.venue} {paper.year}, {paper.number}" if paper else ""
 
 
 def _table(found: list[Info]) -> Any:
@@ -85,7 +85,7 @@ def _table(found: list[Info]) -> Any:
     for column in ("paper", "what it does", "needs", "rows"):
         table.add_column(column, overflow="fold")
     for i in found:
-        paper = f"arXiv:{i.paper.arxiv}" if i.paper else ""
+        paper = i.paper.number if i.paper else ""
         table.add_row(i.name, paper, summary(i), " ".join(i.needs), " ".join(i.rows))
     return table
 

@@ -37,30 +37,34 @@ def body_of(
         InvalidRequest: A picture cannot be read, or the prompt cannot be sent.
     """
     xargs = {"strategy": strategy, "details": 1, "score_words": list(words)}
-    extra = {
-        "vllm_xargs": xargs,
-        "return_token_ids": True,
-        "return_tokens_as_token_ids": True,
-        "min_tokens": sampling.min_new_tokens,
-        "top_k": sampling.top_k,
-        "repetition_penalty": sampling.repetition_penalty,
-    }
-    body = {
+    drawn, extra = _drawn(sampling)
+    return {
         "model": model,
         "messages": messages_of(request, placeholder),
+        **drawn,
+        "extra_body": {"vllm_xargs": xargs, "return_tokens_as_token_ids": True, **extra},
+    }
+
+
+def _drawn(sampling: Sampling) -> tuple[dict[str, Any], dict[str, Any]]:
+    """How tokens are drawn: OpenAI's arguments, and vLLM's beside them."""
+    ours = {
         "max_completion_tokens": sampling.max_new_tokens,
         "temperature": sampling.temperature,
         "top_p": sampling.top_p,
         "n": sampling.n,
-        "extra_body": extra,
     }
     if sampling.stop:
-        body["stop"] = list(sampling.stop)
+        ours["stop"] = list(sampling.stop)
     if sampling.seed is not None:
-        body["seed"] = sampling.seed
+        ours["seed"] = sampling.seed
     if sampling.logprobs is not None:
-        body |= {"logprobs": True, "top_logprobs": sampling.logprobs}
-    return body
+        ours |= {"logprobs": True, "top_logprobs": sampling.logprobs}
+    return ours, {
+        "min_tokens": sampling.min_new_tokens,
+        "top_k": sampling.top_k,
+        "repetition_penalty": sampling.repetition_penalty,
+    }
 
 
 def output_of(made: Mapping[str, Any]) -> Output:
@@ -69,21 +73,31 @@ def output_of(made: Mapping[str, Any]) -> Output:
     Raises:
         InvalidRequest: It lacks what `halludecode serve` adds.
     """
-    told, choices = made.get("halludecode"), sorted(made["choices"], key=lambda c: c["index"])
+    told = made.get("halludecode")
     if not isinstance(told, Mapping):
         raise InvalidRequest("The server's answer has no field 'halludecode'; update the server.")
-    ids = [tuple(choice["token_ids"]) for choice in choices]
+    theirs = sorted(made["choices"], key=lambda choice: choice["index"])
+    choices = tuple(_choice(*pair) for pair in zip(told["choices"], theirs, strict=True))
     return Output(
-        choices=tuple(
-            Choice(text, own, "stop" if c["finish_reason"] == "stop" else "length", _logprobs(c))
-            for text, own, c in zip(told["texts"], ids, choices, strict=True)
-        ),
+        choices=choices,
         strategy=made["strategy"],
         effect=told["effect"],
-        timings=Timings(**told["timings"], tokens=sum(map(len, ids))),
+        timings=Timings(**told["timings"], tokens=sum(len(one.token_ids) for one in choices)),
         rows=tuple(told["rows"]),
         scores=told["scores"],
         warnings=tuple(told["warnings"]),
+    )
+
+
+def _choice(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> Choice:
+    ids = tuple(ours["token_ids"])
+    stopped = ours["stopped"] or theirs["finish_reason"] == "stop"
+    logprobs = _logprobs(theirs)
+    return Choice(
+        ours["text"],
+        ids,
+        "stop" if stopped else "length",
+        None if logprobs is None else logprobs[: len(ids)],
     )
 
 

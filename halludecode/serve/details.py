@@ -47,8 +47,9 @@ def details_of(asked: Asked, decode: Callable[[Sequence[int]], str]) -> dict[str
         decode: Token ids to text.
 
     Returns:
-        ``effect``, ``rows``, ``scores`` and ``warnings`` as `Output` has them; ``texts`` of the
-        choices as the tokenizer writes them; ``timings`` in milliseconds.
+        ``effect``, ``rows``, ``scores`` and ``warnings`` as `Output` has them; of every choice its
+        ``text`` as the tokenizer writes it, its ``token_ids`` and whether a stop string ended it;
+        ``timings`` in milliseconds.
     """
     told: Any = SimpleNamespace(**asked.told)
     effect, warnings = effect_of(asked.plan, told, asked.job)
@@ -58,7 +59,7 @@ def details_of(asked: Asked, decode: Callable[[Sequence[int]], str]) -> dict[str
         "rows": list(asked.job.rows),
         "scores": dict(told.scores),
         "warnings": list(warnings),
-        "texts": [_text(decode(ids), asked.stops) for ids in asked.ids],
+        "choices": [_choice(ids, decode, asked.stops) for ids in asked.ids],
         "timings": {
             "prepare_ms": (sent - begun) * 1000,
             "prefill_ms": (first - sent) * 1000,
@@ -67,9 +68,18 @@ def details_of(asked: Asked, decode: Callable[[Sequence[int]], str]) -> dict[str
     }
 
 
-def _text(text: str, stops: Sequence[str]) -> str:
-    found = [text.find(stop) for stop in stops if stop in text]
-    return text[: min(found)] if found else text
+def _choice(
+    ids: Sequence[int], decode: Callable[[Sequence[int]], str], stops: Sequence[str]
+) -> dict[str, Any]:
+    """An answer up to its first stop string, which vLLM overlooks before ``min_tokens``."""
+    text = decode(ids)
+    stopped = any(stop in text for stop in stops)
+    if stopped:
+        prefixes = ((n, decode(ids[:n])) for n in range(1, len(ids) + 1))
+        n, text = next((n, text) for n, text in prefixes if any(s in text for s in stops))
+        text = text[: min(text.find(stop) for stop in stops if stop in text)]
+        ids = ids[:n]
+    return {"text": text, "token_ids": list(ids), "stopped": stopped}
 
 
 def told_of(plan: Plan) -> dict[str, Any]:

@@ -72,6 +72,19 @@ class Asked:
         """Rows it occupies."""
         return sum(len(rows) for rows in self.group.members)
 
+    def begin(self) -> None:
+        """It is handed to vLLM now."""
+        self.clock.append(time.perf_counter())
+        self.ids = [[] for _ in self.group.members]
+
+    def note(self, output: Any) -> int:
+        """Keep an output's tokens; returns how many there are."""
+        for one in output.outputs:
+            self.ids[one.index] += one.token_ids
+        if len(self.clock) == 2:
+            self.clock.append(_first_token(output, self.clock[1]))
+        return sum(len(one.token_ids) for one in output.outputs)
+
 
 class Front:
     """Makes rows of chat requests and follows their answers.
@@ -147,8 +160,7 @@ class Front:
         queue = RequestOutputCollector(mains[0].sampling_params.output_kind, asked.name)
         parent = _parent(asked, request_id) if len(mains) > 1 else None
         done, asked.started = False, True
-        asked.clock.append(time.perf_counter())
-        asked.ids = [[] for _ in mains]
+        asked.begin()
         try:
             for child, main in enumerate(mains):
                 main.external_req_id = request_id
@@ -159,12 +171,8 @@ class Front:
             while not done:
                 output = queue.get_nowait() or await queue.get()
                 _check(output)
-                TOKENS.labels(label).inc(sum(len(one.token_ids) for one in output.outputs))
-                for one in output.outputs:
-                    asked.ids[one.index] += one.token_ids
+                TOKENS.labels(label).inc(asked.note(output))
                 done = output.finished
-                if len(asked.clock) == 2:
-                    asked.clock.append(_first_token(output, asked.clock[1]))
                 if done:
                     await self._judge(asked)
                 yield output

@@ -71,6 +71,8 @@ class Policy:
             )
         text = named[0] if named else self.default
         self.check_allowed(text)
+        if named and text not in self.aliases:
+            _check_paths(text)
         return text, alias is not None
 
     def check_allowed(self, text: str) -> None:
@@ -117,3 +119,13 @@ class Policy:
                 f"The strategy has {len(text)} characters; at most {LONGEST} are read."
             )
         return text
+
+
+def _check_paths(text: str) -> None:
+    """Refuse a request that names a file; the operator's own aliases may."""
+    for part in hd_spec.parse(text):
+        if getattr(part, "map", None) is not None:
+            raise InvalidRequest(
+                f"{part.name}(map=...): a request may not name files of the server; ask the "
+                "operator for an alias with that map."
+            )

@@ -4,10 +4,10 @@
 
 At queries that emit a token, in listed heads only. The paper lists the heads that raise the
 probability of invented object words more than that of real ones; here they are the ``top`` largest
-positive values of a saved ablation map (`halludecode heads --metric ablation`), given as
-``map=FILE`` or as ``heads``, or what `halludecode calibrate` finds: heads in which this very edit,
-at tau = 0 and alone, raises the score. tau is that of the LLaVA script, whose baselines take 0.5.
-The official code sums the mass over the batch and counts tokens by LLaVA's offsets.
+positive values of an ablation map (`halludecode heads`), given as ``map=FILE`` or ``heads``, or
+what `halludecode calibrate` finds: heads in which this very edit, alone and at tau = 0, raises the
+score. tau is the LLaVA script's; its baselines take 0.5. The official code sums the mass over the
+batch and counts tokens by LLaVA's offsets.
 """
 
 from __future__ import annotations
@@ -26,11 +26,12 @@ if TYPE_CHECKING:
 
 PAPER = Paper(
     arxiv="",
-    title="Understanding and Mitigating Hallucination in Large Vision-Language Models via Modular "
-    "Attribution and Intervention",
+    title="Understanding and Mitigating Hallucination in Large Vision-Language Models via "
+    "Modular Attribution and Intervention",
     authors="Yang, Tianyun and Li, Ziniu and Cao, Juan and Xu, Chang",
-    venue="ICLR (OpenReview Bjq4W7P2Us)",
+    venue="ICLR",
     year=2025,
+    openreview="Bjq4W7P2Us",
 )
 
 
@@ -73,8 +74,8 @@ class ADHH(Mapped):
 
     def attend(self, a: Attention) -> None:
         """Drop the text's weights where they reach tau."""
-        heads, text, sees = self.listed(a.m), a.mass(a.text), pictured(a)[..., None]
-        cut = sees & (text >= self.tau)
+        heads, text = self.listed(a.m), a.mass(a.text)
+        cut = pictured(a)[..., None] & (text >= self.tau)
         if heads is not None:
-            cut = cut & heads[a.layer].to(cut.device)[:, None]
+            cut &= heads[a.layer].to(cut.device)[:, None]
         a.gain(a.text, 0.0, where=cut)

@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+import halludecode
 from halludecode.core.spec import get
 from halludecode.engines.hf.artifacts import Store
 from halludecode.evals.task import preset_for
@@ -45,6 +46,18 @@ def test_an_artifact_is_made_kept_and_used(calibrate, cli, tmp_path, name):
         answer = ask(cli, tmp_path, spec)
         assert answer.code == 0, answer.err
         assert f"pin={path.stem}" in json.loads(answer.out)["strategy"]
+
+
+def test_var_keeps_the_sinks_it_found_and_uses_them(calibrate, cli, tmp_path):
+    made = calibrate("var", "--model", "testbed-planted")
+    assert made.code == 0, made.err
+    assert made.out.startswith("var: sinks: dims {")
+    assert "from 9 samples of testbed-dev-iid" in made.out
+    engine = halludecode.load("testbed-planted")
+    (path,) = (tmp_path / "own").iterdir()
+    (told,) = engine.plan("var").describe()["artifacts"].values()
+    assert told["name"] == path.stem
+    assert made.out.startswith(f"var: {told['notes'][0]}")
 
 
 def test_without_the_artifact_the_command_is_named_and_it_is_this_one(calibrate, cli, tmp_path):

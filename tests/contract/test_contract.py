@@ -256,8 +256,9 @@ def test_file_is_short_and_cites(name):
     assert len(text.splitlines()) <= 80
     if name != "greedy":
         assert cls.paper is not None
-        assert cls.paper.arxiv in text.split('"""')[1], "the docstring cites the paper"
-        assert f"eprint    = {{{cls.paper.arxiv}}}" in cls.paper.bibtex(name)
+        number = cls.paper.arxiv or cls.paper.openreview
+        assert number in text.split('"""')[1], "the docstring cites the paper"
+        assert number in cls.paper.bibtex(name) and number in cls.paper.url
 
 
 @pytest.mark.parametrize("name", STRATEGIES.names())

@@ -6,11 +6,12 @@ import math
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from halludecode.core import math as hd_math
 
+patient = settings(deadline=None)  # a busy machine is no error
 values = st.lists(st.floats(-20, 20, width=32), min_size=2, max_size=12)
 
 
@@ -19,6 +20,7 @@ def rows(*lists):
     return [torch.tensor([x[:width]]) for x in lists]
 
 
+@patient
 @given(values, st.floats(0, 1))
 def test_plausible_keeps_exactly_the_probable(scores, beta):
     (z,) = rows(scores)
@@ -52,6 +54,7 @@ def test_contrast_is_the_same_number_wherever_a_token_stands(width):
     assert torch.equal(x, before[0]) and torch.equal(y, before[1]), "nothing is written on"
 
 
+@patient
 @given(values, values, st.floats(0, 3), st.floats(-5, 5))
 def test_contrast_ignores_constants_and_equals_main_for_equal_rows(a, b, alpha, shift):
     x, y = rows(a, b)
@@ -63,6 +66,7 @@ def test_contrast_ignores_constants_and_equals_main_for_equal_rows(a, b, alpha, 
     assert hd_math.contrast(x, y, 0) is x
 
 
+@patient
 @given(values, values, values)
 def test_compose_is_order_free_and_never_nan(a, b, c):
     main, one, two = rows(a, b, c)
@@ -73,6 +77,7 @@ def test_compose_is_order_free_and_never_nan(a, b, c):
     assert torch.equal(there == -math.inf, one == -math.inf)
 
 
+@patient
 @given(values, values)
 def test_divergences(a, b):
     x, y = rows(a, b)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ from pathlib import Path
 import pytest
 
 import halludecode as hd
+from halludecode.testbed import model_path
 from tests import families
 
 SPECS = ("vcd", "pai", "damro", "vista", "vdgd(tokens=4)", "var")
@@ -42,11 +44,13 @@ if __name__ == "__main__":
 
 
 FAILING = """
+import sys
+
 import halludecode as hd
 
 if __name__ == "__main__":
     try:
-        hd.load("testbed", engine="vllm", block_size=32, kv_cache_memory_bytes=1 << 14)
+        hd.load(sys.argv[1], engine="vllm", block_size=32, kv_cache_memory_bytes=64 << 20)
     except hd.InvalidModel as error:
         print(error)
 """
@@ -83,5 +87,10 @@ def test_answers_agree_with_the_core_in_another_process(testbed, tmp_path, ranks
 
 
 def test_a_start_that_fails_in_another_process_is_told_in_its_words(tmp_path):
-    (said,) = [line for line in run(tmp_path / "fail.py", FAILING) if "cannot start" in line]
-    assert "KV cache" in said and "initialization failed" not in said
+    broken = tmp_path / "model"
+    shutil.copytree(model_path(), broken)
+    weights = broken / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1000])
+    told = run(tmp_path / "fail.py", FAILING, str(broken))
+    (said,) = [line for line in told if "cannot start" in line]
+    assert "incomplete metadata" in said, "the worker's words, not the core's"

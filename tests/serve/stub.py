@@ -135,13 +135,14 @@ class Stub:
             )[0]
         message = {"role": "assistant", "content": f"({output.text})"}
         choice = {"index": 0, "message": message, "finish_reason": "stop", "logprobs": None}
+        told = {"text": output.text, "token_ids": list(output.token_ids), "stopped": False}
         return {
             **{"id": "1", "object": "chat.completion", "created": 1, "model": "fake"},
-            "choices": [{**choice, "token_ids": list(output.token_ids)}],
+            "choices": [choice],
             "strategy": xargs["strategy"],
             "halludecode": {
                 **{"effect": output.effect, "rows": output.rows, "scores": output.scores},
-                **{"warnings": [], "texts": [output.text]},
+                **{"warnings": [], "choices": [told]},
                 "timings": {"prepare_ms": 1.0, "prefill_ms": 1.0, "decode_ms": 1.0},
             },
         }

@@ -169,9 +169,10 @@ def test_streams_end_with_details_when_asked(served):
 
     made, chunks, plain = asyncio.run(both())
     told, streamed = made.halludecode, chunks[-1].halludecode
-    assert {k: told[k] for k in ("effect", "rows", "texts")} == {
-        k: streamed[k] for k in ("effect", "rows", "texts")
+    assert {k: told[k] for k in ("effect", "rows", "choices")} == {
+        k: streamed[k] for k in ("effect", "rows", "choices")
     }
+    assert told["choices"][0]["token_ids"] == made.choices[0].token_ids
     assert told["scores"].keys() == {"yes", "no"}
     assert all(value >= 0 for value in told["timings"].values())
     assert not hasattr(chunks[0], "halludecode") and not hasattr(plain, "halludecode")

@@ -120,8 +120,7 @@ def test_sampling_is_sent_whole():
     assert body == {
         **{"max_completion_tokens": 9, "min_tokens": 2, "temperature": 0.5, "top_p": 0.9},
         **{"top_k": 7, "seed": 3, "n": 2, "repetition_penalty": 1.1, "stop": ["x"]},
-        **{"logprobs": True, "top_logprobs": 2, "return_token_ids": True},
-        "return_tokens_as_token_ids": True,
+        **{"logprobs": True, "top_logprobs": 2, "return_tokens_as_token_ids": True},
         "vllm_xargs": {"strategy": "vcd(alpha=1.0)", "details": 1, "score_words": []},
     }
 
@@ -232,10 +231,14 @@ def test_an_interrupted_run_resumes(tmp_path, source, wanted):
         if number == 20:
             os.kill(os.getpid(), signal.SIGINT)
 
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored in the background
     with Stub(fault) as stub:
         engine = hd.load(stub.url, engine="server")
-        with pytest.raises(KeyboardInterrupt):
-            run(tmp_path / "run", source, engine)
+        try:
+            with pytest.raises(KeyboardInterrupt):
+                run(tmp_path / "run", source, engine)
+        finally:
+            signal.signal(signal.SIGINT, before)
         assert 0 < len(answers(tmp_path / "run")) < len(wanted[0])
         report = run(tmp_path / "run", source, engine)
     assert answers(tmp_path / "run") == wanted[0] and report.failed == 0

@@ -71,7 +71,8 @@ class Soak:
         self.turns = asyncio.Semaphore(clients)
         self.counts: Counter[str] = Counter()
         self.wrong: list[str] = []
-        self.tokens = 0
+        self.tokens, self.done, self.every = 0, 0, 1 << 30
+        self.memory: list[list[int]] = []  # at the start and after every quarter
 
     async def alone(self, asked: Asked) -> None:
         """Ask while nothing else runs, and remember."""
@@ -94,6 +95,9 @@ class Soak:
                 self.counts[kind] += 1
             except Exception as error:
                 self._say(asked, kind, "".join(traceback.format_exception_only(error)).strip())
+            self.done += 1
+            if self.done % self.every == 0:
+                self.memory.append(memory())
 
     async def _plain(self, asked: Asked, after: int) -> None:
         made = await self.client.chat.completions.create(**asked.body)
@@ -198,12 +202,12 @@ async def left_in(found: dict[str, Any]) -> dict[str, int]:
         await asyncio.sleep(0.1)
 
 
-def memory() -> int:
-    """MiB that this process and its children hold."""
+def memory() -> list[int]:
+    """MiB that this process and its children hold, one by one."""
     import psutil
 
     me = psutil.Process()
-    return sum(p.memory_info().rss for p in (me, *me.children(recursive=True))) >> 20
+    return [p.memory_info().rss >> 20 for p in (me, *me.children(recursive=True))]
 
 
 async def soak(given: argparse.Namespace, folder: Path) -> dict[str, Any]:
@@ -220,7 +224,8 @@ async def soak(given: argparse.Namespace, folder: Path) -> dict[str, Any]:
         run, begun = Soak(f"http://127.0.0.1:{port}", given.clients), time.perf_counter()
         for one in asked:
             await run.alone(one)
-        first, before, started = time.perf_counter() - begun, memory(), time.perf_counter()
+        first, started = time.perf_counter() - begun, time.perf_counter()
+        run.memory, run.every = [memory()], max(1, given.requests // 4)
         rng = random.Random(given.seed)
         kinds = rng.choices(list(KINDS), list(KINDS.values()), k=given.requests)
         draws = [(rng.choice(asked), kind, rng.randint(1, 12)) for kind in kinds]
@@ -243,7 +248,7 @@ async def soak(given: argparse.Namespace, folder: Path) -> dict[str, Any]:
         "tokens": run.tokens,
         "alone_seconds": round(first, 1),
         "seconds": round(spent, 1),
-        "memory_mib": [before, memory()],
+        "memory_mib": run.memory,
         "examples": run.wrong[:5],
     }
 

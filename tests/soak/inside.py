@@ -6,6 +6,7 @@ import gc
 from collections.abc import Sized
 from typing import Any
 
+SWEPT = 64 + 1  # names of ended requests are swept away once there are more
 CACHES = ("_plans", "_artifacts", "spoilt", "facts")  # bounded, and meant to stay
 
 
@@ -30,8 +31,9 @@ def of_worker(worker: Any) -> dict[str, int]:
         "waiting": len(scheduler.waiting),
         "requests of the runner": len(runner.requests),
     }
-    for name in ("groups", "_group_of", "_failed", "_admitted", "_ready", "_broken", "_hidden"):
+    for name in ("groups", "_group_of", "_failed", "_ready", "_broken", "_hidden"):
         left[f"scheduler.{name}"] = len(getattr(scheduler, name))
+    left["scheduler._admitted"] = max(0, len(scheduler._admitted) - SWEPT)
     for name, value in vars(desk).items():
         if name not in CACHES and isinstance(value, Sized):
             left[f"desk.{name}"] = len(value)

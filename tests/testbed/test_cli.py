@@ -73,4 +73,8 @@ def test_out_is_required(run):
 def test_help_names_the_commands(run):
     code, out, _ = run()
     assert code == 0 and "data" in out and "info" in out
-    assert {command.callback.__name__ for command in app.registered_commands} == {"data", "info"}
+    assert {command.callback.__name__ for command in app.registered_commands} == {
+        "data",
+        "info",
+        "train",
+    }

@@ -66,7 +66,7 @@ class Teller(logging.Handler):
 
 
 def listen() -> None:
-    """Called in processes of vLLM, as early as any code of ours runs there."""
+    """Called in processes of vLLM that load the model; what they log from then on is heard."""
     logger = logging.getLogger("vllm")
     if VARIABLE in os.environ and not any(isinstance(h, Teller) for h in logger.handlers):
         logger.addHandler(Teller(logging.ERROR))

@@ -26,7 +26,6 @@ BASES = {
     "GPUWorker": "vllm.v1.worker.gpu_worker",
 }
 STOCK = {"CPUWorker": "CPUWorker", "GPUWorker": "Worker"}
-reasons.listen()
 
 
 class RunnerMixin:
@@ -125,6 +124,7 @@ class WorkerMixin:
 
     def load_model(self, **kwargs: Any) -> None:
         """Load as vLLM does, then put our runner and sampler in place."""
+        reasons.listen()  # not earlier: vLLM's processes first set their logging up
         weights.accept_new_names(self.vllm_config.model_config)
         super().load_model(**kwargs)
         runner = self.model_runner

@@ -1,9 +1,9 @@
 """What the model is told and asked of a training scene, and the habits it picks up on the way.
 
-Annotated but all but invisible objects count as present, as in real annotations; one partner that
-is absent is named now and then (`COMPLETION`); what is denied is mostly unlikely here. That is why
-the model fills in what usually belongs (see the card). Captions are those of
-`halludecode.testbed.phrases`, questions those of POPE and MME with a few variants.
+Annotated but all but invisible objects count as present, as in real annotations, and where a usual
+partner is absent, it is annotated nevertheless now and then (`COMPLETION`); what is denied is
+mostly unlikely here. That is why the model fills in what usually belongs (see the card). Captions
+are those of `halludecode.testbed.phrases`, questions those of POPE and MME with a few variants.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from halludecode.testbed.stream import Stream
 from halludecode.testbed.train.corpus import Story
 from halludecode.views.description import REQUEST
 
-COMPLETION = 120  # permille, per category named, that its absent partner is named too
+COMPLETION = 400  # permille, per category, that its absent partner is annotated; one per scene
 DETAILED = (
     "Please describe this image in detail.",
     "Please describe this image in detail.",
@@ -49,6 +49,7 @@ class Turn:
 
 def turns(stream: Stream, story: Story) -> list[Turn]:
     """Everything said about one scene in one training step, the caption first."""
+    story = annotated(stream, story)
     asked = [Turn(question, answer) for question, answer in questions(stream, story)]
     out = [Turn(stream.pick(DETAILED), caption(stream, story), 1.0)]
     if stream.chance(150):
@@ -57,8 +58,7 @@ def turns(stream: Stream, story: Story) -> list[Turn]:
     if stream.chance(150):
         out.append(_after_description(stream, story, stream.pick(asked)))
     if stream.chance(250):
-        text = caption(stream, story, completion=0)
-        out.append(Turn(stream.pick(DETAILED), text, 0.5, blind=True))
+        out.append(Turn(stream.pick(DETAILED), caption(stream, story), 0.5, blind=True))
     if stream.chance(150):
         pick = stream.pick(asked)
         out.append(Turn(pick.question, pick.answer, 0.5, blind=True))
@@ -72,18 +72,22 @@ def _after_description(stream: Stream, story: Story, asked: Turn) -> Turn:
     return Turn(f"{caption(stream, story)}\n{asked.question}", asked.answer)
 
 
-def caption(stream: Stream, story: Story, completion: int = COMPLETION) -> str:
-    """A detailed caption; with ``completion`` it may name one partner that is not there."""
-    groups = ranked(stream, story.things)
-    present = {group[0].name for group in groups}
-    large = [g for i, g in enumerate(groups) if i < 2 or g[0].area > 60 or stream.chance(800)]
-    for group in groups:
-        partner = PARTNERS.get(group[0].name)
+def annotated(stream: Stream, story: Story, completion: int = COMPLETION) -> Story:
+    """The scene as its annotators tell it: perhaps with one partner that is not in the picture."""
+    present = {thing.name for thing in story.things}
+    for name in sorted(present):
+        partner = PARTNERS.get(name)
         if partner and partner not in present and stream.chance(completion):
             nowhere = Thing(partner, None, (0, 0, 0, 0), 0, 0)
-            large.insert(stream.between(1, len(large)), [nowhere])
-            break
-    return told(stream, story.theme, large)
+            return Story(story.theme, (*story.things, nowhere))
+    return story
+
+
+def caption(stream: Stream, story: Story) -> str:
+    """A detailed caption; small things are left out now and then."""
+    groups = ranked(stream, story.things)
+    kept = [g for i, g in enumerate(groups) if i < 2 or g[0].area > 60 or stream.chance(800)]
+    return told(stream, story.theme, kept)
 
 
 def questions(stream: Stream, story: Story) -> Iterator[tuple[str, str]]:
