@@ -6,8 +6,7 @@ At queries that emit a token, in listed heads only. The paper lists the heads th
 probability of invented object words more than that of real ones; here they are the ``top`` largest
 positive values of an ablation map (`halludecode heads`), given as ``map=FILE`` or ``heads``, or
 what `halludecode calibrate` finds: heads in which this very edit, alone and at tau = 0, raises the
-score. tau is the LLaVA script's; its baselines take 0.5. The official code sums the mass over the
-batch and counts tokens by LLaVA's offsets.
+score. tau is the LLaVA script's (baselines take 0.5). The official code sums mass over the batch.
 """
 
 from __future__ import annotations
