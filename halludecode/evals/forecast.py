@@ -18,6 +18,7 @@ from itertools import groupby
 from math import ceil
 from typing import Any
 
+from halludecode.engines.base import Sampling
 from halludecode.evals.batches import (
     Ask,
     Setup,
@@ -29,6 +30,7 @@ from halludecode.evals.batches import (
 from halludecode.evals.run import prepare
 
 SHARE = 0.05  # of a job's requests in one probe, but at least one forward batch
+REMEMBERED = 256  # pictures an engine keeps preprocessed
 CHUNK = 32  # requests in a forward batch of an engine that does not say
 REPEATED = 0.2  # share of repeated questions from which a second probe pays
 
@@ -109,6 +111,7 @@ class Prober:
         self.setup, self.plan, self.clock = setup, plan, clock
         self._told: set[str] = set()  # questions asked in probes
         self._known: set[str] = set()  # questions the run has asked before the job
+        self._shown: dict[str, str] = {}  # pictures of earlier jobs, and a question about each
         self._probed = 0
 
     def seconds(self, jobs: Sequence[Job]) -> tuple[float, int]:
@@ -127,6 +130,8 @@ class Prober:
         size = probe_size([len(batch) for batch in batches], self._chunk())
         count = max(1, round(size * len(pictures) / len(asks)))
         first, second = spread(pictures, count)
+        self._recall(kind, first + second)
+        self._shown |= {_name(ask): ask.prompt for ask in asks}
         fresh, fresh_share = self._timed(kind, _flat(first)[: 2 * size])
         if not second or fresh_share - new < REPEATED:
             return fresh * len(asks)
@@ -134,6 +139,14 @@ class Prober:
         weight = (new - again_share) / (fresh_share - again_share)
         weight = min(1.0, max(0.0, weight))
         return (weight * fresh + (1 - weight) * again) * len(asks)
+
+    def _recall(self, kind: str, pictures: list[list[Ask]]) -> None:
+        """Shows the engine, untimed, those pictures of a job that it would remember by then."""
+        if len(self._shown) > REMEMBERED:
+            return
+        told = [asks[0] for asks in pictures if _name(asks[0]) in self._shown]
+        short = replace(self.setup.sampling[kind], max_new_tokens=1)
+        self._ask(kind, [replace(ask, prompt=self._shown[_name(ask)]) for ask in told], short)
 
     def _timed(self, kind: str, asks: list[Ask]) -> tuple[float, float]:
         """Seconds a request, and the share of questions not asked in a probe before."""
@@ -146,10 +159,10 @@ class Prober:
         self._probed += len(asks)
         return spent / len(asks), share
 
-    def _ask(self, kind: str, asks: list[Ask]) -> None:
+    def _ask(self, kind: str, asks: list[Ask], sampling: Sampling | None = None) -> None:
         encoded = getattr(self.setup.engine, "takes_bytes", False)
         requests, _ = requests_of(asks, encoded=encoded)
-        how = (self.plan.canonical, self.setup.sampling[kind], words_of(kind))
+        how = (self.plan.canonical, sampling or self.setup.sampling[kind], words_of(kind))
         generate_each(self.setup.engine, list(requests.values()), *how)
 
     def _chunk(self) -> int:

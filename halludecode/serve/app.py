@@ -10,7 +10,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from halludecode.core.errors import InvalidModel, InvalidRequest
+from halludecode.core.errors import InvalidRequest
 from halludecode.engines.vllm.load import OURS, _import_vllm, settings
 from halludecode.serve.policy import NOWHERE, Policy
 
@@ -141,12 +141,11 @@ async def _engine(model: str, args: Any, artifacts: Path | None, stack: AsyncExi
     async def enter(source: str) -> Bridge:
         from vllm.entrypoints.launchers.api_server.entry import build_async_engine_client
 
+        from halludecode.engines.vllm.reasons import starting
+
         args.model = source
-        try:
+        with starting(model):
             llm = await stack.enter_async_context(build_async_engine_client(args))
-        except (ValueError, OSError, RuntimeError) as error:
-            first = str(error).strip().splitlines()[-1:] or [type(error).__name__]
-            raise InvalidModel(f"{model}: vLLM cannot start ({first[0][:400]}).") from error
         return Bridge(llm, loop, await llm.get_supported_tasks())
 
     def start(given: str, source: str, options: Any) -> Bridge:

@@ -24,12 +24,12 @@ import halludecode as hd
 from tests import families
 
 def main():
-    engine = hd.load("testbed", engine="vllm", artifacts=sys.argv[1], block_size=32,
+    engine = hd.load(sys.argv[2], engine="vllm", artifacts=sys.argv[1], block_size=32,
                      kv_cache_memory_bytes=64 << 20, max_num_seqs=8, max_num_batched_tokens=512,
                      tensor_parallel_size=int(os.environ["RANKS"]))
     asked = hd.Request("Describe the image.", families.pictures()[:1])
     sampling = hd.Sampling(max_new_tokens=5)
-    made = {s: engine.generate(asked, s, sampling)[0].token_ids for s in sys.argv[2:]}
+    made = {s: engine.generate(asked, s, sampling)[0].token_ids for s in sys.argv[3:]}
     engine.plan("vcd")
     try:
         engine.generate(asked, "opera")
@@ -75,15 +75,26 @@ def run(script: Path, text: str, *words: str, ranks: int = 1) -> list[str]:
     return done.stdout.strip().splitlines()
 
 
-@pytest.mark.parametrize("ranks", [1, pytest.param(2, marks=pytest.mark.full)])
-def test_answers_agree_with_the_core_in_another_process(testbed, tmp_path, ranks):
-    specs = SPECS if ranks == 1 else PARALLEL
-    made = json.loads(run(tmp_path / "ask.py", SCRIPT, str(tmp_path), *specs, ranks=ranks)[-1])
+def ask(hf, model: str, folder: Path, specs: tuple[str, ...], ranks: int) -> None:
+    words = (str(folder), model, *specs)
+    made = json.loads(run(folder / "ask.py", SCRIPT, *words, ranks=ranks)[-1])
     assert "'search'" in made.pop("refused")
     asked = hd.Request("Describe the image.", families.pictures()[:1])
     for spec, ids in made.items():
-        want = testbed.generate(asked, spec, hd.Sampling(max_new_tokens=5))[0]
+        want = hf.generate(asked, spec, hd.Sampling(max_new_tokens=5))[0]
         assert tuple(ids) == want.token_ids, spec
+
+
+def test_answers_agree_with_the_core_in_another_process(testbed, tmp_path):
+    ask(testbed, "testbed", tmp_path, SPECS, 1)
+
+
+@pytest.mark.full
+def test_answers_agree_with_half_of_the_heads_in_each_process(
+    family_engine, tmp_path, tmp_path_factory
+):
+    model = str(families.family_path("llava", tmp_path_factory))
+    ask(family_engine("llava"), model, tmp_path, PARALLEL, 2)
 
 
 def test_a_start_that_fails_in_another_process_is_told_in_its_words(tmp_path):

@@ -74,6 +74,16 @@ class Soak:
         self.tokens, self.done, self.every = 0, 0, 1 << 30
         self.memory: list[list[int]] = []  # at the start and after every quarter
 
+    def told(self) -> dict[str, Any]:
+        """What happened."""
+        return {
+            **dict(self.counts),
+            "wrong": len(self.wrong),
+            "examples": self.wrong[:5],
+            "tokens": self.tokens,
+            "memory_mib": self.memory,
+        }
+
     async def alone(self, asked: Asked) -> None:
         """Ask while nothing else runs, and remember."""
         body = dict(asked.body)
@@ -229,27 +239,24 @@ async def soak(given: argparse.Namespace, folder: Path) -> dict[str, Any]:
         rng = random.Random(given.seed)
         kinds = rng.choices(list(KINDS), list(KINDS.values()), k=given.requests)
         draws = [(rng.choice(asked), kind, rng.randint(1, 12)) for kind in kinds]
-        await asyncio.gather(*[run.one(*draw) for draw in draws])
+        drawing = asyncio.gather(*[run.one(*draw) for draw in draws])
+        await asyncio.wait({drawing, task}, return_when=asyncio.FIRST_COMPLETED)
+        if task.done():  # its engine died; what it said is on standard error
+            drawing.cancel()
+            raise RuntimeError(f"the server ended after {run.done} requests")
         spent = time.perf_counter() - started
         await run.client.close()
         left = await left_in(found)
         counted = (await found["front"].llm.collective_rpc(inside.counts_of_worker))[0]
     finally:
-        os.kill(os.getpid(), signal.SIGTERM)
+        if not task.done():
+            os.kill(os.getpid(), signal.SIGTERM)
         await task
     return {
-        "requests": given.requests,
-        "distinct": len(asked),
-        "clients": given.clients,
-        **dict(run.counts),
-        "wrong": len(run.wrong),
-        "left": left,
-        "scheduler": counted,
-        "tokens": run.tokens,
-        "alone_seconds": round(first, 1),
-        "seconds": round(spent, 1),
-        "memory_mib": run.memory,
-        "examples": run.wrong[:5],
+        **{"requests": given.requests, "distinct": len(asked), "clients": given.clients},
+        **run.told(),
+        **{"left": left, "scheduler": counted},
+        **{"alone_seconds": round(first, 1), "seconds": round(spent, 1)},
     }
 
 

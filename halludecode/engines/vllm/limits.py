@@ -17,9 +17,7 @@ ATTENTION = frozenset(
     {"add", "scale", "hide", "gain", "heads", "mass", "scores", "weights", "out", "flag", "once"}
 )
 INSIDE = ATTENTION | {"steer", "early", "looks", "key"}  # needs served between vLLM's kernels
-GATHERED = frozenset(
-    {"heads", "once", "out", "scores", "weights", "vision", "raster"}
-)  # over all heads
+GATHERED = frozenset({"heads", "once", "out", "scores", "weights", "vision"})  # over all heads
 
 
 def check_plan(plan: Plan, config: Any) -> None:

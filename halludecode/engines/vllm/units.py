@@ -76,8 +76,11 @@ class Unit:
         return span.stop - span.start
 
     def reach(self, row: str) -> int:
-        """Keys the last token of any request sees."""
-        return max(span.stop for span in self.spans[row])
+        """Keys of any request: those its last token sees, and all of its prompt.
+
+        A chunk that ends before the picture must know, as a whole prompt does, that one follows.
+        """
+        return max(max(span.stop, span.row.prompt) for span in self.spans[row])
 
     def flat(self, row: str, device: torch.device) -> Tensor:
         """int64 [R, T]: places of the tokens in the flat batch."""
@@ -103,7 +106,7 @@ class Unit:
         kinds = torch.full((len(spans), wide), PAD, dtype=torch.int8)
         pictures = torch.full((len(spans), wide), -1, dtype=torch.int16)
         for r, span in enumerate(spans):
-            kind, picture = span.row.kinds(0, span.stop)
+            kind, picture = span.row.kinds(0, max(span.stop, span.row.prompt))
             kinds[r, : len(kind)], pictures[r, : len(picture)] = kind, picture
         position = torch.stack([torch.arange(s.start + start, s.start + stop) for s in spans])
         made = (
