@@ -17,6 +17,7 @@ import halludecode as hd
 from halludecode.engines.hf.artifacts import Store
 from tests import families
 from tests.contract import specs
+from tests.contract.conftest import pytest_runtest_logreport  # noqa: F401  (for `make record`)
 
 HERE = Path(__file__).parent
 # Small caches and budgets: "cut" chunks every prompt with a picture, "whole" holds two of them.

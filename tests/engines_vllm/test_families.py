@@ -67,6 +67,12 @@ def compare(ours, hf, noted) -> int:
             noted(family, name, "refused", reason or f"engine 'vllm': {why.partition(';')[0]}")
             assert reason or name == "opera", why
             continue
+        if family == "llava_onevision" and name == "ritual":
+            # RITUAL's crop is 336 x 336, a shape that vLLM cuts into other tokens here.
+            with pytest.raises(hd.InvalidRequest, match="tokens of a 336 x 336 picture") as cut:
+                ours.generate(asked[1], spec, hd.Sampling(**GREEDY))
+            noted(family, name, "refused", f"engine 'vllm': {reason_of(cut.value)}")
+            continue
         for sampling in (hd.Sampling(**GREEDY), hd.Sampling(**SAMPLED)):
             given += [(name, request, spec, sampling) for request in asked]
             wanted += hf.generate(asked, spec, sampling)

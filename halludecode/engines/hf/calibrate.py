@@ -14,7 +14,7 @@ from torch import Tensor
 
 from halludecode.core import spec as hd_spec
 from halludecode.core.artifact import PIN, Artifact, shaping
-from halludecode.core.errors import InvalidParameter
+from halludecode.core.errors import InvalidParameter, InvalidRequest
 from halludecode.core.plan import Plan, compile_plan
 from halludecode.core.prompt import Look, Prompt, Seen, digest
 from halludecode.core.registry import STRATEGIES
@@ -149,7 +149,25 @@ class Calibrator:
         *,
         progress: bool,
     ) -> Artifact:
-        given = built_in() if samples is None else list(samples)
+        if samples is not None:
+            return self._made(engine, part, list(samples), "samples", source, seed, progress)
+        given, kind = built_in(), "built-in prompts"
+        try:
+            return self._made(engine, part, given, kind, source, seed, progress)
+        except InvalidRequest:  # a host that cuts our made pictures otherwise than the processor
+            given = [pair for pair in given if not pair[0].images]
+            return self._made(engine, part, given, f"{kind}, no picture", source, seed, progress)
+
+    def _made(
+        self,
+        engine: Host,
+        part: Strategy,
+        given: Sequence[tuple[Request, str | None]],
+        kind: str,
+        source: str,
+        seed: int,
+        progress: bool,
+    ) -> Artifact:
         prompts = [to_prompt(request, engine.net.layout.placeholder) for request, _ in given]
         answers = [answer for _, answer in given]
         facts = engine.net.facts()
@@ -165,7 +183,6 @@ class Calibrator:
         )
         with engine._guard():
             tensors = {name: value.cpu() for name, value in part.calibrate(cal, facts).items()}
-        kind = "built-in prompts" if samples is None else "samples"
         told = f"{len(given)} {kind}" + (f" of {source}" if source else "")
         known = sum(answer is not None for answer in answers)
         content = digest(*(p.key for p in prompts), answers)[:12]
