@@ -340,3 +340,24 @@ def test_layers_that_drop_keys_are_refused():
         )
         with pytest.raises(UnsupportedStrategy, match="needs the key of every token"):
             Tree(batch, 0)
+
+
+def test_requests_of_one_batch_try_different_numbers_of_tokens(llava, monkeypatch):
+    """What is read for a request has one row per token it asked for, not per token of the batch."""
+    sizes, feed = set(), Tree.feed
+
+    def spied(tree, asks):
+        made = feed(tree, asks)
+        for ask, fed in zip(asks, made, strict=True):
+            assert len(fed.logits) == len(fed.rows) == len(fed.image) == ask.size
+        sizes.add(tuple(ask.size for ask in asks))
+        return made
+
+    monkeypatch.setattr(Tree, "feed", spied)
+    blind = hd.Request(WORDS[0])
+    batch = [requests()[0], blind]
+    found = llava.generate(batch, "opera", hd.Sampling(max_new_tokens=6, min_new_tokens=6))
+    assert any(len(set(each)) > 1 for each in sizes)
+    alone = [llava.generate([r], "opera", hd.Sampling(max_new_tokens=6, min_new_tokens=6))[0]
+             for r in batch]  # fmt: skip
+    assert [o.token_ids for o in found] == [o.token_ids for o in alone]

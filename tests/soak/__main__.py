@@ -136,7 +136,9 @@ class Soak:
         ids: list[list[int]] = [[] for _ in asked.alone]
         texts = ["" for _ in asked.alone]
         stream = await self.client.chat.completions.create(**asked.body, stream=True)
-        async for number, chunk in _numbered(stream):
+        number = 0
+        async for chunk in stream:
+            number += 1
             for choice in chunk.choices:
                 ids[choice.index] += getattr(choice, "token_ids", None) or []
                 texts[choice.index] += choice.delta.content or ""
@@ -158,13 +160,6 @@ class Soak:
         strategy = asked.body["extra_body"]["vllm_xargs"]["strategy"]
         sampled = {k: v for k, v in asked.body.items() if k not in ("messages", "extra_body")}
         self.wrong.append(f"{kind} {strategy} {sampled}: {what}")
-
-
-async def _numbered(stream: Any) -> Any:
-    number = 0
-    async for chunk in stream:
-        number += 1
-        yield number, chunk
 
 
 async def served(port: int, artifacts: Path) -> tuple[asyncio.Task[None], dict[str, Any]]:

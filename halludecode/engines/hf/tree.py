@@ -160,7 +160,12 @@ class Tree:
         on_image = (seen[:, :, : self.prompt] * image[:, None]).sum(-1).double().cpu()
         behind = seen[:, :, self.prompt :].double().cpu()
         return [
-            Fed(self.width, logits[r, : ask.size], self._rows(ask, behind[r]), on_image[r])
+            Fed(
+                self.width,
+                logits[r, : ask.size],
+                self._rows(ask, behind[r]),
+                on_image[r, : ask.size],
+            )
             for r, ask in enumerate(asks)
         ]
 
