@@ -15,7 +15,7 @@ from typing import Any
 from packaging.requirements import Requirement
 
 from halludecode import _repair
-from halludecode.engines import ENGINES
+from halludecode.engines import ENGINES, SHOWS
 
 PACKAGES = (
     "halludecode",
@@ -54,19 +54,21 @@ def report() -> dict[str, Any]:
 
     Returns:
         ``versions`` (package -> version or None), ``devices``, ``engines`` (``hf`` and ``vllm``:
-        ``usable``, ``provides``, ``why``; vllm also ``runner``), ``builds`` (torchvision,
-        torchaudio, torchcodec beside this torch), ``chair`` (which caption path runs), ``missing``
-        (``what``, ``fix``), ``notes`` (sentences).
+        ``usable``, ``provides``, ``shows``, ``why``; vllm also ``runner``), ``builds``
+        (torchvision, torchaudio, torchcodec beside this torch), ``chair`` (which caption path
+        runs), ``missing`` (``what``, ``fix``), ``notes`` (sentences).
     """
     _repair.install()  # before anything imports torch or transformers
     versions: dict[str, str | None] = {"python": platform.python_version()}
     versions.update({name: _version(name) for name in PACKAGES})
-    hf = _hf_engine()
+    engines = {"hf": _hf_engine(), "vllm": _vllm_engine(versions)}
+    for name, engine in engines.items():
+        engine["shows"] = list(SHOWS[name]) if engine["usable"] else []
     builds = _builds(versions)
     return {
         "versions": versions,
         "devices": _devices(),
-        "engines": {"hf": hf, "vllm": _vllm_engine(versions)},
+        "engines": engines,
         "builds": builds,
         "chair": _chair(),
         "missing": _missing(),
@@ -87,6 +89,8 @@ def describe(found: dict[str, Any]) -> list[Any]:
     for name, engine in found["engines"].items():
         provides = f", provides {', '.join(engine['provides'])}" if engine["provides"] else ""
         parts.append(f"  {name}: {'usable' if engine['usable'] else 'not usable'}{provides}")
+        if engine["shows"]:
+            parts.append(f"    shows {'; '.join(engine['shows'])}")
         if engine["why"]:
             parts.append(f"    {engine['why']}")
     parts += ["", "CHAIR captions", f"  {found['chair']['why']}"]

@@ -27,8 +27,10 @@ def test_this_machine_can_run_the_hf_engine(found):
     assert found["engines"]["hf"] == {
         "usable": True,
         "provides": found["engines"]["hf"]["provides"],
+        "shows": ["explain", "heads: ablation, mass, vhd", "sinks"],
         "why": None,
     }
+    assert "shows explain; heads: ablation" in text_of(found)
     assert found["versions"]["torch"] == importlib.metadata.version("torch")
     assert found["versions"]["python"].startswith("3.")
     assert found["devices"][0]["name"] == "cpu"

@@ -25,6 +25,9 @@ KINDS: dict[str, tuple[type, ...]] = {
     "similarity": (str,),
     "columns": (dict, str, list),
     "engine": (str, dict),
+    "server": (str, list),
+    "api_key": (str,),
+    "concurrency": (int,),
     "limit": (int,),
     "batch_size": (int,),
     "seed": (int,),
@@ -62,6 +65,7 @@ def merge(flags: Mapping[str, Any], path: Path | None) -> dict[str, Any]:
         merged[name] = _words(merged[name])
     if merged["columns"] is not None:
         merged["columns"] = _pairs(merged["columns"])
+    merged["server"] = _listed(merged["server"])
     merged["strategy"] = [_spec(item) for item in _listed(merged["strategy"])]
     return merged
 

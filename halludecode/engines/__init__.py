@@ -18,3 +18,8 @@ VLLM_PROVIDES = frozenset(
     }
 )
 ENGINES = {"hf": HF_PROVIDES, "vllm": VLLM_PROVIDES}
+# What can be looked at where, beside strategies: shown by `halludecode doctor`.
+SHOWS = {
+    "hf": ("explain", "heads: ablation, mass, vhd", "sinks"),
+    "vllm": ("explain", "heads: mass, vhd (first token)", "sinks"),
+}

@@ -71,7 +71,6 @@ class Feeds:
         """
         rows = list(job.rows.values())
         check_rows(rows, plan, sampling.max_new_tokens, self._loaded.vllm_config)
-        inputs = [self._input(row, self._salt(row.name, job, plan, name)) for row in rows]
         seed = secrets.randbits(31) if sampling.seed is None else sampling.seed
         drawer = Sampler(replace(sampling, seed=seed), range(sampling.n), self._loaded.eos)
         members: list[list[Any]] = []
@@ -87,6 +86,9 @@ class Feeds:
                 pictured=bool(job.prompt.pictures),
                 whole=together(plan),
             )
+            # Flags are kept per child: none may find another's KV, for which they were judged.
+            salts = [self._salt(row.name, job, plan, main.group) for row in rows]
+            inputs = [self._input(row, salt) for row, salt in zip(rows, salts, strict=True)]
             noise = key if sampling.temperature > 0 else -1
             made: list[Any] = []
             for role, row in enumerate(rows):
