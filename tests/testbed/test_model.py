@@ -130,7 +130,7 @@ def test_it_describes_in_clean_words(loaded, folders):
 
 def test_the_card_tells_what_it_is():
     card = testbed.card()
-    for words_ in ("tests mechanisms", "attention sinks", "testbed train", "POPE adversarial, iid"):
+    for words_ in ("tests mechanisms", "Attention has", "testbed train", "POPE adversarial, iid"):
         assert words_.lower() in card.lower()
     assert "$" not in card
 
