@@ -48,6 +48,8 @@ def test_an_interrupted_run_keeps_whole_lines(tmp_path):
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         text=True,
+        # A shell's background jobs ignore interrupts, and so would their children.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     samples = tmp_path / "run" / "samples.jsonl"
     deadline = time.monotonic() + 240
