@@ -34,13 +34,9 @@ def calibrate(
             help="testbed-dev-iid, a folder with pope/ or annotations/, or a data set id."
         ),
     ] = None,
-    images: Annotated[Path | None, typer.Option(help="Folder of the pictures.")] = None,
-    annotations: Annotated[
-        Path | None, typer.Option(help="POPE question file or COCO captions file.")
-    ] = None,
-    prompt_preset: Annotated[
-        str | None, typer.Option(help="Whose words go round a question, as for eval.")
-    ] = None,
+    images: options.SampleImages = None,
+    annotations: options.SampleAnnotations = None,
+    prompt_preset: options.SamplePreset = None,
     limit: Annotated[int, typer.Option(min=1, help="First N pictures of each source.")] = 50,
     seed: Annotated[int, typer.Option(help="Seed of trained artifacts.")] = 0,
     out: Annotated[

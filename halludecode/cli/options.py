@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -28,6 +29,14 @@ PromptPreset = Annotated[
         "cd-rethink, opera, opera-512, opera-64 (drops the unfinished last sentence), ritual, "
         "deco, pai, damro, pope-brief, pope-short, testbed (default for it)."
     ),
+]
+# Where `calibrate` and `sinks` take their samples from: `training.data.samples`.
+SampleImages = Annotated[Path | None, typer.Option(help="Folder of the pictures.")]
+SampleAnnotations = Annotated[
+    Path | None, typer.Option(help="POPE question file or COCO captions file.")
+]
+SamplePreset = Annotated[
+    str | None, typer.Option(help="Whose words go round a question, as for eval.")
 ]
 Family = Annotated[
     str | None,

@@ -29,13 +29,9 @@ def sinks(
             "one, eight built-in prompts."
         ),
     ] = None,
-    images: Annotated[Path | None, typer.Option(help="Folder of the pictures.")] = None,
-    annotations: Annotated[
-        Path | None, typer.Option(help="POPE question file or COCO captions file.")
-    ] = None,
-    prompt_preset: Annotated[
-        str | None, typer.Option(help="Whose words go round a question, as for eval.")
-    ] = None,
+    images: options.SampleImages = None,
+    annotations: options.SampleAnnotations = None,
+    prompt_preset: options.SamplePreset = None,
     limit: Annotated[int, typer.Option(min=1, help="First N pictures of each source.")] = 10,
     tau: Annotated[
         float | None, typer.Option(help="Threshold; default 20 * sqrt(width / 4096).")
