@@ -24,7 +24,9 @@ def test_doctor_exits_by_the_hf_engine(cli, monkeypatch, usable, code):
     found = {
         "versions": {"python": "3.11", "torch": None},
         "devices": [{"name": "cpu", "detail": "2 cores"}],
-        "engines": {"hf": {"usable": usable, "provides": ["rows"], "why": None}},
+        "engines": {
+            "hf": {"usable": usable, "provides": ["rows"], "shows": ["heads: mass"], "why": None}
+        },
         "builds": {},
         "chair": {"path": "tables", "why": "tables"},
         "missing": [{"what": "scipy", "fix": "pip install scipy"}],
@@ -33,7 +35,7 @@ def test_doctor_exits_by_the_hf_engine(cli, monkeypatch, usable, code):
     monkeypatch.setattr(_doctor, "report", lambda: found)
     result = cli("doctor")
     assert result.code == code
-    for part in ("2 cores", "fix: pip install scipy", "a note", "usable"):
+    for part in ("2 cores", "fix: pip install scipy", "a note", "usable", "heads: mass"):
         assert part in result.out
     assert json.loads(cli("doctor", "--json").out) == found
 
