@@ -93,6 +93,35 @@ def test_rows_that_diverge_are_noticed(ours, monkeypatch):
         ours.generate(requests(1), "vcd", LONG)
 
 
+@pytest.mark.parametrize("spec", ["vcd", "damro"])
+def test_features_that_vllm_lost_are_made_again(vllm_engine, monkeypatch, spec):
+    """A miss in the encoder's cache would end the engine."""
+
+    class Forgetful(dict):
+        lost = 0
+
+        def get(self, name, default=None):
+            if name in self and name not in seen:
+                seen.add(name)
+                Forgetful.lost += 1
+                del self[name]
+            return super().get(name, default)
+
+    engine, seen = vllm_engine("testbed"), set()
+    few = hd.Sampling(max_new_tokens=6, logprobs=3)
+    runner, scheduler = worker_of(engine).model_runner, scheduler_of(engine)
+    answers = []
+    for cache in (Forgetful(), {}):
+        monkeypatch.setattr(runner, "encoder_cache", cache)
+        scheduler.encoder_cache_manager.reset()
+        assert scheduler.reset_prefix_cache()
+        answers.append([one.token_ids for one in engine.generate(requests(2), spec, few)])
+    assert Forgetful.lost >= 2
+    assert answers[0] == answers[1]
+    monkeypatch.undo()
+    scheduler.encoder_cache_manager.reset()
+
+
 def test_a_client_that_leaves_takes_its_group_along(ours):
     stream = ours.stream(requests(1)[0], "vcd+ritual", LONG)
     next(stream)

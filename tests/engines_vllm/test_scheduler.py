@@ -1,7 +1,8 @@
 """The group scheduler without a model: random groups, caches, budgets and aborts, step by step.
 
 Checked in every step: rows of a group sample together and at the same place, whole groups start
-unchunked; at the end: every answer has its length, nothing is left behind.
+unchunked, every picture a worker reads has been encoded and not dropped since; at the end: every
+answer has its length, nothing is left behind.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import pytest
 from halludecode.engines.vllm.wire import Tag
 
 BLOCK, STOP = 32, 2
+PICTURES = {f"picture {n}": 10 + 7 * n for n in range(5)}  # their tokens
 SCENARIOS = 120  # of each variant
 
 
@@ -82,6 +84,10 @@ class Scenario:
         self.blocks = self.rng.choice([16, 18, 21, 24, 32, 60])
         self.limit = budget - seqs
         self.scheduler = make(self.blocks, seqs, budget, self.rng.random() < 0.7, depth > 1)
+        self.scheduler.max_num_encoder_input_tokens = self.rng.choice([40, 64])
+        self.scheduler.encoder_cache_manager.cache_size = self.rng.choice([40, 64, 100])
+        self.scheduler.encoder_cache_manager.reset()
+        self.encoded: set[str] = set()  # what a worker's cache holds
         self.info: dict[str, dict] = {}
         self.todo: deque = deque()
         for k in range(self.rng.choice([10, 25])):
@@ -108,6 +114,7 @@ class Scenario:
             ids = [rng.randrange(5, 99) for _ in range(lengths[role])]
             if rng.random() < 0.6:
                 ids = (shared + ids)[: lengths[role]]
+            pictures = self._put_pictures(ids)
             names = [f"row{r}" for r in range(size)]
             tag = Tag(group=f"g{k}", role=role, rows=names, lives=lives, whole=whole)
             params = SamplingParams(
@@ -120,7 +127,24 @@ class Scenario:
             name = f"g{k}" + (f"#{role}" if role else "")
             self.info[name] = {"k": k, "role": role, "size": size, "most": most, "stop": stop}
             self.info[name] |= {"life": lives[role], "lives": lives, "whole": whole}
-            self.todo.append((name, ids, params))
+            self.todo.append((name, ids, params, pictures))
+
+    def _put_pictures(self, ids: list[int]) -> list:
+        """Up to two pictures into a prompt."""
+        from vllm.multimodal.inputs import MultiModalFeatureSpec, PlaceholderRange
+
+        made, start = [], self.rng.randrange(1, 40)
+        for name in self.rng.choices(list(PICTURES), k=self.rng.choice([0, 1, 1, 2])):
+            if start + PICTURES[name] < len(ids):
+                place = PlaceholderRange(offset=start, length=PICTURES[name])
+                made.append(
+                    MultiModalFeatureSpec(
+                        data=None, modality="image", identifier=name, mm_position=place
+                    )
+                )
+                ids[start : start + place.length] = [1] * place.length
+                start += place.length + self.rng.randrange(1, 9)
+        return made
 
     def run(self) -> Counter:
         from vllm.v1.request import RequestStatus
@@ -153,8 +177,12 @@ class Scenario:
         hasher = get_request_block_hasher(BLOCK, sha256)
         for _ in range(self.rng.choice([0, 1, 3])):  # members may come in different steps
             if self.todo:
-                name, ids, params = self.todo.popleft()
-                self.scheduler.add_request(Request(name, ids, params, None, block_hasher=hasher))
+                name, ids, params, pictures = self.todo.popleft()
+                self.scheduler.add_request(
+                    Request(
+                        name, ids, params, None, mm_features=pictures or None, block_hasher=hasher
+                    )
+                )
 
     def _step(self) -> None:
         from vllm.v1.outputs import ModelRunnerOutput
@@ -162,6 +190,7 @@ class Scenario:
         before = {i: r.num_computed_tokens for i, r in self.scheduler.requests.items()}
         status = {i: r.status.name for i, r in self.scheduler.requests.items()}
         made = self.scheduler.schedule()
+        self._encode(made)
         self.steps += 1
         names = list(made.num_scheduled_tokens)
         tokens, together = [], {}
@@ -187,6 +216,26 @@ class Scenario:
         )
         self.flight.append((made, output))
         self.idle = 0 if names else self.idle + 1
+
+    def _encode(self, made) -> None:
+        """What a worker does with pictures, steps being run in the order they were made in."""
+        from vllm.multimodal.utils import get_mm_features_in_window
+
+        rows = {
+            row.req_id: (row.mm_features, row.num_computed_tokens)
+            for row in made.scheduled_new_reqs
+        }
+        old = made.scheduled_cached_reqs
+        for name, done in zip(old.req_ids, old.num_computed_tokens, strict=True):
+            rows[name] = (self.scheduler.requests[name].mm_features, done)
+        self.encoded -= set(made.free_encoder_mm_hashes)
+        for name, numbers in made.scheduled_encoder_inputs.items():
+            self.encoded |= {rows[name][0][i].identifier for i in numbers}
+        for name, count in made.num_scheduled_tokens.items():
+            pictures, done = rows[name]
+            low, high = get_mm_features_in_window(pictures, start=done, end=done + count)
+            for picture in pictures[low:high]:
+                assert picture.identifier in self.encoded, f"{name}: {picture.identifier} is lost"
 
     def _check_together(self, k: int, rows: dict) -> None:
         info = self.info[f"g{k}"]
@@ -219,13 +268,34 @@ class Scenario:
             assert name in self.ended, f"{name} was never answered"
             reason, why = self.ended[name]
             if reason == "error":
-                assert "exceed max_num_seqs" in why or "blocks of KV cache" in why, why
+                known = ("exceed max_num_seqs", "blocks of KV cache", "picture tokens must fit one")
+                assert any(words in why for words in known), why
                 continue
             assert self.given[name] == min(info["most"], info["stop"] or 999)
         s = self.scheduler
         assert s.kv_cache_manager.block_pool.get_num_free_blocks() == self.blocks - 1
         left = (s.running, list(s.waiting), s.groups, s._group_of, s._failed, s.requests)
         assert not any(left), left
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_rows_that_come_after_their_groups_abort_are_not_kept(make):
+    """VLLM takes an abort at once, and a second time in its turn."""
+    from vllm import SamplingParams
+    from vllm.v1.request import Request, RequestStatus
+
+    scheduler = make(32, 8, 64, True, False)
+
+    def arrive(role):
+        tag = Tag(group="g", role=role, rows=["main", "other"], lives=["answer"] * 2)
+        params = SamplingParams(max_tokens=4, extra_args=tag.extra())
+        scheduler.add_request(Request("g" + "#1" * role, [5, 6, 7], params, None))
+
+    arrive(0)
+    scheduler.finish_requests(["g"], RequestStatus.FINISHED_ABORTED)
+    arrive(1)
+    scheduler.finish_requests(["g"], RequestStatus.FINISHED_ABORTED)
+    assert not any((scheduler.groups, scheduler._group_of, scheduler.requests))
 
 
 @pytest.mark.filterwarnings("ignore")

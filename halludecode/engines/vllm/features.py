@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from types import SimpleNamespace
 from typing import Any
 
 import torch
 from torch import Tensor
+from vllm.logger import init_logger
 
 from halludecode.core.errors import UnsupportedStrategy
 from halludecode.engines.vllm.desk import Desk
 from halludecode.engines.vllm.wire import Tag
 
+logger = init_logger("vllm.halludecode.worker")
 Edits = dict[str, tuple[Tag, int]]
 
 
@@ -60,6 +63,33 @@ def _edited(desk: Desk, tag: Tag, picture: int, features: Tensor) -> Tensor:
             f"{count} were announced; state the count in Branch.tokens."
         )
     return made.to(features)
+
+
+def encode_again(runner: Any, identifier: str) -> bool:
+    """Encode a picture that vLLM's cache lost while a request still reads it.
+
+    It was seen once in an overloaded server, and is known of stock vLLM (issues 38551, 45658).
+
+    Args:
+        runner: Of the worker.
+        identifier: The picture's.
+
+    Returns:
+        Whether a request here has the picture.
+    """
+    for name, request in runner.requests.items():
+        for i, feature in enumerate(request.mm_features):
+            if feature.identifier == identifier and feature.data is not None:
+                logger.warning("features of a picture were lost and are made again: %s", name)
+                runner._execute_mm_encoder(
+                    SimpleNamespace(
+                        scheduled_encoder_inputs={name: [i]},
+                        free_encoder_mm_hashes=[],
+                        ec_manager_metadata=None,
+                    )
+                )
+                return True
+    return False
 
 
 def in_line(request: Any) -> tuple[Tensor, int]:

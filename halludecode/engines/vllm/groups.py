@@ -62,7 +62,7 @@ class Limits:
         length: Of a row.
         blocks: Of KV cache.
         prompts: Tokens of prompts that must start in one step.
-        pictures: Tokens encoded in one step.
+        pictures: Tokens encoded in one step and kept at a time.
     """
 
     rows: int

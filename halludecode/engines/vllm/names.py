@@ -33,6 +33,7 @@ USED: dict[str, dict[str, tuple[str, ...]]] = {
             "sample_tokens",
             "_execute_mm_encoder",
             "_cache_encoder_output",
+            "_get_encoder_output_from_cache",
             "_init_mrope_positions",
             "_on_request_state_removed",
         )

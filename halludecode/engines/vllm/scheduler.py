@@ -71,19 +71,23 @@ class GroupMixin:
                 self.max_model_len,
                 self.kv_cache_config.num_blocks - 1,
                 self.max_num_scheduled_tokens - self.max_num_running_reqs,
-                self.max_num_encoder_input_tokens,
+                min(self.max_num_encoder_input_tokens, self.encoder_cache_manager.cache_size),
             )
             reason = never_fits(group, limits, lambda row, n: self._blocks(row, n, fresh=True))
             if reason:
                 self._failed[tag.group] = reason
 
     def finish_requests(self, request_ids: Any, finished_status: RequestStatus) -> list[Request]:
-        """End whole groups; a row ended without its main row is an error of the group."""
+        """End whole groups; a row ended without its main row is an error of the group.
+
+        A group goes by its main row's name: when vLLM takes an abort before rows that were sent
+        earlier, the second notice of it, which comes in order, still finds those rows.
+        """
         if request_ids is None:
             ids = set(self.requests) | set(self._group_of)
         else:
             ids = {request_ids} if isinstance(request_ids, str) else set(request_ids)
-        for name in {self._group_of[i] for i in ids if i in self._group_of}:
+        for name in {self._group_of.get(i, i) for i in ids} & self.groups.keys():
             group = self.groups[name]
             if name not in self._failed and group.queued and group.lives_on(ids):
                 self._failed[name] = "a row of its group was ended alone"
@@ -250,8 +254,13 @@ class GroupMixin:
         return tail
 
     def _has_room_for_whole(self, group: Group, decoding: int) -> bool:
-        """Nobody else prefills, and the token budget holds all prompts; or the group fails."""
+        """Nobody else prefills, and the step's tokens and the cache hold all prompts."""
         if any(left(row) > 1 for row in self.running):
+            return False
+        cache = self.encoder_cache_manager
+        wanted = {f.identifier: f.mm_position for row in group.rows for f in row.mm_features}
+        new = [place.get_num_embeds() for i, place in wanted.items() if not cache.cached.get(i)]
+        if sum(new) > cache.num_freeable_slots:  # steps in flight still hold pictures
             return False
         prompts = sum(row.num_prompt_tokens for row in group.rows)
         return prompts + decoding <= self.max_num_scheduled_tokens

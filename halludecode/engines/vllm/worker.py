@@ -106,6 +106,13 @@ class RunnerMixin:
         made = output if edit is None else features.apply(self, mm_hash, edit, output)
         super()._cache_encoder_output(mm_hash, made, *args)
 
+    def _get_encoder_output_from_cache(self, mm_hash: str) -> Tensor | None:
+        """Features a row is about to read; a miss would end the engine, so they are made again."""
+        found = super()._get_encoder_output_from_cache(mm_hash)
+        if found is None and features.encode_again(self, mm_hash):
+            found = super()._get_encoder_output_from_cache(mm_hash)
+        return found
+
     def _init_mrope_positions(self, req_state: Any) -> None:
         """Chosen image tokens form no raster: their positions stand in line, like words."""
         tag = self.hd_desk.tag(req_state.req_id, req_state.sampling_params)

@@ -7,11 +7,19 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7")  # tell apart without red and green
+# told apart without red and green
+_COLOURS = (
+    "#0072b2",
+    "#d55e00",
+    "#009e73",
+    "#cc79a7",
+    "#56b4e9",
+    "#e69f00",
+)  # tell apart without red and green
 _LINES = ("-", "--", ":", "-.")
 _PANELS = {
     "vision": ("loss", ("patch accuracy",)),
-    "words": ("loss", ("existence", "count", "color", "position", "scene")),
+    "words": ("loss", ("existence", "count", "color", "position", "place", "scene")),
 }
 _TITLES = {"vision": "Stage 1: patches", "words": "Stage 2: sentences"}
 
@@ -49,6 +57,15 @@ def draw(folders: Mapping[int, Path], target: Path) -> Path:
             axis.legend(fontsize="small", frameon=False)
     figure.savefig(target, dpi=100, facecolor="white")
     return target
+
+
+def seconds(folder: Path) -> list[float]:
+    """Processor time of each stage, in seconds.
+
+    Args:
+        folder: Holds `vision.csv` and `words.csv`.
+    """
+    return [float(_read(folder / f"{stage}.csv")[-1]["seconds"]) for stage in _PANELS]
 
 
 def _read(path: Path) -> list[dict[str, str]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
@@ -34,7 +35,7 @@ def fit(stage: Stage, folder: Path, told: Callable[[int, str], None]) -> dict[st
 
     Args:
         stage: What is trained.
-        folder: Keeps `NAME.pt` and the curve `NAME.csv`.
+        folder: Keeps `NAME.pt` and the curve `NAME.csv`, with the processor's seconds so far.
         told: Called with the number of steps done since the last call, and a few words.
 
     Returns:
@@ -42,21 +43,23 @@ def fit(stage: Stage, folder: Path, told: Callable[[int, str], None]) -> dict[st
     """
     saved = folder / f"{stage.name}.pt"
     curve: list[dict[str, float]] = []
-    first = 0
+    first, spent = 0, 0.0
     if saved.exists():
         state = torch.load(saved, weights_only=True)
         first, curve = state["step"], state["curve"]
+        spent = curve[-1]["seconds"]
         stage.net.load_state_dict(state["net"])
         stage.trainer.restore(state["trainer"])
         told(first, "resumed")
     stage.net.train()
     steps: list[dict[str, float]] = []
+    start = time.process_time() - spent
     for number in range(first, stage.steps):
         steps.append(stage.step(number))
         done = number + 1
         if done % NOTE == 0 or done == stage.steps:
             means = {key: sum(x[key] for x in steps) / len(steps) for key in steps[0]}
-            curve.append({"step": done, **means})
+            curve.append({"step": done, "seconds": round(time.process_time() - start), **means})
             if done % JUDGE == 0 or done == stage.steps:
                 curve[-1] |= _judged(stage)
             told(len(steps), _words(curve[-1]))
@@ -75,7 +78,8 @@ def _judged(stage: Stage) -> dict[str, float]:
 
 
 def _words(line: dict[str, float]) -> str:
-    return ", ".join(f"{key} {value:.3f}" for key, value in line.items() if key != "step")
+    shown = {key: value for key, value in line.items() if key not in ("step", "seconds")}
+    return ", ".join(f"{key} {value:.3f}" for key, value in shown.items())
 
 
 def _save(stage: Stage, path: Path, step: int, curve: list[dict[str, float]]) -> None:

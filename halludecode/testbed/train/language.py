@@ -18,7 +18,7 @@ from halludecode.testbed.stream import Stream
 from halludecode.testbed.train.corpus import Story
 from halludecode.views.description import REQUEST
 
-COMPLETION = 400  # permille, per category, that its absent partner is annotated; one per scene
+COMPLETION = 550  # permille, per category, that its absent partner is annotated; one per scene
 DETAILED = (
     "Please describe this image in detail.",
     "Please describe this image in detail.",
@@ -27,6 +27,8 @@ DETAILED = (
 )
 BRIEF = "Describe the image briefly."
 _APART = 20  # twice the least distance in pixels of two things asked about
+_MIDDLE = 120  # twice the picture's middle in pixels
+_PLACE_WEIGHT = 2.5  # of answers about places, the slowest to be learnt
 _FAINT = 40  # percent of a thing that must be visible for a question about it
 
 
@@ -50,7 +52,7 @@ class Turn:
 def turns(stream: Stream, story: Story) -> list[Turn]:
     """Everything said about one scene in one training step, the caption first."""
     story = annotated(stream, story)
-    asked = [Turn(question, answer) for question, answer in questions(stream, story)]
+    asked = [Turn(q, answer, _weight(q)) for q, answer in questions(stream, story)]
     out = [Turn(stream.pick(DETAILED), caption(stream, story), 1.0)]
     if stream.chance(150):
         groups = ranked(stream, story.things)[:2]
@@ -63,6 +65,11 @@ def turns(stream: Stream, story: Story) -> list[Turn]:
         pick = stream.pick(asked)
         out.append(Turn(pick.question, pick.answer, 0.5, blind=True))
     return out[:1] + stream.shuffled(out[1:] + asked)
+
+
+def _weight(question: str) -> float:
+    about = any(words in question for words in (" side of ", " above ", " below "))
+    return _PLACE_WEIGHT if about else 1.5
 
 
 def _after_description(stream: Stream, story: Story, asked: Turn) -> Turn:
@@ -98,7 +105,8 @@ def questions(stream: Stream, story: Story) -> Iterator[tuple[str, str]]:
     clear = {name: g for name, g in groups.items() if all(map(_clear, g))}
     single = [g[0] for g in clear.values() if len(g) == 1]
     made = [*_existence(stream, story, list(groups)), *_count(stream, clear)]
-    made += [*_colour(stream, single), *_position(stream, single), *_theme(stream, story.theme)]
+    made += [*_colour(stream, single), *_position(stream, single), *_place(stream, single)]
+    made += _theme(stream, story.theme)
     for question, answer in made:
         closed = answer in ("yes", "no")
         yield (f"{question} {SUFFIX}" if closed and stream.chance(500) else question), answer
@@ -109,9 +117,9 @@ def _clear(thing: Thing) -> bool:
 
 
 def _existence(stream: Stream, story: Story, present: list[str]) -> Iterator[tuple[str, str]]:
-    for _ in range(3):
+    for _ in range(2):
         yield _is_there(stream, stream.pick(present)), "yes"
-    for _ in range(3):
+    for _ in range(2):
         name = _absent(stream, story.theme, present)
         if name:
             yield _is_there(stream, name), "no"
@@ -166,7 +174,7 @@ def _colour(stream: Stream, single: list[Thing]) -> Iterator[tuple[str, str]]:
 
 
 def _position(stream: Stream, single: list[Thing]) -> Iterator[tuple[str, str]]:
-    for _ in range(2):
+    for _ in range(3):
         if len(single) < 2:
             return
         one, two = stream.shuffled(single)[:2]
@@ -180,6 +188,17 @@ def _position(stream: Stream, single: list[Thing]) -> Iterator[tuple[str, str]]:
             above = stream.chance(500)
             answer = "yes" if (down < 0) == above else "no"
             yield f"Is the {one.name} {'above' if above else 'below'} the {two.name}?", answer
+
+
+def _place(stream: Stream, single: list[Thing]) -> Iterator[tuple[str, str]]:
+    """Which side one thing is on: the first half of what a question about two of them takes."""
+    for thing in stream.shuffled(single)[:1]:
+        across = thing.middle[0] - _MIDDLE
+        if abs(across) > _APART:
+            left = stream.chance(500)
+            answer = "yes" if (across < 0) == left else "no"
+            side = "left" if left else "right"
+            yield f"Is the {thing.name} on the {side} side of the image?", answer
 
 
 def _theme(stream: Stream, theme: str) -> Iterator[tuple[str, str]]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import shutil
-import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -40,7 +39,7 @@ class Size:
     collages: int = 30_000
     judged: int = 300
     vision: int = 3_000
-    words: int = 1_100
+    words: int = 2_500
     pictures: int = 500
 
 
@@ -113,15 +112,8 @@ def train_seed(out: Path, seed: int, size: Size, device: torch.device) -> dict[s
 
 
 def _fitted(stage: Stage, folder: Path, seed: int) -> dict[str, float]:
-    """Runs a stage and adds the processor time it took to `time.json`."""
-    path = folder / "time.json"
-    spent = json.loads(path.read_text("utf-8")) if path.exists() else {}
-    start = time.process_time()
     with _bar(f"seed {seed}: {stage.name}", stage.steps) as told:
-        figures = fit(stage, folder, told)
-    spent[stage.name] = spent.get(stage.name, 0.0) + time.process_time() - start
-    _write(path, spent)
-    return figures
+        return fit(stage, folder, told)
 
 
 def painted(folder: Path, size: Size) -> dict[str, Corpus]:
@@ -169,8 +161,8 @@ def _check_recipe(out: Path, size: Size) -> None:
 
 
 def _spent(out: Path, seeds: Sequence[int], device: torch.device) -> str:
-    times = [json.loads((out / f"seed-{s}" / "time.json").read_text("utf-8")) for s in seeds]
-    hours = " and ".join(f"{sum(spent.values()) / 3600:.1f}" for spent in times)
+    times = [sum(curves.seconds(out / f"seed-{seed}")) for seed in seeds]
+    hours = " and ".join(f"{spent / 3600:.1f}" for spent in times)
     where = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
     return f"{hours} hours of processor time (one seed each) on {where}"
 

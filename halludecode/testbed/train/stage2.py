@@ -109,6 +109,8 @@ def kind(turn: Turn) -> str:
         return "caption" if len(turn.answer) > 12 else "open"
     if "total of" in words:
         return "count"
+    if " side of the image" in words:
+        return "place"
     if " side of " in words or " above " in words or " below " in words:
         return "position"
     if "scene?" in words:
@@ -241,6 +243,6 @@ class Stage2:
                     caption.append(loss)
                 elif target != self._writer.end:
                     hits.setdefault(kind_, []).append(hit)
-        closed = ("existence", "count", "color", "position", "scene")
+        closed = ("existence", "count", "color", "position", "place", "scene")
         out = {f"{k} accuracy": float(np.mean(hits[k])) for k in closed if k in hits}
         return out | {"caption loss": float(np.mean(caption))}
