@@ -5,17 +5,21 @@
 Settings are tuned on the splits `dev-iid` and `dev-broken` with the first model alone: the one with
 the highest mean of POPE accuracy (random, adversarial) and the F1 of the objects captions name.
 Then every strategy runs at its defaults and, where another one won, tuned, on `iid` and `broken`,
-with every model (one per training seed). Runs resume; the page is written at the end.
+with every model (one per training seed). Models and splits run side by side, one thread each; an
+interrupted run resumes; the page is written at the end.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import os
 import platform
 import statistics
 import sys
 from collections.abc import Iterable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -56,8 +60,8 @@ MARK = "*"
 # Running ------------------------------------------------------------------------------------------
 
 
-def loaded(model: str, out: Path) -> Any:
-    """The model with the artifacts its strategies need, made from the dev split once."""
+def prepare(model: str, out: Path) -> None:
+    """Make the artifacts that strategies need, from the dev split, once."""
     engine = hd.load(model, artifacts=out / "artifacts")
     pairs = samples("testbed", ["testbed-dev-iid"], limit=40)
     for info in hd.strategies():
@@ -67,21 +71,44 @@ def loaded(model: str, out: Path) -> Any:
             if "calibrate" not in str(refusal):
                 raise
             engine.calibrate(info.name, pairs, source="testbed-dev-iid")
-    return engine
 
 
-def answered(engine: Any, out: Path, specs: Sequence[str], sources: Sequence[str], n: int) -> Any:
-    """One resumable run of POPE and CHAIR."""
-    return run_eval(
+def answered(model: str, out: Path, run: str, specs: Sequence[str], source: str, n: int) -> Any:
+    """One resumable run of POPE and CHAIR, in a process of its own.
+
+    Args:
+        model: Folder.
+        out: Of the model's files.
+        run: Name of the run.
+        specs: Settings beside greedy.
+        source: Split of the testbed.
+        n: Pictures.
+    """
+    import torch
+
+    torch.set_num_threads(1)
+    engine = hd.load(model, artifacts=out / "artifacts")
+    found = run_eval(
         engine,
         tasks=["pope", "chair"],
         strategies=list(dict.fromkeys(["greedy", *specs])),
-        data=[f"testbed-{source}" for source in sources],
+        data=[f"testbed-{source}"],
         pope_splits=POPE,
         limit=n,
         prompt_preset="testbed",
-        output=out,
+        output=out / run / source,
     ).results
+    # Canonical names hold the artifacts of one model; pages compare several.
+    given = {engine.plan(spec).canonical: spec for spec in ("greedy", *specs)}
+    return {
+        part: [x | {"strategy": given[x["strategy"]]} for x in found[part]]
+        for part in ("runs", "differences")
+    }
+
+
+def joined(parts: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Results of several sources as one."""
+    return {name: [x for part in parts for x in part[name]] for name in ("runs", "differences")}
 
 
 def objective(runs: Iterable[Mapping[str, Any]], strategy: str) -> float:
@@ -97,12 +124,16 @@ def objective(runs: Iterable[Mapping[str, Any]], strategy: str) -> float:
     return statistics.fmean(found)
 
 
-def tuned(engine: Any, out: Path, n: int) -> dict[str, str]:
+def tuned(pool: Any, model: str, out: Path, n: int) -> dict[str, str]:
     """The winning setting of every strategy on the dev splits."""
     known = {info.name for info in hd.strategies()}
     specs = [spec for name, grid in GRID.items() if name in known for spec in grid]
-    runs = answered(engine, out, specs, ["dev-iid", "dev-broken"], n)["runs"]
-    scores = {spec: objective(runs, engine.plan(spec).canonical) for spec in specs}
+    jobs = [
+        pool.submit(answered, model, out, "dev", specs, source, n)
+        for source in ("dev-iid", "dev-broken")
+    ]
+    runs = joined([job.result() for job in jobs])["runs"]
+    scores = {spec: objective(runs, spec) for spec in specs}
     return {
         name: max(grid, key=lambda spec: scores[spec])
         for name, grid in GRID.items()
@@ -118,7 +149,7 @@ class Table:
 
     Args:
         results: One `results.json` content per model.
-        settings: Canonical strategy to the words shown for it.
+        settings: Strategy to the words shown for it.
     """
 
     def __init__(self, results: Sequence[Mapping[str, Any]], settings: Mapping[str, str]) -> None:
@@ -261,17 +292,24 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("runs/testbed_results"))
     args = parser.parse_args()
     models = args.model or ["testbed"]
-    engines = [loaded(model, args.out / str(i)) for i, model in enumerate(models)]
-    chosen = tuned(engines[0], args.out / "dev", args.dev)
-    (args.out / "chosen.json").write_text(json.dumps(chosen, indent=2), encoding="utf-8")
-    settings = {}
-    for name, spec in chosen.items():
-        settings[engines[0].plan(name).canonical] = f"`{name}`"
-        settings.setdefault(engines[0].plan(spec).canonical, f"`{spec}`, tuned")
-    results = [
-        answered(engine, args.out / str(i) / "test", list(settings), SPLITS, args.pictures)
-        for i, engine in enumerate(engines)
-    ]
+    outs = [args.out / str(i) for i in range(len(models))]
+    for model, out in zip(models, outs, strict=True):
+        prepare(model, out)
+    with ProcessPoolExecutor(os.cpu_count(), mp_context=get_context("spawn")) as pool:
+        chosen = tuned(pool, models[0], outs[0], args.dev)
+        (args.out / "chosen.json").write_text(json.dumps(chosen, indent=2), encoding="utf-8")
+        settings: dict[str, str] = {}
+        for name, spec in chosen.items():
+            settings[name] = f"`{name}`"
+            settings.setdefault(spec, f"`{spec}`, tuned")
+        jobs = [
+            [
+                pool.submit(answered, model, out, "test", list(settings), source, args.pictures)
+                for source in SPLITS
+            ]
+            for model, out in zip(models, outs, strict=True)
+        ]
+        results = [joined([job.result() for job in mine]) for mine in jobs]
     PAGE.write_text(page(args, Table(results, settings), results, chosen), encoding="utf-8")
 
 

@@ -48,7 +48,7 @@ def train(
     scenes: Annotated[int, typer.Option(help="Training scenes.", min=64)] = 40_000,
     collages: Annotated[int, typer.Option(help="Crowds for stage 1.", min=64)] = 30_000,
     vision: Annotated[int, typer.Option(help="Steps of stage 1.", min=1)] = 3_000,
-    words: Annotated[int, typer.Option(help="Steps of stage 2.", min=1)] = 2_500,
+    words: Annotated[int, typer.Option(help="Steps of stage 2.", min=1)] = 2_000,
     pictures: Annotated[int, typer.Option(help="Test pictures a split.", min=20)] = 500,
 ) -> None:
     """Train the embedded model from nothing: checkpoints, curves, figures and card."""

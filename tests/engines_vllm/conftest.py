@@ -18,6 +18,7 @@ from halludecode.engines.hf.artifacts import Store
 from tests import families
 from tests.contract import specs
 from tests.contract.conftest import pytest_runtest_logreport  # noqa: F401  (for `make record`)
+from tests.engines_vllm.common import MET
 
 HERE = Path(__file__).parent
 # Small caches and budgets: "cut" chunks every prompt with a picture, "whole" holds two of them.
@@ -78,6 +79,13 @@ def supplied(tmp_path):
 
 def scheduler_of(engine):
     return engine._loaded.engine.engine_core.engine_core.scheduler
+
+
+def pytest_terminal_summary(terminalreporter) -> None:
+    """What was let through in comparing engines."""
+    if MET["answers"]:
+        told = ", ".join(f"{count} {what}" for what, count in MET.items())
+        terminalreporter.write_line(f"vLLM beside the HF engine: {told}")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

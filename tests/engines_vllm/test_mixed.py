@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import random
 
 import pytest
@@ -9,7 +10,7 @@ import pytest
 import halludecode as hd
 from halludecode.engines.vllm.wire import tag_of
 from tests import families
-from tests.engines_vllm.common import ACTIVE, requests, same
+from tests.engines_vllm.common import ACTIVE, edge_gaps, requests, same
 from tests.engines_vllm.conftest import scheduler_of
 
 # Prompts of these strategies start whole, so their step must hold them.
@@ -65,7 +66,8 @@ def under_pressure(tight, hf, names, *, sampled: bool, whole: bool = False) -> N
     outputs = run(tight, given)
     for (request, spec, sampling), output in zip(given, outputs, strict=True):
         want = hf.generate(request, spec, sampling)[0]
-        assert same(output, want), (spec, output.token_ids, want.token_ids)
+        gaps = functools.partial(edge_gaps, hf, request, spec, sampling)
+        assert same(output, want, gaps), (spec, output.token_ids, want.token_ids)
         assert (output.effect, output.rows) == (want.effect, want.rows), spec
     for what in ("preempted groups", "whole" if whole else "held"):
         assert scheduler.counts[what] > 0, scheduler.counts
@@ -105,11 +107,12 @@ def test_other_families_under_pressure(
 
 
 def test_a_request_alone_gives_the_tokens_it_gives_in_the_batch(vllm_engine, testbed, supplied):
-    tight, _ = supplied(vllm_engine("testbed", tight="cut"), testbed)
+    tight, hf = supplied(vllm_engine("testbed", tight="cut"), testbed)
     given = cases(CUT, len(CUT), sampled=True, seed=1)
     together = run(tight, given)
     for one, output in zip(given, together, strict=True):
-        assert same(run(tight, [one])[0], output), one[1]
+        gaps = functools.partial(edge_gaps, hf, *one)
+        assert same(run(tight, [one])[0], output, gaps), one[1]
 
 
 def test_plain_traffic_is_untouched_by_edited_neighbours(vllm_engine):

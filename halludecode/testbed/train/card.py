@@ -8,6 +8,7 @@ from typing import Any
 
 from halludecode.testbed import model_path
 from halludecode.testbed.mme import SUBTASKS
+from halludecode.testbed.train.language import COMPLETION
 
 _POPE = ("random", "popular", "adversarial")
 _BANDS = (
@@ -33,6 +34,7 @@ def write(recipe: Mapping[str, Any], found: Mapping[int, Mapping[str, Any]], shi
     counts = {name: f"{recipe[name]:,}" for name in ("scenes", "collages", "vision", "words")}
     return template.substitute(
         counts,
+        completion=COMPLETION // 10,
         time=recipe["time"],
         seeds=", ".join(map(str, sorted(found))),
         shipped=shipped,

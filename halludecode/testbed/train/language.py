@@ -68,7 +68,7 @@ def turns(stream: Stream, story: Story) -> list[Turn]:
 
 
 def _weight(question: str) -> float:
-    about = any(words in question for words in (" side of ", " above ", " below "))
+    about = any(words in question for words in (" side ", " above ", " below "))
     return _PLACE_WEIGHT if about else 1.5
 
 
@@ -192,13 +192,17 @@ def _position(stream: Stream, single: list[Thing]) -> Iterator[tuple[str, str]]:
 
 def _place(stream: Stream, single: list[Thing]) -> Iterator[tuple[str, str]]:
     """Which side one thing is on: the first half of what a question about two of them takes."""
-    for thing in stream.shuffled(single)[:1]:
+    for thing in stream.shuffled(single)[:2]:
         across = thing.middle[0] - _MIDDLE
-        if abs(across) > _APART:
-            left = stream.chance(500)
-            answer = "yes" if (across < 0) == left else "no"
-            side = "left" if left else "right"
-            yield f"Is the {thing.name} on the {side} side of the image?", answer
+        if abs(across) <= _APART:
+            continue
+        side = "left" if across < 0 else "right"
+        if stream.chance(600):
+            yield f"What side of the image is the {thing.name} on?", side
+            continue
+        asked = stream.pick(("left", "right"))
+        answer = "yes" if side == asked else "no"
+        yield f"Is the {thing.name} on the {asked} side of the image?", answer
 
 
 def _theme(stream: Stream, theme: str) -> Iterator[tuple[str, str]]:

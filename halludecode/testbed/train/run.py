@@ -39,7 +39,7 @@ class Size:
     collages: int = 30_000
     judged: int = 300
     vision: int = 3_000
-    words: int = 2_500
+    words: int = 2_000
     pictures: int = 500
 
 
