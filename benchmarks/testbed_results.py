@@ -38,6 +38,7 @@ POPE = ("random", "adversarial")
 GRID: dict[str, tuple[str, ...]] = {
     "adhh": ("adhh", "adhh(top=4)", "adhh(top=8,tau=0.2)"),
     "agla": ("agla", "agla(alpha=0.5)", "agla(alpha=1.0,beta=0.1)"),
+    "apc_only": ("apc_only",),
     "damro": ("damro", "damro(alpha=0.5)", "damro(alpha=0.5,k=4)"),
     "dola": ("dola", "dola(strength=0.3)", "dola(bucket=low)"),
     "lacing": ("lacing", "lacing(scale=1.2)", "lacing(scale=2.0)"),
@@ -45,6 +46,7 @@ GRID: dict[str, tuple[str, ...]] = {
     "opera": ("opera",),
     "pai": ("pai", "pai(alpha=0.2)", "pai(alpha=0.5,gamma=1.5)"),
     "ritual": ("ritual", "ritual(alpha=0.5)", "ritual(alpha=1.0)"),
+    "scaled": ("scaled",),
     "sid": ("sid", "sid(alpha=0.5)", "sid(keep=0.4)"),
     "spin": ("spin", "spin(r=0.8)", "spin(alpha=0.5,r=0.8)"),
     "var": ("var",),

@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 
 FIRST = 2  # first layer whose queries attend to sinks
 SHARE = 0.03  # of the image tokens are sinks
-MASS = 0.25  # of the image attention they get
+MASS = 0.35  # of the image attention they get
 MASSIVE = 256  # times the root mean square of the word embeddings, at least
 MARK = 64  # times the size of a patch's embedding, at least: no picture may drown it
 WEIGHTS = "model.safetensors"

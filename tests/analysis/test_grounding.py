@@ -102,10 +102,10 @@ def test_explaining_changes_no_token(testbed, asked, spec, sampling):
 
 
 def test_batches_and_children_are_explained_as_alone(testbed, asked):
-    sampling = hd.Sampling(max_new_tokens=6, temperature=1.0, n=3, seed=1)
-    together = testbed.generate(asked[:3], "vcd", sampling, explain="maps")
+    sampling = hd.Sampling(max_new_tokens=6, temperature=3.0, n=3, seed=1)
+    together = testbed.generate(asked[:3], "vcd(beta=0.001)", sampling, explain="maps")
     for request, output in zip(asked[:3], together, strict=True):
-        alone = testbed.generate(request, "vcd", sampling, explain="maps")[0]
+        alone = testbed.generate(request, "vcd(beta=0.001)", sampling, explain="maps")[0]
         for mine, other in zip(output.choices, alone.choices, strict=True):
             for a, b in zip(mine.explanation.tokens, other.explanation.tokens, strict=True):
                 assert a.grounding == pytest.approx(b.grounding, abs=1e-3)

@@ -47,7 +47,7 @@ def fit(stage: Stage, folder: Path, told: Callable[[int, str], None]) -> dict[st
     if saved.exists():
         state = torch.load(saved, weights_only=True)
         first, curve = state["step"], state["curve"]
-        spent = curve[-1]["seconds"]
+        spent = curve[-1]["seconds"] if curve else 0.0
         stage.net.load_state_dict(state["net"])
         stage.trainer.restore(state["trainer"])
         told(first, "resumed")
