@@ -11,6 +11,7 @@ from halludecode.testbed.mme import SUBTASKS
 from halludecode.testbed.train.language import COMPLETION
 
 _POPE = ("random", "popular", "adversarial")
+_COUNTS = ("scenes", "collages", "judged", "vision", "words")
 _BANDS = (
     ("patch accuracy, clean pictures", "vision", "patch accuracy", (90, 100)),
     ("POPE random, iid", "iid", "pope random", (90, 100)),
@@ -24,14 +25,14 @@ def write(recipe: Mapping[str, Any], found: Mapping[int, Mapping[str, Any]], shi
     """Writes the card.
 
     Args:
-        recipe: ``scenes``, ``collages``, ``vision``, ``words`` (counts), ``pictures`` judged and
-            ``time`` and ``sinks`` (words).
+        recipe: ``scenes``, ``collages``, ``judged``, ``vision``, ``words`` (counts), ``pictures``
+            of a test split, ``time``, ``sinks`` (words) and ``curves`` (Markdown).
         found: Seed to its figures: `judge.judge`'s, and ``vision`` and ``words`` of the stages.
         shipped: The seed whose weights ship.
     """
     template = Template((model_path().parent / "card.md").read_text(encoding="utf-8"))
     tables = [_bands(found, shipped), _baseline(recipe, found), _mme(found), _errors(found)]
-    counts = {name: f"{recipe[name]:,}" for name in ("scenes", "collages", "vision", "words")}
+    counts = {name: f"{recipe[name]:,}" for name in _COUNTS}
     return template.substitute(
         counts,
         completion=COMPLETION // 10,
@@ -41,6 +42,7 @@ def write(recipe: Mapping[str, Any], found: Mapping[int, Mapping[str, Any]], shi
         tables="\n".join(tables),
         weak=_weak(found[shipped]),
         sinks=recipe["sinks"],
+        curves=recipe["curves"],
     )
 
 

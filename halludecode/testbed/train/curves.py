@@ -54,9 +54,30 @@ def draw(folders: Mapping[int, Path], target: Path) -> Path:
         axes[row, 1].set_ylim(0, 1)
         for axis in axes[row]:
             axis.grid(color="0.9")
-            axis.legend(fontsize="small", frameon=False)
+        axes[row, 0].legend(fontsize="small", frameon=False)
+        axes[row, 1].legend(fontsize="small", frameon=False, loc="lower right", ncols=2)
     figure.savefig(target, dpi=100, facecolor="white")
     return target
+
+
+def table(folder: Path) -> str:
+    """The lines of both curves at which the stages were measured, in Markdown.
+
+    Args:
+        folder: Holds `vision.csv` and `words.csv`.
+    """
+    parts = []
+    for stage, title in _TITLES.items():
+        lines = _read(folder / f"{stage}.csv")
+        names = [name for name in lines[0] if name != "seconds"]
+        parts += [f"{title}:", "", f"| {' | '.join(names)} |", "|---" * len(names) + "|"]
+        measured = [line for line in lines if all(line[name] for name in names)]
+        parts += [
+            "| " + " | ".join([line["step"], *(f"{float(line[n]):.3f}" for n in names[1:])]) + " |"
+            for line in measured
+        ]
+        parts.append("")
+    return "\n".join(parts)
 
 
 def seconds(folder: Path) -> list[float]:

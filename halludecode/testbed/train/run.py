@@ -71,6 +71,7 @@ def train(out: Path, seeds: Sequence[int], size: Size, device: torch.device) -> 
         curves.draw({seed: out / f"seed-{seed}" for seed in seeds}, out / "curves.png")
         shutil.copytree(out / f"seed-{seeds[0]}" / "model", out / "model", dirs_exist_ok=True)
         facts = asdict(size) | {"time": _spent(out, seeds, device), "sinks": sinks(out / "model")}
+        facts["curves"] = curves.table(out / f"seed-{seeds[0]}")
         text = card.write(facts, found, seeds[0])
         (out / "MODEL_CARD.md").write_text(text, encoding="utf-8")
     except OSError as error:
