@@ -165,10 +165,21 @@ class Table:
 
     def gap(self, setting: str, source: str, split: str | None, metric: str) -> list[float]:
         """Mean over models, and the envelope of their widened intervals."""
+        each = self.each(setting, source, split, metric)
+        values, lows, highs = zip(*each, strict=True)
+        return [statistics.fmean(values), min(lows), max(highs)]
+
+    def each(self, setting: str, source: str, split: str | None, metric: str) -> list[list[float]]:
+        """Every model's difference with its widened interval."""
         rows = [x[setting, f"testbed-{source}", split]["metrics"][metric] for x in self._gaps]
-        lows = [g["value"] - (g["value"] - g["low"]) * self._wider for g in rows]
-        highs = [g["value"] + (g["high"] - g["value"]) * self._wider for g in rows]
-        return [statistics.fmean(g["value"] for g in rows), min(lows), max(highs)]
+        return [
+            [
+                g["value"],
+                g["value"] - (g["value"] - g["low"]) * self._wider,
+                g["value"] + (g["high"] - g["value"]) * self._wider,
+            ]
+            for g in rows
+        ]
 
     def verdicts(self, setting: str, source: str, split: str | None) -> list[str]:
         """What the control says of every model's difference."""
@@ -199,7 +210,7 @@ class Table:
 
     def reading(self) -> list[str]:
         """What each clear difference is worth, and who has none."""
-        kinds: dict[str, list[str]] = {"helps": [], "shift": [], "harms": []}
+        kinds: dict[str, list[str]] = {"helps": [], "shift": [], "harms": [], "one": []}
         clear = set()
         for setting, words in self.settings.items():
             for source in SPLITS:
@@ -209,10 +220,16 @@ class Table:
                     (None, "recall", 1),
                 ]:
                     value, low, high = self.gap(setting, source, split, metric)
+                    what = f"{words}: {_title(split, metric)}, {source}"
+                    each = self.each(setting, source, split, metric)
                     if low <= 0 <= high:
+                        if any(not a <= 0 <= b for _, a, b in each):
+                            told = ", ".join(f"{100 * v:+.1f}" for v, _, _ in each)
+                            kinds["one"].append(f"{what} ({told})")
+                            clear.add(setting)
                         continue
                     clear.add(setting)
-                    what = f"{words}: {_title(split, metric)}, {source} ({100 * value:+.1f})"
+                    what += f" ({100 * value:+.1f})"
                     only = metric != "recall" and any(
                         "only" in v for v in self.verdicts(setting, source, split)
                     )
@@ -223,6 +240,7 @@ class Table:
             "helps": "Better, and still so under the control",
             "shift": "Better, but only by a shift of the yes-ratio or shorter captions",
             "harms": "Worse",
+            "one": "Clear with one training seed and not with the other, so not to be counted on",
         }
         out = [f"- **{titles[k]}**: {'; '.join(found) or 'none'}." for k, found in kinds.items()]
         return [*out, f"- **No clear difference anywhere**: {', '.join(still) or 'none'}."]
