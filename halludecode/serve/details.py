@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from halludecode.core.errors import HalluDecodeError, InvalidRequest
 from halludecode.engines.finish import effect_of
+from halludecode.engines.vllm.wire import kept
 from halludecode.evals.controls import controls_of
 
 if TYPE_CHECKING:
@@ -51,15 +52,17 @@ def details_of(asked: Asked, decode: Callable[[Sequence[int]], str]) -> dict[str
         ``text`` as the tokenizer writes it, its ``token_ids`` and whether a stop string ended it;
         ``timings`` in milliseconds.
     """
-    told: Any = SimpleNamespace(**asked.told)
+    choices = [_choice(ids, decode, asked.stops) for ids in asked.ids]
+    differs = kept(asked.told["differs"], len(choices[0]["token_ids"]))
+    told: Any = SimpleNamespace(**{**asked.told, "differs": differs})
     effect, warnings = effect_of(asked.plan, told, asked.job)
     begun, sent, first, done = asked.clock
     return {
-        "effect": effect if effect is None or effect >= 0 else None,
+        "effect": effect,
         "rows": list(asked.job.rows),
         "scores": dict(told.scores),
         "warnings": list(warnings),
-        "choices": [_choice(ids, decode, asked.stops) for ids in asked.ids],
+        "choices": choices,
         "timings": {
             "prepare_ms": (sent - begun) * 1000,
             "prefill_ms": (first - sent) * 1000,

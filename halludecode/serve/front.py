@@ -23,6 +23,7 @@ from halludecode.engines.rows import Job
 from halludecode.engines.vllm.engine import VLLMEngine
 from halludecode.engines.vllm.feeds import Group
 from halludecode.engines.vllm.inside import error_class
+from halludecode.engines.vllm.wire import kept
 from halludecode.serve.bridge import Bridge
 from halludecode.serve.messages import check_served, split_pictures
 from halludecode.serve.metrics import CHANGED, TOKENS
@@ -287,11 +288,11 @@ class Front:
         notes: Sequence[Mapping[str, Any]] = (
             await self.llm.collective_rpc("hd_report", args=(names,))
         )[0]
-        for note in notes:
+        for note, ids in zip(notes, asked.ids, strict=True):
             if note["error"]:
                 wrong_use = note["kind"] and error_class(note["kind"]) is not HookNeverFired
                 raise (VLLMValidationError if wrong_use else GenerationError)(note["error"])
-            CHANGED.labels(label).inc(max(note["differs"], 0))
+            CHANGED.labels(label).inc(kept(note["differs"], len(ids)) or 0)
         asked.told = notes[0]
         asked.clock.append(time.perf_counter())
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from halludecode.core.artifact import Artifact
-from halludecode.engines.vllm.wire import Tag, pack, tag_of, unpack
+from halludecode.engines.vllm.wire import Tag, kept, pack, tag_of, unpack
 
 
 @pytest.mark.parametrize(
@@ -45,3 +45,9 @@ def test_tags():
     assert (tag.name, tag.life, tag.size, tag.noise) == ("noised", "prefill", 2, 5)
     Params.extra_args = {"other": 1}
     assert tag_of(Params) is None
+
+
+def test_tokens_behind_a_stop_string_do_not_count():
+    assert kept([0, 2, 5], 3) == 2
+    assert kept([], 3) == 0
+    assert kept(None, 3) is None

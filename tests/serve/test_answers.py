@@ -182,7 +182,10 @@ def test_tools_and_structured_output_work_on_plain_requests(client):
     assert client.chat.completions.create(**asked).choices[0].message.content
     asked = body(strategy="greedy", extra_body={"structured_outputs": {"choice": ["yes", "no"]}})
     asked["max_tokens"] = 20
-    assert client.chat.completions.create(**asked).choices[0].message.content.strip() == "yes"
+    assert client.chat.completions.create(**asked).choices[0].message.content.strip() in (
+        "yes",
+        "no",
+    )
     made = client.completions.create(model="testbed", prompt="a dog", max_tokens=3)
     assert made.choices[0].text is not None
 

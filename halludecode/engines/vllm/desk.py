@@ -27,7 +27,8 @@ class Note:
     """What is kept of one group while it runs, and told to the front end at its end.
 
     Args:
-        differs: Tokens that differ from the plain model's own choice at that step.
+        differs: Places of tokens that are not the plain model's own choice there, told by the
+            number of tokens before; None where only vLLM could tell.
         changed: Whether an edit inside the model made a difference.
         scores: First-step scores of the words asked for.
         read: By tokens written before: grounding, entropy and attention on the image of a token,
@@ -38,7 +39,7 @@ class Note:
         fired: (hook, part, layer) seen so far.
     """
 
-    differs: int = 0
+    differs: list[int] | None = field(default_factory=list)
     changed: bool = False
     scores: dict[str, float] = field(default_factory=dict)
     read: dict[int, list[Any]] = field(default_factory=dict)

@@ -17,6 +17,7 @@ from halludecode.engines.rows import Job
 from halludecode.engines.vllm.answers import Answer
 from halludecode.engines.vllm.feeds import Group
 from halludecode.engines.vllm.inside import error_class
+from halludecode.engines.vllm.wire import kept
 
 
 @dataclass(frozen=True)
@@ -56,13 +57,14 @@ def outcome(
             return error_class(note["kind"])(note["error"])
         if answer.error is not None:
             return answer.error
-    seen: Any = SimpleNamespace(**notes[0])
+    differs = kept(notes[0]["differs"], len(answers[0].ids))
+    seen: Any = SimpleNamespace(**{**notes[0], "differs": differs})
     effect, warnings = effect_of(unprobed(work.ask.plan), seen, work.job)
     told = [explained(work, a, note) for a, note in zip(answers, notes, strict=True)]
     return Output(
         choices=tuple(a.choice(one) for a, one in zip(answers, told, strict=True)),
         strategy=work.ask.plan.canonical,
-        effect=effect if effect is None or effect >= 0 else None,
+        effect=effect,
         timings=Timings(*share, tokens=sum(len(a.ids) for a in answers)),
         rows=tuple(work.job.rows),
         scores=notes[0]["scores"],

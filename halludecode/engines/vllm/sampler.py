@@ -267,7 +267,10 @@ class GroupSampler(Sampler):
             if plain is not None and main.tag.plan:
                 chosen = self._plain_token(main, plain)
                 note = self.runner.hd_desk.note(main.tag.group)
-                note.differs += UNKNOWN if chosen is None else int(tokens[main.index] != chosen)
+                if chosen is None:
+                    note.differs = None
+                elif note.differs is not None and int(tokens[main.index]) != int(chosen):
+                    note.differs.append(main.written)
 
     def _plain_token(self, row: RowStep, scores: Tensor) -> Tensor | None:
         """What the plain model would have written here; None where only vLLM could tell."""
@@ -292,9 +295,6 @@ class GroupSampler(Sampler):
         drawer.keys = torch.tensor([row.tag.noise])
         history = torch.tensor([*row.request.prompt_token_ids, *row.request.output_token_ids])
         return drawer.draw(drawer.penalise(scores[None], [history], row.written), row.written)[0]
-
-
-UNKNOWN = -(1 << 40)  # a count that stays negative whatever is added
 
 
 def install(runner: Any) -> None:

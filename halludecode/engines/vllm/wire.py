@@ -6,7 +6,7 @@ travel as their canonical text and are compiled again where they are used.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -83,6 +83,14 @@ def tag_of(params: Any) -> Tag | None:
     if found is None or found.get("v") != VERSION:
         return None
     return Tag(**{name: value for name, value in found.items() if name != "v"})
+
+
+def kept(differs: Sequence[int] | None, count: int) -> int | None:
+    """How many of a note's places lie in an answer of so many tokens.
+
+    VLLM may write on behind a stop string before it hears of it.
+    """
+    return None if differs is None else sum(place < count for place in differs)
 
 
 def pack(value: Any) -> Any:
