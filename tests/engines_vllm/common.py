@@ -66,7 +66,9 @@ def same(a: hd.Output, b: hd.Output, gaps: Callable[[], list[float]] | None = No
     MET["answers"] += 1
     measured: list[float] | None = None
     for i, (x, y) in enumerate(zip(a.logprobs, b.logprobs, strict=False)):
-        moved = [x.top[token] - y.top[token] for token in x.top.keys() & y.top.keys()]
+        pairs = [(x.top[token], y.top[token]) for token in x.top.keys() & y.top.keys()]
+        pairs += [(x.logprob, y.logprob)] if x.token_id == y.token_id else []
+        moved = [0.0 if mine == other else mine - other for mine, other in pairs]  # no inf - inf
         if moved and max(map(abs, moved)) > 1e-3:
             measured = measured if measured is not None or gaps is None else gaps()
             if not measured or measured[i] > TOLERANCE or max(moved) - min(moved) > TOLERANCE:
