@@ -140,14 +140,15 @@ def measure(engines: Engines, names: Sequence[str], args: Any, level: int) -> li
     del runs["vllm", SERIAL]
     for round_ in range(args.rounds + 1):
         for kind, name in list(runs):
+            if (kind, name) not in runs:
+                continue
             run = on_vllm if kind == "vllm" else on_hf
             try:
                 made = run(engines, asked, name, args, level)
             except HalluDecodeError as error:
                 print(f"left out: {error}", file=sys.stderr)
-                del runs[kind, name]
-                if kind == "hf":  # whose rate stands beside vLLM's
-                    runs.pop(("vllm", name), None)
+                for both in engines:  # their rates stand side by side
+                    runs.pop((both, name), None)
                 continue
             if round_:  # the first round warms up
                 runs[kind, name].append(made)
