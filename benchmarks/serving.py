@@ -72,34 +72,35 @@ class Clients:
         """Answer all requests."""
         from halludecode.engines.vllm.answers import Reader
 
-        reader, waiting, names = Reader(self.engine._loaded), list(asked), list[str]()
-        while waiting and len(names) < level:
-            names.append(self._ask(reader, waiting.pop(0)))
+        reader, waiting = Reader(self.engine._loaded), list(asked)
+        names = self._ask(reader, waiting, level)
         for _ in reader.steps():
-            now = self.now()
-            for clock, answer in list(zip(self.clocks, reader.answers, strict=True)):
+            now, done = self.now(), 0
+            for clock, answer in zip(self.clocks, reader.answers, strict=True):
                 clock.first = clock.first or (now if answer.ids else 0.0)
                 if answer.finish and not clock.last:
                     clock.last = now
-                    if waiting:
-                        names.append(self._ask(reader, waiting.pop(0)))
+                    done += 1
+            names += self._ask(reader, waiting, done)
         failed = [answer.error for answer in reader.answers if answer.error]
         failed += [HalluDecodeError(note["error"]) for note in reader.notes() if note["error"]]
         if failed:
             raise failed[0]
         self.engine._loaded.tell("hd_forget", names)
 
-    def _ask(self, reader: Any, request: hd.Request) -> str:
-        """Prepare one request (looks are taken here) and hand it over."""
+    def _ask(self, reader: Any, waiting: list[hd.Request], most: int) -> list[str]:
+        """Prepare the next requests (looks are taken here, in one batch) and hand them over."""
         from halludecode.engines.prompts import to_prompt
 
         engine = self.engine
         sampling = hd.Sampling(max_new_tokens=self.tokens, min_new_tokens=self.tokens)
-        self.clocks.append(Clock(self.now()))
-        name, prompt = engine._name(), to_prompt(request, engine._loaded.layout.placeholder)
-        job = engine._jobs([(name, prompt, self.plan)])[0]
-        reader.add(engine._feeds.group(job, self.plan, sampling, name, {}), sampling)
-        return name
+        some, waiting[:most] = waiting[:most], []
+        self.clocks += [Clock(self.now()) for _ in some]
+        prompts = [to_prompt(request, engine._loaded.layout.placeholder) for request in some]
+        asked = [(engine._name(), prompt, self.plan) for prompt in prompts]
+        for (name, *_), job in zip(asked, engine._jobs(asked), strict=True):
+            reader.add(engine._feeds.group(job, self.plan, sampling, name, {}), sampling)
+        return [name for name, *_ in asked]
 
 
 def on_vllm(engines: Engines, asked: Sequence[hd.Request], name: str, args: Any, level: int) -> Run:

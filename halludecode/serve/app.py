@@ -16,7 +16,6 @@ from halludecode.serve.policy import NOWHERE, Policy
 
 # Options of vLLM that would make a second front end or another kind of server.
 SINGLE = {"api_server_count": (None, 1), "headless": (False,), "grpc": (False,)}
-RANKS = {"data_parallel_size": "one replica", "pipeline_parallel_size": "one pipeline stage"}
 
 
 def arguments(policy: Policy, options: Sequence[str]) -> Any:
@@ -133,8 +132,8 @@ class Failures:
 
 async def _engine(model: str, args: Any, artifacts: Path | None, stack: AsyncExitStack) -> Any:
     """Our engine over vLLM's asynchronous one, which ends with the stack."""
+    from halludecode.engines.vllm.bridge import Bridge
     from halludecode.engines.vllm.engine import VLLMEngine
-    from halludecode.serve.bridge import Bridge
 
     loop = asyncio.get_running_loop()
 
@@ -217,12 +216,11 @@ def _check_parsed(args: Any) -> None:
     for name, fine in SINGLE.items():
         if getattr(args, name) not in fine:
             raise InvalidRequest(f"--{name.replace('_', '-')} is not served by this server.")
-    for name, what in RANKS.items():
-        if getattr(args, name) > 1:
-            raise InvalidRequest(
-                f"--{name.replace('_', '-')} {getattr(args, name)}: this server drives {what}; run "
-                "several servers behind a load balancer."
-            )
+    if args.pipeline_parallel_size > 1:
+        raise InvalidRequest(
+            f"--pipeline-parallel-size {args.pipeline_parallel_size}: strategies need the whole "
+            "model in one stage; use --tensor-parallel-size."
+        )
 
 
 def _refuse(message: str) -> Any:

@@ -20,11 +20,11 @@ from halludecode.engines.base import Request, Sampling
 from halludecode.engines.inputs import LRU
 from halludecode.engines.prompts import to_prompt
 from halludecode.engines.rows import Job
+from halludecode.engines.vllm.bridge import Bridge
 from halludecode.engines.vllm.engine import VLLMEngine
 from halludecode.engines.vllm.feeds import Group
 from halludecode.engines.vllm.inside import error_class
-from halludecode.engines.vllm.wire import kept
-from halludecode.serve.bridge import Bridge
+from halludecode.engines.vllm.wire import kept, replica_of
 from halludecode.serve.messages import check_served, split_pictures
 from halludecode.serve.metrics import CHANGED, TOKENS
 from halludecode.serve.pictures import Pictures
@@ -168,7 +168,7 @@ class Front:
                 llm.output_processor.add_request(main, None, parent, child, queue)
             for rows in asked.group.members:
                 for row in rows:
-                    await llm.engine_core.add_request_async(row)
+                    await self.bridge.deliver(row)
             while not done:
                 output = queue.get_nowait() or await queue.get()
                 _check(output)
@@ -191,11 +191,11 @@ class Front:
 
     def _drop(self, asked: Asked) -> None:
         """Goes on by itself; only after the rows have ended, which still read what is kept."""
-        names = [main.request_id for main in asked.mains]
+        names, at = [main.request_id for main in asked.mains], replica_of(asked.name)
 
         async def tell() -> None:
-            await self.llm.collective_rpc("hd_report", args=(names,))
-            await self.llm.collective_rpc("hd_forget", args=([asked.name],))
+            await self.bridge.tell("hd_report", (names,), at)
+            await self.bridge.tell("hd_forget", ([asked.name],), at)
 
         task = asyncio.get_running_loop().create_task(tell())
         self._tasks.add(task)
@@ -286,7 +286,7 @@ class Front:
         names = [main.request_id for main in asked.mains]
         label = label_of(asked.plan)
         notes: Sequence[Mapping[str, Any]] = (
-            await self.llm.collective_rpc("hd_report", args=(names,))
+            await self.bridge.tell("hd_report", (names,), replica_of(asked.name))
         )[0]
         for note, ids in zip(notes, asked.ids, strict=True):
             if note["error"]:

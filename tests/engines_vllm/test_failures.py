@@ -13,7 +13,6 @@ from halludecode.core import spec as hd_spec
 from halludecode.core.artifact import Artifact
 from halludecode.core.registry import STRATEGIES
 from halludecode.core.strategy import Strategy, strategy
-from halludecode.engines.hf.artifacts import Store
 from halludecode.engines.vllm import engine as engine_module
 from halludecode.engines.vllm import names
 from tests import families
@@ -231,21 +230,14 @@ def test_cuda_graphs_refuse_edits_inside_the_model(ours, monkeypatch):
             ours.plan(spec)
 
 
-def test_what_needs_all_heads_is_refused_under_tensor_parallel(ours, monkeypatch, tmp_path):
-    m = ours._loaded.facts
-    store = Store(tmp_path)
-    heads = {"heads": torch.ones(m.L, m.H, dtype=torch.bool), "gamma": torch.tensor(2.0)}
-    store.save(Artifact("zerotuning", {}, ours.digest, heads))
-    monkeypatch.setattr(ours._calibrator, "store", store)
-    monkeypatch.setattr(ours._loaded.vllm_config.parallel_config, "tensor_parallel_size", 2)
+def test_looks_into_a_tower_that_ranks_share_by_pictures_are_refused(ours, monkeypatch):
+    config = ours._loaded.vllm_config
+    monkeypatch.setattr(config.parallel_config, "tensor_parallel_size", 2)
+    monkeypatch.setattr(config.model_config.multimodal_config, "mm_encoder_tp_mode", "data")
     monkeypatch.setattr(ours, "_plans", {})
-    ours.plan("vcd+pai")
-    with pytest.raises(hd.UnsupportedStrategy, match="reads all heads at once"):
-        ours.plan("vhr")
-    with pytest.raises(hd.UnsupportedStrategy, match="zerotuning goes by a number per head"):
-        ours.plan("zerotuning")
-    with pytest.raises(hd.UnsupportedStrategy, match="adhh goes by a number per head"):
-        ours.plan("adhh(heads=(0,0))")
+    ours.plan("vcd+pai+vhr")
+    with pytest.raises(hd.UnsupportedStrategy, match="needs 'vision', which ranks with pictures"):
+        ours.plan("damro")
 
 
 def test_artifacts_of_one_engine_are_found_by_the_other(ours, testbed):

@@ -12,12 +12,12 @@ from pathlib import Path
 import pytest
 
 import halludecode as hd
+from halludecode.core.registry import STRATEGIES
 from halludecode.testbed import model_path
 from tests import families
+from tests.contract import specs
 
 SPECS = ("vcd", "pai", "damro", "vista", "vdgd(tokens=4)", "var")
-# What two tensor-parallel ranks serve, each with half of the heads.
-PARALLEL = ("vcd", "pai", "vista", "dola", "agla", "var", "vdgd(tokens=4)")
 SCRIPT = """
 import json, os, sys
 import halludecode as hd
@@ -30,7 +30,8 @@ def main():
     asked = hd.Request("Describe the image.", families.pictures()[:1])
     sampling = hd.Sampling(max_new_tokens=5)
     made = {s: engine.generate(asked, s, sampling)[0].token_ids for s in sys.argv[3:]}
-    engine.plan("vcd")
+    told = engine.generate(asked, "vcd", sampling, explain=True)[0].explanation
+    made["looked"] = [token.mass for token in told.tokens]
     try:
         engine.generate(asked, "opera")
     except hd.UnsupportedStrategy as error:
@@ -43,14 +44,44 @@ if __name__ == "__main__":
 """
 
 
+REPLICAS = """
+import json, sys, time
+import halludecode as hd
+from tests import families
+
+def main():
+    engine = hd.load(sys.argv[2], engine="vllm", artifacts=sys.argv[1], block_size=32,
+                     kv_cache_memory_bytes=8 << 20, max_model_len=512, max_num_seqs=8,
+                     max_num_batched_tokens=512, data_parallel_size=2)
+    asked = [hd.Request("Describe the image.", [p]) for p in families.pictures()]
+    sampling = hd.Sampling(max_new_tokens=5, temperature=1.0, seed=3, n=2)
+    made = {s: [[c.token_ids for c in o.choices] for o in engine.generate(asked, s, sampling)]
+            for s in sys.argv[3:]}
+    *_, last = engine.stream(asked[0], "vcd", hd.Sampling(max_new_tokens=5))
+    try:
+        engine.generate(asked[0], "vcd", hd.Sampling(max_new_tokens=400))
+    except hd.InvalidRequest as error:
+        refused = str(error)
+    loads = engine._loaded.engine.llm.engine_core.engine_inflight
+    engine.generate(asked[:2])  # what ended is told with the next step
+    busy = sorted(loads.values())
+    engine.close()
+    print(json.dumps({"made": made, "streamed": last.output.token_ids, "refused": refused,
+                      "busy": busy}))
+
+if __name__ == "__main__":
+    main()
+"""
+
 FAILING = """
 import sys
 
 import halludecode as hd
 
 if __name__ == "__main__":
+    options = {"kv_cache_memory_bytes": int(sys.argv[2]) << 10}
     try:
-        hd.load(sys.argv[1], engine="vllm", block_size=32, kv_cache_memory_bytes=64 << 20)
+        hd.load(sys.argv[1], engine="vllm", block_size=32, max_model_len=512, **options)
     except hd.InvalidModel as error:
         print(error)
 """
@@ -61,8 +92,8 @@ def run(script: Path, text: str, *words: str, ranks: int = 1) -> list[str]:
     root = str(Path(__file__).parents[2])
     env = {**os.environ, "VLLM_ENABLE_V1_MULTIPROCESSING": "1", "PYTHONPATH": root}
     env |= {"RANKS": str(ranks), "VLLM_LOGGING_LEVEL": "ERROR"}
-    if ranks > 1:
-        env["VLLM_CPU_OMP_THREADS_BIND"] = "0|1"
+    if ranks > 1 or text is REPLICAS:
+        env["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"
     done = subprocess.run(
         [sys.executable, str(script), *words],
         env=env,
@@ -80,6 +111,8 @@ def ask(hf, model: str, folder: Path, specs: tuple[str, ...], ranks: int) -> Non
     made = json.loads(run(folder / "ask.py", SCRIPT, *words, ranks=ranks)[-1])
     assert "'search'" in made.pop("refused")
     asked = hd.Request("Describe the image.", families.pictures()[:1])
+    told = hf.generate(asked, "vcd", hd.Sampling(max_new_tokens=5), explain=True)[0].explanation
+    assert made.pop("looked") == pytest.approx([token.mass for token in told.tokens], abs=1e-4)
     for spec, ids in made.items():
         want = hf.generate(asked, spec, hd.Sampling(max_new_tokens=5))[0]
         assert tuple(ids) == want.token_ids, spec
@@ -89,12 +122,13 @@ def test_answers_agree_with_the_core_in_another_process(testbed, tmp_path):
     ask(testbed, "testbed", tmp_path, SPECS, 1)
 
 
-@pytest.mark.full
 def test_answers_agree_with_half_of_the_heads_in_each_process(
     family_engine, tmp_path, tmp_path_factory
 ):
     model = str(families.family_path("llava", tmp_path_factory))
-    ask(family_engine("llava"), model, tmp_path, PARALLEL, 2)
+    hf = specs.supplied(family_engine("llava"), tmp_path)
+    served = [n for n in (*STRATEGIES.names(), *specs.COMPOSED) if n not in ("greedy", "opera")]
+    ask(hf, model, tmp_path, tuple(map(specs.active, served)), 2)
 
 
 def test_a_start_that_fails_in_another_process_is_told_in_its_words(tmp_path):
@@ -102,6 +136,30 @@ def test_a_start_that_fails_in_another_process_is_told_in_its_words(tmp_path):
     shutil.copytree(model_path(), broken)
     weights = broken / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1000])
-    told = run(tmp_path / "fail.py", FAILING, str(broken))
+    told = run(tmp_path / "fail.py", FAILING, str(broken), "65536")
     (said,) = [line for line in told if "cannot start" in line]
     assert "incomplete metadata" in said, "the worker's words, not the core's"
+
+
+def test_a_cache_too_small_for_one_answer_is_told_with_numbers(tmp_path):
+    told = run(tmp_path / "fail.py", FAILING, "testbed", "1024")
+    (said,) = [line for line in told if "cannot start" in line]
+    assert "KV cache" in said and "512" in said
+
+
+def test_requests_go_to_replicas_whole(testbed, tmp_path):
+    specs = ("vcd", "damro", "var", "vdgd(tokens=4)")  # plain rows, looks, edits, written looks
+    words = (str(tmp_path), "testbed", *specs)
+    told = json.loads(run(tmp_path / "ask.py", REPLICAS, *words)[-1])
+    asked = [hd.Request("Describe the image.", [p]) for p in families.pictures()]
+    sampling = hd.Sampling(max_new_tokens=5, temperature=1.0, seed=3, n=2)
+    for spec in specs:
+        want = [
+            [list(choice.token_ids) for choice in output.choices]
+            for output in testbed.generate(asked, spec, sampling)
+        ]
+        assert told["made"][spec] == want, spec
+    streamed = testbed.generate(asked[0], "vcd", hd.Sampling(max_new_tokens=5))[0]
+    assert tuple(told["streamed"]) == streamed.token_ids
+    assert "KV cache" in told["refused"], "two replicas could hold it, one cannot"
+    assert told["busy"] == [0, 0], "both had requests, and none is left"

@@ -11,6 +11,7 @@ from halludecode.core.errors import HalluDecodeError, InvalidRequest
 from halludecode.engines.base import Choice, Explanation, Sampling, TokenLogprob
 from halludecode.engines.vllm.feeds import Group
 from halludecode.engines.vllm.load import Loaded
+from halludecode.engines.vllm.wire import replica_of
 
 
 @dataclass
@@ -75,7 +76,14 @@ class Reader:
         """What the workers noted of every answer; asked for once."""
         names, self._names = self._names, []
         self._inbox.close(names)
-        return self._tell("hd_report", names)[0]
+        by_replica: dict[int, list[str]] = {}
+        for name in names:
+            by_replica.setdefault(replica_of(name), []).append(name)
+        found: dict[str, Mapping[str, Any]] = {}
+        for replica, own in by_replica.items():
+            told = self._tell("hd_report", own, at=replica)[0]
+            found.update(zip(own, told, strict=True))
+        return [found[name] for name in names]
 
     def abort(self) -> None:
         """Stop whatever is still being written."""

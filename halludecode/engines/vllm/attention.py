@@ -1,7 +1,8 @@
 """Attention edits in vLLM: its kernel runs for everyone, then edited queries are computed again.
 
 Only queries that some strategy edits are overwritten; all other output is the kernel's, bit for
-bit. Keys and values come from the paged cache, which already holds those of this step.
+bit. Keys and values come from the paged cache, which already holds those of this step. Where ranks
+have a part of the heads each, edits are of all of them (see `ranks`).
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from halludecode.core.errors import HookNeverFired
 from halludecode.core.part import Part
 from halludecode.core.rowblock import RowBlock
 from halludecode.engines.vllm import paged
+from halludecode.engines.vllm.ranks import all_heads, own_heads
 from halludecode.engines.vllm.units import Unit, acting
 
 BLOCK = 64  # query rows recomputed at a time: memory grows with the prompt, not with its square
@@ -30,11 +32,11 @@ class Layer:
 
     Args:
         number: Decoder layer.
-        query: [tokens, H, d].
+        query: [tokens, h, d], heads of this rank.
         cache: The layer's paged cache.
         block_table: int [rows, n].
         scaling: Factor on q k^T.
-        out: [tokens, H, d], the kernel's output, edited in place.
+        out: [tokens, h, d], the kernel's output, edited in place.
         x: [tokens, D], the residual entering the layer, where some flag needs it.
     """
 
@@ -54,7 +56,8 @@ class Layer:
             rows = torch.tensor(unit.index(row), device=self.block_table.device)
             length = unit.reach(row)
             table = paged.tables(self.block_table, rows, length, self.cache.shape[2])
-            self.kv[which] = paged.read(self.cache, table, length)
+            keys, values = paged.read(self.cache, table, length)
+            self.kv[which] = all_heads(keys, 1), all_heads(values, 1)
         return self.kv[which]
 
 
@@ -75,8 +78,9 @@ class Checked:
         keys, values = layer.keys_values(unit, row)
         span = unit.spans[row][0]
         at = span.flat.stop - 1
-        want = layer.out[at].float()
-        have = paged.plain(layer.query[at], keys[0], values[0], layer.scaling, span.stop)
+        want = all_heads(layer.out[at], 0).float()
+        query = all_heads(layer.query[at], 0)
+        have = paged.plain(query, keys[0], values[0], layer.scaling, span.stop)
         gap = float((want - have).abs().max() / want.abs().max().clamp_min(1e-6))
         if not gap < CHECK:
             raise HookNeverFired(
@@ -161,7 +165,8 @@ def _block(
         if block.touched:
             edited = block.edited()
             at = unit.flat(row, layer.out.device)[:, places[row]]
-            layer.out[at] = block.output(edited).transpose(1, 2).to(layer.out.dtype)
+            made_here = own_heads(block.output(edited), 1)
+            layer.out[at] = made_here.transpose(1, 2).to(layer.out.dtype)
             unit.note_change(edited.any(dim=-1))
 
 
@@ -171,13 +176,13 @@ def _row_block(
     device = layer.out.device
     keys = unit.keys(row, place.start, place.stop, device)
     at = unit.flat(row, device)[:, place]
-    base = layer.out[at].transpose(1, 2)
+    base = all_heads(layer.out[at].transpose(1, 2), 1)
     if phase != "scores":
         return RowBlock(keys, None, None, None, None, layer.scaling, base)
     checked.check(layer, unit, row)
     k, v = layer.keys_values(unit, row)
     seen = torch.arange(unit.reach(row), device=device)[None, None] <= keys.position[..., None]
-    q = layer.query[at].transpose(1, 2)
+    q = all_heads(layer.query[at].transpose(1, 2), 1)
     return RowBlock(keys, q, k, v, seen[:, None], layer.scaling, base)
 
 

@@ -40,7 +40,7 @@ from halludecode.engines.vllm.limits import check_plan
 from halludecode.engines.vllm.load import Loaded, load_engine
 from halludecode.engines.vllm.looks import Looker
 from halludecode.engines.vllm.outcomes import Ask, Work, answered, outcome
-from halludecode.engines.vllm.wire import pack
+from halludecode.engines.vllm.wire import name_of, pack
 from halludecode.models.layout import check_family
 
 KEPT = 256  # compiled strategies, and parts whose artifacts the workers keep
@@ -315,9 +315,12 @@ class VLLMEngine:
     def _words(self, ask: Ask) -> dict[str, list[int]]:
         return {word: self._maker.feeder.word_ids(word) for word in ask.words}
 
-    def _name(self) -> str:
+    def _name(self, replica: int | None = None) -> str:
+        """An unused name; requests take the replicas in turn, looks go where their request does."""
         self._count += 1
-        return f"hd{self._count}"
+        return name_of(
+            self._count, self._count % self._loaded.replicas if replica is None else replica
+        )
 
     def _jobs(self, asked: Sequence[tuple[str, Prompt, Plan]]) -> list[Job]:
         """Rows of requests, in order; looks of requests under one plan are taken together."""

@@ -70,7 +70,7 @@ class Feeds:
             InvalidRequest: It can never fit; the sentence names the numbers.
         """
         rows = list(job.rows.values())
-        check_rows(rows, plan, sampling.max_new_tokens, self._loaded.vllm_config)
+        self._check(rows, plan, sampling)
         seed = secrets.randbits(31) if sampling.seed is None else sampling.seed
         drawer = Sampler(replace(sampling, seed=seed), range(sampling.n), self._loaded.eos)
         members: list[list[Any]] = []
@@ -108,9 +108,13 @@ class Feeds:
         """
         look = tag.look or {}
         sampling = Sampling(max_new_tokens=max(write, 1))
-        check_rows([row], GREEDY, sampling.max_new_tokens, self._loaded.vllm_config)
+        self._check([row], GREEDY, sampling)
         given = self._input(row, "", f"|{tag.group}" if look["vision"] else "")
         return Group([[self._request(tag, given, [row], sampling)]])
+
+    def _check(self, rows: Sequence[Row], plan: Plan, sampling: Sampling) -> None:
+        loaded = self._loaded
+        check_rows(rows, plan, sampling.max_new_tokens, loaded.vllm_config, loaded.replicas)
 
     def _request(self, tag: Tag, given: Any, rows: Sequence[Row], sampling: Sampling) -> Any:
         from vllm import SamplingParams

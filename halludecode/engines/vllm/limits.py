@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 from halludecode.core.errors import InvalidRequest, UnsupportedStrategy
 from halludecode.core.part import Part
 from halludecode.core.plan import Plan
-from halludecode.views.heads import Mapped
 
 if TYPE_CHECKING:
     from halludecode.engines.rows import Row
@@ -17,7 +16,8 @@ ATTENTION = frozenset(
     {"add", "scale", "hide", "gain", "heads", "mass", "scores", "weights", "out", "flag", "once"}
 )
 INSIDE = ATTENTION | {"steer", "early", "looks", "key"}  # needs served between vLLM's kernels
-GATHERED = frozenset({"heads", "once", "out", "scores", "weights", "vision"})  # over all heads
+
+TOWER = frozenset({"vision"})
 
 
 def check_plan(plan: Plan, config: Any) -> None:
@@ -36,17 +36,12 @@ def check_plan(plan: Plan, config: Any) -> None:
     if plan.needs & INSIDE and compiled.cudagraph_mode.name != "NONE":
         _refuse(plan, INSIDE, "CUDA graphs would leave out; start with enforce_eager=True")
     if "vision" in plan.needs and compiled.compile_mm_encoder:
-        _refuse(plan, INSIDE, "compiled towers do not show; start without compile_mm_encoder")
+        _refuse(plan, TOWER, "compiled towers do not show; start without compile_mm_encoder")
     ranks = config.parallel_config
-    if plan.needs & GATHERED and ranks.tensor_parallel_size > 1:
-        _refuse(plan, GATHERED, "reads all heads at once; use tensor_parallel_size=1")
-    per_head = next((part for part in plan.parts if _has_numbers_per_head(part)), None)
-    if per_head is not None and ranks.tensor_parallel_size > 1:
-        raise UnsupportedStrategy(
-            f"{per_head.strategy.name} goes by a number per head, and each of "
-            f"{ranks.tensor_parallel_size} tensor-parallel ranks has a part of the heads; use "
-            "tensor_parallel_size=1, or engine='hf'."
-        )
+    spread = ranks.tensor_parallel_size > 1 and config.model_config.multimodal_config
+    if "vision" in plan.needs and spread and spread.mm_encoder_tp_mode == "data":
+        why = "ranks with pictures of their own do not show; use mm_encoder_tp_mode='weights'"
+        _refuse(plan, TOWER, why)
     if plan.parts and ranks.pipeline_parallel_size > 1:
         _refuse(plan, plan.needs, "needs the whole model; use pipeline_parallel_size=1")
     if plan.needs & ATTENTION and "fp8" in str(config.cache_config.cache_dtype):
@@ -61,7 +56,7 @@ def together(plan: Plan) -> bool:
     return plan.whole or any(len(part.attend_rows) > 1 for part in plan.parts)
 
 
-def check_rows(rows: Sequence[Row], plan: Plan, most: int, config: Any) -> None:
+def check_rows(rows: Sequence[Row], plan: Plan, most: int, config: Any, replicas: int = 1) -> None:
     """Refuse a request that can never fit.
 
     Args:
@@ -69,6 +64,7 @@ def check_rows(rows: Sequence[Row], plan: Plan, most: int, config: Any) -> None:
         plan: What acts.
         most: Most tokens written.
         config: vLLM's.
+        replicas: Among how many the KV cache is divided.
 
     Raises:
         InvalidRequest: The sentence names the numbers and what to change.
@@ -88,7 +84,8 @@ def check_rows(rows: Sequence[Row], plan: Plan, most: int, config: Any) -> None:
         )
     size = config.cache_config.block_size
     wanted = [min(len(r.input_ids) + most, limit) for r in rows]
-    need, have = sum(-(-n // size) for n in wanted), config.cache_config.num_gpu_blocks - 1
+    need = sum(-(-n // size) for n in wanted)
+    have = config.cache_config.num_gpu_blocks // replicas - 1  # vLLM counts those of all replicas
     if need > have:
         raise InvalidRequest(
             f"{plan.canonical} may need {need} blocks of {size} tokens of KV cache for {len(rows)} "
@@ -120,13 +117,6 @@ def _check_one_step(rows: Sequence[Row], plan: Plan, config: Any) -> None:
 def edited_rows(part: Part) -> set[str]:
     """Local names of rows that a part edits inside the model."""
     return {*part.attend_rows, *(part.strategy.steer_rows if part.steers else ())}
-
-
-def _has_numbers_per_head(part: Part) -> bool:
-    if isinstance(part.strategy, Mapped):
-        return True
-    tensors = (part.facts.artifact or {}).values() if part.phase is not None else ()
-    return any(t.dim() > 1 and t.shape[-1] == part.facts.H for t in tensors)
 
 
 def _refuse(plan: Plan, needs: frozenset[str], why: str) -> None:

@@ -60,10 +60,16 @@ class Loaded:
         dtype = self.vllm_config.model_config.dtype
         return weights_digest(self.source, self.config, dtype, **self.shared)
 
-    def tell(self, method: str, *args: Any) -> list[Any]:
-        """Call a method of every worker; answers by rank."""
+    @property
+    def replicas(self) -> int:
+        """Data-parallel copies of the model that this process sends requests to."""
+        return getattr(self.engine, "replicas", 1)
+
+    def tell(self, method: str, *args: Any, at: int | None = None) -> list[Any]:
+        """Call a method of every worker, or of those of one replica; answers of one, by rank."""
+        one = {} if at is None or self.replicas == 1 else {"replica": at}
         with self.inbox.turn():
-            return self.engine.collective_rpc(method, args=args)
+            return self.engine.collective_rpc(method, args=args, **one)
 
 
 def load_engine(
@@ -176,8 +182,10 @@ def settings() -> tuple[dict[str, Any], dict[str, Any]]:
 
 
 def _start(model: str, source: str, options: Mapping[str, Any]) -> Any:
-    from vllm.engine.arg_utils import EngineArgs
+    from vllm.engine.arg_utils import AsyncEngineArgs, EngineArgs
     from vllm.v1.engine.llm_engine import LLMEngine
+
+    from halludecode.engines.vllm import bridge
 
     taken = [name for name in OURS if name in options]
     if taken:
@@ -186,6 +194,8 @@ def _start(model: str, source: str, options: Mapping[str, Any]) -> Any:
     given = {"max_logprobs": -1, "disable_log_stats": True, **proposed, **options, **fixed}
     with starting(model):
         try:
+            if given.get("data_parallel_size", 1) != 1:  # only the asynchronous engine drives them
+                return bridge.start(AsyncEngineArgs(model=source, **given))
             args = EngineArgs(model=source, **given)
         except TypeError as error:
             raise InvalidRequest(f"vLLM does not take these options: {error}.") from None

@@ -18,8 +18,9 @@ from halludecode.engines.vllm.answers import Answer, Reader
 from halludecode.engines.vllm.feeds import Feeds, Group
 from halludecode.engines.vllm.inside import error_class
 from halludecode.engines.vllm.load import Loaded
-from halludecode.engines.vllm.wire import Tag, unpack
+from halludecode.engines.vllm.wire import Tag, replica_of, unpack
 
+Taken = tuple[int, str]  # a look's replica and key
 SMALL = 64  # numbers: what a processor tells of a picture beside its pixels
 
 
@@ -30,11 +31,11 @@ class Looker:
         loaded: The engine.
         maker: Where rows come from.
         feeds: Where vLLM requests come from.
-        name: Gives unused names.
+        name: Gives unused names at a replica.
     """
 
     def __init__(
-        self, loaded: Loaded, maker: RowMaker, feeds: Feeds, name: Callable[[], str]
+        self, loaded: Loaded, maker: RowMaker, feeds: Feeds, name: Callable[[int], str]
     ) -> None:
         self._loaded, self._maker, self._feeds, self._name = loaded, maker, feeds, name
 
@@ -52,11 +53,17 @@ class Looker:
         """Per prompt and part, what rows need of the state; the rest stays in the workers."""
         parts = plan.parts
         asked = [[dict(part.strategy.looks(p, part.facts)) for part in parts] for p in prompts]
-        every = {k.key: k for one in asked for looks in one for k in looks.values()}
+        places = [replica_of(job) for job in jobs]
+        every = {
+            (at, look.key): look
+            for at, one in zip(places, asked, strict=True)
+            for looks in one
+            for look in looks.values()
+        }
         if not every:
             made = [part.strategy.prepare({}, part.facts) for part in parts]
             return [list(made) for _ in prompts]
-        told, names = self._take(list(every.values()))
+        told, names = self._take(every)
         try:
             text = hd_spec.format([part.strategy for part in parts])
             return [
@@ -68,9 +75,10 @@ class Looker:
 
     def see(self, look: Look) -> Seen:
         """What one look saw, brought to this side; for calibration."""
-        told, names = self._take([look])
+        here = (0, look.key)
+        told, names = self._take({here: look})
         try:
-            return Seen(**unpack(self._loaded.tell("hd_seen", names[look.key], told[look.key])[0]))
+            return Seen(**unpack(self._loaded.tell("hd_seen", names[here], told[here], at=0)[0]))
         finally:
             self._loaded.tell("hd_unsee", list(names.values()))
 
@@ -80,26 +88,30 @@ class Looker:
         text: str,
         parts: Sequence[Part],
         asked: Sequence[Mapping[str, Look]],
-        told: Mapping[str, Mapping[str, Any]],
-        names: Mapping[str, str],
+        told: Mapping[Taken, Mapping[str, Any]],
+        names: Mapping[Taken, str],
     ) -> list[Mapping[str, Any]]:
+        at = replica_of(job)
         wanted = [
-            {n: [names[look.key], told[look.key]] for n, look in looks.items()} for looks in asked
+            {n: [names[at, look.key], told[at, look.key]] for n, look in looks.items()}
+            for looks in asked
         ]
         fetch = [list(part.strategy.fetch) for part in parts]
-        made = self._loaded.tell("hd_prepare", job, text, wanted, fetch)[0]
+        made = self._loaded.tell("hd_prepare", job, text, wanted, fetch, at=at)[0]
         if isinstance(made, Mapping):
             raise error_class(made["kind"])(made["error"])
         return unpack(made)
 
-    def _take(self, looks: Sequence[Look]) -> tuple[dict[str, Mapping[str, Any]], dict[str, str]]:
-        """Run looks; per key, what this side knows of each and the name it is kept under."""
-        rows = [self._maker.look(look) for look in looks]
-        names = {look.key: self._name() for look in looks}
+    def _take(
+        self, looks: Mapping[Taken, Look]
+    ) -> tuple[dict[Taken, Mapping[str, Any]], dict[Taken, str]]:
+        """Run looks; of each, what this side knows and the name it is kept under."""
+        rows = {taken: self._maker.look(look) for taken, look in looks.items()}
+        names = {taken: self._name(taken[0]) for taken in looks}
         reader = Reader(self._loaded)
         try:
-            for look, row in zip(looks, rows, strict=True):
-                reader.add(self._request(look, row, names[look.key]), Sampling())
+            for taken, look in looks.items():
+                reader.add(self._request(look, rows[taken], names[taken]), Sampling())
             for _ in reader.steps():
                 pass
             for error in (answer.error for answer in reader.answers):
@@ -110,10 +122,9 @@ class Looker:
                     raise error_class(note["kind"])(note["error"])
         finally:
             reader.abort()
-        answers = reader.answers
         told = {
-            look.key: self._told(look, row, answer)
-            for look, row, answer in zip(looks, rows, answers, strict=True)
+            taken: self._told(look, rows[taken], answer)
+            for (taken, look), answer in zip(looks.items(), reader.answers, strict=True)
         }
         return told, names
 

@@ -46,6 +46,10 @@ USED: dict[str, dict[str, tuple[str, ...]]] = {
     "vllm.v1.engine.async_llm": {
         "AsyncLLM": ("_run_output_handler", "abort", "check_admission", "collective_rpc")
     },
+    "vllm.v1.engine.core_client": {
+        "AsyncMPClient": ("add_request_async", "_call_utility_async"),
+        "DPLBAsyncMPClient": ("get_core_engine_for_request",),
+    },
     "vllm.v1.engine.parallel_sampling": {"ParentRequest": ("get_outputs",)},
     "vllm.multimodal.media": {"MediaConnector": ("load_from_url_async",)},
     "vllm.multimodal.processing.processor": {"BaseMultiModalProcessor": ("apply",)},

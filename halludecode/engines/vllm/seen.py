@@ -15,6 +15,7 @@ from halludecode.core.errors import HookNeverFired, UnsupportedStrategy
 from halludecode.core.prompt import Seen
 from halludecode.engines.hf.vision import Keeper
 from halludecode.engines.vllm import paged
+from halludecode.engines.vllm.ranks import all_heads
 from halludecode.models.layout import layout_of
 
 if TYPE_CHECKING:
@@ -53,7 +54,7 @@ def keep_attention(row: RowStep, kept: Kept, layer: Layer) -> None:
         return
     at = row.first + row.prompt - 1 - row.start
     if layer.number in look["heads"]:
-        kept.heads[layer.number] = _all_heads(layer.out[at].detach().clone()).float().cpu()
+        kept.heads[layer.number] = all_heads(layer.out[at].detach().clone(), 0).float().cpu()
     if layer.number in look["image"]:
         table = paged.tables(
             layer.block_table,
@@ -65,18 +66,7 @@ def keep_attention(row: RowStep, kept: Kept, layer: Layer) -> None:
         q = layer.query[at].float()
         k = keys[0].float().repeat_interleave(q.shape[0] // keys.shape[1], 0)
         weights = (torch.einsum("hd,hnd->hn", q, k) * layer.scaling).softmax(-1)
-        kept.image[layer.number] = _all_heads(weights).cpu()[:, row.picture >= 0]
-
-
-def _all_heads(x: Tensor) -> Tensor:
-    """[H, n] of the [h, n] this tensor-parallel rank has; every rank asks in the same order."""
-    from vllm.distributed import (
-        get_tensor_model_parallel_world_size,
-        tensor_model_parallel_all_gather,
-    )
-
-    alone = get_tensor_model_parallel_world_size() == 1
-    return x if alone else tensor_model_parallel_all_gather(x.contiguous(), dim=0)
+        kept.image[layer.number] = all_heads(weights, 0).cpu()[:, row.picture >= 0]
 
 
 def seen_of(kept: Kept, look: Mapping[str, Any], told: Mapping[str, Any]) -> Seen:
@@ -152,7 +142,7 @@ def look_at_tower(
     cls = facts.vision is not None and facts.vision.has_cls
     keeper = Keeper(frozenset(layers), {}, cls, look["full"])
     batches = group_and_batch_mm_kwargs([("image", item)], device=runner.device)
-    with _tower_kept(model, keeper):
+    with _tower_kept(model, keeper, facts.vision.heads if facts.vision is not None else 0):
         for _, _, inputs in batches:
             model.embed_multimodal(**inputs)
     silent = [layer for layer in layers if layer not in keeper.kept]
@@ -164,8 +154,8 @@ def look_at_tower(
 
 
 @contextmanager
-def _tower_kept(model: Any, keeper: Keeper) -> Iterator[None]:
-    """Within this block the tower's attention shows queries and keys to the keeper."""
+def _tower_kept(model: Any, keeper: Keeper, heads: int) -> Iterator[None]:
+    """Within this block the tower's attention shows queries and keys of its heads to the keeper."""
     handles: list[Any] = []
     places: dict[int, int] = {}
     for name, module in model.named_modules():
@@ -173,7 +163,7 @@ def _tower_kept(model: Any, keeper: Keeper) -> Iterator[None]:
         tower = type(module).__name__ == "MMEncoderAttention" and number is not None
         if tower and not name.startswith("language_model"):
             places[id(module)] = int(number[1])  # type: ignore[index]
-            handles.append(module.register_forward_pre_hook(_show(keeper), with_kwargs=True))
+            handles.append(module.register_forward_pre_hook(_show(keeper, heads), with_kwargs=True))
     keeper.places = places  # type: ignore[misc]
     try:
         yield
@@ -182,7 +172,7 @@ def _tower_kept(model: Any, keeper: Keeper) -> Iterator[None]:
             handle.remove()
 
 
-def _show(keeper: Keeper) -> Any:
+def _show(keeper: Keeper, heads: int) -> Any:
     def hook(module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
         given = dict(zip(("query", "key", "value"), args, strict=False)) | dict(kwargs)
         shape = (-1, module.head_size)
@@ -191,6 +181,8 @@ def _show(keeper: Keeper) -> Any:
             for n in ("query", "key")
         )
         q, k = q.transpose(1, 2), k.transpose(1, 2)  # [views, Hv, N, d]
+        if q.shape[1] < heads:  # the tower is divided, too
+            q, k = all_heads(q, 1), all_heads(k, 1)
         ends = given.get("cu_seqlens")
         cuts = ends.diff().tolist() if ends is not None else [q.shape[2]]
         for one, other in zip(q.split(cuts, 2), k.split(cuts, 2), strict=True):

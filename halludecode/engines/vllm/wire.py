@@ -85,6 +85,16 @@ def tag_of(params: Any) -> Tag | None:
     return Tag(**{name: value for name, value in found.items() if name != "v"})
 
 
+def name_of(count: int, replica: int) -> str:
+    """Name of a request or look; those of its rows begin with it."""
+    return f"hd{count}@{replica}"
+
+
+def replica_of(name: str) -> int:
+    """The replica that all rows and looks of a request go to, from any of their names."""
+    return int(name.partition("@")[2].partition(".")[0])
+
+
 def kept(differs: Sequence[int] | None, count: int) -> int | None:
     """How many of a note's places lie in an answer of so many tokens.
 

@@ -1,7 +1,7 @@
-"""vLLM's asynchronous engine as our synchronous code sees it, from threads.
+"""vLLM's asynchronous engine as our synchronous code sees it, from threads; of replicas, too.
 
 `VLLMEngine` and its parts call an engine that blocks. Here each such call hands a coroutine to the
-server's event loop and waits. One thread works at a time; while it waits, others have their turn,
+engine's event loop and waits. One thread works at a time; while it waits, others have their turn,
 so that passes of several requests still share vLLM's batches.
 """
 
@@ -17,6 +17,7 @@ from types import SimpleNamespace
 from typing import Any
 
 from halludecode.core.errors import HalluDecodeError
+from halludecode.engines.vllm.wire import replica_of
 
 PATIENCE = 1.0  # seconds after which a waiting thread looks whether the server still runs
 
@@ -36,7 +37,7 @@ class Bridge:
         self.vllm_config = llm.vllm_config
         self.input_processor = llm.input_processor
         self.output_processor = SimpleNamespace(add_request=self._register)
-        self.engine_core = SimpleNamespace(add_request=self._send)
+        self.engine_core = SimpleNamespace(add_request=self._send, shutdown=self._shut_down)
         self._loop, self._tasks = loop, tuple(tasks)
         self._own = threading.local()
         self._pumps: set[asyncio.Task[None]] = set()
@@ -45,9 +46,31 @@ class Bridge:
         """What the model supports."""
         return self._tasks
 
-    def collective_rpc(self, method: str, args: Sequence[Any] = ()) -> list[Any]:
-        """Call a method of every worker; answers by rank."""
-        return self._wait(self.llm.collective_rpc(method, args=tuple(args)))
+    @property
+    def replicas(self) -> int:
+        """Data-parallel copies of the model behind this engine."""
+        return len(self.llm.engine_core.core_engines)
+
+    async def deliver(self, request: Any) -> None:
+        """Hand a row over; its name tells the replica."""
+        if self.replicas > 1:
+            request.data_parallel_rank = replica_of(request.request_id)
+        await self.llm.engine_core.add_request_async(request)
+
+    async def tell(self, method: str, args: Sequence[Any], replica: int | None = None) -> list[Any]:
+        """Call a method of every worker, or of those of one replica; answers of one, by rank."""
+        core = self.llm.engine_core
+        if replica is None or self.replicas == 1:
+            return await self.llm.collective_rpc(method, args=tuple(args))
+        to = core.core_engines[replica]  # vLLM's own call would give the first one's answer
+        call = ("collective_rpc", method, None, tuple(args), None)
+        return await core._call_utility_async(*call, engine=to)
+
+    def collective_rpc(
+        self, method: str, args: Sequence[Any] = (), replica: int | None = None
+    ) -> list[Any]:
+        """See `tell`."""
+        return self._wait(self.tell(method, args, replica))
 
     def step(self) -> list[Any]:
         """Outputs of this thread's requests, at least one.
@@ -86,7 +109,7 @@ class Bridge:
         self._wait(self._listen(request, self._outputs))
 
     def _send(self, request: Any) -> None:
-        self._wait(self.llm.engine_core.add_request_async(request))
+        self._wait(self.deliver(request))
 
     async def _listen(self, request: Any, into: queue.SimpleQueue[Any]) -> None:
         from vllm.v1.engine.output_processor import RequestOutputCollector
@@ -108,7 +131,12 @@ class Bridge:
 
     def _check_open(self) -> None:
         if self._loop.is_closed():
-            raise HalluDecodeError("The server has stopped.")
+            raise HalluDecodeError("The engine has stopped.")
+
+    def _shut_down(self) -> None:
+        """For `start`, whose loop nobody else uses."""
+        self.llm.shutdown()
+        self._loop.call_soon_threadsafe(self._loop.stop)
 
     @contextlib.contextmanager
     def _aside(self) -> Iterator[None]:
@@ -132,6 +160,32 @@ class Bridge:
                 yield
             finally:
                 self._own.turn = False
+
+
+def start(args: Any) -> Bridge:
+    """Start vLLM's asynchronous engine in a thread of its own.
+
+    Args:
+        args: vLLM's `AsyncEngineArgs`.
+    """
+    from vllm.v1.engine.async_llm import AsyncLLM
+
+    loop = asyncio.new_event_loop()
+
+    def run() -> None:
+        loop.run_forever()
+        loop.close()
+
+    async def begin() -> Bridge:
+        llm = AsyncLLM.from_engine_args(args)
+        return Bridge(llm, loop, await llm.get_supported_tasks())
+
+    threading.Thread(target=run, name="halludecode-vllm", daemon=True).start()
+    try:
+        return asyncio.run_coroutine_threadsafe(begin(), loop).result()
+    except BaseException:
+        loop.call_soon_threadsafe(loop.stop)
+        raise
 
 
 async def _pump(collector: Any, into: queue.SimpleQueue[Any]) -> None:
