@@ -11,6 +11,8 @@ import sys
 import threading
 import time
 import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -65,20 +67,35 @@ def served(tmp_path_factory):
     (folder / "one.png").write_bytes(png(families.pictures()[0]))
     (folder.parent / "outside.png").write_bytes(png(families.pictures()[0]))
     (folder / "link.png").symlink_to(folder.parent / "outside.png")
-    log = tmp_path_factory.mktemp("log") / "server.log"
-    port = _free_port()
     words = [word for name, values in OPTIONS.items() for v in values for word in (name, v)]
-    command = [sys.executable, "-m", "halludecode", "serve", "--model", "testbed"]
-    command += ["--port", str(port), "--allowed-local-media-path", str(folder)]
-    command += ["--artifacts", str(folder.parent / "artifacts"), *words]
+    words += ["--allowed-local-media-path", str(folder)]
+    words += ["--artifacts", str(folder.parent / "artifacts")]
     site, web = _site(folder)
+    try:
+        with running(words, tmp_path_factory.mktemp("log") / "server.log") as (url, process):
+            yield Served(url, folder, web, process)
+    finally:
+        site.shutdown()
+        site.server_close()
+
+
+@contextmanager
+def running(words: list[str], log: Path, **more: str) -> Iterator[tuple[str, subprocess.Popen]]:
+    """A server of the testbed model: where it is, and its process; it must stop in order."""
+    port = _free_port()
+    command = [sys.executable, "-m", "halludecode", "serve", "--model", "testbed"]
+    command += ["--port", str(port), *words]
     with log.open("wb") as out:
         process = subprocess.Popen(
-            command, stdout=out, stderr=out, env={**os.environ, **SETTINGS}, start_new_session=True
+            command,
+            stdout=out,
+            stderr=out,
+            env={**os.environ, **SETTINGS, **more},
+            start_new_session=True,
         )
         try:
             _wait(f"http://127.0.0.1:{port}/health", process, log)
-            yield Served(f"http://127.0.0.1:{port}", folder, web, process)
+            yield f"http://127.0.0.1:{port}", process
         finally:
             process.send_signal(signal.SIGTERM)
             try:
@@ -86,9 +103,7 @@ def served(tmp_path_factory):
             except subprocess.TimeoutExpired:
                 os.killpg(process.pid, signal.SIGKILL)
                 process.wait(10)
-            site.shutdown()
-            site.server_close()
-    assert process.returncode == 0  # it stops in order
+    assert process.returncode == 0
 
 
 def _wait(url: str, process: subprocess.Popen, log: Path) -> None:

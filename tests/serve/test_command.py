@@ -19,7 +19,7 @@ BAD = {
     "unknown option": (["--no-such-option", "1"], "no-such-option"),
     "ours": (["--scheduler-cls", "x.y"], "--scheduler-cls cannot be set"),
     "domains": (["--allowed-media-domains", "x.org"], "use --image-domain"),
-    "replicas": (["--data-parallel-size", "2"], "load balancer"),
+    "stages": (["--pipeline-parallel-size", "2"], "use --tensor-parallel-size"),
     "front ends": (["--api-server-count", "2"], "--api-server-count is not served"),
     "tools": (["--enable-auto-tool-choice"], "requires --tool-call-parser"),
 }
