@@ -33,8 +33,8 @@ def _mix(x: Tensor) -> Tensor:
     return x ^ (x >> 16)
 
 
-def gumbel(keys: Tensor, step: int, vocabulary: int) -> Tensor:
-    """float32 [B, V] Gumbel noise of the counter (key, step, token id); keys int64 [B]."""
+def gumbel(keys: Tensor, step: int | Tensor, vocabulary: int) -> Tensor:
+    """float32 [B, V] Gumbel noise of the counter (key, step, token id); keys, steps int64 [B]."""
     token = torch.arange(vocabulary, device=keys.device)
     start = _mix(keys + 0x9E3779B9 * (step + 1))
     bits = _mix(_mix(start[:, None] + 0x632BE5AB * (token[None] + 1)) ^ start[:, None])
@@ -89,8 +89,8 @@ class Sampler:
             scores = torch.cat(rows)
         return self.ban(scores, step)
 
-    def draw(self, scores: Tensor, step: int) -> Tensor:
-        """int64 [B] tokens from penalised scores."""
+    def draw(self, scores: Tensor, step: int | Tensor) -> Tensor:
+        """int64 [B] tokens from penalised scores, at one step or at one each."""
         if self.sampling.temperature == 0:
             return scores.argmax(-1)
         dummy = torch.empty(0)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from types import SimpleNamespace
 
 import numpy as np
+import torch
 
 from halludecode.core.plan import typical_facts
 from halludecode.engines.vllm import desk as desk_module
@@ -37,7 +38,7 @@ def test_a_step_that_runs_on_after_the_end_leaves_no_note():
     """Asynchronous scheduling starts the next step before the end of this one is known."""
     desk = Desk()
     assert list(view(desk, "g", "g#1").sampling())
-    desk.note("g").differs = [0, 1, 4]
+    desk.note("g").differs = [(at, (torch.tensor([False, True]), 1)) for at in (0, 1, 4)]
     assert desk.report(["g"])[0]["differs"] == [0, 1, 4]
     assert not view(desk, "g", "g#1").groups, "its rows run on, nothing acts on them"
     desk.drop_tag("g")
@@ -48,7 +49,7 @@ def test_a_step_that_runs_on_after_the_end_leaves_no_note():
 def test_rows_without_their_main_row_are_nobodys():
     desk = Desk()
     assert view(desk, "g", "g#1").groups
-    desk.note("g").differs = [1, 2]
+    desk.note("g").differs = [(at, (torch.tensor([False, True]), int(at > 0))) for at in (0, 1, 2)]
     desk.drop_tag("g")
     assert not view(desk, "g#1").groups
     assert desk.report(["g"])[0]["differs"] == [1, 2], "the note waits for its reader"

@@ -13,6 +13,8 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
+from torch.nn.utils.rnn import pad_sequence
 
 from halludecode.core.attention import Attention, Hooks
 from halludecode.core.errors import HookNeverFired
@@ -231,8 +233,8 @@ def _flag(
 ) -> Tensor:
     """Bool [R, N]: judged once per prompt token, False for generated ones, kept."""
     row, _, number, name = which
-    out = torch.zeros(len(unit.tags), wide, dtype=torch.bool, device=layer.out.device)
-    for r, (note, span) in enumerate(zip(unit.notes, unit.spans[row], strict=True)):
+    judged: list[Tensor] = []
+    for note, span in zip(unit.notes, unit.spans[row], strict=True):
         known = note.flags.get(which)
         have = 0 if known is None else len(known)
         want = min(span.stop, span.row.prompt)
@@ -244,9 +246,10 @@ def _flag(
             fresh = fn(layer.x[span.flat][have - span.start :]).bool()
             known = fresh if known is None else torch.cat([known, fresh])
             note.flags[which] = known
-        if known is not None:
-            out[r, : min(len(known), wide)] = known[:wide]
-    return out
+        nothing = torch.zeros(0, dtype=torch.bool, device=layer.out.device)
+        judged.append(nothing if known is None else known[:wide])
+    found = pad_sequence(judged, batch_first=True)
+    return pad(found, (0, wide - found.shape[1]))
 
 
 def _once(unit: Unit, which: tuple[int, int, str], fn: Callable[[], Any]) -> Any:

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor
 from vllm.logger import init_logger
 
@@ -18,6 +19,7 @@ from halludecode.engines.vllm.seen import Kept, seen_of
 from halludecode.engines.vllm.wire import Tag, tag_of
 
 logger = init_logger("vllm.halludecode.worker")
+Entry = tuple[Tensor, int]  # a tensor and a place in it
 PLAIN = ""
 KEPT = 256  # compiled plans, and pictures whose edit failed
 
@@ -26,10 +28,12 @@ KEPT = 256  # compiled plans, and pictures whose edit failed
 class Note:
     """What is kept of one group while it runs, and told to the front end at its end.
 
+    What a step found out stays on its device until the answer is told: no step waits for it.
+
     Args:
-        differs: Places of tokens that are not the plain model's own choice there, told by the
-            number of tokens before; None where only vLLM could tell.
-        changed: Whether an edit inside the model made a difference.
+        differs: Of each token, the number of tokens before, and whether it is not the plain model's
+            own choice there, as an entry of a bool tensor; None where only vLLM could tell.
+        changed: Of each forward, whether an edit inside the model made a difference.
         scores: First-step scores of the words asked for.
         read: By tokens written before: grounding, entropy and attention on the image of a token,
             where the answer is explained.
@@ -39,8 +43,8 @@ class Note:
         fired: (hook, part, layer) seen so far.
     """
 
-    differs: list[int] | None = field(default_factory=list)
-    changed: bool = False
+    differs: list[tuple[int, Entry]] | None = field(default_factory=list)
+    changed: list[Entry] = field(default_factory=list)
     scores: dict[str, float] = field(default_factory=dict)
     read: dict[int, list[Any]] = field(default_factory=dict)
     error: str = ""
@@ -59,14 +63,22 @@ class Note:
 
     def told(self) -> dict[str, Any]:
         """What the front end reads."""
+        differs = None
+        if self.differs is not None:
+            found = _read([entry for _, entry in self.differs])
+            differs = [at for (at, _), yes in zip(self.differs, found, strict=True) if yes]
         return {
-            "differs": self.differs,
-            "changed": self.changed,
+            "differs": differs,
+            "changed": any(_read(self.changed)),
             "scores": self.scores,
             "read": [self.read[written] for written in sorted(self.read)],
             "error": self.error,
             "kind": self.kind,
         }
+
+
+def _read(entries: Sequence[Entry]) -> list[bool]:
+    return torch.stack([found[i] for found, i in entries]).tolist() if entries else []
 
 
 class Desk:
@@ -78,6 +90,7 @@ class Desk:
         self.seen: dict[str, Kept] = {}
         self.spoilt: LRU[Note] = LRU(KEPT)  # pictures whose edit failed, by identifier
         self.notes: dict[str, Note] = {}
+        self.laid: dict[str, tuple[Tensor, Tensor]] = {}  # by request id, see `rowview.lay_out`
         self.ended: set[str] = set()  # groups told or without main row, until their last row leaves
         self._artifacts: dict[str, Mapping[str, Tensor]] = {}
         self._plans: LRU[Plan] = LRU(KEPT)
@@ -187,6 +200,7 @@ class Desk:
     def drop_tag(self, request_id: str) -> None:
         """A request has left the worker; without its main row a group does nothing any more."""
         tag = self._tags.pop(request_id, None)
+        self.laid.pop(request_id, None)
         if tag is None:
             return
         left = self._rows[tag.group]

@@ -101,8 +101,8 @@ class Inside:
         """After the forward: note what changed, and that every declared hook was called."""
         for unit in self.units:
             if unit.changed is not None:
-                for note, changed in zip(unit.notes, unit.changed.tolist(), strict=True):
-                    note.changed |= changed
+                for r, note in enumerate(unit.notes):
+                    note.changed.append((unit.changed, r))
             if unit.emits():
                 self._guard(unit, lambda u=unit: self._check_fired(u))
 

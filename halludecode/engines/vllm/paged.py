@@ -19,26 +19,23 @@ def read(cache: Tensor, table: Tensor, length: int) -> tuple[Tensor, Tensor]:
     """
     _, heads, size, width = cache.shape
     d = width // 2
-    found = cache[table.long()]  # [R, n, G, block, 2d]
     r, n = table.shape
-    if cache.device.type == "cpu":
-        found = found.reshape(r, n, heads, 2 * size, d)
-        keys = found[..., :size, :].reshape(r, n, heads, d, size).transpose(-1, -2)
-        values = found[..., size:, :]
+    row, head = table.long()[:, None], torch.arange(heads, device=cache.device)[:, None]
+    if cache.device.type == "cpu":  # all is copied once, to its place, in pieces as long as can be
+        half = 2 * (row * heads + head)  # [R, G, n]: place of a block's keys, then of its values
+        values = cache.view(-1, size * d).index_select(0, half.flatten() + 1)
+        number = half[:, :, None] * d + torch.arange(d)[:, None]  # [R, G, d, n]
+        keys = cache.view(-1, size).index_select(0, number.flatten())
+        keys = keys.view(r, heads, d, n * size).transpose(-1, -2)
+        values = values.view(r, heads, n * size, d)
     else:
-        keys, values = found[..., :d], found[..., d:]
-    return _joined(keys, length), _joined(values, length)
+        keys, values = cache[row, head].flatten(2, 3).split(d, -1)
+    return keys[:, :, :length], values[:, :, :length]
 
 
 def tables(block_table: Tensor, rows: Tensor, length: int, size: int) -> Tensor:
     """Int [R, n]: the blocks of some rows of the batch, enough for ``length`` tokens."""
     return block_table[rows, : -(-length // size)].clamp_min(0)
-
-
-def _joined(blocks: Tensor, length: int) -> Tensor:
-    """[R, n, G, block, d] -> [R, G, length, d]."""
-    r, n, heads, size, d = blocks.shape
-    return blocks.transpose(1, 2).reshape(r, heads, n * size, d)[:, :, :length]
 
 
 def plain(q: Tensor, keys: Tensor, values: Tensor, scaling: float, seen: int) -> Tensor:

@@ -7,13 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from halludecode.core.rowblock import GENERATED, IMAGE, SYSTEM, TEXT
+from halludecode.core.rowblock import IMAGE, SYSTEM, TEXT
 from halludecode.engines.vllm.desk import Desk
 from halludecode.engines.vllm.wire import Tag
 
@@ -29,6 +28,7 @@ class RowStep:
         stop: Position after its last token of this step: the keys it can see.
         samples: Whether its next token is drawn in this step.
         request: vLLM's own state of the row.
+        laid: See `lay_out`.
     """
 
     index: int
@@ -38,6 +38,7 @@ class RowStep:
     samples: bool
     tag: Tag
     request: Any
+    laid: tuple[Tensor, Tensor]
 
     @property
     def prompt(self) -> int:
@@ -54,28 +55,31 @@ class RowStep:
         """Whether it has pictures."""
         return bool(self.request.mm_features)
 
-    @cached_property
+    @property
+    def kind(self) -> Tensor:
+        """int8 [prompt]: kinds of prompt tokens, see `RowKeys`."""
+        return self.laid[0]
+
+    @property
     def picture(self) -> Tensor:
         """int16 [prompt]: which picture a prompt token belongs to, else -1."""
-        number = torch.full((self.prompt,), -1, dtype=torch.int16)
-        for i, feature in enumerate(self.request.mm_features):
-            place = feature.mm_position
-            span = number[place.offset : place.offset + place.length]
-            span[slice(None) if place.is_embed is None else place.is_embed] = i
-        return number
+        return self.laid[1]
 
-    def kinds(self, start: int, stop: int) -> tuple[Tensor, Tensor]:
-        """Kind (int8) and picture (int16) of the tokens at some positions, see `RowKeys`."""
-        number = self.picture
-        kind = torch.full((self.prompt,), SYSTEM, dtype=torch.int8)
-        at = (number >= 0).nonzero()
-        if len(at):
-            kind[int(at[0]) :] = TEXT
-            kind[number >= 0] = IMAGE
-        more = max(stop - self.prompt, 0)
-        kind = torch.cat([kind, torch.full((more,), GENERATED, dtype=torch.int8)])
-        number = torch.cat([number, torch.full((more,), -1, dtype=torch.int16)])
-        return kind[start:stop], number[start:stop]
+
+def lay_out(request: Any) -> tuple[Tensor, Tensor]:
+    """Kind (int8) and picture (int16) of a row's prompt tokens."""
+    length = request.num_prompt_tokens
+    number = torch.full((length,), -1, dtype=torch.int16)
+    for i, feature in enumerate(request.mm_features):
+        place = feature.mm_position
+        span = number[place.offset : place.offset + place.length]
+        span[slice(None) if place.is_embed is None else place.is_embed] = i
+    kind = torch.full((length,), SYSTEM, dtype=torch.int8)
+    at = (number >= 0).nonzero()
+    if len(at):
+        kind[int(at[0]) :] = TEXT
+        kind[number >= 0] = IMAGE
+    return kind, number
 
 
 @dataclass
@@ -97,7 +101,10 @@ class View:
             if tag is not None and tag.group not in desk.ended:
                 start = int(batch.num_computed_tokens_cpu[index])
                 samples = not bool(runner.discard_request_mask.np[index])
-                row = RowStep(index, first, start, start + count, samples, tag, request)
+                if name not in desk.laid:
+                    desk.laid[name] = lay_out(request)
+                laid = desk.laid[name]
+                row = RowStep(index, first, start, start + count, samples, tag, request, laid)
                 groups.setdefault(tag.group, {})[tag.name] = row
                 desk.check_pictures(tag.group, [f.identifier for f in request.mm_features])
             first += count

@@ -261,40 +261,45 @@ class GroupSampler(Sampler):
 
     def _count(self, tokens: Tensor) -> None:
         """Tokens that differ from the plain model's choice, where that is cheaply known."""
+        alike: dict[tuple[float, ...], list[RowStep]] = {}
         for rows in self.current.groups:
             main = rows["main"]
-            plain = self.current.plain.get(main.tag.group)
-            if plain is not None and main.tag.plan:
-                chosen = self._plain_token(main, plain)
+            if main.tag.plan and main.tag.group in self.current.plain:
+                asked = main.request.sampling_params
+                # Noise of vLLM's own, or what was written is not on this side yet.
+                late = self.runner.use_async_scheduling and asked.repetition_penalty != 1
+                if late or (asked.temperature > 0 and main.tag.noise < 0):
+                    self.runner.hd_desk.note(main.tag.group).differs = None
+                    continue
+                how = (asked.temperature, asked.top_p, asked.top_k, asked.repetition_penalty)
+                alike.setdefault(how, []).append(main)
+        for mains in alike.values():
+            at = torch.tensor([main.index for main in mains], device=tokens.device)
+            differs = tokens[at] != self._plain_tokens(mains)
+            for i, main in enumerate(mains):
                 note = self.runner.hd_desk.note(main.tag.group)
-                if chosen is None:
-                    note.differs = None
-                elif note.differs is not None and int(tokens[main.index]) != int(chosen):
-                    note.differs.append(main.written)
+                if note.differs is not None:
+                    note.differs.append((main.written, (differs, i)))
 
-    def _plain_token(self, row: RowStep, scores: Tensor) -> Tensor | None:
-        """What the plain model would have written here; None where only vLLM could tell."""
-        asked = row.request.sampling_params
-        if asked.temperature > 0 and row.tag.noise < 0:
-            return None
-        penalised = asked.repetition_penalty != 1 or asked.min_tokens > row.written
-        if asked.temperature == 0 and not penalised:
-            return scores.argmax()
-        if self.runner.use_async_scheduling and asked.repetition_penalty != 1:
-            return None  # what was written is not on this side yet
+    def _plain_tokens(self, rows: Sequence[RowStep]) -> Tensor:
+        """int64 [B]: what the plain model would have written, for rows that are sampled alike."""
+        scores = torch.stack([self.current.plain[row.tag.group] for row in rows])
+        asked = rows[0].request.sampling_params
         known = Sampling(
-            max_new_tokens=asked.max_tokens,
-            min_new_tokens=min(asked.min_tokens, asked.max_tokens),
             temperature=asked.temperature,
             top_p=asked.top_p,
             top_k=max(asked.top_k, 0),
             repetition_penalty=asked.repetition_penalty,
             seed=0,
         )
-        drawer = sampling.Sampler(known, [0], asked.stop_token_ids or [])
-        drawer.keys = torch.tensor([row.tag.noise])
-        history = torch.tensor([*row.request.prompt_token_ids, *row.request.output_token_ids])
-        return drawer.draw(drawer.penalise(scores[None], [history], row.written), row.written)[0]
+        drawer = sampling.Sampler(known, [0], [])  # end tokens were banned before, see `_ban`
+        drawer.keys = torch.tensor([row.tag.noise for row in rows])
+        history: list[Tensor] = []
+        if asked.repetition_penalty != 1:
+            ids = [[*r.request.prompt_token_ids, *r.request.output_token_ids] for r in rows]
+            history = [torch.tensor(one) for one in ids]
+        step = torch.tensor([row.written for row in rows], device=scores.device)
+        return drawer.draw(drawer.penalise(scores, history, 0), step)
 
 
 def install(runner: Any) -> None:

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from halludecode.core.part import Part
 from halludecode.core.plan import Plan
-from halludecode.core.rowblock import PAD, RowKeys
+from halludecode.core.rowblock import GENERATED, PAD, RowKeys
 from halludecode.core.strategy import State, stack
 from halludecode.engines.vllm.desk import Desk, Note
 from halludecode.engines.vllm.rowview import RowStep, View
@@ -95,28 +95,25 @@ class Unit:
 
     def keys(self, row: str, start: int, stop: int, device: torch.device) -> RowKeys:
         """Where keys and queries lie, for queries start..stop of the unit."""
-        which = (row, start, stop, str(device))
+        which = (row, start, stop, device.type)
         if which not in self._keys:
-            self._keys[which] = self._make_keys(row, start, stop, device)
+            made = self._make_keys(row, start, stop)
+            self._keys[which] = RowKeys(*(x.to(device) for x in made))
         return self._keys[which]
 
-    def _make_keys(self, row: str, start: int, stop: int, device: torch.device) -> RowKeys:
+    def _make_keys(self, row: str, start: int, stop: int) -> tuple[Tensor, ...]:
         spans = self.spans[row]
         wide = self.reach(row)
         kinds = torch.full((len(spans), wide), PAD, dtype=torch.int8)
         pictures = torch.full((len(spans), wide), -1, dtype=torch.int16)
         for r, span in enumerate(spans):
-            kind, picture = span.row.kinds(0, max(span.stop, span.row.prompt))
-            kinds[r, : len(kind)], pictures[r, : len(picture)] = kind, picture
-        position = torch.stack([torch.arange(s.start + start, s.start + stop) for s in spans])
-        made = (
-            kinds,
-            pictures,
-            position,
-            kinds.gather(1, position),
-            torch.tensor([span.row.prompt for span in spans]),
-        )
-        return RowKeys(*(x.to(device) for x in made))
+            prompt = span.row.prompt
+            kinds[r, :prompt], pictures[r, :prompt] = span.row.laid
+            kinds[r, prompt : span.stop] = GENERATED
+        first = torch.tensor([[span.start] for span in spans])
+        position = first + torch.arange(start, stop)
+        length = torch.tensor([span.row.prompt for span in spans])
+        return kinds, pictures, position, kinds.gather(1, position), length
 
     def emits(self) -> bool:
         """Whether the first token is drawn after this unit."""
