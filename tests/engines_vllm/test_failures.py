@@ -13,8 +13,8 @@ from halludecode.core import spec as hd_spec
 from halludecode.core.artifact import Artifact
 from halludecode.core.registry import STRATEGIES
 from halludecode.core.strategy import Strategy, strategy
+from halludecode.engines.vllm import attention, hooks, names
 from halludecode.engines.vllm import engine as engine_module
-from halludecode.engines.vllm import names
 from tests import families
 from tests.engines_vllm.common import requests, same
 from tests.engines_vllm.conftest import scheduler_of
@@ -199,7 +199,7 @@ def test_a_cache_that_is_read_wrongly_is_an_error(ours, monkeypatch):
     runner = worker_of(ours).model_runner
     monkeypatch.setattr(runner._hd_checked, "_done", set())
     stock = paged.read
-    monkeypatch.setattr(paged, "read", lambda *args: tuple(x.flip(-1) for x in stock(*args)))
+    monkeypatch.setattr(paged, "read", lambda *a, **k: tuple(x.flip(-1) for x in stock(*a, **k)))
     with pytest.raises(hd.HookNeverFired, match="differs from the kernel's"):
         ours.generate(requests(1), "pai", hd.Sampling(max_new_tokens=3))
 
@@ -274,8 +274,8 @@ def test_a_forward_that_calls_no_hook_at_all_is_an_error(ours, faulty, monkeypat
     """As a replayed graph would be."""
     runner = worker_of(ours).model_runner
     for module in runner.get_model().modules():
-        for hooks in ("_forward_hooks", "_forward_pre_hooks", "_forward_hooks_with_kwargs"):
-            monkeypatch.setattr(module, hooks, OrderedDict())
+        for kind in ("_forward_hooks", "_forward_pre_hooks", "_forward_hooks_with_kwargs"):
+            monkeypatch.setattr(module, kind, OrderedDict())
     for layer in runner.vllm_config.compilation_config.static_forward_context.values():
         if hasattr(layer.impl, "hd_runner"):
             monkeypatch.setattr(layer.impl, "hd_runner", SimpleNamespace(hd_inside=lambda: None))
@@ -349,3 +349,17 @@ def test_pictures_too_many_or_unreadable_are_one_sentence(ours):
     assert torch.is_grad_enabled()
     with pytest.raises(hd.InvalidRequest, match="placeholder"):
         ours.generate(hd.Request("<image> <image> What?", [picture]), "vcd")
+
+
+def test_a_backend_that_hides_its_keys_fails_only_what_reads_them(ours, monkeypatch):
+    def blind(number, query, cache, block_table, scaling, out):
+        return attention.Layer(number, query, cache, None, scaling, out)
+
+    monkeypatch.setattr(hooks, "attention", SimpleNamespace(Layer=blind))
+    asked = hd.Request("Describe the image.", families.pictures()[:1])
+    short = hd.Sampling(max_new_tokens=3)
+    for spec in ("pai", "agla"):  # an edit, a look
+        with pytest.raises(hd.UnsupportedStrategy, match="start with attention_backend="):
+            ours.generate(asked, spec, short)
+    for spec in ("greedy", "vhr", "vcd"):
+        assert ours.generate(asked, spec, short)[0].token_ids

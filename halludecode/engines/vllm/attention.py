@@ -7,7 +7,7 @@ have a part of the heads each, edits are of all of them (see `ranks`).
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,7 +17,7 @@ from torch.nn.functional import pad
 from torch.nn.utils.rnn import pad_sequence
 
 from halludecode.core.attention import Attention, Hooks
-from halludecode.core.errors import HookNeverFired
+from halludecode.core.errors import HookNeverFired, UnsupportedStrategy
 from halludecode.core.part import Part
 from halludecode.core.rowblock import RowBlock
 from halludecode.engines.vllm import paged
@@ -36,7 +36,7 @@ class Layer:
         number: Decoder layer.
         query: [tokens, h, d], heads of this rank.
         cache: The layer's paged cache.
-        block_table: int [rows, n].
+        block_table: int [rows, n]; None where vLLM's backend keeps it to itself.
         scaling: Factor on q k^T.
         out: [tokens, h, d], the kernel's output, edited in place.
         x: [tokens, D], the residual entering the layer, where some flag needs it.
@@ -45,7 +45,7 @@ class Layer:
     number: int
     query: Tensor
     cache: Tensor
-    block_table: Tensor
+    block_table: Tensor | None
     scaling: float
     out: Tensor
     x: Tensor | None = None
@@ -55,12 +55,24 @@ class Layer:
         """[R, G, N, d] of a unit's row, N up to its last query."""
         which = (id(unit), row)
         if which not in self.kv:
-            rows = torch.tensor(unit.index(row), device=self.block_table.device)
-            length = unit.reach(row)
-            table = paged.tables(self.block_table, rows, length, self.cache.shape[2])
-            keys, values = paged.read(self.cache, table, length)
+            keys, values = self.read(unit.index(row), unit.reach(row))
             self.kv[which] = all_heads(keys, 1), all_heads(values, 1)
         return self.kv[which]
+
+    def read(self, rows: Sequence[int], length: int) -> tuple[Tensor, Tensor]:
+        """[R, g, length, d]: keys and values of some rows of the batch, heads of this rank.
+
+        Raises:
+            UnsupportedStrategy: The backend does not say where they lie.
+        """
+        if self.block_table is None:
+            raise UnsupportedStrategy(
+                "This attention backend of vLLM does not show where a row's keys lie; start with "
+                "attention_backend='FLASH_ATTN', or use engine='hf'."
+            )
+        at = torch.tensor(rows, device=self.block_table.device)
+        table = paged.tables(self.block_table, at, length, self.cache.shape[2])
+        return paged.read(self.cache, table, length, apart=self.cache.device.type == "cpu")
 
 
 class Checked:

@@ -172,7 +172,7 @@ def _edited(cls: type) -> type:
                     self.hd_layer,
                     query.view(shape),
                     kv_cache,
-                    attn_metadata.block_table,
+                    getattr(attn_metadata, "block_table", None),
                     self.scale,
                     output.view(shape),
                 )

@@ -90,7 +90,10 @@ class Inside:
     def attention(self, layer: attention.Layer) -> None:
         """Edit one layer's attention output in place."""
         for row, kept in self.looks:
-            keep_attention(row, kept, layer)
+            try:
+                keep_attention(row, kept, layer)
+            except Exception as error:
+                self.desk.note(row.tag.group).fail(error, "a look at attention")
         if layer.number not in self._edits:
             return
         layer.x = self._inputs.get(layer.number)

@@ -120,8 +120,10 @@ class Looker:
             for note in reader.notes():
                 if note["error"]:
                     raise error_class(note["kind"])(note["error"])
-        finally:
-            reader.abort()
+        except BaseException:
+            reader.abort()  # first, or its rows would keep more
+            self._loaded.tell("hd_unsee", list(names.values()))
+            raise
         told = {
             taken: self._told(look, rows[taken], answer)
             for (taken, look), answer in zip(looks.items(), reader.answers, strict=True)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 
-def read(cache: Tensor, table: Tensor, length: int) -> tuple[Tensor, Tensor]:
+def read(cache: Tensor, table: Tensor, length: int, *, apart: bool) -> tuple[Tensor, Tensor]:
     """Keys and values [R, G, length, d] of rows, in the cache's dtype.
 
     Args:
@@ -16,12 +16,13 @@ def read(cache: Tensor, table: Tensor, length: int) -> tuple[Tensor, Tensor]:
         table: int [R, n], blocks of each row in order; entries past a row's end may be anything
             inside the cache.
         length: Tokens wanted of every row, those past a row's end being arbitrary.
+        apart: Whether a block is as on a CPU.
     """
     _, heads, size, width = cache.shape
     d = width // 2
     r, n = table.shape
     row, head = table.long()[:, None], torch.arange(heads, device=cache.device)[:, None]
-    if cache.device.type == "cpu":  # all is copied once, to its place, in pieces as long as can be
+    if apart:  # all is copied once, to its place, in pieces as long as can be
         half = 2 * (row * heads + head)  # [R, G, n]: place of a block's keys, then of its values
         values = cache.view(-1, size * d).index_select(0, half.flatten() + 1)
         number = half[:, :, None] * d + torch.arange(d)[:, None]  # [R, G, d, n]

@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from halludecode.core.errors import HookNeverFired, UnsupportedStrategy
 from halludecode.core.prompt import Seen
 from halludecode.engines.hf.vision import Keeper
-from halludecode.engines.vllm import paged
 from halludecode.engines.vllm.ranks import all_heads
 from halludecode.models.layout import layout_of
 
@@ -56,13 +55,7 @@ def keep_attention(row: RowStep, kept: Kept, layer: Layer) -> None:
     if layer.number in look["heads"]:
         kept.heads[layer.number] = all_heads(layer.out[at].detach().clone(), 0).float().cpu()
     if layer.number in look["image"]:
-        table = paged.tables(
-            layer.block_table,
-            torch.tensor([row.index], device=layer.block_table.device),
-            row.prompt,
-            layer.cache.shape[2],
-        )
-        keys, _ = paged.read(layer.cache, table, row.prompt)
+        keys, _ = layer.read([row.index], row.prompt)
         q = layer.query[at].float()
         k = keys[0].float().repeat_interleave(q.shape[0] // keys.shape[1], 0)
         weights = (torch.einsum("hd,hnd->hn", q, k) * layer.scaling).softmax(-1)
