@@ -154,6 +154,7 @@ class GroupMixin:
         self._note_admissions()
         self._check(made, starting)
         self.counts["steps"] += 1
+        self.counts["started together"] += len(starting) > 1
         return made
 
     def _preempt_broken(self, now: float) -> bool:
@@ -217,52 +218,54 @@ class GroupMixin:
         """Take the tail of the queue off, from the first group that cannot be admitted whole.
 
         Returns:
-            The tail, and the groups whose prompts must start whole in this step.
+            The tail, and the groups whose prompts start whole in this step, with nobody else.
         """
         slots = self.max_num_active_reqs - len(self.running)
         free = self.kv_cache_manager.block_pool.get_num_free_blocks() - need
         free -= self._inflight_prefill_reserved_blocks()
-        seen, count, idle = set[str](), 0, not self.running
+        seen, starting = set[str](), dict[str, Group]()
+        count, idle = 0, not self.running
         for row in self.waiting:
             name = self._group_of.get(row.request_id)
-            if slots <= 0:
-                break
             if name is None:
+                if slots <= 0 or starting:
+                    break
                 slots -= 1
                 free -= self._blocks(row, row.num_tokens, fresh=True)
             elif name not in seen:
                 group = self.groups[name]
                 rest = [r for r in group.rows if r.status != RequestStatus.RUNNING]
                 wanted = sum(self._blocks(r, r.num_tokens + 1, fresh=True) for r in rest)
-                if name in self._failed or slots < len(rest) or (wanted > free and not idle):
+                full = slots < len(rest) or (wanted > free and not idle)
+                if full or name in self._failed or (starting and not group.fresh):
                     self.counts["waited"] += 1
                     break
                 if group.fresh:
-                    if count == 0 and self._has_room_for_whole(group, decoding):
-                        return self._tail(len(group.rows)), {name}
-                    break
+                    some = [*starting.values(), group]
+                    if (count and not starting) or not self._has_room_for_whole(some, decoding):
+                        break
+                    starting[name] = group
                 seen.add(name)
                 slots, free = slots - len(rest), free - wanted
             idle = False
             count += 1
-        return self._tail(count), set()
+        return self._tail(count), set(starting)
 
     def _tail(self, count: int) -> deque[Request]:
-        tail = deque[Request]()
-        while len(self.waiting) > count:
-            tail.appendleft(self.waiting.pop())
-        return tail
+        last_first = [self.waiting.pop() for _ in range(len(self.waiting) - count)]
+        return deque(reversed(last_first))
 
-    def _has_room_for_whole(self, group: Group, decoding: int) -> bool:
+    def _has_room_for_whole(self, groups: list[Group], decoding: int) -> bool:
         """Nobody else prefills, and the step's tokens and the cache hold all prompts."""
         if any(left(row) > 1 for row in self.running):
             return False
-        cache = self.encoder_cache_manager
-        wanted = {f.identifier: f.mm_position for row in group.rows for f in row.mm_features}
+        rows, cache = [row for group in groups for row in group.rows], self.encoder_cache_manager
+        wanted = {f.identifier: f.mm_position for row in rows for f in row.mm_features}
         new = [place.get_num_embeds() for i, place in wanted.items() if not cache.cached.get(i)]
-        if sum(new) > cache.num_freeable_slots:  # steps in flight still hold pictures
+        # Steps in flight may still hold pictures.
+        if sum(new) > min(cache.num_freeable_slots, self.max_num_encoder_input_tokens):
             return False
-        prompts = sum(row.num_prompt_tokens for row in group.rows)
+        prompts = sum(row.num_prompt_tokens for row in rows)
         return prompts + decoding <= self.max_num_scheduled_tokens
 
     def _hide(self, starting: set[str]) -> None:
