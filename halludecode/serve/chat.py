@@ -16,7 +16,7 @@ from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionRespo
 from vllm.entrypoints.serve.engine.protocol import ErrorInfo, ErrorResponse
 from vllm.exceptions import GracefulHTTPError, VLLMClientError, VLLMValidationError
 
-from halludecode.core.errors import HalluDecodeError
+from halludecode.core.errors import HalluDecodeError, HookNeverFired
 from halludecode.engines.vllm.wire import KEY
 from halludecode.serve import details
 from halludecode.serve.front import Asked, Front, label_of
@@ -121,8 +121,11 @@ class Chat(StandIn):
         try:
             return await self._create(request, raw_request, watch)
         except HalluDecodeError as error:
-            watch.end("refused")
-            return refusal(error)
+            made = refusal(error)
+            watch.end(
+                "failed" if made.error.code >= HTTPStatus.INTERNAL_SERVER_ERROR else "refused"
+            )
+            return made
         except (VLLMClientError, GracefulHTTPError):
             watch.end("refused")
             raise
@@ -272,9 +275,12 @@ async def _with_first(first: str, events: AsyncIterator[str]) -> AsyncIterator[s
 
 
 def refusal(error: HalluDecodeError) -> ErrorResponse:
-    """Our sentence as OpenAI clients expect errors."""
-    busy = isinstance(error, Busy)
-    status = HTTPStatus.TOO_MANY_REQUESTS if busy else HTTPStatus.BAD_REQUEST
+    """Our sentence as OpenAI clients expect errors; what is no fault of theirs has status 500."""
+    status = HTTPStatus.BAD_REQUEST
+    if isinstance(error, Busy):
+        status = HTTPStatus.TOO_MANY_REQUESTS
+    elif type(error) in (HalluDecodeError, HookNeverFired):
+        status = HTTPStatus.INTERNAL_SERVER_ERROR
     return ErrorResponse(
         error=ErrorInfo(message=str(error), type=type(error).__name__, code=status.value)
     )

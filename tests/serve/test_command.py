@@ -9,6 +9,7 @@ import socket
 
 import pytest
 
+import halludecode as hd
 from halludecode.cli.app import main
 
 BAD = {
@@ -67,3 +68,13 @@ def test_clients_are_told_not_to_repeat_what_would_fail_again(status, marked):
     asyncio.run(Failures(failing)({"type": "http"}, None, send))
     assert ((b"x-should-retry", b"false") in sent[0]["headers"]) == marked
     assert len(sent) == 2
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_only_what_a_client_did_is_its_fault():
+    from halludecode.serve.chat import refusal
+
+    found = {kind: refusal(kind("Why.")).error for kind in (hd.HalluDecodeError, hd.InvalidRequest)}
+    found |= {hd.HookNeverFired: refusal(hd.HookNeverFired("Why.")).error}
+    assert [one.code for one in found.values()] == [500, 400, 500]
+    assert {one.message for one in found.values()} == {"Why."}

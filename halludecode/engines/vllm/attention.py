@@ -7,7 +7,7 @@ have a part of the heads each, edits are of all of them (see `ranks`).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -55,23 +55,27 @@ class Layer:
         """[R, G, N, d] of a unit's row, N up to its last query."""
         which = (id(unit), row)
         if which not in self.kv:
-            keys, values = self.read(unit.index(row), unit.reach(row))
+            table = unit.blocks(row, self.table, self.cache.shape[2])
+            keys, values = self.read(table, unit.reach(row))
             self.kv[which] = all_heads(keys, 1), all_heads(values, 1)
         return self.kv[which]
 
-    def read(self, rows: Sequence[int], length: int) -> tuple[Tensor, Tensor]:
-        """[R, g, length, d]: keys and values of some rows of the batch, heads of this rank.
+    @property
+    def table(self) -> Tensor:
+        """The block table.
 
         Raises:
-            UnsupportedStrategy: The backend does not say where they lie.
+            UnsupportedStrategy: The backend does not show it.
         """
         if self.block_table is None:
             raise UnsupportedStrategy(
                 "This attention backend of vLLM does not show where a row's keys lie; start with "
                 "attention_backend='FLASH_ATTN', or use engine='hf'."
             )
-        at = torch.tensor(rows, device=self.block_table.device)
-        table = paged.tables(self.block_table, at, length, self.cache.shape[2])
+        return self.block_table
+
+    def read(self, table: Tensor, length: int) -> tuple[Tensor, Tensor]:
+        """[R, g, length, d]: keys and values in some blocks [R, n], heads of this rank."""
         return paged.read(self.cache, table, length, apart=self.cache.device.type == "cpu")
 
 

@@ -135,7 +135,15 @@ class Bridge:
 
     def _shut_down(self) -> None:
         """For `start`, whose loop nobody else uses."""
-        self.llm.shutdown()
+
+        async def end() -> None:
+            tasks = [*self._pumps, *filter(None, [self.llm.output_handler])]
+            for task in tasks:  # or it would report that the engine died
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            self.llm.shutdown()
+
+        asyncio.run_coroutine_threadsafe(end(), self._loop).result()
         self._loop.call_soon_threadsafe(self._loop.stop)
 
     @contextlib.contextmanager

@@ -5,7 +5,7 @@ This is the only place that reads vLLM's V1 batch; another runner needs another 
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -64,6 +64,14 @@ class RowStep:
     def picture(self) -> Tensor:
         """int16 [prompt]: which picture a prompt token belongs to, else -1."""
         return self.laid[1]
+
+
+def placed(values: Tensor | Sequence[Any], device: torch.device) -> Tensor:
+    """Numbers of this side on a device, whose work in hand is not waited for."""
+    made = values if isinstance(values, Tensor) else torch.tensor(values)
+    if device.type == "cpu":
+        return made
+    return (made.pin_memory() if device.type == "cuda" else made).to(device, non_blocking=True)
 
 
 def lay_out(request: Any) -> tuple[Tensor, Tensor]:

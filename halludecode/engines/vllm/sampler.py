@@ -25,7 +25,7 @@ from halludecode.engines import sampling
 from halludecode.engines.base import Sampling
 from halludecode.engines.explain import BLIND, Glance, carried, explaining, on_image, readings
 from halludecode.engines.sampling import NEG_INF, gumbel
-from halludecode.engines.vllm.rowview import RowStep, View
+from halludecode.engines.vllm.rowview import RowStep, View, placed
 from halludecode.engines.vllm.seen import Kept
 
 Rows = dict[str, RowStep]
@@ -55,12 +55,12 @@ class Noise(nn.Module):
         rows = self._sampler[0].noised()
         if not rows:
             return self.stock(logits, generators, k, p)
-        at = torch.tensor([row.index for row in rows], device=logits.device)
+        at = placed([row.index for row in rows], logits.device)
         kept = apply_top_k_top_p(
             logits[at].clone(), None if k is None else k[at], None if p is None else p[at]
         )
-        keys = torch.tensor([row.tag.noise for row in rows], device=logits.device)
-        step = torch.tensor([row.written for row in rows], device=logits.device)
+        keys = placed([row.tag.noise for row in rows], logits.device)
+        step = placed([row.written for row in rows], logits.device)
         drawn = (kept + gumbel(keys, step, logits.shape[-1])).argmax(-1)
         tokens, processed = self.stock(logits, generators, k, p)
         tokens = tokens.long()
@@ -116,7 +116,7 @@ class GroupSampler(Sampler):
             if name != "main"
         ]
         if pairs:
-            to, source = torch.tensor(pairs, device=tokens.device).T
+            to, source = placed(pairs, tokens.device).T
             tokens.index_copy_(0, to, tokens.index_select(0, source))
         self._count(tokens)
         self._read(tokens)
@@ -245,7 +245,7 @@ class GroupSampler(Sampler):
         desk, decode = self.runner.hd_desk, self.runner._hd_decode
         tags = [rows["main"].tag for rows in groups]
         written = [[rows["main"].written + 1] for rows in groups]
-        t = torch.tensor(written, device=logits.device)
+        t = placed(written, logits.device)
         parts: list[Any] = []
         for i, part in enumerate(plan.parts):
             if part.combines:
@@ -256,7 +256,7 @@ class GroupSampler(Sampler):
                 early = {layer: inside.early_of(asked, layer) for layer in part.early}
                 parts.append((part.strategy, Step(named, t, state, decode, early, masking=masking)))
         combined = hd_step.combine(parts, main)
-        seen = torch.tensor([tag.pictured for tag in tags], device=main.device)
+        seen = placed([tag.pictured for tag in tags], main.device)
         return combined.where(seen[:, None], main)
 
     def _count(self, tokens: Tensor) -> None:
@@ -274,7 +274,7 @@ class GroupSampler(Sampler):
                 how = (asked.temperature, asked.top_p, asked.top_k, asked.repetition_penalty)
                 alike.setdefault(how, []).append(main)
         for mains in alike.values():
-            at = torch.tensor([main.index for main in mains], device=tokens.device)
+            at = placed([main.index for main in mains], tokens.device)
             differs = tokens[at] != self._plain_tokens(mains)
             for i, main in enumerate(mains):
                 note = self.runner.hd_desk.note(main.tag.group)
@@ -293,12 +293,12 @@ class GroupSampler(Sampler):
             seed=0,
         )
         drawer = sampling.Sampler(known, [0], [])  # end tokens were banned before, see `_ban`
-        drawer.keys = torch.tensor([row.tag.noise for row in rows])
+        drawer.keys = placed([row.tag.noise for row in rows], scores.device)
         history: list[Tensor] = []
         if asked.repetition_penalty != 1:
             ids = [[*r.request.prompt_token_ids, *r.request.output_token_ids] for r in rows]
             history = [torch.tensor(one) for one in ids]
-        step = torch.tensor([row.written for row in rows], device=scores.device)
+        step = placed([row.written for row in rows], scores.device)
         return drawer.draw(drawer.penalise(scores, history, 0), step)
 
 
@@ -327,12 +327,12 @@ def _rows_of(i: int, groups: Sequence[Rows], logits: Tensor) -> dict[str, Tensor
         labels = [one.get(name, "main") for one in local]
         if all(label in rows for rows, label in zip(groups, labels, strict=True)):
             at = [rows[label].index for rows, label in zip(groups, labels, strict=True)]
-            made[name] = logits[torch.tensor(at, device=logits.device)]
+            made[name] = logits[placed(at, logits.device)]
     return made
 
 
 def _at(groups: Sequence[Rows], name: str, like: Tensor) -> Tensor:
-    return torch.tensor([rows[name].index for rows in groups], device=like.device)
+    return placed([rows[name].index for rows in groups], like.device)
 
 
 def _on(state: Any, device: torch.device) -> Any:

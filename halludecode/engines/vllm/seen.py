@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from halludecode.core.errors import HookNeverFired, UnsupportedStrategy
 from halludecode.core.prompt import Seen
 from halludecode.engines.hf.vision import Keeper
+from halludecode.engines.vllm import paged
 from halludecode.engines.vllm.ranks import all_heads
 from halludecode.models.layout import layout_of
 
@@ -55,7 +56,9 @@ def keep_attention(row: RowStep, kept: Kept, layer: Layer) -> None:
     if layer.number in look["heads"]:
         kept.heads[layer.number] = all_heads(layer.out[at].detach().clone(), 0).float().cpu()
     if layer.number in look["image"]:
-        keys, _ = layer.read([row.index], row.prompt)
+        here = torch.tensor([row.index], device=layer.table.device)
+        table = paged.tables(layer.table, here, row.prompt, layer.cache.shape[2])
+        keys, _ = layer.read(table, row.prompt)
         q = layer.query[at].float()
         k = keys[0].float().repeat_interleave(q.shape[0] // keys.shape[1], 0)
         weights = (torch.einsum("hd,hnd->hn", q, k) * layer.scaling).softmax(-1)

@@ -19,8 +19,9 @@ from halludecode.core.part import Part
 from halludecode.core.plan import Plan
 from halludecode.core.rowblock import GENERATED, PAD, RowKeys
 from halludecode.core.strategy import State, stack
+from halludecode.engines.vllm import paged
 from halludecode.engines.vllm.desk import Desk, Note
-from halludecode.engines.vllm.rowview import RowStep, View
+from halludecode.engines.vllm.rowview import RowStep, View, placed
 from halludecode.engines.vllm.wire import Tag
 
 MOST = 64  # requests of one unit: their keys are gathered side by side
@@ -64,6 +65,7 @@ class Unit:
     dead: bool = False
     _keys: dict[tuple[str, int, int, str], RowKeys] = field(default_factory=dict)
     _flat: dict[str, Tensor] = field(default_factory=dict)
+    _blocks: dict[tuple[str, int], Tensor] = field(default_factory=dict)
 
     def names(self, i: int) -> dict[str, str]:
         """Local names of part ``i`` -> names of the rows that are here."""
@@ -86,19 +88,23 @@ class Unit:
         """int64 [R, T]: places of the tokens in the flat batch."""
         if row not in self._flat:
             places = [list(range(s.flat.start, s.flat.stop)) for s in self.spans[row]]
-            self._flat[row] = torch.tensor(places, device=device)
+            self._flat[row] = placed(places, device)
         return self._flat[row]
 
-    def index(self, row: str) -> list[int]:
-        """Places of the row in vLLM's batch, one per request."""
-        return [span.row.index for span in self.spans[row]]
+    def blocks(self, row: str, block_table: Tensor, size: int) -> Tensor:
+        """Int [R, n]: the row's blocks of KV cache, which many layers have in common."""
+        which = (row, block_table.data_ptr())
+        if which not in self._blocks:
+            at = placed([span.row.index for span in self.spans[row]], block_table.device)
+            self._blocks[which] = paged.tables(block_table, at, self.reach(row), size)
+        return self._blocks[which]
 
     def keys(self, row: str, start: int, stop: int, device: torch.device) -> RowKeys:
         """Where keys and queries lie, for queries start..stop of the unit."""
         which = (row, start, stop, device.type)
         if which not in self._keys:
             made = self._make_keys(row, start, stop)
-            self._keys[which] = RowKeys(*(x.to(device) for x in made))
+            self._keys[which] = RowKeys(*(placed(x, device) for x in made))
         return self._keys[which]
 
     def _make_keys(self, row: str, start: int, stop: int) -> tuple[Tensor, ...]:
