@@ -50,7 +50,7 @@ class RowKeys:
         return self._made[which]
 
     def mask(self, name: str, make: Callable[[RowKeys], Tensor]) -> Tensor:
-        """Bool [R, N]: a set of keys, made once for all layers of a forward."""
+        """A set of keys, bool [R, N], or what else is the same in all layers of a forward."""
         if name not in self._made:
             self._made[name] = make(self)
         return self._made[name]

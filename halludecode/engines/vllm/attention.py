@@ -19,7 +19,7 @@ from torch.nn.utils.rnn import pad_sequence
 from halludecode.core.attention import Attention, Hooks
 from halludecode.core.errors import HookNeverFired, UnsupportedStrategy
 from halludecode.core.part import Part
-from halludecode.core.rowblock import RowBlock
+from halludecode.core.rowblock import RowBlock, RowKeys
 from halludecode.engines.vllm import paged
 from halludecode.engines.vllm.ranks import all_heads, own_heads
 from halludecode.engines.vllm.units import Unit, acting
@@ -119,7 +119,10 @@ def edit(layer: Layer, unit: Unit, checked: Checked) -> None:
     scored = [(i, part) for i, part in here if part.phase == "scores"]
     plain = [(i, part) for i, part in here if part.phase == "outputs"]
     if scored:
-        for far, near in _blocks(unit, scored):
+        which = tuple(i for i, _ in scored)
+        if which not in unit.cuts:  # the same in every layer
+            unit.cuts[which] = _blocks(unit, scored)
+        for far, near in unit.cuts[which]:
             _block(layer, unit, scored, far, near, checked)
     if plain:
         width = max(unit.width(row) for row in unit.spans)
@@ -199,9 +202,15 @@ def _row_block(
         return RowBlock(keys, None, None, None, None, layer.scaling, base)
     checked.check(layer, unit, row)
     k, v = layer.keys_values(unit, row)
-    seen = torch.arange(unit.reach(row), device=device)[None, None] <= keys.position[..., None]
+    seen = keys.mask("before", _before)
     q = all_heads(layer.query[at].transpose(1, 2), 1)
     return RowBlock(keys, q, k, v, seen[:, None], layer.scaling, base)
+
+
+def _before(keys: RowKeys) -> Tensor:
+    """Bool [R, T, N]: keys that a query may see."""
+    at = torch.arange(keys.kind.shape[1], device=keys.kind.device)
+    return at[None, None] <= keys.position[..., None]
 
 
 def _check_together(unit: Unit, i: int, part: Part, present: Any) -> None:

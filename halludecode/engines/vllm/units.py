@@ -52,6 +52,7 @@ class Unit:
         spans: Row name -> one stretch per request, all of one length.
         notes: One per request.
         prompting: Whether these are prompt tokens; then R is 1.
+        cuts: Blocks of queries that some parts, by their places in the plan, may edit.
     """
 
     plan: Plan
@@ -63,6 +64,7 @@ class Unit:
     carry: list[dict[str, Any]] = field(default_factory=list)
     changed: Tensor | None = None
     dead: bool = False
+    cuts: dict[tuple[int, ...], list[tuple[int, int]]] = field(default_factory=dict)
     _keys: dict[tuple[str, int, int, str], RowKeys] = field(default_factory=dict)
     _flat: dict[str, Tensor] = field(default_factory=dict)
     _blocks: dict[tuple[str, int], Tensor] = field(default_factory=dict)
