@@ -18,6 +18,7 @@ from tests import families
 from tests.contract import specs
 
 SPECS = ("vcd", "pai", "damro", "vista", "vdgd(tokens=4)", "var")
+REST = ("qwen2_5_vl", "internvl", "qwen3_vl", "idefics3")
 SCRIPT = """
 import json, os, sys
 import halludecode as hd
@@ -122,12 +123,16 @@ def test_answers_agree_with_the_core_in_another_process(testbed, tmp_path):
     ask(testbed, "testbed", tmp_path, SPECS, 1)
 
 
+@pytest.mark.parametrize(
+    "family", ["llava", *(pytest.param(f, marks=pytest.mark.full) for f in REST)]
+)
 def test_answers_agree_with_half_of_the_heads_in_each_process(
-    family_engine, tmp_path, tmp_path_factory
+    family_engine, tmp_path, tmp_path_factory, family
 ):
-    model = str(families.family_path("llava", tmp_path_factory))
-    hf = specs.supplied(family_engine("llava"), tmp_path)
-    served = [n for n in (*STRATEGIES.names(), *specs.COMPOSED) if n not in ("greedy", "opera")]
+    model = str(families.family_path(family, tmp_path_factory))
+    hf = specs.supplied(family_engine(family), tmp_path)
+    names = (*STRATEGIES.names(), *specs.COMPOSED)
+    served = [n for n in names if n not in ("greedy", "opera") and not specs.refused(family, n)]
     ask(hf, model, tmp_path, tuple(map(specs.active, served)), 2)
 
 
