@@ -240,8 +240,8 @@ def notes(results: Mapping[str, Any], labels: Mapping[str, str]) -> list[str]:
         said += control_text.verdicts(results["differences"], labels)
     said.append(
         "time/token is relative to greedy, prefill included; it varies with the machine. Questions "
-        "about one picture share what was computed of it unless a strategy edits the prompt itself "
-        "(vhr), so that one-word answers show the prefill above all."
+        "about one picture share what was computed of it unless a strategy edits the prompt "
+        "itself, so that one-word answers show the prefill above all."
     )
     entries = [entry for entry in results["runs"] if entry["split"] != "mean"]
     for entry in entries:

@@ -93,8 +93,7 @@ def run(script: Path, text: str, *words: str, ranks: int = 1) -> list[str]:
     root = str(Path(__file__).parents[2])
     env = {**os.environ, "VLLM_ENABLE_V1_MULTIPROCESSING": "1", "PYTHONPATH": root}
     env |= {"RANKS": str(ranks), "VLLM_LOGGING_LEVEL": "ERROR"}
-    if ranks > 1 or text is REPLICAS:
-        env["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"
+    env["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"  # several processes, on however few cores
     done = subprocess.run(
         [sys.executable, str(script), *words],
         env=env,

@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import random
 import warnings
-from collections import Counter, deque
+from collections import Counter, defaultdict, deque
 
 import pytest
 
@@ -285,6 +285,7 @@ def test_rows_that_come_after_their_groups_abort_are_not_kept(make):
     from vllm.v1.request import Request, RequestStatus
 
     scheduler = make(32, 8, 64, True, False)
+    scheduler.finished_req_ids_dict = defaultdict(set)  # as with replicas
 
     def arrive(role):
         tag = Tag(group="g", role=role, rows=["main", "other"], lives=["answer"] * 2)
@@ -296,6 +297,7 @@ def test_rows_that_come_after_their_groups_abort_are_not_kept(make):
     arrive(1)
     scheduler.finish_requests(["g"], RequestStatus.FINISHED_ABORTED)
     assert not any((scheduler.groups, scheduler._group_of, scheduler.requests))
+    assert dict(scheduler.finished_req_ids_dict) == {0: {"g", "g#1"}}, "a front end must hear of it"
 
 
 @pytest.mark.filterwarnings("ignore")

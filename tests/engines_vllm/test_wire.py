@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
 from halludecode.core.artifact import Artifact
-from halludecode.engines.vllm.wire import Tag, kept, pack, tag_of, unpack
+from halludecode.engines.vllm.engine import VLLMEngine
+from halludecode.engines.vllm.wire import Tag, kept, pack, replica_of, tag_of, unpack
 
 
 @pytest.mark.parametrize(
@@ -45,6 +48,19 @@ def test_tags():
     assert (tag.name, tag.life, tag.size, tag.noise) == ("noised", "prefill", 2, 5)
     Params.extra_args = {"other": 1}
     assert tag_of(Params) is None
+
+
+@pytest.mark.parametrize("looks", [0, 1, 2])
+def test_requests_take_replicas_in_turn_and_their_looks_go_along(looks):
+    engine = SimpleNamespace(_count=0, _turn=0, _loaded=SimpleNamespace(replicas=2))
+    taken, names = [], []
+    for _ in range(4):
+        names.append(VLLMEngine._name(engine))
+        taken.append(replica_of(f"{names[-1]}.0#1"))
+        names += [VLLMEngine._name(engine, taken[-1]) for _ in range(looks)]
+        assert {replica_of(name) for name in names[-1 - looks :]} == {taken[-1]}
+    assert taken in ([0, 1, 0, 1], [1, 0, 1, 0])
+    assert len(set(names)) == len(names)
 
 
 def test_tokens_behind_a_stop_string_do_not_count():

@@ -271,8 +271,9 @@ def _flag(
             fresh = fn(layer.x[span.flat][have - span.start :]).bool()
             known = fresh if known is None else torch.cat([known, fresh])
             note.flags[which] = known
-        nothing = torch.zeros(0, dtype=torch.bool, device=layer.out.device)
-        judged.append(nothing if known is None else known[:wide])
+        if known is None:
+            known = torch.zeros(0, dtype=torch.bool, device=layer.out.device)
+        judged.append(known[:wide])
     found = pad_sequence(judged, batch_first=True)
     return pad(found, (0, wide - found.shape[1]))
 

@@ -81,7 +81,7 @@ class VLLMEngine:
         self._maker = RowMaker(feeder, shower(self.processor, layout))
         self._feeds = Feeds(self._loaded, feeder)
         self._plans: dict[str, Plan] = {}
-        self._count = 0
+        self._count = self._turn = 0
         self._looker = Looker(self._loaded, self._maker, self._feeds, self._name)
         self._host: Any = Host(self, self._loaded)
         looker: Any = self._looker
@@ -318,9 +318,9 @@ class VLLMEngine:
     def _name(self, replica: int | None = None) -> str:
         """An unused name; requests take the replicas in turn, looks go where their request does."""
         self._count += 1
-        return name_of(
-            self._count, self._count % self._loaded.replicas if replica is None else replica
-        )
+        if replica is None:
+            self._turn = replica = (self._turn + 1) % self._loaded.replicas
+        return name_of(self._count, replica)
 
     def _jobs(self, asked: Sequence[tuple[str, Prompt, Plan]]) -> list[Job]:
         """Rows of requests, in order; looks of requests under one plan are taken together."""

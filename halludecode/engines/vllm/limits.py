@@ -16,7 +16,6 @@ ATTENTION = frozenset(
     {"add", "scale", "hide", "gain", "heads", "mass", "scores", "weights", "out", "flag", "once"}
 )
 INSIDE = ATTENTION | {"steer", "early", "looks", "key"}  # needs served between vLLM's kernels
-
 TOWER = frozenset({"vision"})
 
 

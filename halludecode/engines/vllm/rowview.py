@@ -56,11 +56,6 @@ class RowStep:
         return bool(self.request.mm_features)
 
     @property
-    def kind(self) -> Tensor:
-        """int8 [prompt]: kinds of prompt tokens, see `RowKeys`."""
-        return self.laid[0]
-
-    @property
     def picture(self) -> Tensor:
         """int16 [prompt]: which picture a prompt token belongs to, else -1."""
         return self.laid[1]

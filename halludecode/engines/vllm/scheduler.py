@@ -80,8 +80,8 @@ class GroupMixin:
     def finish_requests(self, request_ids: Any, finished_status: RequestStatus) -> list[Request]:
         """End whole groups; a row ended without its main row is an error of the group.
 
-        A group goes by its main row's name: when vLLM takes an abort before rows that were sent
-        earlier, the second notice of it, which comes in order, still finds those rows.
+        A group goes by its main row's name: the second notice of an abort that overtook rows comes
+        in order and still finds them.
         """
         if request_ids is None:
             ids = set(self.requests) | set(self._group_of)
@@ -99,6 +99,8 @@ class GroupMixin:
                 ids -= set(group.ids)
                 for row in group.rows:
                     row.status = finished_status
+                    if self.finished_req_ids_dict is not None:  # a front end counts what is open
+                        self.finished_req_ids_dict[row.client_index].add(row.request_id)
             self._forget(name)
         for i in ids:
             self._admitted.pop(i, None)
@@ -252,8 +254,7 @@ class GroupMixin:
         return self._tail(count), set(starting)
 
     def _tail(self, count: int) -> deque[Request]:
-        last_first = [self.waiting.pop() for _ in range(len(self.waiting) - count)]
-        return deque(reversed(last_first))
+        return deque([self.waiting.pop() for _ in range(len(self.waiting) - count)][::-1])
 
     def _has_room_for_whole(self, groups: list[Group], decoding: int) -> bool:
         """Nobody else prefills, and the step's tokens and the cache hold all prompts."""
@@ -262,9 +263,8 @@ class GroupMixin:
         rows, cache = [row for group in groups for row in group.rows], self.encoder_cache_manager
         wanted = {f.identifier: f.mm_position for row in rows for f in row.mm_features}
         new = [place.get_num_embeds() for i, place in wanted.items() if not cache.cached.get(i)]
-        # Steps in flight may still hold pictures.
         if sum(new) > min(cache.num_freeable_slots, self.max_num_encoder_input_tokens):
-            return False
+            return False  # steps in flight may still hold pictures
         prompts = sum(row.num_prompt_tokens for row in rows)
         return prompts + decoding <= self.max_num_scheduled_tokens
 
