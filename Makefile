@@ -45,8 +45,8 @@ lint: $(STAMP)
 
 ## make record    every strategy on every model family, into the table of README.md
 record: $(STAMP)
-	HALLUDECODE_RECORD=tests/contract/record.json $(TEST_ENV) $(BIN)/pytest tests/contract tests/engines_vllm/test_families.py
-	$(BIN)/python -m halludecode._readme
+	HALLUDECODE_RECORD=tests/contract/record.json $(TEST_ENV) $(BIN)/pytest tests/contract tests/engines/vllm/test_families.py
+	$(BIN)/python -m tests.support.readme_tables
 
 ## make bench     what each strategy and each scorer costs in time
 bench: $(STAMP)

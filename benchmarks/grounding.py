@@ -29,7 +29,7 @@ from scipy.stats import mannwhitneyu
 
 import halludecode as hd
 from halludecode.analysis.grounding import REDUCE, SHIPPED, SIGNALS, Threshold, words
-from halludecode.evals.chair import ground_truth
+from halludecode.evals.benchmarks.chair.scoring import ground_truth
 from halludecode.testbed import dataset
 
 DEV = ("testbed-dev-iid", "testbed-dev-broken")

@@ -36,13 +36,13 @@ from benchmarks import combining, shapes
 from halludecode.core.errors import HalluDecodeError
 from halludecode.core.registry import STRATEGIES
 from halludecode.core.step import Step, combine
+from halludecode.engines.hf.activations import PLAIN
 from halludecode.engines.hf.batch import Batch
 from halludecode.engines.hf.hooks import attention_set
-from halludecode.engines.hf.looks import PLAIN
-from halludecode.engines.prompts import to_prompt
-from halludecode.engines.rows import Job
+from halludecode.engines.inputs.chat import to_prompt
+from halludecode.engines.inputs.rows import PreparedRequest
 from halludecode.testbed import dataset
-from tests.contract.specs import supplied
+from tests.support.specs import supplied
 
 COMPOSED = ("var+vcd", "vhr+m3id")
 SERIAL = "vcd, two calls"
@@ -107,8 +107,8 @@ def two_calls(engine: Any, asked: Sequence[hd.Request], tokens: int) -> Iterator
         logits = [batch.step(chosen) for batch in batches]
 
 
-def _alone(job: Job, name: str) -> Job:
-    return Job(job.prompt, {"main": job.rows[name]}, (), ())
+def _alone(job: PreparedRequest, name: str) -> PreparedRequest:
+    return PreparedRequest(job.prompt, {"main": job.rows[name]}, (), ())
 
 
 class Writer:

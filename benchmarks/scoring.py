@@ -32,8 +32,12 @@ sys.path[:0] = [str(Path(__file__).resolve().parents[1])]
 from rich.console import Console
 from rich.markdown import Markdown
 
-from halludecode.evals import chair, pope, tags, tokens, words
-from halludecode.evals.records import read_records
+from halludecode.evals.benchmarks.chair import object_words as words
+from halludecode.evals.benchmarks.chair import scoring as chair
+from halludecode.evals.benchmarks.chair import tagger as tags
+from halludecode.evals.benchmarks.chair import tokenizer as tokens
+from halludecode.evals.benchmarks.pope import scoring as pope
+from halludecode.evals.data.records import read_records
 from halludecode.testbed.phrases import captions as scene_captions
 from halludecode.testbed.scenes import Scene, scenes
 from halludecode.testbed.stream import Stream

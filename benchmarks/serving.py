@@ -40,7 +40,7 @@ import halludecode as hd
 from benchmarks.overhead import CLOCKS, COMPOSED, SERIAL, Writer, busy, requests, told_clock
 from halludecode.core.errors import HalluDecodeError
 from halludecode.core.registry import STRATEGIES
-from tests.contract.specs import supplied
+from tests.support.specs import supplied
 
 KEYS = ("token_ms", "first_ms")
 NOW = dict(zip(CLOCKS, (time.perf_counter, time.process_time), strict=True))
@@ -70,9 +70,9 @@ class Clients:
 
     def run(self, asked: Sequence[hd.Request], level: int) -> None:
         """Answer all requests."""
-        from halludecode.engines.vllm.answers import Reader
+        from halludecode.engines.vllm.frontend.output_reader import OutputReader
 
-        reader, waiting = Reader(self.engine._loaded), list(asked)
+        reader, waiting = OutputReader(self.engine._loaded), list(asked)
         names = self._ask(reader, waiting, level)
         for _ in reader.steps():
             now, done = self.now(), 0
@@ -90,7 +90,7 @@ class Clients:
 
     def _ask(self, reader: Any, waiting: list[hd.Request], most: int) -> list[str]:
         """Prepare the next requests (looks are taken here, in one batch) and hand them over."""
-        from halludecode.engines.prompts import to_prompt
+        from halludecode.engines.inputs.chat import to_prompt
 
         engine = self.engine
         sampling = hd.Sampling(max_new_tokens=self.tokens, min_new_tokens=self.tokens)

@@ -14,7 +14,7 @@ import torch
 
 import halludecode as hd
 from halludecode.core.errors import InvalidParameter
-from tests.families import FAMILIES
+from tests.support.families import FAMILIES
 
 
 @dataclass(frozen=True)

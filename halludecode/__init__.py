@@ -12,7 +12,6 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from halludecode import _repair
 from halludecode.core.errors import (
     HalluDecodeError,
     HookNeverFired,
@@ -26,24 +25,27 @@ from halludecode.core.errors import (
     UnknownStrategy,
     UnsupportedStrategy,
 )
-from halludecode.core.strategy import Paper, Strategy, param, strategy
-from halludecode.engines.base import Chunk, Explanation, Output, Request, Sampling
+from halludecode.core.paper import Paper
+from halludecode.core.params import param
+from halludecode.core.strategy import Strategy, strategy
+from halludecode.engines.api import Chunk, Explanation, Output, Request, Sampling
+from halludecode.models import import_repair as _repair
 
 if TYPE_CHECKING:
-    from halludecode.analysis.headmap import HeadMap
-    from halludecode.analysis.heads import head_sensitivity
+    from halludecode.analysis.head_map import HeadMap
+    from halludecode.analysis.head_sensitivity import head_sensitivity
     from halludecode.analysis.sinks import SinkReport, sinks
     from halludecode.api import applied, generate, get, load
-    from halludecode.core.registry import Info, strategies
-    from halludecode.evals.compare import compare
-    from halludecode.evals.run import evaluate
+    from halludecode.catalog import Info, strategies
+    from halludecode.evals.results.compare import compare
+    from halludecode.evals.runner.run import evaluate
 
 _repair.install()
 
 __version__ = "0.1.0"
 _LAZY = {
-    "HeadMap": "halludecode.analysis.headmap",
-    "head_sensitivity": "halludecode.analysis.heads",
+    "HeadMap": "halludecode.analysis.head_map",
+    "head_sensitivity": "halludecode.analysis.head_sensitivity",
     "SinkReport": "halludecode.analysis.sinks",
     "sinks": "halludecode.analysis.sinks",
     "applied": "halludecode.api",
@@ -52,8 +54,8 @@ _LAZY = {
     "load": "halludecode.api",
     "Info": "halludecode.core.registry",
     "strategies": "halludecode.core.registry",
-    "compare": "halludecode.evals.compare",
-    "evaluate": "halludecode.evals.run",
+    "compare": "halludecode.evals.results.compare",
+    "evaluate": "halludecode.evals.runner.run",
 }
 __all__ = [
     "Chunk",

@@ -8,8 +8,8 @@ from typing import Any
 
 from halludecode.core.errors import InvalidRequest
 from halludecode.core.spec import Spec, get
-from halludecode.engines.base import Explain, Output, Request, Sampling
-from halludecode.engines.hf.applied import applied
+from halludecode.engines.api import Explain, Output, Request, Sampling
+from halludecode.engines.hf.apply import applied
 
 __all__ = ["applied", "generate", "get", "load"]
 
@@ -26,7 +26,7 @@ def load(model: Any, engine: str = "hf", **engine_args: Any) -> Any:
         **engine_args: hf: batch_size, artifacts (folder of `halludecode calibrate`), dtype, device,
             device_map, revision, trust_remote_code, and whatever transformers' `from_pretrained`
             takes. vllm: whatever vLLM's `EngineArgs` take. server: api_key, concurrency, tries and
-            whatever else `engines.remote.ServerEngine` takes.
+            whatever else `engines.server.engine.ServerEngine` takes.
 
     Raises:
         InvalidModel: It cannot be loaded.
@@ -38,7 +38,7 @@ def load(model: Any, engine: str = "hf", **engine_args: Any) -> Any:
 
         return VLLMEngine(model, **engine_args)
     if engine == "server":
-        from halludecode.engines.remote import ServerEngine
+        from halludecode.engines.server.engine import ServerEngine
 
         return ServerEngine(model, **engine_args)
     if engine != "hf":

@@ -11,7 +11,7 @@ os.environ.setdefault("HALLUDECODE_ARTIFACTS", "/nonexistent")  # no artifacts o
 import pytest
 
 import halludecode as hd
-from tests import families
+from tests.support import families
 
 ENGINES: dict[str, object] = {}
 

@@ -17,6 +17,6 @@ def test_every_public_name_is_there_and_no_module_took_its_place():
     for name in hd.__all__:
         getattr(hd, name)
     importlib.import_module("halludecode.analysis.sinks")
-    importlib.import_module("halludecode.evals.compare")
+    importlib.import_module("halludecode.evals.results.compare")
     for name in hd.__all__:
         assert callable(getattr(hd, name)), name

@@ -60,7 +60,7 @@ def test_the_wheel_holds_what_the_package_reads(wheel):
                 wanted.add(name if name.startswith("halludecode/") else f"halludecode/{name}")
     assert wanted <= names
     assert any(name.startswith("halludecode/testbed/assets/") for name in names)
-    assert any(name.startswith("halludecode/evals/data/") for name in names)
+    assert any(name.startswith("halludecode/evals/benchmarks/chair/data/") for name in names)
     assert any(name.endswith("licenses/LICENSE") for name in names)
     assert not [name for name in names if name.startswith("tests/")]
 

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from halludecode import _readme
 from halludecode.cli import main
 from halludecode.core.errors import InvalidData
 from halludecode.core.registry import STRATEGIES
+from tests.support import readme_tables as _readme
 
 ROOT = Path(__file__).parent.parent
 TEXT = (ROOT / "README.md").read_text(encoding="utf-8")

@@ -1,8 +1,8 @@
 """Which object words of an answer rest on the picture: an explanation's tokens read as words.
 
 A word's numbers are made of its tokens'. A word that names a COCO object (CHAIR's word families,
-`halludecode.evals.words`) counts as ungrounded where its grounding lies below a threshold that
-`benchmarks/grounding.py` chose on the testbed's development pictures.
+`halludecode.evals.benchmarks.chair.object_words`) counts as ungrounded where its grounding lies
+below a threshold that `benchmarks/grounding.py` chose on the testbed's development pictures.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ from statistics import fmean
 from typing import Any
 
 from halludecode.core.errors import InvalidData
-from halludecode.engines.base import Explanation
-from halludecode.evals.words import Mention, Reader, reader
+from halludecode.engines.api import Explanation
+from halludecode.evals.benchmarks.chair.object_words import Mention, Reader, reader
 
 SIGNALS = ("grounding", "entropy", "mass")
 REDUCE = {"mean": fmean, "max": max}

@@ -1,6 +1,6 @@
 """Samples for measuring heads: a folder of pictures, labelled questions, pictures to describe.
 
-Sources are those of `eval` (`evals.data_sources`).
+Sources are those of `eval` (`evals.load`).
 """
 
 from __future__ import annotations
@@ -8,12 +8,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from halludecode.analysis.heads import HeadSample
+from halludecode.analysis.head_sensitivity import HeadSample
 from halludecode.core.errors import InvalidData, InvalidParameter
-from halludecode.engines.base import Request
-from halludecode.evals.data_sources import load_units
-from halludecode.evals.entries import Selection
-from halludecode.evals.task import Picture, Sample, Unit, preset_for
+from halludecode.engines.api import Request
+from halludecode.evals.data.entries import Selection
+from halludecode.evals.data.samples import EvalImage, EvalUnit, Sample
+from halludecode.evals.load import load_units
+from halludecode.evals.presets import preset_for
 
 TASKS = ("pope", "chair")
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif")
@@ -46,7 +47,7 @@ def from_folder(
     if not files:
         raise InvalidData(f"{folder}: holds no pictures ({', '.join(SUFFIXES)}).")
     words = prompt or preset_for(preset, model, ["chair"])[1].prompt("chair", "")
-    pictures = (Picture.from_file(file, file.name).load() for file in files[:limit])
+    pictures = (EvalImage.from_file(file, file.name).load() for file in files[:limit])
     return [HeadSample(Request(words, (picture,))) for picture in pictures]
 
 
@@ -88,7 +89,7 @@ def from_data(
     ]
 
 
-def _in_turn(units: Sequence[Unit]) -> Iterator[Sample]:
+def _in_turn(units: Sequence[EvalUnit]) -> Iterator[Sample]:
     """Every picture with the questions of one split: splits share most of their questions."""
     names = dict.fromkeys(s.picture.name for unit in units for s in unit.samples)
     turn = {name: i % len(units) for i, name in enumerate(names)}

@@ -5,7 +5,7 @@
     print(report.verdict)
     report.save("runs/sinks")      # sinks.json, sinks.png
 
-What counts as a sink is defined in `halludecode.views.sinks`; `var` finds its dimensions by the
+What counts as a sink is defined in `halludecode.core.sinks`; `var` finds its dimensions by the
 same survey and keeps them as an artifact (`halludecode calibrate --model M var`).
 """
 
@@ -18,11 +18,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from halludecode.core.activations import ActivationRequest
 from halludecode.core.errors import InvalidData, InvalidParameter, InvalidRequest
-from halludecode.core.prompt import Look, Prompt
-from halludecode.engines.base import Request
-from halludecode.engines.prompts import to_prompt
-from halludecode.views.sinks import CLASSES, Survey, is_sink, survey, threshold
+from halludecode.core.prompt import Prompt
+from halludecode.core.sinks import CLASSES, Survey, is_sink, survey, threshold
+from halludecode.engines.api import Request
+from halludecode.engines.inputs.chat import to_prompt
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -178,13 +179,13 @@ def sinks(
         InvalidRequest: A picture cannot be read.
         UnsupportedStrategy: The engine cannot look (a running server).
     """
-    from halludecode.core.strategy import Facts
+    from halludecode.core.model_info import ModelInfo
 
     if tau is not None and not (math.isfinite(tau) and tau > 0):
         raise InvalidParameter(f"tau={tau}: it must be above 0.")
     requests = _requests(samples)
     host, look = _opened(engine)
-    facts: Facts = host.net.facts()
+    facts: ModelInfo = host.net.facts()
     prompts = _Prompts(requests, host.net.layout.placeholder)
     with host._guard():
         found = survey(look, prompts, facts, threshold(facts, tau), _tracker(progress))
@@ -209,7 +210,7 @@ class _Prompts(Sequence[Prompt]):
 
 
 def _requests(samples: Iterable[Given] | None) -> list[Request]:
-    from halludecode.engines.hf.samples import built_in
+    from halludecode.calibration.builtin_prompts import built_in
 
     given = built_in() if samples is None else samples
     made = [each if isinstance(each, Request) else each[0] for each in given]
@@ -219,7 +220,7 @@ def _requests(samples: Iterable[Given] | None) -> list[Request]:
 
 
 def _opened(engine: Any) -> tuple[Any, Any]:
-    """The engine as `engines.hf.calibrate.Host`, and its looks, which are not remembered."""
+    """The engine as `calibration.calibrator.Host`, and its looks, which are not remembered."""
     calibrator = getattr(engine, "_calibrator", None)
     if calibrator is None:
         raise InvalidRequest(
@@ -241,7 +242,7 @@ def _example(engine: Any, look: Any, prompts: _Prompts, found: Survey) -> Exampl
 
     for at, prompt in _pictured(prompts):
         before = tuple(layer - 1 for layer in found.middle)
-        seen = look(Look(prompt, hidden=before, image=found.middle, every_token=True))
+        seen = look(ActivationRequest(prompt, hidden=before, image=found.middle, every_token=True))
         first, rows, columns = seen.image_spans[0]
         if rows == 1 or columns == 1:
             return None

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from halludecode.core.errors import MissingExtra
-from halludecode.views.sinks import CLASSES
+from halludecode.core.sinks import CLASSES
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

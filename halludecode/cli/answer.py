@@ -13,7 +13,7 @@ from halludecode.cli.output import json_document, memory_advice, note
 from halludecode.core.errors import InvalidRequest
 
 if TYPE_CHECKING:
-    from halludecode.engines.base import Choice, Engine, Output, Request, Sampling
+    from halludecode.engines.api import Choice, Engine, Output, Request, Sampling
 
 
 def register(app: typer.Typer) -> None:
@@ -54,7 +54,7 @@ def generate(
     given = dict(locals())
     import halludecode
     from halludecode.core.spec import parse
-    from halludecode.engines.base import Request, Sampling
+    from halludecode.engines.api import Request, Sampling
 
     fields = ("max_new_tokens", "temperature", "top_p", "top_k", "seed", "n", "logprobs")
     sampling = Sampling(stop=tuple(stop or ()), **{name: given[name] for name in fields})
@@ -104,7 +104,7 @@ def _print(output: Output) -> None:
 
 def _check_explain(request: Request, path: Path) -> None:
     """Refuse what could not be explained, before a model is loaded."""
-    from halludecode.analysis.page import check_target
+    from halludecode.analysis.explanation_page import check_target
 
     if not request.images:
         raise InvalidRequest(
@@ -115,7 +115,7 @@ def _check_explain(request: Request, path: Path) -> None:
 
 def _page(engine: Any, request: Request, output: Output, path: Path) -> None:
     """Write the page of an explained answer."""
-    from halludecode.analysis.page import write_page
+    from halludecode.analysis.explanation_page import write_page
 
     write_page(path, engine, request, output)
     note(f"wrote {path}")

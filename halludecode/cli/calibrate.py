@@ -56,10 +56,10 @@ def calibrate(
     """
     given = dict(locals())
     import halludecode
+    from halludecode.calibration.data import samples
+    from halludecode.calibration.store import ArtifactStore
     from halludecode.core.spec import parse
-    from halludecode.engines.hf.artifacts import Store
-    from halludecode.evals.batches import threads_for
-    from halludecode.training.data import samples
+    from halludecode.evals.runner.batching import threads_for
 
     parts = parse(strategy)
     _check(parts)
@@ -74,7 +74,7 @@ def calibrate(
         engine = halludecode.load(model, **arguments)
         with threads_for(model):
             made = engine.calibrate(parts[0], found, source=names, seed=seed, progress=True)
-        path = Store(out).path(made)
+        path = ArtifactStore(out).path(made)
         documents.append({"strategy": made.strategy, "path": path, **made.describe()})
     if not json:
         sys.stdout.write("\n".join(_lines(made, path, strategy, out)) + "\n")
@@ -90,7 +90,7 @@ def _check(parts: tuple[Strategy, ...]) -> None:
 
 def _lines(made: Artifact, path: Path, spec: str, out: Path | None) -> list[str]:
     """What was made, of what, where it is, and how to use it."""
-    from halludecode.engines.hf.artifacts import VARIABLE
+    from halludecode.calibration.store import VARIABLE
 
     shapes = ", ".join(
         f"{name} {'x'.join(map(str, value.shape)) or f'{value.item():g}'}"

@@ -13,7 +13,7 @@ from halludecode.cli.output import json_document, plain, show
 from halludecode.core.errors import HalluDecodeError
 
 if TYPE_CHECKING:
-    from halludecode.core.registry import Info
+    from halludecode.catalog import Info
 
 _CITATION = re.compile(r"\s*\([^()]*( et al\.[^()]*\)|$)")  # whole, or cut by the line end
 
@@ -29,7 +29,7 @@ def list_(
     json: Json = False,
 ) -> None:
     """Show the strategies, or one of them in full."""
-    from halludecode.core.registry import info, strategies
+    from halludecode.catalog import info, strategies
 
     with json_document(json) as documents:
         found = strategies() if name is None else info(name)

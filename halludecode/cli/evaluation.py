@@ -138,7 +138,7 @@ def _what(run: dict[str, Any]) -> dict[str, Any]:
 
 
 def _predict(run: dict[str, Any], json: bool) -> int:
-    from halludecode.evals.run import dry_run
+    from halludecode.evals.runner.run import dry_run
 
     with json_document(json) as documents, memory_advice(run["batch_size"]):
         predicted = dry_run(_loader(run), **_what(run))
@@ -149,7 +149,7 @@ def _predict(run: dict[str, Any], json: bool) -> int:
 
 
 def _run(run: dict[str, Any], json: bool) -> int:
-    from halludecode.evals.run import run_eval
+    from halludecode.evals.runner.run import run_eval
 
     folder = Path(run["output"])
     with json_document(json) as documents, memory_advice(run["batch_size"]):
@@ -202,7 +202,7 @@ def score(
     json: options.Json = False,
 ) -> None:
     """Score predictions made elsewhere; needs no model."""
-    from halludecode.evals.score import score_predictions
+    from halludecode.evals.runner.score_file import score_predictions
 
     with json_document(json) as documents:
         scored = score_predictions(
@@ -232,7 +232,11 @@ def pope_questions(
     seed: Annotated[int, typer.Option(help="Seed of the drawn pictures and objects.")] = 0,
 ) -> None:
     """Make POPE's random, popular and adversarial questions from annotations."""
-    from halludecode.evals.pope_make import make_questions, picture_objects, write_questions
+    from halludecode.evals.benchmarks.pope.make_questions import (
+        make_questions,
+        picture_objects,
+        write_questions,
+    )
 
     objects = picture_objects(annotations, captions)
     made = make_questions(objects, pictures=pictures, per_image=per_image, seed=seed)
@@ -263,9 +267,9 @@ def compare(
     One run alone: every strategy against greedy.
     """
     if seeds:
-        from halludecode.evals.compare import compare_seeds as chosen
+        from halludecode.evals.results.compare import compare_seeds as chosen
     else:
-        from halludecode.evals.compare import compare_runs as chosen
+        from halludecode.evals.results.compare import compare_runs as chosen
     with json_document(json) as documents:
         comparison = chosen(runs)
         documents.append(comparison.to_dict() if json else None)

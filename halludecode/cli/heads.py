@@ -15,8 +15,8 @@ from halludecode.core.errors import InvalidData, InvalidParameter
 from halludecode.testbed import MODELS
 
 if TYPE_CHECKING:
-    from halludecode.analysis.headmap import HeadMap
-    from halludecode.analysis.heads import HeadSample
+    from halludecode.analysis.head_map import HeadMap
+    from halludecode.analysis.head_sensitivity import HeadSample
 
 SUMMARY = "heads.json"  # beside the maps: their best heads, and how far they agree
 
@@ -71,9 +71,9 @@ def heads(
     """
     given = dict(locals())
     import halludecode
-    from halludecode.analysis.heads import head_sensitivity
-    from halludecode.analysis.plots import check
-    from halludecode.evals.batches import threads_for
+    from halludecode.analysis.head_map_plot import check
+    from halludecode.analysis.head_sensitivity import head_sensitivity
+    from halludecode.evals.runner.batching import threads_for
 
     metrics = list(dict.fromkeys(metric or ["vhd"]))
     _check(metrics, sinks)
@@ -104,7 +104,7 @@ def heads(
 
 def _check(metrics: Sequence[str], sinks: str) -> None:
     """Bad input first: it should not cost the time of loading a model."""
-    from halludecode.analysis.heads import METRICS
+    from halludecode.analysis.head_sensitivity import METRICS
     from halludecode.core.spec import parse
 
     unknown = next((name for name in metrics if name not in METRICS), None)
@@ -157,9 +157,9 @@ def _summary(made: Mapping[str, HeadMap], output: Path, top: int) -> dict[str, A
 
     Maps of this model that an earlier call left in the folder count, too.
     """
-    from halludecode.analysis.headmap import HeadMap
-    from halludecode.analysis.heads import METRICS
-    from halludecode.evals.store import write_json
+    from halludecode.analysis.head_map import HeadMap
+    from halludecode.analysis.head_sensitivity import METRICS
+    from halludecode.evals.runner.run_folder import write_json
 
     first = next(iter(made.values()))
     every = dict(made)

@@ -70,7 +70,7 @@ def serve(
 
 def _policy(given: dict[str, Any], allowed: list[str]) -> Any:
     from halludecode.core.spec import parse
-    from halludecode.engines.images import MAX_PIXELS
+    from halludecode.engines.inputs.images import MAX_PIXELS
     from halludecode.serve.policy import Policy
 
     names = frozenset(part.name for text in allowed for part in parse(text))

@@ -51,8 +51,8 @@ def sinks(
     given = dict(locals())
     import halludecode
     from halludecode.analysis import sinks as analysis
-    from halludecode.evals.batches import threads_for
-    from halludecode.training.data import samples
+    from halludecode.calibration.data import samples
+    from halludecode.evals.runner.batching import threads_for
 
     if tau is not None and not tau > 0:
         raise InvalidParameter(f"--tau {tau:g}: it must be above 0.")

@@ -22,7 +22,7 @@ def register(app: typer.Typer) -> None:
 
 def doctor(json: options.Json = False) -> int:
     """Show what works here, what is missing, and its cure."""
-    from halludecode._doctor import describe, report
+    from halludecode.cli.doctor import describe, report
 
     with json_document(json) as documents:
         found = report()

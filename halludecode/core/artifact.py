@@ -18,7 +18,8 @@ from halludecode.core.prompt import digest
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from halludecode.core.strategy import Facts, Strategy
+    from halludecode.core.model_info import ModelInfo
+    from halludecode.core.strategy import Strategy
 
 PIN = "pin"  # the parameter by which a spec names an artifact; it never shapes one
 
@@ -108,7 +109,9 @@ def command(strategy: Strategy, model: str = "M") -> str:
     return f"halludecode calibrate --model {model} {spec}"
 
 
-def tensor(m: Facts, strategy: Strategy, name: str, shape: tuple[int | None, ...]) -> Tensor | None:
+def tensor(
+    m: ModelInfo, strategy: Strategy, name: str, shape: tuple[int | None, ...]
+) -> Tensor | None:
     """One tensor of the artifact, None where there is no artifact (listings, and before a check).
 
     Args:

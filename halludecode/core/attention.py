@@ -1,7 +1,8 @@
 """What `attend` sees of one layer: segments of keys, and verbs that read or edit attention.
 
-An engine builds one `core.rowblock.RowBlock` per named row from its own tensors; strategies see
-only `Attention`. Order in a layer: add/scale/hide -> softmax -> mass -> gain -> out -> heads.
+An engine builds one `core.attention_block.AttentionBlock` per named row from its own tensors;
+strategies see only `Attention`. Order in a layer: add/scale/hide -> softmax -> mass -> gain -> out
+-> heads.
 
 Shapes: R requests, H query heads, Q query rows of the block, N keys, d head size.
 """
@@ -12,23 +13,23 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, overload
 
-from halludecode.core.errors import HookNeverFired, UnsupportedStrategy
-from halludecode.core.rowblock import (
+from halludecode.core.attention_block import (
     GENERATED,
     IMAGE,
     NEG_INF,
     PAD,
     SYSTEM,
     TEXT,
+    AttentionBlock,
     Queries,
-    RowBlock,
     RowKeys,
 )
+from halludecode.core.errors import HookNeverFired, UnsupportedStrategy
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from halludecode.core.strategy import Facts
+    from halludecode.core.model_info import ModelInfo
 
 SCORE_VERBS = frozenset({"add", "scale", "hide", "gain", "mass", "scores", "weights"})
 EDIT_VERBS = frozenset({"add", "scale", "hide", "gain", "heads"})
@@ -98,7 +99,12 @@ class Attention:
     """
 
     def __init__(
-        self, layer: int, m: Facts, blocks: Mapping[str, RowBlock], hooks: Hooks, owner: str = ""
+        self,
+        layer: int,
+        m: ModelInfo,
+        blocks: Mapping[str, AttentionBlock],
+        hooks: Hooks,
+        owner: str = "",
     ) -> None:
         self.layer = layer
         self.m = m

@@ -1,6 +1,6 @@
 """Compile a spec for one model and engine: rows, verbs, needs and cost, before any token.
 
-Needs are traced, never typed (`core.part`); a verb met later that the trace missed raises.
+Needs are traced, never typed (`core.tracing`); a verb met later that the trace missed raises.
 """
 
 from __future__ import annotations
@@ -12,15 +12,17 @@ from typing import TYPE_CHECKING, Any
 
 from halludecode.core import artifact as hd_artifact
 from halludecode.core import spec as hd_spec
+from halludecode.core.branch import Branch
 from halludecode.core.errors import InvalidParameter, UnsupportedStrategy
-from halludecode.core.part import Part, trace
-from halludecode.core.prompt import Branch, digest
-from halludecode.core.strategy import Facts, Strategy, Vision
+from halludecode.core.model_info import ModelInfo, VisionInfo
+from halludecode.core.prompt import digest
+from halludecode.core.strategy import Strategy
+from halludecode.core.tracing import TracedStrategy, trace
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from halludecode.core.search import BeamSearch
+    from halludecode.core.beam_search import BeamSearch
 
 HOOKS = ("branches", "attend", "steer", "combine", "search")  # what makes a strategy act
 
@@ -76,7 +78,7 @@ class Cost:
 class Plan:
     """A compiled spec; ``str(plan)`` is the canonical strategy string."""
 
-    parts: tuple[Part, ...]
+    parts: tuple[TracedStrategy, ...]
     canonical: str
     needs: frozenset[str]
     rows: tuple[str, ...]
@@ -108,19 +110,19 @@ class Plan:
         )
 
     @property
-    def attending(self) -> tuple[Part, ...]:
+    def attending(self) -> tuple[TracedStrategy, ...]:
         """Parts with `attend`, score edits first, head outputs last."""
         used = [part for part in self.parts if part.phase is not None]
         return tuple(sorted(used, key=_attend_order))
 
     @property
-    def acting(self) -> tuple[Part, ...]:
+    def acting(self) -> tuple[TracedStrategy, ...]:
         """Parts that act inside a forward: `attending`, then those that only steer or decode."""
         rest = [p for p in self.parts if p.phase is None and (p.steers or p.early)]
         return (*self.attending, *rest)
 
     @property
-    def steering(self) -> tuple[Part, ...]:
+    def steering(self) -> tuple[TracedStrategy, ...]:
         """Parts with `steer`."""
         return tuple(part for part in self.parts if part.steers)
 
@@ -146,7 +148,7 @@ class Plan:
 
 def compile_plan(
     spec: hd_spec.Spec,
-    facts: Facts,
+    facts: ModelInfo,
     provides: frozenset[str] | None = None,
     *,
     engine: str = "hf",
@@ -185,12 +187,12 @@ def compile_plan(
     )
 
 
-def typical_facts() -> Facts:
+def typical_model_info() -> ModelInfo:
     """A 7B-like model, for listings that have no model at hand."""
-    return Facts(L=32, H=4, G=4, D=64, V=16, d=4, vision=Vision(24, 16, True, -2))
+    return ModelInfo(L=32, H=4, G=4, D=64, V=16, d=4, vision=VisionInfo(24, 16, True, -2))
 
 
-def _check(part: Part, provides: frozenset[str] | None, engine: str, model: str) -> None:
+def _check(part: TracedStrategy, provides: frozenset[str] | None, engine: str, model: str) -> None:
     """Raise unless the engine serves every need of a part and its artifact is there."""
     name = part.strategy.name
     missing = sorted(_needs(part) - provides) if provides is not None else []
@@ -213,13 +215,13 @@ def _is_off(strategy: Strategy) -> bool:
     return all(getattr(strategy, key) == value for key, value in strategy.off.items())
 
 
-def _attend_order(part: Part) -> int:
+def _attend_order(part: TracedStrategy) -> int:
     if part.verbs & {"add", "scale", "hide"}:
         return 0
     return 1 if part.phase == "scores" else 2
 
 
-def _needs(part: Part) -> frozenset[str]:
+def _needs(part: TracedStrategy) -> frozenset[str]:
     needs = set(part.verbs)
     for name, branch in part.branches.items():
         needs.add("main prompt" if name == "main" else "rows")
@@ -250,13 +252,13 @@ def free_name(name: str, strategy: str, taken: Container[str]) -> str:
     return next(candidate for candidate in tries if candidate not in taken)
 
 
-def row_hooks(parts: Sequence[Part], owner: Part | None, name: str) -> str:
+def row_hooks(parts: Sequence[TracedStrategy], owner: TracedStrategy | None, name: str) -> str:
     """Identity of the attention edits on a row: every part's on main, the owner's elsewhere."""
     acting = [p.strategy for p in (parts if owner is None else (owner,)) if name in p.attend_rows]
     return digest(*((s.name, sorted(s.resolved().items())) for s in acting)) if acting else ""
 
 
-def _extra_rows(parts: Sequence[Part]) -> dict[str, Branch]:
+def _extra_rows(parts: Sequence[TracedStrategy]) -> dict[str, Branch]:
     """Rows beside main by their names in the batch, equal ones once."""
     rows: dict[str, Branch] = {}
     seen: set[str] = set()
@@ -269,7 +271,7 @@ def _extra_rows(parts: Sequence[Part]) -> dict[str, Branch]:
     return rows
 
 
-def _cost(parts: Sequence[Part]) -> Cost:
+def _cost(parts: Sequence[TracedStrategy]) -> Cost:
     search = next((s for p in parts if (s := p.strategy.search(p.facts)) is not None), None)
     extra = list(_extra_rows(parts).values())
     return Cost(

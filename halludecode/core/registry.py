@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import difflib
 import importlib
-import inspect
 import pkgutil
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from importlib.metadata import entry_points
-from typing import Any, Generic, TypeVar
+from typing import Generic, TypeVar
 
 from halludecode.core.errors import HalluDecodeError, InvalidParameter, UnknownStrategy
-from halludecode.core.strategy import Paper, Param, Strategy
+from halludecode.core.strategy import Strategy
 
 T = TypeVar("T")
 
@@ -87,47 +86,3 @@ STRATEGIES: Registry[type[Strategy]] = Registry(
     group="halludecode.strategies",
     missing=UnknownStrategy,
 )
-
-
-@dataclass(frozen=True)
-class Info:
-    """What `halludecode list` shows of a strategy."""
-
-    name: str
-    summary: str
-    paper: Paper | None
-    params: tuple[Param, ...]
-    needs: tuple[str, ...]
-    rows: tuple[str, ...]
-    cost: str
-    engines: tuple[str, ...]
-    off: dict[str, Any]
-    doc: str
-
-
-def info(name: str) -> Info:
-    """Everything known of one strategy at its defaults; loads torch to trace what it needs."""
-    from halludecode.core.plan import compile_plan, typical_facts
-    from halludecode.engines.base import engines_providing
-
-    cls = STRATEGIES.get(name)
-    plan = compile_plan(cls(), replace(typical_facts(), artifact={}))
-    module = inspect.getmodule(cls)
-    doc = inspect.cleandoc((module and module.__doc__) or cls.__doc__ or "")
-    return Info(
-        name=name,
-        summary=doc.splitlines()[0] if doc else "",
-        paper=cls.paper,
-        params=cls.params(),
-        needs=tuple(sorted(plan.needs)),
-        rows=plan.rows,
-        cost=str(plan.cost),
-        engines=engines_providing(plan.needs),
-        off=dict(cls.off),
-        doc=doc,
-    )
-
-
-def strategies() -> list[Info]:
-    """All strategies, sorted by name."""
-    return [info(name) for name in STRATEGIES.names()]

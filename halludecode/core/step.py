@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
-from halludecode.core import math as hd_math
+from halludecode.core import logits as hd_math
 from halludecode.core.errors import HookNeverFired
 
 if TYPE_CHECKING:
@@ -79,7 +79,7 @@ class Step:
         return self._early[norm][self.layers.index(layer)]
 
     def plausible(self, scores: Tensor, beta: float) -> Tensor:
-        """``scores`` with tokens implausible under the main row banned, see `core.math`."""
+        """``scores`` with tokens implausible under the main row banned, see `core.logits`."""
         if not self._masking:
             return scores
         return hd_math.plausible(scores, like=self["main"], beta=beta)

@@ -16,18 +16,22 @@ import torch
 from torch import Tensor
 
 from halludecode.core import spec as hd_spec
+from halludecode.core.branch import Branch
 from halludecode.core.errors import InvalidParameter, UnsupportedStrategy
-from halludecode.core.part import Part, trace
+from halludecode.core.model_info import ModelInfo
+from halludecode.core.params import param
 from halludecode.core.plan import Plan
-from halludecode.core.prompt import Branch, Prompt
-from halludecode.core.strategy import Facts, State, Strategy, param
-from halludecode.engines.base import Explain, ExplainedToken, Explanation
+from halludecode.core.prompt import Prompt
+from halludecode.core.state import State
+from halludecode.core.strategy import Strategy
+from halludecode.core.tracing import TracedStrategy, trace
+from halludecode.engines.api import Explain, ExplainedToken, Explanation
 
 if TYPE_CHECKING:
     from halludecode.core.attention import Attention
-    from halludecode.engines.inputs import Feeder
-    from halludecode.engines.rows import Row
-    from halludecode.models.layout import Layout, Span
+    from halludecode.engines.inputs.processor import InputProcessor
+    from halludecode.engines.inputs.rows import Row
+    from halludecode.models.families import ModelFamily, Span
 
 BLIND = "blind"  # the name that strategies with this row give it
 MODES = (False, True, "maps")
@@ -40,7 +44,7 @@ class Probe(Strategy):
     name = "explain"
     maps: bool = param(False, "keep the attention of every image token, not only their sum")
 
-    def branches(self, prompt: Prompt, state: State, m: Facts) -> Mapping[str, Branch]:
+    def branches(self, prompt: Prompt, state: State, m: ModelInfo) -> Mapping[str, Branch]:
         """The same prompt without the image."""
         return {BLIND: Branch(prompt.without_images())} if prompt.pictures else {}
 
@@ -63,7 +67,7 @@ class Glance:
 
 
 @dataclass(frozen=True)
-class Reading:
+class TokenReading:
     """One token's numbers, see `ExplainedToken`."""
 
     grounding: float
@@ -71,7 +75,7 @@ class Reading:
     glance: Glance
 
 
-def probed(plan: Plan, facts: Facts, explain: Explain) -> Plan:
+def probed(plan: Plan, facts: ModelInfo, explain: Explain) -> Plan:
     """The plan with the probe as its last part; its text and cost stay those of the plan itself.
 
     Raises:
@@ -108,7 +112,7 @@ def parts_of(text: str) -> list[Any]:
 
 
 @cache
-def _traced(maps: bool, facts: Facts) -> Part:
+def _traced(maps: bool, facts: ModelInfo) -> TracedStrategy:
     return trace(Probe(maps=maps), facts)
 
 
@@ -153,7 +157,7 @@ def glance(seen: Tensor, row: Row, spans: Sequence[Span]) -> Glance:
 
 def readings(
     main: Tensor, blind: Tensor, token: Tensor, glances: Sequence[Glance]
-) -> list[Reading]:
+) -> list[TokenReading]:
     """Numbers of one step.
 
     Args:
@@ -165,11 +169,11 @@ def readings(
     seen, unseen = main.log_softmax(-1), blind.log_softmax(-1)
     gap = (seen - unseen).gather(-1, token[:, None])[:, 0].tolist()
     entropy = torch.special.entr(seen.exp()).sum(-1).tolist()
-    return [Reading(*values) for values in zip(gap, entropy, glances, strict=True)]
+    return [TokenReading(*values) for values in zip(gap, entropy, glances, strict=True)]
 
 
 def explanation(
-    text: str, ids: Sequence[int], ends: Sequence[int], read: Sequence[Reading]
+    text: str, ids: Sequence[int], ends: Sequence[int], read: Sequence[TokenReading]
 ) -> Explanation:
     """One answer's.
 
@@ -192,14 +196,14 @@ def explanation(
     return Explanation(tuple(made))
 
 
-def rasters(row: Row, feeder: Feeder, layout: Layout) -> tuple[Span, ...]:
+def rasters(row: Row, feeder: InputProcessor, layout: ModelFamily) -> tuple[Span, ...]:
     """Where the tokens of each picture of a main row form a raster; empty where none do."""
     known = [feeder.picture(feed.picture) for feed in row.feeds]
     chosen = any(feed.count != one.count for feed, one in zip(row.feeds, known, strict=True))
     return () if chosen or "raster" in layout.lacks else tuple(one.span for one in known)
 
 
-def warnings(explain: Explain, layout: Layout, *, pictured: bool) -> tuple[str, ...]:
+def warnings(explain: Explain, layout: ModelFamily, *, pictured: bool) -> tuple[str, ...]:
     """What the user should know about an explanation that is not whole."""
     if explain and not pictured:
         return ("The request has no image, so there is nothing to explain its tokens by.",)

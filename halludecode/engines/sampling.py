@@ -19,7 +19,7 @@ from transformers.generation.logits_process import (
     TopPLogitsWarper,
 )
 
-from halludecode.engines.base import Sampling
+from halludecode.engines.api import Sampling
 
 _MASK = 0xFFFFFFFF
 NEG_INF = float("-inf")

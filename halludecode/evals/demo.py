@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from halludecode.core.errors import InvalidData
-from halludecode.engines.base import Request, Sampling
-from halludecode.evals.batches import threads_for
-from halludecode.evals.results import Report
-from halludecode.evals.run import run_eval
-from halludecode.evals.store import write_json
+from halludecode.engines.api import Request, Sampling
+from halludecode.evals.results.build import Report
+from halludecode.evals.runner.batching import threads_for
+from halludecode.evals.runner.run import run_eval
+from halludecode.evals.runner.run_folder import write_json
 
 STRATEGIES = ("greedy", "vcd", "m3id", "var", "vhr", "agla", "var+vcd")
 SOURCES = ("testbed-iid", "testbed-broken")
@@ -96,11 +96,12 @@ def _print(*parts: Any) -> None:
 def _one_picture(
     output: Path, image: Path, strategies: Sequence[str], engine: Any, progress: bool
 ) -> Path:
-    from halludecode.evals.page import page
-    from halludecode.evals.task import Picture, preset_for
+    from halludecode.evals.data.samples import EvalImage
+    from halludecode.evals.presets import preset_for
+    from halludecode.evals.report.html import page
 
     try:
-        picture = Picture.from_file(image, image.name)
+        picture = EvalImage.from_file(image, image.name)
         shown = picture.load()
         output.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -142,7 +143,7 @@ def _picture_run(
     """What the page shows of one picture: captions without marks, no table."""
     import html
 
-    from halludecode.evals.gallery import Scene, data_uri
+    from halludecode.evals.report.gallery import Scene, data_uri
 
     captions = [(name, html.escape(a["answer"]), None) for name, a in answers.items()]
     scene = Scene(picture.name, None, captions, data_uri(picture.read()))

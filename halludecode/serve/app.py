@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from halludecode.core.errors import InvalidRequest
-from halludecode.engines.vllm.load import OURS, _import_vllm, settings
+from halludecode.engines.vllm.frontend.loading import OURS, _import_vllm, settings
 from halludecode.serve.policy import NOWHERE, Policy
 
 # Options of vLLM that would make a second front end or another kind of server.
@@ -95,12 +95,14 @@ async def _start(
     sock: Any,
 ) -> asyncio.Task[Any]:
     """Start the engine, then the application; the task ends when the server does."""
-    from halludecode.serve import chat, details, pictures
-    from halludecode.serve.front import Front
+    from halludecode.serve import chat_service as chat
+    from halludecode.serve import images as pictures
+    from halludecode.serve import response_fields as details
+    from halludecode.serve.handler import ChatHandler
 
     engine = await _engine(model, args, artifacts, stack)
     bridge: Any = engine._loaded.engine
-    front = Front(engine, bridge, policy, pictures.install(policy))
+    front = ChatHandler(engine, bridge, policy, pictures.install(policy))
     for text in dict.fromkeys((policy.default, *policy.aliases)):
         plan = await front.plan(text)
         policy.check_rows(plan.canonical, len(plan.rows), 1)
@@ -132,22 +134,22 @@ class Failures:
 
 async def _engine(model: str, args: Any, artifacts: Path | None, stack: AsyncExitStack) -> Any:
     """Our engine over vLLM's asynchronous one, which ends with the stack."""
-    from halludecode.engines.vllm.bridge import Bridge
     from halludecode.engines.vllm.engine import VLLMEngine
+    from halludecode.engines.vllm.frontend.async_bridge import AsyncBridge
 
     loop = asyncio.get_running_loop()
 
-    async def enter(source: str) -> Bridge:
+    async def enter(source: str) -> AsyncBridge:
         from vllm.entrypoints.launchers.api_server.entry import build_async_engine_client
 
-        from halludecode.engines.vllm.reasons import starting
+        from halludecode.engines.vllm.compat.startup_errors import starting
 
         args.model = source
         with starting(model):
             llm = await stack.enter_async_context(build_async_engine_client(args))
-        return Bridge(llm, loop, await llm.get_supported_tasks())
+        return AsyncBridge(llm, loop, await llm.get_supported_tasks())
 
-    def start(given: str, source: str, options: Any) -> Bridge:
+    def start(given: str, source: str, options: Any) -> AsyncBridge:
         return asyncio.run_coroutine_threadsafe(enter(source), loop).result()
 
     shared = {name: getattr(args, name) for name in ("revision", "trust_remote_code")}

@@ -8,7 +8,7 @@ from typing import Any
 
 from halludecode.core import spec as hd_spec
 from halludecode.core.errors import HalluDecodeError, InvalidRequest, UnsupportedStrategy
-from halludecode.engines.images import MAX_PIXELS
+from halludecode.engines.inputs.images import MAX_PIXELS
 
 XARGS = 'vllm_xargs: {"strategy": "vcd(alpha=0.5)"}'
 READ = frozenset({"strategy", "details", "score_words"})  # of vllm_xargs

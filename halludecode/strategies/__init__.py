@@ -11,13 +11,13 @@ from types import ModuleType
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from halludecode.core.registry import Info
+    from halludecode.catalog import Info
 
 
 class _Listed(ModuleType):
     def __call__(self) -> list[Info]:
-        """All strategies; see `halludecode.core.registry.strategies`."""
-        from halludecode.core.registry import strategies
+        """All strategies; see `halludecode.catalog.strategies`."""
+        from halludecode.catalog import strategies
 
         return strategies()
 

@@ -15,8 +15,12 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from halludecode.core.strategy import Calibration, Facts, Paper, param, strategy
-from halludecode.views.heads import Mapped, alone, largest, one_heads, pictured
+from halludecode.core.calibration import Calibration
+from halludecode.core.heads import Mapped, alone, largest, one_heads, pictured
+from halludecode.core.model_info import ModelInfo
+from halludecode.core.paper import Paper
+from halludecode.core.params import param
+from halludecode.core.strategy import strategy
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -51,7 +55,7 @@ class ADHH(Mapped):
         if self.heads is not None:
             object.__setattr__(self, "artifact", None)
 
-    def calibrate(self, cal: Calibration, m: Facts) -> Mapping[str, Tensor]:
+    def calibrate(self, cal: Calibration, m: ModelInfo) -> Mapping[str, Tensor]:
         """The map's values, else what the edit does to the score in each head alone."""
         if self.map is not None:
             return super().calibrate(cal, m)
@@ -59,14 +63,14 @@ class ADHH(Mapped):
         plain = cal.score(off, {"values": one_heads(m, ())})
         return {"values": alone(cal, m, lambda h: cal.score(probe, {"values": h.float()}) - plain)}
 
-    def listed(self, m: Facts) -> Tensor | None:
+    def listed(self, m: ModelInfo) -> Tensor | None:
         """Bool [L, H]; None where there is no list yet."""
         if self.heads is not None:
             return one_heads(m, self.heads, self.name) > 0
         values = self.values(m)
         return None if values is None else largest(values, self.top) & (values > 0)
 
-    def layers(self, m: Facts) -> Iterable[int]:
+    def layers(self, m: ModelInfo) -> Iterable[int]:
         """Layers with a listed head; all where there is none, so that it shows as no effect."""
         heads = self.listed(m)
         return [i for i in range(m.L) if heads is not None and heads[i].any()] or range(m.L)

@@ -15,9 +15,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from halludecode.core.prompt import Branch, Edit, Look, Prompt, Seen
-from halludecode.core.strategy import Facts, Paper, State, Strategy, param, strategy
-from halludecode.views.blip_itm import masked
+from halludecode.core.activations import ActivationRequest, Activations
+from halludecode.core.branch import Branch, Edit
+from halludecode.core.model_info import ModelInfo
+from halludecode.core.paper import Paper
+from halludecode.core.params import param
+from halludecode.core.prompt import Prompt
+from halludecode.core.state import State
+from halludecode.core.strategy import Strategy, strategy
+from halludecode.views.image_text_matcher import masked
 from halludecode.views.masks import blackout
 from halludecode.views.relevance import relevance_maps
 
@@ -49,19 +55,22 @@ class AGLA(Strategy):
 
     fetch = ("relevance",)
 
-    def looks(self, prompt: Prompt, m: Facts) -> Mapping[str, Look]:
+    def looks(self, prompt: Prompt, m: ModelInfo) -> Mapping[str, ActivationRequest]:
         """The question's and a generic prompt's attention to the image."""
         if self.matcher == "blip" or not prompt.pictures:
             return {}
         middle = tuple(range(m.L // 3, max(2 * m.L // 3, m.L // 3 + 1)))
         generic = prompt.with_instruction("Describe the image.")
-        return {"asked": Look(prompt, image=middle), "generic": Look(generic, image=middle)}
+        return {
+            "asked": ActivationRequest(prompt, image=middle),
+            "generic": ActivationRequest(generic, image=middle),
+        }
 
-    def prepare(self, seen: Mapping[str, Seen], m: Facts) -> State:
+    def prepare(self, seen: Mapping[str, Activations], m: ModelInfo) -> State:
         """One relevance map per picture."""
         return {"relevance": relevance_maps(seen["asked"], seen["generic"])} if seen else {}
 
-    def branches(self, prompt: Prompt, state: State, m: Facts) -> Mapping[str, Branch]:
+    def branches(self, prompt: Prompt, state: State, m: ModelInfo) -> Mapping[str, Branch]:
         """The same prompt with masked pictures."""
         edit = Edit(blackout, (("drop", self.drop),), use=("relevance",))
         if self.matcher == "blip":

@@ -14,9 +14,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from halludecode.core.math import contrast
-from halludecode.core.prompt import Branch, Edit, Look, Prompt, Seen
-from halludecode.core.strategy import Facts, Paper, State, Strategy, param, strategy
+from halludecode.core.activations import ActivationRequest, Activations
+from halludecode.core.branch import Branch, Edit
+from halludecode.core.logits import contrast
+from halludecode.core.model_info import ModelInfo
+from halludecode.core.paper import Paper
+from halludecode.core.params import param
+from halludecode.core.prompt import Prompt
+from halludecode.core.state import State
+from halludecode.core.strategy import Strategy, strategy
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -48,26 +54,26 @@ class DAMRO(Strategy):
 
     fetch = ("picks",)
 
-    def looks(self, prompt: Prompt, m: Facts) -> Mapping[str, Look]:
+    def looks(self, prompt: Prompt, m: ModelInfo) -> Mapping[str, ActivationRequest]:
         """The tower's layer that feeds the projector."""
         if not prompt.pictures or m.vision is None:
             return {}
         layer = m.vision.feature_layer % m.vision.layers
         kind = "fullwidth" if self.heads == "fullwidth" else "split"
-        return {"tower": Look(prompt, vision=(layer,), vision_heads=kind)}
+        return {"tower": ActivationRequest(prompt, vision=(layer,), vision_heads=kind)}
 
-    def prepare(self, seen: Mapping[str, Seen], m: Facts) -> State:
+    def prepare(self, seen: Mapping[str, Activations], m: ModelInfo) -> State:
         """int64 [pictures, k]: the most attended tokens of each picture."""
         import torch
 
-        tower = seen.get("tower", Seen())
+        tower = seen.get("tower", Activations())
         if tower.vision is None:
             return {}
         counts = tower.image_counts
         each = torch.split(tower.vision[0].mean(0), list(counts))  # [N_img] of every picture
         return {"picks": torch.stack([torch.topk(r, min(self.k, *counts))[1] for r in each])}
 
-    def branches(self, prompt: Prompt, state: State, m: Facts) -> Mapping[str, Branch]:
+    def branches(self, prompt: Prompt, state: State, m: ModelInfo) -> Mapping[str, Branch]:
         """The same prompt with k tokens a picture."""
         if not state:
             return {"outliers": Branch(prompt)}

@@ -15,8 +15,11 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from halludecode.core.math import js
-from halludecode.core.strategy import Facts, Paper, Strategy, param, strategy
+from halludecode.core.logits import js
+from halludecode.core.model_info import ModelInfo
+from halludecode.core.paper import Paper
+from halludecode.core.params import param
+from halludecode.core.strategy import Strategy, strategy
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -50,7 +53,7 @@ class DoLa(Strategy):
     divergence: str = param("code", "how layers are compared", choices=("code", "jsd"))
     strength: float = param(1.0, "share of the increment that is applied", ge=0)
 
-    def early(self, m: Facts) -> Iterable[int]:
+    def early(self, m: ModelInfo) -> Iterable[int]:
         """Every second layer of one half; of one end in models deeper than 40 layers."""
         reach = m.L // 2 if m.L <= 40 else 20
         return range(0, reach, 2) if self.bucket == "low" else range(m.L - reach, m.L, 2)

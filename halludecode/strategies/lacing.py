@@ -6,8 +6,8 @@ arXiv:2411.14279. The official code has no plausibility mask on this path (``bet
 sweep scale from 1 to 3 and name no final one, 1.5 is our default. The prompt is an artifact: stock
 weights hold none. The paper trains it together with the model, whose attention it also changes
 (MDA); `halludecode calibrate` trains it alone on a frozen, unchanged model
-(`training.soft_prompt`), so results are not the paper's. Where pictures differ in their token count
-it is repeated.
+(`calibration.soft_prompt`), so results are not the paper's. Where pictures differ in their token
+count it is repeated.
 """
 
 from __future__ import annotations
@@ -16,9 +16,15 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from halludecode.core.artifact import tensor
-from halludecode.core.math import contrast
-from halludecode.core.prompt import Branch, Edit, Prompt
-from halludecode.core.strategy import Calibration, Facts, Paper, State, Strategy, param, strategy
+from halludecode.core.branch import Branch, Edit
+from halludecode.core.calibration import Calibration
+from halludecode.core.logits import contrast
+from halludecode.core.model_info import ModelInfo
+from halludecode.core.paper import Paper
+from halludecode.core.params import param
+from halludecode.core.prompt import Prompt
+from halludecode.core.state import State
+from halludecode.core.strategy import Strategy, strategy
 from halludecode.views.soft import laid
 
 if TYPE_CHECKING:
@@ -56,7 +62,7 @@ class LACING(Strategy):
     artifact = "required"
     artifact_params = ()
 
-    def calibrate(self, cal: Calibration, m: Facts) -> Mapping[str, Tensor]:
+    def calibrate(self, cal: Calibration, m: ModelInfo) -> Mapping[str, Tensor]:
         """Train the soft prompt on the data's captions and yes/no answers."""
         made = cal.soft_prompt()
         loss = made["loss"]
@@ -66,7 +72,7 @@ class LACING(Strategy):
         cal.notes.append(f"{count} vectors, {steps} steps, loss {first:.3f} -> {last:.3f} nats")
         return made
 
-    def branches(self, prompt: Prompt, state: State, m: Facts) -> Mapping[str, Branch]:
+    def branches(self, prompt: Prompt, state: State, m: ModelInfo) -> Mapping[str, Branch]:
         """The same prompt with the soft prompt for every picture."""
         tensor(m, self, "soft", (None, m.D))
         return {"soft": Branch(prompt, features=Edit(replaced, (("artifact", m.artifact),)))}

@@ -14,8 +14,13 @@ import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from halludecode.core.prompt import Branch, Prompt
-from halludecode.core.strategy import Facts, Paper, State, Strategy, param, strategy
+from halludecode.core.branch import Branch
+from halludecode.core.model_info import ModelInfo
+from halludecode.core.paper import Paper
+from halludecode.core.params import param
+from halludecode.core.prompt import Prompt
+from halludecode.core.state import State
+from halludecode.core.strategy import Strategy, strategy
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -40,7 +45,7 @@ class M3ID(Strategy):
     gate: float = param(0.3, "act only where max p is below this; 1 always acts", gt=0, le=1)
     cap: float | None = param(None, "largest weight (unbounded in the paper)", ge=0)
 
-    def branches(self, prompt: Prompt, state: State, m: Facts) -> Mapping[str, Branch]:
+    def branches(self, prompt: Prompt, state: State, m: ModelInfo) -> Mapping[str, Branch]:
         """The same prompt without the image."""
         return {"blind": Branch(prompt.without_images())}
 

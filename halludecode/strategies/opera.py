@@ -19,8 +19,11 @@ import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from halludecode.core.search import BeamSearch, Peek
-from halludecode.core.strategy import Facts, Paper, Strategy, param, strategy
+from halludecode.core.beam_search import BeamSearch, Peek
+from halludecode.core.model_info import ModelInfo
+from halludecode.core.paper import Paper
+from halludecode.core.params import param
+from halludecode.core.strategy import Strategy, strategy
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -48,7 +51,7 @@ class OPERA(Strategy):
     num_attn_candidates: int = param(5, "tokens tried per beam and step (n)", ge=1)
     penalty_weight: float = param(1.0, "weight of the penalty (w)", ge=0)
 
-    def search(self, m: Facts) -> BeamSearch:
+    def search(self, m: ModelInfo) -> BeamSearch:
         """Beams read at the last layer."""
         if self.penalty_weight == 0:
             return BeamSearch(self.num_beams)

@@ -14,8 +14,13 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
-from halludecode.core.prompt import Branch, Prompt
-from halludecode.core.strategy import Facts, Paper, State, Strategy, param, strategy
+from halludecode.core.branch import Branch
+from halludecode.core.model_info import ModelInfo
+from halludecode.core.paper import Paper
+from halludecode.core.params import param
+from halludecode.core.prompt import Prompt
+from halludecode.core.state import State
+from halludecode.core.strategy import Strategy, strategy
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -41,11 +46,11 @@ class PAI(Strategy):
     gamma: float = param(1.1, "guidance away from the image-free row; 1 is none", ge=1)
     beta: float = param(0.1, "plausibility cut-off", ge=0, le=1)
 
-    def layers(self, m: Facts) -> Iterable[int]:
+    def layers(self, m: ModelInfo) -> Iterable[int]:
         """From layer 2, where the first token has become a sink, at any depth."""
         return range(2, m.L)
 
-    def branches(self, prompt: Prompt, state: State, m: Facts) -> Mapping[str, Branch]:
+    def branches(self, prompt: Prompt, state: State, m: ModelInfo) -> Mapping[str, Branch]:
         """The same prompt without the image."""
         return {} if self.gamma == 1 else {"blind": Branch(prompt.without_images())}
 

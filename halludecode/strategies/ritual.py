@@ -14,8 +14,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from halludecode.core.prompt import Branch, Edit, Prompt
-from halludecode.core.strategy import Facts, Paper, State, Strategy, param, strategy
+from halludecode.core.branch import Branch, Edit
+from halludecode.core.model_info import ModelInfo
+from halludecode.core.paper import Paper
+from halludecode.core.params import param
+from halludecode.core.prompt import Prompt
+from halludecode.core.state import State
+from halludecode.core.strategy import Strategy, strategy
 from halludecode.views.transforms import transformed
 
 if TYPE_CHECKING:
@@ -42,7 +47,7 @@ class RITUAL(Strategy):
     normalise: bool = param(False, "divide by 1 + alpha, which keeps the temperature")
     draw: int = param(0, "which random draw of the transform", ge=0)
 
-    def branches(self, prompt: Prompt, state: State, m: Facts) -> Mapping[str, Branch]:
+    def branches(self, prompt: Prompt, state: State, m: ModelInfo) -> Mapping[str, Branch]:
         """The same prompt with transformed pictures."""
         return {"transformed": Branch(prompt, images=Edit(transformed, draw=self.draw))}
 

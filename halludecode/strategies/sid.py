@@ -15,9 +15,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
-from halludecode.core.math import contrast
-from halludecode.core.prompt import Branch, Prompt
-from halludecode.core.strategy import Facts, Paper, State, Strategy, param, strategy
+from halludecode.core.branch import Branch
+from halludecode.core.logits import contrast
+from halludecode.core.model_info import ModelInfo
+from halludecode.core.paper import Paper
+from halludecode.core.params import param
+from halludecode.core.prompt import Prompt
+from halludecode.core.state import State
+from halludecode.core.strategy import Strategy, strategy
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -45,15 +50,15 @@ class SID(Strategy):
     layer: int = param(3, "of 32 layers, how many see the whole image; the last ranks", ge=2)
     keep: float = param(0.1, "share of image tokens that later layers see", gt=0, le=1)
 
-    def ranking(self, m: Facts) -> int:
+    def ranking(self, m: ModelInfo) -> int:
         """The layer that ranks, the second or later; those after it follow the choice."""
         return min(max(m.scaled(self.layer), 2), m.L - 1) - 1
 
-    def layers(self, m: Facts) -> Iterable[int]:
+    def layers(self, m: ModelInfo) -> Iterable[int]:
         """The ranking layer and all above it."""
         return range(self.ranking(m), m.L)
 
-    def branches(self, prompt: Prompt, state: State, m: Facts) -> Mapping[str, Branch]:
+    def branches(self, prompt: Prompt, state: State, m: ModelInfo) -> Mapping[str, Branch]:
         """The same prompt; `attend` makes the difference."""
         return {"unattended": Branch(prompt)}
 

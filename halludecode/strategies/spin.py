@@ -16,8 +16,11 @@ import math
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from halludecode.core.strategy import Facts, Paper, param, strategy
-from halludecode.views.heads import Mapped, pictured
+from halludecode.core.heads import Mapped, pictured
+from halludecode.core.model_info import ModelInfo
+from halludecode.core.paper import Paper
+from halludecode.core.params import param
+from halludecode.core.strategy import strategy
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -45,7 +48,7 @@ class SPIN(Mapped):
 
     metrics = ("vhd", "mass")
 
-    def layers(self, m: Facts) -> Iterable[int]:
+    def layers(self, m: ModelInfo) -> Iterable[int]:
         """The first of 32, scaled."""
         self.values(m)  # a map of another model is refused here
         return range(max(1, m.scaled(self.depth)))

@@ -6,7 +6,7 @@
 
 p is the moved fraction as in the paper; the official code treats p as the kept one and inverts rho.
 Its last layer is edited by accident and its state leaks between samples; here layers 2..L-2 are
-edited. D_sink is found on the model itself (`views.sinks`): dimensions massive at the first token
+edited. D_sink is found on the model itself (`core.sinks`): dimensions massive at the first token
 or at few image tokens, which must be attended to far above their share.
 """
 
@@ -16,8 +16,12 @@ from collections.abc import Iterable, Mapping
 from functools import partial
 from typing import TYPE_CHECKING
 
-from halludecode.core.strategy import Calibration, Facts, Paper, Strategy, param, strategy
-from halludecode.views.sinks import is_sink, survey, threshold
+from halludecode.core.calibration import Calibration
+from halludecode.core.model_info import ModelInfo
+from halludecode.core.paper import Paper
+from halludecode.core.params import param
+from halludecode.core.sinks import is_sink, survey, threshold
+from halludecode.core.strategy import Strategy, strategy
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -46,11 +50,11 @@ class VAR(Strategy):
     artifact = "optional"
     artifact_params = ("tau",)
 
-    def layers(self, m: Facts) -> Iterable[int]:
+    def layers(self, m: ModelInfo) -> Iterable[int]:
         """Layers 2..L-2, the last excluded (paper)."""
         return range(2, m.L - 1)
 
-    def calibrate(self, cal: Calibration, m: Facts) -> Mapping[str, Tensor]:
+    def calibrate(self, cal: Calibration, m: ModelInfo) -> Mapping[str, Tensor]:
         """Sink dimensions of this model, and a sentence on what they do."""
         import torch
 
@@ -58,11 +62,11 @@ class VAR(Strategy):
         cal.notes.append(found.verdict)
         return {"dims": torch.tensor(found.dims, dtype=torch.int64)}
 
-    def threshold(self, m: Facts) -> float:
+    def threshold(self, m: ModelInfo) -> float:
         """Phi is at most sqrt(D), so the published 20 at D = 4096 scales with it."""
         return threshold(m, self.tau)
 
-    def sinks(self, m: Facts) -> tuple[int, ...]:
+    def sinks(self, m: ModelInfo) -> tuple[int, ...]:
         """Given dimensions, else those found on the model, else none."""
         if self.dims is not None:
             return self.dims

@@ -12,9 +12,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from halludecode.core.math import contrast
-from halludecode.core.prompt import Branch, Edit, Prompt
-from halludecode.core.strategy import Facts, Paper, State, Strategy, param, strategy
+from halludecode.core.branch import Branch, Edit
+from halludecode.core.logits import contrast
+from halludecode.core.model_info import ModelInfo
+from halludecode.core.paper import Paper
+from halludecode.core.params import param
+from halludecode.core.prompt import Prompt
+from halludecode.core.state import State
+from halludecode.core.strategy import Strategy, strategy
 from halludecode.views.noise import diffuse
 
 if TYPE_CHECKING:
@@ -41,7 +46,7 @@ class VCD(Strategy):
     beta: float = param(0.1, "plausibility cut-off (eq. 5)", ge=0, le=1)
     noise_step: int = param(500, "diffusion steps added to the pixels", ge=0, lt=1000)
 
-    def branches(self, prompt: Prompt, state: State, m: Facts) -> Mapping[str, Branch]:
+    def branches(self, prompt: Prompt, state: State, m: ModelInfo) -> Mapping[str, Branch]:
         """The same prompt with noised pixels."""
         noise = Edit(diffuse, (("step", self.noise_step),), draw=0)
         return {"noised": Branch(prompt, pixels=noise)}

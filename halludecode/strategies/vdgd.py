@@ -16,8 +16,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
-from halludecode.core.prompt import Branch, Look, Prompt, Seen
-from halludecode.core.strategy import Facts, Paper, State, Strategy, param, strategy
+from halludecode.core.activations import ActivationRequest, Activations
+from halludecode.core.branch import Branch
+from halludecode.core.model_info import ModelInfo
+from halludecode.core.paper import Paper
+from halludecode.core.params import param
+from halludecode.core.prompt import Prompt
+from halludecode.core.state import State
+from halludecode.core.strategy import Strategy, strategy
 from halludecode.views.description import described, end_apart, grounds, requests
 
 if TYPE_CHECKING:
@@ -56,16 +62,19 @@ class VDGD(Strategy):
     tokens: int = param(1024, "most tokens of a description", ge=1)
     request: str | None = param(None, "what to ask for instead; {question} is filled in")
 
-    def looks(self, prompt: Prompt, m: Facts) -> Mapping[str, Look]:
+    def looks(self, prompt: Prompt, m: ModelInfo) -> Mapping[str, ActivationRequest]:
         """One description per picture, with the logits that predicted it."""
         asked = requests(prompt, self.request) if self.strength else []
-        return {str(i): Look(p, write=self.tokens, logits=True) for i, p in enumerate(asked)}
+        return {
+            str(i): ActivationRequest(p, write=self.tokens, logits=True)
+            for i, p in enumerate(asked)
+        }
 
-    def prepare(self, seen: Mapping[str, Seen], m: Facts) -> State:
+    def prepare(self, seen: Mapping[str, Activations], m: ModelInfo) -> State:
         """The descriptions, what they support (one [V] tensor), and the token that ended them."""
         return grounds(list(seen.values()), m.V, self.reduction, self.tokens)
 
-    def branches(self, prompt: Prompt, state: State, m: Facts) -> Mapping[str, Branch]:
+    def branches(self, prompt: Prompt, state: State, m: ModelInfo) -> Mapping[str, Branch]:
         """The main prompt with the description in it."""
         return {"main": Branch(described(prompt, state["text"]))} if state["text"] else {}
 

@@ -16,9 +16,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
-from halludecode.core.prompt import Branch, Prompt
-from halludecode.core.strategy import Facts, Paper, State, param, strategy
-from halludecode.views.heads import Mapped, above_median, divergence, pictured
+from halludecode.core.branch import Branch
+from halludecode.core.heads import Mapped, above_median, divergence, pictured
+from halludecode.core.model_info import ModelInfo
+from halludecode.core.paper import Paper
+from halludecode.core.params import param
+from halludecode.core.prompt import Prompt
+from halludecode.core.state import State
+from halludecode.core.strategy import strategy
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -50,12 +55,12 @@ class VHR(Mapped):
     metrics = ("vhd", "mass")
     wanted = "inliers"
 
-    def layers(self, m: Facts) -> Iterable[int]:
+    def layers(self, m: ModelInfo) -> Iterable[int]:
         """Layer 1 and the last 14 of 32, scaled."""
         self.values(m)  # a map of another model is refused here
         return {1, *range(m.L - m.scaled(14), m.L)}
 
-    def branches(self, prompt: Prompt, state: State, m: Facts) -> Mapping[str, Branch]:
+    def branches(self, prompt: Prompt, state: State, m: ModelInfo) -> Mapping[str, Branch]:
         """An image-free stream that lives until the first token."""
         return {} if self.map else {"blind": Branch(prompt.without_images(), life="prefill")}
 

@@ -15,13 +15,18 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
-from halludecode.core.prompt import Look, Prompt, Seen
-from halludecode.core.strategy import Facts, Paper, State, Strategy, param, strategy
+from halludecode.core.activations import ActivationRequest, Activations
+from halludecode.core.model_info import ModelInfo
+from halludecode.core.paper import Paper
+from halludecode.core.params import param
+from halludecode.core.prompt import Prompt
+from halludecode.core.state import State
+from halludecode.core.strategy import Strategy, strategy
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from halludecode.core.hidden import Hidden
+    from halludecode.core.residual import ResidualStream
     from halludecode.core.step import Step
 
 PAPER = Paper(
@@ -49,19 +54,19 @@ class VISTA(Strategy):
     lam: float = param(0.1, "length of the step along the image's direction", ge=0)
     gamma: float = param(0.3, "share of the late layers' mean logits", ge=0, le=1)
 
-    def early(self, m: Facts) -> Iterable[int]:
+    def early(self, m: ModelInfo) -> Iterable[int]:
         """What enters the last five layers is what the five before the last put out."""
         return range(max(m.L - 5, 1), m.L)
 
-    def looks(self, prompt: Prompt, m: Facts) -> Mapping[str, Look]:
+    def looks(self, prompt: Prompt, m: ModelInfo) -> Mapping[str, ActivationRequest]:
         """The last prompt token in every layer, with and without the image."""
         if not prompt.pictures:
             return {}
         every = tuple(range(m.L))
-        blind = Look(prompt.without_images(), hidden=every)
-        return {"seen": Look(prompt, hidden=every), "blind": blind}
+        blind = ActivationRequest(prompt.without_images(), hidden=every)
+        return {"seen": ActivationRequest(prompt, hidden=every), "blind": blind}
 
-    def prepare(self, seen: Mapping[str, Seen], m: Facts) -> State:
+    def prepare(self, seen: Mapping[str, Activations], m: ModelInfo) -> State:
         """One direction a layer: [L, D]; none without an image."""
         import torch
 
@@ -69,7 +74,7 @@ class VISTA(Strategy):
             return {"v": torch.zeros(m.L, m.D)}
         return {"v": seen["seen"].hidden - seen["blind"].hidden}  # type: ignore[operator]
 
-    def steer(self, h: Hidden) -> Tensor:
+    def steer(self, h: ResidualStream) -> Tensor:
         """The residual leaving a layer, at its own length."""
         return steered(h.x, h.state["v"][:, h.layer, None], self.lam) if self.lam else h.x
 

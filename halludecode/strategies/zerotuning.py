@@ -2,7 +2,7 @@
 
     w'_0 = gamma w_0 / Z,  w'_j = w_j / Z,  Z = (gamma - 1) w_0 + 1       = log(gamma) on logit 0
 
-arXiv:2505.11739. All queries, in heads found by `halludecode calibrate` (`views.heads`): which gain
+arXiv:2505.11739. All queries, in heads found by `halludecode calibrate` (`core.heads`): which gain
 and which lose by gamma = 4 alone, the larger kind kept, then its gamma searched, by accuracy where
 the data has yes/no labels (the paper's supervised search), else by least output entropy. Probe and
 grid are ours; the official kernel variant scales keys, which is another map and not used. Shown for
@@ -19,8 +19,12 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from halludecode.core.artifact import tensor
-from halludecode.core.strategy import Calibration, Facts, Paper, Strategy, param, strategy
-from halludecode.views.heads import profile
+from halludecode.core.calibration import Calibration
+from halludecode.core.heads import profile
+from halludecode.core.model_info import ModelInfo
+from halludecode.core.paper import Paper
+from halludecode.core.params import param
+from halludecode.core.strategy import Strategy, strategy
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -47,13 +51,13 @@ class ZeroTuning(Strategy):
     artifact = "required"
     artifact_params = ()
 
-    def layers(self, m: Facts) -> Iterable[int]:
+    def layers(self, m: ModelInfo) -> Iterable[int]:
         """Layers with a chosen head; all where there is none, so that it shows as no effect."""
         heads = tensor(m, self, "heads", (m.L, m.H))
         chosen = [i for i in range(m.L) if heads is not None and bool(heads[i].any())]
         return chosen or range(m.L)
 
-    def calibrate(self, cal: Calibration, m: Facts) -> Mapping[str, Tensor]:
+    def calibrate(self, cal: Calibration, m: ModelInfo) -> Mapping[str, Tensor]:
         """Profile every head, keep the larger kind, search gamma."""
 
         def score(gamma: float, heads: Tensor) -> float:

@@ -82,7 +82,7 @@ class Build:
         if not self._rules.judged:
             return out
         prior = training_prior()
-        from halludecode.evals.pope import build_questions
+        from halludecode.evals.benchmarks.pope.scoring import build_questions
 
         for setting in SETTINGS:
             asked = build_questions(self._objects, setting, seed=self._seed, prior=prior)

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from halludecode.core.prompt import Seen
+    from halludecode.core.activations import Activations
 
 REQUEST = (
     "Somebody has to do this task with the picture: {question}\n\nSo that the task can be done "
@@ -55,7 +55,7 @@ def described(prompt: Prompt, text: str) -> Prompt:
     return replace(prompt, turns=tuple(turns))
 
 
-def grounds(seen: Sequence[Seen], size: int, reduction: str, tokens: int) -> dict[str, Any]:
+def grounds(seen: Sequence[Activations], size: int, reduction: str, tokens: int) -> dict[str, Any]:
     """What descriptions give an answer to stand on.
 
     Args:

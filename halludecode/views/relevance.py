@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from halludecode.core.prompt import Seen
+    from halludecode.core.activations import Activations
 
 
-def relevance_maps(asked: Seen, generic: Seen) -> list[Tensor]:
+def relevance_maps(asked: Activations, generic: Activations) -> list[Tensor]:
     """Attention under the question over attention without it.
 
     Args:

@@ -9,11 +9,11 @@ import pytest
 import torch
 
 import halludecode as hd
+from halludecode.core.attention_block import AttentionBlock
 from halludecode.core.errors import InvalidParameter, UnsupportedStrategy
-from halludecode.core.rowblock import RowBlock
-from halludecode.engines.explain import Glance, Reading, explanation, probed
+from halludecode.engines.explain import Glance, TokenReading, explanation, probed
 from halludecode.testbed import dataset
-from tests import families, naive
+from tests.support import families, naive
 
 QUESTION = "Please describe this image in detail."
 SPECS = ("greedy", "vcd", "m3id(lam=0.5)", "pai", "var+vcd", "vhr+m3id", "vdgd(tokens=6)", "dola")
@@ -133,14 +133,14 @@ def test_there_is_one_image_free_row_and_one_forward_a_token(testbed, asked, spe
 
 def test_one_query_per_layer_is_read_and_nothing_when_off(testbed, asked, monkeypatch):
     shapes = []
-    original = RowBlock.scores
+    original = AttentionBlock.scores
 
     def recorded(self):
         made = original(self)
         shapes.append(made.shape)
         return made
 
-    monkeypatch.setattr(RowBlock, "scores", recorded)
+    monkeypatch.setattr(AttentionBlock, "scores", recorded)
     sampling = hd.Sampling(max_new_tokens=4, min_new_tokens=4)
     probed(testbed.plan("greedy"), testbed._facts, "maps")  # traced once, on made-up tensors
     shapes.clear()
@@ -207,7 +207,7 @@ def test_hd_generate_explains(testbed, paths):
 
 
 def test_text_of_partial_characters_and_stops_adds_up():
-    read = [Reading(0.0, 0.0, Glance(0.5))] * 5
+    read = [TokenReading(0.0, 0.0, Glance(0.5))] * 5
     # "é" over two tokens: its first half stands nowhere yet; then a stop string cuts the text.
     made = explanation("aé b", [1, 2, 3, 4, 5], [1, 1, 2, 4, 6], read)
     assert [token.text for token in made.tokens] == ["a", "", "é", " b", ""]

@@ -13,11 +13,12 @@ from PIL import Image
 import halludecode as hd
 from halludecode import testbed
 from halludecode.analysis.sinks import sinks
+from halludecode.core.activations import Activations
 from halludecode.core.errors import InvalidData, InvalidParameter, InvalidRequest
-from halludecode.core.plan import typical_facts
-from halludecode.core.prompt import Picture, Prompt, Seen, Turn
-from halludecode.views.sinks import FAR_MORE, survey, threshold
-from tests import families
+from halludecode.core.plan import typical_model_info
+from halludecode.core.prompt import Picture, Prompt, Turn
+from halludecode.core.sinks import FAR_MORE, survey, threshold
+from tests.support import families
 
 D, L, T, FIRST_IMAGE, N = 64, 6, 24, 2, 20  # image tokens 2..21; 18 of them lie apart
 TAU = 5.0  # phi is at most 8
@@ -26,7 +27,7 @@ TAU = 5.0  # phi is at most 8
 def facts():
     from dataclasses import replace
 
-    return replace(typical_facts(), D=D, L=L)
+    return replace(typical_model_info(), D=D, L=L)
 
 
 def prompt(words, picture=True):
@@ -55,7 +56,7 @@ def looks(*, first=(), tokens=(), dims=(), share=0.0):
                 x[:, FIRST_IMAGE + token, list(dims)] = 40
                 weights[token] = share / len(tokens)
         image = (0.5 * weights).expand(len(wanted.image), 2, N) if wanted.image else None
-        return Seen(hidden=x, image=image, image_mask=mask)
+        return Activations(hidden=x, image=image, image_mask=mask)
 
     return look
 

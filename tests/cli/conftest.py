@@ -6,7 +6,7 @@ import pytest
 
 import halludecode
 from halludecode.cli import main
-from halludecode.engines.base import Choice, Chunk, Output, Timings
+from halludecode.engines.api import Choice, Chunk, Output, Timings
 
 
 class Result(NamedTuple):

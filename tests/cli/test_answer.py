@@ -1,6 +1,6 @@
 import json
 
-from halludecode.engines.base import Sampling
+from halludecode.engines.api import Sampling
 
 BASE = ("generate", "--model", "some/model", "--prompt", "What is it?")
 

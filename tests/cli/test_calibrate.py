@@ -5,9 +5,9 @@ import json
 import pytest
 
 import halludecode
+from halludecode.calibration.store import ArtifactStore
 from halludecode.core.spec import get
-from halludecode.engines.hf.artifacts import Store
-from halludecode.evals.task import preset_for
+from halludecode.evals.presets import preset_for
 
 QUESTION = "Is there a car in the image?"
 
@@ -78,7 +78,7 @@ def test_parameters_and_folder_reach_the_artifact(calibrate, tmp_path):
     assert f"HALLUDECODE_ARTIFACTS={out} halludecode eval" in made.out
     assert "use this very one" not in made.out, "var has no pin"
     (path,) = out.iterdir()
-    store = Store(out)
+    store = ArtifactStore(out)
     assert store.find(get("var", tau=3.0), _model(path)) is not None
     assert store.find(get("var", tau=4.0), _model(path)) is None
 

@@ -46,7 +46,7 @@ def runs(monkeypatch, engines):
         calls.append((engine_or_loader, given))
         return {"passes": 12, "seconds": 3.5}
 
-    replace(monkeypatch, "halludecode.evals.run", run_eval=run_eval, dry_run=dry_run)
+    replace(monkeypatch, "halludecode.evals.runner.run", run_eval=run_eval, dry_run=dry_run)
     return calls
 
 
@@ -138,10 +138,10 @@ def test_chairs_recipe_reaches_the_run_only_where_it_is_given(cli, runs, tmp_pat
 
 
 def test_the_help_names_every_preset_family_and_list(cli):
-    from halludecode.evals.chair import INCOMPLETE, MIXTURES
-    from halludecode.evals.image_ids import LISTS
-    from halludecode.evals.task import PRESETS
-    from halludecode.evals.words import FAMILIES
+    from halludecode.evals.benchmarks.chair.object_words import FAMILIES
+    from halludecode.evals.benchmarks.chair.scoring import INCOMPLETE, MIXTURES
+    from halludecode.evals.data.image_ids import LISTS
+    from halludecode.evals.presets import PRESETS
 
     text = " ".join(cli("eval", "--help").out.split())
     for name in [*PRESETS, *FAMILIES, *MIXTURES, *INCOMPLETE, *LISTS]:
@@ -179,7 +179,7 @@ def test_score_prints_metrics(cli, monkeypatch):
         calls.append((given, named))
         return {"task": "pope", "n": 2, "metrics": {"accuracy": {"value": 0.5}}}
 
-    replace(monkeypatch, "halludecode.evals.score", score_predictions=score_predictions)
+    replace(monkeypatch, "halludecode.evals.runner.score_file", score_predictions=score_predictions)
     words = ("score", "--task", "pope", "--predictions", "p.jsonl", "--parser", "vcd")
     result = cli(*words)
     assert result.out.split() == ["task", "pope", "n", "2", "accuracy", "0.5000"]
@@ -336,7 +336,7 @@ def test_compare(cli, monkeypatch):
 
     replace(
         monkeypatch,
-        "halludecode.evals.compare",
+        "halludecode.evals.results.compare",
         compare_runs=compare_runs,
         compare_seeds=compare_seeds,
     )
@@ -357,7 +357,7 @@ def test_report_to_standard_output_or_a_file(cli, monkeypatch, tmp_path):
         calls.append((runs, format, output))
         return "| table |"
 
-    replace(monkeypatch, "halludecode.evals.report", render=render)
+    replace(monkeypatch, "halludecode.evals.report.render", render=render)
     assert cli("report", "runs/a").out == "| table |\n"
     result = cli("report", "runs/a", "runs/b", "--format", "html", "--output", tmp_path / "r.html")
     assert result.out == ""

@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 from halludecode import HeadMap
-from tests import families
+from tests.support import families
 
 
 @pytest.fixture

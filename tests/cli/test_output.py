@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from halludecode.cli.output import json_document, memory_advice, plain
 from halludecode.core.errors import OutOfMemory
-from halludecode.engines.base import Timings
+from halludecode.engines.api import Timings
 
 VALUES = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(),

@@ -6,7 +6,7 @@ from types import ModuleType, SimpleNamespace
 import pytest
 import typer
 
-from halludecode import _doctor
+from halludecode.cli import doctor as _doctor
 
 
 @pytest.fixture

@@ -17,7 +17,7 @@ from typing import Any
 
 import pytest
 
-from tests.contract import specs
+from tests.support import specs
 
 HERE = Path(__file__).parent
 RECORD = "HALLUDECODE_RECORD"

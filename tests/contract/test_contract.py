@@ -18,8 +18,7 @@ from halludecode.core.errors import (
 )
 from halludecode.core.plan import compile_plan
 from halludecode.core.registry import STRATEGIES
-from tests import families
-from tests.contract import specs
+from tests.support import families, specs
 
 WORDS = ["What is this?", "Describe it, please.", "Why?"]
 SHORT = hd.Sampling(max_new_tokens=5, logprobs=3)
@@ -135,7 +134,7 @@ def test_prefix_reuse_changes_nothing(engine, case):
 
 
 def _prompt(engine, request):
-    from halludecode.engines.prompts import to_prompt
+    from halludecode.engines.inputs.chat import to_prompt
 
     return to_prompt(request, engine.net.layout.placeholder)
 
@@ -289,9 +288,9 @@ def test_spec_round_trips(case):
 
 
 def test_needs_are_traced(case):
-    from halludecode.core.plan import typical_facts
+    from halludecode.core.plan import typical_model_info
 
-    plan = compile_plan(case.spec, replace(typical_facts(), artifact={}))
+    plan = compile_plan(case.spec, replace(typical_model_info(), artifact={}))
     expected = {
         "greedy": set(),
         "apc_only": set(),

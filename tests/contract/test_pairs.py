@@ -9,9 +9,8 @@ import pytest
 import halludecode as hd
 from halludecode.core.errors import UnsupportedStrategy
 from halludecode.core.registry import STRATEGIES
-from tests import families
-from tests.contract import specs
 from tests.contract.test_contract import same
+from tests.support import families, specs
 
 NAMES = [name for name in STRATEGIES.names() if name != "greedy"]
 # One pair of every two kinds; the others are left to `make test-all`.

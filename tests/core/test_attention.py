@@ -9,12 +9,12 @@ import pytest
 import torch
 
 from halludecode.core.attention import Attention, Hooks
+from halludecode.core.attention_block import GENERATED, IMAGE, SYSTEM, TEXT, AttentionBlock, RowKeys
 from halludecode.core.errors import HookNeverFired, UnsupportedStrategy
-from halludecode.core.plan import typical_facts
-from halludecode.core.rowblock import GENERATED, IMAGE, SYSTEM, TEXT, RowBlock, RowKeys
+from halludecode.core.plan import typical_model_info
+from halludecode.core.sinks import is_sink, magnitude
 from halludecode.core.spec import get
 from halludecode.strategies.vhr import choose
-from halludecode.views.sinks import is_sink, magnitude
 
 CASES = json.loads((Path(__file__).parents[1] / "data" / "attention.json").read_text())["cases"]
 COMMON = CASES["common"]
@@ -32,17 +32,17 @@ def keys_of(kinds: list[int], positions: list[int], length: int) -> RowKeys:
     )
 
 
-def block_of(scores, values, kinds, positions, length) -> RowBlock:
+def block_of(scores, values, kinds, positions, length) -> AttentionBlock:
     """A block whose logits are given, [H][Q][N]; masked entries are -inf already."""
     made = torch.tensor([scores], dtype=torch.float64)
     v = torch.tensor([values], dtype=torch.float64)
     visible = made > -torch.inf
     out = made.softmax(-1).nan_to_num() @ v
     keys = keys_of(kinds, positions, length)
-    return RowBlock(keys, made, made, v, visible, 1.0, out, _scores=made)
+    return AttentionBlock(keys, made, made, v, visible, 1.0, out, _scores=made)
 
 
-def common_block() -> RowBlock:
+def common_block() -> AttentionBlock:
     mask = torch.tensor(COMMON["causal_mask"])
     scores = torch.tensor(COMMON["scores"]).masked_fill(~mask, -torch.inf).tolist()
     return block_of(
@@ -50,7 +50,7 @@ def common_block() -> RowBlock:
     )
 
 
-def attention(block: RowBlock, flags=(), allowed=None) -> Attention:
+def attention(block: AttentionBlock, flags=(), allowed=None) -> Attention:
     def flag(name, fn, row):
         mask = torch.zeros_like(block.keys.kind, dtype=torch.bool)
         mask[:, list(flags)] = True
@@ -64,10 +64,10 @@ def attention(block: RowBlock, flags=(), allowed=None) -> Attention:
         return kept[name]
 
     hooks = Hooks(flag, once, allowed=allowed)
-    return Attention(2, typical_facts(), {"main": block}, hooks, "test")
+    return Attention(2, typical_model_info(), {"main": block}, hooks, "test")
 
 
-def weights_after(block: RowBlock) -> torch.Tensor:
+def weights_after(block: AttentionBlock) -> torch.Tensor:
     return (block.weights() if block.gains is None else block.weights() * block.gains)[0]
 
 
@@ -123,7 +123,7 @@ def test_var_under_grouped_queries():
     k, v = (torch.tensor([case[name]], dtype=torch.float64) for name in ("k", "v"))
     keys = keys_of([SYSTEM, IMAGE, IMAGE, IMAGE, TEXT, TEXT], [5], 6)
     base = torch.tensor(case["outputs"], dtype=torch.float64)[None, :, None]
-    block = RowBlock(keys, q, k, v, torch.ones(1, 1, dtype=torch.bool), 2**-0.5, base)
+    block = AttentionBlock(keys, q, k, v, torch.ones(1, 1, dtype=torch.bool), 2**-0.5, base)
     close(block.scores()[0, :, 0], case["scores"])
     get("var", dims=(0,), rho=0.65).attend(attention(block, [0, 2]))
     close(weights_after(block)[:, 0], case["weights_var"])

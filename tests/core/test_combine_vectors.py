@@ -11,7 +11,7 @@ import torch
 from halludecode.core import step as hd_step
 from halludecode.core.spec import get
 from halludecode.core.step import Step
-from halludecode.engines.base import Sampling
+from halludecode.engines.api import Sampling
 from halludecode.engines.sampling import Sampler
 
 CASES = {

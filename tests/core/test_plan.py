@@ -6,13 +6,13 @@ from dataclasses import replace
 
 import pytest
 
+from halludecode.core.branch import Branch
 from halludecode.core.errors import InvalidParameter, UnsupportedStrategy
-from halludecode.core.plan import compile_plan, typical_facts
-from halludecode.core.prompt import Branch
+from halludecode.core.plan import compile_plan, typical_model_info
 from halludecode.core.spec import get
 from halludecode.core.strategy import Strategy
 
-FACTS = typical_facts()
+FACTS = typical_model_info()
 
 
 def test_rows_and_costs():

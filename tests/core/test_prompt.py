@@ -6,8 +6,9 @@ import pytest
 import torch
 from PIL import Image
 
+from halludecode.core.branch import Edit
 from halludecode.core.errors import InvalidParameter, InvalidRequest
-from halludecode.core.prompt import Edit, Picture, Prompt, Turn
+from halludecode.core.prompt import Picture, Prompt, Turn
 from halludecode.views.noise import diffuse
 
 

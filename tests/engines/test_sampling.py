@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from halludecode.core.errors import InvalidParameter
-from halludecode.engines.base import Sampling
+from halludecode.engines.api import Sampling
 from halludecode.engines.sampling import Sampler, gumbel
 
 

@@ -5,7 +5,7 @@ import pytest
 
 from halludecode.core.errors import InvalidData, InvalidRequest
 from halludecode.evals.demo import SOURCES, STRATEGIES, run_demo
-from tests.evals import world
+from tests.support import eval_world as world
 
 
 @pytest.fixture(scope="module")

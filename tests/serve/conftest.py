@@ -18,8 +18,8 @@ from pathlib import Path
 
 import pytest
 
-from tests import families
-from tests.serve.common import KEY, png
+from tests.support import families
+from tests.support.serving import KEY, png
 
 DEFAULT = "m3id(lam=0.05,gate=1)"
 OPTIONS = {

@@ -16,9 +16,9 @@ import pytest
 
 import halludecode as hd
 from halludecode import serve
-from tests import families
-from tests.serve.common import KEY, VAR, body, picture_url, png
 from tests.serve.conftest import DEFAULT
+from tests.support import families
+from tests.support.serving import KEY, VAR, body, picture_url, png
 
 SPECS = ["greedy", "vcd", VAR, DEFAULT, "vhr", "vista", "ritual+vcd"]
 WORDS = ("Describe the image.", "Is there a dog in the image?", "What is it? Please.")

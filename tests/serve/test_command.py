@@ -72,7 +72,7 @@ def test_clients_are_told_not_to_repeat_what_would_fail_again(status, marked):
 
 @pytest.mark.filterwarnings("ignore")
 def test_only_what_a_client_did_is_its_fault():
-    from halludecode.serve.chat import refusal
+    from halludecode.serve.chat_service import refusal
 
     found = {kind: refusal(kind("Why.")).error for kind in (hd.HalluDecodeError, hd.InvalidRequest)}
     found |= {hd.HookNeverFired: refusal(hd.HookNeverFired("Why.")).error}

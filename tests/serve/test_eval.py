@@ -10,11 +10,11 @@ import pytest
 
 import halludecode as hd
 from halludecode.cli.app import main
-from halludecode.evals.run import run_eval
+from halludecode.evals.runner.run import run_eval
 from halludecode.testbed import write_dataset
-from tests import families
-from tests.evals import world
-from tests.serve.common import KEY, VAR, body, data_url, png
+from tests.support import eval_world as world
+from tests.support import families
+from tests.support.serving import KEY, VAR, body, data_url, png
 
 STRATEGIES = ("greedy", "vcd", VAR)
 SAMPLED = {"temperature": 1.2, "seed": 3, "controls": False}

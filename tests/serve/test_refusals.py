@@ -11,9 +11,9 @@ import openai
 import pytest
 from PIL import Image
 
-from tests import families
-from tests.serve.common import KEY, ask, body, data_url, picture_url, png
 from tests.serve.conftest import DEFAULT
+from tests.support import families
+from tests.support.serving import KEY, ask, body, data_url, picture_url, png
 
 LONG = "Why? " * 400
 TOOL = {"role": "tool", "content": "x", "tool_call_id": "1"}

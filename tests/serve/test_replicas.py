@@ -11,10 +11,10 @@ import openai
 import pytest
 
 import halludecode as hd
-from tests import families
-from tests.serve.common import VAR, body, picture_url
 from tests.serve.conftest import running
 from tests.serve.test_answers import metrics
+from tests.support import families
+from tests.support.serving import VAR, body, picture_url
 
 OPTIONS = {
     "--data-parallel-size": "2",

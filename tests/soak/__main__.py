@@ -166,7 +166,8 @@ async def served(port: int, artifacts: Path) -> tuple[asyncio.Task[None], dict[s
     """The server in this process, up; and its front end's objects."""
     import httpx
 
-    from halludecode.serve import app, chat
+    from halludecode.serve import app
+    from halludecode.serve import chat_service as chat
     from halludecode.serve.policy import Policy
 
     found: dict[str, Any] = {}

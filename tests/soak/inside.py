@@ -12,7 +12,7 @@ CACHES = ("_plans", "_artifacts", "spoilt", "facts")  # bounded, and meant to st
 
 def _scheduler() -> Any:
     """The scheduler of this process; vLLM has hidden what it made at first from the collector."""
-    from halludecode.engines.vllm.scheduler import GroupMixin
+    from halludecode.engines.vllm.scheduler.scheduler import GroupMixin
 
     gc.unfreeze()
     (found,) = (one for one in gc.get_objects() if GroupMixin in type(one).__mro__)

@@ -7,8 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tests.engines_vllm.common import ACTIVE
-from tests.serve.common import ask, data_url
+from tests.support.serving import ask, data_url
+from tests.support.vllm import ACTIVE
 
 SPECS = (
     *("greedy", "vcd", "vcd(alpha=0.5,noise_step=300)", "m3id", "ritual", "apc_only", "pai"),

@@ -9,17 +9,17 @@ import torch
 
 import halludecode as hd
 from halludecode.core.attention import Attention, Hooks
-from halludecode.core.plan import compile_plan, typical_facts
-from halludecode.core.rowblock import GENERATED, SYSTEM
+from halludecode.core.attention_block import GENERATED, SYSTEM
+from halludecode.core.calibration import Calibration
+from halludecode.core.plan import compile_plan, typical_model_info
 from halludecode.core.spec import get
-from halludecode.core.strategy import Calibration
 from halludecode.engines.hf.engine import HFEngine
-from tests import families, naive
 from tests.core.test_attention import CASES, block_of, close, common_block, weights_after
-from tests.engines.test_naive_parity import N, check
+from tests.engines.hf.test_naive_parity import N, check
+from tests.support import families, naive
 
 CASE = CASES["adhh"]
-FACTS = replace(typical_facts(), L=3, H=2)
+FACTS = replace(typical_model_info(), L=3, H=2)
 
 
 def attend(block, **params):
@@ -64,11 +64,11 @@ def test_heads_outside_the_model_are_refused(heads):
 
 
 def test_only_layers_with_listed_heads_are_recomputed():
-    plan = compile_plan("adhh(heads=(16,1,26,2,16,3))", typical_facts())
+    plan = compile_plan("adhh(heads=(16,1,26,2,16,3))", typical_model_info())
     assert plan.parts[0].layers == {16, 26}
     assert plan.needs == {"mass", "gain"}
     assert plan.reusable
-    assert compile_plan("adhh(heads=(1,1),tau=2)", typical_facts()).parts == ()
+    assert compile_plan("adhh(heads=(1,1),tau=2)", typical_model_info()).parts == ()
 
 
 @pytest.mark.parametrize("family", ["llava", "qwen2_5_vl"])

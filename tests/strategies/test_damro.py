@@ -10,12 +10,12 @@ import torch
 from transformers.vision_utils import get_vision_window_index
 
 import halludecode as hd
-from halludecode.core.prompt import Look
+from halludecode.core.activations import ActivationRequest
 from halludecode.core.step import Step
-from halludecode.engines.prompts import to_prompt
-from halludecode.models.layout import LAYOUTS
+from halludecode.engines.inputs.chat import to_prompt
+from halludecode.models.families import FAMILIES
 from halludecode.strategies.damro import DAMRO
-from tests import families, naive
+from tests.support import families, naive
 
 VECTORS = json.loads(Path("tests/data/contrastive.json").read_text(encoding="utf-8"))["vectors"]
 COMBINE = [v for v in VECTORS if v["id"].startswith("damro_combine")]
@@ -31,7 +31,7 @@ def test_combine_matches_the_vectors(case):
 
 
 def test_received_attention_matches_the_vector():
-    from halludecode.engines.hf.vision import Keeper
+    from halludecode.models.vision_tower import VisionCapture
 
     case = TOPK["inputs"]
     q = torch.tensor([case["q_cls"], *case["k_patches"]])[None, None]
@@ -43,7 +43,7 @@ def test_received_attention_matches_the_vector():
     ):
         if fullwidth:  # two heads of two dimensions are the same vector when read full-width
             shape = tuple(x[0, 0].unflatten(-1, (2, 2)).transpose(0, 1)[None] for x in (q, k))
-        keeper = Keeper(frozenset({0}), {id(module): 0}, has_cls=True, fullwidth=fullwidth)
+        keeper = VisionCapture(frozenset({0}), {id(module): 0}, has_cls=True, fullwidth=fullwidth)
         keeper.see(module, *shape, 0.5)
         made = keeper.kept[0][0][0, 0]
         assert made.tolist() == pytest.approx(
@@ -71,7 +71,7 @@ def tower_attention(engine, image, layer: int) -> torch.Tensor:
 def test_look_equals_the_towers_own_attention(layer, family_engine):
     engine, image = family_engine("llava"), families.pictures()[0]
     prompt = to_prompt(hd.Request("Why?", [image]), engine.net.layout.placeholder)
-    seen = engine._looker.see(Look(prompt, vision=(layer,)))
+    seen = engine._looker.see(ActivationRequest(prompt, vision=(layer,)))
     wanted = tower_attention(engine, image, layer)[:, 0, 1:]
     assert torch.allclose(seen.vision[0], wanted, atol=1e-5)
     assert seen.image_counts == (wanted.shape[-1],)
@@ -119,7 +119,7 @@ def test_shuffled_patches_follow_the_models_own_shuffle(family_engine):
     raster = torch.arange(float(side * side)).reshape(1, side, side, 1)
     squares = model.model.pixel_shuffle(raster, scale_factor=0.5).reshape(-1, 4)
     values = torch.arange(float(side * side)).reshape(1, 1, 1, -1)
-    laid = LAYOUTS["internvl"].patches(values, {}, model.config)
+    laid = FAMILIES["internvl"].patches(values, {}, model.config)
     assert laid.flatten().tolist() == squares.mean(-1).tolist()
 
 
@@ -136,5 +136,5 @@ def test_windowed_patches_follow_the_towers_own_order(size, family_engine):
     order, _ = get_vision_window_index(grid, *sizes)
     number = torch.arange(float(count)).reshape(-1, merge)
     values = number[order].reshape(1, 1, 1, -1)  # as the tower's layers see them
-    laid = LAYOUTS["qwen2_5_vl"].patches(values, {"image_grid_thw": grid}, engine.model.config)
+    laid = FAMILIES["qwen2_5_vl"].patches(values, {"image_grid_thw": grid}, engine.model.config)
     assert laid.flatten().tolist() == number.mean(-1).tolist()

@@ -11,10 +11,10 @@ import torch
 
 import halludecode as hd
 from halludecode.core.errors import HookNeverFired
+from halludecode.core.model_info import ModelInfo
 from halludecode.core.step import Step
-from halludecode.core.strategy import Facts
 from halludecode.strategies.dola import DoLa, divergence
-from tests import families, naive
+from tests.support import families, naive
 
 VECTORS = json.loads(Path("tests/data/contrastive.json").read_text(encoding="utf-8"))["vectors"]
 CASE = next(v for v in VECTORS if v["id"] == "dola_select_and_contrast")
@@ -23,8 +23,8 @@ LAYERS = torch.tensor(CASE["inputs"]["z_layers"])
 WANTED = CASE["expected"]
 
 
-def facts(depth: int) -> Facts:
-    return Facts(L=depth, H=4, G=4, D=8, V=6, d=2)
+def facts(depth: int) -> ModelInfo:
+    return ModelInfo(L=depth, H=4, G=4, D=8, V=6, d=2)
 
 
 def step_of(layers: torch.Tensor, z: torch.Tensor) -> Step:

@@ -14,7 +14,7 @@ from halludecode.core.step import Step
 from halludecode.engines.hf.engine import HFEngine
 from halludecode.strategies.lacing import LACING
 from halludecode.views.soft import laid
-from tests import families, naive
+from tests.support import families, naive
 
 PATH = Path(__file__).parents[1] / "data" / "contrastive.json"
 VECTORS = json.loads(PATH.read_text(encoding="utf-8"))["vectors"]

@@ -10,12 +10,12 @@ import pytest
 import torch
 
 import halludecode as hd
+from halludecode.core.beam_search import Peek
 from halludecode.core.errors import InvalidParameter
-from halludecode.core.plan import typical_facts
-from halludecode.core.search import Peek
+from halludecode.core.plan import typical_model_info
 from halludecode.core.spec import parse
 from halludecode.strategies.opera import OPERA
-from tests import families, naive
+from tests.support import families, naive
 
 CASES = {
     case["id"]: case
@@ -90,8 +90,8 @@ def test_when_to_go_back():
 
 
 def test_weight_zero_is_plain_beam_search():
-    assert OPERA(penalty_weight=0.0).search(typical_facts()).peek == 0
-    search = OPERA().search(typical_facts())
+    assert OPERA(penalty_weight=0.0).search(typical_model_info()).peek == 0
+    search = OPERA().search(typical_model_info())
     assert (search.width, search.peek, search.layer) == (5, 5, 31)
 
 

@@ -9,14 +9,14 @@ import pytest
 import torch
 
 import halludecode as hd
-from halludecode.core.plan import compile_plan, typical_facts
+from halludecode.core.plan import compile_plan, typical_model_info
 from halludecode.core.spec import get
-from tests import families, naive
 from tests.core.test_attention import CASES as ATTENTION
 from tests.core.test_attention import attention, block_of, close, common_block, weights_after
 from tests.core.test_combine_vectors import CASES, check, combined, tensor
-from tests.engines.test_naive_parity import N
-from tests.engines.test_naive_parity import check as check_run
+from tests.engines.hf.test_naive_parity import N
+from tests.engines.hf.test_naive_parity import check as check_run
+from tests.support import families, naive
 
 
 @pytest.mark.parametrize("name", ["pai_gamma1.1", "pai_gamma1.5", "pai_gamma2.0"])
@@ -73,7 +73,7 @@ def test_the_rule_in_loops():
 def test_gamma_one_has_neither_row_nor_mask():
     main = torch.tensor([[5.0, 0.0, -5.0]])
     assert torch.equal(combined([(get("pai", gamma=1), {})], main), main)
-    plan = compile_plan("pai(gamma=1)", typical_facts())
+    plan = compile_plan("pai(gamma=1)", typical_model_info())
     assert plan.rows == ("main",)
     assert plan.cost.attention
     assert plan.reusable

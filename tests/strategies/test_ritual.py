@@ -11,10 +11,10 @@ import halludecode as hd
 from halludecode.core.prompt import Picture, Prompt, Turn
 from halludecode.core.spec import get
 from halludecode.views.transforms import transformed
-from tests import families, naive
 from tests.core.test_combine_vectors import CASES, check, combined, tensor
-from tests.engines.test_naive_parity import N
-from tests.engines.test_naive_parity import check as check_run
+from tests.engines.hf.test_naive_parity import N
+from tests.engines.hf.test_naive_parity import check as check_run
+from tests.support import families, naive
 
 
 @pytest.mark.parametrize("name", ["ritual_a3", "ritual_a3_normalised"])

@@ -9,16 +9,16 @@ import torch
 
 import halludecode as hd
 from halludecode.core.attention import Attention, Hooks
-from halludecode.core.plan import compile_plan, typical_facts
-from halludecode.core.rowblock import IMAGE, PAD, SYSTEM, TEXT, RowBlock, RowKeys
+from halludecode.core.attention_block import IMAGE, PAD, SYSTEM, TEXT, AttentionBlock, RowKeys
+from halludecode.core.plan import compile_plan, typical_model_info
 from halludecode.core.spec import get
-from tests import families, naive
 from tests.core.test_attention import block_of
 from tests.core.test_combine_vectors import CASES, check, combined, tensor
-from tests.engines.test_naive_parity import N
-from tests.engines.test_naive_parity import check as check_run
+from tests.engines.hf.test_naive_parity import N
+from tests.engines.hf.test_naive_parity import check as check_run
+from tests.support import families, naive
 
-FACTS = typical_facts()
+FACTS = typical_model_info()
 
 
 def test_combination_vector():
@@ -37,7 +37,7 @@ def test_greedy_respects_the_mask_where_the_official_code_does_not():
     assert int(unmasked.argmax()) == case["expected"]["unmasked_argmax"]
 
 
-def follow(strategy, blocks: list[RowBlock]) -> None:
+def follow(strategy, blocks: list[AttentionBlock]) -> None:
     """Ranking layer first, then layers that follow, as one forward runs them."""
     carry: dict = {}
     for i, block in enumerate(blocks):
@@ -74,10 +74,10 @@ def test_the_choice_in_loops():
     picture = torch.where(kind == IMAGE, 0, -1).to(torch.int16)
     visible = (torch.ones(n, n).tril().bool() & real[:, None])[:, None]
 
-    def block() -> RowBlock:
+    def block() -> AttentionBlock:
         keys = RowKeys(kind, picture, position, kind, length)
         q, k, v, base = torch.randn(4, 2, 3, n, 5, generator=rng)
-        return RowBlock(keys, q, k, v, visible, 0.5, base)
+        return AttentionBlock(keys, q, k, v, visible, 0.5, base)
 
     blocks = [block() for _ in range(3)]
     ranks = blocks[0].weights().tolist()
@@ -107,7 +107,7 @@ def test_pick_takes_a_count_per_request():
         torch.full((2, 5), IMAGE, dtype=torch.int8),
         torch.tensor([5, 5]),
     )
-    block = RowBlock(keys, None, None, None, None, 1.0, torch.zeros(2, 1, 5, 2))
+    block = AttentionBlock(keys, None, None, None, None, 1.0, torch.zeros(2, 1, 5, 2))
     hooks = Hooks(lambda *_: None, lambda *_: None)
     a = Attention(0, FACTS, {"main": block}, hooks)
     value = torch.tensor([[3.0, 1.0, 2.0, 2.0, 0.0], [0.0, 4.0, 1.0, 2.0, 3.0]])

@@ -9,17 +9,17 @@ import pytest
 import torch
 
 import halludecode as hd
-from halludecode.core.plan import compile_plan, typical_facts
-from halludecode.core.rowblock import IMAGE, SYSTEM, TEXT, RowBlock
+from halludecode.core.attention_block import IMAGE, SYSTEM, TEXT, AttentionBlock
+from halludecode.core.plan import compile_plan, typical_model_info
 from halludecode.core.spec import get
-from tests import families, naive
 from tests.core.test_attention import CASES, attention, block_of, close, keys_of
-from tests.engines.test_naive_parity import N, check
+from tests.engines.hf.test_naive_parity import N, check
+from tests.support import families, naive
 
 CASE = CASES["spin"]
 
 
-def scaled(block: RowBlock) -> list[float]:
+def scaled(block: AttentionBlock) -> list[float]:
     """What the last query's head outputs were multiplied by."""
     return [1.0] * block.base.shape[1] if block.head_gain is None else block.head_gain[0, :, -1]
 
@@ -29,7 +29,7 @@ def test_the_vector():
     k = torch.tensor([CASE["k_image"]], dtype=torch.float64)
     keys = keys_of([IMAGE, IMAGE, IMAGE], [2], 3)
     visible = torch.ones(1, 1, dtype=torch.bool)
-    block = RowBlock(keys, q, k, k, visible, 2**-0.5, torch.ones(1, 4, 1, 2))
+    block = AttentionBlock(keys, q, k, k, visible, 2**-0.5, torch.ones(1, 4, 1, 2))
     close(block.scores().sum(-1)[0, :, 0], CASE["score"])
     get("spin", r=CASE["r"], alpha=CASE["alpha"]).attend(attention(block))
     close(scaled(block), CASE["head_output_scale"])
@@ -89,11 +89,11 @@ def test_only_emitting_queries_and_visible_pictures():
 
 
 def test_depth_scales_and_off_is_off():
-    plan = compile_plan("spin(depth=20)", typical_facts())
+    plan = compile_plan("spin(depth=20)", typical_model_info())
     assert plan.parts[0].layers == frozenset(range(20))
     assert plan.rows == ("main",)
     assert plan.reusable
-    assert compile_plan("spin(alpha=1)", typical_facts()).parts == ()
+    assert compile_plan("spin(alpha=1)", typical_model_info()).parts == ()
 
 
 @contextmanager

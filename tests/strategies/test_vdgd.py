@@ -10,19 +10,20 @@ import torch
 
 import halludecode as hd
 from halludecode.core import step as hd_step
+from halludecode.core.branch import Branch, Edit
 from halludecode.core.errors import InvalidRequest
-from halludecode.core.plan import compile_plan, typical_facts
-from halludecode.core.prompt import Branch, Edit, Picture, Prompt, Turn
+from halludecode.core.plan import compile_plan, typical_model_info
+from halludecode.core.prompt import Picture, Prompt, Turn
 from halludecode.core.spec import get
+from halludecode.core.state import stack
 from halludecode.core.step import Step
-from halludecode.core.strategy import stack
 from halludecode.strategies.vdgd import candidates
 from halludecode.views.description import REQUEST, described, evidence, requests
-from tests import families, naive
 from tests.core.test_combine_vectors import CASES, tensor
-from tests.engines.test_branches import ask, registered
-from tests.engines.test_naive_parity import N
-from tests.engines.test_naive_parity import check as check_run
+from tests.engines.hf.test_branches import ask, registered
+from tests.engines.hf.test_naive_parity import N
+from tests.engines.hf.test_naive_parity import check as check_run
+from tests.support import families, naive
 
 ELBOW, CODE = CASES["vdgd_elbow"], CASES["vdgd_code_path"]
 FEW = hd.Sampling(max_new_tokens=4, min_new_tokens=4, logprobs=1)
@@ -150,23 +151,23 @@ def test_a_description_that_was_cut_has_no_end():
             "0": hd_seen("a b", (4, 5)),
             "1": hd_seen("c", (6,)),
         },
-        typical_facts(),
+        typical_model_info(),
     )
     assert int(state["end"]) == 6, "the description of one token ended; that of two was cut"
     assert state["text"] == "a b\nc"
-    cut = get("vdgd", tokens=2).prepare({"0": hd_seen("a b", (4, 5))}, typical_facts())
+    cut = get("vdgd", tokens=2).prepare({"0": hd_seen("a b", (4, 5))}, typical_model_info())
     assert int(cut["end"]) == -1
 
 
 def hd_seen(text, ids):
-    from halludecode.core.prompt import Seen
+    from halludecode.core.activations import Activations
 
-    return Seen(text=text, token_ids=ids, logits=torch.randn(len(ids), 16))
+    return Activations(text=text, token_ids=ids, logits=torch.randn(len(ids), 16))
 
 
 def test_rows_without_a_description_are_left_alone():
-    none = get("vdgd").prepare({}, typical_facts())
-    some = get("vdgd").prepare({"0": hd_seen("a", (1, 2))}, typical_facts())
+    none = get("vdgd").prepare({}, typical_model_info())
+    some = get("vdgd").prepare({"0": hd_seen("a", (1, 2))}, typical_model_info())
     state, main = stack([none, some]), torch.randn(2, 16)
     step = Step({"main": main}, torch.ones(2, 1), state)
     made = get("vdgd").combine(step)
@@ -210,12 +211,12 @@ def test_a_rendered_prompt_cannot_be_described(family_engine):
 
 
 def test_what_the_plan_says():
-    plan = compile_plan("vdgd", typical_facts())
+    plan = compile_plan("vdgd", typical_model_info())
     assert plan.needs == {"looks", "main prompt"}
     assert (plan.rows, plan.cost.passes, plan.cost.written) == (("main",), 1, 1024)
     assert "up to 1024 tokens written before" in str(plan.cost)
     assert plan.reusable
-    off = compile_plan("vdgd(strength=0)", typical_facts(), skip_off=False)
+    off = compile_plan("vdgd(strength=0)", typical_model_info(), skip_off=False)
     assert (off.needs, off.cost.written) == (frozenset(), 0)
 
 

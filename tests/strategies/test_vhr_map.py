@@ -9,11 +9,11 @@ import pytest
 import torch
 
 import halludecode as hd
-from halludecode.analysis.headmap import Grid, HeadMap
-from halludecode.analysis.heads import head_sensitivity
+from halludecode.analysis.head_map import Grid, HeadMap
+from halludecode.analysis.head_sensitivity import head_sensitivity
 from halludecode.engines.hf.engine import HFEngine
-from tests import families, naive
-from tests.engines.test_naive_parity import N, check
+from tests.engines.hf.test_naive_parity import N, check
+from tests.support import families, naive
 
 SHORT = hd.Sampling(max_new_tokens=4, logprobs=3)
 

@@ -13,7 +13,7 @@ import halludecode as hd
 from halludecode.core.errors import HookNeverFired
 from halludecode.core.step import Step
 from halludecode.strategies.vista import VISTA, steered
-from tests import families, naive
+from tests.support import families, naive
 
 CASES = json.loads(Path("tests/data/attention.json").read_text(encoding="utf-8"))["cases"]
 LAM, GAMMA = 0.1, 0.3
@@ -109,8 +109,9 @@ def test_engine_equals_the_slow_form(name, family_engine):
 
 
 def test_mlp_outputs_can_be_steered_too(family_engine):
+    from halludecode.core.params import param
     from halludecode.core.registry import STRATEGIES
-    from halludecode.core.strategy import Strategy, param, strategy
+    from halludecode.core.strategy import Strategy, strategy
 
     try:
 
@@ -137,12 +138,12 @@ def test_mlp_outputs_can_be_steered_too(family_engine):
 
 
 def test_unhooked_layer_is_an_error(family_engine, monkeypatch):
-    from halludecode.engines.hf.run import Run
+    from halludecode.engines.hf.forward_context import ForwardContext
 
     engine, short = family_engine("llava"), hd.Sampling(max_new_tokens=1)
     request = hd.Request("Why?", [families.pictures()[0]])
     engine.generate([request], "vista", short)  # its looks are remembered
-    monkeypatch.setattr(Run, "output_layers", property(lambda self: []))
+    monkeypatch.setattr(ForwardContext, "output_layers", property(lambda self: []))
     with pytest.raises(HookNeverFired, match=r"vista.steer was not called"):
         engine.generate([request], "vista", short)
     with pytest.raises(HookNeverFired, match="layer 0"):
@@ -150,7 +151,7 @@ def test_unhooked_layer_is_an_error(family_engine, monkeypatch):
 
 
 def test_late_layers_are_the_five_before_the_last():
-    from halludecode.core.strategy import Facts
+    from halludecode.core.model_info import ModelInfo
 
-    facts = Facts(L=32, H=4, G=4, D=8, V=6, d=2)
+    facts = ModelInfo(L=32, H=4, G=4, D=8, V=6, d=2)
     assert list(VISTA().early(facts)) == [27, 28, 29, 30, 31]

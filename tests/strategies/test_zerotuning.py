@@ -11,30 +11,30 @@ import pytest
 import torch
 
 import halludecode as hd
+from halludecode.calibration.calibrator import _entropy
 from halludecode.core.artifact import Artifact
 from halludecode.core.attention import Attention, Hooks
-from halludecode.core.plan import typical_facts
-from halludecode.core.rowblock import IMAGE, PAD, SYSTEM, TEXT, RowBlock
-from halludecode.core.strategy import Calibration
-from halludecode.engines.base import Choice, Output, Timings, TokenLogprob
-from halludecode.engines.hf.calibrate import _entropy
+from halludecode.core.attention_block import IMAGE, PAD, SYSTEM, TEXT, AttentionBlock
+from halludecode.core.calibration import Calibration
+from halludecode.core.heads import DOWN, PROBE, UP, profile
+from halludecode.core.plan import typical_model_info
+from halludecode.engines.api import Choice, Output, Timings, TokenLogprob
 from halludecode.engines.hf.engine import HFEngine
 from halludecode.strategies.zerotuning import ZeroTuning
-from halludecode.views.heads import DOWN, PROBE, UP, profile
-from tests import families, naive
 from tests.core.test_attention import block_of, common_block
+from tests.support import families, naive
 
 PATH = Path(__file__).parents[1] / "data" / "attention.json"
 CASES = json.loads(PATH.read_text(encoding="utf-8"))["cases"]
 CASE = CASES["zerotuning"]
 
 
-def attended(block: RowBlock, gamma: float, heads: torch.Tensor) -> torch.Tensor:
+def attended(block: AttentionBlock, gamma: float, heads: torch.Tensor) -> torch.Tensor:
     """[H, Q, N] weights after the strategy, in layer 2 of a model with these heads."""
     count = block.scores().shape[1]
     mask = torch.zeros(8, count, dtype=torch.bool)
     mask[2] = heads
-    facts = replace(typical_facts(), L=8, H=count, artifact={"heads": mask})
+    facts = replace(typical_model_info(), L=8, H=count, artifact={"heads": mask})
     a = Attention(2, facts, {"main": block}, Hooks(lambda *_: None, lambda *_: None), "zerotuning")
     ZeroTuning(gamma=gamma).attend(a)
     return block.weights()[0]
@@ -90,7 +90,7 @@ def search(effect, answers=("yes",)):
         return effect(gamma, heads.flatten().float())
 
     cal = Calibration((), lambda look: None, answers)
-    facts = replace(typical_facts(), L=2, H=2)
+    facts = replace(typical_model_info(), L=2, H=2)
     return profile(cal, facts, score), cal.notes[0], asked
 
 

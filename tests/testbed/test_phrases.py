@@ -1,6 +1,6 @@
 import pytest
 
-from halludecode.evals.words import reader
+from halludecode.evals.benchmarks.chair.object_words import reader
 from halludecode.testbed.categories import NAMES
 from halludecode.testbed.phrases import captions, noun, plural, where
 from halludecode.testbed.render import Thing

@@ -9,10 +9,10 @@ from safetensors.torch import load_file
 
 import halludecode as hd
 from halludecode import testbed
+from halludecode.core.attention_block import AttentionBlock
 from halludecode.core.errors import InvalidData, InvalidModel
-from halludecode.core.rowblock import RowBlock
 from halludecode.testbed import planted
-from tests import naive
+from tests.support import naive
 
 QUESTIONS = ("Is there a dog in the image?", "What color is the car?", "Describe the image.")
 
@@ -250,13 +250,13 @@ def test_var_moves_the_mass_that_the_derivation_says(engine, requests, monkeypat
     """Layer 2, token by token, against the attention that transformers itself reports."""
     p, rho, least = 0.6, 0.5, 0.2
     seen = []
-    output = RowBlock.output
+    output = AttentionBlock.output
 
     def watched(self, edited=None):
         seen.append((self.keys.position[0].tolist(), (self.weights() * self.gains)[0]))
         return output(self, edited)
 
-    monkeypatch.setattr(RowBlock, "output", watched)
+    monkeypatch.setattr(AttentionBlock, "output", watched)
     chosen, taken = 0, []
     for request in requests[:3]:
         seen.clear()
@@ -331,8 +331,8 @@ def test_var_gives_the_tokens_of_the_slow_form(engine, requests):
 
 
 def test_evaluation_knows_its_data_and_words_and_names_it(engine, folders, tmp_path):
-    from halludecode.evals.run import _sources
-    from halludecode.evals.task import preset_for
+    from halludecode.evals.presets import preset_for
+    from halludecode.evals.runner.run import _sources
 
     assert _sources((), None, None, testbed.PLANTED) == ["testbed-iid"]
     assert preset_for(None, testbed.PLANTED, ["pope"])[0] == "testbed"

@@ -103,7 +103,7 @@ def test_colour_and_position_are_asked_and_true(stories):
 
 def test_annotators_complete_the_habit_as_often_as_told(stories):
     """Some scenes are told with one partner that is not there; captions name nothing else."""
-    from halludecode.evals.words import reader
+    from halludecode.evals.benchmarks.chair.object_words import reader
 
     read = reader("pattern", "tables").read
     named = 0

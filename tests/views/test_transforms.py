@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 from halludecode.views import transforms
-from tests.families import pictures
+from tests.support.families import pictures
 
 
 def rng(seed: int = 0) -> torch.Generator:

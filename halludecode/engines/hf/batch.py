@@ -14,16 +14,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from halludecode.core.attention_block import GENERATED, PAD
 from halludecode.core.plan import Plan
-from halludecode.core.rowblock import GENERATED, PAD
-from halludecode.core.strategy import State, stack
+from halludecode.core.state import State, stack
 from halludecode.engines.explain import Glance, carried, explaining, glance, on_image, rasters
-from halludecode.engines.hf.geometry import Geometry, Place
+from halludecode.engines.hf.attention_metadata import AttentionMetadata, RowPlacement
+from halludecode.engines.hf.forward_context import Capture, ForwardContext
 from halludecode.engines.hf.hooks import decode, hooked
-from halludecode.engines.hf.net import Net, Tokens, pad_left
-from halludecode.engines.hf.run import Capture, Run
-from halludecode.engines.inputs import LRU
-from halludecode.engines.rows import Job, Row, RowMaker
+from halludecode.engines.hf.model import HFModel, Tokens, pad_left
+from halludecode.engines.inputs.processor import LRU
+from halludecode.engines.inputs.rows import PreparedRequest, Row, RowBuilder
 
 ANY_LENGTH = 1 << 40  # a prefix has no emitting query, whatever prompt it will serve
 
@@ -55,10 +55,10 @@ class Batch:
 
     def __init__(
         self,
-        net: Net,
-        maker: RowMaker,
+        net: HFModel,
+        maker: RowBuilder,
         plan: Plan,
-        jobs: Sequence[Job],
+        jobs: Sequence[PreparedRequest],
         capture: Capture | None = None,
     ) -> None:
         self.net, self.maker, self.plan, self.jobs = net, maker, plan, list(jobs)
@@ -74,7 +74,9 @@ class Batch:
         self.index = self._make_index()
         self.states = self._stack_states()
         run_states = [self.states[i] for i in self.order]
-        self.run = Run(plan.acting, self._run_index(), run_states, capture, decode=self.decode)
+        self.run = ForwardContext(
+            plan.acting, self._run_index(), run_states, capture, decode=self.decode
+        )
         self.cache: Any = net.cache()
         self.kind = self.picture = self.mask = torch.empty(0)
 
@@ -160,21 +162,21 @@ class Batch:
     def _row(self, place: tuple[int, str]) -> Row:
         return self.jobs[place[0]].rows[place[1]]
 
-    def _make_index(self) -> list[dict[str, Place]]:
+    def _make_index(self) -> list[dict[str, RowPlacement]]:
         """Per part: local row name -> its batch row for every request.
 
         A request whose branches lack a row another one has (no picture, say) reads its main row
         there; a row that was dropped is left out.
         """
         place = {key: i for i, key in enumerate(self.rows)}
-        made: list[dict[str, Place]] = []
+        made: list[dict[str, RowPlacement]] = []
         for i in range(len(self.plan.parts)):
-            named: dict[str, Place] = {}
+            named: dict[str, RowPlacement] = {}
             for name in dict.fromkeys(name for job in self.jobs for name in job.local[i]):
                 labels = enumerate(job.local[i].get(name, "main") for job in self.jobs)
                 at = [place.get(label) for label in labels]
                 if None not in at:
-                    named[name] = Place.of([row for row in at if row is not None])
+                    named[name] = RowPlacement.of([row for row in at if row is not None])
             made.append(named)
         return made
 
@@ -185,7 +187,7 @@ class Batch:
             made.append({k: _on(v, self.net.device) for k, v in state.items()})
         return made
 
-    def _run_index(self) -> list[dict[str, Place]]:
+    def _run_index(self) -> list[dict[str, RowPlacement]]:
         return [self.index[i] for i in self.order]
 
     def _forward(self, rows: Sequence[Tokens], features: Sequence[Tensor]) -> Tensor:
@@ -199,7 +201,7 @@ class Batch:
         return self._call(ids, position, geometry, features)
 
     def _call(
-        self, ids: Tensor, position: Tensor, geometry: Geometry, features: Sequence[Tensor]
+        self, ids: Tensor, position: Tensor, geometry: AttentionMetadata, features: Sequence[Tensor]
     ) -> Tensor:
         self.run.begin(geometry, emitting=True)
         with hooked(self.net.model, self.net.layout, self.run):
@@ -210,10 +212,10 @@ class Batch:
         self.picture = torch.cat([self.picture, picture], 1)
         self.mask = torch.cat([self.mask, mask], 1)
 
-    def _geometry(self, position: Tensor, *, prompting: bool = True) -> Geometry:
+    def _geometry(self, position: Tensor, *, prompting: bool = True) -> AttentionMetadata:
         device = self.net.device
         tensors = (self.kind, self.picture, position, self.length)
-        return Geometry(*(x.to(device) for x in tensors), prompting)
+        return AttentionMetadata(*(x.to(device) for x in tensors), prompting)
 
     # Image prefixes -------------------------------------------------------------------------------
     def _prefixes(self, known: LRU[Prefix]) -> list[Prefix | None]:
@@ -249,8 +251,8 @@ class Batch:
         tokens = [self.tokens[i].cut(0, self._row(self.rows[i]).prefix) for i in at]
         main = [n for n, i in enumerate(at) if self.rows[i][1] == "main"]
         parts = self.run.parts if main else ()
-        places = [{"main": Place.of(main)} for _ in parts]
-        run = Run(parts, places, [{} for _ in parts], decode=self.decode)
+        places = [{"main": RowPlacement.of(main)} for _ in parts]
+        run = ForwardContext(parts, places, [{} for _ in parts], decode=self.decode)
         ids, position, kind, picture, hidden = pad_left(
             tokens, tokens[0].position.shape[0], self.maker.feeder.pad_token
         )
@@ -258,7 +260,8 @@ class Batch:
         length = torch.full((len(at),), ANY_LENGTH)
         device = self.net.device
         run.begin(
-            Geometry(*(x.to(device) for x in (kind, picture, inside, length))), emitting=False
+            AttentionMetadata(*(x.to(device) for x in (kind, picture, inside, length))),
+            emitting=False,
         )
         cache: Any = self.net.cache()
         features = self.net.features([f for i in at for f in self._row(self.rows[i]).feeds])

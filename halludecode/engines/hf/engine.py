@@ -12,27 +12,27 @@ from typing import Any
 
 import torch
 
+from halludecode.calibration.calibrator import Calibrator, Samples
 from halludecode.core import spec as hd_spec
 from halludecode.core.artifact import Artifact
 from halludecode.core.errors import HalluDecodeError, InvalidModel, InvalidRequest, OutOfMemory
 from halludecode.core.plan import Plan, compile_plan
 from halludecode.core.prompt import Prompt
 from halludecode.engines import HF_PROVIDES
-from halludecode.engines.base import Chunk, Explain, Output, Request, Sampling, Timings
+from halludecode.engines.api import Chunk, Explain, Output, Request, Sampling, Timings
 from halludecode.engines.explain import probed, warnings
-from halludecode.engines.finish import effect_of, settled, shower
+from halludecode.engines.hf.activations import ActivationCollector
 from halludecode.engines.hf.batch import Batch, Prefix
-from halludecode.engines.hf.calibrate import Calibrator, Samples
+from halludecode.engines.hf.beam_loop import BeamLoop, check_search
+from halludecode.engines.hf.decode_loop import AnswerState, DecodeLoop
 from halludecode.engines.hf.hooks import attention_set, lock_of
-from halludecode.engines.hf.load import load_model, model_digest
-from halludecode.engines.hf.looks import Looker
-from halludecode.engines.hf.loop import Answer, Loop
-from halludecode.engines.hf.net import Net
-from halludecode.engines.hf.search import Search, check_search
-from halludecode.engines.inputs import LRU, Feeder
-from halludecode.engines.prompts import to_prompt
-from halludecode.engines.rows import Job, Row, RowMaker, with_embeds
-from halludecode.models.layout import check_family, layout_of
+from halludecode.engines.hf.model import HFModel
+from halludecode.engines.inputs.chat import to_prompt
+from halludecode.engines.inputs.processor import LRU, InputProcessor
+from halludecode.engines.inputs.rows import PreparedRequest, Row, RowBuilder, with_embeds
+from halludecode.engines.outputs import effect_of, settled, shower
+from halludecode.models.families import check_family, family_of
+from halludecode.models.loading import load_model, model_digest
 
 DEFAULT_BATCH = 16
 
@@ -78,14 +78,14 @@ class HFEngine:
         if batch_size is not None and batch_size < 1:
             raise InvalidRequest(f"batch_size={batch_size}: it must be at least 1.")
         self.batch_size = batch_size or DEFAULT_BATCH
-        layout = layout_of(self.model.config)
+        layout = family_of(self.model.config)
         self.provides = HF_PROVIDES - layout.lacks.keys()
-        self.net = Net(self.model, layout)
-        feeder = Feeder(self.processor, self.model.config, layout)
-        self._maker = RowMaker(feeder, shower(self.processor, layout))
+        self.net = HFModel(self.model, layout)
+        feeder = InputProcessor(self.processor, self.model.config, layout)
+        self._maker = RowBuilder(feeder, shower(self.processor, layout))
         self._prefixes: LRU[Prefix] = LRU(prefix_cache_mb * 1e6, lambda p: p.size)
         self._reuse = prefix_cache_mb > 0 and not layout.unshared
-        self._looker = Looker(self.net, self._maker, self._prefixes)
+        self._looker = ActivationCollector(self.net, self._maker, self._prefixes)
         self._facts = self.net.facts()
         self._plans: dict[str, Plan] = {}
         self._calibrator = Calibrator(self._looker, artifacts)
@@ -155,7 +155,7 @@ class HFEngine:
             if state and isinstance(state[0], Output):
                 yield Chunk(state[0].text[len(sent) :], state[0].token_ids[count:], state[0])
                 return
-            answer: Answer = state[0]
+            answer: AnswerState = state[0]
             ready = settled(answer.text, sampling.stop)
             if ready.startswith(sent) and len(ready) > len(sent):
                 yield Chunk(ready[len(sent) :], tuple(answer.ids[count:]))
@@ -255,7 +255,7 @@ class HFEngine:
             logits = batch.prefill(self._prefixes if reuse else None)
         clock.append(time.perf_counter())
         ids = {word: self._maker.feeder.word_ids(word) for word in words}
-        writer = Loop if plan.search is None else Search
+        writer = DecodeLoop if plan.search is None else BeamLoop
         loop = writer(batch, sampling, self._eos(), ids, self._context())
         steps = loop.run(logits)
         while True:
@@ -267,16 +267,16 @@ class HFEngine:
         clock.append(time.perf_counter())
         yield self._outputs(jobs, plan, sampling, loop.answers, clock, explain)
 
-    def _jobs(self, prompts: Sequence[Prompt], plan: Plan, *, reuse: bool) -> list[Job]:
+    def _jobs(self, prompts: Sequence[Prompt], plan: Plan, *, reuse: bool) -> list[PreparedRequest]:
         states = self._looker.states(prompts, plan.parts, self.batch_size, reuse=reuse)
         return [self._maker.job(p, plan, state) for p, state in zip(prompts, states, strict=True)]
 
     def _outputs(
         self,
-        jobs: Sequence[Job],
+        jobs: Sequence[PreparedRequest],
         plan: Plan,
         sampling: Sampling,
-        answers: Sequence[Answer],
+        answers: Sequence[AnswerState],
         clock: Sequence[float],
         explain: Explain,
     ) -> list[Output]:
@@ -329,7 +329,7 @@ class HFEngine:
         keys = [tuple(p.key for p in prompt.pictures) for prompt in prompts if prompt.pictures]
         return self._reuse and plan.reusable and len(set(keys)) < len(keys)
 
-    def _check_length(self, jobs: Sequence[Job]) -> None:
+    def _check_length(self, jobs: Sequence[PreparedRequest]) -> None:
         limit = self._context()
         for job in jobs:
             for row in job.rows.values():

@@ -2,7 +2,8 @@
 
 One attention function is registered under the name "halludecode". It runs the stock SDPA kernel for
 every row and recomputes, exactly, only the queries a strategy edits, in blocks of rows; without an
-active `Run` it is SDPA. The active run is a context variable, so threads never see each other's.
+active `ForwardContext` it is SDPA. The active run is a context variable, so threads never see each
+other's.
 """
 
 from __future__ import annotations
@@ -19,13 +20,13 @@ from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
-from halludecode.models.layout import Layout, decoder_layers
+from halludecode.models.families import ModelFamily, decoder_layers
 
 if TYPE_CHECKING:
-    from halludecode.engines.hf.run import Run
+    from halludecode.engines.hf.forward_context import ForwardContext
 
 NAME = "halludecode"
-_ACTIVE: ContextVar[Run | None] = ContextVar("halludecode_run", default=None)
+_ACTIVE: ContextVar[ForwardContext | None] = ContextVar("halludecode_run", default=None)
 _LOCKS: WeakKeyDictionary[nn.Module, threading.RLock] = WeakKeyDictionary()
 _LOCKS_LOCK = threading.Lock()
 
@@ -57,7 +58,7 @@ def lock_of(model: nn.Module) -> threading.RLock:
         return _LOCKS.setdefault(model, threading.RLock())
 
 
-def decode(model: Any, layout: Layout, x: Tensor, *, norm: bool) -> Tensor:
+def decode(model: Any, layout: ModelFamily, x: Tensor, *, norm: bool) -> Tensor:
     """float32 [.., V]: the model's LM head on residuals [.., D], after its final norm or not."""
     if norm:
         parent = model.get_submodule(layout.layers.rpartition(".")[0])
@@ -66,7 +67,7 @@ def decode(model: Any, layout: Layout, x: Tensor, *, norm: bool) -> Tensor:
 
 
 @contextmanager
-def hooked(model: Any, layout: Layout, run: Run) -> Iterator[None]:
+def hooked(model: Any, layout: ModelFamily, run: ForwardContext) -> Iterator[None]:
     """Within this block the model's forward passes obey ``run``; afterwards it is as it was."""
     handles: list[Any] = []
     token = _ACTIVE.set(run)
@@ -104,14 +105,14 @@ def attention_set(model: Any, needed: bool) -> Iterator[None]:
         model.set_attn_implementation({"text_config": before})
 
 
-def _on_input(run: Run, layer: int) -> Callable[..., None]:
+def _on_input(run: ForwardContext, layer: int) -> Callable[..., None]:
     def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         run.layer_input(layer, args[0] if args else kwargs["hidden_states"])
 
     return hook
 
 
-def _on_output(run: Run, layer: int) -> Callable[..., Any]:
+def _on_output(run: ForwardContext, layer: int) -> Callable[..., Any]:
     def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
         if isinstance(output, tuple):
             return (run.layer_output(layer, output[0]), *output[1:])
@@ -120,7 +121,7 @@ def _on_output(run: Run, layer: int) -> Callable[..., Any]:
     return hook
 
 
-def _on_mlp(run: Run, layer: int) -> Callable[..., Any]:
+def _on_mlp(run: ForwardContext, layer: int) -> Callable[..., Any]:
     def hook(
         module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor
     ) -> Tensor:

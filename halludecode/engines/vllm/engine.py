@@ -12,15 +12,16 @@ from typing import Any
 
 import torch
 
+from halludecode.calibration.calibrator import Samples
 from halludecode.core import spec as hd_spec
 from halludecode.core.artifact import Artifact
 from halludecode.core.errors import HalluDecodeError, HookNeverFired, InvalidRequest
 from halludecode.core.plan import Plan, compile_plan
 from halludecode.core.prompt import Prompt
 from halludecode.engines import VLLM_PROVIDES
-from halludecode.engines.base import Chunk, Explain, Explanation, Output, Request, Sampling
+from halludecode.engines.api import Chunk, Explain, Explanation, Output, Request, Sampling
 from halludecode.engines.explain import (
-    Reading,
+    TokenReading,
     explaining,
     explanation,
     glance,
@@ -28,20 +29,24 @@ from halludecode.engines.explain import (
     rasters,
     warnings,
 )
-from halludecode.engines.finish import settled, shower
-from halludecode.engines.hf.calibrate import Samples
-from halludecode.engines.inputs import Feeder
-from halludecode.engines.prompts import to_prompt
-from halludecode.engines.rows import Job, Row, RowMaker
-from halludecode.engines.vllm.answers import Answer, Reader
-from halludecode.engines.vllm.feeds import Feeds
-from halludecode.engines.vllm.host import Host, HostCalibrator
-from halludecode.engines.vllm.limits import check_plan
-from halludecode.engines.vllm.load import Loaded, load_engine
-from halludecode.engines.vllm.looks import Looker
-from halludecode.engines.vllm.outcomes import Ask, Work, answered, outcome
-from halludecode.engines.vllm.wire import name_of, pack
-from halludecode.models.layout import check_family
+from halludecode.engines.inputs.chat import to_prompt
+from halludecode.engines.inputs.processor import InputProcessor
+from halludecode.engines.inputs.rows import PreparedRequest, Row, RowBuilder
+from halludecode.engines.outputs import settled, shower
+from halludecode.engines.vllm.frontend.activations import ActivationCollector
+from halludecode.engines.vllm.frontend.calibration import Host, HostCalibrator
+from halludecode.engines.vllm.frontend.capacity import check_plan
+from halludecode.engines.vllm.frontend.loading import Loaded, load_engine
+from halludecode.engines.vllm.frontend.output_reader import OutputReader, PartialAnswer
+from halludecode.engines.vllm.frontend.pending import (
+    PendingAnswer,
+    PendingRequest,
+    answered,
+    outcome,
+)
+from halludecode.engines.vllm.frontend.requests import RequestBuilder
+from halludecode.engines.vllm.row_metadata import name_of, pack
+from halludecode.models.families import check_family
 
 KEPT = 256  # compiled strategies, and parts whose artifacts the workers keep
 
@@ -77,12 +82,12 @@ class VLLMEngine:
         layout = self._loaded.layout
         self.provides = VLLM_PROVIDES - layout.lacks.keys()
         self.processor = self._loaded.processor
-        feeder = Feeder(self.processor, self._loaded.config, layout)
-        self._maker = RowMaker(feeder, shower(self.processor, layout))
-        self._feeds = Feeds(self._loaded, feeder)
+        feeder = InputProcessor(self.processor, self._loaded.config, layout)
+        self._maker = RowBuilder(feeder, shower(self.processor, layout))
+        self._feeds = RequestBuilder(self._loaded, feeder)
         self._plans: dict[str, Plan] = {}
         self._count = self._turn = 0
-        self._looker = Looker(self._loaded, self._maker, self._feeds, self._name)
+        self._looker = ActivationCollector(self._loaded, self._maker, self._feeds, self._name)
         self._host: Any = Host(self, self._loaded)
         looker: Any = self._looker
         self._calibrator = HostCalibrator(looker, artifacts)
@@ -120,7 +125,7 @@ class VLLMEngine:
         plan = probed(plan, self._loaded.facts, explain)
         if explain:
             check_plan(plan, self._loaded.vllm_config)
-        asked = Ask(plan, sampling or Sampling(), tuple(score_words))
+        asked = PendingRequest(plan, sampling or Sampling(), tuple(score_words))
         *_, outcomes = self._write([(request, asked) for request in wanted])
         return [self._warned(output, explain) for output in answered(outcomes)]
 
@@ -144,7 +149,7 @@ class VLLMEngine:
             UnknownStrategy, InvalidParameter, UnsupportedStrategy: Before any token is produced.
         """
         plan = strategy if isinstance(strategy, Plan) else self.plan(strategy)
-        asked = Ask(plan, sampling or Sampling(), tuple(score_words))
+        asked = PendingRequest(plan, sampling or Sampling(), tuple(score_words))
         *_, outcomes = self._write([(request, asked) for request in requests], each=True)
         return outcomes
 
@@ -156,7 +161,9 @@ class VLLMEngine:
         if sampling.n != 1:
             raise InvalidRequest("stream() writes one answer; use generate() for n > 1.")
         sent, count = "", 0
-        for state in self._write([(request, Ask(self.plan(strategy), sampling))], live=True):
+        for state in self._write(
+            [(request, PendingRequest(self.plan(strategy), sampling))], live=True
+        ):
             if isinstance(state[0], HalluDecodeError):
                 raise state[0]
             if isinstance(state[0], Output):
@@ -246,7 +253,11 @@ class VLLMEngine:
 
     # Private --------------------------------------------------------------------------------------
     def _write(
-        self, asked: Sequence[tuple[Request, Ask]], *, live: bool = False, each: bool = False
+        self,
+        asked: Sequence[tuple[Request, PendingRequest]],
+        *,
+        live: bool = False,
+        each: bool = False,
     ) -> Iterator[list[Any]]:
         """Yields the answers after every step if ``live``, at the end the outcomes.
 
@@ -256,8 +267,8 @@ class VLLMEngine:
             each: Go on with the others where a request cannot be prepared.
         """
         begun = time.perf_counter()
-        works = [Work(self._name(), request, ask) for request, ask in asked]
-        reader = Reader(self._loaded, live=live)
+        works = [PendingAnswer(self._name(), request, ask) for request, ask in asked]
+        reader = OutputReader(self._loaded, live=live)
         try:
             self._prepare(works, each=each)
             prepared = time.perf_counter()
@@ -274,7 +285,7 @@ class VLLMEngine:
         clock = (begun, prepared, reader.first or prepared, time.perf_counter())
         yield self._outcomes(works, reader.answers, notes, clock)
 
-    def _prepare(self, works: Sequence[Work], *, each: bool) -> None:
+    def _prepare(self, works: Sequence[PendingAnswer], *, each: bool) -> None:
         """Rows of all requests; looks of requests under one plan are taken together."""
         for work in works:
             with self._kept(work, each=each):
@@ -299,7 +310,7 @@ class VLLMEngine:
                     work.group = self._feeds.group(work.job, *given)
 
     @contextmanager
-    def _kept(self, work: Work, *, each: bool) -> Iterator[None]:
+    def _kept(self, work: PendingAnswer, *, each: bool) -> Iterator[None]:
         try:
             yield
         except HalluDecodeError as error:
@@ -307,12 +318,12 @@ class VLLMEngine:
                 raise
             work.error = error
 
-    def _take_looks(self, works: Sequence[Work], plan: Plan) -> None:
+    def _take_looks(self, works: Sequence[PendingAnswer], plan: Plan) -> None:
         jobs = self._jobs([(w.name, w.prompt, plan) for w in works if w.prompt is not None])
         for work, job in zip(works, jobs, strict=True):
             work.job = job
 
-    def _words(self, ask: Ask) -> dict[str, list[int]]:
+    def _words(self, ask: PendingRequest) -> dict[str, list[int]]:
         return {word: self._maker.feeder.word_ids(word) for word in ask.words}
 
     def _name(self, replica: int | None = None) -> str:
@@ -322,9 +333,9 @@ class VLLMEngine:
             self._turn = replica = (self._turn + 1) % self._loaded.replicas
         return name_of(self._count, replica)
 
-    def _jobs(self, asked: Sequence[tuple[str, Prompt, Plan]]) -> list[Job]:
+    def _jobs(self, asked: Sequence[tuple[str, Prompt, Plan]]) -> list[PreparedRequest]:
         """Rows of requests, in order; looks of requests under one plan are taken together."""
-        made: dict[str, Job] = {}
+        made: dict[str, PreparedRequest] = {}
         for plan in {id(plan): plan for _, _, plan in asked}.values():
             self._send_artifacts(plan)
             own = [(name, prompt) for name, prompt, p in asked if p is plan]
@@ -348,8 +359,8 @@ class VLLMEngine:
 
     def _outcomes(
         self,
-        works: Sequence[Work],
-        answers: Sequence[Answer],
+        works: Sequence[PendingAnswer],
+        answers: Sequence[PartialAnswer],
         notes: Sequence[Mapping[str, Any]],
         clock: tuple[float, float, float, float],
     ) -> list[Output | HalluDecodeError]:
@@ -363,7 +374,9 @@ class VLLMEngine:
             start = stop
         return made
 
-    def _explained(self, work: Work, answer: Answer, note: Mapping[str, Any]) -> Explanation | None:
+    def _explained(
+        self, work: PendingAnswer, answer: PartialAnswer, note: Mapping[str, Any]
+    ) -> Explanation | None:
         """One answer token by token, if that was asked for and there is an image."""
         if explaining(work.ask.plan) is None or not work.job or not work.job.prompt.pictures:
             return None
@@ -375,7 +388,7 @@ class VLLMEngine:
         row, decode = work.job.rows["main"], self.processor.tokenizer.decode
         spans = rasters(row, self._maker.feeder, self._loaded.layout)
         read = [
-            Reading(grounding, entropy, glance(torch.tensor(seen), row, spans))
+            TokenReading(grounding, entropy, glance(torch.tensor(seen), row, spans))
             for grounding, entropy, seen in note["read"][: len(answer.ids)]
         ]
         texts = (

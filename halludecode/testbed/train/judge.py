@@ -34,7 +34,7 @@ def judge(model: Path, out: Path, count: int, seen: int, progress: bool = True) 
         the rate of false "yes" by kind of absent object. Fractions are 0..1.
     """
     import halludecode as hd
-    from halludecode.evals.run import run_eval
+    from halludecode.evals.runner.run import run_eval
 
     report = run_eval(
         hd.load(str(model)),
@@ -65,7 +65,7 @@ def judge(model: Path, out: Path, count: int, seen: int, progress: bool = True) 
 def sinks(model: Path, count: int = 50) -> str:
     """Whether the model has attention sinks, in one sentence: see `hd.sinks`."""
     import halludecode as hd
-    from halludecode.training.data import samples
+    from halludecode.calibration.data import samples
 
     pairs = samples("testbed", ["testbed-dev-iid"], limit=count)
     return hd.sinks(hd.load(str(model)), [request for request, _ in pairs]).verdict

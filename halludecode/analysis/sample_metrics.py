@@ -1,0 +1,276 @@
+"""What is read of one sample: head divergence, attention mass, or what silencing each head does.
+
+On the Hugging Face engine all three are plans like any other, of strategies that look and do not
+decode; they are not registered. Elsewhere divergence and mass are taken through looks, which every
+engine serves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, fields
+from functools import partial
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from halludecode.core.activations import ActivationRequest
+from halludecode.core.branch import Branch
+from halludecode.core.errors import HookNeverFired, UnsupportedStrategy
+from halludecode.core.heads import divergence
+from halludecode.core.model_info import ModelInfo
+from halludecode.core.plan import Plan, compile_plan
+from halludecode.core.prompt import Prompt
+from halludecode.core.sinks import is_sink
+from halludecode.core.state import State
+from halludecode.core.strategy import Strategy
+from halludecode.engines.api import Output, Request, Sampling
+from halludecode.engines.inputs.chat import to_prompt
+
+if TYPE_CHECKING:
+    from halludecode.core.attention import Attention
+    from halludecode.core.step import Step
+
+Maps = dict[str, Tensor]  # name -> float32 [L, H]
+FORCE = 1e4  # logits added to the token an answer goes on with
+
+
+@dataclass(frozen=True)
+class Sinks:
+    """Which tokens are attention sinks, see `core.sinks`."""
+
+    dims: tuple[int, ...]
+    tau: float
+
+
+def facts_of(engine: Any) -> ModelInfo:
+    """The model's numbers, as any plan of its engine knows them."""
+    return engine.plan("scaled(scale=2.0)").parts[0].facts
+
+
+def sinks_of(engine: Any, spec: str = "var") -> Sinks:
+    """The sinks that a `var` strategy finds on this model."""
+    part = engine.plan(spec).parts[0]
+    return Sinks(part.strategy.sinks(part.facts), part.strategy.threshold(part.facts))
+
+
+class _Unshared(Plan):
+    """A plan whose prompts are read whole: no picture's prefix is read apart from its question."""
+
+    reusable = False  # type: ignore[assignment]
+
+
+class _Numbered(Strategy):
+    """Numbers requests in the order they come, so that what is read of each finds its place."""
+
+    name = "heads"
+
+    def __init__(self) -> None:
+        self.count = 0
+
+    def prepare(self, seen: Mapping[str, Any], m: ModelInfo) -> State:
+        self.count += 1
+        return {"case": torch.tensor(self.count - 1)}
+
+    def run(self, engine: Any, requests: Sequence[Request], tokens: int) -> list[Output]:
+        """Answers under this strategy; what it reads is kept on it."""
+        made = compile_plan((self,), engine.net.facts(), engine.provides, engine=engine.name)
+        plan = _Unshared(**{f.name: getattr(made, f.name) for f in fields(made)})
+        self.reset()
+        outputs = engine.generate(requests, plan, Sampling(max_new_tokens=tokens))
+        if self.count != len(requests):
+            raise HookNeverFired(f"{len(requests)} samples were given, {self.count} were read.")
+        return outputs
+
+    def reset(self) -> None:
+        """Forget what tracing left behind."""
+        self.count = 0
+
+
+class Watch(_Numbered):
+    """Reads every layer at every emitting query.
+
+    Args:
+        read: ``(a) -> {name: float32 [R, H]}``.
+        blind: Whether the image-free row runs beside, fed with the same tokens.
+    """
+
+    def __init__(self, read: Callable[[Attention], Maps], *, blind: bool) -> None:
+        super().__init__()
+        self.read, self.blind = read, blind
+        self.found: dict[int, list[Maps]] = {}  # request -> per token
+
+    def reset(self) -> None:
+        """Forget what tracing left behind."""
+        super().reset()
+        self.found.clear()
+
+    def branches(self, prompt: Prompt, state: State, m: ModelInfo) -> Mapping[str, Branch]:
+        """The image-free row, where it is read."""
+        return {"blind": Branch(prompt.without_images())} if self.blind else {}
+
+    def attend(self, a: Attention) -> None:
+        """Read a layer; after the last one, keep them all."""
+        layers = a.carry.setdefault("layers", [])
+        layers.append(self.read(a))
+        if a.layer < a.m.L - 1:
+            return
+        whole = {n: torch.stack([one[n] for one in layers], 1).cpu() for n in layers[0]}
+        for r, case in enumerate(a.state["case"].tolist()):  # finished answers are gone by and by
+            self.found.setdefault(case, []).append({n: maps[r] for n, maps in whole.items()})
+
+
+def _read_divergence(a: Attention) -> Maps:
+    vhd, inliers = divergence(a.out("main")[:, -1], a.out("blind")[:, -1])
+    return {"vhd": vhd, "inliers": inliers}
+
+
+def _read_mass(a: Attention, sinks: Sinks) -> Maps:
+    sink = a.flag("sink", partial(is_sink, dims=sinks.dims, tau=sinks.tau))
+    image, stuck, others = a.mass(a.image, a.image & sink, a.image & ~sink)
+    return {"image": image[..., -1], "sinks": stuck[..., -1], "others": others[..., -1]}
+
+
+@dataclass(frozen=True)
+class HeadReading:
+    """What was read of one sample: per written token, maps; and the answer, where one was."""
+
+    tokens: Sequence[Maps]
+    output: Output | None = None
+
+
+def divergences(engine: Any, requests: Sequence[Request], tokens: int) -> Iterator[HeadReading]:
+    """VHD "vhd" of every written token, and "inliers": outliers zeroed (arXiv:2412.13949).
+
+    Both streams are the plain model's and read the same tokens; without the Hugging Face engine
+    only the first token is looked at.
+    """
+    if engine.name == "hf":
+        yield from _watched(engine, requests, tokens, Watch(_read_divergence, blind=True))
+        return
+    layers = tuple(range(facts_of(engine).L))
+    for request in requests:
+        prompt = prompt_of(engine, request)
+        seen, blind = (
+            engine._looker.see(ActivationRequest(one, heads=layers)).heads
+            for one in (prompt, prompt.without_images())
+        )
+        vhd, inliers = divergence(seen, blind)
+        yield HeadReading([{"vhd": vhd, "inliers": inliers}])
+
+
+def masses(engine: Any, requests: Sequence[Request], sinks: Sinks) -> Iterator[HeadReading]:
+    """Attention of the last prompt token on "image" tokens: on "sinks" among them and "others".
+
+    Where looks are used, layer 0 has no sinks: what enters it is not shown, and no activation is
+    massive yet.
+    """
+    if engine.name == "hf":
+        read = partial(_read_mass, sinks=sinks)
+        yield from _watched(engine, requests, 1, Watch(read, blind=False))
+        return
+    depth = facts_of(engine).L
+    for request in requests:
+        look = ActivationRequest(
+            prompt_of(engine, request),
+            image=tuple(range(depth)),
+            hidden=tuple(range(depth - 1)) if sinks.dims else (),
+            every_token=True,
+        )
+        seen = engine._looker.see(look)
+        stuck = torch.zeros(depth, 1, seen.image.shape[-1], dtype=torch.bool)
+        if sinks.dims:  # what leaves a layer enters the next
+            found = is_sink(seen.hidden, dims=sinks.dims, tau=sinks.tau)  # [L-1, T]
+            stuck[1:, 0] = found[:, seen.image_mask]
+        parts = {"image": seen.image, "sinks": seen.image * stuck, "others": seen.image * ~stuck}
+        yield HeadReading([{name: part.sum(-1) for name, part in parts.items()}])
+
+
+def _watched(
+    engine: Any, requests: Sequence[Request], tokens: int, watch: Watch
+) -> Iterator[HeadReading]:
+    outputs = watch.run(engine, requests, tokens)
+    for i, output in enumerate(outputs):
+        yield HeadReading(watch.found[i][: len(output.token_ids)], output)
+
+
+def prompt_of(engine: Any, request: Request) -> Prompt:
+    """A request as the engine's model reads it."""
+    net = engine.net if hasattr(engine, "net") else engine._host.net
+    return to_prompt(request, net.layout.placeholder)
+
+
+# Ablation ---------------------------------------------------------------------------------------
+
+
+class Silence(_Numbered):
+    """Silences one head per request, at every position, and has a given answer written.
+
+    Args:
+        heads: Per request (layer, head); None silences nothing.
+        answer: Per step, the ids that count as right; the first of them is written.
+    """
+
+    name = "silence"
+
+    def __init__(
+        self, heads: Sequence[tuple[int, int] | None], answer: Sequence[Sequence[int]]
+    ) -> None:
+        super().__init__()
+        self.places = torch.tensor([head or (-1, -1) for head in heads])
+        self.answer = answer
+        self.found: dict[int, list[float]] = {}  # request -> log p of every step
+
+    def reset(self) -> None:
+        """Forget what tracing left behind."""
+        super().reset()
+        self.found.clear()
+
+    def attend(self, a: Attention) -> None:
+        """Silence each request's head, if it is in this layer."""
+        case = a.state["case"]
+        layer, head = self.places.to(case.device)[case].unbind(-1)  # [R]
+        every = torch.arange(a.m.H, device=case.device)
+        silent = (layer == a.layer)[:, None] & (head[:, None] == every)
+        a.heads(1 - silent.float(), queries="all")
+
+    def combine(self, step: Step) -> Tensor:
+        """Read the right token's log-probability, then write it."""
+        log_p, forced = step["main"].log_softmax(-1), step["main"].clone()
+        place, case = (step.t[:, 0] - 1).tolist(), step.state["case"].tolist()
+        for row, (t, i) in enumerate(zip(place, case, strict=True)):
+            if t < len(self.answer):
+                right = list(self.answer[t])
+                self.found.setdefault(i, []).append(float(log_p[row, right].logsumexp(-1)))
+                forced[row, right[0]] = forced[row].max() + FORCE
+        return forced
+
+
+def check_ablation(engine: Any) -> None:
+    """Refuse engines that cannot silence heads one by one.
+
+    Raises:
+        UnsupportedStrategy: It is another than the Hugging Face engine.
+    """
+    if engine.name != "hf":
+        raise UnsupportedStrategy(
+            f"Metric 'ablation' silences heads one by one, which engine {engine.name!r} does not "
+            "do; use engine='hf', or the metrics vhd and mass."
+        )
+
+
+def ablation(engine: Any, request: Request, answer: Sequence[Sequence[int]]) -> Tensor:
+    """float32 [L, H, T]: what silencing each head does to the log-probability of every step.
+
+    Args:
+        engine: On the Hugging Face engine.
+        request: The question, with a picture.
+        answer: Per step, the ids that count as right; the first of them is fed on.
+    """
+    m = facts_of(engine)
+    heads = [(layer, head) for layer in range(m.L) for head in range(m.H)]
+    silence = Silence([None, *heads], answer)
+    silence.run(engine, [request] * (1 + len(heads)), len(answer))
+    found = torch.tensor([silence.found[i] for i in range(1 + len(heads))])
+    return (found[1:] - found[0]).reshape(m.L, m.H, -1)

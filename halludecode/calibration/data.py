@@ -1,0 +1,146 @@
+"""What `calibrate` and training read: questions with their labels, pictures with their captions.
+
+Sources are those of `eval` (`evals.load`): testbed names, folders, hub ids, or pictures
+with a file. A folder gives what it has of POPE questions and COCO captions.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from halludecode.core.errors import InvalidData
+from halludecode.engines.api import Request
+from halludecode.evals import load_hub as hub
+from halludecode.evals.data.entries import Selection, folder_pictures
+from halludecode.evals.data.records import read_text
+from halludecode.evals.data.samples import EvalUnit, Sample
+from halludecode.evals.load import TESTBED, load_units
+from halludecode.evals.presets import preset_for
+
+Pairs = list[tuple[Request, str | None]]
+
+
+def samples(
+    model: str,
+    sources: Sequence[str],
+    images: Path | None = None,
+    annotations: Path | None = None,
+    *,
+    prompt_preset: str | None = None,
+    limit: int = 50,
+) -> Pairs:
+    """Read questions and captions, each with its answer.
+
+    Args:
+        model: The model's name; it chooses the default prompt preset.
+        sources: Testbed names, folders or hub ids (POPE questions only).
+        images: Folder of pictures, with ``annotations``.
+        annotations: POPE question file or COCO captions file.
+        prompt_preset: Whose words go round a question, as for `eval`.
+        limit: First N pictures of every source.
+
+    Raises:
+        InvalidData: Files are missing or damaged, or a source has neither questions nor captions.
+        InvalidParameter: There is no such preset, or it lacks a prompt.
+        InvalidRequest: A picture cannot be decoded.
+    """
+    found: Pairs = []
+    if (images is None) != (annotations is None):
+        raise InvalidData("--images and --annotations go together: a folder and its file.")
+    if images is not None and annotations is not None:
+        if _is_captions(annotations):
+            found += _captions(annotations, images, model, prompt_preset, limit)
+        else:
+            found += _questions([], images, annotations, model, prompt_preset, limit)
+    for source in sources:
+        found += _from_source(source, model, prompt_preset, limit)
+    return found
+
+
+def _from_source(source: str, model: str, preset: str | None, limit: int) -> Pairs:
+    if source in TESTBED:
+        from halludecode.testbed import dataset
+
+        folder = dataset(source, limit)
+    else:
+        folder = Path(source)
+    if not folder.is_dir():
+        return _questions([source], None, None, model, preset, limit)
+    found: Pairs = []
+    if next((folder / "pope").glob("*.json*"), None) is not None:
+        found += _questions([str(folder)], None, None, model, preset, limit)
+    captions = min((folder / "annotations").glob("captions*.json"), default=None)
+    if captions is not None:
+        found += _captions(captions, folder / "images", model, preset, limit)
+    if not found and hub.is_hub_copy(folder):
+        return _questions([source], None, None, model, preset, limit)
+    if not found:
+        raise InvalidData(
+            f"{folder}: nothing to calibrate on; it needs pope/*.jsonl (questions with labels) or "
+            "annotations/captions*.json, with images/ beside."
+        )
+    return found
+
+
+def _questions(
+    sources: Sequence[str],
+    images: Path | None,
+    annotations: Path | None,
+    model: str,
+    preset: str | None,
+    limit: int,
+) -> Pairs:
+    chosen = {"pope": preset_for(preset, model, ["pope"])[1]}
+    selection = Selection(["pope"], chosen, limit=limit)
+    units = load_units(sources, selection, images, annotations)
+    pictures: dict[str, Any] = {}
+    found: Pairs = []
+    for sample in _in_turn(units):
+        known = sample.picture.digest
+        if known not in pictures:
+            pictures[known] = sample.picture.load()
+        found.append((Request(sample.prompt, (pictures[known],)), sample.label))
+    return found
+
+
+def _in_turn(units: Sequence[EvalUnit]) -> Iterator[Sample]:
+    """Every picture with the questions of one split, the splits in turn.
+
+    The splits share their "yes" questions: all of them would be mostly repeats, without the repeats
+    mostly "no".
+    """
+    names = dict.fromkeys(s.picture.name for unit in units for s in unit.samples)
+    turn = {name: i % len(units) for i, name in enumerate(names)}
+    return (s for i, unit in enumerate(units) for s in unit.samples if turn[s.picture.name] == i)
+
+
+def _is_captions(path: Path) -> bool:
+    """Whether a file is one JSON object with COCO's annotations, not JSON lines."""
+    try:
+        value = json.loads(read_text(path))
+    except ValueError:
+        return False
+    return isinstance(value, dict) and "annotations" in value
+
+
+def _captions(path: Path, images: Path, model: str, preset: str | None, limit: int) -> Pairs:
+    """Every caption of the first pictures that are in the folder, as the answer to a prompt."""
+    prompt = preset_for(preset, model, ["chair"])[1].prompt("chair", "")
+    try:
+        content = json.loads(read_text(path))
+        names = {int(image["id"]): str(image["file_name"]) for image in content["images"]}
+        told = [(int(a["image_id"]), str(a["caption"])) for a in content["annotations"]]
+    except (ValueError, KeyError, TypeError) as error:
+        raise InvalidData(
+            f"{path}: not a COCO captions file ({error} is missing or of another type)."
+        ) from None
+    present = {i for i, name in names.items() if (images / name).is_file()}
+    kept = list(dict.fromkeys(i for i, _ in told if i in present))[:limit]
+    if not kept:
+        raise InvalidData(f"{images} holds none of the pictures that {path} describes.")
+    find = folder_pictures(images)
+    pictures = {i: find(names[i], str(path)).load() for i in kept}
+    return [(Request(prompt, (pictures[i],)), text) for i, text in told if i in pictures]

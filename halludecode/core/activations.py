@@ -1,0 +1,68 @@
+"""Passes of the plain model before the answer: what to keep of one, and what was kept."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+from halludecode.core.prompt import Prompt, digest
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass(frozen=True)
+class ActivationRequest:
+    """A pass of the plain model before the answer, and what to keep of it.
+
+    Args:
+        prompt: What it reads.
+        hidden: Layers whose leaving residual is kept: Activations.hidden [n, D].
+        heads: Layers whose head outputs before o_proj are kept: Activations.heads [n, H, d].
+        image: Layers whose last-token weights on image keys are kept: Activations.image [n, H,
+        N_img]. vision: Layers of the vision tower whose attention is kept, as received by each
+        image token:
+            from the CLS token where the tower has one, else the mean over all: Activations.vision
+            [n, Hv, N_img].
+        vision_heads: "fullwidth" takes the tower's queries and keys as one head: Hv is 1.
+        every_token: Keep ``hidden`` for all prompt tokens: Activations.hidden [n, T, D].
+        write: Then write this many tokens greedily: Activations.text, Activations.token_ids.
+        logits: Keep the raw logits of every written step: Activations.logits [n, V].
+    """
+
+    prompt: Prompt
+    hidden: tuple[int, ...] = ()
+    heads: tuple[int, ...] = ()
+    image: tuple[int, ...] = ()
+    vision: tuple[int, ...] = ()
+    vision_heads: Literal["split", "fullwidth"] = "split"
+    every_token: bool = False
+    write: int = 0
+    logits: bool = False
+
+    @property
+    def kind(self) -> tuple[Any, ...]:
+        """Everything asked for; looks of one kind can be taken together."""
+        kept = (self.hidden, self.heads, self.image, self.vision, self.vision_heads)
+        return (*kept, self.every_token, self.write, self.logits)
+
+    @property
+    def key(self) -> str:
+        """Digest of the prompt and of everything asked for."""
+        return digest(self.prompt.key, self.kind)
+
+
+@dataclass(frozen=True)
+class Activations:
+    """What a `ActivationRequest` saw; tensors are float32 on the CPU."""
+
+    hidden: Tensor | None = None
+    heads: Tensor | None = None
+    image: Tensor | None = None
+    vision: Tensor | None = None
+    image_counts: tuple[int, ...] = ()  # image tokens of each picture
+    image_mask: Tensor | None = None  # bool [T], with every_token: which tokens are image tokens
+    image_spans: tuple[tuple[int, int, int], ...] = ()  # per picture: (first token, rows, columns)
+    text: str = ""
+    token_ids: tuple[int, ...] = ()
+    logits: Tensor | None = None

@@ -1,0 +1,162 @@
+"""Working tensors of one row in one layer: keys, queries, scores, weights, output.
+
+The arithmetic is explicit and exact, but only ever on a block of query rows, so no [queries, keys]
+map of a whole prompt exists. Engines build a `AttentionBlock` per named row from their own tensors;
+`core.attention` edits it.
+
+Shapes: R requests, H query heads, G key/value heads, Q query rows of the block, N keys, d head
+size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal
+
+from halludecode.core.errors import HookNeverFired
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Queries = Literal["emitting", "generated", "after_image", "all"]
+PAD, SYSTEM, IMAGE, TEXT, GENERATED = range(5)  # kinds of keys, see `RowKeys`
+NEG_INF = float("-inf")
+
+
+@dataclass(frozen=True)
+class RowKeys:
+    """What an engine knows about the keys and queries of one row, for all requests of a batch.
+
+    Args:
+        kind: int8 [R, N]: PAD, SYSTEM (before the first image), IMAGE, TEXT (after it), GENERATED.
+        picture: int16 [R, N]: index of the picture an image key belongs to, else -1.
+        position: int64 [R, Q]: position of each query in its prompt, -1 for padding.
+        query_kind: int8 [R, Q]: kind of each query token.
+        length: int64 [R]: prompt length P.
+    """
+
+    kind: Tensor
+    picture: Tensor
+    position: Tensor
+    query_kind: Tensor
+    length: Tensor
+    _made: dict[str, Tensor] = field(default_factory=dict[str, "Tensor"], compare=False)
+
+    def queries(self, which: Queries) -> Tensor:
+        """Bool [R, Q]: the queries a verb acts on, defined by position, never by chunk."""
+        if which not in self._made:
+            self._made[which] = self._queries(which)
+        return self._made[which]
+
+    def mask(self, name: str, make: Callable[[RowKeys], Tensor]) -> Tensor:
+        """A set of keys, bool [R, N], or what else is the same in all layers of a forward."""
+        if name not in self._made:
+            self._made[name] = make(self)
+        return self._made[name]
+
+    def _queries(self, which: Queries) -> Tensor:
+        real = self.position >= 0
+        if which == "all":
+            return real
+        if which == "emitting":
+            return real & (self.position >= self.length[:, None] - 1)
+        if which == "generated":
+            return real & (self.position >= self.length[:, None])
+        return real & (self.query_kind >= TEXT) & (self.kind == IMAGE).any(-1, keepdim=True)
+
+
+@dataclass
+class AttentionBlock:
+    """Tensors of one row in one layer for a block of queries; scores are made on demand.
+
+    Args:
+        keys: Where its keys and queries lie.
+        q: [R, H, Q, d]; None, like k, v and visible, where only head outputs are edited.
+        k: [R, G, N, d].
+        v: [R, G, N, d].
+        visible: Bool, broadcastable to [R, 1, Q, N].
+        scaling: Factor on q k^T.
+        base: [R, H, Q, d], output of the stock kernel.
+        gains: [R, H, Q, N], factors on the weights.
+        head_gain: [R, H, Q], factors on the head outputs.
+    """
+
+    keys: RowKeys
+    q: Tensor | None
+    k: Tensor | None
+    v: Tensor | None
+    visible: Tensor | None
+    scaling: float
+    base: Tensor
+    gains: Tensor | None = None
+    head_gain: Tensor | None = None
+    _plain: Tensor | None = None  # the logits before any edit
+    _scores: Tensor | None = None
+    _weights: Tensor | None = None
+
+    def scores(self) -> Tensor:
+        """float32 [R, H, Q, N] scaled, masked logits."""
+        if self._scores is None:
+            q, k, visible = _need(self.q).float(), _need(self.k).float(), _need(self.visible)
+            r, h, n_q, d = q.shape
+            g = k.shape[1]
+            raw = (q * self.scaling).reshape(r, g, h // g * n_q, d) @ k.transpose(-1, -2)
+            self._scores = raw.reshape(r, h, n_q, -1).where(visible, NEG_INF)
+        return self._scores
+
+    def edit_scores(self, scores: Tensor) -> None:
+        """Replace the logits; weights are recomputed from them."""
+        self._plain = self.scores() if self._plain is None else self._plain
+        self._scores, self._weights = scores, None
+
+    def weights(self) -> Tensor:
+        """float32 [R, H, Q, N] softmax of the logits; rows that see nothing are 0."""
+        if self._weights is None:
+            scores = self.scores()
+            made = scores.softmax(-1)
+            # A token being generated sees itself; padding, or a row hidden whole, sees nothing.
+            blind = scores.shape[2] > 1 or self._plain is not None
+            self._weights = made.nan_to_num(0.0) if blind else made
+        return self._weights
+
+    @property
+    def touched(self) -> bool:
+        """Whether any verb was used, effective or not."""
+        return any(x is not None for x in (self._plain, self.gains, self.head_gain))
+
+    def edited(self) -> Tensor:
+        """Bool [R, Q]: queries whose output a verb really changed."""
+        found: Tensor | None = None
+        if self._plain is not None:
+            found = (self.scores() != self._plain).any(dim=-1).any(dim=1)
+        if self.gains is not None:
+            moved = ((self.gains != 1) & (self.weights() > 0)).any(dim=-1).any(dim=1)
+            found = moved if found is None else found | moved
+        if self.head_gain is not None:
+            scaled = (self.head_gain != 1).any(dim=1)
+            found = scaled if found is None else found | scaled
+        if found is None:
+            raise HookNeverFired("attention: output asked for before any verb was used")
+        return found
+
+    def output(self, edited: Tensor | None = None) -> Tensor:
+        """[R, H, Q, d] output after every edit; queries nothing changed keep the stock kernel's."""
+        edited = self.edited() if edited is None else edited
+        out = self.base
+        if self._plain is not None or self.gains is not None:
+            weights = self.weights() if self.gains is None else self.weights() * self.gains
+            r, h, n_q, n = weights.shape
+            value = _need(self.v).to(weights.dtype)
+            g = value.shape[1]
+            out = (weights.reshape(r, g, h // g * n_q, n) @ value).reshape(r, h, n_q, -1)
+        if self.head_gain is not None:
+            out = out.float() * self.head_gain[..., None]
+        return out.to(self.base.dtype).where(edited[:, None, :, None], self.base)
+
+
+def _need(tensor: Tensor | None) -> Tensor:
+    """A verb that needs scores met a layer for which none were traced."""
+    if tensor is None:
+        raise HookNeverFired("attention: this verb needs scores, which tracing did not foresee")
+    return tensor

@@ -1,0 +1,51 @@
+"""What a strategy's `calibrate` may ask of the engine."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from halludecode.core.errors import InvalidParameter
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from halludecode.core.activations import ActivationRequest, Activations
+    from halludecode.core.prompt import Prompt
+    from halludecode.core.strategy import Strategy
+
+
+def _cannot(*_: object) -> Any:
+    raise InvalidParameter("This calibration gives prompts and looks, not scores or training.")
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What `calibrate` may ask of the engine.
+
+    Args:
+        samples: Prompts to find a model's constants on.
+        look: Passes of the plain model.
+        answers: The right answer to each sample where the data has one: "yes", "no" or a caption.
+        score: ``(strategy, artifact) -> float``, higher is better: the share of yes/no samples
+            answered rightly; where no sample has such an answer, minus the mean entropy in nats of
+            the first token's distribution (ZeroTuning's supervised and unsupervised searches).
+        soft_prompt: ``() -> tensors``: "soft" float32 [n, D], trained to stand for picture features
+            with the model frozen (`halludecode.calibration.soft_prompt`).
+        track: Shows progress over an iterable.
+        notes: Sentences on what was found; kept with the artifact.
+    """
+
+    samples: Sequence[Prompt]
+    look: Callable[[ActivationRequest], Activations]
+    answers: Sequence[str | None] = ()
+    score: Callable[[Strategy, Mapping[str, Tensor]], float] = _cannot
+    soft_prompt: Callable[[], Mapping[str, Tensor]] = _cannot
+    track: Callable[[Sequence[Any]], Iterable[Any]] = iter
+    notes: list[str] = field(default_factory=list[str])
+
+    @property
+    def supervised(self) -> bool:
+        """Whether `score` is accuracy."""
+        return any(answer in ("yes", "no") for answer in self.answers)

@@ -1,0 +1,229 @@
+"""Attention heads one by one: ZeroTuning's profiling, and maps saved by `halludecode heads`.
+
+Profiling (arXiv:2505.11739) tries one strength in every head alone. Heads whose score rises are
+up-effective, heads whose score falls down-effective; the larger kind is kept and its strength
+searched.
+
+A saved map feeds a strategy through the artifact mechanism: it is read once, where the model was
+loaded, its numbers travel to wherever the strategy runs, and the run record keeps their digest.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from halludecode.core.artifact import Artifact
+from halludecode.core.calibration import Calibration
+from halludecode.core.errors import InvalidData, InvalidParameter
+from halludecode.core.model_info import ModelInfo
+from halludecode.core.strategy import Strategy
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from halludecode.core.attention import Attention
+
+PROBE = 4.0
+UP, DOWN = (1.5, 2.0, 3.0, 4.0, 6.0, 10.0), (0.7, 0.5, 0.3, 0.2, 0.1)
+SCHEMA = 1  # of a saved map
+
+
+def alone(cal: Calibration, m: ModelInfo, score: Callable[[Tensor], float]) -> Tensor:
+    """float32 [L, H]: ``score(heads bool [L, H])`` of every head alone."""
+    import torch
+
+    one = list(torch.eye(m.L * m.H, dtype=torch.bool).reshape(-1, m.L, m.H))
+    return torch.tensor([score(head) for head in cal.track(one)]).reshape(m.L, m.H)
+
+
+def profile(
+    cal: Calibration, m: ModelInfo, score: Callable[[float, Tensor], float]
+) -> Mapping[str, Tensor]:
+    """Find heads and strength.
+
+    Args:
+        cal: Shows progress, and takes a note of what was found.
+        m: The model's numbers.
+        score: ``(gamma, heads bool [L, H]) -> float``, higher is better; gamma 1 is the plain
+            model.
+
+    Returns:
+        "heads": bool [L, H]; "gamma": float32 [], 1 where nothing beats the plain model; "gain":
+        float32 [L, H], what gamma 4 did in each head alone.
+    """
+    import torch
+
+    plain = score(1.0, torch.zeros(m.L, m.H, dtype=torch.bool))
+    gain = alone(cal, m, lambda head: score(PROBE, head) - plain)
+    up = bool((gain > 0).sum() >= (gain < 0).sum())
+    heads = gain > 0 if up else gain < 0
+    tried = {1.0: plain}
+    if heads.any():
+        tried |= {g: score(g, heads) for g in cal.track(UP if up else DOWN)}
+    gamma = max(tried, key=lambda g: (tried[g], -abs(math.log(g))))
+    kind = "accuracy" if cal.supervised else "minus mean entropy"
+    cal.notes.append(
+        f"{int(heads.sum())} of {heads.numel()} heads are {'up' if up else 'down'}-effective; "
+        f"{kind} {plain:.4f} -> {tried[gamma]:.4f} at gamma {gamma:g}"
+    )
+    return {"heads": heads, "gamma": torch.tensor(gamma), "gain": gain}
+
+
+# Saved maps -------------------------------------------------------------------------------------
+
+
+def read_map(path: str | Path) -> dict[str, Any]:
+    """The content of a saved map.
+
+    Raises:
+        InvalidData: It cannot be read, or is no map of this version.
+    """
+    try:
+        found: Any = json.loads(Path(path).expanduser().read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InvalidData(
+            f"{path}: the map cannot be read ({error.strerror}); make one with `halludecode heads`."
+        ) from None
+    except ValueError:
+        found = None
+    needed = ("metric", "model_digest", "layers", "heads", "values", "parts")
+    if (
+        not isinstance(found, dict)
+        or found.get("schema") != SCHEMA  # pyright: ignore[reportUnknownMemberType]
+        or any(name not in found for name in needed)
+    ):
+        raise InvalidData(f"{path}: not a map that `halludecode heads` saved; make one with it.")
+    return found  # pyright: ignore[reportUnknownVariableType]
+
+
+class Mapped(Strategy):
+    """A strategy whose heads may come from a saved map, named by its parameter ``map``."""
+
+    artifact_params: ClassVar[tuple[str, ...] | None] = ("map",)
+    metrics: ClassVar[tuple[str, ...]] = ()  # of the maps it can use
+    wanted: ClassVar[str] = ""  # the part of the map it uses; "" for the values themselves
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if getattr(self, "map", None) is not None:  # read when first used, on the engine's side
+            object.__setattr__(self, "artifact", "optional")
+
+    def calibrate(self, cal: Calibration, m: ModelInfo) -> Mapping[str, Tensor]:
+        """The map's values and the digest of the model it was made on."""
+        import torch
+
+        path: str | None = getattr(self, "map", None)
+        if path is None:
+            raise InvalidParameter(
+                f"{self.name} has nothing to calibrate without a map: make one with `halludecode "
+                f"heads --metric {self.metrics[0]}` and give {self.name}(map=FILE)."
+            )
+        found = read_map(path)
+        if found["metric"] not in self.metrics:
+            raise InvalidParameter(
+                f"{self.name}(map={path}): this is a map of {found['metric']!r}; {self.name} needs "
+                f"{' or '.join(map(repr, self.metrics))} (`halludecode heads --metric`)."
+            )
+        if (found["layers"], found["heads"]) != (m.L, m.H):
+            raise InvalidParameter(
+                f"{self.name}(map={path}): the map has {found['layers']} layers of "
+                f"{found['heads']} heads, this model {m.L} of {m.H}; make a map of this model."
+            )
+        part = found["parts"].get(self.wanted)
+        cal.notes.append(f"{found['metric']} over {found.get('samples')} samples, {path}")
+        digest = str(found["model_digest"]).encode()
+        return {
+            "values": torch.tensor(part["values"] if part else found["values"]),
+            "model": torch.tensor(list(digest), dtype=torch.uint8),
+        }
+
+    def values(self, m: ModelInfo) -> Tensor | None:
+        """float32 [L, H] of the map; None without one (listings, and before the engine read it).
+
+        Raises:
+            InvalidParameter: The map was made on another model.
+        """
+        made = m.artifact
+        if not made:
+            return None
+        if isinstance(made, Artifact) and "model" in made:  # workers get the tensors, judged here
+            of = made["model"].numpy().tobytes().decode()
+            if of != made.model:
+                raise InvalidParameter(
+                    f"{self.name}(map={getattr(self, 'map', None)}): the map was made on another "
+                    f"model (weights {of[:8]}, here {made.model[:8]}); make a map of this model."
+                )
+        return made["values"]
+
+    def row(self, a: Attention) -> Tensor:
+        """float32 [1, H]: the map's values in this layer; zeros where there are none yet."""
+        import torch
+
+        values, device = self.values(a.m), a.image.mask("main").device
+        return (
+            torch.zeros(1, a.m.H, device=device)
+            if values is None
+            else values[a.layer][None].to(device)
+        )
+
+
+def divergence(seen: Tensor, blind: Tensor) -> tuple[Tensor, Tensor]:
+    """VHD of one layer's heads (arXiv:2412.13949), and the same with outliers zeroed.
+
+    An outlier's divergence and image-free norm both exceed their layer's mean by more than one
+    standard deviation (ddof 0); squared norms would find others.
+
+    Args:
+        seen: float32 [..., H, d], head outputs before o_proj with the image.
+        blind: The same without it.
+
+    Returns:
+        Two of float32 [..., H].
+    """
+    vhd, norm = (seen - blind).square().sum(-1).sqrt(), blind.square().sum(-1)
+    outlier = (vhd > _mean_plus_std(vhd)) & (norm > _mean_plus_std(norm))
+    return vhd, vhd.masked_fill(outlier, 0)
+
+
+def _mean_plus_std(x: Tensor) -> Tensor:
+    return x.mean(-1, keepdim=True) + x.std(-1, keepdim=True, correction=0)
+
+
+def above_median(values: Tensor) -> Tensor:
+    """Bool [..., H]: strictly above the median; of an even count, the mean of the middle two."""
+    return values > values.quantile(0.5, dim=-1, keepdim=True)
+
+
+def pictured(a: Attention) -> Tensor:
+    """Bool [R, 1]: requests with a picture; the others are left alone."""
+    return a.image.mask("main").any(-1, keepdim=True)
+
+
+def largest(values: Tensor, k: int) -> Tensor:
+    """Bool [L, H]: the k largest of all heads; of equal ones the first."""
+    flat = values.flatten()
+    return (flat.argsort(descending=True, stable=True).argsort() < k).reshape(values.shape)
+
+
+def one_heads(m: ModelInfo, pairs: tuple[int, ...], owner: str = "") -> Tensor:
+    """float32 [L, H], 1 at every (layer, head) of the flat list ``pairs``.
+
+    Raises:
+        InvalidParameter: Their number is odd, or the model has no such head.
+    """
+    import torch
+
+    made = torch.zeros(m.L, m.H)
+    listed = list(zip(pairs[::2], pairs[1::2], strict=False))
+    if len(pairs) % 2 or any(not (0 <= i < m.L and 0 <= h < m.H) for i, h in listed):
+        raise InvalidParameter(
+            f"{owner}(heads=...): heads must be layer, head, layer, head, ... within this model's "
+            f"{m.L} layers of {m.H} heads, counted from 0."
+        )
+    for layer, head in listed:
+        made[layer, head] = 1
+    return made

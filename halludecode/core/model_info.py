@@ -1,0 +1,51 @@
+"""Numbers of the loaded model: all that a strategy sees of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass(frozen=True)
+class VisionInfo:
+    """Numbers of the vision tower; None in `ModelInfo` where the family has no plain one."""
+
+    layers: int
+    heads: int
+    has_cls: bool
+    feature_layer: int
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """Numbers of the loaded model; strategies see nothing else of it.
+
+    Args:
+        L: Decoder layers.
+        H: Query heads.
+        G: Key/value heads.
+        D: Hidden size.
+        V: Vocabulary size.
+        d: Head size.
+        vision: The vision tower's numbers.
+        mrope: Whether positions are three-dimensional.
+        artifact: Tensors made by `calibrate` for this model and strategy, if any.
+    """
+
+    L: int
+    H: int
+    G: int
+    D: int
+    V: int
+    d: int
+    vision: VisionInfo | None = None
+    mrope: bool = False
+    artifact: Mapping[str, Tensor] | None = field(default=None, compare=False)
+
+    def scaled(self, layer: int) -> int:
+        """A layer number given for 32-layer models, scaled to this depth."""
+        return round(layer * self.L / 32)

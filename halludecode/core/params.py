@@ -1,0 +1,114 @@
+"""One parameter of a strategy: the single place for its default, help and bounds."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Any, cast
+
+from halludecode.core.errors import InvalidParameter
+
+
+@dataclass(frozen=True)
+class Param:
+    """One parameter: the single place for its default, help and bounds."""
+
+    name: str
+    default: Any
+    help: str
+    type: str
+    ge: float | None = None
+    gt: float | None = None
+    le: float | None = None
+    lt: float | None = None
+    choices: tuple[Any, ...] | None = None
+
+    @property
+    def bounds(self) -> str:
+        """Human-readable bounds, empty where there are none."""
+        if self.choices is not None:
+            return "one of " + ", ".join(map(str, self.choices))
+        low = (
+            f"[{self.ge:g}"
+            if self.ge is not None
+            else f"({self.gt:g}"
+            if self.gt is not None
+            else ""
+        )
+        high = (
+            f"{self.le:g}]"
+            if self.le is not None
+            else f"{self.lt:g})"
+            if self.lt is not None
+            else ""
+        )
+        if low and high:
+            return f"in {low}, {high}"
+        if low:
+            return f"{'>=' if low[0] == '[' else '>'} {low[1:]}"
+        return f"{'<=' if high[-1] == ']' else '<'} {high[:-1]}" if high else ""
+
+    def check(self, owner: str, value: Any) -> Any:
+        """The value, int widened to float and list to tuple; else InvalidParameter."""
+        where = f"{owner}({self.name}={value!r})"
+        value = self._typed(where, value)
+        if value is None:
+            return None
+        if self.choices is not None and value not in self.choices:
+            raise InvalidParameter(f"{where}: {self.name} must be {self.bounds}.")
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            inside = (
+                math.isfinite(value)
+                and (self.ge is None or value >= self.ge)
+                and (self.gt is None or value > self.gt)
+                and (self.le is None or value <= self.le)
+                and (self.lt is None or value < self.lt)
+            )
+            if not inside:
+                raise InvalidParameter(f"{where}: {self.name} must be {self.bounds or 'finite'}.")
+        return value
+
+    def _typed(self, where: str, value: Any) -> Any:
+        kinds = [kind.strip() for kind in self.type.split("|")]
+        if value is None and "None" in kinds:
+            return None
+        if isinstance(value, list):
+            value = tuple(cast("list[Any]", value))  # lists come from YAML; tuples are hashable
+        for kind in kinds:
+            if kind == "float" and isinstance(value, int | float) and not isinstance(value, bool):
+                return float(value)
+            if kind == "int" and isinstance(value, int) and not isinstance(value, bool):
+                return value
+            if kind == "bool" and isinstance(value, bool):
+                return value
+            if kind == "str" and isinstance(value, str):
+                return value
+            if kind.startswith("tuple[int") and isinstance(value, tuple | int):
+                items = (value,) if isinstance(value, int) else cast("tuple[Any, ...]", value)
+                if all(isinstance(item, int) and not isinstance(item, bool) for item in items):
+                    return items
+        raise InvalidParameter(
+            f"{where}: {self.name} must be a {self.type.replace(' | ', ' or ')}."
+        )
+
+
+def param(
+    default: Any,
+    help: str,
+    *,
+    ge: float | None = None,
+    gt: float | None = None,
+    le: float | None = None,
+    lt: float | None = None,
+    choices: tuple[Any, ...] | None = None,
+) -> Any:
+    """A strategy parameter with its default, help text and bounds."""
+    bounds = {"ge": ge, "gt": gt, "le": le, "lt": lt, "choices": choices}
+    return field(default=default, metadata={"help": help, **bounds})
+
+
+def type_name(annotation: Any) -> str:
+    """The annotation as written, whether or not the file postpones evaluating them."""
+    if isinstance(annotation, str):
+        return annotation
+    return annotation.__name__ if type(annotation) is type else str(annotation)

@@ -1,0 +1,190 @@
+"""One strategy of a plan with what tracing found: verbs, rows, layers and looks.
+
+Needs are traced, never typed: every hook runs once on small random tensors, and what it used is
+written down.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cache
+from typing import TYPE_CHECKING, Any, Literal
+
+from halludecode.core.activations import ActivationRequest, Activations
+from halludecode.core.attention import SCORE_VERBS, Attention, Hooks, Trace
+from halludecode.core.attention_block import IMAGE, SYSTEM, TEXT, AttentionBlock, Queries, RowKeys
+from halludecode.core.branch import Branch
+from halludecode.core.errors import InvalidParameter
+from halludecode.core.model_info import ModelInfo
+from halludecode.core.prompt import Picture, Prompt, Turn
+from halludecode.core.residual import ResidualStream
+from halludecode.core.state import State, stack
+from halludecode.core.strategy import Strategy
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+_WHOLE_READS = frozenset({"once", "out", "scores", "weights"})
+
+
+@dataclass(frozen=True)
+class TracedStrategy:
+    """One strategy of a plan with what tracing found."""
+
+    strategy: Strategy
+    facts: ModelInfo
+    verbs: frozenset[str] = frozenset()
+    attend_rows: tuple[str, ...] = ()
+    queries: frozenset[Queries] = frozenset()
+    layers: frozenset[int] = frozenset()
+    branches: Mapping[str, Branch] = field(default_factory=dict[str, Branch])
+    looks: Mapping[str, ActivationRequest] = field(default_factory=dict[str, ActivationRequest])
+    early: tuple[int, ...] = ()
+
+    @property
+    def steers(self) -> bool:
+        """Whether `steer` is overridden."""
+        return self.strategy.declares("steer")
+
+    @property
+    def phase(self) -> Literal["scores", "outputs"] | None:
+        """Whether `attend` needs attention scores, only head outputs, or is not used."""
+        if not self.verbs:
+            return None
+        return "scores" if self.verbs & SCORE_VERBS else "outputs"
+
+    @property
+    def whole(self) -> bool:
+        """Whether all rows must prefill unchunked in one forward."""
+        return bool(self.verbs & _WHOLE_READS and self.queries & {"all", "after_image"})
+
+    @property
+    def combines(self) -> bool:
+        """Whether `combine` is overridden."""
+        return self.strategy.declares("combine")
+
+
+@cache
+def _probe_prompt() -> Prompt:
+    from PIL import Image
+
+    picture = Picture.of(Image.new("RGB", (8, 8), (127, 127, 127)))
+    return Prompt((Turn("user", (picture, "What is in the image?")),))
+
+
+def trace(strategy: Strategy, facts: ModelInfo) -> TracedStrategy:
+    """Run every hook once on small random tensors and write down what it used."""
+    prompt = _probe_prompt()
+    looks = strategy.looks(prompt, facts)
+    state = strategy.prepare({name: _fake_seen(look, facts) for name, look in looks.items()}, facts)
+    branches = strategy.branches(prompt, state, facts)
+    early = tuple(sorted(set(strategy.early(facts))))
+    layers = (
+        sorted(set(strategy.layers(facts)))
+        if strategy.declares("attend") or strategy.declares("steer")
+        else []
+    )
+    for asked in (layers, early):
+        if asked and not 0 <= asked[0] <= asked[-1] < facts.L:
+            raise InvalidParameter(
+                f"{strategy.name}: layers {list(asked)} are not within 0..{facts.L - 1}."
+            )
+    found, both, carry = Trace(), stack([state, state]), dict[str, Any]()
+    for layer in layers[:2]:
+        if strategy.declares("attend"):
+            _trace_attend(strategy, layer, branches, both, facts, found, carry)
+        if strategy.declares("steer"):
+            _trace_steer(strategy, layer, both, facts)
+    return TracedStrategy(
+        strategy,
+        facts,
+        frozenset(found.verbs),
+        tuple(sorted(found.rows)),
+        frozenset(found.queries),
+        frozenset(layers),
+        branches,
+        looks,
+        early,
+    )
+
+
+def _trace_steer(strategy: Strategy, layer: int, state: State, facts: ModelInfo) -> None:
+    """Run `steer` on random tensors, so that a wrong shape shows before any token."""
+    import torch
+
+    x, inp = torch.randn(2, 2, 3, facts.D)
+
+    def decode(last: Tensor) -> Tensor:
+        return last.new_zeros(len(last), facts.V)
+
+    made = strategy.steer(ResidualStream(layer, facts, "main", x, inp, decode, state))
+    if made.shape != x.shape:
+        raise InvalidParameter(
+            f"{strategy.name}.steer gave {list(made.shape)} for a stream of {list(x.shape)}; the "
+            "shape must be kept."
+        )
+
+
+def _trace_attend(
+    strategy: Strategy,
+    layer: int,
+    branches: Mapping[str, Branch],
+    state: State,
+    facts: ModelInfo,
+    trace: Trace,
+    carry: dict[str, Any],
+) -> None:
+    import torch
+
+    rng = torch.Generator().manual_seed(layer)
+
+    def flag(name: str, fn: Any, row: str) -> Tensor:
+        kind = blocks[row].keys.kind
+        judged = fn(torch.randn(kind.numel(), facts.D, generator=rng))
+        return judged.reshape(kind.shape).bool()
+
+    blocks = {"main": _fake_block(facts, image=True, rng=rng)}
+    for name, branch in branches.items():
+        blocks[name] = _fake_block(facts, image=bool(branch.prompt.pictures), rng=rng)
+    hooks = Hooks(flag=flag, once=lambda name, fn: fn(), state=state, carry=carry, trace=trace)
+    strategy.attend(Attention(layer, facts, blocks, hooks, strategy.name))
+
+
+def _fake_block(facts: ModelInfo, *, image: bool, rng: Any) -> AttentionBlock:
+    import torch
+
+    kinds = [SYSTEM, *[IMAGE] * 4, TEXT, TEXT] if image else [SYSTEM] * 7
+    kind = torch.tensor([kinds] * 2, dtype=torch.int8)
+    n = kind.shape[1]
+    keys = RowKeys(
+        kind,
+        torch.where(kind == IMAGE, 0, -1).to(torch.int16),
+        torch.arange(n).expand(2, n),
+        kind,
+        torch.tensor([n, n]),
+    )
+    shape = (2, facts.H, n, 4)
+    q, k, v, base = (torch.randn(shape, generator=rng) for _ in range(4))
+    return AttentionBlock(keys, q, k, v, torch.ones(n, n, dtype=torch.bool).tril(), 0.5, base)
+
+
+def _fake_seen(look: ActivationRequest, facts: ModelInfo) -> Activations:
+    import torch
+
+    def maybe(layers: tuple[int, ...], *shape: int) -> Tensor | None:
+        return torch.rand(len(layers), *shape) if layers else None
+
+    heads = facts.vision.heads if facts.vision else 1
+    hidden = maybe(look.hidden, 5, facts.D) if look.every_token else maybe(look.hidden, facts.D)
+    return Activations(
+        hidden=hidden,
+        heads=maybe(look.heads, facts.H, facts.d),
+        image=maybe(look.image, facts.H, 4),
+        vision=maybe(look.vision, 1 if look.vision_heads == "fullwidth" else heads, 4),
+        image_counts=(4,),
+        image_spans=((0, 2, 2),),
+        text="a" if look.write else "",
+        token_ids=(0,) if look.write else (),
+        logits=torch.randn(1, facts.V) if look.logits else None,
+    )

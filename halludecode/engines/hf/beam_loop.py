@@ -1,0 +1,108 @@
+"""A search over beams in the token loop's place: one forward a step for all requests' candidates.
+
+Each request's search (`beams`) says what it needs of the next forward; the forward holds them all
+(`tree`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterator, Mapping, Sequence
+
+from torch import Tensor
+
+from halludecode.core.beam_search import BeamSearch
+from halludecode.core.errors import InvalidRequest, UnsupportedStrategy
+from halludecode.core.plan import Plan
+from halludecode.engines.api import Sampling
+from halludecode.engines.hf.batch import Batch
+from halludecode.engines.hf.beam_search import Beam, BeamScorer, BeamSearchRun
+from halludecode.engines.hf.decode_loop import AnswerState
+from halludecode.engines.hf.hooks import attention_set
+from halludecode.engines.hf.token_tree import Ask, Fed, TokenTree
+
+PLAIN = BeamSearch(1)  # greedy: without an image every strategy is the identity
+
+
+def check_search(plan: Plan, sampling: Sampling | None = None) -> None:
+    """Refuse what a search cannot do; plans without one pass.
+
+    Raises:
+        UnsupportedStrategy: It is composed with another strategy.
+        InvalidRequest: Tokens are to be drawn.
+    """
+    if plan.search is None:
+        return
+    if len(plan.parts) > 1:
+        raise UnsupportedStrategy(
+            f"{plan.canonical}: a search over beams cannot be composed with another strategy; "
+            "run it alone."
+        )
+    if sampling is not None and sampling.temperature > 0:
+        raise InvalidRequest(
+            f"{plan.canonical} searches for the likeliest answer and draws nothing: "
+            f"temperature={sampling.temperature:g} must be 0 (and n 1)."
+        )
+
+
+class BeamLoop:
+    """Writes the answers of one batch.
+
+    Args:
+        batch: Prefilled main rows of a plan with a search.
+        sampling: Lengths, stop strings and penalties.
+        eos: End-of-sequence ids.
+        words: Words whose first-step scores are wanted -> their token ids.
+        limit: Most tokens a row may reach (the model's context).
+
+    Raises:
+        UnsupportedStrategy: The model does not keep every key of every layer.
+    """
+
+    def __init__(
+        self,
+        batch: Batch,
+        sampling: Sampling,
+        eos: Sequence[int],
+        words: Mapping[str, list[int]],
+        limit: int,
+    ) -> None:
+        self.batch, self.rules = batch, batch.plan.search or PLAIN
+        self._pen = BeamScorer(sampling, eos, batch.maker.feeder.tokenizer, words, limit)
+        self.answers = [
+            AnswerState(r, job.rows["main"].input_ids) for r, job in enumerate(batch.jobs)
+        ]
+
+    def run(self, logits: Tensor) -> Iterator[list[AnswerState]]:
+        """From the prefill's logits to the end; nothing is settled, and yielded, before."""
+        tree, hunts = TokenTree(self.batch, self.rules.layer), self._hunts(logits)
+        with attention_set(self.batch.net.model, True):
+            held = list(range(len(hunts)))
+            asks = {r: ask for r in held if (ask := self._next(r, hunts[r])) is not None}
+            while asks:
+                if len(asks) < len(held):
+                    tree.select([i for i, r in enumerate(held) if r in asks])
+                    held = list(asks)
+                fed = tree.feed(list(asks.values()))
+                told = {r: self._next(r, hunts[r], own) for r, own in zip(held, fed, strict=True)}
+                asks = {r: ask for r, ask in told.items() if ask is not None}
+        yield from ()
+
+    def _hunts(self, logits: Tensor) -> list[Generator[Ask, Fed, Beam]]:
+        sees = [bool(job.prompt.pictures) for job in self.batch.jobs]
+        return [
+            BeamSearchRun(self._pen, answer, self.rules if sees[r] else PLAIN).run(
+                logits[r : r + 1]
+            )
+            for r, answer in enumerate(self.answers)
+        ]
+
+    def _next(self, r: int, hunt: Generator[Ask, Fed, Beam], fed: Fed | None = None) -> Ask | None:
+        """Drive one request's search to its next forward; None once its answer is written."""
+        try:
+            return next(hunt) if fed is None else hunt.send(fed)
+        except StopIteration as end:
+            best: Beam = end.value
+            answer = self.answers[r]
+            answer.ids, answer.text, answer.finish = list(best.ids), best.text, best.finish
+            answer.differs, answer.logprobs = best.differs, list(best.logprobs)
+            return None

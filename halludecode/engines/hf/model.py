@@ -1,0 +1,304 @@
+"""The model as the engine uses it: picture features, positions, and one forward over many rows."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+from transformers import DynamicCache
+from transformers.modeling_outputs import BaseModelOutputWithPooling
+
+from halludecode.core.attention_block import IMAGE, PAD, SYSTEM, TEXT
+from halludecode.core.errors import InvalidRequest
+from halludecode.core.model_info import ModelInfo, VisionInfo
+from halludecode.engines.inputs.processor import LRU
+from halludecode.engines.inputs.rows import ImageInput, Row
+from halludecode.models.families import ModelFamily
+
+VISION_BATCH = 64  # views of pictures per call of the vision tower
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """A stretch of one row.
+
+    Args:
+        ids: int64 [T].
+        position: int64 [C, T], C = 3 with mrope, else 1.
+        kind: int8 [T], see `core.attention.RowKeys`.
+        picture: int16 [T], index of the picture an image token belongs to, else -1.
+        hidden: bool [T], never visible to the row.
+    """
+
+    ids: Tensor
+    position: Tensor
+    kind: Tensor
+    picture: Tensor
+    hidden: Tensor
+
+    def cut(self, start: int, stop: int | None = None) -> Tokens:
+        """Tokens start..stop."""
+        at = slice(start, stop)
+        return Tokens(
+            self.ids[at], self.position[:, at], self.kind[at], self.picture[at], self.hidden[at]
+        )
+
+
+@dataclass
+class EncodedImages(BaseModelOutputWithPooling):
+    """Picture features as any family's forward takes them.
+
+    Args:
+        deepstack_features: Qwen3-VL: per early layer, a tensor [n, D] per picture.
+        vision_outputs: InstructBLIP hands it on, nobody reads it.
+        qformer_outputs: As ``vision_outputs``.
+    """
+
+    deepstack_features: list[list[Tensor]] | None = None
+    vision_outputs: Any = None
+    qformer_outputs: Any = None
+
+
+class HFModel:
+    """A loaded model with its family's layout.
+
+    Args:
+        model: Any `transformers` image-text-to-text model of a known family.
+        layout: Its family's row.
+    """
+
+    def __init__(self, model: Any, layout: ModelFamily) -> None:
+        self.model = model
+        self.layout = layout
+        self.calls = 0  # forward passes of the language model
+        self._features: LRU[Tensor] = LRU(256e6, lambda f: f.numel() * f.element_size())
+
+    @property
+    def device(self) -> torch.device:
+        """Where inputs go."""
+        return self.model.get_input_embeddings().weight.device
+
+    @property
+    def context(self) -> int:
+        """Most tokens a row may have."""
+        text = self.model.config.get_text_config()
+        return getattr(text, "max_position_embeddings", None) or 1 << 30
+
+    def cache(self) -> DynamicCache:
+        """An empty KV cache; it keeps tokens that left a sliding window, as edits count them."""
+        return DynamicCache()
+
+    def eos(self, tokenizer: Any) -> list[int]:
+        """End-of-sequence ids: the generation config's, else the tokenizer's."""
+        eos = self.model.generation_config.eos_token_id
+        eos = tokenizer.eos_token_id if eos is None else eos
+        return list(eos) if isinstance(eos, list | tuple) else [] if eos is None else [eos]
+
+    def facts(self) -> ModelInfo:
+        """The model's numbers, as strategies see them."""
+        text = self.model.config.get_text_config()
+        heads = text.num_attention_heads
+        groups = getattr(text, "num_key_value_heads", None) or heads
+        size = getattr(text, "head_dim", None) or text.hidden_size // heads
+        return ModelInfo(
+            L=text.num_hidden_layers,
+            H=heads,
+            G=groups,
+            D=text.hidden_size,
+            V=text.vocab_size,
+            d=size,
+            vision=_vision(self.model.config),
+            mrope=self.layout.mrope,
+        )
+
+    def tokens(self, row: Row) -> Tokens:
+        """Everything the forward needs to know about a row's prompt."""
+        ids = row.input_ids
+        is_image = ids == self.model.config.image_token_id
+        kind = torch.full(ids.shape, SYSTEM, dtype=torch.int8)
+        number = torch.full(ids.shape, -1, dtype=torch.int16)
+        hidden = torch.zeros(ids.shape, dtype=torch.bool)
+        if row.feeds:
+            first = int(is_image.nonzero()[0])
+            kind[first:] = TEXT
+            kind[is_image] = IMAGE
+            counts = torch.tensor([feed.count for feed in row.feeds])
+            number[is_image] = torch.arange(len(counts)).repeat_interleave(counts).to(torch.int16)
+        if row.hidden is not None:
+            hidden[is_image] = row.hidden
+        return Tokens(ids, self._positions(row, is_image), kind, number, hidden)
+
+    @torch.no_grad()
+    def features(self, feeds: Sequence[ImageInput]) -> list[Tensor]:
+        """Projected features [n, D] of pictures, each encoded once; edits applied in float32."""
+        missing = {f.pixel_key: f for f in feeds if self._features.get(f.pixel_key) is None}
+        fresh: dict[str, Tensor] = {}
+        for some in _batches(list(missing.values())):
+            fresh |= self.encode(some)
+        out: list[Tensor] = []
+        for feed in feeds:
+            known = fresh.get(feed.pixel_key)
+            base = _need(self._features.get(feed.pixel_key) if known is None else known, feed)
+            if feed.features is not None:
+                edit, edited, index, state = feed.features
+                base = edit(base.float(), edited=edited, index=index, state=state).to(base.dtype)
+            out.append(base)
+        for key, value in fresh.items():
+            self._features.put(key, value)
+        return out
+
+    @torch.no_grad()
+    def forward(
+        self,
+        ids: Tensor,
+        position: Tensor,
+        mask: Tensor,
+        cache: Any,
+        features: Sequence[Tensor] = (),
+    ) -> Tensor:
+        """One pass over all rows; float32 logits [rows, V] of the last token.
+
+        Args:
+            ids: int64 [rows, Q], left-padded.
+            position: int64 [C, rows, Q].
+            mask: int64 [rows, N] of visible keys, this forward's included.
+            cache: The rows' KV, extended in place.
+            features: Of every picture in ``ids``, row by row.
+        """
+        self.calls += 1
+        device = self.device
+        out = self.model(
+            input_ids=ids.to(device),
+            position_ids=(position if self.layout.mrope else position[0]).to(device),
+            attention_mask=mask.to(device),
+            past_key_values=cache,
+            use_cache=True,
+            logits_to_keep=1,
+            **self.given(ids, features),
+        )
+        return out.logits[:, -1].float()
+
+    def encode(self, feeds: Sequence[ImageInput]) -> dict[str, Tensor]:
+        """One pass of the vision tower and projector: features [N, D] by the pictures' keys."""
+        names = feeds[0].pixels.keys()
+        inputs = {n: _joined([feed.pixels[n] for feed in feeds]).to(self.device) for n in names}
+        inputs["pixel_values"] = inputs["pixel_values"].to(self.model.dtype)
+        if self.layout.nested:
+            if not inputs["pixel_values"].flatten(1).any(1).all():
+                raise InvalidRequest(
+                    "A view of a picture has no pixel other than 0, which family "
+                    f"{self.model.config.model_type!r} takes for padding; use an edit of pixels "
+                    "that leaves something to see."
+                )
+            inputs = {name: value[None] for name, value in inputs.items()}
+        made = self.model.get_image_features(**inputs, return_dict=True)
+        levels = [made.pooler_output, *(getattr(made, "deepstack_features", None) or ())]
+        views = [len(feed.pixels["pixel_values"]) for feed in feeds]
+        own = zip(*(_by_picture(level, views) for level in levels), strict=True)
+        return {feed.pixel_key: torch.cat(f, -1) for feed, f in zip(feeds, own, strict=True)}
+
+    def given(self, ids: Tensor, features: Sequence[Tensor]) -> dict[str, Any]:
+        """Arguments that carry picture features, those of deepstack layers side by side."""
+        layout, extra = self.layout, dict[str, Any].fromkeys(self.layout.unused)
+        if not features and not layout.unused:
+            return extra
+        image = (ids == self.model.config.image_token_id).to(self.device)
+        if layout.mutual:
+            extra["token_type_ids"] = image.long()
+        embed = self.model.get_input_embeddings()
+        # A model that insists gets what image tokens are without pictures: words.
+        given = list(features) or [embed(ids.to(self.device)[image])]
+        width = self.model.config.get_text_config().hidden_size
+        pooled, *deep = zip(*(one.split(width, -1) for one in given), strict=True)
+        extra["mm_encoder_outputs"] = {
+            "image": EncodedImages(
+                pooler_output=torch.cat(pooled)[:, None] if layout.packed else list(pooled),
+                deepstack_features=[list(level) for level in deep],
+            )
+        }
+        return extra
+
+    def _positions(self, row: Row, is_image: Tensor) -> Tensor:
+        if not self.layout.mrope:
+            return torch.arange(len(row.input_ids))[None]
+        if not row.feeds:
+            return torch.arange(len(row.input_ids)).expand(3, -1)
+        grid = torch.cat([feed.pixels["image_grid_thw"] for feed in row.feeds])
+        merge = self.model.config.vision_config.spatial_merge_size**2
+        if int(is_image.sum()) * merge != int(grid.prod(-1).sum()):
+            # Chosen tokens are no raster any more: they stand in line, like words.
+            return torch.arange(len(row.input_ids)).expand(3, -1)
+        position, _ = self.model.model.get_rope_index(
+            row.input_ids[None], mm_token_type_ids=is_image[None].int(), image_grid_thw=grid
+        )
+        return position[:, 0].cpu()
+
+
+def _batches(feeds: Sequence[ImageInput]) -> Iterator[list[ImageInput]]:
+    """Pictures in order, as many at a time as have `VISION_BATCH` views, or one with more."""
+    some, views = list[ImageInput](), 0
+    for feed in feeds:
+        pixels = feed.pixels["pixel_values"]
+        more = len(pixels) if pixels.dim() == 4 else 1  # else a picture is one list of patches
+        if some and views + more > VISION_BATCH:
+            yield some
+            some, views = [], 0
+        some.append(feed)
+        views += more
+    if some:
+        yield some
+
+
+def _joined(parts: Sequence[Tensor]) -> Tensor:
+    """Along the first axis, the others padded with zeros at their ends."""
+    shape = [max(part.shape[axis] for part in parts) for axis in range(1, parts[0].dim())]
+    missing = [[m - n for n, m in zip(part.shape[1:], shape, strict=True)] for part in parts]
+    pads = [[pad for m in reversed(short) for pad in (0, m)] for short in missing]
+    return torch.cat([functional.pad(p, pad) for p, pad in zip(parts, pads, strict=True)])
+
+
+def _by_picture(features: Any, views: Sequence[int]) -> list[Tensor]:
+    """[n, D] per picture, from a list of them or from [views, n, D] over all pictures."""
+    if isinstance(features, list | tuple):
+        return [one.flatten(0, -2) for one in features]
+    return [one.flatten(0, -2) for one in features.split(list(views))]
+
+
+def _need(base: Tensor | None, feed: ImageInput) -> Tensor:
+    """Features must be there; a bound smaller than one batch would be a bug."""
+    if base is None:
+        raise RuntimeError(f"features of picture {feed.pixel_key} were dropped while in use")
+    return base
+
+
+def pad_left(
+    rows: Sequence[Tokens], channels: int, pad: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """The fields of `Tokens` over rows, left-padded to one width W; position is [C, rows, W]."""
+    width, count = max(len(row.ids) for row in rows), len(rows)
+    ids = torch.full((count, width), pad)
+    position = torch.zeros(channels, count, width, dtype=torch.long)
+    kind = torch.full((count, width), PAD, dtype=torch.int8)
+    picture = torch.full((count, width), -1, dtype=torch.int16)
+    hidden = torch.zeros(count, width, dtype=torch.bool)
+    for i, row in enumerate(rows):
+        at = width - len(row.ids)
+        ids[i, at:], position[:, i, at:] = row.ids, row.position
+        kind[i, at:], picture[i, at:], hidden[i, at:] = row.kind, row.picture, row.hidden
+    return ids, position, kind, picture, hidden
+
+
+def _vision(config: Any) -> VisionInfo | None:
+    tower = getattr(config, "vision_config", None)
+    layers = getattr(tower, "num_hidden_layers", None) or getattr(tower, "depth", None)
+    heads = getattr(tower, "num_attention_heads", None) or getattr(tower, "num_heads", None)
+    if not layers or not heads:
+        return None
+    feature = getattr(config, "vision_feature_layer", -1)
+    # CLIP's and InternVL's towers put a CLS token first; SigLIP's and Qwen's have none.
+    has_cls = getattr(tower, "model_type", "") in ("clip_vision_model", "internvl_vision")
+    return VisionInfo(layers, heads, has_cls, feature if isinstance(feature, int) else -1)

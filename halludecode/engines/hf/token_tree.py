@@ -1,0 +1,238 @@
+"""Many continuations of a prompt in one forward: a request's tokens as a tree in a single row.
+
+A request is one batch row. Its prompt is there once; every token fed is a column behind it that
+sees the prompt, its own ancestors and itself, by a 4-D mask. So beams change places without moving
+anything, tokens that were tried and not chosen give their columns back, nothing is computed twice,
+and a beam of earlier is still there when a search goes back to it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.cache_utils import DynamicLayer
+
+from halludecode.core.attention_block import GENERATED, IMAGE
+from halludecode.core.errors import HookNeverFired, UnsupportedStrategy
+from halludecode.engines.hf.attention_metadata import AttentionMetadata, RowPlacement
+from halludecode.engines.hf.batch import Batch
+from halludecode.engines.hf.forward_context import ForwardContext
+from halludecode.engines.hf.hooks import hooked
+
+FULL, SLIDING = {"full_attention"}, {"sliding_attention"}
+
+
+@dataclass(frozen=True)
+class Ask:
+    """What one request wants of the next forward.
+
+    Args:
+        keep: Tokens of its last `Ask` that stay, by their number there; the others are forgotten.
+        paths: Columns of the answers that are continued, all of one length.
+        tokens: For every path the tokens tried after it.
+    """
+
+    keep: Sequence[int]
+    paths: Sequence[tuple[int, ...]]
+    tokens: Sequence[Sequence[int]]
+
+    @property
+    def size(self) -> int:
+        """Tokens S."""
+        return sum(map(len, self.tokens))
+
+
+@dataclass(frozen=True)
+class Fed:
+    """What came of an `Ask` with S tokens after answers of A - 1 tokens.
+
+    Args:
+        first: Column of the first token that will be kept, the next one's follows.
+        logits: float32 [S, V] of the token after each, on the model's device.
+        rows: float64 [S, A], each token's attention to its answer, its own position last.
+        image: float64 [S], its attention to the image.
+    """
+
+    first: int
+    logits: Tensor
+    rows: Tensor
+    image: Tensor
+
+
+class TreeContext(ForwardContext):
+    """Reads one layer's attention: largest over heads, divided by its sum over all keys."""
+
+    def __init__(self, layer: int) -> None:
+        super().__init__()
+        self.layer = layer
+        self.seen: Tensor | None = None  # float32 [rows, Q, N]
+
+    @property
+    def needs_attention(self) -> bool:
+        """Always: other kernels take no tree mask."""
+        return True
+
+    def attention(
+        self,
+        layer: int,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        mask: Tensor | None,
+        scaling: float,
+        out: Tensor,
+    ) -> None:
+        """Keep the rows of the watched layer; edits nothing."""
+        if layer == self.layer:
+            every, tensors = RowPlacement.of(range(len(q))), (q, k, v, mask, scaling, out)
+            block = self._row_block(every, 0, q.shape[2], tensors, scores=True)
+            largest = block.weights().amax(1)
+            self.seen = largest / largest.sum(-1, keepdim=True)
+
+    def take(self) -> Tensor:
+        """What the last forward left; raises if it never came by."""
+        if self.seen is None:
+            raise HookNeverFired(
+                f"The attention of layer {self.layer} was not read, so the search would be blind; "
+                "this model did not reach halludecode's hooks (report it with `halludecode "
+                "doctor`)."
+            )
+        seen, self.seen = self.seen, None
+        return seen
+
+
+class TokenTree:
+    """Requests of a prefilled batch and the trees of tokens behind their prompts.
+
+    Args:
+        batch: Main rows only, one per request; its cache becomes the tree's.
+        layer: Decoder layer whose attention is read.
+
+    Raises:
+        UnsupportedStrategy: The model does not keep every key of every layer.
+    """
+
+    def __init__(self, batch: Batch, layer: int) -> None:
+        self.batch, self.net = batch, batch.net
+        self.window = self._window()
+        self.watch = TreeContext(layer)
+        self.prompt = batch.mask.shape[1]  # columns of the prompts, padding included
+        self.width = self.prompt  # columns that are kept
+        self.line = torch.arange(self.prompt).repeat(len(batch.mask), 1)  # columns without a tree
+
+    def _window(self) -> int | None:
+        """Keys a sliding layer sees; None where no layer slides."""
+        text = self.net.model.config.get_text_config()
+        window = getattr(text, "sliding_window", None)
+        plain = ("sliding_attention" if window else "full_attention",)
+        kinds = set(getattr(text, "layer_types", None) or plain)
+        whole = all(type(cached) is DynamicLayer for cached in self.batch.cache.layers)
+        if not whole or kinds not in (FULL, FULL | SLIDING):
+            raise UnsupportedStrategy(
+                f"{self.batch.plan.canonical}: a search over beams needs the key of every token; "
+                f"layers of {type(self.net.model).__name__} ({', '.join(sorted(kinds))}) drop some."
+            )
+        return window if kinds != FULL else None
+
+    def select(self, requests: Sequence[int]) -> None:
+        """Keep some requests."""
+        self.batch.select(requests)
+        self.line = self.line[list(requests)]
+
+    def feed(self, asks: Sequence[Ask]) -> list[Fed]:
+        """One forward for every request's `Ask`."""
+        self._keep([ask.keep for ask in asks])
+        size = max(ask.size for ask in asks)
+        ids = torch.zeros(len(asks), size, dtype=torch.long)
+        depth = torch.zeros(len(asks), size, dtype=torch.long)
+        for r, ask in enumerate(asks):
+            ids[r, : ask.size] = torch.tensor([t for tokens in ask.tokens for t in tokens])
+            depth[r, : ask.size] = len(ask.paths[0])
+        self.line = torch.cat([self.line, self.prompt + depth], 1)
+        logits, seen = self._forward(
+            ids, self.batch.position[:, None] + depth, self._visible(asks, size)
+        )
+        image = (self.batch.kind == IMAGE).to(seen.device)
+        on_image = (seen[:, :, : self.prompt] * image[:, None]).sum(-1).double().cpu()
+        behind = seen[:, :, self.prompt :].double().cpu()
+        return [
+            Fed(
+                self.width,
+                logits[r, : ask.size],
+                self._rows(ask, behind[r]),
+                on_image[r, : ask.size],
+            )
+            for r, ask in enumerate(asks)
+        ]
+
+    def _rows(self, ask: Ask, seen: Tensor) -> Tensor:
+        """[S, A] of a request's attention [Q, columns behind the prompt]."""
+        path = torch.tensor(
+            [path for path, tokens in zip(ask.paths, ask.tokens, strict=True) for _ in tokens],
+            dtype=torch.long,
+        )
+        own = torch.arange(ask.size)[:, None] + self.width
+        return seen[: ask.size].gather(1, torch.cat([path, own], 1) - self.prompt)
+
+    def _visible(self, asks: Sequence[Ask], size: int) -> Tensor:
+        """Bool [R, Q, N]; a request with fewer tokens fills up with ones that see no answer."""
+        visible = torch.zeros(len(asks), size, self.width + size, dtype=torch.bool)
+        visible[:, :, : self.prompt] = self.batch.mask[:, None]
+        visible[:, range(size), range(self.width, self.width + size)] = True
+        for r, ask in enumerate(asks):
+            at = 0
+            for path, tokens in zip(ask.paths, ask.tokens, strict=True):
+                visible[r, at : at + len(tokens)][:, list(path)] = True
+                at += len(tokens)
+        return visible
+
+    def _masks(self, visible: Tensor) -> Any:
+        """4-D masks, by kind of layer where some layers slide."""
+        full = visible[:, None].to(self.net.device)
+        if self.window is None:
+            return full
+        size = visible.shape[1]
+        near = self.line[:, -size:, None] - self.line[:, None] < self.window
+        sliding = (visible & near)[:, None].to(self.net.device)
+        return {"full_attention": full, "sliding_attention": sliding}
+
+    def _forward(self, ids: Tensor, position: Tensor, visible: Tensor) -> tuple[Tensor, Tensor]:
+        """Float32 logits [R, Q, V] and attention [R, Q, N]."""
+        net, device = self.net, self.net.device
+        kind = torch.full((len(ids), visible.shape[-1]), GENERATED, dtype=torch.int8)
+        tensors = (kind, kind.to(torch.int16), position, self.batch.length)
+        geometry = AttentionMetadata(*(x.to(device) for x in tensors), prompting=False)
+        self.watch.begin(geometry, emitting=True)
+        net.calls += 1
+        position = position.expand(3, -1, -1) if net.layout.mrope else position
+        with hooked(net.model, net.layout, self.watch):
+            out: Any = net.model(
+                input_ids=ids.to(device),
+                position_ids=position.to(device),
+                attention_mask=self._masks(visible),
+                past_key_values=self.batch.cache,
+                use_cache=True,
+                **net.given(ids, ()),
+            )
+        return out.logits.float(), self.watch.take()
+
+    def _keep(self, chosen: Sequence[Sequence[int]]) -> None:
+        """Move the tokens that stay to the front of the last forward's columns, drop the rest."""
+        if self.line.shape[1] == self.width:
+            return  # nothing was fed yet
+        at = torch.zeros(len(chosen), max(map(len, chosen)), dtype=torch.long)
+        for r, slots in enumerate(chosen):
+            at[r, : len(slots)] = torch.tensor(slots, dtype=torch.long)
+        stop = self.width + at.shape[1]
+        for cached in self.batch.cache.layers:
+            for name in ("keys", "values"):
+                held: Tensor = getattr(cached, name)
+                slots = at[:, None, :, None].to(held.device)
+                held[:, :, self.width : stop] = held[:, :, self.width :].take_along_dim(slots, 2)
+                setattr(cached, name, held[:, :, :stop])
+        self.line[:, self.width : stop] = self.line[:, self.width :].take_along_dim(at, 1)
+        self.line, self.width = self.line[:, :stop], stop

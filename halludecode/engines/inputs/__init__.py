@@ -1,0 +1,1 @@
+"""From a request to what a forward is fed: prompts, pictures, rows."""

@@ -1,0 +1,234 @@
+"""From a `Prompt` to token ids and pixels with the model's own processor, a picture at a time.
+
+A picture is preprocessed once and its placeholder expansion remembered, so hundreds of questions
+about it cost a tokenizer call each. A test holds the assembled ids equal to the processor's own
+output.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any, Generic, TypeVar
+
+from torch import Tensor
+
+from halludecode.core.errors import InvalidRequest
+from halludecode.core.prompt import Picture, Prompt
+from halludecode.models.families import ModelFamily, Span
+
+V = TypeVar("V")
+
+# What a processor returns for the words, not for the pictures.
+WORDS = ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids")
+
+
+class LRU(Generic[V]):
+    """A bounded mapping that forgets what was used longest ago; ``weigh`` gives an entry's size."""
+
+    def __init__(self, limit: float, weigh: Callable[[V], float] = lambda value: 1) -> None:
+        self._limit, self._weigh, self._size = limit, weigh, 0.0
+        self._entries: OrderedDict[str, V] = OrderedDict()
+
+    def get(self, key: str) -> V | None:
+        """The entry, marked as used."""
+        if key not in self._entries:
+            return None
+        self._entries.move_to_end(key)
+        return self._entries[key]
+
+    def put(self, key: str, value: V) -> None:
+        """Keep an entry; drops the oldest ones above the limit."""
+        if key in self._entries:
+            self._size -= self._weigh(self._entries.pop(key))
+        self._entries[key] = value
+        self._size += self._weigh(value)
+        while self._size > self._limit and len(self._entries) > 1:
+            self._size -= self._weigh(self._entries.popitem(last=False)[1])
+
+    def clear(self) -> None:
+        """Forget everything."""
+        self._entries.clear()
+        self._size = 0.0
+
+
+@dataclass(frozen=True)
+class ProcessedImage:
+    """One picture as the processor returns it.
+
+    Args:
+        pixels: ``pixel_values`` and whatever else the model needs of one picture, views along the
+            first axis.
+        expansion: Token ids that replace the image token in the prompt.
+        count: Image tokens in the expansion.
+        span: Where its overview's tokens form a raster.
+    """
+
+    pixels: Mapping[str, Tensor]
+    expansion: tuple[int, ...]
+    count: int
+    span: Span
+
+
+class InputProcessor:
+    """Renders prompts and preprocesses pictures for one model.
+
+    Args:
+        processor: The model's own processor.
+        config: The model's config.
+        layout: Its family's row.
+    """
+
+    def __init__(self, processor: Any, config: Any, layout: ModelFamily) -> None:
+        self.processor = processor
+        self.tokenizer = processor.tokenizer
+        self.image_token = config.image_token_id
+        eos = self.tokenizer.eos_token_id
+        self.pad_token = next((i for i in (self.tokenizer.pad_token_id, eos) if i is not None), 0)
+        self._config = config
+        self._layout = layout
+        self._pictures: LRU[ProcessedImage] = LRU(256)
+
+    def render(self, prompt: Prompt) -> str:
+        """Text in the model's chat template, one placeholder per picture."""
+        if prompt.raw or not self.processor.chat_template:
+            return self._render_plain(prompt)
+        messages = [
+            {
+                "role": turn.role,
+                "content": [
+                    {"type": "image"}
+                    if isinstance(part, Picture)
+                    else {"type": "text", "text": part}
+                    for part in turn.parts
+                ],
+            }
+            for turn in prompt.turns
+        ]
+        return self.processor.apply_chat_template(
+            messages,
+            add_generation_prompt=True,
+            tokenize=False,
+            processor_kwargs={"padding": False},  # without any, SmolVLM's warns at every call
+        )
+
+    def encode(self, prompt: Prompt) -> tuple[str, list[int]]:
+        """Rendered text and its token ids, one image token per picture, not yet expanded.
+
+        Raises:
+            InvalidRequest: The text holds more or fewer image tokens than there are pictures.
+        """
+        text, given = self.render(prompt), len(prompt.pictures)
+        if self._layout.leading and given > 1:
+            raise InvalidRequest(
+                f"{given} images were given, but family {self._config.model_type!r} reads one; ask "
+                "about each by itself."
+            )
+        ids = self._short(text, given)
+        found = ids.count(self.image_token)
+        if found != given:
+            raise InvalidRequest(
+                f"The prompt holds {found} image placeholder(s) but {given} image(s) were given; "
+                "make the counts equal and keep the model's placeholder out of the question's "
+                "words."
+            )
+        return text, ids
+
+    def expand(self, ids: list[int], pictures: list[ProcessedImage]) -> list[int]:
+        """Every image token replaced by its picture's expansion, in order."""
+        rest, out = iter(pictures), list[int]()
+        for token in ids:
+            out += next(rest).expansion if token == self.image_token else (token,)
+        return out
+
+    def picture(self, picture: Picture) -> ProcessedImage:
+        """Preprocess one picture, or remember having done so."""
+        known = self._pictures.get(picture.key)
+        if known is None:
+            known = self._preprocess(picture)
+            self._pictures.put(picture.key, known)
+        return known
+
+    def asked(self, text: str) -> Mapping[str, Tensor]:
+        """What the picture encoder reads of a prompt's words; empty for most families.
+
+        Raises:
+            InvalidRequest: More words than it can read.
+        """
+        if not self._layout.asked:
+            return {}
+        every = self.processor(text=[text], return_tensors="pt")
+        made = {name: every[name] for name in self._layout.asked}
+        most = self._config.qformer_config.max_position_embeddings
+        length = max(value.shape[-1] for value in made.values())
+        if length > most:
+            raise InvalidRequest(
+                f"The prompt's words are {length} tokens to the Q-Former, which reads at most "
+                f"{most}; shorten the prompt."
+            )
+        return made
+
+    def word_ids(self, word: str) -> list[int]:
+        """First token of every usual spelling of a word (case, leading space), for scores."""
+        forms = [form for base in (word, word.capitalize()) for form in (base, " " + base)]
+        encoded = [self.tokenizer(form, add_special_tokens=False)["input_ids"] for form in forms]
+        single = {ids[0] for ids in encoded if len(ids) == 1}
+        unknown = getattr(self.tokenizer, "unk_token_id", None)
+        return sorted((single or {ids[0] for ids in encoded if ids}) - {unknown})
+
+    def _preprocess(self, picture: Picture) -> ProcessedImage:
+        layout = self._layout
+        placeholder = "" if layout.leading else layout.placeholder
+        short = self._short(placeholder, 1)
+        try:
+            made = self.processor(text=[placeholder], images=[picture.image], return_tensors="pt")
+        except (ValueError, ZeroDivisionError) as error:
+            width, height = picture.image.size
+            raise InvalidRequest(
+                f"An image of {width} x {height} pixels cannot be preprocessed for this model: "
+                f"{error}"
+            ) from None
+        long = made["input_ids"][0].tolist()
+        before = short.index(self.image_token)
+        stop = len(long) - (len(short) - before - 1)
+        expansion = tuple(long[before:stop])
+        count = expansion.count(self.image_token)
+        pixels = _views({k: v for k, v in made.items() if k not in (*WORDS, *layout.asked)})
+        return ProcessedImage(pixels, expansion, count, layout.span(pixels, count, self._config))
+
+    def _short(self, text: str, pictures: int) -> list[int]:
+        """Token ids of a rendered prompt, one image token per picture."""
+        layout = self._layout
+        first = [self.image_token] * pictures if layout.leading else []
+        framed = text.replace(layout.placeholder, layout.frame) if layout.frame else text
+        return first + self._tokenize(framed)
+
+    def _tokenize(self, text: str) -> list[int]:
+        bos = getattr(self.tokenizer, "bos_token", None)
+        # A template that writes it must not get it twice.
+        special = not (bos and text.startswith(bos))
+        return self.tokenizer(text, add_special_tokens=special)["input_ids"]
+
+    def _render_plain(self, prompt: Prompt) -> str:
+        spot = "" if self._layout.leading else self._layout.placeholder
+        if prompt.raw:
+            return "".join(
+                spot if isinstance(p, Picture) else p for t in prompt.turns for p in t.parts
+            )
+        if len(prompt.turns) > 1:
+            raise InvalidRequest(
+                "This checkpoint has no chat template, so several turns cannot be rendered; "
+                "give one question, or text that is already in the model's format."
+            )
+        words = "".join(p for p in prompt.turns[0].parts if isinstance(p, str))
+        images = "\n".join(spot for _ in prompt.pictures)
+        text = self._layout.turn.format(images=images, text=words)
+        return text if images else text.replace(": \n", ": ").replace("user\n\n", "user\n")
+
+
+def _views(pixels: dict[str, Tensor]) -> dict[str, Tensor]:
+    """One picture's inputs with its views along the first axis and ``pixel_values`` in float32."""
+    if pixels["pixel_values"].dim() == 5:  # [1, views, 3, H, W]
+        pixels = {k: v.flatten(0, 1) if k.startswith("pixel_") else v for k, v in pixels.items()}
+    return pixels | {"pixel_values": pixels["pixel_values"].float()}

@@ -1,0 +1,222 @@
+"""From one request under a plan to the rows of the forward: render, edit, deduplicate, identify."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from halludecode.core.activations import ActivationRequest
+from halludecode.core.branch import Branch, Edit
+from halludecode.core.errors import InvalidRequest
+from halludecode.core.plan import Plan, free_name, row_hooks
+from halludecode.core.prompt import Picture, Prompt, digest
+from halludecode.engines.inputs.processor import InputProcessor, ProcessedImage
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+
+@dataclass(frozen=True)
+class ImageInput:
+    """One picture of one row: its (edited) pixels, and what is done to its features.
+
+    Args:
+        key: Digest of the picture and of every edit of pixels, features and visibility.
+        pixel_key: Digest of the picture and the edits before the vision tower.
+        picture: What was preprocessed, edited already if ``images`` was.
+        pixels: The processor's output with ``pixel_values`` edited.
+        features: Edit of the projected features [N, D], with the digest and index it is seeded by.
+        hidden: bool [n] tokens the row never sees.
+    """
+
+    key: str
+    pixel_key: str
+    picture: Picture
+    pixels: Mapping[str, Tensor]
+    count: int
+    features: tuple[Edit, str, int, Mapping[str, Any]] | None = None
+    hidden: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Row:
+    """What one row of the forward is fed; `engine.rows` returns these without generating.
+
+    Args:
+        name: Name in the batch, "main" first.
+        prompt: Rendered text, one placeholder per picture.
+        input_ids: int64 [T], placeholders expanded.
+        pixel_values: Float32, all pictures along the first axis as the processor gives them; None
+            without pictures.
+        embeds: Edited features [n, D] of all pictures; None where features are not edited.
+        hidden: bool [N_img], image tokens this row never sees; None if it sees all.
+        life: "answer", or "prefill" for rows dropped after the first token.
+    """
+
+    name: str
+    prompt: str
+    input_ids: Tensor
+    pixel_values: Tensor | None
+    embeds: Tensor | None
+    hidden: Tensor | None
+    life: str
+    key: str
+    feeds: tuple[ImageInput, ...] = field(repr=False)
+    prefix: int = field(repr=False, default=0)  # tokens up to the last image token
+    _view: Any = field(repr=False, default=None)
+
+    def picture(self, index: int = 0) -> Image:
+        """The picture as this row sees it, un-normalised, as a PIL image."""
+        if not self.feeds:
+            raise InvalidRequest(f"Row {self.name!r} has no picture.")
+        return self._view(self.feeds[index].pixels)
+
+
+@dataclass(frozen=True)
+class PreparedRequest:
+    """One request: its rows, each part's names for them, and each part's state."""
+
+    prompt: Prompt
+    rows: Mapping[str, Row]
+    local: tuple[Mapping[str, str], ...]  # per part: local row name -> name in `rows`
+    state: tuple[Mapping[str, Any], ...]
+
+
+class RowBuilder:
+    """Builds the rows of requests for one model."""
+
+    def __init__(self, feeder: InputProcessor, show: Any) -> None:
+        self.feeder = feeder
+        self._show = show
+
+    def job(
+        self, prompt: Prompt, plan: Plan, state: Sequence[Mapping[str, Any]]
+    ) -> PreparedRequest:
+        """Branches of every part: main edits first, equal rows shared."""
+        main, owner = Branch(prompt), dict[str, Any]()
+        made: list[tuple[int, str, Branch]] = []
+        for i, part in enumerate(plan.parts):
+            edited = part.strategy.branches(main.prompt, state[i], part.facts).get("main")
+            if edited is not None:
+                main, owner = edited, state[i]
+        for i, part in enumerate(plan.parts):
+            branches = part.strategy.branches(main.prompt, state[i], part.facts)
+            made += [(i, name, b) for name, b in branches.items() if name != "main"]
+        rows = {"main": self._row("main", main, row_hooks(plan.parts, None, "main"), owner)}
+        local: list[dict[str, str]] = [{"main": "main"} for _ in plan.parts]
+        for i, name, branch in made:
+            part = plan.parts[i]
+            label = free_name(name, part.strategy.name, rows)
+            row = self._row(label, branch, row_hooks(plan.parts, part, name), state[i])
+            same = next((r.name for r in rows.values() if r.key == row.key), None)
+            if same is None:
+                rows[label] = row
+            local[i][name] = same or label
+        return PreparedRequest(main.prompt, rows, tuple(local), tuple(state))
+
+    def look(self, look: ActivationRequest) -> Row:
+        """The single row of a pass of the plain model."""
+        return self._row("main", Branch(look.prompt), "", {})
+
+    def _row(self, name: str, branch: Branch, hooks: str, state: Mapping[str, Any]) -> Row:
+        prompt = branch.prompt
+        if branch.images is not None:
+            altered = [
+                Picture.of(branch.images(p.image, edited=p.key, index=i, state=state))
+                for i, p in enumerate(prompt.pictures)
+            ]
+            prompt = prompt.replace_pictures(altered)
+        text, short = self.feeder.encode(prompt)
+        inputs = [self.feeder.picture(p) for p in prompt.pictures]
+        asked = self.feeder.asked(text) if inputs else {}
+        feeds = [
+            _feed(branch, p, x, i, state, asked)
+            for i, (p, x) in enumerate(zip(prompt.pictures, inputs, strict=True))
+        ]
+        if branch.tokens is not None:
+            inputs = [_shrink(x, branch.tokens, self.feeder.image_token) for x in inputs]
+        ids = self.feeder.expand(short, inputs)
+        hidden = [f.hidden for f in feeds if f.hidden is not None]
+        last = max((i + 1 for i, t in enumerate(ids) if t == self.feeder.image_token), default=0)
+        return Row(
+            name=name,
+            prompt=text,
+            input_ids=torch.tensor(ids),
+            pixel_values=torch.cat([f.pixels["pixel_values"] for f in feeds]) if feeds else None,
+            embeds=None,
+            hidden=torch.cat(hidden) if hidden else None,
+            life=branch.life,
+            key=digest(text, *(f.key for f in feeds), hooks, branch.life),
+            feeds=tuple(feeds),
+            prefix=last if last < len(ids) else 0,  # a question must remain
+            _view=self._show,
+        )
+
+    def prefix_key(self, row: Row, hooks: str) -> str:
+        """Identity of a row's KV up to its last image token."""
+        ids = row.input_ids[: row.prefix].tolist()
+        return digest(ids, *(feed.key for feed in row.feeds), hooks)
+
+
+def seen_spans(row: Row, feeder: InputProcessor) -> tuple[tuple[int, int, int], ...]:
+    """Per picture of a row: where its overview lies among all its image tokens."""
+    spans, offset = list[tuple[int, int, int]](), 0
+    for feed in row.feeds:
+        known = feeder.picture(feed.picture)
+        spans.append((offset + known.span[0], *known.span[1:]))
+        offset += known.count
+    return tuple(spans)
+
+
+def with_embeds(row: Row, features: Sequence[Tensor]) -> Row:
+    """The row with its edited features shown, if it edits any."""
+    edited = any(feed.features is not None for feed in row.feeds)
+    return replace(row, embeds=torch.cat(list(features))) if edited else row
+
+
+def _feed(
+    branch: Branch,
+    picture: Picture,
+    made: ProcessedImage,
+    index: int,
+    state: Mapping[str, Any],
+    asked: Mapping[str, Tensor],
+) -> ImageInput:
+    key, pixels = picture.key, dict(made.pixels)
+    if branch.pixels is not None:
+        altered = branch.pixels(pixels["pixel_values"], edited=key, index=index, state=state)
+        if altered.shape != pixels["pixel_values"].shape:
+            raise InvalidRequest(
+                f"Edit {branch.pixels.fn.__qualname__}: pixels changed shape from "
+                f"{list(pixels['pixel_values'].shape)} to {list(altered.shape)}; it must be kept."
+            )
+        pixels["pixel_values"] = altered.float()
+        key = digest(key, "pixels", branch.pixels.key, index, altered.numpy().tobytes())
+    if asked:  # the features belong to these words
+        pixels |= asked
+        key = digest(key, "asked", *(value.tolist() for value in asked.values()))
+    pixel_key, features = key, None
+    if branch.features is not None:
+        features = (branch.features, key, index, state)
+        used = [state[name][index].numpy().tobytes() for name in branch.features.use]
+        key = digest(key, "features", branch.features.key, index, branch.tokens, *used)
+    count = made.count if branch.tokens is None else branch.tokens
+    hidden = None
+    if branch.hide is not None:
+        hidden = branch.hide(
+            torch.zeros(count, dtype=torch.bool), edited=key, index=index, state=state
+        )
+        key = digest(key, "hide", hidden.tolist())
+    return ImageInput(key, pixel_key, picture, pixels, count, features, hidden)
+
+
+def _shrink(made: ProcessedImage, count: int, image_token: int) -> ProcessedImage:
+    first = made.expansion.index(image_token)
+    kept = tuple(t for t in made.expansion if t != image_token)
+    return replace(
+        made, expansion=kept[:first] + (image_token,) * count + kept[first:], count=count
+    )

@@ -1,0 +1,1 @@
+"""Engine "server": a running `halludecode serve` answers the requests."""

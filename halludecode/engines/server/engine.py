@@ -1,0 +1,384 @@
+"""Engine "server": requests are answered by running `halludecode serve`, one or several.
+
+It takes what the engines in process take and returns what they return, so that whatever works on an
+engine works on a server: ``hd.load("http://127.0.0.1:8000", engine="server")``. Requests are sent
+side by side and answered one by one: what one cannot have is refused alone.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, field, replace
+from typing import Any, TypeVar
+from urllib.parse import urlsplit
+
+from halludecode.core import errors
+from halludecode.core import spec as hd_spec
+from halludecode.core.errors import (
+    HalluDecodeError,
+    InvalidModel,
+    InvalidParameter,
+    InvalidRequest,
+    MissingExtra,
+)
+from halludecode.engines.api import Output, Request, Sampling, Timings
+from halludecode.engines.server.openai_format import body_of, output_of
+
+T = TypeVar("T")
+TRIES = 8  # of one request: with waits that double from half a second up to 8, half a minute
+FIRST_TRIES = 3  # of the first contact
+PATIENCE = 600.0  # seconds for one answer
+SAME = ("model", "model_digest", "dtype", "versions", "halludecode")  # what servers must agree on
+GONE = frozenset({502, 503, 504})
+KEY = "HALLUDECODE_API_KEY"
+
+
+class Unreachable(HalluDecodeError):
+    """No server answers, or none that is `halludecode serve`."""
+
+
+@dataclass(frozen=True)
+class ServedPlan:
+    """A strategy as the servers compiled it; see `core.plan.Plan`."""
+
+    canonical: str
+    rows: tuple[str, ...]
+    cost: str
+    controls: Mapping[str, Any]
+    described: Mapping[str, Any]
+
+    def __str__(self) -> str:
+        return self.canonical
+
+    def describe(self) -> dict[str, Any]:
+        """Resolved parameters, rows, cost and artifacts, for run records."""
+        return dict(self.described)
+
+
+@dataclass(eq=False)
+class Server:
+    """One server, as the requests of one call see it."""
+
+    url: str
+    client: Any
+    running: int = 0
+    gone: str = ""
+
+
+@dataclass(frozen=True)
+class Ask:
+    """How the requests of one call are answered."""
+
+    strategy: str
+    sampling: Sampling
+    words: tuple[str, ...]
+    servers: list[Server]
+    turns: asyncio.Semaphore = field(compare=False)
+
+
+class ServerEngine:
+    """Answers requests through running servers of one model.
+
+    Args:
+        servers: Base URL of a `halludecode serve`, or several that serve the same model; work goes
+            to the one with the fewest requests running, and away from one that is gone.
+        model_name: The model's name there, if it is to be checked.
+        api_key: What the servers ask for; by default the environment's ``HALLUDECODE_API_KEY``.
+        concurrency: Requests sent at a time.
+        tries: Times a request is sent when a server is busy (429), failing (5xx) or not there.
+        timeout: Seconds an answer may take.
+
+    Raises:
+        Unreachable: No server answers.
+        InvalidModel: The servers serve another model, or different ones.
+        InvalidParameter: A URL or number cannot be used.
+        MissingExtra: The OpenAI client is not installed.
+    """
+
+    name = "server"
+    takes_bytes = True  # pictures are sent as they are in their files
+
+    def __init__(
+        self,
+        servers: str | Sequence[str],
+        *,
+        model_name: str | None = None,
+        api_key: str | None = None,
+        concurrency: int = 32,
+        tries: int = TRIES,
+        timeout: float = PATIENCE,
+    ) -> None:
+        listed = [servers] if isinstance(servers, str) else list(servers)
+        self.servers = list(dict.fromkeys(map(base_url, listed)))
+        if not self.servers:
+            raise InvalidParameter("No server: give a URL, such as http://127.0.0.1:8000.")
+        for name, value in (("concurrency", concurrency), ("tries", tries)):
+            if value < 1:
+                raise InvalidParameter(f"{name}={value}: {name} must be at least 1.")
+        self._key = api_key or os.environ.get(KEY) or "none"
+        self._most, self._tries, self._timeout = concurrency, tries, timeout
+        self._plans: dict[str, ServedPlan] = {}
+        self._about = _agreed(self._ask_all("/halludecode", {}), SAME)
+        self.model_id: str = self._about["model"]
+        self.provides = frozenset(self._about["provides"])
+        if model_name not in (None, self.model_id):
+            raise InvalidModel(f"{self.servers[0]} serves {self.model_id!r}, not {model_name!r}.")
+
+    # Public ---------------------------------------------------------------------------------------
+    def generate(
+        self,
+        requests: Request | Sequence[Request],
+        strategy: hd_spec.Spec | ServedPlan = "greedy",
+        sampling: Sampling | None = None,
+        *,
+        score_words: Sequence[str] = (),
+        explain: Any = False,
+    ) -> list[Output]:
+        """Answers in the order of the requests.
+
+        Raises:
+            HalluDecodeError: The first request that was refused or failed.
+        """
+        if explain:
+            raise InvalidRequest("explain= is not served over HTTP; use engine='hf'.")
+        wanted = [requests] if isinstance(requests, Request) else list(requests)
+        made = self.generate_each(wanted, strategy, sampling, score_words=score_words)
+        for one in made:
+            if isinstance(one, HalluDecodeError):
+                raise one
+        return [one for one in made if isinstance(one, Output)]
+
+    def generate_each(
+        self,
+        requests: Sequence[Request],
+        strategy: hd_spec.Spec | ServedPlan = "greedy",
+        sampling: Sampling | None = None,
+        *,
+        score_words: Sequence[str] = (),
+    ) -> list[Output | HalluDecodeError]:
+        """One output or error per request.
+
+        Raises:
+            Unreachable: No server is there to begin with.
+        """
+        plan = strategy if isinstance(strategy, ServedPlan) else self.plan(strategy)
+        drawn, begun = sampling or Sampling(), time.perf_counter()
+
+        async def every(servers: list[Server]) -> list[Output | HalluDecodeError]:
+            await self._greet_all(servers)
+            turns = asyncio.Semaphore(self._most)
+            ask = Ask(plan.canonical, drawn, tuple(score_words), servers, turns)
+            return await asyncio.gather(*[self._answer(request, ask) for request in requests])
+
+        return _shared(self._run(every), (time.perf_counter() - begun) * 1000)
+
+    def plan(self, strategy: hd_spec.Spec) -> ServedPlan:
+        """A strategy compiled by the servers, which may have to calibrate it first.
+
+        Raises:
+            HalluDecodeError: As `VLLMEngine.plan`, and what the operator does not allow.
+        """
+        text = strategy if isinstance(strategy, str) else hd_spec.format(hd_spec.parse(strategy))
+        if text not in self._plans:
+            told = self._ask_all("/halludecode/plan", {"strategy": text})
+            one = _agreed(told, ("canonical", "describe"))
+            self._plans[text] = self._plans[one["canonical"]] = ServedPlan(
+                one["canonical"], tuple(one["rows"]), one["cost"], one["controls"], one["describe"]
+            )
+        return self._plans[text]
+
+    def describe(self) -> dict[str, Any]:
+        """The servers' model, dtype and library versions, for run records."""
+        told = dict(self._about)
+        device = told.pop("device", None)
+        return {
+            **{name: told[name] for name in ("model", "model_digest", "family", "dtype")},
+            "engine": self.name,
+            "device": f"server ({device})",
+            "versions": {**told["versions"], "halludecode of the server": told["halludecode"]},
+            "servers": self.servers,
+            "served_by": told["engine"],
+            "limits": told["limits"],
+        }
+
+    # Private --------------------------------------------------------------------------------------
+    def _ask_all(self, path: str, query: Mapping[str, str]) -> list[dict[str, Any]]:
+        """What every server tells at a path of ours."""
+
+        async def every(servers: list[Server]) -> list[Any]:
+            asked = [self._about_of(server, path, query, FIRST_TRIES) for server in servers]
+            return await asyncio.gather(*asked)
+
+        return self._run(every)
+
+    async def _greet_all(self, servers: Sequence[Server]) -> None:
+        """Find out which servers are there; patiently, if none is.
+
+        Raises:
+            Unreachable: None is.
+            InvalidModel: One serves another model by now.
+        """
+        for tries in (1, self._tries):
+            await asyncio.gather(*[self._greet(server, tries) for server in servers])
+            if not all(server.gone for server in servers):
+                return
+        raise Unreachable(_unreachable(servers[0].gone))
+
+    async def _greet(self, server: Server, tries: int) -> None:
+        try:
+            told = await self._about_of(server, "/halludecode", {}, tries)
+        except Unreachable as error:
+            server.gone = str(error)
+        else:
+            server.gone = ""
+            _agreed([self._about, told], SAME)
+
+    async def _about_of(
+        self, server: Server, path: str, query: Mapping[str, str], tries: int
+    ) -> dict[str, Any]:
+        options = {"params": query, "max_retries": tries - 1}
+        try:
+            told = await server.client.get(path, cast_to=object, options=options)
+        except _openai().NotFoundError:
+            told = None
+        except _openai().OpenAIError as error:
+            raise _error(error, server) from None
+        if not isinstance(told, dict):
+            raise Unreachable(f"{server.url} is not a server started by `halludecode serve`.")
+        return told
+
+    async def _answer(self, request: Request, ask: Ask) -> Output | HalluDecodeError:
+        async with ask.turns:
+            try:
+                asked = (ask.strategy, ask.sampling, ask.words)
+                body = body_of(request, *asked, self.model_id, self._about["placeholder"])
+                return output_of(await self._send(body, ask))
+            except HalluDecodeError as error:
+                return error
+
+    async def _send(self, body: Mapping[str, Any], ask: Ask) -> dict[str, Any]:
+        """Send a request to the least busy server, and on to another while one is gone."""
+        while True:
+            there = [server for server in ask.servers if not server.gone]
+            if not there:
+                raise Unreachable(_unreachable(ask.servers[0].gone))
+            server = min(there, key=lambda one: one.running)
+            server.running += 1
+            try:
+                made = await server.client.chat.completions.create(**body)
+                return made.model_dump()
+            except _openai().OpenAIError as error:
+                told = _error(error, server)
+                if not isinstance(told, Unreachable):
+                    raise told from None
+                server.gone = str(told)
+            finally:
+                server.running -= 1
+
+    def _run(self, call: Callable[[list[Server]], Awaitable[T]]) -> T:
+        """Run a coroutine over clients of all servers, in a notebook too."""
+
+        async def work() -> T:
+            openai = _openai()
+            async with AsyncExitStack() as stack:
+                servers = []
+                for url in self.servers:
+                    made = openai.AsyncOpenAI(
+                        base_url=f"{url}/v1",
+                        api_key=self._key,
+                        max_retries=self._tries - 1,
+                        timeout=self._timeout,
+                    )
+                    servers.append(Server(url, await stack.enter_async_context(made)))
+                return await call(servers)
+
+        try:
+            asyncio.get_running_loop()
+        except RuntimeError:
+            return asyncio.run(work())
+        with ThreadPoolExecutor(1) as pool:
+            return pool.submit(lambda: asyncio.run(work())).result()
+
+
+def base_url(url: str) -> str:
+    """A server's address without ``/v1``.
+
+    Raises:
+        InvalidParameter: It is no http address.
+    """
+    parts = urlsplit(url if isinstance(url, str) else "")
+    if parts.scheme not in ("http", "https") or not parts.netloc:
+        raise InvalidParameter(f"Server {url!r}: give a URL, such as http://127.0.0.1:8000.")
+    return url.rstrip("/").removesuffix("/v1")
+
+
+def _shared(
+    made: Sequence[Output | HalluDecodeError], spent: float
+) -> list[Output | HalluDecodeError]:
+    """Outputs whose times add up to the milliseconds that all took together, side by side."""
+    outputs = [one.timings for one in made if isinstance(one, Output)]
+    each = sum(t.prepare_ms + t.prefill_ms + t.decode_ms for t in outputs)
+    part = spent / each if each else 1.0
+
+    def scaled(t: Timings) -> Timings:
+        return Timings(t.prepare_ms * part, t.prefill_ms * part, t.decode_ms * part, t.tokens)
+
+    return [replace(m, timings=scaled(m.timings)) if isinstance(m, Output) else m for m in made]
+
+
+# Errors -------------------------------------------------------------------------------------------
+
+
+def _openai() -> Any:
+    try:
+        import openai
+    except ImportError as error:
+        raise MissingExtra(
+            f"A server is asked with OpenAI's client ({error}): pip install openai."
+        ) from None
+    return openai
+
+
+def _error(error: Any, server: Server) -> HalluDecodeError:
+    """A client's error as one of ours, with the server's own sentence where it has one."""
+    status = getattr(error, "status_code", None)
+    if status is None:
+        slow = isinstance(error, _openai().APITimeoutError)
+        what = "takes too long" if slow else "cannot be reached"
+        made = InvalidRequest if slow else Unreachable
+        return made(f"{server.url} {what} ({error.__cause__ or error}).")
+    body = error.body if isinstance(error.body, Mapping) else {}
+    said = str(body.get("message") or f"status {status}").strip()
+    if status in GONE:
+        return Unreachable(f"{server.url} is not serving ({said}).")
+    if status in (401, 403):
+        return InvalidModel(
+            f"{server.url} refuses the key ({said}); give --api-key or set {KEY} to the server's."
+        )
+    known = getattr(errors, str(body.get("type")), None)
+    ours = isinstance(known, type) and issubclass(known, HalluDecodeError)
+    return known(said) if ours else (InvalidRequest if status < 429 else HalluDecodeError)(said)
+
+
+def _unreachable(why: str) -> str:
+    return (
+        f"No server answers any more: {why} What was answered is kept; start the server and run "
+        "the same command again."
+    )
+
+
+def _agreed(told: Sequence[dict[str, Any]], names: Sequence[str]) -> dict[str, Any]:
+    """What the first server tells, if the others tell the same of ``names``."""
+    for name in names:
+        for one in told[1:]:
+            if one.get(name) != told[0].get(name):
+                raise InvalidModel(
+                    f"The servers differ in {name}: {told[0].get(name)!r} and {one.get(name)!r}; "
+                    "use servers that are alike."
+                )
+    return told[0]

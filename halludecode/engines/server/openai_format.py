@@ -1,0 +1,187 @@
+"""From a `Request` to what an OpenAI client sends, and from its answer to an `Output`."""
+
+from __future__ import annotations
+
+import base64
+import io
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from halludecode.core.errors import InvalidRequest
+from halludecode.core.prompt import Picture
+from halludecode.engines.api import Choice, Output, Request, Sampling, Timings, TokenLogprob
+from halludecode.engines.inputs.chat import to_prompt
+from halludecode.engines.inputs.images import _read, load_picture
+
+
+def body_of(
+    request: Request,
+    strategy: str,
+    sampling: Sampling,
+    words: Sequence[str],
+    model: str,
+    placeholder: str,
+) -> dict[str, Any]:
+    """Keyword arguments for the OpenAI client's ``chat.completions.create``.
+
+    Args:
+        request: What is asked.
+        strategy: Its canonical text.
+        sampling: How tokens are drawn.
+        words: Words whose first-step scores are wanted.
+        model: The model's name at the server.
+        placeholder: Its image placeholder.
+
+    Raises:
+        InvalidRequest: A picture cannot be read, or the prompt cannot be sent.
+    """
+    xargs = {"strategy": strategy, "details": 1, "score_words": list(words)}
+    drawn, extra = _drawn(sampling)
+    return {
+        "model": model,
+        "messages": messages_of(request, placeholder),
+        **drawn,
+        "extra_body": {"vllm_xargs": xargs, "return_tokens_as_token_ids": True, **extra},
+    }
+
+
+def _drawn(sampling: Sampling) -> tuple[dict[str, Any], dict[str, Any]]:
+    """How tokens are drawn: OpenAI's arguments, and vLLM's beside them."""
+    ours = {
+        "max_completion_tokens": sampling.max_new_tokens,
+        "temperature": sampling.temperature,
+        "top_p": sampling.top_p,
+        "n": sampling.n,
+    }
+    if sampling.stop:
+        ours["stop"] = list(sampling.stop)
+    if sampling.seed is not None:
+        ours["seed"] = sampling.seed
+    if sampling.logprobs is not None:
+        ours |= {"logprobs": True, "top_logprobs": sampling.logprobs}
+    return ours, {
+        "min_tokens": sampling.min_new_tokens,
+        "top_k": sampling.top_k,
+        "repetition_penalty": sampling.repetition_penalty,
+    }
+
+
+def output_of(made: Mapping[str, Any]) -> Output:
+    """An answer as the engines give it.
+
+    Raises:
+        InvalidRequest: It lacks what `halludecode serve` adds.
+    """
+    told = made.get("halludecode")
+    if not isinstance(told, Mapping):
+        raise InvalidRequest("The server's answer has no field 'halludecode'; update the server.")
+    theirs = sorted(made["choices"], key=lambda choice: choice["index"])
+    choices = tuple(_choice(*pair) for pair in zip(told["choices"], theirs, strict=True))
+    return Output(
+        choices=choices,
+        strategy=made["strategy"],
+        effect=told["effect"],
+        timings=Timings(**told["timings"], tokens=sum(len(one.token_ids) for one in choices)),
+        rows=tuple(told["rows"]),
+        scores=told["scores"],
+        warnings=tuple(told["warnings"]),
+    )
+
+
+def _choice(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> Choice:
+    ids = tuple(ours["token_ids"])
+    stopped = ours["stopped"] or theirs["finish_reason"] == "stop"
+    logprobs = _logprobs(theirs)
+    return Choice(
+        ours["text"],
+        ids,
+        "stop" if stopped else "length",
+        None if logprobs is None else logprobs[: len(ids)],
+    )
+
+
+def _logprobs(choice: Mapping[str, Any]) -> tuple[TokenLogprob, ...] | None:
+    content = (choice.get("logprobs") or {}).get("content")
+    if content is None:
+        return None
+    return tuple(
+        TokenLogprob(
+            _id(entry),
+            bytes(entry["bytes"] or ()).decode(errors="replace"),
+            _value(entry),
+            {_id(top): _value(top) for top in entry["top_logprobs"]},
+        )
+        for entry in content
+    )
+
+
+def _id(entry: Mapping[str, Any]) -> int:
+    return int(entry["token"].removeprefix("token_id:"))
+
+
+def _value(entry: Mapping[str, Any]) -> float:
+    return -math.inf if entry["logprob"] <= -9999 else entry["logprob"]  # JSON has no infinity
+
+
+def messages_of(request: Request, placeholder: str) -> list[dict[str, Any]]:
+    """Messages that a server reads as the engines in process read the request.
+
+    Args:
+        request: Pictures in files, bytes and data URLs are sent byte by byte as they are, without
+            being decoded; what cannot be read the server will say.
+        placeholder: The model's image placeholder.
+
+    Raises:
+        InvalidRequest: A picture or the prompt cannot be sent.
+    """
+    pictures: Any = request.images
+    if isinstance(pictures, Sequence) and not isinstance(pictures, str | bytes):
+        urls = [data_url(image, f"image {i + 1}") for i, image in enumerate(pictures)]
+        pictures = [Picture(None, url) for url in urls]  # type: ignore[arg-type]
+    prompt = to_prompt(Request(request.prompt, pictures), placeholder)
+    if prompt.raw:
+        raise InvalidRequest(
+            f"The prompt holds the model's placeholder {placeholder}, which is for engines in "
+            "process; send chat messages, or leave it out."
+        )
+    return [{"role": t.role, "content": [_part(part) for part in t.parts]} for t in prompt.turns]
+
+
+def data_url(source: Any, where: str = "image") -> str:
+    """A picture as a data URL: bytes as they are; a PIL image as PNG.
+
+    Raises:
+        InvalidRequest: It cannot be read.
+    """
+    from PIL import Image
+
+    if isinstance(source, str) and source.startswith("data:"):
+        return source
+    if isinstance(source, Image.Image | Picture):
+        file = io.BytesIO()
+        load_picture(source, where).image.save(file, "PNG")
+        return _url(file.getvalue(), "image/png")
+    name, data = _read(source, where)
+    if not data:
+        raise InvalidRequest(f"{name} is empty (0 bytes); give a PNG, JPEG or WebP file.")
+    return _url(data, _kind(data))
+
+
+def _kind(data: bytes) -> str:
+    """Media type by a file's first bytes; the server looks for itself."""
+    known = {b"\x89PNG": "image/png", b"\xff\xd8\xff": "image/jpeg", b"RIFF": "image/webp"}
+    found = (kind for start, kind in known.items() if data.startswith(start))
+    return next(found, "application/octet-stream")
+
+
+def _url(data: bytes, kind: str) -> str:
+    return f"data:{kind};base64,{base64.b64encode(data).decode()}"
+
+
+def _part(part: Any) -> dict[str, Any]:
+    if isinstance(part, str):
+        return {"type": "text", "text": part}
+    # Stand-ins are their own URL; pictures inside messages were decoded.
+    url = part.key if part.image is None else data_url(part)
+    return {"type": "image_url", "image_url": {"url": url}}

@@ -1,0 +1,1 @@
+"""What of vLLM this engine leans on beyond its public options."""

@@ -1,0 +1,1 @@
+"""vLLM's front-end process: requests in, answers out."""

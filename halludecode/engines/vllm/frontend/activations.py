@@ -1,0 +1,180 @@
+"""Passes of the plain model before the answer: hidden requests, and `prepare` in the workers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from torch import Tensor
+
+from halludecode.core import spec as hd_spec
+from halludecode.core.activations import ActivationRequest, Activations
+from halludecode.core.errors import UnsupportedStrategy
+from halludecode.core.plan import Plan
+from halludecode.core.prompt import Prompt
+from halludecode.core.tracing import TracedStrategy
+from halludecode.engines.api import Sampling
+from halludecode.engines.inputs.rows import Row, RowBuilder, seen_spans
+from halludecode.engines.vllm.frontend.loading import Loaded
+from halludecode.engines.vllm.frontend.output_reader import OutputReader, PartialAnswer
+from halludecode.engines.vllm.frontend.requests import RequestBuilder, RequestGroup
+from halludecode.engines.vllm.row_metadata import RowMetadata, replica_of, unpack
+from halludecode.engines.vllm.worker.forward_context import error_class
+
+Taken = tuple[int, str]  # a look's replica and key
+SMALL = 64  # numbers: what a processor tells of a picture beside its pixels
+
+
+class ActivationCollector:
+    """Takes the looks of requests, in one batch with whatever else runs.
+
+    Args:
+        loaded: The engine.
+        maker: Where rows come from.
+        feeds: Where vLLM requests come from.
+        name: Gives unused names at a replica.
+    """
+
+    def __init__(
+        self, loaded: Loaded, maker: RowBuilder, feeds: RequestBuilder, name: Callable[[int], str]
+    ) -> None:
+        self._loaded, self._maker, self._feeds, self._name = loaded, maker, feeds, name
+
+    @property
+    def net(self) -> Any:
+        """Trained artifacts need the model itself."""
+        raise UnsupportedStrategy(
+            "This artifact is trained on the model itself, which engine 'vllm' cannot do; make it "
+            "with engine='hf'."
+        )
+
+    def states(
+        self, prompts: Sequence[Prompt], plan: Plan, jobs: Sequence[str]
+    ) -> list[list[Mapping[str, Any]]]:
+        """Per prompt and part, what rows need of the state; the rest stays in the workers."""
+        parts = plan.parts
+        asked = [[dict(part.strategy.looks(p, part.facts)) for part in parts] for p in prompts]
+        places = [replica_of(job) for job in jobs]
+        every = {
+            (at, look.key): look
+            for at, one in zip(places, asked, strict=True)
+            for looks in one
+            for look in looks.values()
+        }
+        if not every:
+            made = [part.strategy.prepare({}, part.facts) for part in parts]
+            return [list(made) for _ in prompts]
+        told, names = self._take(every)
+        try:
+            text = hd_spec.format([part.strategy for part in parts])
+            return [
+                self._prepare(job, text, parts, one, told, names)
+                for job, one in zip(jobs, asked, strict=True)
+            ]
+        finally:
+            self._loaded.tell("hd_unsee", list(names.values()))
+
+    def see(self, look: ActivationRequest) -> Activations:
+        """What one look saw, brought to this side; for calibration."""
+        here = (0, look.key)
+        told, names = self._take({here: look})
+        try:
+            return Activations(
+                **unpack(self._loaded.tell("hd_seen", names[here], told[here], at=0)[0])
+            )
+        finally:
+            self._loaded.tell("hd_unsee", list(names.values()))
+
+    def _prepare(
+        self,
+        job: str,
+        text: str,
+        parts: Sequence[TracedStrategy],
+        asked: Sequence[Mapping[str, ActivationRequest]],
+        told: Mapping[Taken, Mapping[str, Any]],
+        names: Mapping[Taken, str],
+    ) -> list[Mapping[str, Any]]:
+        at = replica_of(job)
+        wanted = [
+            {n: [names[at, look.key], told[at, look.key]] for n, look in looks.items()}
+            for looks in asked
+        ]
+        fetch = [list(part.strategy.fetch) for part in parts]
+        made = self._loaded.tell("hd_prepare", job, text, wanted, fetch, at=at)[0]
+        if isinstance(made, Mapping):
+            raise error_class(made["kind"])(made["error"])
+        return unpack(made)
+
+    def _take(
+        self, looks: Mapping[Taken, ActivationRequest]
+    ) -> tuple[dict[Taken, Mapping[str, Any]], dict[Taken, str]]:
+        """Run looks; of each, what this side knows and the name it is kept under."""
+        rows = {taken: self._maker.look(look) for taken, look in looks.items()}
+        names = {taken: self._name(taken[0]) for taken in looks}
+        reader = OutputReader(self._loaded)
+        try:
+            for taken, look in looks.items():
+                reader.add(self._request(look, rows[taken], names[taken]), Sampling())
+            for _ in reader.steps():
+                pass
+            for error in (answer.error for answer in reader.answers):
+                if error is not None:
+                    raise error
+            for note in reader.notes():
+                if note["error"]:
+                    raise error_class(note["kind"])(note["error"])
+        except BaseException:
+            reader.abort()  # first, or its rows would keep more
+            self._loaded.tell("hd_unsee", list(names.values()))
+            raise
+        told = {
+            taken: self._told(look, rows[taken], answer)
+            for (taken, look), answer in zip(looks.items(), reader.answers, strict=True)
+        }
+        return told, names
+
+    def _request(self, look: ActivationRequest, row: Row, name: str) -> RequestGroup:
+        sizes = [
+            {
+                key: value.tolist()
+                for key, value in feed.pixels.items()
+                if isinstance(value, Tensor) and value.numel() <= SMALL
+            }
+            for feed in row.feeds
+        ]
+        tag = RowMetadata(
+            group=name,
+            role=0,
+            rows=["main"],
+            lives=["answer"],
+            job=name,
+            pictured=bool(row.feeds),
+            look={**wanted(look), "sizes": sizes if look.vision else []},
+        )
+        return self._feeds.look(tag, row, look.write)
+
+    def _told(self, look: ActivationRequest, row: Row, answer: PartialAnswer) -> Mapping[str, Any]:
+        feeder = self._maker.feeder
+        mask = (row.input_ids == feeder.image_token).tolist() if look.every_token else None
+        return {
+            "look": wanted(look),
+            "counts": [feed.count for feed in row.feeds],
+            "spans": [list(span) for span in seen_spans(row, feeder)],
+            "mask": mask,
+            "text": answer.text if look.write else "",
+            "token_ids": list(answer.ids) if look.write else [],
+        }
+
+
+def wanted(look: ActivationRequest) -> dict[str, Any]:
+    """What a look keeps, as plain values."""
+    return {
+        "hidden": list(look.hidden),
+        "heads": list(look.heads),
+        "image": list(look.image),
+        "vision": list(look.vision),
+        "full": look.vision_heads == "fullwidth",
+        "every_token": look.every_token,
+        "logits": look.logits,
+        "write": look.write,
+    }

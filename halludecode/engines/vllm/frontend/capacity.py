@@ -1,0 +1,123 @@
+"""What this engine refuses before any token is produced, each with one sentence."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from halludecode.core.errors import InvalidRequest, UnsupportedStrategy
+from halludecode.core.plan import Plan
+from halludecode.core.tracing import TracedStrategy
+
+if TYPE_CHECKING:
+    from halludecode.engines.inputs.rows import Row
+
+ATTENTION = frozenset(
+    {"add", "scale", "hide", "gain", "heads", "mass", "scores", "weights", "out", "flag", "once"}
+)
+INSIDE = ATTENTION | {"steer", "early", "looks", "key"}  # needs served between vLLM's kernels
+TOWER = frozenset({"vision"})
+
+
+def check_plan(plan: Plan, config: Any) -> None:
+    """Refuse what this vLLM, as it was started, cannot serve.
+
+    Raises:
+        UnsupportedStrategy: The sentence names the need and what to change.
+    """
+    for part in plan.parts:
+        if any(branch.hide is not None for branch in part.branches.values()):
+            raise UnsupportedStrategy(
+                f"{part.strategy.name} hides image tokens of a whole row (Branch.hide), which "
+                "engine 'vllm' does not serve; use engine='hf'."
+            )
+    compiled = config.compilation_config
+    if plan.needs & INSIDE and compiled.cudagraph_mode.name != "NONE":
+        _refuse(plan, INSIDE, "CUDA graphs would leave out; start with enforce_eager=True")
+    if "vision" in plan.needs and compiled.compile_mm_encoder:
+        _refuse(plan, TOWER, "compiled towers do not show; start without compile_mm_encoder")
+    ranks = config.parallel_config
+    spread = ranks.tensor_parallel_size > 1 and config.model_config.multimodal_config
+    if "vision" in plan.needs and spread and spread.mm_encoder_tp_mode == "data":
+        why = "ranks with pictures of their own do not show; use mm_encoder_tp_mode='weights'"
+        _refuse(plan, TOWER, why)
+    if plan.parts and ranks.pipeline_parallel_size > 1:
+        _refuse(plan, plan.needs, "needs the whole model; use pipeline_parallel_size=1")
+    if plan.needs & ATTENTION and "fp8" in str(config.cache_config.cache_dtype):
+        _refuse(plan, ATTENTION, "reads the KV cache; use kv_cache_dtype='auto'")
+
+
+def together(plan: Plan) -> bool:
+    """Whether all prompts of a request must be read whole, in one step.
+
+    Rows that are edited by what another row shows need the same step, too.
+    """
+    return plan.whole or any(len(part.attend_rows) > 1 for part in plan.parts)
+
+
+def check_rows(rows: Sequence[Row], plan: Plan, most: int, config: Any, replicas: int = 1) -> None:
+    """Refuse a request that can never fit.
+
+    Args:
+        rows: Its rows.
+        plan: What acts.
+        most: Most tokens written.
+        config: vLLM's.
+        replicas: Among how many the KV cache is divided.
+
+    Raises:
+        InvalidRequest: The sentence names the numbers and what to change.
+    """
+    limit = config.model_config.max_model_len
+    for row in rows:
+        if len(row.input_ids) >= limit:
+            raise InvalidRequest(
+                f"The prompt has {len(row.input_ids)} tokens (pictures included), the model's "
+                f"context is {limit}; shorten the prompt or give fewer or smaller images."
+            )
+    slots = config.scheduler_config.max_num_seqs
+    if len(rows) > slots:
+        raise InvalidRequest(
+            f"{plan.canonical} takes {len(rows)} rows, vLLM runs at most {slots} at once; raise "
+            f"max_num_seqs to {len(rows)} or more."
+        )
+    size = config.cache_config.block_size
+    wanted = [min(len(r.input_ids) + most, limit) for r in rows]
+    need = sum(-(-n // size) for n in wanted)
+    have = config.cache_config.num_gpu_blocks // replicas - 1  # vLLM counts those of all replicas
+    if need > have:
+        raise InvalidRequest(
+            f"{plan.canonical} may need {need} blocks of {size} tokens of KV cache for {len(rows)} "
+            f"rows of up to {max(wanted)} tokens, there are {have}; raise kv_cache_memory_bytes or "
+            "lower max_new_tokens."
+        )
+    if together(plan):
+        _check_one_step(rows, plan, config.scheduler_config)
+
+
+def _check_one_step(rows: Sequence[Row], plan: Plan, config: Any) -> None:
+    """Prompts that are read together start together, unchunked."""
+    budget = config.max_num_batched_tokens - config.max_num_seqs
+    prompts = sum(len(row.input_ids) for row in rows)
+    if prompts > budget:
+        raise InvalidRequest(
+            f"{plan.canonical} reads all its prompts in one step: {prompts} tokens, and a step of "
+            f"vLLM holds {budget} (max_num_batched_tokens - max_num_seqs); raise "
+            f"max_num_batched_tokens to {prompts + config.max_num_seqs} or more."
+        )
+    pictures = sum({feed.key: feed.count for row in rows for feed in row.feeds}.values())
+    if pictures > config.max_num_encoder_input_tokens:
+        raise InvalidRequest(
+            f"{plan.canonical} encodes all its pictures in one step: {pictures} tokens, and vLLM "
+            f"encodes {config.max_num_encoder_input_tokens}; raise max_num_batched_tokens."
+        )
+
+
+def edited_rows(part: TracedStrategy) -> set[str]:
+    """Local names of rows that a part edits inside the model."""
+    return {*part.attend_rows, *(part.strategy.steer_rows if part.steers else ())}
+
+
+def _refuse(plan: Plan, needs: frozenset[str], why: str) -> None:
+    need = min(plan.needs & needs, default="rows")
+    raise UnsupportedStrategy(f"{plan.canonical} needs {need!r}, which {why}, or engine='hf'.")

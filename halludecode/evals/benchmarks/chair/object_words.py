@@ -1,0 +1,241 @@
+"""From a caption to the COCO objects it names, as CHAIR's scripts find them.
+
+A family decides how a token becomes a vocabulary word: ``pattern`` (every token made singular; the
+original script and POPE's object lists) or ``wordnet`` (WordNet lemma under the part of speech;
+what papers on decoding use). For ``wordnet`` two paths make tokens and tags: ``nltk`` uses NLTK's
+own data and is exact; ``tables`` needs no download, splits tokens by the same rules
+(`chair.tokenizer`) and decides the few parts of speech that matter with a shipped model
+(`chair.tagger`). Which one ran is recorded.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from halludecode.core.errors import InvalidData, MissingExtra
+from halludecode.evals.benchmarks.chair import tagger as tags
+from halludecode.evals.benchmarks.chair import tokenizer as tokens
+from halludecode.evals.benchmarks.chair.tokenizer import Token, tokenize
+
+FAMILIES = ("wordnet", "pattern")
+PATHS = ("auto", "nltk", "tables")
+DATA = Path(__file__).parent / "data"
+NLTK_PARTS = ("punkt_tab", "averaged_perceptron_tagger_eng")
+
+
+@dataclass(frozen=True)
+class Mention:
+    """One COCO object named in a caption.
+
+    Args:
+        object: COCO category name.
+        word: The caption's own letters.
+        start: First character of ``word`` in the caption.
+        end: One past its last character.
+        index: Position in `CaptionReading.words`.
+    """
+
+    object: str
+    word: str
+    start: int
+    end: int
+    index: int
+
+
+@dataclass(frozen=True)
+class CaptionReading:
+    """What a caption says: its normalised words, punctuation included, and the objects named."""
+
+    words: tuple[str, ...]
+    mentions: tuple[Mention, ...]
+
+    @property
+    def objects(self) -> list[str]:
+        """Objects in order, with repetition."""
+        return [mention.object for mention in self.mentions]
+
+
+@dataclass(frozen=True)
+class Reader:
+    """Reads captions under one family.
+
+    Args:
+        family: ``wordnet`` or ``pattern``.
+        path: ``nltk`` or ``tables``, whichever makes the tokens and tags.
+        tokens: Caption to tokens.
+        normalise: Token texts to vocabulary words, one each.
+    """
+
+    family: str
+    path: str
+    tokens: Callable[[str], list[Token]]
+    normalise: Callable[[list[str]], list[str]]
+
+    def read(self, caption: str) -> CaptionReading:
+        """Finds the words and the objects of one caption."""
+        tokens = self.tokens(caption)
+        words = _join(self.normalise([text for text, _, _ in tokens]), tokens)
+        # The seat of a toilet is no chair; it still counts as a word.
+        seat = "seat" if any(word == "toilet" for word, _, _ in words) else None
+        nodes = vocabulary()
+        mentions = tuple(
+            Mention(nodes[word], caption[start:end], start, end, i)
+            for i, (word, start, end) in enumerate(words)
+            if word in nodes and word != seat
+        )
+        return CaptionReading(tuple(word for word, _, _ in words), mentions)
+
+
+def reader(family: str = "wordnet", path: str = "auto") -> Reader:
+    """Makes a `Reader`.
+
+    Args:
+        family: ``wordnet`` or ``pattern``.
+        path: For ``wordnet``: ``nltk``, ``tables``, or ``auto``, which takes ``nltk`` where the
+            package and its data are installed. ``pattern`` always reads tables and is exact.
+
+    Raises:
+        InvalidData: Unknown family or path.
+        MissingExtra: ``nltk`` was asked for by name and is not installed or lacks its data.
+    """
+    if family not in FAMILIES:
+        raise InvalidData(
+            f"CHAIR family {family!r} is unknown; the known ones are {', '.join(FAMILIES)}."
+        )
+    if path not in PATHS:
+        raise InvalidData(f"word path {path!r} is unknown; the known ones are {', '.join(PATHS)}.")
+    if family == "pattern":
+        return Reader(family, "tables", tokenize, _singulars)
+    lack = missing_nltk() if path != "tables" else None
+    if path == "tables" or (path == "auto" and lack):
+        return Reader(family, "tables", tokenize, lambda words: _lemmas(words, tags.shipped()))
+    if lack:
+        raise MissingExtra(lack)
+    return Reader(family, "nltk", _nltk_tokens(), lambda words: _lemmas(words, tags.installed()))
+
+
+def _join(normal: list[str], tokens: list[Token]) -> list[Token]:
+    pairs = bigrams()
+    words: list[Token] = []
+    i = 0
+    while i < len(normal):
+        two = " ".join(normal[i : i + 2])
+        last = i + 1 if two in pairs and i + 1 < len(normal) else i
+        word = pairs[two] if last > i else normal[i]
+        words.append((word, tokens[i][1], tokens[last][2]))
+        i = last + 1
+    return words
+
+
+# Tables ------------------------------------------------------------------------------------------
+
+
+def _table(name: str) -> Any:
+    return json.loads((DATA / name).read_text(encoding="utf-8"))
+
+
+@cache
+def vocabulary() -> Mapping[str, str]:
+    """Every word of the synonym list and the COCO category it stands for.
+
+    Entries are not trimmed: two of them begin with a space and can never match, as in the original.
+    """
+    lines = (DATA / "synonyms.txt").read_text(encoding="utf-8").splitlines()
+    rows = [line.strip().split(", ") for line in lines]
+    return {word: row[0] for row in rows for word in row}
+
+
+@cache
+def bigrams() -> Mapping[str, str]:
+    """Pairs of words that are read as one, and what they are read as."""
+    return _table("bigrams.json")
+
+
+@cache
+def _singular_table() -> Mapping[str, str]:
+    return _table("pattern_singular.json")
+
+
+@cache
+def _lemma_table() -> Mapping[str, Mapping[str, str]]:
+    return _table("wordnet_lemma.json")
+
+
+def _singulars(words: list[str]) -> list[str]:
+    table = _singular_table()
+    return [table.get(word, word) for word in words]
+
+
+@cache
+def ambiguous() -> frozenset[str]:
+    """Words whose lemma depends on the part of speech."""
+    tables = _lemma_table()
+    words = {word for table in tables.values() for word in table}
+    return frozenset(w for w in words if len({tables[p].get(w, w) for p in tags.POS}) > 1)
+
+
+def _lemmas(words: list[str], tagger: tags.Tagger) -> list[str]:
+    # Only words that can end in the vocabulary are in the table; the others never matter.
+    table, matter = _lemma_table(), ambiguous()
+    nouns = table["n"]
+    lemmas = [nouns.get(word, word) for word in words]
+    wanted = [i for i, word in enumerate(words) if word in matter]
+    if wanted:
+        found = tagger.tag(words, wanted)
+        for i in wanted:
+            lemmas[i] = table[tags.part(found[i])].get(words[i], words[i])
+    return lemmas
+
+
+# NLTK --------------------------------------------------------------------------------------------
+
+
+def missing_nltk() -> str | None:
+    """What the ``nltk`` path lacks here, as a sentence with the cure; None when it can run."""
+    try:
+        import nltk
+    except ImportError:
+        return 'NLTK is not installed; pip install "halludecode[eval]", or use the tables path.'
+    for name, folder in zip(NLTK_PARTS, ("tokenizers", "taggers"), strict=True):
+        try:
+            nltk.data.find(f"{folder}/{name}/")
+        except LookupError:
+            return (
+                f"NLTK's data {name!r} is not installed; run python -m nltk.downloader "
+                f"{' '.join(NLTK_PARTS)}, or use the tables path."
+            )
+    return None
+
+
+@cache
+def _nltk_tokens() -> Callable[[str], list[Token]]:
+    """NLTK's tokeniser; captions on which ours cannot differ are left to ours, which is faster."""
+    from nltk import word_tokenize
+
+    spared = _spared()
+
+    def split(caption: str) -> list[Token]:
+        lowered, place = tokens.lower(caption)
+        if tokens.plain(lowered, spared):
+            return tokenize(caption)
+        found = tokens.spans(lowered, word_tokenize(lowered))
+        return [(word, place[start], place[end]) for word, start, end in found]
+
+    return split
+
+
+def _spared() -> frozenset[str]:
+    """Words after which NLTK's data may let a sentence go on in spite of a period."""
+    import nltk
+
+    def rows(name: str) -> Iterable[str]:
+        with nltk.data.find(f"tokenizers/punkt_tab/english/{name}").open() as file:
+            return file.read().decode("utf-8").splitlines()
+
+    pairs = (row.split("\t")[0] for row in rows("collocations.tab"))
+    return frozenset([*rows("abbrev_types.txt"), *pairs])

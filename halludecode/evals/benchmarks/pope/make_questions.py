@@ -1,0 +1,113 @@
+"""Makes POPE question files from COCO-format annotations of any pictures.
+
+As in Li et al. 2023 (arXiv 2305.10355) and AoiDragon/POPE: a picture's objects are those that CHAIR
+counts as its own in the ``pattern`` family, pictures with too few are left out, and a sample of the
+rest is asked about. `pope.build_questions` chooses the negatives.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from halludecode.core.errors import InvalidData
+from halludecode.evals.benchmarks.chair.object_words import reader, vocabulary
+from halludecode.evals.benchmarks.pope import scoring as pope
+from halludecode.evals.data.coco import INSTANCES, REFERENCES, read_coco
+
+
+def picture_objects(
+    instances: Path | str, captions: Path | str | None = None
+) -> dict[str, list[str]]:
+    """Objects of every picture: its instances in file order, then what its captions add.
+
+    Args:
+        instances: COCO-format instances; categories may have any names.
+        captions: COCO-format captions; CHAIR's words find the objects in them, so the categories
+            must then be COCO's 80.
+
+    Returns:
+        File name of a picture to its objects, each once. The official lists are of the same
+        objects in another order, which decides what is asked first.
+
+    Raises:
+        InvalidData: A file is unreadable or not COCO, or its categories are not COCO's.
+        MissingExtra: pycocotools is not installed.
+    """
+    coco = read_coco(instances, INSTANCES | {"images": ("id", "file_name")})
+    names = {kind["id"]: kind["name"] for kind in coco.dataset["categories"]}
+    said: Mapping[int, Sequence[Any]] = {}
+    if captions is not None:
+        foreign = sorted(set(names.values()) - set(vocabulary().values()))
+        if foreign:
+            raise InvalidData(
+                f"{instances}: captions are searched for COCO's 80 categories, and {foreign[0]!r} "
+                "is none of them; leave the captions out."
+            )
+        said = read_coco(captions, REFERENCES).imgToAnns
+    words = reader("pattern")
+    found: dict[str, list[str]] = {}
+    for i, image in coco.imgs.items():
+        seen = [names[a["category_id"]] for a in coco.imgToAnns[i]]
+        told = [o for a in said.get(i, ()) for o in words.read(a["caption"]).objects]
+        found[image["file_name"]] = list(dict.fromkeys([*seen, *told]))
+    return found
+
+
+def make_questions(
+    objects: Mapping[str, Sequence[str]],
+    *,
+    pictures: int = 500,
+    per_image: int = 3,
+    seed: int = 0,
+) -> dict[str, list[dict[str, Any]]]:
+    """The three POPE settings over one sample of pictures.
+
+    Args:
+        objects: File name to objects, as `picture_objects` gives them.
+        pictures: How many are drawn; all where there are fewer.
+        per_image: Positives of each, and as many negatives.
+        seed: Seed of the sample and of random negatives.
+
+    Returns:
+        Setting to the records of its file.
+
+    Raises:
+        InvalidData: No picture has ``per_image`` objects, or one has no absent object.
+    """
+    enough = [name for name, present in objects.items() if len(set(present)) >= per_image]
+    if not enough or pictures < 1:
+        raise InvalidData(
+            f"no picture to ask about: {len(enough)} of {len(objects)} have {per_image} objects, "
+            f"and {pictures} are wanted; lower per-image or give other annotations."
+        )
+    drawn = set(random.Random(seed).sample(enough, min(pictures, len(enough))))
+    chosen = {name: objects[name] for name in enough if name in drawn}
+    return {
+        setting: pope.build_questions(chosen, setting, seed=seed, per_image=per_image)
+        for setting in pope.SETTINGS
+    }
+
+
+def write_questions(
+    folder: Path | str, questions: Mapping[str, Sequence[Mapping[str, Any]]]
+) -> None:
+    """Writes ``pope/<setting>.jsonl`` into a folder, where ``eval --data`` looks for them.
+
+    Raises:
+        InvalidData: There are question files already, or they cannot be written.
+    """
+    place = Path(folder) / "pope"
+    there = next(place.glob("*.json*"), None)
+    if there is not None:
+        raise InvalidData(f"{there} exists; choose another output folder.")
+    try:
+        place.mkdir(parents=True, exist_ok=True)
+        for setting, records in questions.items():
+            text = "".join(json.dumps(record) + "\n" for record in records)
+            (place / f"{setting}.jsonl").write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise InvalidData(f"{place}: cannot be written ({error.strerror}).") from None

@@ -1,0 +1,1 @@
+"""Reading evaluation data; knows no benchmark."""

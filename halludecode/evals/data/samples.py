@@ -1,0 +1,134 @@
+"""What is asked of a model: samples of one task on one data source, each with its picture."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from halludecode.core.errors import InvalidData, InvalidRequest
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+
+@dataclass(frozen=True)
+class EvalImage:
+    """A picture of the evaluation data, read when it is needed.
+
+    A question that is asked without a picture has one with an empty digest (`EvalImage.none`).
+
+    Args:
+        name: The name its annotation uses.
+        read: Returns the encoded bytes.
+        where: Path or row, for error messages.
+        digest: SHA-256 of the bytes, first 16 hex digits.
+    """
+
+    name: str
+    read: Callable[[], bytes]
+    where: str
+    digest: str
+
+    @classmethod
+    def from_file(cls, path: Path, name: str) -> EvalImage:
+        """A picture in a file; its bytes are hashed now.
+
+        Raises:
+            InvalidData: The file cannot be opened.
+        """
+        try:
+            digest = hashlib.sha256(path.read_bytes()).hexdigest()[:16]
+        except OSError as error:
+            raise InvalidData(f"{path}: the picture cannot be opened ({error.strerror}).") from None
+        return cls(name, path.read_bytes, str(path), digest)
+
+    @classmethod
+    def none(cls, name: str) -> EvalImage:
+        """Stands where there is no picture; ``name`` says so."""
+        return cls(name, bytes, name, "")
+
+    def load(self) -> Image:
+        """Decodes the picture to RGB.
+
+        Raises:
+            InvalidRequest: The bytes are no picture Pillow can read.
+        """
+        from PIL import Image, UnidentifiedImageError
+
+        try:
+            with Image.open(io.BytesIO(self.read())) as opened:
+                return opened.convert("RGB")
+        except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
+            reason = "not a picture" if isinstance(error, UnidentifiedImageError) else str(error)
+            raise InvalidRequest(
+                f"{self.where}: the picture cannot be decoded ({reason})."
+            ) from None
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One question about one picture.
+
+    Args:
+        id: POPE question id, COCO image id, ``subtask/picture#k`` for MME, AMBER's id, or
+            `HallusionQuestion.id`; unique within its unit.
+        question: The data's own words; "" for captions.
+        prompt: The words sent to the model.
+        picture: The picture asked about.
+        label: "yes" or "no"; None for captions.
+        objects: True objects of the picture; None for yes/no tasks.
+        facts: What else its line holds, for the scorer.
+    """
+
+    id: int | str
+    question: str
+    prompt: str
+    picture: EvalImage
+    label: str | None = None
+    objects: tuple[str, ...] | None = None
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def digest(self) -> str:
+        """Hash of the data behind it: id, question, picture bytes, label or objects, facts."""
+        truth = self.label if self.objects is None else "|".join(self.objects)
+        facts = [json.dumps(self.facts, sort_keys=True)] if self.facts else []
+        text = "\0".join((str(self.id), self.question, self.picture.digest, str(truth), *facts))
+        return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+@dataclass(frozen=True)
+class EvalUnit:
+    """One task on one data source and split: the samples of one row of results.
+
+    Args:
+        task: One of `TASKS`.
+        data: Name of the data source.
+        split: POPE split; None for tasks without one.
+        samples: In file order, pictures together.
+        revision: Revision of a hub data set; None for files.
+        judge: Reads one answer: the ``parsed`` and ``score`` of its line. None is `results.judge`.
+    """
+
+    task: str
+    data: str
+    split: str | None
+    samples: tuple[Sample, ...]
+    revision: str | None = None
+    judge: Callable[[Sample, str], dict[str, Any]] | None = None
+
+    @property
+    def key(self) -> tuple[str, str, str | None]:
+        """What names the unit: task, data source, split."""
+        return (self.task, self.data, self.split)
+
+    @property
+    def digest(self) -> str:
+        """Hash over all samples, in order."""
+        joined = "".join(sample.digest for sample in self.samples)
+        return hashlib.sha256(joined.encode()).hexdigest()

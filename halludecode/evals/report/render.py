@@ -1,0 +1,177 @@
+"""Renders run folders: an HTML page, Markdown tables, CSV lines, or another harness's files."""
+
+from __future__ import annotations
+
+import csv
+import io
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from halludecode.core.errors import InvalidData, InvalidParameter
+from halludecode.evals.report import control_text
+from halludecode.evals.report import terminal as tables
+from halludecode.evals.results.build import labels
+from halludecode.evals.runner.run_folder import read_json
+from halludecode.testbed import MODELS
+
+FORMATS = ("html", "md", "csv", "lmms-eval", "vlmevalkit")
+COLUMNS = (
+    *("run", "model", "engine", "task", "data", "split", "strategy", "metric", "value", "low"),
+    *("high", "n", "failed", "difference", "difference_low", "difference_high", "p", "p_holm"),
+    *("control", "control_difference", "control_low", "control_high"),
+)
+CONTROLS = {"=yes": "yes_ratio", "=len": "length"}  # as in the tables
+
+
+def render(runs: Sequence[Path], format: str = "html", output: Path | None = None) -> str | Path:
+    """Renders run folders.
+
+    Args:
+        runs: Run folders.
+        format: ``html`` (self-contained page), ``md``, ``csv`` (one line per metric), ``lmms-eval``
+            or ``vlmevalkit`` (files as those harnesses write them; ``output`` is then a folder).
+        output: File or folder to write; None returns the text.
+
+    Returns:
+        The text, or the path written.
+
+    Raises:
+        InvalidParameter: Unknown format, or a folder is needed.
+        InvalidData: A run folder cannot be read or written to.
+    """
+    if format not in FORMATS:
+        raise InvalidParameter(
+            f"No report format {format!r}; the known ones are {', '.join(FORMATS)}."
+        )
+    folders = named_runs(runs)
+    for folder in folders.values():
+        if not (folder / "results.json").is_file():
+            raise InvalidData(f"{folder} has no results.json; is it a finished run folder?")
+    try:
+        if format in ("lmms-eval", "vlmevalkit"):
+            return _export(folders, format, output)
+        text = _text(folders, format)
+        if output is None:
+            return text
+        output = Path(output)
+        output.parent.mkdir(parents=True, exist_ok=True)
+        output.write_text(text, encoding="utf-8", newline="\n")
+        return output
+    except OSError as error:
+        raise InvalidData(f"{output}: cannot be written ({error.strerror}).") from None
+
+
+def named_runs(runs: Sequence[Path]) -> dict[str, Path]:
+    """Run folders by name: their own, with the parent's or a number where several share it."""
+    paths = [Path(run) for run in runs]
+    short = [path.resolve().name for path in paths]
+    found: dict[str, Path] = {}
+    for path, own in zip(paths, short, strict=True):
+        stem = own if short.count(own) == 1 else f"{path.resolve().parent.name}/{own}"
+        numbered = (stem, *(f"{stem} ({n})" for n in range(2, len(paths) + 1)))
+        found[next(name for name in numbered if name not in found)] = path
+    return found
+
+
+def _text(folders: Mapping[str, Path], format: str) -> str:
+    if format == "html":
+        from halludecode.evals.report.html import render_page
+
+        return render_page(folders)
+    if format == "md":
+        return "\n".join(_markdown(name, folder) for name, folder in folders.items())
+    return _csv(folders)
+
+
+def _export(folders: Mapping[str, Path], format: str, output: Path | None) -> Path:
+    from halludecode.evals.report import export
+
+    if output is None:
+        raise InvalidParameter(f"Format {format!r} is a folder of files: give --output FOLDER.")
+    write = export.lmms_eval if format == "lmms-eval" else export.vlmevalkit
+    for name, folder in folders.items():
+        alone = len(folders) == 1
+        write(folder, Path(output) if alone else Path(output) / name.replace("/", "_"))
+    return Path(output)
+
+
+def _csv(folders: Mapping[str, Path]) -> str:
+    buffer = io.StringIO()
+    writer = csv.DictWriter(buffer, COLUMNS, lineterminator="\n")
+    writer.writeheader()
+    for name, folder in folders.items():
+        writer.writerows(_rows(name, folder))
+    return buffer.getvalue()
+
+
+def _rows(run: str, folder: Path) -> Iterator[dict[str, Any]]:
+    results = read_json(folder / "results.json")
+    gaps = {_key(gap): gap for gap in results.get("differences", ())}
+    for entry in results["runs"]:
+        head = {k: entry[k] for k in COLUMNS if k in entry}
+        gap = gaps.get(_key(entry), {})
+        for metric, interval in entry["metrics"].items():
+            own = {k: interval.get(k) for k in ("value", "low", "high")}
+            yield {"run": run, **head, "metric": metric, **own, **_paired(gap, metric)}
+
+
+def _paired(gap: Mapping[str, Any], metric: str) -> dict[str, Any]:
+    """The columns that compare with greedy; empty for greedy itself."""
+    d = gap.get("metrics", {}).get(metric, {})
+    ends = {"difference": "value", "difference_low": "low", "difference_high": "high"}
+    found = {column: d.get(end) for column, end in ends.items()}
+    found |= {"p": d.get("p"), "p_holm": d.get("p_holm")}
+    sign, matched = control_text.matched(gap, metric)
+    if matched:
+        ends = {"control_difference": "value", "control_low": "low", "control_high": "high"}
+        found |= {column: matched[end] for column, end in ends.items()}
+        found["control"] = CONTROLS.get(sign, sign)
+    return found
+
+
+def _key(entry: Mapping[str, Any]) -> tuple[Any, ...]:
+    return tuple(entry[k] for k in ("task", "data", "split", "strategy"))
+
+
+def _markdown(name: str, folder: Path) -> str:
+    from halludecode.evals.report.html import STAND_IN, recipe
+
+    run, results = read_json(folder / "run.json"), read_json(folder / "results.json")
+    named = labels(run)
+    out = [f"# {name}: {run['model']}", ""]
+    if run["model"] in MODELS:
+        out += [f"> {STAND_IN}", ""]
+    for task, data in tables.groups(results):
+        part = tables.section(results, task, data)
+        titles = [f"{split} {c.title}" if split else c.title for split, c in part.cells]
+        out += [f"## {task.upper()} on {data}", "", _line(["strategy", *titles, "time/token"])]
+        out.append(_line(["---"] * (len(titles) + 2)))
+        for strategy in part.strategies:
+            cells = [
+                tables.cell(part, strategy, *place).replace("\n", "<br>") for place in part.cells
+            ]
+            ratio = part.cost(strategy)
+            cost = "" if ratio is None else f"{ratio:.2f}x"
+            out.append(_line([named.get(strategy, strategy), *cells, cost]))
+        out.append("")
+    out += [*(f"- {_plain(note)}" for note in tables.notes(results, named)), "", "## Recipe", ""]
+    out += [f"- {_plain(what)}: {_plain(value)}" for what, value in recipe(run)]
+    for strategy, words in named.items():
+        out.append(f"- strategy {_plain(words)}: `{strategy}`")
+    return "\n".join(out) + "\n"
+
+
+def _plain(text: str) -> str:
+    """Text in which Markdown finds no emphasis, code, tag or link."""
+    return re.sub(r"([\\`*<]|(?<=\])\()", r"\\\1", text)
+
+
+def _line(cells: Sequence[str]) -> str:
+    return "| " + " | ".join(_cell(cell) for cell in cells) + " |"
+
+
+def _cell(text: str) -> str:
+    # A lone star in a cell would begin emphasis; the line breaks are this module's own.
+    return "<br>".join(_plain(line).replace("|", "\\|") for line in text.split("<br>"))

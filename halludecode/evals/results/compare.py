@@ -1,0 +1,297 @@
+"""Paired differences between strategies of one run folder or of two.
+
+Samples are paired by id, and only samples both sides answered count. Both sides must have been
+asked the
+same: a sample whose question, picture or truth differs is refused. Prompts and models may differ
+between two folders; that is then what the difference is about, and the comparison names it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from halludecode.core.errors import InvalidData
+from halludecode.evals.results.build import BASELINE, Answers, arrange, labels
+from halludecode.evals.results.paired import differences
+from halludecode.evals.runner.run_folder import read_json, read_lines
+from halludecode.evals.statistics import intervals as stats
+
+if TYPE_CHECKING:
+    from rich.console import Group
+
+    from halludecode.evals.results.build import Report
+
+RECIPE = ("model", "model_digest", "engine", "dtype", "seed", "prompts", "sampling", "chair")
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Paired differences with 95 % intervals and p-values.
+
+    Args:
+        differences: One entry per task, source, split and strategy: first side minus baseline.
+        labels: Canonical strategy to the words it was asked for with.
+        apart: What else differs between two folders, such as the model.
+    """
+
+    differences: tuple[dict[str, Any], ...]
+    labels: Mapping[str, str]
+    apart: tuple[str, ...] = ()
+
+    def table(self) -> Group:
+        """One table per task, source, split and strategy."""
+        from rich.console import Group
+        from rich.text import Text
+
+        from halludecode.evals.report.terminal import comparison_tables
+
+        said = [Text(f"The runs also differ in {', '.join(self.apart)}.")] if self.apart else []
+        return Group(*said, comparison_tables(self.differences, self.labels))
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON: ``{"schema", "differences", "apart"}``."""
+        return {"schema": 1, "differences": list(self.differences), "apart": list(self.apart)}
+
+
+@dataclass(frozen=True)
+class SeedComparison:
+    """Sampled decoding over several seeds.
+
+    Args:
+        spreads: One entry per task, source, split and strategy: ``metrics`` and, where there is a
+            baseline, ``differences``, each metric with mean, sd over seeds and an interval.
+        labels: Canonical strategy to the words it was asked for with.
+        seeds: The seeds, in the order of the runs.
+    """
+
+    spreads: tuple[dict[str, Any], ...]
+    labels: Mapping[str, str]
+    seeds: tuple[int, ...]
+
+    def table(self) -> Group:
+        """One table per task, source, split and strategy."""
+        from halludecode.evals.report.terminal import seed_tables
+
+        return seed_tables(self.spreads, self.labels, self.seeds)
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON: ``{"schema", "seeds", "spreads"}``."""
+        return {"schema": 1, "seeds": list(self.seeds), "spreads": list(self.spreads)}
+
+
+@dataclass(frozen=True)
+class _Side:
+    path: Path
+    run: dict[str, Any]
+    answers: dict[tuple[str, str], Answers]
+
+    @classmethod
+    def open(cls, path: Path) -> _Side:
+        run = read_json(path / "run.json")
+        lines = read_lines(path / "samples.jsonl")
+        if not lines:
+            raise InvalidData(f"{path} has no answers yet; run eval first.")
+        return cls(path, run, arrange(lines, run.get("chair", {})))
+
+    @property
+    def strategies(self) -> list[str]:
+        return list(dict.fromkeys(name for a in self.answers.values() for name in a.lines))
+
+    def find(self, wanted: str) -> str:
+        """The canonical strategy that a user's words mean."""
+        named = labels(self.run)
+        exact = [s for s in self.strategies if wanted in (s, named.get(s))]
+        short = [s for s in self.strategies if s.startswith(f"{wanted}(") and "+" not in s]
+        found = exact or short
+        if len(found) != 1:
+            known = ", ".join(named.get(s, s) for s in self.strategies)
+            what = f"several strategies {wanted!r}" if found else f"no strategy {wanted!r}"
+            raise InvalidData(f"{self.path} has {what}; it has {known}.")
+        return found[0]
+
+    def only(self) -> str:
+        """The strategy of a folder that holds a single one besides greedy."""
+        others = [s for s in self.strategies if s != BASELINE] or self.strategies
+        if len(others) != 1:
+            named = labels(self.run)
+            raise InvalidData(
+                f"{self.path} holds {len(others)} strategies; say which: "
+                f"{self.path}:STRATEGY, one of {', '.join(named.get(s, s) for s in others)}."
+            )
+        return others[0]
+
+
+def compare_runs(specs: Sequence[str]) -> Comparison:
+    """Compares what one or two specs name.
+
+    Args:
+        specs: ``RUN`` or ``RUN:STRATEGY``, one or two. ``RUN`` alone compares each of its
+            strategies with greedy; ``RUN:A`` alone compares A with greedy; two specs compare the
+            first with the second.
+
+    Returns:
+        Differences first minus second (or minus greedy).
+
+    Raises:
+        InvalidData: A folder or strategy is not there, nothing is shared, or the data differ.
+    """
+    if not 1 <= len(specs) <= 2:
+        raise InvalidData(f"compare takes one or two runs, not {len(specs)}.")
+    pairs = [_split(spec) for spec in specs]
+    sides = [_Side.open(path) for path, _ in pairs]
+    if len(sides) == 1:
+        return _against_greedy(sides[0], pairs[0][1])
+    first, second = sides
+    names = [s.find(name) if name else s.only() for s, (_, name) in zip(sides, pairs, strict=True)]
+    found = []
+    for key, group in first.answers.items():
+        if key in second.answers:
+            other = second.answers[key]
+            _same_data(group, names[0], other, names[1], first.path, second.path)
+            found += differences(
+                group,
+                [names[0]],
+                names[1],
+                _seed(first.run),
+                other=other,
+                run=first.run,
+                curve=True,
+            )
+    return _comparison(
+        found, {**labels(second.run), **labels(first.run)}, _apart(first.run, second.run)
+    )
+
+
+def compare_seeds(specs: Sequence[str]) -> SeedComparison:
+    """Means, standard deviations and two-level intervals over runs that differ in their seed.
+
+    Args:
+        specs: ``RUN`` or ``RUN:STRATEGY`` of at least three runs of one recipe. ``RUN`` takes every
+            strategy that all runs hold; with greedy among them also the differences to it.
+
+    Raises:
+        InvalidData: Fewer than three runs, seeds that repeat, another recipe, or other samples.
+    """
+    pairs = [_split(spec) for spec in specs]
+    sides = [_Side.open(path) for path, _ in pairs]
+    seeds = _distinct_seeds(sides)
+    named = {side.find(name) for side, (_, name) in zip(sides, pairs, strict=True) if name}
+    common = [s for s in sides[0].strategies if all(s in side.strategies for side in sides)]
+    wanted = [s for s in common if not named or s in named]
+    spreads = [
+        entry
+        for key in sides[0].answers
+        if all(key in side.answers for side in sides)
+        for strategy in wanted
+        for entry in _spreads([side.answers[key] for side in sides], strategy, seeds[0])
+    ]
+    if not spreads:
+        raise InvalidData("The runs have no strategy and task in common.")
+    return SeedComparison(tuple(spreads), labels(sides[0].run), seeds)
+
+
+def _distinct_seeds(sides: Sequence[_Side]) -> tuple[int, ...]:
+    first = sides[0]
+    for side in sides[1:]:
+        apart = [name for name in _apart(first.run, side.run) if name != "seed"]
+        if apart:
+            raise InvalidData(
+                f"{first.path} and {side.path} differ in {', '.join(apart)}; over seeds, only the "
+                "seed may."
+            )
+    seeds = tuple(_seed(side.run) for side in sides)
+    if len(set(seeds)) < len(seeds) or len(seeds) < 3:
+        raise InvalidData(
+            f"Seeds {', '.join(map(str, seeds))}: give at least 3 runs with different seeds "
+            "(eval --temperature T --seed N)."
+        )
+    return seeds
+
+
+def _spreads(groups: Sequence[Answers], strategy: str, seed: int) -> list[dict[str, Any]]:
+    """Entries of one task, source and strategy over the seeds, by split."""
+    runs = [group.scores(strategy) for group in groups]
+    plain = [group.scores(BASELINE) for group in groups] if strategy != BASELINE else []
+    found = []
+    for split in runs[0]:
+        scores = [run[split] for run in runs if split in run]
+        rivals = [run[split] for run in plain if split in run]
+        entry: dict[str, Any] = {
+            "task": groups[0].task,
+            "data": groups[0].data,
+            "split": split,
+            "strategy": strategy,
+            "n": scores[0].n,
+            "metrics": _spread(stats.over_seeds(scores, seed=seed)),
+        }
+        if rivals:
+            gaps = stats.over_seeds(scores, rivals, seed=seed)
+            entry |= {"baseline": BASELINE, "differences": _spread(gaps)}
+        found.append(entry)
+    return found
+
+
+def _spread(found: Mapping[str, stats.SeedSpread]) -> dict[str, dict[str, float]]:
+    return {name: spread._asdict() for name, spread in found.items()}
+
+
+def compare(a: Report, b: Report) -> Comparison:
+    """Compares two reports, each of a single strategy (greedy beside it does not count)."""
+    return compare_runs([str(a.path), str(b.path)])
+
+
+def _against_greedy(side: _Side, name: str) -> Comparison:
+    if BASELINE not in side.strategies:
+        raise InvalidData(f"{side.path} has no greedy answers to compare with; name two runs.")
+    wanted = [side.find(name)] if name else [s for s in side.strategies if s != BASELINE]
+    if not wanted:
+        raise InvalidData(f"{side.path} holds greedy alone; name two runs to compare.")
+    found = []
+    for group in side.answers.values():
+        chosen = [s for s in wanted if s in group.lines]
+        found += differences(group, chosen, BASELINE, _seed(side.run), run=side.run, curve=True)
+    return _comparison(found, labels(side.run), ())
+
+
+def _comparison(
+    found: list[dict[str, Any]], named: Mapping[str, str], apart: tuple[str, ...]
+) -> Comparison:
+    if not found:
+        raise InvalidData("The two sides have no answered sample in common.")
+    return Comparison(tuple(found), named, apart)
+
+
+def _split(spec: str) -> tuple[Path, str]:
+    """``RUN:STRATEGY`` into folder and strategy; a folder may have a colon in its name."""
+    text = str(spec)
+    if Path(text).is_dir():
+        return Path(text), ""
+    at = text.find(":")
+    while at >= 0:
+        if Path(text[:at]).is_dir():
+            return Path(text[:at]), text[at + 1 :]
+        at = text.find(":", at + 1)
+    raise InvalidData(f"{text}: no such run folder.")
+
+
+def _seed(run: Mapping[str, Any]) -> int:
+    return int(run.get("seed") or 0)
+
+
+def _same_data(a: Answers, one: str, b: Answers, two: str, path_a: Path, path_b: Path) -> None:
+    """Refuses samples of one id with different questions, pictures or truths."""
+    for split, lines in a.lines.get(one, {}).items():
+        others = b.lines.get(two, {}).get(split, {})
+        for i, line in lines.items():
+            if i in others and line["data_hash"] != others[i]["data_hash"]:
+                raise InvalidData(
+                    f"{path_a} and {path_b} were run on different data: {a.task} on {a.data}, "
+                    f"sample {i} differs in question, picture or truth."
+                )
+
+
+def _apart(one: Mapping[str, Any], two: Mapping[str, Any]) -> tuple[str, ...]:
+    return tuple(name for name in RECIPE if one.get(name) != two.get(name))

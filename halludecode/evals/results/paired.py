@@ -1,0 +1,144 @@
+"""Paired differences of strategies to a baseline, each with the controls it must be read with."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from halludecode.evals.benchmarks.chair.length_control import (
+    budget_curve,
+    length_control,
+)
+from halludecode.evals.results import controls
+from halludecode.evals.results.yes_ratio import Pairs, yes_ratio
+from halludecode.evals.statistics import intervals as stats
+
+if TYPE_CHECKING:
+    from halludecode.evals.results.build import Answers
+    from halludecode.evals.statistics.score import Score
+
+
+@dataclass(frozen=True)
+class _Pair:
+    """Two strategies' answers to what both answered."""
+
+    group: Answers
+    strategy: str
+    other: Answers
+    baseline: str
+
+    def scores(self, max_words: int | None = None) -> dict[str | None, tuple[Score, Score]]:
+        ours = self.group.scores(self.strategy, self.baseline, self.other, max_words)
+        theirs = self.other.scores(self.baseline, self.strategy, self.group, max_words)
+        return {split: (ours[split], theirs[split]) for split in ours if split in theirs}
+
+    def lines(self) -> dict[str | None, Pairs]:
+        ours = self.group.shared(self.strategy, self.baseline, self.other)
+        theirs = self.other.shared(self.baseline, self.strategy, self.group)
+        return {
+            split: [(line, theirs[split][i]) for i, line in lines.items()]
+            for split, lines in ours.items()
+            if split in theirs
+        }
+
+    def plain(self, seed: int) -> dict[str | None, dict[str, Any]]:
+        """``n`` and ``metrics`` of every split."""
+        return {
+            split: {
+                "n": a.n,
+                "metrics": {n: d.to_dict() for n, d in stats.compare(a, b, seed=seed).items()},
+            }
+            for split, (a, b) in self.scores().items()
+        }
+
+    def yes_ratios(self, sampled: bool, seed: int) -> dict[str | None, dict[str, Any]]:
+        """The yes-ratio control of every split; {} for captions."""
+        lines = self.lines()
+        asked = bool(lines) and all("label" in a for pairs in lines.values() for a, _ in pairs)
+        return yes_ratio(lines, sampled=sampled, seed=seed) if asked else {}
+
+    def lengths(self, plain: Mapping[str, Any], curve: bool, seed: int) -> dict[str, Any]:
+        """The length control of captions, with the curve over word budgets if asked for."""
+        ((a, b),) = self.scores().values()
+        block = length_control(a, b, plain["metrics"], seed=seed)
+        if curve:
+            texts = [(a.outcomes[i]["caption"], b.outcomes[i]["caption"]) for i in a.outcomes]
+            block["budgets"] = budget_curve(lambda n: self.scores(n)[None], texts, seed=seed)
+        return block
+
+
+def differences(
+    group: Answers,
+    strategies: Sequence[str],
+    baseline: str,
+    seed: int = 0,
+    other: Answers | None = None,
+    run: Mapping[str, Any] | None = None,
+    curve: bool = False,
+) -> list[dict[str, Any]]:
+    """Paired differences of strategies to a baseline on what both answered, with their controls.
+
+    Args:
+        group: Where the strategies' answers are.
+        strategies: Canonical strategies.
+        baseline: Canonical strategy compared with.
+        seed: Seed of the bootstrap.
+        other: Where the baseline's answers are; None is ``group``.
+        run: The content of ``run.json`` behind ``group``: temperature and controls.
+        curve: Also score captions cut at fixed numbers of words.
+
+    Returns:
+        One entry per strategy and split; its p-values also with Holm's correction over the
+        strategies, and under ``controls`` what it must be read with: ``yes_ratio`` (yes/no tasks),
+        ``length`` (captions) and ``sampling``.
+    """
+    found = []
+    for strategy in strategies:
+        pair = _Pair(group, strategy, other or group, baseline)
+        plains = pair.plain(seed)
+        beside = _controls(pair, plains, run or {}, curve, seed)
+        for split, plain in plains.items():
+            head = {"task": group.task, "data": group.data, "split": split}
+            sides = {"strategy": strategy, "baseline": baseline}
+            found.append({**head, **sides, **plain, "controls": beside[split]})
+    families: dict[Any, list[Any]] = {}
+    for gap in found:
+        # Controls are no claims: they neither widen the family nor are part of it.
+        control = gap["controls"]["sampling"].get("against") == []
+        families.setdefault((gap["split"], control), []).append(gap["metrics"])
+    for rivals in families.values():
+        _correct(rivals)
+    return found
+
+
+def _controls(
+    pair: _Pair,
+    plains: Mapping[str | None, dict[str, Any]],
+    run: Mapping[str, Any],
+    curve: bool,
+    seed: int,
+) -> dict[str | None, dict[str, Any]]:
+    """The controls of one pair by split."""
+    task = pair.group.task
+    temperature = run.get("sampling", {}).get(task, {}).get("temperature", 0.0)
+    facts = run.get("strategies", {}).get(pair.strategy, {}).get("controls")
+    ran = [name for name in (facts or {}).get("read_against", ()) if name in pair.group.lines]
+    rivals = {c: _Pair(pair.group, pair.strategy, pair.group, c).plain(seed) for c in ran}
+    ratios = pair.yes_ratios(temperature > 0, seed)
+    found: dict[str | None, dict[str, Any]] = {}
+    for split, plain in plains.items():
+        beside: dict[str, Any] = {"yes_ratio": ratios[split]} if split in ratios else {}
+        if task == "chair":
+            beside["length"] = pair.lengths(plain, curve, seed)
+        compared = {name: splits[split] for name, splits in rivals.items() if split in splits}
+        beside["sampling"] = controls.against(facts, temperature, compared)
+        found[split] = beside
+    return found
+
+
+def _correct(rivals: Sequence[dict[str, dict[str, float]]]) -> None:
+    """Adds Holm's p-value over strategies that share a baseline, a split and a metric."""
+    for name in rivals[0]:
+        for metrics, p in zip(rivals, stats.holm([m[name]["p"] for m in rivals]), strict=True):
+            metrics[name]["p_holm"] = p

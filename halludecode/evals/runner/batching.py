@@ -1,0 +1,340 @@
+"""Turns samples into batches of requests, and answers into lines of the run folder.
+
+Batches are whole pictures, so that questions about one picture are neighbours and the engine can
+reuse the picture's prefix. They are a function of the sample list alone; a resumed run repeats an
+unfinished batch whole, and so gives each answer the company it had. In greedy decoding, equal
+(picture, prompt) requests are answered once and shared: POPE's splits have their positive questions
+in common.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from itertools import groupby
+from typing import Any
+
+from halludecode.core.errors import (
+    HalluDecodeError,
+    HookNeverFired,
+    IncompatibleStrategies,
+    InvalidModel,
+    InvalidParameter,
+    MissingExtra,
+    OutOfMemory,
+    UnknownStrategy,
+    UnsupportedStrategy,
+)
+from halludecode.engines.api import Output, Request, Sampling
+from halludecode.evals.data.samples import EvalImage, EvalUnit, Sample
+from halludecode.evals.presets import DESCRIBED, Preset
+from halludecode.evals.results.build import judge
+from halludecode.evals.runner.run_folder import Key, RunStore
+from halludecode.testbed import MODELS
+
+# Requests handed to an engine at once, which splits them into forward batches itself; vLLM fills
+# its own scheduler and wants more. A killed run loses at most this much.
+BATCH = {"hf": 64, "vllm": 256, "server": 256}
+WORDS = ("yes", "no")
+# Errors of the strategy, model or machine: they would repeat for every sample, so they end the run.
+FATAL = (
+    HookNeverFired,
+    IncompatibleStrategies,
+    InvalidModel,
+    InvalidParameter,
+    MissingExtra,
+    UnknownStrategy,
+    UnsupportedStrategy,
+)
+HOPELESS = 2  # whole batches in a row without memory for a single request: the run ends
+
+
+@dataclass(frozen=True)
+class Ask:
+    """One request to the engine, and the samples its answer belongs to."""
+
+    prompt: str
+    picture: EvalImage
+    takers: tuple[tuple[EvalUnit, Sample], ...]
+
+
+@dataclass(frozen=True)
+class Setup:
+    """Everything of a run that is known before its first answer."""
+
+    engine: Any
+    model: str  # as the user named it
+    plans: Mapping[str, Any]  # spec as given -> compiled plan, canonical strings distinct
+    units: Sequence[EvalUnit]
+    presets: Mapping[str, tuple[str, Preset]]
+    sampling: Mapping[str, Sampling]  # by `kind_of`
+    families: Mapping[str, str]  # CHAIR: word families, word path, last sentence
+    seed: int
+    limit: int | None
+    batch: int
+    controls: Mapping[str, Any] = field(default_factory=dict)  # canonical -> `controls_of` it
+    image_ids: str | None = None  # CHAIR: the list its pictures were chosen by
+    amber: Mapping[str, str] = field(default_factory=dict)  # what its descriptions are read by
+
+    def jobs(self) -> Iterable[tuple[str, Any, list[Ask]]]:
+        """(kind, plan, batch) in the order they are worked through."""
+        for plan in self.plans.values():
+            for (kind, _), units in _grouped(self.units).items():
+                share = self.sampling[kind].temperature == 0
+                for batch in plan_batches(units, share=share, size=self.batch):
+                    yield kind, plan, batch
+
+
+def kind_of(task: str, sample: Sample) -> str:
+    """What decides the length of an answer: the task, or `DESCRIBED` for AMBER's descriptions."""
+    return DESCRIBED if task == "amber" and sample.label is None else task
+
+
+def words_of(kind: str) -> Sequence[str]:
+    """The words whose scores an answer of this kind is read by."""
+    return () if kind in ("chair", DESCRIBED) else WORDS
+
+
+def _grouped(units: Sequence[EvalUnit]) -> dict[tuple[str, str], list[EvalUnit]]:
+    """Units by kind and source; AMBER's are split in two."""
+    groups: dict[tuple[str, str], list[EvalUnit]] = {}
+    for unit in units:
+        kinds: dict[str, list[Sample]] = {}
+        for sample in unit.samples:
+            kinds.setdefault(kind_of(unit.task, sample), []).append(sample)
+        for kind, samples in kinds.items():
+            part = unit if len(kinds) == 1 else replace(unit, samples=tuple(samples))
+            groups.setdefault((kind, unit.data), []).append(part)
+    return groups
+
+
+def plan_batches(
+    units: Sequence[EvalUnit], *, share: bool = True, size: int = 64
+) -> list[list[Ask]]:
+    """Batches of whole pictures with at least ``size`` requests each (the last may have fewer).
+
+    Args:
+        units: Units of one task and source.
+        share: Ask equal (picture, prompt) requests once.
+        size: Requests a batch is filled up to.
+    """
+    pictures: dict[str, dict[Any, list[tuple[EvalUnit, Sample]]]] = {}
+    for unit in units:
+        for sample in unit.samples:
+            key = sample.prompt if share else (sample.prompt, unit.key, sample.id)
+            # Questions without a picture are kept apart by what its name says in its place.
+            asked = pictures.setdefault(sample.picture.digest or sample.picture.name, {})
+            asked.setdefault(key, []).append((unit, sample))
+    batches: list[list[Ask]] = [[]]
+    for asked in pictures.values():
+        if len(batches[-1]) >= size:
+            batches.append([])
+        for takers in asked.values():
+            sample = takers[0][1]
+            batches[-1].append(Ask(sample.prompt, sample.picture, tuple(takers)))
+    return [batch for batch in batches if batch]
+
+
+def answer_all(setup: Setup, store: RunStore, progress: bool) -> None:
+    """Answers what the folder lacks, batch by batch, with a progress bar on standard error."""
+    from tqdm import tqdm
+
+    jobs = list(setup.jobs())
+    total, hopeless = sum(len(batch) for _, _, batch in jobs), 0
+    with tqdm(total=total, unit="answer", disable=not progress, dynamic_ncols=True) as bar:
+        for _, group in groupby(jobs, lambda job: (job[0], job[1].canonical)):
+            with threads_for(setup.model):
+                for kind, plan, batch in group:
+                    unit = batch[0].takers[0][0]
+                    bar.set_description(f"{plan.canonical.split('(')[0]} {kind} {unit.data}")
+                    full = _answer_batch(setup, store, kind, plan, batch)
+                    hopeless = hopeless + 1 if full else 0
+                    if full and hopeless == HOPELESS:
+                        raise full
+                    bar.update(len(batch))
+
+
+@contextmanager
+def threads_for(model: str) -> Iterator[None]:
+    """As many torch threads as are faster right now, for the embedded model.
+
+    It is so small that on a busy machine threads that wait for one another make it several times
+    slower, while on idle cores two are 1.7 times as fast as one; so both are timed on a product of
+    its size. Its float32 results do not depend on the choice (checked bit for bit, one and two).
+    """
+    if model not in MODELS:
+        yield
+        return
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(_faster(1, before))
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _faster(few: int, many: int) -> int:
+    """``many`` threads if they are clearly faster than ``few`` at this moment."""
+    import torch
+
+    if many <= few:
+        return few
+    a, b = torch.ones(64 * 115, 256), torch.ones(256, 512)
+    best: dict[int, float] = {}
+    for _ in range(3):
+        for threads in (few, many):
+            torch.set_num_threads(threads)
+            start = time.perf_counter()
+            a @ b
+            best.setdefault(threads, 0.0)
+            best[threads] += time.perf_counter() - start
+    return many if best[many] < 0.8 * best[few] else few
+
+
+def _answer_batch(
+    setup: Setup, store: RunStore, kind: str, plan: Any, batch: list[Ask]
+) -> OutOfMemory | None:
+    """Answers a batch whole unless every request of it that can be answered has been.
+
+    Returns:
+        The error, if memory was too small for every request of it; else None.
+    """
+    missing = [ask for ask in batch if any(k not in store.done for k in _keys(ask, plan))]
+    if not missing:
+        return None
+    encoded = getattr(setup.engine, "takes_bytes", False)
+    requests, failed = requests_of(batch, encoded=encoded)
+    readable: list[Ask] = []
+    if any(ask.picture.digest not in failed for ask in missing):
+        readable = [ask for ask in batch if ask.picture.digest not in failed]
+    answers = generate_each(
+        setup.engine,
+        [requests[id(ask)] for ask in readable],
+        plan.canonical,
+        setup.sampling[kind],
+        words_of(kind),
+    )
+    outcomes = [(a, failed[a.picture.digest]) for a in batch if a.picture.digest in failed]
+    outcomes += zip(readable, answers, strict=True)
+    lines, errors = [], []
+    for ask, outcome in outcomes:
+        for unit, sample in ask.takers:
+            head = _head(unit, sample, plan.canonical)
+            if isinstance(outcome, HalluDecodeError):
+                kind = type(outcome).__name__
+                errors.append({**head, "kind": kind, "error": str(outcome)})
+            else:
+                lines.append({**head, **_answer(unit, sample, outcome, setup.families)})
+    store.append(lines)
+    store.append_errors(errors)
+    full = [answer for answer in answers if isinstance(answer, OutOfMemory)]
+    return full[0] if full and len(full) == len(answers) else None
+
+
+def _keys(ask: Ask, plan: Any) -> list[Key]:
+    return [(*unit.key, plan.canonical, sample.id) for unit, sample in ask.takers]
+
+
+def requests_of(
+    batch: list[Ask], *, encoded: bool = False
+) -> tuple[dict[int, Request], dict[str, HalluDecodeError]]:
+    """Requests by the identity of their ask, and errors by digest of undecodable pictures.
+
+    Args:
+        batch: What is asked.
+        encoded: Hand pictures on as the bytes of their files.
+    """
+    decoded: dict[str, Any] = {}
+    failed: dict[str, HalluDecodeError] = {}
+    for ask in batch:
+        digest = ask.picture.digest
+        if digest not in decoded and digest not in failed:
+            try:
+                found = ask.picture.load() if digest else None
+                decoded[digest] = (ask.picture.read() if encoded else found,) if digest else ()
+            except HalluDecodeError as error:
+                failed[digest] = error
+    asks = [ask for ask in batch if ask.picture.digest in decoded]
+    return {id(a): Request(a.prompt, decoded[a.picture.digest]) for a in asks}, failed
+
+
+def generate_each(
+    engine: Any, requests: list[Request], strategy: str, sampling: Sampling, words: Sequence[str]
+) -> list[Output | HalluDecodeError]:
+    """One output or error per request; a batch that fails is halved until the culprit is found.
+
+    Memory that is too small for a batch may do for its halves, so it is treated alike.
+
+    Raises:
+        HalluDecodeError: One of `FATAL`, which would repeat for every sample.
+    """
+    if not requests:
+        return []
+    if hasattr(engine, "generate_each"):  # nothing is shared, so none need be asked again
+        made = engine.generate_each(requests, strategy, sampling, score_words=words)
+        for error in (one for one in made if isinstance(one, FATAL)):
+            raise error
+        return made
+    try:
+        return list(engine.generate(requests, strategy, sampling, score_words=words))
+    except FATAL:
+        raise
+    except (HalluDecodeError, RuntimeError, MemoryError) as error:
+        failure = _failure(error)
+        if failure is None:
+            raise
+        if len(requests) == 1:
+            return [failure]
+    middle = len(requests) // 2
+    halves = (requests[:middle], requests[middle:])
+    return [o for half in halves for o in generate_each(engine, half, strategy, sampling, words)]
+
+
+def _failure(error: Exception) -> HalluDecodeError | None:
+    """The error as one sentence; None for what is no failure of a sample."""
+    full = isinstance(error, OutOfMemory | MemoryError)
+    if not full and type(error).__name__ != "OutOfMemoryError":  # torch's
+        return error if isinstance(error, HalluDecodeError) else None
+    said = next(iter(str(error).splitlines()), "") or "Out of memory."
+    said = said.partition(" Try batch_size=")[0].rstrip(".")  # which does not help a lone request
+    return OutOfMemory(f"{said}, with one request alone; use a smaller picture, model or dtype.")
+
+
+def _head(unit: EvalUnit, sample: Sample, strategy: str) -> dict[str, Any]:
+    return {
+        "id": sample.id,
+        "task": unit.task,
+        "data": unit.data,
+        "split": unit.split,
+        "strategy": strategy,
+        "prompt": sample.prompt,
+        "image": sample.picture.name,
+        "data_hash": sample.digest,
+    }
+
+
+def _answer(
+    unit: EvalUnit, sample: Sample, output: Output, families: Mapping[str, str]
+) -> dict[str, Any]:
+    timings, scores = output.timings, output.scores
+    truth = {"label": sample.label} if sample.objects is None else {"objects": list(sample.objects)}
+    if unit.judge is None:
+        judged = judge(unit.task, sample, output.text, families)
+    else:
+        judged = unit.judge(sample, output.text)
+    line = {
+        "answer": output.text,
+        **judged,
+        **truth,
+        **sample.facts,
+        "margin": scores["yes"] - scores["no"] if {"yes", "no"} <= scores.keys() else None,
+        "tokens": timings.tokens or len(output.token_ids),
+        "ms": round(timings.prepare_ms + timings.prefill_ms + timings.decode_ms, 3),
+        "effect": output.effect,
+        "finish": output.finish_reason,
+    }
+    return {**line, "warnings": list(output.warnings)} if output.warnings else line

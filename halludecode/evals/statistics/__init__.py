@@ -1,0 +1,1 @@
+"""Scores as sums over clusters, their intervals and paired tests."""

@@ -1,0 +1,119 @@
+"""What a request may be told beside its answer, and what is told of the server and its strategies.
+
+A request with ``vllm_xargs: {"details": 1}`` gets a field ``halludecode`` in its response (in the
+last chunks of a streamed one): what `VLLMEngine.generate` says of an answer. `engines.server`
+reads it, so that an evaluation over HTTP writes the very lines one in process does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+from halludecode.core.errors import HalluDecodeError, InvalidRequest
+from halludecode.engines.outputs import effect_of
+from halludecode.engines.vllm.row_metadata import kept
+from halludecode.evals.results.controls import controls_of
+
+if TYPE_CHECKING:
+    from halludecode.core.plan import Plan
+    from halludecode.serve.handler import ChatHandler, ChatRequest
+
+MOST_WORDS, LONGEST_WORD = 16, 100  # of score_words
+
+
+def words_of(xargs: Mapping[str, Any] | None) -> tuple[str, ...] | None:
+    """The words whose scores are asked for; None for a request that wants no details.
+
+    Raises:
+        InvalidRequest: They are no short list of words.
+    """
+    given = (xargs or {}).get("score_words", [])
+    if not isinstance(given, list) or not all(isinstance(word, str) and word for word in given):
+        raise InvalidRequest(f'score_words must be a list of words, not {given!r}: ["yes", "no"].')
+    if len(given) > MOST_WORDS or any(len(word) > LONGEST_WORD for word in given):
+        raise InvalidRequest(
+            f"score_words: at most {MOST_WORDS} words of {LONGEST_WORD} characters are scored."
+        )
+    wanted = bool((xargs or {}).get("details")) or bool(given)
+    return tuple(given) if wanted else None
+
+
+def details_of(asked: ChatRequest, decode: Callable[[Sequence[int]], str]) -> dict[str, Any]:
+    """The ``halludecode`` field of a finished answer.
+
+    Args:
+        asked: The request, answered.
+        decode: Token ids to text.
+
+    Returns:
+        ``effect``, ``rows``, ``scores`` and ``warnings`` as `Output` has them; of every choice its
+        ``text`` as the tokenizer writes it, its ``token_ids`` and whether a stop string ended it;
+        ``timings`` in milliseconds.
+    """
+    choices = [_choice(ids, decode, asked.stops) for ids in asked.ids]
+    differs = kept(asked.told["differs"], len(choices[0]["token_ids"]))
+    told: Any = SimpleNamespace(**{**asked.told, "differs": differs})
+    effect, warnings = effect_of(asked.plan, told, asked.job)
+    begun, sent, first, done = asked.clock
+    return {
+        "effect": effect,
+        "rows": list(asked.job.rows),
+        "scores": dict(told.scores),
+        "warnings": list(warnings),
+        "choices": choices,
+        "timings": {
+            "prepare_ms": (sent - begun) * 1000,
+            "prefill_ms": (first - sent) * 1000,
+            "decode_ms": (done - first) * 1000,
+        },
+    }
+
+
+def _choice(
+    ids: Sequence[int], decode: Callable[[Sequence[int]], str], stops: Sequence[str]
+) -> dict[str, Any]:
+    """An answer up to its first stop string, which vLLM overlooks before ``min_tokens``."""
+    text = decode(ids)
+    stopped = any(stop in text for stop in stops)
+    if stopped:
+        prefixes = ((n, decode(ids[:n])) for n in range(1, len(ids) + 1))
+        n, text = next((n, text) for n, text in prefixes if any(s in text for s in stops))
+        text = text[: min(text.find(stop) for stop in stops if stop in text)]
+        ids = ids[:n]
+    return {"text": text, "token_ids": list(ids), "stopped": stopped}
+
+
+def told_of(plan: Plan) -> dict[str, Any]:
+    """A compiled strategy, for clients that have no model to compile it for."""
+    return {
+        "canonical": plan.canonical,
+        "rows": list(plan.rows),
+        "cost": str(plan.cost),
+        "describe": plan.describe(),
+        "controls": controls_of(plan),
+    }
+
+
+def install(app: Any, front: ChatHandler) -> None:
+    """Add ``/v1/halludecode`` and ``/v1/halludecode/plan`` to vLLM's application."""
+    from fastapi.responses import JSONResponse
+
+    from halludecode.serve.chat_service import refusal
+
+    async def about() -> Any:
+        return JSONResponse(await front.describe())
+
+    async def plan(strategy: str) -> Any:
+        try:
+            front.policy.check_allowed(strategy)
+            made = await front.plan(strategy)
+            front.policy.check_rows(made.canonical, len(made.rows), 1)
+            return JSONResponse(told_of(made))
+        except HalluDecodeError as error:
+            made = refusal(error)
+            return JSONResponse(made.model_dump(), status_code=made.error.code)
+
+    app.add_api_route("/v1/halludecode", about, methods=["GET"])
+    app.add_api_route("/v1/halludecode/plan", plan, methods=["GET"])

@@ -1,0 +1,327 @@
+"""The group scheduler without a model: random groups, caches, budgets and aborts, step by step.
+
+Checked in every step: rows of a group sample together and at the same place, whole groups start
+unchunked, every picture a worker reads has been encoded and not dropped since; at the end: every
+answer has its length, nothing is left behind.
+"""
+
+from __future__ import annotations
+
+import copy
+import random
+import warnings
+from collections import Counter, defaultdict, deque
+
+import pytest
+
+from halludecode.engines.vllm.row_metadata import RowMetadata
+
+BLOCK, STOP = 32, 2
+PICTURES = {f"picture {n}": 10 + 7 * n for n in range(5)}  # their tokens
+SCENARIOS = 120  # of each variant
+
+
+@pytest.fixture(scope="module")
+def make(tmp_path_factory):
+    """(blocks, seqs, budget, caching, asynchronous) -> scheduler."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        import torch
+        from vllm.engine.arg_utils import EngineArgs
+        from vllm.utils.hashing import sha256
+        from vllm.v1.core.kv_cache_utils import init_none_hash
+        from vllm.v1.kv_cache_interface import FullAttentionSpec, KVCacheConfig, KVCacheGroupSpec
+        from vllm.v1.structured_output import StructuredOutputManager
+
+        from halludecode.engines.vllm.scheduler import scheduler
+        from halludecode.testbed import model_path
+
+        made = EngineArgs(
+            model=str(model_path()), dtype="float32", enforce_eager=True, block_size=BLOCK,
+            max_model_len=256, max_num_seqs=8, max_num_batched_tokens=64,
+        )  # fmt: skip
+        base = made.create_engine_config()
+    init_none_hash(sha256)
+    spec = FullAttentionSpec(block_size=BLOCK, num_kv_heads=2, head_size=32, dtype=torch.float32)
+
+    def build(blocks, seqs, budget, caching, asynchronous):
+        config = copy.copy(base)
+        config.scheduler_config = copy.copy(base.scheduler_config)
+        config.cache_config = copy.copy(base.cache_config)
+        config.scheduler_config.max_num_seqs = seqs
+        config.scheduler_config.max_num_batched_tokens = budget
+        config.scheduler_config.max_num_scheduled_tokens = None
+        config.scheduler_config.async_scheduling = asynchronous
+        config.cache_config.enable_prefix_caching = caching
+        config.cache_config.num_gpu_blocks = blocks
+        return scheduler.make(
+            config,
+            kv_cache_config=KVCacheConfig(
+                num_blocks=blocks,
+                kv_cache_tensors=[],
+                kv_cache_groups=[KVCacheGroupSpec(["x"], spec)],
+            ),
+            structured_output_manager=StructuredOutputManager(config),
+            block_size=BLOCK,
+            hash_block_size=BLOCK,
+            log_stats=False,
+        )
+
+    return build
+
+
+class Scenario:
+    """One random run.
+
+    Args:
+        depth: Steps in flight: 1 is the synchronous scheduler.
+    """
+
+    def __init__(self, make, seed: int, depth: int) -> None:
+        self.rng, self.depth = random.Random(seed), depth
+        seqs = self.rng.choice([4, 6, 8, 16])
+        budget = max(seqs, self.rng.choice([16, 33, 64, 200]))
+        self.blocks = self.rng.choice([16, 18, 21, 24, 32, 60])
+        self.limit = budget - seqs
+        self.scheduler = make(self.blocks, seqs, budget, self.rng.random() < 0.7, depth > 1)
+        self.scheduler.max_num_encoder_input_tokens = self.rng.choice([40, 64])
+        self.scheduler.encoder_cache_manager.cache_size = self.rng.choice([40, 64, 100])
+        self.scheduler.encoder_cache_manager.reset()
+        self.encoded: set[str] = set()  # what a worker's cache holds
+        self.info: dict[str, dict] = {}
+        self.todo: deque = deque()
+        for k in range(self.rng.choice([10, 25])):
+            self._plan_request(k)
+        self.flight: deque = deque()
+        self.ended: dict[str, tuple] = {}
+        self.given: Counter = Counter()
+        self.aborted: set[int] = set()
+        self.prefilled: set[str] = set()
+        self.idle = self.steps = 0
+
+    def _plan_request(self, k: int) -> None:
+        from vllm import SamplingParams
+
+        rng = self.rng
+        size = rng.choice([1, 1, 2, 2, 3, 4])
+        most = rng.choice([1, 5, 20, 60, 120])
+        stop = rng.choice([None, rng.randrange(1, most + 1)])
+        lives = ["answer", *(rng.choice(["answer", "answer", "prefill"]) for _ in range(size - 1))]
+        shared = [rng.randrange(5, 99) for _ in range(70)]
+        lengths = [rng.randrange(2, 120) for _ in range(size)]
+        whole = size > 1 and sum(lengths) <= self.limit and rng.random() < 0.4
+        for role in range(size):
+            ids = [rng.randrange(5, 99) for _ in range(lengths[role])]
+            if rng.random() < 0.6:
+                ids = (shared + ids)[: lengths[role]]
+            pictures = self._put_pictures(ids)
+            names = [f"row{r}" for r in range(size)]
+            tag = RowMetadata(group=f"g{k}", role=role, rows=names, lives=lives, whole=whole)
+            params = SamplingParams(
+                max_tokens=most,
+                ignore_eos=True,
+                stop_token_ids=[STOP] if role == 0 else None,
+                extra_args=tag.extra(),
+                skip_reading_prefix_cache=whole,
+            )
+            name = f"g{k}" + (f"#{role}" if role else "")
+            self.info[name] = {"k": k, "role": role, "size": size, "most": most, "stop": stop}
+            self.info[name] |= {"life": lives[role], "lives": lives, "whole": whole}
+            self.todo.append((name, ids, params, pictures))
+
+    def _put_pictures(self, ids: list[int]) -> list:
+        """Up to two pictures into a prompt."""
+        from vllm.multimodal.inputs import MultiModalFeatureSpec, PlaceholderRange
+
+        made, start = [], self.rng.randrange(1, 40)
+        for name in self.rng.choices(list(PICTURES), k=self.rng.choice([0, 1, 1, 2])):
+            if start + PICTURES[name] < len(ids):
+                place = PlaceholderRange(offset=start, length=PICTURES[name])
+                made.append(
+                    MultiModalFeatureSpec(
+                        data=None, modality="image", identifier=name, mm_position=place
+                    )
+                )
+                ids[start : start + place.length] = [1] * place.length
+                start += place.length + self.rng.randrange(1, 9)
+        return made
+
+    def run(self) -> Counter:
+        from vllm.v1.request import RequestStatus
+
+        while not self._done():
+            self._arrive()
+            if self.rng.random() < 0.01 and self.scheduler.requests:
+                name = self.rng.choice(list(self.scheduler.requests))
+                self.aborted.add(self.info[name]["k"])
+                self.scheduler.finish_requests([name], RequestStatus.FINISHED_ABORTED)
+            if self.scheduler.has_requests():
+                self._step()
+            waiting = self.flight and not self.flight[-1][0].num_scheduled_tokens
+            if self.flight and (
+                len(self.flight) >= self.depth or waiting or not self.scheduler.has_requests()
+            ):
+                self._receive()
+            assert self.steps < 20_000 and self.idle < 200, "stuck"
+        self._check_end()
+        return self.scheduler.counts + Counter(requests=len(self.ended), steps=0)
+
+    def _done(self) -> bool:
+        return not (self.todo or self.flight or self.scheduler.has_requests())
+
+    def _arrive(self) -> None:
+        from vllm.utils.hashing import sha256
+        from vllm.v1.core.kv_cache_utils import get_request_block_hasher
+        from vllm.v1.request import Request
+
+        hasher = get_request_block_hasher(BLOCK, sha256)
+        for _ in range(self.rng.choice([0, 1, 3])):  # members may come in different steps
+            if self.todo:
+                name, ids, params, pictures = self.todo.popleft()
+                self.scheduler.add_request(
+                    Request(
+                        name, ids, params, None, mm_features=pictures or None, block_hasher=hasher
+                    )
+                )
+
+    def _step(self) -> None:
+        from vllm.v1.outputs import ModelRunnerOutput
+
+        before = {i: r.num_computed_tokens for i, r in self.scheduler.requests.items()}
+        status = {i: r.status.name for i, r in self.scheduler.requests.items()}
+        made = self.scheduler.schedule()
+        self._encode(made)
+        self.steps += 1
+        names = list(made.num_scheduled_tokens)
+        tokens, together = [], {}
+        for name in names:
+            row, info = self.scheduler.requests[name], self.info[name]
+            samples = not row.is_prefill_chunk
+            place = row.num_output_tokens
+            if self.depth > 1:
+                place += max(0, row.num_output_placeholders - 1)
+            tokens.append([self._token(info, place)] if samples else [])
+            if info["size"] > 1:
+                together.setdefault(info["k"], {})[info["role"]] = (samples, place)
+            if info["whole"] and status[name] != "RUNNING" and info["life"] == "answer":
+                assert before[name] == 0
+                taken = made.num_scheduled_tokens[name]
+                assert taken == row.num_prompt_tokens, (name, taken, row.num_prompt_tokens)
+        for k, rows in together.items():
+            self._check_together(k, rows)
+        output = ModelRunnerOutput(
+            req_ids=names,
+            req_id_to_index={name: i for i, name in enumerate(names)},
+            sampled_token_ids=tokens,
+        )
+        self.flight.append((made, output))
+        self.idle = 0 if names else self.idle + 1
+
+    def _encode(self, made) -> None:
+        """What a worker does with pictures, steps being run in the order they were made in."""
+        from vllm.multimodal.utils import get_mm_features_in_window
+
+        rows = {
+            row.req_id: (row.mm_features, row.num_computed_tokens)
+            for row in made.scheduled_new_reqs
+        }
+        old = made.scheduled_cached_reqs
+        for name, done in zip(old.req_ids, old.num_computed_tokens, strict=True):
+            rows[name] = (self.scheduler.requests[name].mm_features, done)
+        self.encoded -= set(made.free_encoder_mm_hashes)
+        for name, numbers in made.scheduled_encoder_inputs.items():
+            self.encoded |= {rows[name][0][i].identifier for i in numbers}
+        for name, count in made.num_scheduled_tokens.items():
+            pictures, done = rows[name]
+            low, high = get_mm_features_in_window(pictures, start=done, end=done + count)
+            for picture in pictures[low:high]:
+                assert picture.identifier in self.encoded, f"{name}: {picture.identifier} is lost"
+
+    def _check_together(self, k: int, rows: dict) -> None:
+        info = self.info[f"g{k}"]
+        if not any(samples for samples, _ in rows.values()):
+            return
+        assert all(samples for samples, _ in rows.values()), (k, rows)
+        assert len({place for _, place in rows.values()}) == 1, (k, rows)
+        place = rows[0][1]
+        for role, life in enumerate(info["lives"]):
+            assert role in rows or (life == "prefill" and place > 0), (k, rows)
+
+    def _token(self, info: dict, place: int) -> int:
+        if info["stop"] == place + 1:
+            return STOP
+        return 100 + (info["k"] * 7 + place * 3) % 150
+
+    def _receive(self) -> None:
+        made, output = self.flight.popleft()
+        for outputs in self.scheduler.update_from_output(made, output).values():
+            for one in outputs.outputs:
+                assert "#" not in one.request_id
+                self.given[one.request_id] += len(one.new_token_ids)
+                if one.finish_reason is not None:
+                    self.ended[one.request_id] = (str(one.finish_reason), one.stop_reason)
+
+    def _check_end(self) -> None:
+        for name, info in self.info.items():
+            if info["role"] or info["k"] in self.aborted:
+                continue
+            assert name in self.ended, f"{name} was never answered"
+            reason, why = self.ended[name]
+            if reason == "error":
+                known = ("exceed max_num_seqs", "blocks of KV cache", "picture tokens must fit one")
+                assert any(words in why for words in known), why
+                continue
+            assert self.given[name] == min(info["most"], info["stop"] or 999)
+        s = self.scheduler
+        assert s.kv_cache_manager.block_pool.get_num_free_blocks() == self.blocks - 1
+        left = (s.running, list(s.waiting), s.groups, s._group_of, s._failed, s.requests)
+        assert not any(left), left
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_rows_that_come_after_their_groups_abort_are_not_kept(make):
+    """VLLM takes an abort at once, and a second time in its turn."""
+    from vllm import SamplingParams
+    from vllm.v1.request import Request, RequestStatus
+
+    scheduler = make(32, 8, 64, True, False)
+    scheduler.finished_req_ids_dict = defaultdict(set)  # as with replicas
+
+    def arrive(role):
+        tag = RowMetadata(group="g", role=role, rows=["main", "other"], lives=["answer"] * 2)
+        params = SamplingParams(max_tokens=4, extra_args=tag.extra())
+        scheduler.add_request(Request("g" + "#1" * role, [5, 6, 7], params, None))
+
+    arrive(0)
+    scheduler.finish_requests(["g"], RequestStatus.FINISHED_ABORTED)
+    arrive(1)
+    scheduler.finish_requests(["g"], RequestStatus.FINISHED_ABORTED)
+    assert not any((scheduler.groups, scheduler._group_of, scheduler.requests))
+    assert dict(scheduler.finished_req_ids_dict) == {0: {"g", "g#1"}}, "a front end must hear of it"
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("depth", [1, 2], ids=["synchronous", "two steps in flight"])
+def test_groups_stay_together_in_random_scenarios(make, depth):
+    run_scenarios(make, depth, range(SCENARIOS))
+
+
+@pytest.mark.full
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("depth", [1, 2], ids=["synchronous", "two steps in flight"])
+def test_groups_stay_together_in_thousands_of_scenarios(make, depth):
+    run_scenarios(make, depth, range(SCENARIOS, SCENARIOS + 1500))
+
+
+def run_scenarios(make, depth, seeds):
+    total: Counter = Counter()
+    for seed in seeds:
+        try:
+            total += Scenario(make, seed, depth).run()
+        except AssertionError as error:
+            raise AssertionError(f"scenario {seed}: {error}") from error
+    assert total["requests"] > 10 * len(seeds)
+    for what in ("preempted groups", "held", "waited", "whole"):
+        assert total[what] > len(seeds) / 20, (what, total)
+    for rare in ("preempted by vLLM", "started together"):
+        assert total[rare] > 0, (rare, total)

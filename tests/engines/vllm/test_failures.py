@@ -1,0 +1,366 @@
+"""What fails ends its own request alone, with a sentence, and leaves nothing behind."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+import halludecode as hd
+from halludecode.core import spec as hd_spec
+from halludecode.core.artifact import Artifact
+from halludecode.core.registry import STRATEGIES
+from halludecode.core.strategy import Strategy, strategy
+from halludecode.engines.vllm import engine as engine_module
+from halludecode.engines.vllm.compat import vllm_api as names
+from halludecode.engines.vllm.worker import attention, hooks
+from tests.engines.vllm.conftest import scheduler_of
+from tests.engines.vllm.test_mixed import run
+from tests.support import families
+from tests.support.vllm import requests, same
+
+LONG = hd.Sampling(max_new_tokens=30, min_new_tokens=29, logprobs=3)
+
+
+@pytest.fixture
+def ours(vllm_engine):
+    engine = vllm_engine("testbed")
+    yield engine
+    scheduler, worker = scheduler_of(engine), worker_of(engine)
+    left = (scheduler.groups, scheduler.requests, scheduler.running, list(scheduler.waiting))
+    assert not any(left), left
+    assert not any((scheduler._failed, scheduler._group_of, engine_requests(engine)))
+    free = scheduler.kv_cache_manager.block_pool.get_num_free_blocks()
+    assert free == scheduler.kv_cache_config.num_blocks - 1
+    desk = worker.model_runner.hd_desk
+    assert not desk.jobs and not desk.notes and not desk.seen
+    plain = hd.Sampling(max_new_tokens=4, logprobs=3)
+    assert len(engine.generate(requests(1), "vcd", plain)[0].token_ids) > 0
+
+
+def worker_of(engine):
+    core = engine._loaded.engine.engine_core.engine_core
+    return core.model_executor.driver_worker.worker
+
+
+def engine_requests(engine):
+    return engine._loaded.engine.output_processor.get_num_unfinished_requests()
+
+
+def while_running(monkeypatch, engine, step: int, act):
+    """Call ``act`` after some steps of the scheduler."""
+    scheduler, taken = scheduler_of(engine), []
+    stock = scheduler.schedule
+
+    def schedule(*args, **kwargs):
+        taken.append(1)
+        if len(taken) == step:
+            act(scheduler)
+        return stock(*args, **kwargs)
+
+    monkeypatch.setattr(scheduler, "schedule", schedule)
+
+
+def test_a_row_aborted_alone_ends_its_request_with_a_sentence(ours, monkeypatch):
+    def abort(scheduler):
+        from vllm.v1.request import RequestStatus
+
+        name = next(i for i in scheduler.requests if "#" in i)
+        scheduler.finish_requests([name], RequestStatus.FINISHED_ABORTED)
+
+    while_running(monkeypatch, ours, 8, abort)
+    with pytest.raises(hd.InvalidRequest, match="a row of its group was ended alone"):
+        ours.generate(requests(3), "vcd", LONG)
+
+
+def test_rows_that_diverge_are_noticed(ours, monkeypatch):
+    from halludecode.engines.vllm.worker.sampler import GroupSampler
+
+    stock = GroupSampler.sample
+    taken = []
+
+    def sample(self, logits, metadata, *args, **kwargs):
+        tokens, processed = stock(self, logits, metadata, *args, **kwargs)
+        taken.append(1)
+        if len(taken) == 6:
+            tokens[-1] += 1
+        return tokens, processed
+
+    monkeypatch.setattr(GroupSampler, "sample", sample)
+    with pytest.raises(hd.InvalidRequest, match="its rows diverged"):
+        ours.generate(requests(1), "vcd", LONG)
+
+
+@pytest.mark.parametrize("spec", ["vcd", "damro"])
+def test_features_that_vllm_lost_are_made_again(vllm_engine, monkeypatch, spec):
+    """A miss in the encoder's cache would end the engine."""
+
+    class Forgetful(dict):
+        lost = 0
+
+        def get(self, name, default=None):
+            if name in self and name not in seen:
+                seen.add(name)
+                Forgetful.lost += 1
+                del self[name]
+            return super().get(name, default)
+
+    engine, seen = vllm_engine("testbed"), set()
+    few = hd.Sampling(max_new_tokens=6, logprobs=3)
+    runner, scheduler = worker_of(engine).model_runner, scheduler_of(engine)
+    answers = []
+    for cache in (Forgetful(), {}):
+        monkeypatch.setattr(runner, "encoder_cache", cache)
+        scheduler.encoder_cache_manager.reset()
+        assert scheduler.reset_prefix_cache()
+        answers.append([one.token_ids for one in engine.generate(requests(2), spec, few)])
+    assert Forgetful.lost >= 2
+    assert answers[0] == answers[1]
+    monkeypatch.undo()
+    scheduler.encoder_cache_manager.reset()
+
+
+def test_a_client_that_leaves_takes_its_group_along(ours):
+    stream = ours.stream(requests(1)[0], "vcd+ritual", LONG)
+    next(stream)
+    assert scheduler_of(ours).groups
+    stream.close()
+    ours.generate(requests(1), "greedy", hd.Sampling(max_new_tokens=1))
+
+
+@pytest.fixture
+def faulty():
+    """Strategies that fail inside the model, in their rule, and before their rows exist."""
+
+    @strategy("fails_attend")
+    class FailsAttend(Strategy):
+        def attend(self, a):
+            a.mass(a.image)
+            if a.image.mask("main").shape[-1] > 50:  # longer than what tracing shows
+                raise IndexError("no such head")
+
+    @strategy("fails_combine")
+    class FailsCombine(Strategy):
+        def combine(self, step):
+            if int(step.t.max()) == 3:
+                raise ZeroDivisionError("nothing to divide")
+            return step["main"]
+
+    @strategy("silent")
+    class Silent(Strategy):
+        def steer(self, h):
+            return h.x
+
+    yield
+    for name in ("fails_attend", "fails_combine", "silent"):
+        STRATEGIES._entries.pop(name, None)
+
+
+def test_a_hook_that_fails_voids_its_answers_alone(ours, faulty):
+    for name, why in (("fails_attend", "no such head"), ("fails_combine", "nothing to divide")):
+        with pytest.raises(hd.HalluDecodeError, match=why):
+            ours.generate(requests(2), name, LONG)
+
+
+def test_neighbours_of_a_failing_request_are_answered(ours, faulty, testbed):
+    from halludecode.engines.vllm.frontend.output_reader import OutputReader
+
+    given = [(requests(1)[0], "fails_combine", LONG), *((r, "vcd", LONG) for r in requests(3))]
+    told = []
+    stock = OutputReader.notes
+
+    def notes(self):
+        found = stock(self)
+        told.extend(found)
+        return found
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(OutputReader, "notes", notes)
+        with pytest.raises(hd.HalluDecodeError, match="nothing to divide"):
+            run(ours, given)
+    assert [bool(note["error"]) for note in told] == [True, False, False, False]
+    wanted = testbed.generate(requests(3), "vcd", LONG)
+    for a, b in zip(run(ours, given[1:]), wanted, strict=True):
+        assert same(a, b)
+
+
+def test_a_hook_that_never_fires_is_an_error(ours, faulty, monkeypatch):
+    from halludecode.engines.vllm.worker.forward_context import ForwardContext
+
+    monkeypatch.setattr(ForwardContext, "layer_output", lambda self, layer, hidden, residual: None)
+    with pytest.raises(hd.HookNeverFired, match=r"silent.steer was not called in layer\(s\)"):
+        ours.generate(requests(1), "silent", hd.Sampling(max_new_tokens=3))
+
+
+def test_a_cache_that_is_read_wrongly_is_an_error(ours, monkeypatch):
+    from halludecode.engines.vllm.worker import kv_cache as paged
+
+    runner = worker_of(ours).model_runner
+    monkeypatch.setattr(runner._hd_checked, "_done", set())
+    stock = paged.read
+    monkeypatch.setattr(paged, "read", lambda *a, **k: tuple(x.flip(-1) for x in stock(*a, **k)))
+    with pytest.raises(hd.HookNeverFired, match="differs from the kernel's"):
+        ours.generate(requests(1), "pai", hd.Sampling(max_new_tokens=3))
+
+
+def test_prompts_that_must_be_whole_and_cannot_are_refused_with_numbers(vllm_engine):
+    tight = vllm_engine("testbed", tight="cut")
+    with pytest.raises(hd.InvalidRequest, match=r"\d+ tokens, and a step of vLLM holds 52 "):
+        tight.generate(requests(1), "vhr", hd.Sampling(max_new_tokens=3))
+
+
+def test_more_rows_than_slots_are_refused_with_numbers(ours):
+    from halludecode.engines.vllm.frontend.capacity import check_rows
+
+    rows = list(ours.rows(requests(1)[0], "vcd").values()) * 30
+    with pytest.raises(hd.InvalidRequest, match="takes 60 rows, vLLM runs at most 48"):
+        check_rows(rows, ours.plan("vcd"), 4, ours._loaded.vllm_config)
+
+
+def test_cuda_graphs_refuse_edits_inside_the_model(ours, monkeypatch):
+    from vllm.config import CUDAGraphMode
+
+    compiled = ours._loaded.vllm_config.compilation_config
+    monkeypatch.setattr(compiled, "cudagraph_mode", CUDAGraphMode.FULL_AND_PIECEWISE)
+    monkeypatch.setattr(ours, "_plans", {})
+    ours.plan("vcd")
+    for spec, need in (("pai", "add"), ("vista", "early"), ("agla", "looks")):
+        with pytest.raises(hd.UnsupportedStrategy, match=f"needs '{need}', which CUDA graphs"):
+            ours.plan(spec)
+
+
+def test_looks_into_a_tower_that_ranks_share_by_pictures_are_refused(ours, monkeypatch):
+    config = ours._loaded.vllm_config
+    monkeypatch.setattr(config.parallel_config, "tensor_parallel_size", 2)
+    monkeypatch.setattr(config.model_config.multimodal_config, "mm_encoder_tp_mode", "data")
+    monkeypatch.setattr(ours, "_plans", {})
+    ours.plan("vcd+pai+vhr")
+    with pytest.raises(hd.UnsupportedStrategy, match="needs 'vision', which ranks with pictures"):
+        ours.plan("damro")
+
+
+def test_artifacts_of_one_engine_are_found_by_the_other(ours, testbed):
+    assert ours.digest == testbed.digest
+
+
+def test_one_failing_request_leaves_the_others_their_answers(ours, testbed, monkeypatch):
+    def abort(scheduler):
+        from vllm.v1.request import RequestStatus
+
+        name = next(i for i in scheduler.requests if "#" in i)
+        scheduler.finish_requests([name], RequestStatus.FINISHED_ABORTED)
+
+    while_running(monkeypatch, ours, 8, abort)
+    asked = [hd.Request("What?", ["/no/such.png"]), *requests(3)]
+    made = ours.generate_each(asked, "vcd", LONG)
+    failed = [isinstance(one, hd.InvalidRequest) for one in made]
+    assert failed[0] and "no such image file" in str(made[0])
+    assert sum(failed) == 2 and "ended alone" in str(made[failed.index(True, 1)])
+    wanted = testbed.generate(requests(3), "vcd", LONG)
+    for one, want, void in zip(made[1:], wanted, failed[1:], strict=True):
+        assert void or same(one, want)
+
+
+def test_a_request_whose_look_fails_leaves_the_others_theirs(ours, testbed):
+    too_long = hd.Request("Why? " * 2000, families.pictures()[:1])
+    made = ours.generate_each([too_long, *requests(2)], "agla", hd.Sampling(max_new_tokens=4))
+    assert isinstance(made[0], hd.InvalidRequest) and "context is" in str(made[0])
+    wanted = testbed.generate(requests(2), "agla", hd.Sampling(max_new_tokens=4))
+    assert [one.token_ids for one in made[1:]] == [one.token_ids for one in wanted]
+
+
+def test_a_forward_that_calls_no_hook_at_all_is_an_error(ours, faulty, monkeypatch):
+    """As a replayed graph would be."""
+    runner = worker_of(ours).model_runner
+    for module in runner.get_model().modules():
+        for kind in ("_forward_hooks", "_forward_pre_hooks", "_forward_hooks_with_kwargs"):
+            monkeypatch.setattr(module, kind, OrderedDict())
+    for layer in runner.vllm_config.compilation_config.static_forward_context.values():
+        if hasattr(layer.impl, "hd_runner"):
+            monkeypatch.setattr(layer.impl, "hd_runner", SimpleNamespace(hd_inside=lambda: None))
+    few = hd.Sampling(max_new_tokens=3)
+    for spec, why in (("silent", "steer was not called"), ("pai", "attend was not called")):
+        with pytest.raises(hd.HookNeverFired, match=why):
+            ours.generate(requests(1), spec, few)
+    with pytest.raises(hd.HookNeverFired, match=r"entering layer \d+ was never seen"):
+        ours.generate(requests(1), "dola", few)
+
+
+def test_workers_forget_the_artifacts_that_were_used_longest_ago(ours, monkeypatch):
+    told = []
+    monkeypatch.setattr(engine_module, "KEPT", 2)
+    monkeypatch.setattr(ours, "_sent", {})
+    monkeypatch.setattr(ours._loaded, "tell", lambda *given: told.append(given[1:]))
+    made = Artifact("var", {}, "model", {"dims": torch.tensor([1])})
+
+    def send(p, artifact=made):
+        part = SimpleNamespace(
+            strategy=STRATEGIES.get("var")(p=p), facts=SimpleNamespace(artifact=artifact)
+        )
+        ours._send_artifacts(SimpleNamespace(parts=[part]))
+
+    for p in (0.1, 0.2, 0.1, 0.3):
+        send(p)
+    send(0.4, None)
+    texts = [hd_spec.format((STRATEGIES.get("var")(p=p),)) for p in (0.1, 0.2, 0.3)]
+    assert list(ours._sent) == [texts[0], texts[2]]
+    assert [text for text, artifact in told if artifact is not None] == texts
+    assert (texts[1], None) in told and len(told) == 4
+
+
+def test_compiled_strategies_are_bounded(ours, monkeypatch):
+    monkeypatch.setattr(engine_module, "KEPT", 3)
+    monkeypatch.setattr(ours, "_plans", {})
+    plans = [ours.plan(f"vcd(alpha={n})") for n in range(1, 6)]
+    assert len(ours._plans) == 3
+    assert ours.plan("vcd(alpha=5)") is plans[-1] and ours.plan("vcd(alpha=1)") is not plans[0]
+
+
+def test_a_start_that_fails_is_one_sentence():
+    given = {"block_size": 32, "kv_cache_memory_bytes": 64 << 20, "max_model_len": 10**6}
+    with pytest.raises(
+        hd.InvalidModel, match=r"testbed: vLLM cannot start \(.*max_model"
+    ) as caught:
+        hd.load("testbed", engine="vllm", **given)
+    assert "\n" not in str(caught.value) and "or use engine='hf'" in str(caught.value)
+
+
+def test_a_name_that_vllm_no_longer_has_is_told(monkeypatch):
+    assert names.missing() == []
+    from vllm.v1.core.sched.scheduler import Scheduler
+
+    monkeypatch.delattr(Scheduler, "_preempt_request")
+    assert names.missing() == ["vllm.v1.core.sched.scheduler.Scheduler._preempt_request"]
+    with pytest.raises(hd.MissingExtra, match=r"lacks .*_preempt_request.* install the supported"):
+        hd.load("testbed", engine="vllm")
+
+
+def test_the_other_model_runner_is_refused(monkeypatch):
+    monkeypatch.setenv("VLLM_USE_V2_MODEL_RUNNER", "1")
+    with pytest.raises(hd.InvalidRequest, match=r"runner V2, and halludecode builds on V1; unset"):
+        hd.load("testbed", engine="vllm")
+
+
+def test_pictures_too_many_or_unreadable_are_one_sentence(ours):
+    picture = families.pictures()[0]
+    with pytest.raises(hd.InvalidRequest, match="no such image file"):
+        ours.generate(hd.Request("What?", ["/no/such.png"]), "vcd")
+    assert torch.is_grad_enabled()
+    with pytest.raises(hd.InvalidRequest, match="placeholder"):
+        ours.generate(hd.Request("<image> <image> What?", [picture]), "vcd")
+
+
+def test_a_backend_that_hides_its_keys_fails_only_what_reads_them(ours, monkeypatch):
+    def blind(number, query, cache, block_table, scaling, out):
+        return attention.Layer(number, query, cache, None, scaling, out)
+
+    monkeypatch.setattr(hooks, "attention", SimpleNamespace(Layer=blind))
+    asked = hd.Request("Describe the image.", families.pictures()[:1])
+    short = hd.Sampling(max_new_tokens=3)
+    for spec in ("pai", "agla"):  # an edit, a look
+        with pytest.raises(hd.UnsupportedStrategy, match="start with attention_backend="):
+            ours.generate(asked, spec, short)
+    for spec in ("greedy", "vhr", "vcd"):
+        assert ours.generate(asked, spec, short)[0].token_ids

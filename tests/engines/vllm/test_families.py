@@ -1,0 +1,126 @@
+"""Every strategy on other families, all in one batch: the tokens of the HF engine."""
+
+from __future__ import annotations
+
+import functools
+import re
+
+import pytest
+
+import halludecode as hd
+from halludecode.core.registry import STRATEGIES
+from tests.engines.vllm.test_mixed import run
+from tests.support import families, specs
+from tests.support.vllm import ACTIVE, edge_gaps, same
+
+NAMES = [*STRATEGIES.names(), *specs.COMPOSED, "damro+agla"]
+CHOSEN = ("qwen2_5_vl", "internvl")
+REST = ("llava", "qwen2_vl", "qwen3_vl", "llava_next", "llava_onevision", "idefics3", "smolvlm")
+GREEDY = {"max_new_tokens": 8, "logprobs": 3}
+SAMPLED = {**GREEDY, "temperature": 1.3, "top_p": 0.95, "seed": 11, "repetition_penalty": 1.1}
+
+
+@pytest.fixture
+def engines(vllm_engine, family_engine, supplied, request):
+    """A family's two engines."""
+    return supplied(vllm_engine(request.param), family_engine(request.param))
+
+
+@pytest.fixture
+def noted(record_property):
+    """Notes what became of a strategy on a family, for the table of README.md (`make record`)."""
+
+    def note(family, name, outcome, reason=""):
+        if name in STRATEGIES.names() or name in specs.COMPOSED:
+            record_property("outcome", ("vllm", family, name, outcome, reason))
+
+    return note
+
+
+def reason_of(error) -> str:
+    return str(error).partition(";")[0].partition(", so answers")[0]
+
+
+def refused(ours, spec) -> str:
+    """Why our engine refuses a strategy; "" if it does not."""
+    try:
+        ours.plan(spec)
+    except hd.UnsupportedStrategy as error:
+        return str(error).partition(" needs ")[2] or str(error)
+    return ""
+
+
+def compare(ours, hf, noted) -> int:
+    """Run everything in one batch, compare one by one; the number compared."""
+    family = hf.model.config.model_type
+    words = ["What is this?", "Describe it, please."]
+    asked = [hd.Request(w, [p]) for w, p in zip(words, families.pictures()[:2], strict=True)]
+    given, wanted = [], []
+    for name in NAMES:
+        spec = "+".join(ACTIVE.get(part, part) for part in name.split("+"))
+        why = refused(ours, spec)
+        if why:
+            reason = specs.refused(family, name)
+            if reason:
+                with pytest.raises(hd.UnsupportedStrategy, match=re.escape(reason)):
+                    hf.plan(spec)
+            noted(family, name, "refused", reason or f"engine 'vllm': {why.partition(';')[0]}")
+            assert reason or name == "opera", why
+            continue
+        if family == "llava_onevision" and name == "ritual":
+            # RITUAL's crop is 336 x 336, a shape that vLLM cuts into other tokens here.
+            with pytest.raises(hd.InvalidRequest, match="tokens of a 336 x 336 picture") as cut:
+                ours.generate(asked[1], spec, hd.Sampling(**GREEDY))
+            noted(family, name, "refused", f"engine 'vllm': {reason_of(cut.value)}")
+            continue
+        for sampling in (hd.Sampling(**GREEDY), hd.Sampling(**SAMPLED)):
+            given += [(name, request, spec, sampling) for request in asked]
+            wanted += hf.generate(asked, spec, sampling)
+    found = run(ours, [one[1:] for one in given])
+    wrong = {}
+    for (name, *asked), a, b in zip(given, found, wanted, strict=True):
+        if not same(a, b, functools.partial(edge_gaps, hf, *asked)):
+            wrong[name] = f"{name} {asked[-1]}: {a.token_ids} {b.token_ids}"
+    for name in dict.fromkeys(one[0] for one in given):
+        noted(family, name, "fail" if name in wrong else "pass")
+    assert not wrong, "\n".join(wrong.values())
+    return len(given)
+
+
+@pytest.mark.parametrize("engines", CHOSEN, indirect=True)
+def test_every_strategy_gives_the_tokens_of_the_hf_engine(engines, noted):
+    assert compare(*engines, noted) > 60
+
+
+@pytest.mark.full
+@pytest.mark.parametrize("engines", REST, indirect=True)
+def test_every_strategy_on_further_families(engines, noted):
+    assert compare(*engines, noted) > 60
+
+
+@pytest.mark.full
+def test_a_picture_that_vllm_cuts_into_other_tokens_is_refused(vllm_engine, family_engine):
+    ours, hf = vllm_engine("llava_onevision"), family_engine("llava_onevision")
+    sampling = hd.Sampling(max_new_tokens=8, logprobs=3)
+    refused = 0
+    for picture in families.pictures():
+        asked = hd.Request("What is this?", [picture])
+        try:
+            made = ours.generate(asked, "vcd", sampling)[0]
+        except hd.InvalidRequest as error:
+            assert "tokens of a 90 x 140 picture, where" in str(error)
+            refused += 1
+        else:
+            assert same(made, hf.generate(asked, "vcd", sampling)[0])
+    assert refused == 1
+
+
+@pytest.mark.parametrize(
+    ("family", "why"), [("gemma3", "Gemma 3.*engine='hf'"), ("instructblip", "InstructBLIP")]
+)
+def test_families_that_vllm_answers_otherwise_are_refused(tmp_path_factory, noted, family, why):
+    path = families.family_path(family, tmp_path_factory)
+    with pytest.raises(hd.InvalidModel, match=why) as caught:
+        hd.load(str(path), engine="vllm")
+    for name in NAMES:
+        noted(family, name, "refused", specs.refused(family, name) or reason_of(caught.value))

@@ -1,0 +1,245 @@
+"""Every family through the engine: plain transformers' tokens, rasters, patches, and refusals."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from types import SimpleNamespace
+
+import pytest
+import torch
+from PIL import Image
+
+import halludecode as hd
+from halludecode.core.branch import Branch, Edit
+from halludecode.core.errors import InvalidModel, InvalidRequest, UnsupportedStrategy
+from halludecode.core.registry import STRATEGIES
+from halludecode.engines.hf import model as net
+from halludecode.models.families import FAMILIES, family_of
+from tests.support import families
+
+N = 8
+PLAIN = {"max_new_tokens": N, "min_new_tokens": N, "do_sample": False}
+LONG = hd.Sampling(max_new_tokens=N, min_new_tokens=N)
+SEEN = [name for name, layout in FAMILIES.items() if "raster" not in layout.lacks]
+LAID = [name for name, layout in FAMILIES.items() if layout.patches is not None]
+
+
+def asked(family: str) -> list[tuple[str, list[Image.Image]]]:
+    """Questions with no picture, one, and several where the family takes them."""
+    pictures = families.pictures()
+    cases = [("What is this?", [picture]) for picture in pictures]
+    cases.append(("Hello there, how are you today?", []))
+    if families.FAMILIES[family].several:
+        cases += [("Compare.", pictures[:2]), ("Which of these three is best?", pictures)]
+    return cases
+
+
+def plain(engine, family: str, question: str, pictures: list[Image.Image]) -> list[int]:
+    """Tokens of the model's own `generate` on its processor's own output."""
+    model, processor = engine.model, engine.processor
+    text = families.FAMILIES[family].prompt(question, len(pictures))
+    if family == "instructblip" and not pictures:  # the whole insists on a picture
+        inputs, model = processor.tokenizer(text, return_tensors="pt"), model.language_model
+    else:
+        inputs = processor(text=text, images=pictures or None, return_tensors="pt")
+    out = model.generate(**inputs, **PLAIN)
+    if hasattr(getattr(model, "model", None), "rope_deltas"):
+        model.model.rope_deltas = None
+    return out[0, inputs["input_ids"].shape[1] :].tolist()
+
+
+def test_every_layout_has_a_tiny_checkpoint():
+    assert list(families.FAMILIES) == list(FAMILIES)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_tokens_are_plain_transformers(family_engine, family):
+    """Padded in one batch and alone, with every number of pictures."""
+    engine = family_engine(family)
+    cases = asked(family)
+    requests = [hd.Request(question, pictures) for question, pictures in cases]
+    expected = [tuple(plain(engine, family, *case)) for case in cases]
+    assert len(set(expected)) == len(expected)
+    together = engine.generate(requests, "greedy", LONG)
+    assert [output.token_ids for output in together] == expected
+    for request, tokens in zip(requests, expected, strict=True):
+        assert engine.generate(request, "greedy", LONG)[0].token_ids == tokens
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_pictures_encoded_together_are_as_encoded_apart(family_engine, family, monkeypatch):
+    engine = family_engine(family)
+    feeds = [
+        engine.rows(hd.Request(question, [picture]))["main"].feeds[0]
+        for question, picture in zip(("Is this red?", "Hm?", "?"), families.pictures(), strict=True)
+    ]
+    together = engine.net.encode(feeds)
+    monkeypatch.setattr(net, "VISION_BATCH", 6)  # two batches where pictures have several views
+    engine.net._features.clear()
+    in_turn = engine.net.features(feeds)
+    for feed in feeds:
+        alone = engine.net.encode([feed])[feed.pixel_key]
+        assert len(alone) == feed.count
+        torch.testing.assert_close(together[feed.pixel_key], alone, atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(in_turn.pop(0), alone, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("family", SEEN)
+@pytest.mark.parametrize(("across", "down"), [(0, 0), (1, 0), (0, 1)])
+def test_spans_are_rasters_of_the_whole_picture(family_engine, family, across, down):
+    """A spot changes the overview's tokens most where it lies."""
+    engine = family_engine(family)
+    bare = Image.new("RGB", (128, 128), (90, 90, 90))
+    spotted = bare.copy()
+    spotted.paste(
+        (250, 20, 20), (16 + 64 * across, 16 + 64 * down, 48 + 64 * across, 48 + 64 * down)
+    )
+    feeds = [engine.rows(hd.Request("Hm?", [p]))["main"].feeds[0] for p in (bare, spotted)]
+    before, after = engine.net.features(feeds)
+    start, rows, columns = engine._maker.feeder.picture(feeds[0].picture).span
+    change = (after - before).norm(dim=-1)[start : start + rows * columns]
+    assert len(change) == rows * columns
+    place = int(change.argmax())
+    assert (place // columns * 2 // rows, place % columns * 2 // columns) == (down, across)
+
+
+@contextmanager
+def nudged(engine, view: int, patch: int):
+    """One patch of one view is another where the tower's layer hands it to the projector."""
+    vision = engine.net.facts().vision
+    number = vision.feature_layer % vision.layers
+    (tower,) = (
+        m for n, m in engine.model.named_modules() if n.endswith(f"{_tower(engine)}.{number}")
+    )
+
+    def nudge(module, args, output):
+        made = (output[0] if isinstance(output, tuple) else output).clone()
+        flat = made if made.dim() == 2 else made[view]  # Qwen's towers have no axis of views
+        flat[patch + vision.has_cls] += 3 * torch.randn(flat.shape[-1])
+        return (made, *output[1:]) if isinstance(output, tuple) else made
+
+    handle = tower.register_forward_hook(nudge, prepend=True)  # before transformers records
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+def _tower(engine) -> str:
+    """The list of the vision tower's layers, by name."""
+    names = [n.rpartition(".")[0] for n, _ in engine.model.named_modules() if n.endswith(".0")]
+    known = ("blocks", "encoder.layers", "encoder.layer")
+    (found,) = (n for n in names if n.endswith(known) and "qformer" not in n)
+    return found
+
+
+@pytest.mark.parametrize("family", LAID)
+@pytest.mark.parametrize("share", (0, 0.4, 0.77, 1))
+def test_patches_are_laid_onto_the_tokens_they_make(family_engine, family, share):
+    """Tokens that change with a patch of the tower are those its value is laid onto."""
+    engine = family_engine(family)
+    feed = engine.rows(hd.Request("Hm?", families.pictures()[2:]))["main"].feeds[0]
+    pixels = feed.pixels["pixel_values"]
+    views, count = (1, len(pixels)) if pixels.dim() == 2 else (len(pixels), 64)
+    view, patch = round(share * (views - 1)), round((1 - share / 2) * (count - 1))
+    before = engine.net.encode([feed])[feed.pixel_key]
+    with nudged(engine, view, patch):
+        after = engine.net.encode([feed])[feed.pixel_key]
+    values = torch.zeros(1, views, 1, count)
+    values[0, view, 0, patch] = 1
+    laid = engine.net.layout.patches(values, feed.pixels, engine.model.config)
+    assert laid.shape == (1, 1, feed.count)
+    changed = (after - before).norm(dim=-1) > 1e-4
+    assert torch.equal(laid[0, 0] > 0, changed)
+    assert int(changed.sum()) > 0 or family.startswith("llava_")  # where padding is cut off
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_checkpoint_without_a_template_gets_the_familys(family_engine, family, monkeypatch):
+    engine, layout = family_engine(family), FAMILIES[family]
+    monkeypatch.setattr(engine.processor, "chat_template", None)
+    row = engine.rows(hd.Request("Hm?", families.pictures()[:1]))["main"]
+    images = "" if layout.leading else layout.placeholder
+    assert row.prompt == layout.turn.format(images=images, text="Hm?")
+    assert int((row.input_ids == engine.model.config.image_token_id).sum()) == row.feeds[0].count
+    blind = engine.rows(hd.Request("Hm?"))["main"].prompt
+    assert layout.placeholder not in blind
+    assert "\n\n" not in blind
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_words_that_hold_an_image_token_are_refused(family_engine, family):
+    engine = family_engine(family)
+    token = engine.processor.tokenizer.convert_ids_to_tokens(engine.model.config.image_token_id)
+    sneaky = hd.Request([{"role": "user", "content": f"Look: {token}"}])
+    with pytest.raises(InvalidRequest, match=r"holds 1 image placeholder.* 0 image"):
+        engine.generate(sneaky)
+
+
+def test_features_may_belong_to_a_question(family_engine):
+    """InstructBLIP's Q-Former reads it, so a picture has other features under another question."""
+    engine = family_engine("instructblip")
+    picture = families.pictures()[0]
+    rows = [engine.rows(hd.Request(q, [picture]))["main"] for q in ("Is it red?", "What is it?")]
+    first, second = engine.net.features([row.feeds[0] for row in rows])
+    assert (first - second).abs().max() > 1e-2
+    assert rows[0].feeds[0].key != rows[1].feeds[0].key
+    with pytest.raises(InvalidRequest, match="no chat template"):
+        engine.generate(hd.Request([{"role": "user", "content": "a"}] * 2))
+    with pytest.raises(InvalidRequest, match=r"\d+ tokens to the Q-Former, .* at most 512"):
+        engine.generate(hd.Request("word " * 150, [picture]))
+
+
+@pytest.mark.parametrize("family", [n for n, layout in FAMILIES.items() if layout.unshared])
+def test_prefixes_that_cannot_be_shared_are_not_kept(family_engine, family):
+    engine = family_engine(family)
+    picture = families.pictures()[0]
+    engine._prefixes.clear()
+    engine.generate(
+        [hd.Request(words, [picture]) for words in ("A?", "Why is it?")], "greedy", LONG
+    )
+    assert engine._prefixes._size == 0
+
+
+@pytest.mark.parametrize("family", [n for n, row in FAMILIES.items() if "generate" in row.lacks])
+def test_applied_refuses_families_whose_own_generate_passes_it_by(family_engine, family):
+    engine = family_engine(family)
+    with (
+        pytest.raises(UnsupportedStrategy, match=rf"hd.applied.* family '{family}' cannot give"),
+        hd.applied(engine.model, engine.processor, "apc_only"),
+    ):
+        pass
+
+
+def test_provides_leaves_out_what_the_family_lacks(family_engine):
+    assert "features" not in family_engine("qwen3_vl").provides
+    assert "features" in family_engine("qwen2_vl").provides
+
+
+def zeroed(pixels: torch.Tensor) -> torch.Tensor:
+    return pixels * 0
+
+
+def test_views_that_look_like_padding_are_refused(family_engine):
+    engine = family_engine("idefics3")
+
+    class Blank(hd.Strategy):
+        def branches(self, prompt, state, m):
+            return {"blank": Branch(prompt, pixels=Edit(zeroed))}
+
+        def combine(self, step):
+            return step["main"] - step["blank"]
+
+    try:
+        strategy = hd.strategy("toy_blank")(Blank)()
+        with pytest.raises(InvalidRequest, match="takes for padding"):
+            engine.generate(hd.Request("Hm?", families.pictures()[:1]), strategy, LONG)
+    finally:
+        STRATEGIES._entries.pop("toy_blank")
+
+
+def test_language_models_with_an_encoder_are_refused():
+    text = SimpleNamespace(is_encoder_decoder=True, model_type="t5")
+    config = SimpleNamespace(model_type="instructblip", get_text_config=lambda: text)
+    with pytest.raises(InvalidModel, match=r"encoder and a decoder \(t5\)"):
+        family_of(config)

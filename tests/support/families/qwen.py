@@ -1,0 +1,116 @@
+"""Qwen2-VL, Qwen2.5-VL and Qwen3-VL, tiny."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from tests.support.families.base import text_config, tokenizer
+
+MARKS = ["<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>"]
+TOWER = {
+    "depth": 2,
+    "num_heads": 2,
+    "patch_size": 14,
+    "spatial_merge_size": 2,
+    "temporal_patch_size": 2,
+}
+PIXELS = {"shortest_edge": 84 * 84, "longest_edge": 140 * 140}
+
+
+def _words() -> tuple[Any, dict[str, Any]]:
+    """The tokenizer, and what every config says of its tokens."""
+    words = tokenizer([*MARKS, "<|im_start|>", "<|im_end|>"], eos="<|im_end|>", bos_first=False)
+    start, end, image, video = words.convert_tokens_to_ids(MARKS)
+    return words, {
+        "vision_start_token_id": start,
+        "vision_end_token_id": end,
+        "image_token_id": image,
+        "video_token_id": video,
+        "tie_word_embeddings": False,
+    }
+
+
+def _rope(*sections: int, **more: Any) -> dict[str, Any]:
+    """Rotary positions in three channels; the sections add up to half a head."""
+    rope = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": list(sections)}
+    return {"rope_parameters": rope | more}
+
+
+def qwen2_vl() -> tuple[Any, Any]:
+    from transformers import (
+        Qwen2VLConfig,
+        Qwen2VLForConditionalGeneration,
+        Qwen2VLImageProcessor,
+        Qwen2VLProcessor,
+        Qwen2VLVideoProcessor,
+    )
+
+    words, ids = _words()
+    config = Qwen2VLConfig(
+        text_config=text_config(len(words), **_rope(4, 6, 6)),
+        vision_config={**TOWER, "embed_dim": 64, "hidden_size": 128},  # hidden: the text's width
+        **ids,
+    )
+    processor = Qwen2VLProcessor(
+        image_processor=Qwen2VLImageProcessor(size=PIXELS),
+        tokenizer=words,
+        video_processor=Qwen2VLVideoProcessor(size=PIXELS),
+    )
+    return Qwen2VLForConditionalGeneration(config), processor
+
+
+def qwen2_5_vl() -> tuple[Any, Any]:
+    from transformers import (
+        Qwen2_5_VLConfig,
+        Qwen2_5_VLForConditionalGeneration,
+        Qwen2_5_VLProcessor,
+        Qwen2VLImageProcessor,
+        Qwen2VLVideoProcessor,
+    )
+
+    words, ids = _words()
+    tower = {"hidden_size": 64, "out_hidden_size": 128, "intermediate_size": 128}
+    config = Qwen2_5_VLConfig(
+        text_config=text_config(len(words), **_rope(4, 6, 6)),
+        vision_config={**TOWER, **tower, "window_size": 56, "fullatt_block_indexes": [1]},
+        **ids,
+    )
+    processor = Qwen2_5_VLProcessor(
+        image_processor=Qwen2VLImageProcessor(size=PIXELS),
+        tokenizer=words,
+        video_processor=Qwen2VLVideoProcessor(size=PIXELS),
+    )
+    return Qwen2_5_VLForConditionalGeneration(config), processor
+
+
+def qwen3_vl() -> tuple[Any, Any]:
+    from transformers import (
+        Qwen2VLImageProcessor,
+        Qwen3VLConfig,
+        Qwen3VLForConditionalGeneration,
+        Qwen3VLProcessor,
+        Qwen3VLVideoProcessor,
+    )
+
+    words, ids = _words()
+    rope = _rope(6, 5, 5, mrope_interleaved=True)
+    tower = {"hidden_size": 64, "out_hidden_size": 128, "intermediate_size": 128}
+    config = Qwen3VLConfig(
+        text_config=text_config(len(words), head_dim=32, **rope),
+        vision_config={
+            **TOWER,
+            **tower,
+            "depth": 3,
+            "patch_size": 16,
+            "num_position_embeddings": 64,
+            "deepstack_visual_indexes": [0, 1],
+        },
+        **ids,
+    )
+    pixels = {"shortest_edge": 64 * 64, "longest_edge": 128 * 128}
+    processor = Qwen3VLProcessor(
+        image_processor=Qwen2VLImageProcessor(size=pixels, patch_size=16),
+        tokenizer=words,
+        video_processor=Qwen3VLVideoProcessor(size=pixels, patch_size=16),
+    )
+    return Qwen3VLForConditionalGeneration(config), processor

@@ -1,0 +1,91 @@
+"""What the contract suite runs: every registered strategy, two compositions, every family."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from halludecode.calibration.store import ArtifactStore
+from halludecode.core.artifact import Artifact
+from halludecode.core.plan import compile_plan, typical_model_info
+from halludecode.core.registry import STRATEGIES
+from halludecode.models import families as models
+from tests.support import families
+
+FAMILIES = tuple(families.FAMILIES)
+# One strategy for each way to act: on these `make test` runs every family (see conftest.py).
+REPRESENTATIVES = ("agla", "damro", "var", "vcd", "vhr", "vista")
+# Parameters under which a strategy acts on a random model; without an entry, its defaults.
+ACTIVE: dict[str, str] = {
+    "adhh": "adhh(heads=(0,0,1,1,2,0,2,1),tau=0.05)",
+    "m3id": "m3id(lam=0.5,gate=1)",
+    "scaled": "scaled(scale=2.0)",
+    "spin": "spin(r=0.5)",
+    "var": "var(dims=(3,13,40),tau=2.0,min_mass=0.05,rho=0.2)",
+    "vdgd": "vdgd(tokens=5)",
+}
+COMPOSED = ("var+vcd", "vhr+m3id")
+TOLERANCE = 1e-4  # top-two gap below which equal tokens are not claimed (ruling 5)
+
+
+@dataclass(frozen=True)
+class Case:
+    name: str
+    spec: str
+
+
+def active(name: str) -> str:
+    return "+".join(ACTIVE.get(part, part) for part in name.split("+"))
+
+
+def cases() -> list[Any]:
+    names = [*STRATEGIES.names(), *COMPOSED]
+    return [Case(name, active(name)) for name in names]
+
+
+def refused(family: str, name: str) -> str:
+    """Why a family cannot serve a strategy or composition; "" if it can."""
+    plan = compile_plan(active(name), replace(typical_model_info(), artifact={}))
+    lacks = models.FAMILIES[family].lacks
+    return next((lacks[need] for need in sorted(plan.needs) if need in lacks), "")
+
+
+def refusals() -> list[tuple[str, str]]:
+    names = [case.name for case in cases()]
+    return [(family, name) for family in FAMILIES for name in names if refused(family, name)]
+
+
+def supplied(engine: Any, folder: Path) -> Any:
+    """The engine with hand-made artifacts for the strategies that need one."""
+    m, rng = engine.net.facts(), torch.Generator().manual_seed(0)
+    made = {
+        "lacing": {"soft": torch.randn(7, m.D, generator=rng)},
+        "zerotuning": {
+            "heads": torch.rand(m.L, m.H, generator=rng) < 0.5,
+            "gamma": torch.tensor(6.0),
+        },
+    }
+    engine._calibrator.store = ArtifactStore(folder)
+    for name, tensors in made.items():
+        engine._calibrator.store.save(Artifact(name, {}, engine.digest, tensors))
+    return engine
+
+
+def off_spec(name: str) -> str:
+    cls = STRATEGIES.get(name)
+    values = ",".join(f"{key}={value!r}" for key, value in cls.off.items())
+    base = ACTIVE.get(name, name)
+    if not values:
+        return base
+    head, _, rest = base.partition("(")
+    kept = [p for p in _split(rest.rstrip(")")) if p.split("=")[0] not in cls.off]
+    return f"{head}({','.join([*kept, values])})"
+
+
+def _split(text: str) -> list[str]:
+    from halludecode.core.spec import split
+
+    return [p for p in split(text, ",", text) if p] if text else []
