@@ -25,8 +25,8 @@ from pathlib import Path
 from halludecode.core.errors import InvalidData
 from halludecode.evals import load_hub as hub
 from halludecode.evals.benchmarks import folder_tasks as benchmarks
-from halludecode.evals.benchmarks import mme
 from halludecode.evals.benchmarks.chair import scoring as chair
+from halludecode.evals.benchmarks.mme import scoring as mme
 from halludecode.evals.benchmarks.pope import scoring as pope
 from halludecode.evals.data.entries import Entry, Selection, folder_pictures, in_turn, make_unit
 from halludecode.evals.data.image_ids import check_ids

@@ -8,8 +8,8 @@ from PIL import Image
 
 from halludecode import testbed
 from halludecode.core.errors import InvalidData, InvalidParameter
-from halludecode.evals.benchmarks import mme
 from halludecode.evals.benchmarks.chair import scoring as chair
+from halludecode.evals.benchmarks.mme import scoring as mme
 from halludecode.evals.benchmarks.pope import scoring as pope
 from halludecode.testbed import datasets
 from halludecode.testbed.scenes import scenes

@@ -26,11 +26,11 @@ from typing import Any
 
 from halludecode.core.errors import InvalidData
 from halludecode.evals.benchmarks import folder_tasks as benchmarks
-from halludecode.evals.benchmarks import mme
 from halludecode.evals.benchmarks.amber import scoring as amber
 from halludecode.evals.benchmarks.chair import scoring as chair
 from halludecode.evals.benchmarks.chair.object_words import vocabulary
 from halludecode.evals.benchmarks.hallusionbench import scoring as hallusion
+from halludecode.evals.benchmarks.mme import scoring as mme
 from halludecode.evals.data.entries import Entry
 from halludecode.evals.data.records import Record
 from halludecode.evals.presets import POPE_SPLITS

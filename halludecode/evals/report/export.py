@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from halludecode.core.errors import InvalidData
-from halludecode.evals.benchmarks.mme import COGNITION
+from halludecode.evals.benchmarks.mme.scoring import COGNITION
 from halludecode.evals.results.build import Answers, arrange, labels
 from halludecode.evals.runner.run_folder import read_json, read_lines, write_json
 

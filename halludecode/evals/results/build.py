@@ -16,10 +16,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from halludecode.evals.benchmarks import folder_tasks as benchmarks
-from halludecode.evals.benchmarks import mme
 from halludecode.evals.benchmarks import yes_no as yesno
 from halludecode.evals.benchmarks.chair import object_words as words
 from halludecode.evals.benchmarks.chair import scoring as chair
+from halludecode.evals.benchmarks.mme import scoring as mme
 from halludecode.evals.benchmarks.pope import scoring as pope
 from halludecode.evals.results.paired import differences
 from halludecode.evals.runner.run_folder import SCHEMA, Key

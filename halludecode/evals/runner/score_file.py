@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from halludecode.core.errors import InvalidData
-from halludecode.evals.benchmarks import mme
 from halludecode.evals.benchmarks.amber import scoring as amber
 from halludecode.evals.benchmarks.amber.description_words import Similarity
 from halludecode.evals.benchmarks.chair import scoring as chair
 from halludecode.evals.benchmarks.chair.caption_records import write_sentences
 from halludecode.evals.benchmarks.hallusionbench import scoring as hallusion
+from halludecode.evals.benchmarks.mme import scoring as mme
 from halludecode.evals.benchmarks.pope import relabel as repope
 from halludecode.evals.benchmarks.pope import scoring as pope
 from halludecode.evals.data.image_ids import check_ids, load_ids

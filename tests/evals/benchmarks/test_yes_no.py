@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from halludecode.evals.benchmarks import mme
+from halludecode.evals.benchmarks.mme import scoring as mme
 from halludecode.evals.benchmarks.pope import scoring as pope
 from halludecode.evals.benchmarks.yes_no import is_unparsed, parse_mme_answer
 

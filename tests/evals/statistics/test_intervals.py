@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from halludecode.core.errors import InvalidData, InvalidParameter
-from halludecode.evals.benchmarks import mme
+from halludecode.evals.benchmarks.mme import scoring as mme
 from halludecode.evals.benchmarks.pope import scoring as pope
 from halludecode.evals.runner.score_file import load_answers
 from halludecode.evals.statistics import intervals as stats

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from halludecode.core.errors import InvalidData
-from halludecode.evals.benchmarks import mme
+from halludecode.evals.benchmarks.mme import scoring as mme
 from tests.support.published import VECTORS, public
 
 MME = VECTORS["mme"]
