@@ -19,13 +19,9 @@ _ASSETS = Path(__file__).parent / "assets"
 
 # The words the model was trained on. POPE's are appended to the question; MME's questions end with
 # them already.
-PROMPTS: Mapping[str, str] = MappingProxyType(
-    {
-        "chair": "Please describe this image in detail.",
-        "pope": " Please answer yes or no.",
-        "mme": "",
-    }
-)
+CAPTION = "Please describe this image in detail."
+QUESTION = " Please answer yes or no."
+PROMPTS: Mapping[str, str] = MappingProxyType({"chair": CAPTION, "pope": QUESTION, "mme": ""})
 
 
 def model_path(name: str = "testbed") -> Path:

@@ -138,9 +138,9 @@ def test_chairs_recipe_reaches_the_run_only_where_it_is_given(cli, runs, tmp_pat
 
 
 def test_the_help_names_every_preset_family_and_list(cli):
+    from halludecode.evals.benchmarks.chair.image_ids import LISTS
     from halludecode.evals.benchmarks.chair.object_words import FAMILIES
     from halludecode.evals.benchmarks.chair.scoring import INCOMPLETE, MIXTURES
-    from halludecode.evals.data.image_ids import LISTS
     from halludecode.evals.presets import PRESETS
 
     text = " ".join(cli("eval", "--help").out.split())

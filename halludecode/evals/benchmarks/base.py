@@ -3,24 +3,37 @@
 Overriding a method is the declaration; nothing else is registered. A file in this folder, a module
 of another package (entry-point group ``halludecode.benchmarks``) or a notebook cell are all alike::
 
-    @benchmark("naturalbench", paper=PAPER)
-    class NaturalBench(YesNoBenchmark):
-        ...
+    @benchmark("mine", paper=PAPER)
+    class Mine(YesNoBenchmark):
+        title = "Mine"  # reads mine.jsonl of a data folder, or a table with the same columns
 
-Life of a sample: find -> read -> (group: limits, clusters) -> prompt -> judge -> score. Nothing
-outside a benchmark's own file compares with its name; what tables, figures, controls and exports
-need to know of it is written here as data.
+Life of a sample: find -> load (read) -> order -> limit (group) -> prompt -> judge -> answered (its
+line) -> complete -> score. Nothing outside this folder compares with a benchmark's name; what
+tables, figures, controls and exports need to know of it is written in its class as data.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
+
+from halludecode.core.errors import InvalidData
+from halludecode.core.params import Parameters
+from halludecode.evals.data.answers import load_answers, naming, refuse_strangers
+from halludecode.evals.data.columns import Columns, map_columns, nearest
+from halludecode.evals.data.entries import Pictures, folder_pictures
+from halludecode.evals.data.records import Record, first_fields, read_records
+from halludecode.evals.data.samples import Sample
+from halludecode.evals.statistics.score import Id, Score, match, mean_of
 
 if TYPE_CHECKING:
     from halludecode.core.paper import Paper
+    from halludecode.evals.presets import Preset, Wording
+
+Lines = Mapping[Id, Mapping[str, Any]]  # lines of a run folder by sample id
 
 
 @dataclass(frozen=True)
@@ -67,32 +80,327 @@ class LmmsEvalTask:
 
 
 @dataclass(frozen=True)
-class Benchmark:
+class Benchmark(Parameters):
     """Base of all benchmarks: override what the benchmark does, leave the rest.
 
     Fields are its parameters, in the strategies' grammar: ``--tasks "chair(family=pattern)"``.
     """
 
-    name: ClassVar[str] = ""
     paper: ClassVar[Paper | None] = None
-    source: ClassVar[str] = ""
+    source: ClassVar[str] = ""  # the file it is defined in
     title: ClassVar[str] = ""  # what people call it
     text_kind: ClassVar[Literal["yes_no", "caption", "choice"]] = "yes_no"
     metrics: ClassVar[tuple[Metric, ...]] = ()  # what tables show, the main one first
     splits: ClassVar[tuple[str, ...]] = ()  # in order; results add their mean
+    whole: ClassVar[bool] = False  # a group counts only if all of it was answered
+    standard: ClassVar[int] = 0  # place among what is run where no task is named; 0 is none
+
+    files: ClassVar[tuple[str, ...]] = ()  # where a data folder may have its file; see `find`
     needs: ClassVar[str] = ""  # what files it reads, for "No questions for NAME; it needs ..."
-    columns: ClassVar[Mapping[str, tuple[str, ...]]] = {}  # our name to names in tables, ours first
+    columns: ClassVar[tuple[Columns, ...]] = ()  # tables and JSON lines it reads
+    categories: ClassVar[tuple[str, ...]] = ()  # the rows of a shared table that are its own
+
+    wording: ClassVar[Wording] = "question"  # which of a preset's words go round a question
+    max_new_tokens: ClassVar[int | Mapping[str, int]] = 16  # by kind where there are several
+    preset_tokens: ClassVar[bool] = False  # whether a preset's limit goes before its own
+
+    aliases: ClassVar[Mapping[str, str]] = {}  # options of `evaluate` to the parameter they set
+    scorer_options: ClassVar[tuple[str, ...]] = ()  # what its `score_file` takes beside parser
     lmms_eval: ClassVar[LmmsEvalTask | None] = None
     vlmevalkit: ClassVar[str] = ""  # VLMEvalKit's name of the data set
 
+    # Reading ------------------------------------------------------------------------------------
+
+    @property
+    def what_it_needs(self) -> str:
+        """The files it reads, or their columns, in words."""
+        if self.needs:
+            return self.needs
+        lists = (", ".join(kind.needs) for kind in self.columns)
+        return f"{self._places()[0]} in the folder, or a data set with {' or '.join(lists)}"
+
+    def _places(self) -> tuple[str, ...]:
+        stems = (self.name, f"{self.name}/{self.name}")
+        return self.files or tuple(f"{stem}{end}" for stem in stems for end in (".jsonl", ".json"))
+
     def find(self, folder: Path) -> Mapping[str | None, Path]:
-        """Split to the file or folder that holds its questions; empty where there are none."""
+        """Split to the file that holds its questions; empty where there are none.
+
+        By default the first of ``files`` (``NAME.jsonl``, ``NAME/NAME.jsonl``, or ``.json``) that
+        has the benchmark's columns.
+
+        Args:
+            folder: A data folder.
+        """
+        found = (folder / place for place in self._places() if (folder / place).is_file())
+        ours = next((path for path in found if self.reads(path, first_fields(path))), None)
+        return {} if ours is None else {self.split_of(ours): ours}
+
+    def reads(self, path: Path, first: Mapping[str, Any]) -> bool:
+        """Whether a file looks like one of its question files.
+
+        Args:
+            path: The file, or a folder of files.
+            first: Its first JSON object; {} where there is none.
+        """
+        return any(kind.fits(first) for kind in self.columns)
+
+    def split_of(self, path: Path) -> str | None:
+        """The split that a question file holds."""
+        return None
+
+    def taken(self, found: Sequence[str | None], where: str) -> list[str | None]:
+        """Which of the splits found are asked for, in order: its own before others.
+
+        Args:
+            found: Splits a source has.
+            where: The source, for messages.
+        """
+        own = [split for split in self.splits if split in found]
+        return [*own, *(split for split in found if split not in own)]
+
+    def bound_to(self, path: Path) -> Self:
+        """This benchmark with what lies beside a question file, such as word lists."""
+        return self
+
+    def load(
+        self, path: Path, *, limit: int | None = None, images: Path | None = None
+    ) -> list[Sample]:
+        """All samples of a question file; by default JSON lines of the names in ``columns``.
+
+        Args:
+            path: What `find` found, or ``--annotations``.
+            limit: Groups that will be taken; more may be returned.
+            images: Folder of the pictures, if the file lists more pictures than there are.
+
+        Raises:
+            InvalidData: A line cannot be used; the sentence names it.
+        """
+        records = read_records(path)
+        kind = self.table(records[0].fields)
+        if kind is None:
+            raise InvalidData(
+                f"{path}: {self.name} reads no JSON lines; it needs {self.what_it_needs}."
+            )
+        names = map_columns(kind, str(path), list(records[0].fields), {})
+        samples: list[Sample] = []
+        for record in records:
+            own = {ours: record.fields[n] for ours, n in names.items() if n in record.fields}
+            samples += self.samples(Record(record.where, own, record.line, Path(path).stem))
+        return samples
+
+    def table(self, found: Iterable[str]) -> Columns | None:
+        """The kind of table that has these columns, or that misses least."""
+        names = tuple(found)
+        fits = (kind for kind in self.columns if kind.fits(names))
+        return next(fits, None) or nearest(self.columns, names)
+
+    def samples(self, record: Record) -> tuple[Sample, ...]:
+        """What `read` makes of a row that is one of its own."""
+        if not self.owns(record):
+            return ()
+        made = self.read(record)
+        return (made,) if isinstance(made, Sample) else tuple(made)
+
+    def owns(self, record: Record) -> bool:
+        """Whether a row of a table that several benchmarks read is one of this one."""
+        return not self.categories or record.fields.get("category") in self.categories
+
+    def read(self, record: Record) -> Sample | Iterable[Sample]:
+        """The sample of one row, or several.
+
+        Args:
+            record: Its cells under our names (of pictures their names), and where it stands.
+
+        Raises:
+            InvalidData: The row cannot be used; the sentence begins with ``record.where``.
+        """
+        raise InvalidData(
+            f"{record.where}: {self.name} reads no tables; it needs {self.what_it_needs}."
+        )
+
+    def pictures(self, path: Path, folder: Path, images: Path | None) -> Pictures:
+        """Finds a picture of a question file by its name.
+
+        Args:
+            path: The question file.
+            folder: The data folder it was found in.
+            images: Where the user says the pictures are.
+        """
+        return folder_pictures(images or folder / "images")
+
+    def order(self, samples: Sequence[Sample], where: str) -> Sequence[Sample]:
+        """The samples in the order that a limit takes them.
+
+        Args:
+            samples: Those of one split, as they were read.
+            where: The source, for messages.
+        """
+        return samples
+
+    def finish(self, samples: Sequence[Sample]) -> Sequence[Sample]:
+        """The samples with what can only be told from all of them."""
+        return samples
+
+    def group(self, sample: Sample) -> str:
+        """What a limit counts and, in `whole` benchmarks, what counts only all together."""
+        return sample.group or sample.image or str(sample.id)
+
+    def enough(
+        self, groups: Mapping[str | None, Sequence[str]], limit: int, table: Columns
+    ) -> bool:
+        """Whether the rows read so far hold all that a limit takes.
+
+        Args:
+            groups: Groups met so far, by split, in order.
+            limit: Groups wanted.
+            table: The table that is read.
+        """
+        if table.apart or not groups:
+            return False
+        if table.single:
+            return any(len(names) >= limit for names in groups.values())
+        # A group's rows are neighbours: it is complete once the next one begins.
+        return all(len(names) > limit for names in groups.values())
+
+    # Asking -------------------------------------------------------------------------------------
+
+    def settled(self, preset: Preset) -> Self:
+        """This benchmark with every choice made that was left open.
+
+        Args:
+            preset: The prompt preset it is asked under.
+        """
+        return self
+
+    def kind(self, sample: Sample) -> str:
+        """What decides the length of an answer and the words it is read by."""
+        return self.name
+
+    def kinds(self) -> tuple[str, ...]:
+        """All that `kind` may say."""
+        many = self.max_new_tokens
+        return tuple(many) if isinstance(many, Mapping) else (self.name,)
+
+    def tokens(self, kind: str, preset: Preset) -> int:
+        """Most new tokens of an answer."""
+        many = self.max_new_tokens
+        own = many[kind] if isinstance(many, Mapping) else many
+        return preset.tokens(self.wording, own) if self.preset_tokens else own
+
+    def words(self, kind: str) -> tuple[str, ...]:
+        """The two words whose first-step scores make the margin; () for none."""
+        return ("yes", "no") if self.text_kind == "yes_no" else ()
+
+    def prompt(self, preset: Preset, sample: Sample) -> str:
+        """The words sent to the model."""
+        return preset.prompt(self.wording, sample.question)
+
+    # Scoring ------------------------------------------------------------------------------------
+
+    def judge(self, sample: Sample, answer: str) -> dict[str, Any]:
+        """What one answer says and how right it is: the ``parsed`` and ``score`` of its line."""
+        raise NotImplementedError
+
+    def answered(self, sample: Sample, answer: str) -> dict[str, Any]:
+        """What the line of an answer holds for `score`."""
+        truth = {"label": sample.label}
+        if sample.objects is not None:
+            truth = {"objects": list(sample.objects)}
+        judged = {"answer": answer, **self.judge(sample, answer)}
+        return {**judged, **truth, **sample.facts, **(self.marks(sample) if self.whole else {})}
+
+    def marks(self, sample: Sample) -> dict[str, Any]:
+        """What a line holds for `group_of`."""
+        return {"group": sample.group, "group_size": sample.group_size}
+
+    def group_of(self, line: Mapping[str, Any]) -> tuple[str, int]:
+        """Name and size of the group that a line counts in."""
+        return line["group"], line["group_size"]
+
+    def complete(self, lines: Lines) -> Lines:
+        """The lines that can be scored: in a `whole` benchmark those of groups answered whole."""
+        if not self.whole:
+            return lines
+        groups = {i: self.group_of(line) for i, line in lines.items()}
+        answered = Counter(name for name, _ in groups.values())
+        return {i: lines[i] for i, (name, size) in groups.items() if answered[name] == size}
+
+    def score(self, lines: Sequence[Mapping[str, Any]]) -> Score:
+        """Scores lines of a run folder, whole groups in the order of their ids."""
+        raise NotImplementedError
+
+    def mean(self, scores: Mapping[str, Score]) -> Score:
+        """The mean over splits."""
+        return mean_of(scores)
+
+    def scored_text(self, answer: str) -> str:
+        """The part of an answer that is scored."""
+        return answer
+
+    def recipe(self) -> dict[str, Any]:
+        """What answers to be compared must share of its parameters, for ``run.json``."""
+        values = self.resolved().items()
+        return {name: list(v) if isinstance(v, tuple) else v for name, v in values}
+
+    @classmethod
+    def recorded(cls, recipe: Mapping[str, Any]) -> Self:
+        """The benchmark behind a run folder's lines; what `recipe` left out is at its default."""
+        known = {spec.name for spec in cls.params()}
+        return cls(**{name: value for name, value in recipe.items() if name in known})
+
+    def record(self) -> dict[str, Any]:
+        """What else ``run.json`` tells of it, at its top level."""
         return {}
 
-    def judge(self, sample: Any, answer: str) -> dict[str, Any]:
-        """``parsed`` and ``score`` of one answer, as its line keeps them."""
-        raise NotImplementedError
+    # Answers made elsewhere ---------------------------------------------------------------------
 
-    def score(self, lines: Sequence[Mapping[str, Any]]) -> Any:
-        """Scores lines of a run folder, in the order of their ids."""
-        raise NotImplementedError
+    def score_file(
+        self, predictions: Path, annotations: Path | None, parser: str, **options: Any
+    ) -> Score:
+        """Scores predictions: by default JSON lines of ``id`` and ``answer``.
+
+        Args:
+            predictions: The file.
+            annotations: The question file.
+            parser: Name of the rule that reads answers.
+            **options: Those of ``scorer_options`` that were given.
+
+        Raises:
+            InvalidData: A file cannot be used; the sentence names it and the line.
+        """
+        if annotations is None:
+            raise InvalidData(
+                f"{self.title or self.name} needs its questions to score answers; give "
+                "--annotations."
+            )
+        if parser != "official":
+            raise InvalidData(f"parser {parser!r} is unknown for {self.name}; it has official.")
+        samples = self.finish(self.load(annotations))
+        answers = load_answers(predictions, ID_NAMES, ANSWER_NAMES)
+        refuse_strangers(predictions, answers, {s.id for s in samples}, "question", ID_NAMES)
+        sizes = Counter(map(self.group, samples))
+        with naming(predictions):
+            match([s.id for s in samples], answers, "id")
+            lines = []
+            for s in samples:
+                grouped = replace(s, group=self.group(s), group_size=sizes[self.group(s)])
+                line = {"id": s.id, "image": s.image, "prompt": s.question}
+                lines.append({**line, **self.answered(grouped, answers[s.id])})
+            return self.score(lines)
+
+    def summary(self, score: Score) -> dict[str, Any]:
+        """What ``score --json`` tells beside the metrics."""
+        return {"parser": score.rule, "unparsed": score.unparsed}
+
+    def written(self, score: Score, **options: Any) -> dict[str, Any]:
+        """Writes what ``score`` was asked to write, and tells of it."""
+        return {}
+
+    def annotation_files(self, annotations: Path) -> Mapping[str, Path]:
+        """Files of annotations by name, where ``annotations`` names several at once."""
+        return {}
+
+
+ID_NAMES = ("id", "question_id", "index")
+ANSWER_NAMES = ("answer", "text", "response", "prediction")

@@ -186,7 +186,7 @@ def vlmevalkit(run: Path, output: Path) -> None:
 
 
 def _answers(run: Path, recipe: Mapping[str, Any]) -> dict[tuple[str, str], Answers]:
-    return arrange(read_lines(run / "samples.jsonl"), recipe.get("chair", {}))
+    return arrange(read_lines(run / "samples.jsonl"), recipe)
 
 
 def _systems(recipe: Mapping[str, Any]) -> Iterator[tuple[str, str]]:

@@ -32,7 +32,7 @@ def render_page(runs: Mapping[str, Path]) -> str:
     made = []
     for name, path in runs.items():
         run, results = read_json(path / "run.json"), read_json(path / "results.json")
-        answers = arrange(read_lines(path / "samples.jsonl"), run.get("chair", {}))
+        answers = arrange(read_lines(path / "samples.jsonl"), run)
         made.append(_run(name, path, run, results, answers))
         shown += browser.sources(name, path, labels(run), answers)
     return page(made, browser.embed(shown))

@@ -94,7 +94,7 @@ class _Side:
         lines = read_lines(path / "samples.jsonl")
         if not lines:
             raise InvalidData(f"{path} has no answers yet; run eval first.")
-        return cls(path, run, arrange(lines, run.get("chair", {})))
+        return cls(path, run, arrange(lines, run))
 
     @property
     def strategies(self) -> list[str]:

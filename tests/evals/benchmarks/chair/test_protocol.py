@@ -11,7 +11,7 @@ import pytest
 from halludecode.core.errors import InvalidData, InvalidParameter
 from halludecode.evals.benchmarks.chair import object_words as words
 from halludecode.evals.benchmarks.chair import scoring as chair
-from halludecode.evals.data.image_ids import LISTS, load_ids
+from halludecode.evals.benchmarks.chair.image_ids import LISTS, load_ids
 from halludecode.evals.load import Selection, load_units
 from halludecode.evals.presets import PRESETS
 from halludecode.evals.results.build import score_lines
