@@ -168,7 +168,7 @@ def preset_for(
     return name, preset
 
 
-def describing(name: str | None, model_id: str) -> Preset:
+def describing(name: str | None, model_id: str) -> tuple[str, Preset]:
     """The preset by which a picture is described; arguments as for `preset_for`.
 
     Raises:
@@ -177,7 +177,7 @@ def describing(name: str | None, model_id: str) -> Preset:
     from halludecode.evals.benchmarks.registry import BENCHMARKS
 
     captions = [b for b in BENCHMARKS if b.wording == "caption"][:1]
-    return preset_for(name, model_id, captions)[1]
+    return preset_for(name, model_id, captions)
 
 
 def _testbed_preset() -> Preset:

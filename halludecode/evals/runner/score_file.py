@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -84,23 +84,30 @@ def score_predictions(
 
 
 def _chosen(task: Any, old: Mapping[str, Any]) -> Benchmark:
+    """The benchmark, with parameters that were given by their old names."""
     chosen = choose(task)
     if len(chosen) != 1:
         raise InvalidData("score takes one task; name one.")
-    (benchmark,) = chosen
-    return choose([benchmark], **old)[0]
+    given = {name: value for name, value in old.items() if value is not None}
+    for name in given:
+        _check_owner(name, chosen[0], [cls for cls in BENCHMARKS if name in cls.aliases])
+    return choose(chosen, **given)[0]
 
 
 def _options(benchmark: Benchmark, given: Mapping[str, Any]) -> dict[str, Any]:
     """What was given, paths as such; refuses what the benchmark does not take."""
     options = {name: value for name, value in given.items() if value is not None}
     for name in options:
-        if name not in benchmark.scorer_options:
-            owners = " and ".join(cls.name for cls in BENCHMARKS if name in cls.scorer_options)
-            option = name.replace("_", "-")
-            raise InvalidData(f"{option} is for {owners}, not {benchmark.name}; leave it out.")
-    paths = {n: Path(value) for n, value in options.items() if isinstance(value, str)}
-    return options | paths
+        _check_owner(name, benchmark, [cls for cls in BENCHMARKS if name in cls.scorer_options])
+    return options | {n: Path(value) for n, value in options.items() if isinstance(value, str)}
+
+
+def _check_owner(name: str, benchmark: Benchmark, owners: Sequence[type[Benchmark]]) -> None:
+    names = [cls.name for cls in owners]
+    if benchmark.name not in names:
+        listed = " and ".join(names) if names[1:] else f"task {names[0]}"
+        option = name.replace("_", "-")
+        raise InvalidData(f"{option} is for {listed}, not {benchmark.name}; leave it out.")
 
 
 def _check_output(details: Path | str | None, inputs: Iterable[Path | str | None]) -> None:

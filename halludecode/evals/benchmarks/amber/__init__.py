@@ -15,7 +15,7 @@ from halludecode.core.paper import Paper
 from halludecode.core.params import param
 from halludecode.evals.benchmarks.amber import scoring as amber
 from halludecode.evals.benchmarks.amber.description_words import Describer, way_name
-from halludecode.evals.benchmarks.base import ANSWER_NAMES, Benchmark, Metric
+from halludecode.evals.benchmarks.base import Benchmark, Metric
 from halludecode.evals.benchmarks.registry import benchmark
 from halludecode.evals.benchmarks.yes_no import QUESTIONS
 from halludecode.evals.data.answers import load_answers, naming
@@ -202,7 +202,7 @@ class AMBER(Benchmark):
         if annotations is None:
             raise InvalidData("AMBER needs its data folder to score answers; give --annotations.")
         items = amber.load_items(annotations)
-        responses = load_answers(predictions, "id", ANSWER_NAMES)
+        responses = load_answers(predictions, "id", ("answer", "response"))
         described = any(item.label is None and item.id in responses for item in items)
         lexicon = amber.load_lexicon(self.lexicon or annotations) if described else None
         missing = bool(options.get("allow_missing"))

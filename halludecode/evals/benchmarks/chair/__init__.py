@@ -113,18 +113,19 @@ class CHAIR(Benchmark):
         listed, captions = files.pictures(path), files.captions_beside(path, images is not None)
         if images is not None:  # COCO lists tens of thousands: the folder says which are meant
             present = {picture.name for picture in images.iterdir()}
-            listed = {i: name for i, name in listed.items() if name in present}
+            listed = [(i, name) for i, name in listed if name in present]
         if wanted := self.ids():
-            check_ids(wanted, listed, f"{path} and its pictures")
-            listed = {i: listed[i] for i in wanted}
+            names = dict(listed)
+            check_ids(wanted, names, f"{path} and its pictures")
+            listed = [(i, names[i]) for i in wanted]
         # Reference captions are tagged word by word, which is slow for all of COCO.
-        chosen = dict(list(listed.items())[:limit])
+        chosen = listed[:limit]
         _, gt_family = self._families()
-        told = {"family": gt_family, "path": self.path, "images": set(chosen)}
+        told = {"family": gt_family, "path": self.path, "images": {i for i, _ in chosen}}
         truth = chair.ground_truth(path, captions, **told)
         return [
             Sample(i, "", name, objects=tuple(sorted(truth[i])), where=f"{path}: image {i}")
-            for i, name in chosen.items()
+            for i, name in chosen
         ]
 
     def read(self, record: Record) -> Sample | Iterable[Sample]:

@@ -32,7 +32,7 @@ def captions_beside(instances: Path, named: bool) -> Path | None:
     return first(instances.parent, "captions") or first(instances.parent.parent, "captions")
 
 
-def pictures(instances: Path) -> dict[int, str]:
+def pictures(instances: Path) -> list[tuple[int, str]]:
     """Id and file name of every picture of a COCO file.
 
     Raises:
@@ -40,7 +40,7 @@ def pictures(instances: Path) -> dict[int, str]:
     """
     try:
         images = json.loads(read_text(instances))["images"]
-        return {int(image["id"]): str(image["file_name"]) for image in images}
+        return [(int(image["id"]), str(image["file_name"])) for image in images]
     except json.JSONDecodeError as error:
         raise InvalidData(f"{instances}:{error.lineno}: not JSON ({error.msg}).") from None
     except (KeyError, TypeError, ValueError) as error:
