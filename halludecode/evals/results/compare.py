@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from halludecode.core.errors import InvalidData
-from halludecode.evals.results.build import BASELINE, Answers, arrange, labels
+from halludecode.evals.results.build import BASELINE, Answers, labels
 from halludecode.evals.results.paired import differences
-from halludecode.evals.runner.run_folder import read_json, read_lines
+from halludecode.evals.results.run_answers import run_answers
+from halludecode.evals.runner.run_folder import read_json
 from halludecode.evals.statistics import intervals as stats
 
 if TYPE_CHECKING:
@@ -46,7 +47,7 @@ class Comparison:
         from rich.console import Group
         from rich.text import Text
 
-        from halludecode.evals.report.terminal import comparison_tables
+        from halludecode.evals.results.terminal import comparison_tables
 
         said = [Text(f"The runs also differ in {', '.join(self.apart)}.")] if self.apart else []
         return Group(*said, comparison_tables(self.differences, self.labels))
@@ -73,7 +74,7 @@ class SeedComparison:
 
     def table(self) -> Group:
         """One table per task, source, split and strategy."""
-        from halludecode.evals.report.terminal import seed_tables
+        from halludecode.evals.results.terminal import seed_tables
 
         return seed_tables(self.spreads, self.labels, self.seeds)
 
@@ -91,10 +92,10 @@ class _Side:
     @classmethod
     def open(cls, path: Path) -> _Side:
         run = read_json(path / "run.json")
-        lines = read_lines(path / "samples.jsonl")
-        if not lines:
+        answers = run_answers(path, run)
+        if not answers:
             raise InvalidData(f"{path} has no answers yet; run eval first.")
-        return cls(path, run, arrange(lines, run.get("chair", {})))
+        return cls(path, run, answers)
 
     @property
     def strategies(self) -> list[str]:

@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 
 from halludecode.core.errors import InvalidData
+from halludecode.evals.benchmarks.registry import benchmark_named
 from halludecode.evals.statistics import intervals as stats
 
 Line = Mapping[str, Any]
@@ -247,18 +248,17 @@ def _blocks(
 
 
 def _pictures(splits: Mapping[str | None, Pairs]) -> tuple[dict[str, int], list[str]]:
-    """Place of every picture, and the group it is resampled in."""
-    groups = {_picture(a): _group(a) for pairs in splits.values() for a, _ in pairs}
-    return {name: i for i, name in enumerate(groups)}, list(groups.values())
+    """Place of every picture, and the stratum it is resampled in."""
+    stratum_of = {
+        _picture(line): benchmark_named(line["task"]).stratum(line)
+        for pairs in splits.values()
+        for line, _ in pairs
+    }
+    return {name: i for i, name in enumerate(stratum_of)}, list(stratum_of.values())
 
 
 def _picture(line: Line) -> str:
-    # MME's id is subtask/picture#k: its score resamples pictures within their subtask.
-    return str(line["id"]).rpartition("#")[0] if line["task"] == "mme" else str(line["image"])
-
-
-def _group(line: Line) -> str:
-    return str(line["id"]).partition("/")[0] if line["task"] == "mme" else ""
+    return benchmark_named(line["task"]).cluster(line)
 
 
 def _arrays(pairs: Pairs, places: Mapping[str, int], sampled: bool) -> _Split:
