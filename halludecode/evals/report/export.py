@@ -68,12 +68,12 @@ def lmms_eval(run: Path, output: Path) -> None:
             path.write_text(text, encoding="utf-8", newline="\n")
 
 
-def _lmms(task: str) -> LmmsEvalTask:
+def _theirs(task: str) -> LmmsEvalTask:
     """How lmms-eval names a benchmark that it has."""
-    known = benchmark_named(task).lmms_eval
-    if known is None:
+    theirs = benchmark_named(task).lmms_eval
+    if theirs is None:
         raise InvalidData(f"lmms-eval has no task for {task}.")
-    return known
+    return theirs
 
 
 def _date(recipe: Mapping[str, Any]) -> str:
@@ -93,7 +93,7 @@ def _document(
     higher: dict[str, dict[str, bool]] = {}
     counts: dict[str, dict[str, int]] = {}
     for task, (entry, values) in tasks.items():
-        names = _lmms(entry["task"]).metrics
+        names = _theirs(entry["task"]).metrics
         numbers = {f"{names[m][0]},none": names[m][1] * value for m, value in values.items()}
         results[task] = {"alias": task, **numbers}
         higher[task] = {names[m][0]: names[m][2] for m in values}
@@ -118,12 +118,12 @@ def _document(
 
 def _values(entry: Mapping[str, Any], parts: Sequence[Part]) -> dict[str, float]:
     """Our numbers for one of lmms-eval's tasks."""
-    known = _lmms(entry["task"])
-    if known.pooled and entry["split"] == MEAN:
+    theirs = _theirs(entry["task"])
+    if theirs.pooled and entry["split"] == MEAN:
         lines = [line for g, _, own in parts if _same(g, entry) for line in own]
         return _pooled([(line["parsed"], line["label"]) for line in lines])
     metrics = entry["metrics"]
-    return {name: metrics[name]["value"] for name in known.metrics if name in metrics}
+    return {name: metrics[name]["value"] for name in theirs.metrics if name in metrics}
 
 
 def _same(group: Answers, entry: Mapping[str, Any]) -> bool:
@@ -198,9 +198,9 @@ def _source(data: str, sources: set[str]) -> str:
 
 
 def _lmms_task(task: str, split: str | None, data: str, sources: set[str]) -> str:
-    known = _lmms(task)
+    theirs = _theirs(task)
     whole = split in (None, MEAN)
-    name = known.task if whole else known.splits.get(str(split), f"{known.task}_{split}")
+    name = theirs.task if whole else theirs.splits.get(str(split), f"{theirs.task}_{split}")
     return name + _source(data, sources)
 
 

@@ -267,20 +267,20 @@ def widths(part: Section) -> str:
         return ""
     column = part.cells[0][1]
     name = column.title.replace(" %", "")
-    known, moves = [], []
+    values, moves = [], []
     for split in part.splits:
         where = f" ({split})" if split else ""
         own = [e["metrics"][column.name] for e in _of(part.entries, split, column.name)]
         gaps = [g["metrics"][column.name] for g in _of(part.gaps, split, column.name)]
         moved = [gap for gap in gaps if gap["high"] > gap["low"]]
         if own:
-            known.append(f"±{_half(own) * column.scale:.{column.digits}f}{where}")
+            values.append(f"±{_half(own) * column.scale:.{column.digits}f}{where}")
         if moved:
             moves.append(f"±{_half(moved) * column.scale:.{column.digits}f}{where}")
-    if not known:
+    if not values:
         return ""
     unit = "points" if column.scale == 100.0 else "points of the score"
-    text = f"{name[0].upper()}{name[1:]} is known to about {', '.join(known)} {unit}."
+    text = f"{name[0].upper()}{name[1:]} is known to about {', '.join(values)} {unit}."
     if moves:
         text += (
             f" A paired difference to greedy is known to about {', '.join(moves)}: a smaller "

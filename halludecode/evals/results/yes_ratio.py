@@ -140,12 +140,13 @@ class _Split:
 
     def drawn(self, weights: np.ndarray) -> np.ndarray:
         """Accuracies [6, resamples]: (strategy, baseline) plain, at its yes-ratio, at our own."""
-        total, ours, theirs, said, yes = (weights @ self.sums).T
-        rights = [ours, theirs, self.ranked.right(weights, yes), theirs, ours, theirs]
+        total, ours, theirs, our_yes, their_yes = (weights @ self.sums).T
+        rights = [ours, theirs, self.ranked.right(weights, their_yes), theirs, ours, theirs]
         if self.rival is not None:
-            rights[5] = self.rival.right(weights, said)
+            rights[5] = self.rival.right(weights, our_yes)
         if self.sampled and self.rival is not None:
-            rights[3], rights[4] = self.rival.right(weights, yes), self.ranked.right(weights, said)
+            rights[3] = self.rival.right(weights, their_yes)
+            rights[4] = self.ranked.right(weights, our_yes)
         table = np.stack(rights)
         return np.divide(table, total, out=np.zeros_like(table), where=total > 0)
 
@@ -187,8 +188,8 @@ def yes_ratio(
     if usable:
         blocks |= _blocks(usable, sampled, resamples, seed, level)
     if None not in splits and len(usable) < len(splits):
-        asked = sum(len(pairs) for pairs in splits.values())
-        blocks["mean"] = {"n": asked, "reason": next(filter(None, reasons.values()))}
+        questions = sum(len(pairs) for pairs in splits.values())
+        blocks["mean"] = {"n": questions, "reason": next(filter(None, reasons.values()))}
     return {name: blocks[name] for name in (*splits, "mean") if name in blocks}
 
 
@@ -226,10 +227,10 @@ def _blocks(
     values = {name: split.drawn(once)[:, 0] for name, split in arrays.items()}
     blocks: dict[str | None, dict[str, Any]] = {}
     for name, split in arrays.items():
-        asked, yes = int(split.sums[:, 0].sum()), int(split.sums[:, 4].sum())
+        questions, yes = int(split.sums[:, 0].sum()), int(split.sums[:, 4].sum())
         head = {
-            "n": asked,
-            "yes_ratio": yes / asked,
+            "n": questions,
+            "yes_ratio": yes / questions,
             "threshold": split.ranked.threshold(yes),
         }
         blocks[name] = head | _numbers(
@@ -264,10 +265,10 @@ def _picture(line: Line) -> str:
 def _arrays(pairs: Pairs, places: Mapping[str, int], sampled: bool) -> _Split:
     pictures = [places[_picture(a)] for a, _ in pairs]
     positive = [a["label"] == "yes" for a, _ in pairs]
-    known = all(_finite(b.get("margin")) for _, b in pairs)
+    mirrored = all(_finite(b.get("margin")) for _, b in pairs)
     ours, theirs = (
         Ranked([pair[side]["margin"] for pair in pairs], positive, pictures, len(places))
-        if side == 0 or known
+        if side == 0 or mirrored
         else None
         for side in (0, 1)
     )
