@@ -16,12 +16,22 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from halludecode.core.errors import InvalidData
 from halludecode.core.params import Parameters
+from halludecode.evals.benchmarks.shown import (
+    YES_RATIO,
+    YES_RATIO_PLOT,
+    DetailTable,
+    LmmsEvalTask,
+    Mention,
+    Metric,
+    MetricPlot,
+    Shown,
+)
 from halludecode.evals.data.answers import load_answers, naming, refuse_strangers
 from halludecode.evals.data.columns import Columns, map_columns, nearest
 from halludecode.evals.data.entries import Pictures, folder_pictures
@@ -33,54 +43,24 @@ if TYPE_CHECKING:
     from halludecode.core.paper import Paper
     from halludecode.evals.presets import Preset, Wording
 
+__all__ = [
+    "YES_RATIO",
+    "YES_RATIO_PLOT",
+    "Benchmark",
+    "DetailTable",
+    "LmmsEvalTask",
+    "Mention",
+    "Metric",
+    "MetricPlot",
+]
+
+ID_NAMES = ("id", "question_id", "index")
+ANSWER_NAMES = ("answer", "text", "response", "prediction")
 Lines = Mapping[Id, Mapping[str, Any]]  # lines of a run folder by sample id
 
 
 @dataclass(frozen=True)
-class Metric:
-    """One metric as tables, figures and controls show it.
-
-    Args:
-        name: Its key in ``results.json``.
-        title: What people call it, with its unit: ``accuracy %``.
-        scale: What a value is multiplied by to be shown: 100 for fractions shown as percentages.
-        lower_is_better: None where neither direction is better (a caption's length).
-        beside: Further metrics shown in the same cell without interval: (name, short title).
-        unless: A metric in whose presence this one is not shown.
-        control: The control its differences must be read with: "yes_ratio" (accuracy at greedy's
-            yes-ratio), "length" (captions cut to equal length), or None.
-        headline: Whether the text under a table tells what its control came to.
-    """
-
-    name: str
-    title: str
-    scale: float = 100.0
-    lower_is_better: bool | None = False
-    beside: tuple[tuple[str, str], ...] = ()
-    unless: str = ""
-    control: Literal["yes_ratio", "length"] | None = None
-    headline: bool = False
-
-
-@dataclass(frozen=True)
-class LmmsEvalTask:
-    """How lmms-eval names a benchmark.
-
-    Args:
-        task: Its task.
-        splits: Our split to its task.
-        metrics: Our metric to (its name, factor, whether higher is better there).
-    """
-
-    task: str
-    splits: Mapping[str, str] = field(default_factory=dict[str, str])
-    metrics: Mapping[str, tuple[str, float, bool]] = field(
-        default_factory=dict[str, tuple[str, float, bool]]
-    )
-
-
-@dataclass(frozen=True)
-class Benchmark(Parameters):
+class Benchmark(Parameters, Shown):
     """Base of all benchmarks: override what the benchmark does, leave the rest.
 
     Fields are its parameters, in the strategies' grammar: ``--tasks "chair(family=pattern)"``.
@@ -88,9 +68,6 @@ class Benchmark(Parameters):
 
     paper: ClassVar[Paper | None] = None
     source: ClassVar[str] = ""  # the file it is defined in
-    title: ClassVar[str] = ""  # what people call it
-    text_kind: ClassVar[Literal["yes_no", "caption", "choice"]] = "yes_no"
-    metrics: ClassVar[tuple[Metric, ...]] = ()  # what tables show, the main one first
     splits: ClassVar[tuple[str, ...]] = ()  # in order; results add their mean
     whole: ClassVar[bool] = False  # a group counts only if all of it was answered
     standard: ClassVar[int] = 0  # place among what is run where no task is named; 0 is none
@@ -106,8 +83,6 @@ class Benchmark(Parameters):
 
     aliases: ClassVar[Mapping[str, str]] = {}  # options of `evaluate` to the parameter they set
     scorer_options: ClassVar[tuple[str, ...]] = ()  # what its `score_file` takes beside parser
-    lmms_eval: ClassVar[LmmsEvalTask | None] = None
-    vlmevalkit: ClassVar[str] = ""  # VLMEvalKit's name of the data set
 
     # Reading ------------------------------------------------------------------------------------
 
@@ -400,7 +375,3 @@ class Benchmark(Parameters):
     def annotation_files(self, annotations: Path) -> Mapping[str, Path]:
         """Files of annotations by name, where ``annotations`` names several at once."""
         return {}
-
-
-ID_NAMES = ("id", "question_id", "index")
-ANSWER_NAMES = ("answer", "text", "response", "prediction")

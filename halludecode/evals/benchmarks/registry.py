@@ -9,6 +9,7 @@ import difflib
 import inspect
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, dataclass_transform
 
@@ -16,10 +17,11 @@ from halludecode.core.errors import InvalidParameter
 from halludecode.core.params import param
 from halludecode.core.registry import Registry
 from halludecode.core.spec import check_names, read_item, split
-from halludecode.evals.benchmarks.base import Benchmark
+from halludecode.evals.benchmarks.base import Benchmark, Metric
 
 if TYPE_CHECKING:
     from halludecode.core.paper import Paper
+    from halludecode.evals.statistics.score import Score
 
 B = TypeVar("B", bound="type[Benchmark]")
 
@@ -134,3 +136,36 @@ def _one(item: Any) -> Benchmark:
     cls, values = BENCHMARKS.get(str(name)), dict(values or {})
     check_names(cls.name, values, [spec.name for spec in cls.params()])
     return cls(**values)
+
+
+class NotInstalled(Benchmark):
+    """Stands in for a benchmark that a run folder names and nobody has installed here."""
+
+    @classmethod
+    def metric(cls, name: str) -> Metric:
+        """As it stands in ``results.json``: what it means is not known here."""
+        return Metric(name, name, scale=1.0, lower_is_better=None, digits=3)
+
+    def score(self, lines: Sequence[Mapping[str, Any]]) -> Score:
+        """Cannot be done without it."""
+        raise InvalidParameter(
+            f"Task {self.name!r} is not installed here, and its answers cannot be scored without "
+            f"it; known are {', '.join(BENCHMARKS.names())}."
+        )
+
+
+def benchmark_named(task: str) -> type[Benchmark]:
+    """The class behind a task of a run folder; `NotInstalled` under its name where there is none.
+
+    What shows results uses this: a run of a plugin's benchmark is still to be read where the
+    plugin is gone.
+    """
+    try:
+        return BENCHMARKS.get(task)
+    except InvalidParameter:
+        return _not_installed(task)
+
+
+@cache
+def _not_installed(task: str) -> type[Benchmark]:
+    return type("NotInstalled", (NotInstalled,), {"name": task, "title": task.upper()})

@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 import numpy as np
 
 from halludecode.core.errors import InvalidData
-from halludecode.evals.benchmarks.base import Benchmark, Metric
+from halludecode.evals.benchmarks.base import YES_RATIO, YES_RATIO_PLOT, Benchmark, Metric
 from halludecode.evals.data.columns import Columns, read_id, said, yes_or_no
 from halludecode.evals.data.records import Record
 from halludecode.evals.data.samples import Sample
@@ -221,8 +221,11 @@ class YesNoBenchmark(Benchmark):
             beside=(("f1", "F1"), ("yes_ratio", "yes")),
             control="yes_ratio",
             headline=True,
+            guessing=50.0,
         ),
     )
+    more_metrics = (Metric("f1", "F1 %", headline=True), YES_RATIO)
+    plots = (YES_RATIO_PLOT,)
     rule: ClassVar[Callable[[str], str]] = staticmethod(parse_answer)
 
     def read(self, record: Record) -> Sample | Iterable[Sample]:
@@ -247,7 +250,7 @@ class YesNoBenchmark(Benchmark):
 
     def score(self, lines: Sequence[Mapping[str, Any]]) -> Score:
         """Counts of all answers; pictures, or groups of a `whole` benchmark, are the clusters."""
-        return self.tally([(str(line.get("group", line["image"])), line) for line in lines], rates)
+        return self.tally([(self.cluster(line), line) for line in lines], rates)
 
     def tally(
         self,

@@ -15,7 +15,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from halludecode.evals.benchmarks.registry import BENCHMARKS
+from halludecode.evals.benchmarks.registry import benchmark_named
 from halludecode.evals.results.paired import differences
 from halludecode.evals.runner.run_folder import SCHEMA, Key
 from halludecode.evals.statistics import intervals as stats
@@ -51,8 +51,8 @@ class Report:
     left_out: int = 0
 
     def table(self) -> Group:
-        """One small table per task and data source; see `tables.results_tables`."""
-        from halludecode.evals.report.terminal import results_tables
+        """One small table per task and data source; see `terminal.results_tables`."""
+        from halludecode.evals.results.terminal import results_tables
 
         return results_tables(self.results, labels(self.run))
 
@@ -86,7 +86,7 @@ def score_lines(
         recipe: What ``run.json`` records of its parameters.
         max_words: Cut captions after this many white-space words.
     """
-    return _scored(BENCHMARKS.get(task).recorded(recipe), lines, max_words)
+    return _scored(benchmark_named(task).recorded(recipe), lines, max_words)
 
 
 def _scored(benchmark: Benchmark, lines: Lines, max_words: int | None) -> Score:
@@ -116,7 +116,7 @@ class Answers:
     @cached_property
     def benchmark(self) -> Benchmark:
         """What the answers are to."""
-        return BENCHMARKS.get(self.task).recorded(self.families)
+        return benchmark_named(self.task).recorded(self.families)
 
     def scored_text(self, line: Mapping[str, Any]) -> str:
         """The part of an answer that is scored: captions may lose an unfinished sentence."""

@@ -13,7 +13,7 @@ from halludecode.evals.benchmarks.amber import description_words as amber_words
 from halludecode.evals.benchmarks.amber import scoring as amber
 from halludecode.evals.benchmarks.hallusionbench import scoring as hallusion
 from halludecode.evals.load import load_units
-from halludecode.evals.report import render
+from halludecode.evals.report.render import render
 from halludecode.evals.runner import batching as batches
 from halludecode.evals.runner.run import run_eval
 from halludecode.evals.runner.run_folder import read_lines

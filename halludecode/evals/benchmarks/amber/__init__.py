@@ -15,7 +15,7 @@ from halludecode.core.paper import Paper
 from halludecode.core.params import param
 from halludecode.evals.benchmarks.amber import scoring as amber
 from halludecode.evals.benchmarks.amber.description_words import Describer, way_name
-from halludecode.evals.benchmarks.base import Benchmark, Metric
+from halludecode.evals.benchmarks.base import Benchmark, Metric, MetricPlot
 from halludecode.evals.benchmarks.registry import benchmark
 from halludecode.evals.benchmarks.yes_no import QUESTIONS
 from halludecode.evals.data.answers import load_answers, naming
@@ -68,7 +68,13 @@ class AMBER(Benchmark):
         replace(QUESTIONS, apart=True),
     )
     metrics = (
-        Metric("chair", "CHAIR %", lower_is_better=True, beside=(("hal", "Hal"), ("cog", "Cog"))),
+        Metric(
+            "chair",
+            "CHAIR %",
+            lower_is_better=True,
+            beside=(("hal", "Hal"), ("cog", "Cog")),
+            short="chair",
+        ),
         Metric("cover", "cover %"),
         Metric("f1", "F1 %", beside=(("accuracy", "accuracy"),)),
         Metric("amber", "AMBER %"),
@@ -76,6 +82,16 @@ class AMBER(Benchmark):
         Metric("attribute.f1", "attribute F1 %", unless="f1"),
         Metric("relation.f1", "relation F1 %", unless="f1"),
     )
+    more_metrics = (Metric("accuracy", "accuracy %", control="yes_ratio"),)
+    plots = (
+        MetricPlot(
+            "CHAIR against cover",
+            (("cover", "chair"),),
+            "Saying less invents less: a strategy is better when it moves down without moving "
+            "left.",
+        ),
+    )
+    tells_unparsed = True
     vlmevalkit = "AMBER"
 
     similarity: str | Callable[..., float] | None = param(

@@ -12,8 +12,8 @@ from typing import Any, ClassVar, Self
 from halludecode.core.errors import InvalidData
 from halludecode.core.paper import Paper
 from halludecode.core.params import param
-from halludecode.evals.benchmarks.base import Benchmark, LmmsEvalTask, Metric
-from halludecode.evals.benchmarks.chair import files
+from halludecode.evals.benchmarks.base import Benchmark, LmmsEvalTask, Mention, Metric, MetricPlot
+from halludecode.evals.benchmarks.chair import files, shortening
 from halludecode.evals.benchmarks.chair import scoring as chair
 from halludecode.evals.benchmarks.chair.caption_records import write_sentences
 from halludecode.evals.benchmarks.chair.image_ids import check_ids, load_ids
@@ -23,7 +23,7 @@ from halludecode.evals.data.columns import Columns, said, words_of
 from halludecode.evals.data.records import Record
 from halludecode.evals.data.samples import Sample
 from halludecode.evals.presets import Preset
-from halludecode.evals.statistics.score import Score
+from halludecode.evals.statistics.score import Id, Score
 
 PAPER = Paper(
     "1809.02156",
@@ -72,8 +72,24 @@ class CHAIR(Benchmark):
         Metric("chair_i", "CHAIR_i %", lower_is_better=True, control="length", headline=True),
         Metric("chair_s", "CHAIR_s %", lower_is_better=True, control="length", headline=True),
         Metric("recall", "recall %", control="length", headline=True),
-        Metric("length", "length", scale=1.0, lower_is_better=None),
+        Metric(
+            "length",
+            "length",
+            scale=1.0,
+            lower_is_better=None,
+            axis="mean length of a caption, tokens",
+        ),
     )
+    plots = (
+        MetricPlot(
+            "CHAIR against recall and length",
+            (("recall", "chair_i"), ("length", "chair_i")),
+            "Saying less invents less: a strategy is better when it moves down without moving "
+            "left.",
+        ),
+    )
+    length_curves = ("chair_i", "recall")
+    word_budgets = ("chair_s", "chair_i")
     lmms_eval = LmmsEvalTask(
         "coco_cap_chair",
         metrics={
@@ -261,6 +277,46 @@ class CHAIR(Benchmark):
         if (details := options.get("details")) is not None:
             told["details"] = {"file": str(details), "words": write_sentences(score, details)}
         return told
+
+    @classmethod
+    def mentions(
+        cls, text: str, line: Mapping[str, Any], settings: Mapping[str, str]
+    ) -> Sequence[Mention] | None:
+        """Objects of the 80 kinds, held against those annotated."""
+        if line.get("objects") is None:
+            return None
+        reader = _reader(settings.get("family", "wordnet"), settings.get("path", "auto"))
+        return [
+            Mention(found.start, found.end, found.object, found.object not in line["objects"])
+            for found in reader.read(text).mentions
+        ]
+
+    @classmethod
+    def shortened(cls, score: Score, words: Mapping[Id, int]) -> Score:
+        """What a caption names is read from the whole of it and kept up to the cut."""
+        return shortening.shortened(score, words)
+
+    @classmethod
+    def length_rates(cls, score: Score) -> Score:
+        """Invented mentions per 100 words, precision and F1 over object types."""
+        return shortening.length_rates(score)
+
+    @classmethod
+    def recipe_rows(cls, run: Mapping[str, Any]) -> list[tuple[str, str]]:
+        """How objects are found in captions."""
+        settings = run.get(cls.name)
+        words = ", ".join(f"{name} {value}" for name, value in (settings or {}).items())
+        return [("CHAIR words", words)] if settings else []
+
+    @classmethod
+    def lmms_eval_outcome(cls, line: Mapping[str, Any]) -> dict[str, Any]:
+        """lmms-eval counts objects over all captions."""
+        kept = {
+            "answer": line["objects"],
+            "pred": line["parsed"]["generated"],
+            "image_id": line["id"],
+        }
+        return {name: kept for name, _, _ in cls.lmms_eval.metrics.values()}
 
 
 @cache

@@ -67,6 +67,7 @@ class HallusionBench(Benchmark):
         ),
     )
     metrics = tuple(Metric(name, f"{name} %") for name in ("aAcc", "qAcc", "fAcc", "hard"))
+    tells_unparsed = True
     vlmevalkit = "HallusionBench"
 
     def find(self, folder: Path) -> Mapping[str | None, Path]:

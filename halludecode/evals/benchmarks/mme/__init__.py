@@ -9,8 +9,9 @@ from typing import Any
 
 from halludecode.core.errors import InvalidData
 from halludecode.core.paper import Paper
-from halludecode.evals.benchmarks.base import LmmsEvalTask, Metric
+from halludecode.evals.benchmarks.base import DetailTable, LmmsEvalTask, Metric
 from halludecode.evals.benchmarks.mme.scoring import (
+    COGNITION,
     SUBTASKS,
     MmeQuestion,
     load_questions,
@@ -50,9 +51,16 @@ class MME(YesNoBenchmark):
     preset_tokens = True
     rule = staticmethod(parse_mme_answer)
     metrics = (
-        Metric("total", "MME total", scale=1.0, headline=True),
-        Metric("hallucination_subset", "halluc. subset", scale=1.0, headline=True),
+        Metric("total", "MME total", scale=1.0, headline=True, short="total"),
+        Metric(
+            "hallucination_subset",
+            "halluc. subset",
+            scale=1.0,
+            headline=True,
+            short="hallucination_subset",
+        ),
     )
+    details = DetailTable("Score of every subtask (0 to 200)", suffix=".score")
     lmms_eval = LmmsEvalTask(
         "mme",
         metrics={
@@ -152,6 +160,29 @@ class MME(YesNoBenchmark):
     ) -> Score:
         """The official results folder; see `score_results`."""
         return score_results(predictions, annotations, parser)
+
+    @classmethod
+    def scale_of(cls, name: str) -> float:
+        """Sums of points are shown as they are, shares of questions and pictures as percentages."""
+        return 100.0 if name.endswith((".acc", ".acc_plus")) else 1.0
+
+    @classmethod
+    def cluster(cls, line: Mapping[str, Any]) -> str:
+        """``subtask/picture`` of the id ``subtask/picture#k``: names repeat between subtasks."""
+        return str(line["id"]).rpartition("#")[0]
+
+    @classmethod
+    def stratum(cls, line: Mapping[str, Any]) -> str:
+        """The subtask: its score is over its own pictures."""
+        return str(line["id"]).partition("/")[0]
+
+    @classmethod
+    def lmms_eval_outcome(cls, line: Mapping[str, Any]) -> dict[str, Any]:
+        """lmms-eval sums over the two questions of a picture, by group of subtasks."""
+        subtask = cls.stratum(line)
+        group = "cognition" if subtask in COGNITION else "perception"
+        kept = {"question_id": cls.cluster(line), "category": subtask, "score": line["score"]}
+        return {cls.lmms_eval.metrics[group][0]: kept}
 
 
 def _subtask(picture: str) -> str:

@@ -50,6 +50,7 @@ class POPE(YesNoBenchmark):
             "f1": ("pope_f1_score", 1.0, True),
             "yes_ratio": ("pope_yes_ratio", 1.0, True),
         },
+        pooled=True,
     )
     vlmevalkit = "POPE"
 
