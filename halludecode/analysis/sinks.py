@@ -185,10 +185,10 @@ def sinks(
         raise InvalidParameter(f"tau={tau}: it must be above 0.")
     requests = _requests(samples)
     host, look = _opened(engine)
-    facts: ModelInfo = host.net.facts()
+    model_info: ModelInfo = host.net.model_info()
     prompts = _Prompts(requests, host.net.layout.placeholder)
     with host._guard():
-        found = survey(look, prompts, facts, threshold(facts, tau), _tracker(progress))
+        found = survey(look, prompts, model_info, threshold(model_info, tau), _tracker(progress))
         example = _example(engine, look, prompts, found)
     known = engine.describe()
     kind = "built-in prompts" if samples is None else "samples"

@@ -49,7 +49,7 @@ class Host(Protocol):
 
     @property
     def net(self) -> Any:
-        """Has ``facts()`` and ``layout``."""
+        """Has ``model_info()`` and ``layout``."""
         ...
 
     @property
@@ -175,19 +175,19 @@ class Calibrator:
     ) -> Artifact:
         prompts = [to_prompt(request, engine.net.layout.placeholder) for request, _ in given]
         answers = [answer for _, answer in given]
-        facts = engine.net.facts()
-        needs = compile_plan((part,), replace(facts, artifact={}), engine=engine.name).needs
+        model_info = engine.net.model_info()
+        needs = compile_plan((part,), replace(model_info, artifact={}), engine=engine.name).needs
         check_family(engine.model.config, needs, part.name)
         cal = Calibration(
             prompts,
             self._see,
             answers,
-            _scorer(engine, facts, given),
+            _scorer(engine, model_info, given),
             partial(_soft_prompt, engine, self.looker, prompts, answers, seed, progress),
             partial(_track, part.name, progress),
         )
         with engine._guard():
-            tensors = {name: value.cpu() for name, value in part.calibrate(cal, facts).items()}
+            tensors = {name: value.cpu() for name, value in part.calibrate(cal, model_info).items()}
         told = f"{len(given)} {kind}" + (f" of {source}" if source else "")
         known = sum(answer is not None for answer in answers)
         content = digest(*(p.key for p in prompts), answers)[:12]
@@ -197,18 +197,18 @@ class Calibrator:
 
 
 def _scorer(
-    engine: Host, facts: ModelInfo, samples: Samples
+    engine: Host, model_info: ModelInfo, samples: Samples
 ) -> Callable[[Strategy, Mapping[str, Tensor]], float]:
     """`Calibration.score` on these samples."""
     labelled = [(request, answer) for request, answer in samples if answer in WORDS]
     requests = [request for request, _ in labelled or samples]
-    keep = None if labelled else min(facts.V, LIKELIEST)
+    keep = None if labelled else min(model_info.vocab_size, LIKELIEST)
     sampling = Sampling(max_new_tokens=1, logprobs=keep)
 
     def score(strategy: Strategy, artifact: Mapping[str, Tensor]) -> float:
         plan = compile_plan(
             (strategy,),
-            facts,
+            model_info,
             engine.provides,
             engine=engine.name,
             artifacts={hd_spec.format((strategy,)): Artifact(strategy.name, {}, "", artifact)},

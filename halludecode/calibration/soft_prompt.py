@@ -88,7 +88,10 @@ def train(
     examples = [_example(net, maker, prompt, answer) for prompt, answer in pairs]
     count = max(n for example in examples for n in example.places)
     rng = torch.Generator().manual_seed(seed)
-    start = torch.randn(count, net.facts().D, generator=rng) / net.facts().D ** 0.5
+    start = (
+        torch.randn(count, net.model_info().hidden_size, generator=rng)
+        / net.model_info().hidden_size ** 0.5
+    )
     soft = nn.Parameter(start.to(net.device))
     steps = min(EPOCHS * math.ceil(len(examples) / BATCH), MOST_STEPS)
     batches = itertools.islice(_batches(examples, rng), steps)

@@ -46,7 +46,7 @@ def is_sink(x: Tensor, *, dims: tuple[int, ...], tau: float) -> Tensor:
 
 def threshold(m: ModelInfo, tau: float | None = None) -> float:
     """``tau``, else 20 at width 4096, scaled as phi's bound sqrt(D) is."""
-    return tau if tau is not None else 20 * (m.D / 4096) ** 0.5
+    return tau if tau is not None else 20 * (m.hidden_size / 4096) ** 0.5
 
 
 @dataclass(frozen=True)
@@ -126,9 +126,9 @@ def survey(
         tau: Threshold of phi.
         track: Shows progress over the prompts.
     """
-    layers = tuple(range(1, m.L))
-    middle = tuple(layer for layer in layers if 2 <= layer <= m.L - 2) or layers
-    census = _Census(len(layers), m.D, tau)
+    layers = tuple(range(1, m.num_layers))
+    middle = tuple(layer for layer in layers if 2 <= layer <= m.num_layers - 2) or layers
+    census = _Census(len(layers), m.hidden_size, tau)
     for prompt in track(prompts):
         for at, token in enumerate(_tokens(look, prompt, layers)):
             census.add(at, token)

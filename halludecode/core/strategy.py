@@ -60,7 +60,7 @@ class Strategy:
 
     def layers(self, m: ModelInfo) -> Iterable[int]:
         """Decoder layers where `attend` and `steer` run; all by default."""
-        return range(m.L)
+        return range(m.num_layers)
 
     def early(self, m: ModelInfo) -> Iterable[int]:
         """Residuals that `combine` decodes: 0 is the embeddings, l what enters layer l."""

@@ -95,7 +95,7 @@ def received(
         HookNeverFired: The tower did not call the attention function in one of the layers.
     """
     found: list[Tensor] = []
-    vision = net.facts().vision
+    vision = net.model_info().vision
     places = _places(net.model)
     with _tower_set(net.model):
         for feed in feeds:

@@ -59,7 +59,7 @@ class AGLA(Strategy):
         """The question's and a generic prompt's attention to the image."""
         if self.matcher == "blip" or not prompt.pictures:
             return {}
-        middle = tuple(range(m.L // 3, max(2 * m.L // 3, m.L // 3 + 1)))
+        middle = tuple(range(m.num_layers // 3, max(2 * m.num_layers // 3, m.num_layers // 3 + 1)))
         generic = prompt.with_instruction("Describe the image.")
         return {
             "asked": ActivationRequest(prompt, image=middle),

@@ -72,7 +72,7 @@ class VDGD(Strategy):
 
     def prepare(self, seen: Mapping[str, Activations], m: ModelInfo) -> State:
         """The descriptions, what they support (one [V] tensor), and the token that ended them."""
-        return grounds(list(seen.values()), m.V, self.reduction, self.tokens)
+        return grounds(list(seen.values()), m.vocab_size, self.reduction, self.tokens)
 
     def branches(self, prompt: Prompt, state: State, m: ModelInfo) -> Mapping[str, Branch]:
         """The main prompt with the description in it."""

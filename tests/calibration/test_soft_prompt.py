@@ -82,7 +82,7 @@ def test_the_model_stays_as_it_is(family, family_engine):
     assert all(torch.equal(before[k], v) for k, v in engine.model.state_dict().items())
     assert [p.requires_grad for p in engine.model.parameters()] == asking
     assert all(p.grad is None for p in engine.model.parameters())
-    assert made["soft"].shape[1] == engine.net.facts().D
+    assert made["soft"].shape[1] == engine.net.model_info().hidden_size
     assert len(made["soft"]) == max(
         feed.count
         for prompt, _ in pairs_of(engine)

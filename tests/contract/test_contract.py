@@ -296,10 +296,10 @@ def test_needs_are_traced(case):
         "apc_only": set(),
         "vcd": {"rows", "pixels"},
         "m3id": {"rows"},
-        "var": {"mass", "gain", "flag"},
-        "vhr": {"rows", "once", "out", "heads", "whole"},
+        "var": {"mass", "scale_weights", "token_mask"},
+        "vhr": {"rows", "at_first_token", "head_outputs", "scale_heads", "whole"},
         "lacing": {"rows", "features"},
-        "zerotuning": {"add"},
+        "zerotuning": {"add_scores"},
         "agla": {"rows", "images", "looks"},
     }
     for name in case.name.split("+"):

@@ -153,5 +153,7 @@ def test_unhooked_layer_is_an_error(family_engine, monkeypatch):
 def test_late_layers_are_the_five_before_the_last():
     from halludecode.core.model_info import ModelInfo
 
-    facts = ModelInfo(L=32, H=4, G=4, D=8, V=6, d=2)
-    assert list(VISTA().early(facts)) == [27, 28, 29, 30, 31]
+    model_info = ModelInfo(
+        num_layers=32, num_heads=4, num_kv_heads=4, hidden_size=8, vocab_size=6, head_dim=2
+    )
+    assert list(VISTA().early(model_info)) == [27, 28, 29, 30, 31]

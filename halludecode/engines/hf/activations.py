@@ -50,12 +50,14 @@ class ActivationCollector:
         reuse: bool,
     ) -> list[list[Mapping[str, object]]]:
         """Per prompt and part, the state its `prepare` made of its looks."""
-        asked = [[part.strategy.looks(p, part.facts) for part in parts] for p in prompts]
+        asked = [[part.strategy.looks(p, part.model_info) for part in parts] for p in prompts]
         every = {look.key: look for one in asked for looks in one for look in looks.values()}
         self.run(list(every.values()), batch_size, reuse=reuse)
         return [
             [
-                part.strategy.prepare({n: self.see(look) for n, look in looks.items()}, part.facts)
+                part.strategy.prepare(
+                    {n: self.see(look) for n, look in looks.items()}, part.model_info
+                )
                 for part, looks in zip(parts, one, strict=True)
             ]
             for one in asked

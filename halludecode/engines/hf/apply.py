@@ -135,10 +135,10 @@ class _Tracker:
         self.length = (kind != PAD).sum(-1)
         self.run.index = [{"main": RowPlacement.of(range(len(ids)))} for _ in self.run.parts]
         self.state = {
-            id(p): stack([p.strategy.prepare({}, p.facts)] * len(ids)) for p in self.plan.parts
+            id(p): stack([p.strategy.prepare({}, p.model_info)] * len(ids)) for p in self.plan.parts
         }
         self.run.state = [self.state[id(part)] for part in self.run.parts]
-        self.run.flags.clear()
+        self.run.token_masks.clear()
         self.run.kept.clear()
         self.run.fired.clear()
         self.run.early.clear()

@@ -86,7 +86,7 @@ class HFEngine:
         self._prefixes: LRU[Prefix] = LRU(prefix_cache_mb * 1e6, lambda p: p.size)
         self._reuse = prefix_cache_mb > 0 and not layout.unshared
         self._looker = ActivationCollector(self.net, self._maker, self._prefixes)
-        self._facts = self.net.facts()
+        self._model_info = self.net.model_info()
         self._plans: dict[str, Plan] = {}
         self._calibrator = Calibrator(self._looker, artifacts)
 
@@ -182,7 +182,7 @@ class HFEngine:
             found = {hd_spec.format((p,)): self._calibrator.artifact(self, p) for p in parts}
             plan = compile_plan(
                 parts,
-                self._facts,
+                self._model_info,
                 HF_PROVIDES,
                 engine=self.name,
                 skip_off=skip_off,
@@ -246,7 +246,7 @@ class HFEngine:
     ) -> Iterator[list[Any]]:
         """Yields the live answers after every token, at the end the outputs."""
         clock = [time.perf_counter()]
-        acting = probed(plan, self._facts, explain)
+        acting = probed(plan, self._model_info, explain)
         with self._guard():
             jobs = self._jobs(prompts, acting, reuse=reuse)
             self._check_length(jobs)

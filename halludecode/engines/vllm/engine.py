@@ -122,7 +122,7 @@ class VLLMEngine:
         """
         wanted = [requests] if isinstance(requests, Request) else list(requests)
         plan = strategy if isinstance(strategy, Plan) else self.plan(strategy)
-        plan = probed(plan, self._loaded.facts, explain)
+        plan = probed(plan, self._loaded.model_info, explain)
         if explain:
             check_plan(plan, self._loaded.vllm_config)
         asked = PendingRequest(plan, sampling or Sampling(), tuple(score_words))
@@ -193,7 +193,7 @@ class VLLMEngine:
             found = {hd_spec.format((p,)): self._calibrator.artifact(self._host, p) for p in parts}
             plan = compile_plan(
                 parts,
-                self._loaded.facts,
+                self._loaded.model_info,
                 VLLM_PROVIDES,
                 engine=self.name,
                 skip_off=skip_off,
@@ -346,7 +346,7 @@ class VLLMEngine:
 
     def _send_artifacts(self, plan: Plan) -> None:
         for part in plan.parts:
-            made, text = part.facts.artifact, hd_spec.format((part.strategy,))
+            made, text = part.model_info.artifact, hd_spec.format((part.strategy,))
             known = self._sent.pop(text, None)
             if known is not made:
                 self._loaded.tell("hd_artifact", text, pack(made))

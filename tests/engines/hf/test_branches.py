@@ -118,7 +118,7 @@ def test_hidden_image_tokens_are_never_seen(family_engine):
 
     class Hidden(Row):
         def branches(self, prompt, state, m):
-            return {"other": Branch(prompt, hide=Edit(every_other))}
+            return {"other": Branch(prompt, mask=Edit(every_other))}
 
     row, features = features_of(engine)
     image = row.input_ids == engine.model.config.image_token_id
@@ -269,7 +269,9 @@ def test_attend_reads_its_state_and_per_token_values(family_engine):
             return {"by": torch.tensor(3.0), "share": PerImageToken(share / share.max())}
 
         def attend(self, a):
-            a.add(a.image, a.state["by"][:, None, None, None] * a.key("share")[:, None, None])
+            a.add_scores(
+                a.image, a.state["by"][:, None, None, None] * a.key("share")[:, None, None]
+            )
 
     with registered(Weighted, "toy_weighted") as strategy:
         asked = [
@@ -323,7 +325,7 @@ def test_looks_may_write(family_engine):
         plain = engine.generate(request, "greedy", hd.Sampling(max_new_tokens=5, logprobs=1))[0]
         assert seen.token_ids == plain.token_ids
         assert seen.text == plain.text
-        assert seen.logits.shape == (len(plain.token_ids), engine._facts.V)
+        assert seen.logits.shape == (len(plain.token_ids), engine._model_info.vocab_size)
         assert seen.logits.argmax(-1).tolist() == list(plain.token_ids)
         for row, entry in zip(seen.logits, plain.logprobs, strict=True):
             assert float(row.log_softmax(-1).max()) == pytest.approx(entry.logprob, abs=1e-4)

@@ -138,7 +138,7 @@ def faulty():
     class FailsAttend(Strategy):
         def attend(self, a):
             a.mass(a.image)
-            if a.image.mask("main").shape[-1] > 50:  # longer than what tracing shows
+            if a.image.of("main").shape[-1] > 50:  # longer than what tracing shows
                 raise IndexError("no such head")
 
     @strategy("fails_combine")
@@ -226,7 +226,7 @@ def test_cuda_graphs_refuse_edits_inside_the_model(ours, monkeypatch):
     monkeypatch.setattr(compiled, "cudagraph_mode", CUDAGraphMode.FULL_AND_PIECEWISE)
     monkeypatch.setattr(ours, "_plans", {})
     ours.plan("vcd")
-    for spec, need in (("pai", "add"), ("vista", "early"), ("agla", "looks")):
+    for spec, need in (("pai", "add_scores"), ("vista", "early"), ("agla", "looks")):
         with pytest.raises(hd.UnsupportedStrategy, match=f"needs '{need}', which CUDA graphs"):
             ours.plan(spec)
 
@@ -297,7 +297,7 @@ def test_workers_forget_the_artifacts_that_were_used_longest_ago(ours, monkeypat
 
     def send(p, artifact=made):
         part = SimpleNamespace(
-            strategy=STRATEGIES.get("var")(p=p), facts=SimpleNamespace(artifact=artifact)
+            strategy=STRATEGIES.get("var")(p=p), model_info=SimpleNamespace(artifact=artifact)
         )
         ours._send_artifacts(SimpleNamespace(parts=[part]))
 

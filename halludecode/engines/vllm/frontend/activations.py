@@ -53,7 +53,7 @@ class ActivationCollector:
     ) -> list[list[Mapping[str, Any]]]:
         """Per prompt and part, what rows need of the state; the rest stays in the workers."""
         parts = plan.parts
-        asked = [[dict(part.strategy.looks(p, part.facts)) for part in parts] for p in prompts]
+        asked = [[dict(part.strategy.looks(p, part.model_info)) for part in parts] for p in prompts]
         places = [replica_of(job) for job in jobs]
         every = {
             (at, look.key): look
@@ -62,7 +62,7 @@ class ActivationCollector:
             for look in looks.values()
         }
         if not every:
-            made = [part.strategy.prepare({}, part.facts) for part in parts]
+            made = [part.strategy.prepare({}, part.model_info) for part in parts]
             return [list(made) for _ in prompts]
         told, names = self._take(every)
         try:

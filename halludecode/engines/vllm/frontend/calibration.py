@@ -43,8 +43,8 @@ class Host:
     @property
     def net(self) -> Any:
         """Numbers and layout."""
-        facts: ModelInfo = self.loaded.facts
-        return SimpleNamespace(facts=lambda: facts, layout=self.loaded.layout)
+        model_info: ModelInfo = self.loaded.model_info
+        return SimpleNamespace(model_info=lambda: model_info, layout=self.loaded.layout)
 
     @property
     def digest(self) -> str:

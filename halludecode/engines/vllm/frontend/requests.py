@@ -24,7 +24,7 @@ from halludecode.engines.vllm.row_metadata import RowMetadata
 
 GREEDY = Plan((), "greedy", frozenset(), ("main",), Cost())
 ROUNDING = 0.05  # of normalised pixels in bfloat16
-OWN = frozenset({"flag", "once", "key"})  # verbs whose values belong to one request
+OWN = frozenset({"token_mask", "at_first_token", "key"})  # verbs whose values belong to one request
 
 
 @dataclass
@@ -216,7 +216,7 @@ class RequestBuilder:
         """Separates the KV of an edited row from everybody else's; "" for rows left alone.
 
         Edits of emitted or generated tokens depend on where the prompt ends, so such rows share
-        nothing but the same prompt's KV; flags, state and the like belong to the request.
+        nothing but the same prompt's KV; token masks, state and the like belong to the request.
         """
         acting = [
             part

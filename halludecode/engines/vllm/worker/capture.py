@@ -133,12 +133,14 @@ def look_at_tower(
             f"Family {config.model_type!r} has no image token that stands for patches of the "
             "vision tower, so its attention cannot be laid onto tokens."
         )
-    model, facts = runner.get_model(), runner.hd_desk.facts
+    model, model_info = runner.get_model(), runner.hd_desk.model_info
     layers = tuple(look["vision"])
-    cls = facts.vision is not None and facts.vision.has_cls
+    cls = model_info.vision is not None and model_info.vision.has_cls
     keeper = VisionCapture(frozenset(layers), {}, cls, look["full"])
     batches = group_and_batch_mm_kwargs([("image", item)], device=runner.device)
-    with _tower_kept(model, keeper, facts.vision.heads if facts.vision is not None else 0):
+    with _tower_kept(
+        model, keeper, model_info.vision.heads if model_info.vision is not None else 0
+    ):
         for _, _, inputs in batches:
             model.embed_multimodal(**inputs)
     silent = [layer for layer in layers if layer not in keeper.kept]

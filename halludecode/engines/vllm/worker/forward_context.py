@@ -51,7 +51,7 @@ class ForwardContext:
         self._checked = checked
         self._inputs: dict[int, Tensor] = {}
         parts = [part for unit in self.units for part in unit.plan.parts]
-        self._reads = _layers(parts, lambda p: "flag" in p.verbs or p.steers)
+        self._reads = _layers(parts, lambda p: "token_mask" in p.verbs or p.steers)
         self._decodes = frozenset(n for part in parts for n in part.early)
         self._edits = _layers(parts, lambda p: p.phase is not None)
         self._steers = {
@@ -160,7 +160,7 @@ class ForwardContext:
             old = out[at]
             hidden = ResidualStream(
                 layer,
-                part.facts,
+                part.model_info,
                 name,
                 old,
                 inp[at],

@@ -146,9 +146,9 @@ class WorkerMixin:
         hd_sampler.install(runner)
         hooks.install(runner)
 
-    def hd_set_up(self, facts: dict[str, Any]) -> None:
+    def hd_set_up(self, model_info: dict[str, Any]) -> None:
         """See `WorkerState.set_up`."""
-        self.model_runner.hd_desk.set_up(facts)
+        self.model_runner.hd_desk.set_up(model_info)
 
     def hd_report(self, groups: list[str]) -> list[dict[str, Any]]:
         """See `WorkerState.report`."""
