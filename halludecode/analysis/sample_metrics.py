@@ -1,8 +1,8 @@
 """What is read of one sample: head divergence, attention mass, or what silencing each head does.
 
 On the Hugging Face engine all three are plans like any other, of strategies that look and do not
-decode; they are not registered. Elsewhere divergence and mass are taken through looks, which every
-engine serves.
+decode; they are not registered. Elsewhere divergence and mass are taken from activations, which
+every engine serves.
 """
 
 from __future__ import annotations
@@ -69,7 +69,7 @@ class _Numbered(Strategy):
     def __init__(self) -> None:
         self.count = 0
 
-    def prepare(self, seen: Mapping[str, Any], m: ModelInfo) -> State:
+    def prepare(self, activations: Mapping[str, Any], m: ModelInfo) -> State:
         self.count += 1
         return {"case": torch.tensor(self.count - 1)}
 
@@ -153,7 +153,7 @@ def divergences(engine: Any, requests: Sequence[Request], tokens: int) -> Iterat
     for request in requests:
         prompt = prompt_of(engine, request)
         seen, blind = (
-            engine._looker.see(ActivationRequest(one, heads=layers)).heads
+            engine._collector.collect(ActivationRequest(one, heads=layers)).heads
             for one in (prompt, prompt.without_images())
         )
         vhd, inliers = divergence(seen, blind)
@@ -163,7 +163,7 @@ def divergences(engine: Any, requests: Sequence[Request], tokens: int) -> Iterat
 def masses(engine: Any, requests: Sequence[Request], sinks: Sinks) -> Iterator[HeadReading]:
     """Attention of the last prompt token on "image" tokens: on "sinks" among them and "others".
 
-    Where looks are used, layer 0 has no sinks: what enters it is not shown, and no activation is
+    From activations, layer 0 has no sinks: what enters it is not shown, and no activation is
     massive yet.
     """
     if engine.name == "hf":
@@ -172,18 +172,18 @@ def masses(engine: Any, requests: Sequence[Request], sinks: Sinks) -> Iterator[H
         return
     depth = model_info_of(engine).num_layers
     for request in requests:
-        look = ActivationRequest(
+        wanted = ActivationRequest(
             prompt_of(engine, request),
             image=tuple(range(depth)),
             hidden=tuple(range(depth - 1)) if sinks.dims else (),
             every_token=True,
         )
-        seen = engine._looker.see(look)
-        stuck = torch.zeros(depth, 1, seen.image.shape[-1], dtype=torch.bool)
+        kept = engine._collector.collect(wanted)
+        stuck = torch.zeros(depth, 1, kept.image.shape[-1], dtype=torch.bool)
         if sinks.dims:  # what leaves a layer enters the next
-            found = is_sink(seen.hidden, dims=sinks.dims, tau=sinks.tau)  # [L-1, T]
-            stuck[1:, 0] = found[:, seen.image_mask]
-        parts = {"image": seen.image, "sinks": seen.image * stuck, "others": seen.image * ~stuck}
+            found = is_sink(kept.hidden, dims=sinks.dims, tau=sinks.tau)  # [L-1, T]
+            stuck[1:, 0] = found[:, kept.image_mask]
+        parts = {"image": kept.image, "sinks": kept.image * stuck, "others": kept.image * ~stuck}
         yield HeadReading([{name: part.sum(-1) for name, part in parts.items()}])
 
 

@@ -77,12 +77,12 @@ class Calibrator:
     """The artifacts of one loaded model: those kept in a folder, and the making of new ones.
 
     Args:
-        looker: The model's looks.
+        collector: The model's activations.
         folder: Where artifacts are kept, see `ArtifactStore`.
     """
 
-    def __init__(self, looker: ActivationCollector, folder: str | Path | None) -> None:
-        self.looker, self.store = looker, ArtifactStore(folder)
+    def __init__(self, collector: ActivationCollector, folder: str | Path | None) -> None:
+        self.collector, self.store = collector, ArtifactStore(folder)
         self._known: dict[str, Artifact] = {}
 
     def artifact(self, engine: Host, part: Strategy) -> Artifact | None:
@@ -138,11 +138,11 @@ class Calibrator:
         self._known.clear()
         return made
 
-    def _see(self, look: ActivationRequest) -> Activations:
-        """A look not remembered: the residuals of many whole prompts would fill the memory."""
-        return ActivationCollector(self.looker.net, self.looker.maker, self.looker.prefixes).see(
-            look
-        )
+    def _collect(self, request: ActivationRequest) -> Activations:
+        """Not remembered: the residuals of many whole prompts would fill the memory."""
+        return ActivationCollector(
+            self.collector.net, self.collector.maker, self.collector.prefixes
+        ).collect(request)
 
     def _make(
         self,
@@ -180,10 +180,10 @@ class Calibrator:
         check_family(engine.model.config, needs, part.name)
         cal = Calibration(
             prompts,
-            self._see,
+            self._collect,
             answers,
             _scorer(engine, model_info, given),
-            partial(_soft_prompt, engine, self.looker, prompts, answers, seed, progress),
+            partial(_soft_prompt, engine, self.collector, prompts, answers, seed, progress),
             partial(_track, part.name, progress),
         )
         with engine._guard():
@@ -232,7 +232,7 @@ def _entropy(output: Output) -> float:
 
 def _soft_prompt(
     engine: Host,
-    looker: ActivationCollector,
+    collector: ActivationCollector,
     prompts: Sequence[Prompt],
     answers: Sequence[str | None],
     seed: int,
@@ -246,7 +246,7 @@ def _soft_prompt(
         if answer is not None and prompt.pictures
     ]
     options = {"seed": seed, "at_once": engine.batch_size, "progress": progress}
-    return train(engine.net, looker.maker, pairs, **options)
+    return train(engine.net, collector.maker, pairs, **options)
 
 
 def _track(name: str, progress: bool, things: Sequence[Any]) -> Iterable[Any]:

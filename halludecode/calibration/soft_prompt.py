@@ -124,7 +124,7 @@ def _fit(
 
 
 def _example(net: HFModel, maker: RowBuilder, prompt: Prompt, answer: str) -> Example:
-    row = maker.look(ActivationRequest(prompt))
+    row = maker.activation_row(ActivationRequest(prompt))
     known = net.tokens(row)
     ids = torch.tensor(_answer_ids(maker.feeder, row.prompt, answer))
     n, after = len(ids), int(known.position.max()) + 1

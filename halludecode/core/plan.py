@@ -103,7 +103,9 @@ class Plan:
             not self.whole
             and not steered
             and all(
-                "all" not in part.queries and part.attend_rows in ((), ("main",)) and not part.looks
+                "all" not in part.queries
+                and part.attend_rows in ((), ("main",))
+                and not part.activations
                 for part in self.parts
                 if part.verbs
             )
@@ -238,11 +240,11 @@ def _needs(part: TracedStrategy) -> frozenset[str]:
         needs |= {
             e for e in ("images", "pixels", "features", "mask") if getattr(branch, e) is not None
         }
-    if part.looks:
-        needs.add("looks")
-    if any(look.vision for look in part.looks.values()):
+    if part.activations:
+        needs.add("activations")
+    if any(request.vision for request in part.activations.values()):
         needs.add("vision")
-    if any(look.image for look in part.looks.values()):
+    if any(request.image for request in part.activations.values()):
         needs.add("raster")
     if part.steers:
         needs.add("steer")
@@ -287,8 +289,8 @@ def _cost(parts: Sequence[TracedStrategy]) -> Cost:
     return Cost(
         rows=1 + sum(b.life == "answer" for b in extra),
         prefill_rows=sum(b.life == "prefill" for b in extra),
-        passes=sum(len(part.looks) for part in parts),
-        written=sum(look.write for part in parts for look in part.looks.values()),
+        passes=sum(len(part.activations) for part in parts),
+        written=sum(request.write for part in parts for request in part.activations.values()),
         image_rows=sum(bool(b.prompt.pictures) for b in extra),
         attention=any(part.phase == "scores" for part in parts),
         early=len({layer for part in parts for layer in part.early}),

@@ -1,4 +1,4 @@
-"""One strategy of a plan with what tracing found: verbs, rows, layers and looks.
+"""One strategy of a plan with what tracing found: verbs, rows, layers, activations.
 
 Needs are traced, never typed: every hook runs once on small random tensors, and what it used is
 written down.
@@ -39,7 +39,9 @@ class TracedStrategy:
     queries: frozenset[Queries] = frozenset()
     layers: frozenset[int] = frozenset()
     branches: Mapping[str, Branch] = field(default_factory=dict[str, Branch])
-    looks: Mapping[str, ActivationRequest] = field(default_factory=dict[str, ActivationRequest])
+    activations: Mapping[str, ActivationRequest] = field(
+        default_factory=dict[str, ActivationRequest]
+    )
     early: tuple[int, ...] = ()
 
     @property
@@ -76,9 +78,10 @@ def _probe_prompt() -> Prompt:
 def trace(strategy: Strategy, model_info: ModelInfo) -> TracedStrategy:
     """Run every hook once on small random tensors and write down what it used."""
     prompt = _probe_prompt()
-    looks = strategy.looks(prompt, model_info)
+    requests = strategy.activations(prompt, model_info)
     state = strategy.prepare(
-        {name: _fake_seen(look, model_info) for name, look in looks.items()}, model_info
+        {name: _fake_activations(request, model_info) for name, request in requests.items()},
+        model_info,
     )
     branches = strategy.branches(prompt, state, model_info)
     early = tuple(sorted(set(strategy.early(model_info))))
@@ -107,7 +110,7 @@ def trace(strategy: Strategy, model_info: ModelInfo) -> TracedStrategy:
         frozenset(found.queries),
         frozenset(layers),
         branches,
-        looks,
+        requests,
         early,
     )
 
@@ -178,7 +181,7 @@ def _fake_block(model_info: ModelInfo, *, image: bool, rng: Any) -> AttentionBlo
     return AttentionBlock(keys, q, k, v, torch.ones(n, n, dtype=torch.bool).tril(), 0.5, base)
 
 
-def _fake_seen(look: ActivationRequest, model_info: ModelInfo) -> Activations:
+def _fake_activations(request: ActivationRequest, model_info: ModelInfo) -> Activations:
     import torch
 
     def maybe(layers: tuple[int, ...], *shape: int) -> Tensor | None:
@@ -186,18 +189,18 @@ def _fake_seen(look: ActivationRequest, model_info: ModelInfo) -> Activations:
 
     heads = model_info.vision.heads if model_info.vision else 1
     hidden = (
-        maybe(look.hidden, 5, model_info.hidden_size)
-        if look.every_token
-        else maybe(look.hidden, model_info.hidden_size)
+        maybe(request.hidden, 5, model_info.hidden_size)
+        if request.every_token
+        else maybe(request.hidden, model_info.hidden_size)
     )
     return Activations(
         hidden=hidden,
-        heads=maybe(look.heads, model_info.num_heads, model_info.head_dim),
-        image=maybe(look.image, model_info.num_heads, 4),
-        vision=maybe(look.vision, 1 if look.vision_heads == "fullwidth" else heads, 4),
+        heads=maybe(request.heads, model_info.num_heads, model_info.head_dim),
+        image=maybe(request.image, model_info.num_heads, 4),
+        vision=maybe(request.vision, 1 if request.vision_heads == "fullwidth" else heads, 4),
         image_counts=(4,),
         image_spans=((0, 2, 2),),
-        text="a" if look.write else "",
-        token_ids=(0,) if look.write else (),
-        logits=torch.randn(1, model_info.vocab_size) if look.logits else None,
+        text="a" if request.write else "",
+        token_ids=(0,) if request.write else (),
+        logits=torch.randn(1, model_info.vocab_size) if request.logits else None,
     )

@@ -5,7 +5,7 @@
 
 HF_PROVIDES = frozenset(
     {
-        *("rows", "main prompt", "images", "pixels", "features", "mask", "looks", "whole"),
+        *("rows", "main prompt", "images", "pixels", "features", "mask", "activations", "whole"),
         *(
             "add_scores",
             "scale_scores",
@@ -22,7 +22,7 @@ HF_PROVIDES = frozenset(
 )
 VLLM_PROVIDES = frozenset(
     {
-        *("rows", "main prompt", "images", "pixels", "features", "looks", "whole"),
+        *("rows", "main prompt", "images", "pixels", "features", "activations", "whole"),
         *(
             "add_scores",
             "scale_scores",

@@ -1,4 +1,4 @@
-"""What the vision tower attends to, as received by each image token; for looks.
+"""What the vision tower attends to, as received by each image token.
 
 The tower runs once more, picture by picture, with an attention function that keeps queries and keys
 of the layers asked for: a row of weights from the CLS token where the tower has one, else the mean

@@ -58,7 +58,7 @@ class VAR(Strategy):
         """Sink dimensions of this model, and a sentence on what they do."""
         import torch
 
-        found = survey(cal.look, cal.samples, m, self.threshold(m), cal.track)
+        found = survey(cal.activations, cal.samples, m, self.threshold(m), cal.track)
         cal.notes.append(found.verdict)
         return {"dims": torch.tensor(found.dims, dtype=torch.int64)}
 

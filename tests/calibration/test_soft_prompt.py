@@ -86,7 +86,9 @@ def test_the_model_stays_as_it_is(family, family_engine):
     assert len(made["soft"]) == max(
         feed.count
         for prompt, _ in pairs_of(engine)
-        for feed in engine._maker.look(hd.core.prompt.Look(prompt)).feeds
+        for feed in engine._maker.activation_row(
+            hd.core.activations.ActivationRequest(prompt)
+        ).feeds
     ), "as many vectors as the largest picture has tokens"
 
 
@@ -101,7 +103,9 @@ def test_a_training_that_fails_leaves_the_model_trainable(family_engine, monkeyp
 def test_answers_are_the_tokens_a_model_writes(family_engine):
     for family in ("llava", "qwen2_5_vl"):
         engine = family_engine(family)
-        row = engine._maker.look(hd.core.prompt.Look(pairs_of(engine)[0][0]))
+        row = engine._maker.activation_row(
+            hd.core.activations.ActivationRequest(pairs_of(engine)[0][0])
+        )
         ids = soft_prompt._answer_ids(engine._maker.feeder, row.prompt, "Yes")
         words = engine.processor.tokenizer
         assert words.decode(ids, skip_special_tokens=True).strip() == "Yes"

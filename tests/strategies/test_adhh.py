@@ -127,7 +127,7 @@ def test_calibration_tries_the_edit_in_every_head_alone():
         asked.append((strategy.tau, heads))
         return 0.5 + (float((gains * heads).sum()) if strategy.tau < 1 else 0.0)
 
-    cal = Calibration((), lambda look: None, ("yes",), score)
+    cal = Calibration((), lambda request: None, ("yes",), score)
     made = get("adhh", tau=0.4).calibrate(cal, MODEL_INFO)["values"]
     torch.testing.assert_close(made, gains)
     assert [tau for tau, _ in asked] == [2.0, *[0.0] * 6]

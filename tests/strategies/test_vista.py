@@ -142,7 +142,7 @@ def test_unhooked_layer_is_an_error(family_engine, monkeypatch):
 
     engine, short = family_engine("llava"), hd.Sampling(max_new_tokens=1)
     request = hd.Request("Why?", [families.pictures()[0]])
-    engine.generate([request], "vista", short)  # its looks are remembered
+    engine.generate([request], "vista", short)  # its activations are remembered
     monkeypatch.setattr(ForwardContext, "output_layers", property(lambda self: []))
     with pytest.raises(HookNeverFired, match=r"vista.steer was not called"):
         engine.generate([request], "vista", short)

@@ -93,7 +93,7 @@ def search(effect, answers=("yes",)):
         asked.append((gamma, heads.flatten().tolist()))
         return effect(gamma, heads.flatten().float())
 
-    cal = Calibration((), lambda look: None, answers)
+    cal = Calibration((), lambda request: None, answers)
     model_info = replace(typical_model_info(), num_layers=2, num_heads=2)
     return profile(cal, model_info, score), cal.notes[0], asked
 

@@ -45,7 +45,7 @@ def applied(model: Any, processor: Any, strategy: Spec) -> Iterator[Plan]:
     engine = HFEngine(model, processor)
     plan = engine.plan(strategy)
     check_family(model.config, ("generate",), f"hd.applied({plan.canonical})")
-    missing = sorted(plan.needs & {"rows", "main prompt", "looks", "search"})
+    missing = sorted(plan.needs & {"rows", "main prompt", "activations", "search"})
     if missing:
         raise UnsupportedStrategy(
             f"{plan.canonical} needs {', '.join(missing)}, which a plain model.generate() cannot "

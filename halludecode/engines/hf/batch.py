@@ -50,7 +50,7 @@ class Batch:
         maker: Where rows come from.
         plan: What runs.
         jobs: The requests.
-        capture: For looks, what to keep of the prefill.
+        capture: For activation requests, what to keep of the prefill.
     """
 
     def __init__(

@@ -27,7 +27,7 @@ BLOCK = 64  # query rows recomputed at a time: memory grows with the prompt, not
 
 @dataclass
 class Capture:
-    """What a look keeps of a forward: by layer, for the last query of every batch row."""
+    """What to keep of a forward: by layer, for the last query of every batch row."""
 
     hidden: frozenset[int] = frozenset()
     heads: frozenset[int] = frozenset()
@@ -84,7 +84,7 @@ class ForwardContext:
 
     @property
     def output_layers(self) -> list[int]:
-        """Layers whose leaving residual a look keeps or a strategy rewrites."""
+        """Layers whose leaving residual an activation request keeps or a strategy rewrites."""
         kept = self.capture.hidden if self.capture else frozenset[int]()
         return sorted(kept | self.steered("residual"))
 
@@ -142,7 +142,7 @@ class ForwardContext:
             self.early[layer] = x[main.at, -1]
 
     def layer_output(self, layer: int, x: Tensor) -> Tensor:
-        """The residual leaving a layer: kept for looks, rewritten by `steer`."""
+        """The residual leaving a layer: kept for activation requests, rewritten by `steer`."""
         if self.capture is not None and layer in self.capture.hidden and self.emitting:
             kept = x if self.capture.every_token else x[:, -1]
             self.capture.kept["hidden", layer] = kept.detach().float().cpu()
@@ -200,7 +200,7 @@ class ForwardContext:
         scaling: float,
         out: Tensor,
     ) -> None:
-        """Edit ``out`` [rows, Q, H, d] in place where parts say so; keep what looks ask for."""
+        """Edit ``out`` [rows, Q, H, d] in place where parts say so; keep what is captured."""
         if self.geometry is None:
             return
         acting = [(i, part) for i, part in enumerate(self.parts) if part.phase is not None]

@@ -118,9 +118,9 @@ class RowBuilder:
             local[i][name] = same or label
         return PreparedRequest(main.prompt, rows, tuple(local), tuple(state))
 
-    def look(self, look: ActivationRequest) -> Row:
+    def activation_row(self, request: ActivationRequest) -> Row:
         """The single row of a pass of the plain model."""
-        return self._row("main", Branch(look.prompt), "", {})
+        return self._row("main", Branch(request.prompt), "", {})
 
     def _row(self, name: str, branch: Branch, hooks: str, state: Mapping[str, Any]) -> Row:
         prompt = branch.prompt

@@ -87,10 +87,10 @@ class VLLMEngine:
         self._feeds = RequestBuilder(self._loaded, feeder)
         self._plans: dict[str, Plan] = {}
         self._count = self._turn = 0
-        self._looker = ActivationCollector(self._loaded, self._maker, self._feeds, self._name)
+        self._collector = ActivationCollector(self._loaded, self._maker, self._feeds, self._name)
         self._host: Any = Host(self, self._loaded)
-        looker: Any = self._looker
-        self._calibrator = HostCalibrator(looker, artifacts)
+        collector: Any = self._collector
+        self._calibrator = HostCalibrator(collector, artifacts)
         self._sent: dict[str, Any] = {}  # artifacts the workers have, by the part's text
 
     # Public ---------------------------------------------------------------------------------------
@@ -175,7 +175,7 @@ class VLLMEngine:
                 sent, count = ready, len(state[0].ids)
 
     def rows(self, request: Request, strategy: hd_spec.Spec = "greedy") -> dict[str, Row]:
-        """What each row of the forward will be fed, without generating (looks are taken)."""
+        """What each row of the forward will be fed, without generating (earlier passes are run)."""
         plan = self.plan(strategy)
         name, prompt = self._name(), to_prompt(request, self._loaded.layout.placeholder)
         try:
@@ -286,7 +286,7 @@ class VLLMEngine:
         yield self._outcomes(works, reader.answers, notes, clock)
 
     def _prepare(self, works: Sequence[PendingAnswer], *, each: bool) -> None:
-        """Rows of all requests; looks of requests under one plan are taken together."""
+        """Rows of all requests; earlier passes of those under one plan run together."""
         for work in works:
             with self._kept(work, each=each):
                 work.prompt = to_prompt(work.request, self._loaded.layout.placeholder)
@@ -327,19 +327,19 @@ class VLLMEngine:
         return {word: self._maker.feeder.word_ids(word) for word in ask.words}
 
     def _name(self, replica: int | None = None) -> str:
-        """An unused name; requests take the replicas in turn, looks go where their request does."""
+        """An unused name; requests take the replicas in turn, their earlier passes go along."""
         self._count += 1
         if replica is None:
             self._turn = replica = (self._turn + 1) % self._loaded.replicas
         return name_of(self._count, replica)
 
     def _jobs(self, asked: Sequence[tuple[str, Prompt, Plan]]) -> list[PreparedRequest]:
-        """Rows of requests, in order; looks of requests under one plan are taken together."""
+        """Rows of requests, in order; earlier passes of those under one plan run together."""
         made: dict[str, PreparedRequest] = {}
         for plan in {id(plan): plan for _, _, plan in asked}.values():
             self._send_artifacts(plan)
             own = [(name, prompt) for name, prompt, p in asked if p is plan]
-            states = self._looker.states([p for _, p in own], plan, [n for n, _ in own])
+            states = self._collector.states([p for _, p in own], plan, [n for n, _ in own])
             for (name, prompt), state in zip(own, states, strict=True):
                 made[name] = self._maker.job(prompt, plan, state)
         return [made[name] for name, _, _ in asked]

@@ -303,7 +303,7 @@ def test_applied_gives_strategies_their_state(engine):
     class Stated(hd.Strategy):
         """Ban the tokens its state names."""
 
-        def prepare(self, seen, m):
+        def prepare(self, activations, m):
             return {"banned": torch.arange(m.vocab_size) < m.vocab_size - 20}
 
         def combine(self, step):

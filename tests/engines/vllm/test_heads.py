@@ -27,7 +27,7 @@ def test_maps_are_those_of_the_hf_engine(pair, metric):
     )
     assert ours.values.shape == hf.values.shape
     np.testing.assert_allclose(ours.values, hf.values, atol=2e-3, rtol=5e-3)
-    for name in ours.parts:  # what enters layer 0 is not shown by looks
+    for name in ours.parts:  # what enters layer 0 is in no activations
         got, wanted = ours.parts[name].values[1:], hf.parts[name].values[1:]
         np.testing.assert_allclose(got, wanted, atol=2e-3, rtol=5e-3)
 

@@ -20,11 +20,11 @@ if TYPE_CHECKING:
 
 
 class HostCalibrator(Calibrator):
-    """Artifacts of a model in vLLM; what looks saw is brought over one by one."""
+    """Artifacts of a model in vLLM; what passes kept is brought over one by one."""
 
-    def _see(self, look: ActivationRequest) -> Activations:
-        found: Any = self.looker
-        return found.see(look)
+    def _collect(self, request: ActivationRequest) -> Activations:
+        collector: Any = self.collector
+        return collector.collect(request)
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ ATTENTION = frozenset(
         "at_first_token",
     }
 )
-INSIDE = ATTENTION | {"steer", "early", "looks", "key"}  # needs served between vLLM's kernels
+INSIDE = ATTENTION | {"steer", "early", "activations", "key"}  # needs served between vLLM's kernels
 TOWER = frozenset({"vision"})
 
 

@@ -88,7 +88,7 @@ class WorkerState:
     def __init__(self) -> None:
         self.model_info: ModelInfo | None = None
         self.jobs: dict[str, list[State]] = {}  # per part, what `prepare` made
-        self.seen: dict[str, Captured] = {}
+        self.captured: dict[str, Captured] = {}
         self.spoilt: LRU[GroupRecord] = LRU(KEPT)  # pictures whose edit failed, by identifier
         self.notes: dict[str, GroupRecord] = {}
         self.laid: dict[str, tuple[Tensor, Tensor]] = {}  # by request id, see `rowview.lay_out`
@@ -141,12 +141,12 @@ class WorkerState:
         wanted: Sequence[Mapping[str, tuple[str, Mapping[str, Any]]]],
         fetch: Sequence[Sequence[str]],
     ) -> list[dict[str, Any]]:
-        """Make a request's state of what its looks kept.
+        """Make a request's state of what its passes kept.
 
         Args:
             job: The request.
             text: The plan's canonical text.
-            wanted: Per part: a look's name -> the name it is kept under, and what is told of it.
+            wanted: Per part: a pass's name -> the name it is kept under, and what is told of it.
             fetch: Per part, state entries the front end needs beside strings.
 
         Returns:
@@ -155,12 +155,12 @@ class WorkerState:
         plan = self.plan(text)
         parts = plan.parts if plan else ()
         states: list[State] = []
-        for part, looks in zip(parts, wanted, strict=True):
-            seen = {
-                name: activations_of(self.seen.get(kept, Captured()), told["look"], told)
-                for name, (kept, told) in looks.items()
+        for part, kept_by in zip(parts, wanted, strict=True):
+            activations = {
+                name: activations_of(self.captured.get(kept, Captured()), told["capture"], told)
+                for name, (kept, told) in kept_by.items()
             }
-            states.append(part.strategy.prepare(seen, part.model_info))
+            states.append(part.strategy.prepare(activations, part.model_info))
         self.jobs[job] = states
         return [
             {k: v for k, v in state.items() if isinstance(v, str) or k in names}
