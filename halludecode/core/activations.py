@@ -42,7 +42,7 @@ class ActivationRequest:
 
     @property
     def kind(self) -> tuple[Any, ...]:
-        """Everything asked for; looks of one kind can be taken together."""
+        """Everything asked for; requests of one kind can run together."""
         kept = (self.hidden, self.heads, self.image, self.vision, self.vision_heads)
         return (*kept, self.every_token, self.write, self.logits)
 
@@ -54,7 +54,7 @@ class ActivationRequest:
 
 @dataclass(frozen=True)
 class Activations:
-    """What a `ActivationRequest` saw; tensors are float32 on the CPU."""
+    """What the pass of an `ActivationRequest` kept; tensors are float32 on the CPU."""
 
     hidden: Tensor | None = None
     heads: Tensor | None = None

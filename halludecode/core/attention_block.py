@@ -49,7 +49,7 @@ class RowKeys:
             self._made[which] = self._queries(which)
         return self._made[which]
 
-    def mask(self, name: str, make: Callable[[RowKeys], Tensor]) -> Tensor:
+    def cached(self, name: str, make: Callable[[RowKeys], Tensor]) -> Tensor:
         """A set of keys, bool [R, N], or what else is the same in all layers of a forward."""
         if name not in self._made:
             self._made[name] = make(self)

@@ -36,8 +36,12 @@ def alone(cal: Calibration, m: ModelInfo, score: Callable[[Tensor], float]) -> T
     """float32 [L, H]: ``score(heads bool [L, H])`` of every head alone."""
     import torch
 
-    one = list(torch.eye(m.L * m.H, dtype=torch.bool).reshape(-1, m.L, m.H))
-    return torch.tensor([score(head) for head in cal.track(one)]).reshape(m.L, m.H)
+    one = list(
+        torch.eye(m.num_layers * m.num_heads, dtype=torch.bool).reshape(
+            -1, m.num_layers, m.num_heads
+        )
+    )
+    return torch.tensor([score(head) for head in cal.track(one)]).reshape(m.num_layers, m.num_heads)
 
 
 def profile(
@@ -57,7 +61,7 @@ def profile(
     """
     import torch
 
-    plain = score(1.0, torch.zeros(m.L, m.H, dtype=torch.bool))
+    plain = score(1.0, torch.zeros(m.num_layers, m.num_heads, dtype=torch.bool))
     gain = alone(cal, m, lambda head: score(PROBE, head) - plain)
     up = bool((gain > 0).sum() >= (gain < 0).sum())
     heads = gain > 0 if up else gain < 0
@@ -128,10 +132,11 @@ class Mapped(Strategy):
                 f"{self.name}(map={path}): this is a map of {found['metric']!r}; {self.name} needs "
                 f"{' or '.join(map(repr, self.metrics))} (`halludecode heads --metric`)."
             )
-        if (found["layers"], found["heads"]) != (m.L, m.H):
+        if (found["layers"], found["heads"]) != (m.num_layers, m.num_heads):
             raise InvalidParameter(
                 f"{self.name}(map={path}): the map has {found['layers']} layers of "
-                f"{found['heads']} heads, this model {m.L} of {m.H}; make a map of this model."
+                f"{found['heads']} heads, this model {m.num_layers} of "
+                f"{m.num_heads}; make a map of this model."
             )
         part = found["parts"].get(self.wanted)
         cal.notes.append(f"{found['metric']} over {found.get('samples')} samples, {path}")
@@ -163,9 +168,9 @@ class Mapped(Strategy):
         """float32 [1, H]: the map's values in this layer; zeros where there are none yet."""
         import torch
 
-        values, device = self.values(a.m), a.image.mask("main").device
+        values, device = self.values(a.m), a.image.of("main").device
         return (
-            torch.zeros(1, a.m.H, device=device)
+            torch.zeros(1, a.m.num_heads, device=device)
             if values is None
             else values[a.layer][None].to(device)
         )
@@ -200,7 +205,7 @@ def above_median(values: Tensor) -> Tensor:
 
 def pictured(a: Attention) -> Tensor:
     """Bool [R, 1]: requests with a picture; the others are left alone."""
-    return a.image.mask("main").any(-1, keepdim=True)
+    return a.image.of("main").any(-1, keepdim=True)
 
 
 def largest(values: Tensor, k: int) -> Tensor:
@@ -217,12 +222,14 @@ def one_heads(m: ModelInfo, pairs: tuple[int, ...], owner: str = "") -> Tensor:
     """
     import torch
 
-    made = torch.zeros(m.L, m.H)
+    made = torch.zeros(m.num_layers, m.num_heads)
     listed = list(zip(pairs[::2], pairs[1::2], strict=False))
-    if len(pairs) % 2 or any(not (0 <= i < m.L and 0 <= h < m.H) for i, h in listed):
+    if len(pairs) % 2 or any(
+        not (0 <= i < m.num_layers and 0 <= h < m.num_heads) for i, h in listed
+    ):
         raise InvalidParameter(
             f"{owner}(heads=...): heads must be layer, head, layer, head, ... within this model's "
-            f"{m.L} layers of {m.H} heads, counted from 0."
+            f"{m.num_layers} layers of {m.num_heads} heads, counted from 0."
         )
     for layer, head in listed:
         made[layer, head] = 1

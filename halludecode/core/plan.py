@@ -103,7 +103,9 @@ class Plan:
             not self.whole
             and not steered
             and all(
-                "all" not in part.queries and part.attend_rows in ((), ("main",)) and not part.looks
+                "all" not in part.queries
+                and part.attend_rows in ((), ("main",))
+                and not part.activations
                 for part in self.parts
                 if part.verbs
             )
@@ -129,12 +131,12 @@ class Plan:
     @property
     def search(self) -> BeamSearch | None:
         """The search that takes the token loop's place, if there is one."""
-        made = [part.strategy.search(part.facts) for part in self.parts]
+        made = [part.strategy.search(part.model_info) for part in self.parts]
         return next((search for search in made if search is not None), None)
 
     def describe(self) -> dict[str, Any]:
         """Resolved parameters, rows, cost and artifacts, for run records."""
-        made = {p.strategy.name: p.facts.artifact for p in self.parts}
+        made = {p.strategy.name: p.model_info.artifact for p in self.parts}
         kept = {n: a.describe() for n, a in made.items() if isinstance(a, hd_artifact.Artifact)}
         return {
             "canonical": self.canonical,
@@ -148,7 +150,7 @@ class Plan:
 
 def compile_plan(
     spec: hd_spec.Spec,
-    facts: ModelInfo,
+    model_info: ModelInfo,
     provides: frozenset[str] | None = None,
     *,
     engine: str = "hf",
@@ -160,7 +162,7 @@ def compile_plan(
 
     Args:
         spec: Spec string, strategy instance, or YAML form.
-        facts: The model's numbers.
+        model_info: The model's numbers.
         provides: Needs the engine can serve; None accepts all.
         engine: Its name, for messages.
         skip_off: Drop parts that stand at their off point (they equal greedy); tests of the off
@@ -177,8 +179,10 @@ def compile_plan(
         raise InvalidParameter("An empty strategy: use 'greedy' for plain decoding.")
     live = [s for s in strategies if not (skip_off and _is_off(s))]
     made = artifacts or {}
-    known = [made.get(hd_spec.format([s]), facts.artifact) for s in live]
-    parts = tuple(trace(s, replace(facts, artifact=a)) for s, a in zip(live, known, strict=True))
+    known = [made.get(hd_spec.format([s]), model_info.artifact) for s in live]
+    parts = tuple(
+        trace(s, replace(model_info, artifact=a)) for s, a in zip(live, known, strict=True)
+    )
     for part in parts:
         _check(part, provides, engine, model)
     needs = frozenset(need for part in parts for need in _needs(part))
@@ -189,7 +193,15 @@ def compile_plan(
 
 def typical_model_info() -> ModelInfo:
     """A 7B-like model, for listings that have no model at hand."""
-    return ModelInfo(L=32, H=4, G=4, D=64, V=16, d=4, vision=VisionInfo(24, 16, True, -2))
+    return ModelInfo(
+        num_layers=32,
+        num_heads=4,
+        num_kv_heads=4,
+        hidden_size=64,
+        vocab_size=16,
+        head_dim=4,
+        vision=VisionInfo(24, 16, True, -2),
+    )
 
 
 def _check(part: TracedStrategy, provides: frozenset[str] | None, engine: str, model: str) -> None:
@@ -202,7 +214,7 @@ def _check(part: TracedStrategy, provides: frozenset[str] | None, engine: str, m
             f"{', '.join(sorted(provides or ()))}. Use another engine or strategy "
             "(`halludecode list` shows what each needs)."
         )
-    if part.strategy.artifact == "required" and part.facts.artifact is None:
+    if part.strategy.artifact == "required" and part.model_info.artifact is None:
         raise UnsupportedStrategy(
             f"{name} needs an artifact made for this model: "
             f"run `{hd_artifact.command(part.strategy, model)}`."
@@ -216,7 +228,7 @@ def _is_off(strategy: Strategy) -> bool:
 
 
 def _attend_order(part: TracedStrategy) -> int:
-    if part.verbs & {"add", "scale", "hide"}:
+    if part.verbs & {"add_scores", "scale_scores", "mask"}:
         return 0
     return 1 if part.phase == "scores" else 2
 
@@ -226,13 +238,13 @@ def _needs(part: TracedStrategy) -> frozenset[str]:
     for name, branch in part.branches.items():
         needs.add("main prompt" if name == "main" else "rows")
         needs |= {
-            e for e in ("images", "pixels", "features", "hide") if getattr(branch, e) is not None
+            e for e in ("images", "pixels", "features", "mask") if getattr(branch, e) is not None
         }
-    if part.looks:
-        needs.add("looks")
-    if any(look.vision for look in part.looks.values()):
+    if part.activations:
+        needs.add("activations")
+    if any(request.vision for request in part.activations.values()):
         needs.add("vision")
-    if any(look.image for look in part.looks.values()):
+    if any(request.image for request in part.activations.values()):
         needs.add("raster")
     if part.steers:
         needs.add("steer")
@@ -272,13 +284,13 @@ def _extra_rows(parts: Sequence[TracedStrategy]) -> dict[str, Branch]:
 
 
 def _cost(parts: Sequence[TracedStrategy]) -> Cost:
-    search = next((s for p in parts if (s := p.strategy.search(p.facts)) is not None), None)
+    search = next((s for p in parts if (s := p.strategy.search(p.model_info)) is not None), None)
     extra = list(_extra_rows(parts).values())
     return Cost(
         rows=1 + sum(b.life == "answer" for b in extra),
         prefill_rows=sum(b.life == "prefill" for b in extra),
-        passes=sum(len(part.looks) for part in parts),
-        written=sum(look.write for part in parts for look in part.looks.values()),
+        passes=sum(len(part.activations) for part in parts),
+        written=sum(request.write for part in parts for request in part.activations.values()),
         image_rows=sum(bool(b.prompt.pictures) for b in extra),
         attention=any(part.phase == "scores" for part in parts),
         early=len({layer for part in parts for layer in part.early}),

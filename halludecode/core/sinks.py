@@ -46,7 +46,7 @@ def is_sink(x: Tensor, *, dims: tuple[int, ...], tau: float) -> Tensor:
 
 def threshold(m: ModelInfo, tau: float | None = None) -> float:
     """``tau``, else 20 at width 4096, scaled as phi's bound sqrt(D) is."""
-    return tau if tau is not None else 20 * (m.D / 4096) ** 0.5
+    return tau if tau is not None else 20 * (m.hidden_size / 4096) ** 0.5
 
 
 @dataclass(frozen=True)
@@ -108,7 +108,7 @@ class Survey:
 
 
 def survey(
-    look: Callable[[ActivationRequest], Activations],
+    activations: Callable[[ActivationRequest], Activations],
     prompts: Sequence[Prompt],
     m: ModelInfo,
     tau: float,
@@ -120,17 +120,17 @@ def survey(
     their number.
 
     Args:
-        look: Passes of the plain model, not remembered.
+        activations: Passes of the plain model, not remembered.
         prompts: Half of them, say, with pictures.
         m: The model's numbers.
         tau: Threshold of phi.
         track: Shows progress over the prompts.
     """
-    layers = tuple(range(1, m.L))
-    middle = tuple(layer for layer in layers if 2 <= layer <= m.L - 2) or layers
-    census = _Census(len(layers), m.D, tau)
+    layers = tuple(range(1, m.num_layers))
+    middle = tuple(layer for layer in layers if 2 <= layer <= m.num_layers - 2) or layers
+    census = _Census(len(layers), m.hidden_size, tau)
     for prompt in track(prompts):
-        for at, token in enumerate(_tokens(look, prompt, layers)):
+        for at, token in enumerate(_tokens(activations, prompt, layers)):
             census.add(at, token)
     dims, refused = census.judge([layers.index(layer) for layer in middle])
     count = (census.samples, census.pictures)
@@ -139,7 +139,7 @@ def survey(
     if dims:
         measure = _Census(len(layers), 1, tau)
         for prompt in track(prompts):
-            for at, token in enumerate(_tokens(look, prompt, layers, dims)):
+            for at, token in enumerate(_tokens(activations, prompt, layers, dims)):
                 measure.add(at, token)
         phi, flagged, taken = measure.phi, measure.flagged[:, 0], measure.taken[:, 0]
     return Survey(dims, tau, layers, middle, *count, phi, flagged, taken, refused)
@@ -155,7 +155,7 @@ class _Tokens:
 
 
 def _tokens(
-    look: Callable[[ActivationRequest], Activations],
+    activations: Callable[[ActivationRequest], Activations],
     prompt: Prompt,
     layers: tuple[int, ...],
     dims: tuple[int, ...] = (),
@@ -167,11 +167,11 @@ def _tokens(
         return
     before = tuple(layer - 1 for layer in layers)  # leaving one layer is entering the next
     image = layers if prompt.pictures else ()
-    seen: Any = look(ActivationRequest(prompt, hidden=before, image=image, every_token=True))
+    kept: Any = activations(ActivationRequest(prompt, hidden=before, image=image, every_token=True))
     for at in range(len(layers)):
-        a = magnitude(seen.hidden[at])
+        a = magnitude(kept.hidden[at])
         phi = a[:, list(dims)].amax(-1, keepdim=True) if dims else a
-        yield _Tokens(phi, seen.image_mask, seen.image[at].sum(0) if image else None)
+        yield _Tokens(phi, kept.image_mask, kept.image[at].sum(0) if image else None)
 
 
 class _Census:
@@ -215,7 +215,7 @@ class _Census:
 
     @property
     def samples(self) -> int:
-        """Prompts seen."""
+        """Prompts read."""
         return int(self._prompts.amax()) if len(self._prompts) else 0
 
     @property

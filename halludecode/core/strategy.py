@@ -39,8 +39,8 @@ S = TypeVar("S", bound="type[Strategy]")
 class Strategy:
     """Base of all strategies: override what the paper does, leave the rest.
 
-    Life of a request: looks -> prepare -> branches -> attend and steer in every forward -> combine
-    for every token. Hooks are pure; nothing writes strategy state after `prepare`.
+    Life of a request: activations -> prepare -> branches -> attend and steer in every forward ->
+    combine for every token. Hooks are pure; nothing writes strategy state after `prepare`.
     """
 
     name: ClassVar[str] = ""
@@ -60,7 +60,7 @@ class Strategy:
 
     def layers(self, m: ModelInfo) -> Iterable[int]:
         """Decoder layers where `attend` and `steer` run; all by default."""
-        return range(m.L)
+        return range(m.num_layers)
 
     def early(self, m: ModelInfo) -> Iterable[int]:
         """Residuals that `combine` decodes: 0 is the embeddings, l what enters layer l."""
@@ -70,12 +70,12 @@ class Strategy:
         """Once per model: the artifact this strategy reads as ``m.artifact``."""
         raise InvalidParameter(f"{self.name} has nothing to calibrate.")
 
-    def looks(self, prompt: Prompt, m: ModelInfo) -> Mapping[str, ActivationRequest]:
+    def activations(self, prompt: Prompt, m: ModelInfo) -> Mapping[str, ActivationRequest]:
         """Passes of the plain model to run before anything else."""
         return {}
 
-    def prepare(self, seen: Mapping[str, Activations], m: ModelInfo) -> State:
-        """Per-request state from what the looks saw."""
+    def prepare(self, activations: Mapping[str, Activations], m: ModelInfo) -> State:
+        """Per-request state from what those passes kept."""
         return {}
 
     def branches(self, prompt: Prompt, state: State, m: ModelInfo) -> Mapping[str, Branch]:

@@ -5,16 +5,36 @@
 
 HF_PROVIDES = frozenset(
     {
-        *("rows", "main prompt", "images", "pixels", "features", "hide", "looks", "whole"),
-        *("add", "scale", "hide", "gain", "heads", "mass", "scores", "weights", "out"),
-        *("flag", "once", "key", "steer", "early", "vision", "raster", "search"),
+        *("rows", "main prompt", "images", "pixels", "features", "mask", "activations", "whole"),
+        *(
+            "add_scores",
+            "scale_scores",
+            "mask",
+            "scale_weights",
+            "scale_heads",
+            "mass",
+            "scores",
+            "weights",
+            "head_outputs",
+        ),
+        *("token_mask", "at_first_token", "key", "steer", "early", "vision", "raster", "search"),
     }
 )
 VLLM_PROVIDES = frozenset(
     {
-        *("rows", "main prompt", "images", "pixels", "features", "looks", "whole"),
-        *("add", "scale", "hide", "gain", "heads", "mass", "scores", "weights", "out"),
-        *("flag", "once", "key", "steer", "early", "vision", "raster"),
+        *("rows", "main prompt", "images", "pixels", "features", "activations", "whole"),
+        *(
+            "add_scores",
+            "scale_scores",
+            "mask",
+            "scale_weights",
+            "scale_heads",
+            "mass",
+            "scores",
+            "weights",
+            "head_outputs",
+        ),
+        *("token_mask", "at_first_token", "key", "steer", "early", "vision", "raster"),
     }
 )
 ENGINES = {"hf": HF_PROVIDES, "vllm": VLLM_PROVIDES}

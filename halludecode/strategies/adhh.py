@@ -73,7 +73,9 @@ class ADHH(Mapped):
     def layers(self, m: ModelInfo) -> Iterable[int]:
         """Layers with a listed head; all where there is none, so that it shows as no effect."""
         heads = self.listed(m)
-        return [i for i in range(m.L) if heads is not None and heads[i].any()] or range(m.L)
+        return [i for i in range(m.num_layers) if heads is not None and heads[i].any()] or range(
+            m.num_layers
+        )
 
     def attend(self, a: Attention) -> None:
         """Drop the text's weights where they reach tau."""
@@ -81,4 +83,4 @@ class ADHH(Mapped):
         cut = pictured(a)[..., None] & (text >= self.tau)
         if heads is not None:
             cut &= heads[a.layer].to(cut.device)[:, None]
-        a.gain(a.text, 0.0, where=cut)
+        a.scale_weights(a.text, 0.0, where=cut)

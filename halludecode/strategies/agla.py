@@ -55,20 +55,22 @@ class AGLA(Strategy):
 
     fetch = ("relevance",)
 
-    def looks(self, prompt: Prompt, m: ModelInfo) -> Mapping[str, ActivationRequest]:
+    def activations(self, prompt: Prompt, m: ModelInfo) -> Mapping[str, ActivationRequest]:
         """The question's and a generic prompt's attention to the image."""
         if self.matcher == "blip" or not prompt.pictures:
             return {}
-        middle = tuple(range(m.L // 3, max(2 * m.L // 3, m.L // 3 + 1)))
+        middle = tuple(range(m.num_layers // 3, max(2 * m.num_layers // 3, m.num_layers // 3 + 1)))
         generic = prompt.with_instruction("Describe the image.")
         return {
-            "asked": ActivationRequest(prompt, image=middle),
+            "question": ActivationRequest(prompt, image=middle),
             "generic": ActivationRequest(generic, image=middle),
         }
 
-    def prepare(self, seen: Mapping[str, Activations], m: ModelInfo) -> State:
+    def prepare(self, activations: Mapping[str, Activations], m: ModelInfo) -> State:
         """One relevance map per picture."""
-        return {"relevance": relevance_maps(seen["asked"], seen["generic"])} if seen else {}
+        if not activations:
+            return {}
+        return {"relevance": relevance_maps(activations["question"], activations["generic"])}
 
     def branches(self, prompt: Prompt, state: State, m: ModelInfo) -> Mapping[str, Branch]:
         """The same prompt with masked pictures."""

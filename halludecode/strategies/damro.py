@@ -54,7 +54,7 @@ class DAMRO(Strategy):
 
     fetch = ("picks",)
 
-    def looks(self, prompt: Prompt, m: ModelInfo) -> Mapping[str, ActivationRequest]:
+    def activations(self, prompt: Prompt, m: ModelInfo) -> Mapping[str, ActivationRequest]:
         """The tower's layer that feeds the projector."""
         if not prompt.pictures or m.vision is None:
             return {}
@@ -62,11 +62,11 @@ class DAMRO(Strategy):
         kind = "fullwidth" if self.heads == "fullwidth" else "split"
         return {"tower": ActivationRequest(prompt, vision=(layer,), vision_heads=kind)}
 
-    def prepare(self, seen: Mapping[str, Activations], m: ModelInfo) -> State:
+    def prepare(self, activations: Mapping[str, Activations], m: ModelInfo) -> State:
         """int64 [pictures, k]: the most attended tokens of each picture."""
         import torch
 
-        tower = seen.get("tower", Activations())
+        tower = activations.get("tower", Activations())
         if tower.vision is None:
             return {}
         counts = tower.image_counts

@@ -55,8 +55,12 @@ class DoLa(Strategy):
 
     def early(self, m: ModelInfo) -> Iterable[int]:
         """Every second layer of one half; of one end in models deeper than 40 layers."""
-        reach = m.L // 2 if m.L <= 40 else 20
-        return range(0, reach, 2) if self.bucket == "low" else range(m.L - reach, m.L, 2)
+        reach = m.num_layers // 2 if m.num_layers <= 40 else 20
+        return (
+            range(0, reach, 2)
+            if self.bucket == "low"
+            else range(m.num_layers - reach, m.num_layers, 2)
+        )
 
     def combine(self, step: Step) -> Tensor:
         """Log-ratio to the layer chosen for each row."""

@@ -74,7 +74,7 @@ class LACING(Strategy):
 
     def branches(self, prompt: Prompt, state: State, m: ModelInfo) -> Mapping[str, Branch]:
         """The same prompt with the soft prompt for every picture."""
-        tensor(m, self, "soft", (None, m.D))
+        tensor(m, self, "soft", (None, m.hidden_size))
         return {"soft": Branch(prompt, features=Edit(replaced, (("artifact", m.artifact),)))}
 
     def combine(self, step: Step) -> Tensor:

@@ -55,7 +55,7 @@ class OPERA(Strategy):
         """Beams read at the last layer."""
         if self.penalty_weight == 0:
             return BeamSearch(self.num_beams)
-        width, n, last = self.num_beams, self.num_attn_candidates, m.L - 1
+        width, n, last = self.num_beams, self.num_attn_candidates, m.num_layers - 1
         return BeamSearch(width, n, last, self.columns, self.over_trust, self.retrospect)
 
     def columns(self, kept: Tensor, row: Tensor) -> Tensor:

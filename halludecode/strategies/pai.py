@@ -48,7 +48,7 @@ class PAI(Strategy):
 
     def layers(self, m: ModelInfo) -> Iterable[int]:
         """From layer 2, where the first token has become a sink, at any depth."""
-        return range(2, m.L)
+        return range(2, m.num_layers)
 
     def branches(self, prompt: Prompt, state: State, m: ModelInfo) -> Mapping[str, Branch]:
         """The same prompt without the image."""
@@ -56,7 +56,7 @@ class PAI(Strategy):
 
     def attend(self, a: Attention) -> None:
         """Scores of either sign rise."""
-        a.add(a.image, lambda s: self.alpha * s.abs())
+        a.add_scores(a.image, lambda s: self.alpha * s.abs())
 
     def combine(self, step: Step) -> Tensor:
         """Guidance on log-probabilities, under the plausibility mask."""

@@ -63,7 +63,7 @@ class SPIN(Mapped):
             z = scores.masked_fill(~visible, 0).sum(-1)  # [R, H, Q]
             sees = visible.any(-1)
         quiet = sees & ~self._kept(z)
-        a.heads(1 + (self.alpha - 1) * quiet.float())
+        a.scale_heads(1 + (self.alpha - 1) * quiet.float())
 
     def _kept(self, z: Tensor) -> Tensor:
         """Bool: the floor(r * H) largest over heads, dimension 1; of equal ones the first."""

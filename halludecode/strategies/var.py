@@ -52,13 +52,13 @@ class VAR(Strategy):
 
     def layers(self, m: ModelInfo) -> Iterable[int]:
         """Layers 2..L-2, the last excluded (paper)."""
-        return range(2, m.L - 1)
+        return range(2, m.num_layers - 1)
 
     def calibrate(self, cal: Calibration, m: ModelInfo) -> Mapping[str, Tensor]:
         """Sink dimensions of this model, and a sentence on what they do."""
         import torch
 
-        found = survey(cal.look, cal.samples, m, self.threshold(m), cal.track)
+        found = survey(cal.activations, cal.samples, m, self.threshold(m), cal.track)
         cal.notes.append(found.verdict)
         return {"dims": torch.tensor(found.dims, dtype=torch.int64)}
 
@@ -75,10 +75,12 @@ class VAR(Strategy):
 
     def attend(self, a: Attention) -> None:
         """Choose heads, then move attention; mass is conserved in every row."""
-        sink = a.flag("sink", partial(is_sink, dims=self.sinks(a.m), tau=self.threshold(a.m)))
+        sink = a.token_mask("sink", partial(is_sink, dims=self.sinks(a.m), tau=self.threshold(a.m)))
         fresh = a.image & ~sink
         in_image, in_fresh, in_sinks = a.mass(a.image, fresh, sink, queries="after_image")
         chosen = (in_image >= self.min_mass) & (in_fresh >= self.rho * in_image)
         chosen = chosen & (in_fresh > 0) & (in_image > in_fresh)  # some of it is stuck in a sink
-        a.gain(sink, 1 - self.p, where=chosen, queries="after_image")
-        a.gain(fresh, 1 + self.p * in_sinks / in_fresh, where=chosen, queries="after_image")
+        a.scale_weights(sink, 1 - self.p, where=chosen, queries="after_image")
+        a.scale_weights(
+            fresh, 1 + self.p * in_sinks / in_fresh, where=chosen, queries="after_image"
+        )

@@ -62,7 +62,7 @@ class VDGD(Strategy):
     tokens: int = param(1024, "most tokens of a description", ge=1)
     request: str | None = param(None, "what to ask for instead; {question} is filled in")
 
-    def looks(self, prompt: Prompt, m: ModelInfo) -> Mapping[str, ActivationRequest]:
+    def activations(self, prompt: Prompt, m: ModelInfo) -> Mapping[str, ActivationRequest]:
         """One description per picture, with the logits that predicted it."""
         asked = requests(prompt, self.request) if self.strength else []
         return {
@@ -70,9 +70,9 @@ class VDGD(Strategy):
             for i, p in enumerate(asked)
         }
 
-    def prepare(self, seen: Mapping[str, Activations], m: ModelInfo) -> State:
+    def prepare(self, activations: Mapping[str, Activations], m: ModelInfo) -> State:
         """The descriptions, what they support (one [V] tensor), and the token that ended them."""
-        return grounds(list(seen.values()), m.V, self.reduction, self.tokens)
+        return grounds(list(activations.values()), m.vocab_size, self.reduction, self.tokens)
 
     def branches(self, prompt: Prompt, state: State, m: ModelInfo) -> Mapping[str, Branch]:
         """The main prompt with the description in it."""

@@ -58,7 +58,7 @@ class VHR(Mapped):
     def layers(self, m: ModelInfo) -> Iterable[int]:
         """Layer 1 and the last 14 of 32, scaled."""
         self.values(m)  # a map of another model is refused here
-        return {1, *range(m.L - m.scaled(14), m.L)}
+        return {1, *range(m.num_layers - m.scaled(14), m.num_layers)}
 
     def branches(self, prompt: Prompt, state: State, m: ModelInfo) -> Mapping[str, Branch]:
         """An image-free stream that lives until the first token."""
@@ -68,11 +68,11 @@ class VHR(Mapped):
         """Choose once, scale every position of both streams."""
 
         def gains() -> Tensor:
-            chosen = choose(a.out("main")[:, -1], a.out("blind")[:, -1])
+            chosen = choose(a.head_outputs("main")[:, -1], a.head_outputs("blind")[:, -1])
             return 1 + (self.alpha - 1) * chosen.float()
 
         if self.map is None:
-            a.heads(a.once("gains", gains), rows=("main", "blind"), queries="all")
+            a.scale_heads(a.at_first_token("gains", gains), rows=("main", "blind"), queries="all")
             return
         fixed = pictured(a) & above_median(self.row(a))
-        a.heads(1 + (self.alpha - 1) * fixed.float(), queries="all")
+        a.scale_heads(1 + (self.alpha - 1) * fixed.float(), queries="all")

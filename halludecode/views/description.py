@@ -55,11 +55,13 @@ def described(prompt: Prompt, text: str) -> Prompt:
     return replace(prompt, turns=tuple(turns))
 
 
-def grounds(seen: Sequence[Activations], size: int, reduction: str, tokens: int) -> dict[str, Any]:
+def grounds(
+    descriptions: Sequence[Activations], size: int, reduction: str, tokens: int
+) -> dict[str, Any]:
     """What descriptions give an answer to stand on.
 
     Args:
-        seen: One look per picture, with text and logits.
+        descriptions: One per picture, with text and logits.
         size: V, the vocabulary's size.
         reduction: As for `evidence`.
         tokens: Most tokens a description could have; a shorter one was ended by its last token.
@@ -70,10 +72,10 @@ def grounds(seen: Sequence[Activations], size: int, reduction: str, tokens: int)
     """
     import torch
 
-    tables = [one.logits for one in seen if one.logits is not None]
-    ends = [one.token_ids[-1] for one in seen if 0 < len(one.token_ids) < tokens]
+    tables = [one.logits for one in descriptions if one.logits is not None]
+    ends = [one.token_ids[-1] for one in descriptions if 0 < len(one.token_ids) < tokens]
     return {
-        "text": "\n".join(one.text for one in seen),
+        "text": "\n".join(one.text for one in descriptions),
         "evidence": evidence(tables, reduction) if tables else torch.zeros(size),
         "end": torch.tensor(ends[-1] if ends else -1),
     }

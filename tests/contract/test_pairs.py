@@ -46,7 +46,7 @@ def test_any_two_compose(llava, one, two):
             llava.generate(asked, there, SHORT)
         return
     plan = llava.plan(there)
-    llava.generate(asked, plan, SHORT)  # descriptions and other looks are remembered
+    llava.generate(asked, plan, SHORT)  # descriptions and other passes are remembered
     forwards: list[int] = []
     hook = llava.model.register_forward_hook(lambda m, a, o: forwards.append(o.logits.shape[0]))
     try:

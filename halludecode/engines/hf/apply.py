@@ -45,7 +45,7 @@ def applied(model: Any, processor: Any, strategy: Spec) -> Iterator[Plan]:
     engine = HFEngine(model, processor)
     plan = engine.plan(strategy)
     check_family(model.config, ("generate",), f"hd.applied({plan.canonical})")
-    missing = sorted(plan.needs & {"rows", "main prompt", "looks", "search"})
+    missing = sorted(plan.needs & {"rows", "main prompt", "activations", "search"})
     if missing:
         raise UnsupportedStrategy(
             f"{plan.canonical} needs {', '.join(missing)}, which a plain model.generate() cannot "
@@ -135,10 +135,10 @@ class _Tracker:
         self.length = (kind != PAD).sum(-1)
         self.run.index = [{"main": RowPlacement.of(range(len(ids)))} for _ in self.run.parts]
         self.state = {
-            id(p): stack([p.strategy.prepare({}, p.facts)] * len(ids)) for p in self.plan.parts
+            id(p): stack([p.strategy.prepare({}, p.model_info)] * len(ids)) for p in self.plan.parts
         }
         self.run.state = [self.state[id(part)] for part in self.run.parts]
-        self.run.flags.clear()
+        self.run.token_masks.clear()
         self.run.kept.clear()
         self.run.fired.clear()
         self.run.early.clear()

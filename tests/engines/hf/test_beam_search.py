@@ -238,7 +238,7 @@ class Back(Strategy):
         def rollback(pointed, used):
             return self.place if pointed.shape[1] == 9 and not used else None
 
-        return BeamSearch(2, 2, m.L - 1, rollback=rollback, history=self.history)
+        return BeamSearch(2, 2, m.num_layers - 1, rollback=rollback, history=self.history)
 
 
 def test_how_far_a_search_can_go_back(llava):

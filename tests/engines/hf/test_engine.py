@@ -303,8 +303,8 @@ def test_applied_gives_strategies_their_state(engine):
     class Stated(hd.Strategy):
         """Ban the tokens its state names."""
 
-        def prepare(self, seen, m):
-            return {"banned": torch.arange(m.V) < m.V - 20}
+        def prepare(self, activations, m):
+            return {"banned": torch.arange(m.vocab_size) < m.vocab_size - 20}
 
         def combine(self, step):
             return step["main"].masked_fill(step.state["banned"], -torch.inf)
@@ -316,7 +316,7 @@ def test_applied_gives_strategies_their_state(engine):
             made = engine.model.generate(**inputs, max_new_tokens=3, do_sample=False)
         ours = engine.generate(ask(), Stated(), hd.Sampling(max_new_tokens=3))[0]
         assert made[0, -len(ours.token_ids) :].tolist() == list(ours.token_ids)
-        assert min(ours.token_ids) >= engine._facts.V - 20
+        assert min(ours.token_ids) >= engine._model_info.vocab_size - 20
     finally:
         from halludecode.core.registry import STRATEGIES
 

@@ -13,9 +13,21 @@ if TYPE_CHECKING:
     from halludecode.engines.inputs.rows import Row
 
 ATTENTION = frozenset(
-    {"add", "scale", "hide", "gain", "heads", "mass", "scores", "weights", "out", "flag", "once"}
+    {
+        "add_scores",
+        "scale_scores",
+        "mask",
+        "scale_weights",
+        "scale_heads",
+        "mass",
+        "scores",
+        "weights",
+        "head_outputs",
+        "token_mask",
+        "at_first_token",
+    }
 )
-INSIDE = ATTENTION | {"steer", "early", "looks", "key"}  # needs served between vLLM's kernels
+INSIDE = ATTENTION | {"steer", "early", "activations", "key"}  # needs served between vLLM's kernels
 TOWER = frozenset({"vision"})
 
 
@@ -26,9 +38,9 @@ def check_plan(plan: Plan, config: Any) -> None:
         UnsupportedStrategy: The sentence names the need and what to change.
     """
     for part in plan.parts:
-        if any(branch.hide is not None for branch in part.branches.values()):
+        if any(branch.mask is not None for branch in part.branches.values()):
             raise UnsupportedStrategy(
-                f"{part.strategy.name} hides image tokens of a whole row (Branch.hide), which "
+                f"{part.strategy.name} hides image tokens of a whole row (Branch.mask), which "
                 "engine 'vllm' does not serve; use engine='hf'."
             )
     compiled = config.compilation_config

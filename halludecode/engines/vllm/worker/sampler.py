@@ -126,7 +126,7 @@ class GroupSampler(Sampler):
     def _keep_logits(self, logits: Tensor) -> None:
         for rows in self.current.groups:
             main = rows["main"]
-            if main.tag.look and main.tag.look["logits"]:
+            if main.tag.capture and main.tag.capture["logits"]:
                 kept = self.runner.hd_desk.seen.setdefault(main.tag.group, Captured())
                 kept.logits[main.written] = logits[main.index].detach().float().cpu()
 
