@@ -283,7 +283,7 @@ def report(
     output: Annotated[Path | None, typer.Option(help="File or folder to write.")] = None,
 ) -> None:
     """Render run folders as a page, a table or other files."""
-    from halludecode.evals.report import render
+    from halludecode.evals.report.render import render
 
     rendered = render(runs, format, output)
     if output is None and rendered is not None:

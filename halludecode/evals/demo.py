@@ -68,7 +68,7 @@ def run_demo(
     )
     report = run_eval(engine, tasks=["mme"], limit=mme_pairs, **shared)
     report = replace(report, failed=first.failed + report.failed)
-    from halludecode.evals.report import render
+    from halludecode.evals.report.render import render
 
     render([output], "html", output / "report.html")
     if progress:

@@ -14,7 +14,7 @@ from halludecode.evals.benchmarks.amber import scoring as amber
 from halludecode.evals.benchmarks.hallusionbench import scoring as hallusion
 from halludecode.evals.load import Selection, load_units
 from halludecode.evals.presets import PRESETS
-from halludecode.evals.report import render
+from halludecode.evals.report.render import render
 from halludecode.evals.runner import batching as batches
 from halludecode.evals.runner.run import run_eval
 from halludecode.evals.runner.run_folder import read_lines

@@ -5,7 +5,7 @@ import re
 import pytest
 
 from halludecode.core.errors import InvalidData, InvalidParameter
-from halludecode.evals.report import render
+from halludecode.evals.report.render import render
 from halludecode.evals.runner.run import run_eval
 from tests.support import eval_world as world
 

@@ -12,9 +12,10 @@ from hypothesis import strategies as st
 
 from halludecode.core.errors import InvalidData, InvalidParameter
 from halludecode.evals.benchmarks.chair import object_words as words
-from halludecode.evals.report import gallery, render
+from halludecode.evals.report import gallery
 from halludecode.evals.report import terminal as tables
 from halludecode.evals.report.html import verdict, widths
+from halludecode.evals.report.render import render
 from halludecode.evals.runner import batching as batches
 from halludecode.evals.runner.run import run_eval
 from tests.support import eval_world as world

@@ -8,8 +8,9 @@ from dataclasses import replace
 import pytest
 
 from halludecode.evals.report import chosen_samples as chosen
-from halludecode.evals.report import gallery, render
+from halludecode.evals.report import gallery
 from halludecode.evals.report import sample_browser as browser
+from halludecode.evals.report.render import render
 from halludecode.evals.results.build import Answers, arrange, labels
 from halludecode.evals.runner import batching as batches
 from halludecode.evals.runner.run import run_eval
