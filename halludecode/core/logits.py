@@ -63,7 +63,7 @@ def compose(main: Tensor, parts: list[Tensor]) -> Tensor:
     """Several strategies on one step: ``main + sum(part - main)``, masks intersected.
 
     A single part is returned bit for bit. The sum does not depend on the order beyond rounding, and
-    a token any part banned stays banned (architecture ruling 4, vector `ritual_plus_vcd`).
+    a token any part banned stays banned.
     """
     if not parts:
         return main

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from halludecode.core import logits as hd_math
-from halludecode.core.errors import HookNeverFired
+from halludecode.core.errors import HookNeverFired, UnsupportedStrategy
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -28,6 +28,7 @@ class Step:
         residuals: The main row's residual [B, D] entering each of the strategy's `early` layers.
         masking: False while the engine asks for unmasked scores (the yes/no margin of a first
             step).
+        owner: The strategy's name, for messages.
     """
 
     def __init__(
@@ -39,6 +40,7 @@ class Step:
         residuals: Mapping[int, Tensor] | None = None,
         *,
         masking: bool = True,
+        owner: str = "",
     ) -> None:
         self._logits = logits
         self.t = t
@@ -47,8 +49,14 @@ class Step:
         self._residuals = residuals or {}
         self._early: dict[bool, Tensor] = {}
         self._masking = masking
+        self._owner = owner
 
     def __getitem__(self, row: str) -> Tensor:
+        if row not in self._logits:
+            raise UnsupportedStrategy(
+                f"{self._owner or 'A strategy'}.combine reads row {row!r}; at this token it has "
+                f'{", ".join(self._logits)} (a row with life="prefill" is gone after the first).'
+            )
         if row == "main":
             return self._logits[row]
         return hd_math.unban(self._logits[row], self._logits["main"])

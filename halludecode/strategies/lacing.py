@@ -19,12 +19,7 @@ from halludecode.core.artifact import tensor
 from halludecode.core.branch import Branch, Edit
 from halludecode.core.calibration import Calibration
 from halludecode.core.logits import contrast
-from halludecode.core.model_info import ModelInfo
-from halludecode.core.paper import Paper
-from halludecode.core.params import param
-from halludecode.core.prompt import Prompt
-from halludecode.core.state import State
-from halludecode.core.strategy import Strategy, strategy
+from halludecode.core.strategy import ModelInfo, Paper, Prompt, State, Strategy, param, strategy
 from halludecode.views.soft import laid
 
 if TYPE_CHECKING:

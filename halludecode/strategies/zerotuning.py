@@ -19,12 +19,8 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from halludecode.core.artifact import tensor
-from halludecode.core.calibration import Calibration
 from halludecode.core.heads import profile
-from halludecode.core.model_info import ModelInfo
-from halludecode.core.paper import Paper
-from halludecode.core.params import param
-from halludecode.core.strategy import Strategy, strategy
+from halludecode.core.strategy import Calibration, ModelInfo, Paper, Strategy, param, strategy
 
 if TYPE_CHECKING:
     from torch import Tensor

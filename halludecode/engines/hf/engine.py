@@ -190,7 +190,6 @@ class HFEngine:
                 model=self.model_id,
             )
             check_family(self.model.config, plan.needs, plan.canonical)
-            check_search(plan)
             self._plans[key] = plan
         return self._plans[key]
 

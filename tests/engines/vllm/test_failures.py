@@ -226,8 +226,12 @@ def test_cuda_graphs_refuse_edits_inside_the_model(ours, monkeypatch):
     monkeypatch.setattr(compiled, "cudagraph_mode", CUDAGraphMode.FULL_AND_PIECEWISE)
     monkeypatch.setattr(ours, "_plans", {})
     ours.plan("vcd")
-    for spec, need in (("pai", "add_scores"), ("vista", "early"), ("agla", "activations")):
-        with pytest.raises(hd.UnsupportedStrategy, match=f"needs '{need}', which CUDA graphs"):
+    for spec, need in (
+        ("pai", "edits attention scores"),
+        ("vista", "decodes early layers"),
+        ("agla", "passes before the answer"),
+    ):
+        with pytest.raises(hd.UnsupportedStrategy, match=f"needs .*'{need}', which CUDA graphs"):
             ours.plan(spec)
 
 
@@ -237,7 +241,9 @@ def test_looks_into_a_tower_that_ranks_share_by_pictures_are_refused(ours, monke
     monkeypatch.setattr(config.model_config.multimodal_config, "mm_encoder_tp_mode", "data")
     monkeypatch.setattr(ours, "_plans", {})
     ours.plan("vcd+pai+vhr")
-    with pytest.raises(hd.UnsupportedStrategy, match="needs 'vision', which ranks with pictures"):
+    with pytest.raises(
+        hd.UnsupportedStrategy, match="needs 'vision-tower attention', which ranks with pictures"
+    ):
         ours.plan("damro")
 
 

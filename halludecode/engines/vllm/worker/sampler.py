@@ -254,7 +254,10 @@ class GroupSampler(Sampler):
                 inside = self.runner.hd_inside()
                 asked = [tag.group for tag in tags]
                 early = {layer: inside.early_of(asked, layer) for layer in part.early}
-                parts.append((part.strategy, Step(named, t, state, decode, early, masking=masking)))
+                step = Step(
+                    named, t, state, decode, early, masking=masking, owner=part.strategy.name
+                )
+                parts.append((part.strategy, step))
         combined = hd_step.combine(parts, main)
         seen = placed([tag.pictured for tag in tags], main.device)
         return combined.where(seen[:, None], main)
