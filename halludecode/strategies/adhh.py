@@ -5,7 +5,7 @@
 At queries that emit a token, in listed heads only: in the paper those that raise invented object
 words more than real ones, here the ``top`` largest positive values of an ablation map, given as
 ``map=FILE`` or ``heads``, or made by `halludecode calibrate`: what this edit, in one head alone and
-at tau = 0, adds to the score. tau is the LLaVA script's (baselines take 0.5); its code sums batches.
+at tau = 0, adds to the score. tau is the LLaVA script's (baselines: 0.5); its code sums batches.
 """
 
 from __future__ import annotations
