@@ -132,20 +132,22 @@ class Plan:
     @property
     def search(self) -> BeamSearch | None:
         """The search that takes the token loop's place, if there is one."""
-        made = [part.strategy.search(part.model_info) for part in self.parts]
-        return next((search for search in made if search is not None), None)
+        searches = [part.strategy.search(part.model_info) for part in self.parts]
+        return next((search for search in searches if search is not None), None)
 
     def describe(self) -> dict[str, Any]:
         """Resolved parameters, rows, cost and artifacts, for run records."""
-        made = {p.strategy.name: p.model_info.artifact for p in self.parts}
-        kept = {n: a.describe() for n, a in made.items() if isinstance(a, hd_artifact.Artifact)}
+        artifacts = {p.strategy.name: p.model_info.artifact for p in self.parts}
+        described = {
+            n: a.describe() for n, a in artifacts.items() if isinstance(a, hd_artifact.Artifact)
+        }
         return {
             "canonical": self.canonical,
             "parameters": hd_spec.to_config([part.strategy for part in self.parts]),
             "rows": list(self.rows),
             "needs": sorted(self.needs),
             "cost": str(self.cost),
-            **({"artifacts": kept} if kept else {}),
+            **({"artifacts": described} if described else {}),
         }
 
 

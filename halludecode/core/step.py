@@ -104,10 +104,10 @@ def combine(parts: list[tuple[Strategy, Step]], main: Tensor) -> Tensor:
         parts: Strategies that override `combine`, each with its step.
         main: Raw logits of the main row, float32 [B, V]; a token banned there stays banned.
     """
-    made = [strategy.combine(step) for strategy, step in parts]
-    if not made:
+    by_part = [strategy.combine(step) for strategy, step in parts]
+    if not by_part:
         return main
-    scores = hd_math.compose(main, made)
+    scores = hd_math.compose(main, by_part)
     if hd_math.unbanned(main):
         return scores
     return scores.masked_fill(main == hd_math.NEG_INF, hd_math.NEG_INF)

@@ -59,13 +59,13 @@ class LACING(Strategy):
 
     def calibrate(self, cal: Calibration, m: ModelInfo) -> Mapping[str, Tensor]:
         """Train the soft prompt on the data's captions and yes/no answers."""
-        made = cal.soft_prompt()
-        loss = made["loss"]
+        trained = cal.soft_prompt()
+        loss = trained["loss"]
         edge = max(1, len(loss) // 10)
         first, last = float(loss[:edge].mean()), float(loss[-edge:].mean())
-        count, steps = len(made["soft"]), len(loss)
+        count, steps = len(trained["soft"]), len(loss)
         cal.notes.append(f"{count} vectors, {steps} steps, loss {first:.3f} -> {last:.3f} nats")
-        return made
+        return trained
 
     def branches(self, prompt: Prompt, state: State, m: ModelInfo) -> Mapping[str, Branch]:
         """The same prompt with the soft prompt for every picture."""

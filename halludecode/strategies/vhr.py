@@ -48,7 +48,7 @@ class VHR(Mapped):
     map: str | None = param(None, "saved map that fixes the heads; None chooses by the prompt")
 
     metrics = ("vhd", "mass")
-    wanted = "inliers"
+    map_part = "inliers"
 
     def layers(self, m: ModelInfo) -> Iterable[int]:
         """Layer 1 and the last 14 of 32, scaled."""
