@@ -6,6 +6,8 @@ searched.
 
 A saved map feeds a strategy through the artifact mechanism: it is read once, where the model was
 loaded, its numbers travel to wherever the strategy runs, and the run record keeps their digest.
+
+Shapes: L decoder layers, H query heads, R requests, d head size.
 """
 
 from __future__ import annotations

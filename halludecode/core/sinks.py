@@ -8,6 +8,8 @@ first token of most prompts or at an image token of most pictures; if it is rare
 (one that most of them share marks pictures, not sinks); and if the image tokens that carry it
 receive far more of the image attention than their share. The paper reads its dimensions off the
 first token and checks neither rarity nor attention; both matter for models without sinks.
+
+Shapes: T tokens, D hidden size.
 """
 
 from __future__ import annotations

@@ -1,4 +1,7 @@
-"""What `combine` sees when one token is chosen."""
+"""What `combine` sees when one token is chosen.
+
+Shapes: B requests, V vocabulary size, D hidden size.
+"""
 
 from __future__ import annotations
 

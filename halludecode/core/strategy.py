@@ -2,6 +2,8 @@
 
 Overriding a hook is the declaration; nothing else is registered. See
 `halludecode/strategies/vcd.py` for a whole one.
+
+Shapes: R or B requests, T tokens, D hidden size, V vocabulary size.
 """
 
 from __future__ import annotations

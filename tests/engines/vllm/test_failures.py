@@ -235,7 +235,7 @@ def test_cuda_graphs_refuse_edits_inside_the_model(ours, monkeypatch):
             ours.plan(spec)
 
 
-def test_looks_into_a_tower_that_ranks_share_by_pictures_are_refused(ours, monkeypatch):
+def test_reading_a_tower_that_ranks_share_by_pictures_is_refused(ours, monkeypatch):
     config = ours._loaded.vllm_config
     monkeypatch.setattr(config.parallel_config, "tensor_parallel_size", 2)
     monkeypatch.setattr(config.model_config.multimodal_config, "mm_encoder_tp_mode", "data")
