@@ -28,7 +28,7 @@ def measure(engine: Any, lines: Sequence[dict], clock: Callable[[], float]) -> l
         clock: Seconds.
     """
     made = []
-    own = engine.net.facts().V
+    own = engine.net.model_info().vocab_size
     for line in (line for line in lines if line["name"] in ROWS):
         strategy, row = engine.plan(line["name"]).parts[0].strategy, ROWS[line["name"]]
         entry: dict[str, Any] = {"name": line["name"], "streams": line["streams"], "ms": {}}

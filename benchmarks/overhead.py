@@ -132,7 +132,7 @@ class Writer:
     def first(self) -> Spent:
         """Time to the first token, with nothing remembered of the pictures."""
         engine = self.engine
-        for store in (engine._prefixes, engine.net._features, engine._looker._seen):
+        for store in (engine._prefixes, engine.net._features, engine._collector._kept):
             store.clear()
         return self.next()
 

@@ -89,7 +89,7 @@ class Clients:
         self.engine._loaded.tell("hd_forget", names)
 
     def _ask(self, reader: Any, waiting: list[hd.Request], most: int) -> list[str]:
-        """Prepare the next requests (looks are taken here, in one batch) and hand them over."""
+        """Prepare the next requests (earlier passes run here, at once); hand them over."""
         from halludecode.engines.inputs.chat import to_prompt
 
         engine = self.engine

@@ -1,8 +1,8 @@
 """What is read of one sample: head divergence, attention mass, or what silencing each head does.
 
 On the Hugging Face engine all three are plans like any other, of strategies that look and do not
-decode; they are not registered. Elsewhere divergence and mass are taken through looks, which every
-engine serves.
+decode; they are not registered. Elsewhere divergence and mass are taken from activations, which
+every engine serves.
 """
 
 from __future__ import annotations
@@ -44,15 +44,15 @@ class Sinks:
     tau: float
 
 
-def facts_of(engine: Any) -> ModelInfo:
+def model_info_of(engine: Any) -> ModelInfo:
     """The model's numbers, as any plan of its engine knows them."""
-    return engine.plan("scaled(scale=2.0)").parts[0].facts
+    return engine.plan("scaled(scale=2.0)").parts[0].model_info
 
 
 def sinks_of(engine: Any, spec: str = "var") -> Sinks:
     """The sinks that a `var` strategy finds on this model."""
     part = engine.plan(spec).parts[0]
-    return Sinks(part.strategy.sinks(part.facts), part.strategy.threshold(part.facts))
+    return Sinks(part.strategy.sinks(part.model_info), part.strategy.threshold(part.model_info))
 
 
 class _Unshared(Plan):
@@ -69,13 +69,13 @@ class _Numbered(Strategy):
     def __init__(self) -> None:
         self.count = 0
 
-    def prepare(self, seen: Mapping[str, Any], m: ModelInfo) -> State:
+    def prepare(self, activations: Mapping[str, Any], m: ModelInfo) -> State:
         self.count += 1
         return {"case": torch.tensor(self.count - 1)}
 
     def run(self, engine: Any, requests: Sequence[Request], tokens: int) -> list[Output]:
         """Answers under this strategy; what it reads is kept on it."""
-        made = compile_plan((self,), engine.net.facts(), engine.provides, engine=engine.name)
+        made = compile_plan((self,), engine.net.model_info(), engine.provides, engine=engine.name)
         plan = _Unshared(**{f.name: getattr(made, f.name) for f in fields(made)})
         self.reset()
         outputs = engine.generate(requests, plan, Sampling(max_new_tokens=tokens))
@@ -114,7 +114,7 @@ class Watch(_Numbered):
         """Read a layer; after the last one, keep them all."""
         layers = a.carry.setdefault("layers", [])
         layers.append(self.read(a))
-        if a.layer < a.m.L - 1:
+        if a.layer < a.m.num_layers - 1:
             return
         whole = {n: torch.stack([one[n] for one in layers], 1).cpu() for n in layers[0]}
         for r, case in enumerate(a.state["case"].tolist()):  # finished answers are gone by and by
@@ -122,12 +122,12 @@ class Watch(_Numbered):
 
 
 def _read_divergence(a: Attention) -> Maps:
-    vhd, inliers = divergence(a.out("main")[:, -1], a.out("blind")[:, -1])
+    vhd, inliers = divergence(a.head_outputs("main")[:, -1], a.head_outputs("blind")[:, -1])
     return {"vhd": vhd, "inliers": inliers}
 
 
 def _read_mass(a: Attention, sinks: Sinks) -> Maps:
-    sink = a.flag("sink", partial(is_sink, dims=sinks.dims, tau=sinks.tau))
+    sink = a.token_mask("sink", partial(is_sink, dims=sinks.dims, tau=sinks.tau))
     image, stuck, others = a.mass(a.image, a.image & sink, a.image & ~sink)
     return {"image": image[..., -1], "sinks": stuck[..., -1], "others": others[..., -1]}
 
@@ -149,11 +149,11 @@ def divergences(engine: Any, requests: Sequence[Request], tokens: int) -> Iterat
     if engine.name == "hf":
         yield from _watched(engine, requests, tokens, Watch(_read_divergence, blind=True))
         return
-    layers = tuple(range(facts_of(engine).L))
+    layers = tuple(range(model_info_of(engine).num_layers))
     for request in requests:
         prompt = prompt_of(engine, request)
         seen, blind = (
-            engine._looker.see(ActivationRequest(one, heads=layers)).heads
+            engine._collector.collect(ActivationRequest(one, heads=layers)).heads
             for one in (prompt, prompt.without_images())
         )
         vhd, inliers = divergence(seen, blind)
@@ -163,27 +163,27 @@ def divergences(engine: Any, requests: Sequence[Request], tokens: int) -> Iterat
 def masses(engine: Any, requests: Sequence[Request], sinks: Sinks) -> Iterator[HeadReading]:
     """Attention of the last prompt token on "image" tokens: on "sinks" among them and "others".
 
-    Where looks are used, layer 0 has no sinks: what enters it is not shown, and no activation is
+    From activations, layer 0 has no sinks: what enters it is not shown, and no activation is
     massive yet.
     """
     if engine.name == "hf":
         read = partial(_read_mass, sinks=sinks)
         yield from _watched(engine, requests, 1, Watch(read, blind=False))
         return
-    depth = facts_of(engine).L
+    depth = model_info_of(engine).num_layers
     for request in requests:
-        look = ActivationRequest(
+        wanted = ActivationRequest(
             prompt_of(engine, request),
             image=tuple(range(depth)),
             hidden=tuple(range(depth - 1)) if sinks.dims else (),
             every_token=True,
         )
-        seen = engine._looker.see(look)
-        stuck = torch.zeros(depth, 1, seen.image.shape[-1], dtype=torch.bool)
+        kept = engine._collector.collect(wanted)
+        stuck = torch.zeros(depth, 1, kept.image.shape[-1], dtype=torch.bool)
         if sinks.dims:  # what leaves a layer enters the next
-            found = is_sink(seen.hidden, dims=sinks.dims, tau=sinks.tau)  # [L-1, T]
-            stuck[1:, 0] = found[:, seen.image_mask]
-        parts = {"image": seen.image, "sinks": seen.image * stuck, "others": seen.image * ~stuck}
+            found = is_sink(kept.hidden, dims=sinks.dims, tau=sinks.tau)  # [L-1, T]
+            stuck[1:, 0] = found[:, kept.image_mask]
+        parts = {"image": kept.image, "sinks": kept.image * stuck, "others": kept.image * ~stuck}
         yield HeadReading([{name: part.sum(-1) for name, part in parts.items()}])
 
 
@@ -231,9 +231,9 @@ class Silence(_Numbered):
         """Silence each request's head, if it is in this layer."""
         case = a.state["case"]
         layer, head = self.places.to(case.device)[case].unbind(-1)  # [R]
-        every = torch.arange(a.m.H, device=case.device)
+        every = torch.arange(a.m.num_heads, device=case.device)
         silent = (layer == a.layer)[:, None] & (head[:, None] == every)
-        a.heads(1 - silent.float(), queries="all")
+        a.scale_heads(1 - silent.float(), queries="all")
 
     def combine(self, step: Step) -> Tensor:
         """Read the right token's log-probability, then write it."""
@@ -268,9 +268,9 @@ def ablation(engine: Any, request: Request, answer: Sequence[Sequence[int]]) -> 
         request: The question, with a picture.
         answer: Per step, the ids that count as right; the first of them is fed on.
     """
-    m = facts_of(engine)
-    heads = [(layer, head) for layer in range(m.L) for head in range(m.H)]
+    m = model_info_of(engine)
+    heads = [(layer, head) for layer in range(m.num_layers) for head in range(m.num_heads)]
     silence = Silence([None, *heads], answer)
     silence.run(engine, [request] * (1 + len(heads)), len(answer))
     found = torch.tensor([silence.found[i] for i in range(1 + len(heads))])
-    return (found[1:] - found[0]).reshape(m.L, m.H, -1)
+    return (found[1:] - found[0]).reshape(m.num_layers, m.num_heads, -1)

@@ -177,19 +177,21 @@ def sinks(
     Raises:
         InvalidParameter: tau is not above 0, or there are no samples.
         InvalidRequest: A picture cannot be read.
-        UnsupportedStrategy: The engine cannot look (a running server).
+        UnsupportedStrategy: The engine cannot show activations (a running server).
     """
     from halludecode.core.model_info import ModelInfo
 
     if tau is not None and not (math.isfinite(tau) and tau > 0):
         raise InvalidParameter(f"tau={tau}: it must be above 0.")
     requests = _requests(samples)
-    host, look = _opened(engine)
-    facts: ModelInfo = host.net.facts()
+    host, activations = _opened(engine)
+    model_info: ModelInfo = host.net.model_info()
     prompts = _Prompts(requests, host.net.layout.placeholder)
     with host._guard():
-        found = survey(look, prompts, facts, threshold(facts, tau), _tracker(progress))
-        example = _example(engine, look, prompts, found)
+        found = survey(
+            activations, prompts, model_info, threshold(model_info, tau), _tracker(progress)
+        )
+        example = _example(engine, activations, prompts, found)
     known = engine.describe()
     kind = "built-in prompts" if samples is None else "samples"
     told = f"{len(requests)} {kind}" + (f" of {source}" if source else "")
@@ -220,14 +222,14 @@ def _requests(samples: Iterable[Given] | None) -> list[Request]:
 
 
 def _opened(engine: Any) -> tuple[Any, Any]:
-    """The engine as `calibration.calibrator.Host`, and its looks, which are not remembered."""
+    """The engine as `calibration.calibrator.Host`, and its passes, which are not remembered."""
     calibrator = getattr(engine, "_calibrator", None)
     if calibrator is None:
         raise InvalidRequest(
             f"Engine {getattr(engine, 'name', engine)!r} cannot show a model's insides; load the "
             "model here with halludecode.load(model)."
         )
-    return getattr(engine, "_host", engine), calibrator._see
+    return getattr(engine, "_host", engine), calibrator._collect
 
 
 def _tracker(progress: bool) -> Any:
@@ -236,20 +238,22 @@ def _tracker(progress: bool) -> Any:
     return lambda prompts: tqdm(prompts, "sinks", disable=not progress, dynamic_ncols=True)
 
 
-def _example(engine: Any, look: Any, prompts: _Prompts, found: Survey) -> Example | None:
+def _example(engine: Any, activations: Any, prompts: _Prompts, found: Survey) -> Example | None:
     """The first picture that has a raster, with its sinks."""
     import numpy as np
 
     for at, prompt in _pictured(prompts):
         before = tuple(layer - 1 for layer in found.middle)
-        seen = look(ActivationRequest(prompt, hidden=before, image=found.middle, every_token=True))
-        first, rows, columns = seen.image_spans[0]
+        kept = activations(
+            ActivationRequest(prompt, hidden=before, image=found.middle, every_token=True)
+        )
+        first, rows, columns = kept.image_spans[0]
         if rows == 1 or columns == 1:
             return None
         own = slice(first, first + rows * columns)
-        flags = [is_sink(x, dims=found.dims, tau=found.tau) for x in seen.hidden]
-        votes = sum(flag[seen.image_mask][own].float() for flag in flags) / len(flags)
-        weights = seen.image.sum(1)  # [layers, N]
+        flags = [is_sink(x, dims=found.dims, tau=found.tau) for x in kept.hidden]
+        votes = sum(flag[kept.image_mask][own].float() for flag in flags) / len(flags)
+        weights = kept.image.sum(1)  # [layers, N]
         share = (weights / weights.sum(-1, keepdim=True)).mean(0)[own]
         shape = (rows, columns)
         return Example(

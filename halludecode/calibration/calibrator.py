@@ -49,7 +49,7 @@ class Host(Protocol):
 
     @property
     def net(self) -> Any:
-        """Has ``facts()`` and ``layout``."""
+        """Has ``model_info()`` and ``layout``."""
         ...
 
     @property
@@ -77,12 +77,12 @@ class Calibrator:
     """The artifacts of one loaded model: those kept in a folder, and the making of new ones.
 
     Args:
-        looker: The model's looks.
+        collector: The model's activations.
         folder: Where artifacts are kept, see `ArtifactStore`.
     """
 
-    def __init__(self, looker: ActivationCollector, folder: str | Path | None) -> None:
-        self.looker, self.store = looker, ArtifactStore(folder)
+    def __init__(self, collector: ActivationCollector, folder: str | Path | None) -> None:
+        self.collector, self.store = collector, ArtifactStore(folder)
         self._known: dict[str, Artifact] = {}
 
     def artifact(self, engine: Host, part: Strategy) -> Artifact | None:
@@ -138,11 +138,11 @@ class Calibrator:
         self._known.clear()
         return made
 
-    def _see(self, look: ActivationRequest) -> Activations:
-        """A look not remembered: the residuals of many whole prompts would fill the memory."""
-        return ActivationCollector(self.looker.net, self.looker.maker, self.looker.prefixes).see(
-            look
-        )
+    def _collect(self, request: ActivationRequest) -> Activations:
+        """Not remembered: the residuals of many whole prompts would fill the memory."""
+        return ActivationCollector(
+            self.collector.net, self.collector.maker, self.collector.prefixes
+        ).collect(request)
 
     def _make(
         self,
@@ -175,19 +175,19 @@ class Calibrator:
     ) -> Artifact:
         prompts = [to_prompt(request, engine.net.layout.placeholder) for request, _ in given]
         answers = [answer for _, answer in given]
-        facts = engine.net.facts()
-        needs = compile_plan((part,), replace(facts, artifact={}), engine=engine.name).needs
+        model_info = engine.net.model_info()
+        needs = compile_plan((part,), replace(model_info, artifact={}), engine=engine.name).needs
         check_family(engine.model.config, needs, part.name)
         cal = Calibration(
             prompts,
-            self._see,
+            self._collect,
             answers,
-            _scorer(engine, facts, given),
-            partial(_soft_prompt, engine, self.looker, prompts, answers, seed, progress),
+            _scorer(engine, model_info, given),
+            partial(_soft_prompt, engine, self.collector, prompts, answers, seed, progress),
             partial(_track, part.name, progress),
         )
         with engine._guard():
-            tensors = {name: value.cpu() for name, value in part.calibrate(cal, facts).items()}
+            tensors = {name: value.cpu() for name, value in part.calibrate(cal, model_info).items()}
         told = f"{len(given)} {kind}" + (f" of {source}" if source else "")
         known = sum(answer is not None for answer in answers)
         content = digest(*(p.key for p in prompts), answers)[:12]
@@ -197,18 +197,18 @@ class Calibrator:
 
 
 def _scorer(
-    engine: Host, facts: ModelInfo, samples: Samples
+    engine: Host, model_info: ModelInfo, samples: Samples
 ) -> Callable[[Strategy, Mapping[str, Tensor]], float]:
     """`Calibration.score` on these samples."""
     labelled = [(request, answer) for request, answer in samples if answer in WORDS]
     requests = [request for request, _ in labelled or samples]
-    keep = None if labelled else min(facts.V, LIKELIEST)
+    keep = None if labelled else min(model_info.vocab_size, LIKELIEST)
     sampling = Sampling(max_new_tokens=1, logprobs=keep)
 
     def score(strategy: Strategy, artifact: Mapping[str, Tensor]) -> float:
         plan = compile_plan(
             (strategy,),
-            facts,
+            model_info,
             engine.provides,
             engine=engine.name,
             artifacts={hd_spec.format((strategy,)): Artifact(strategy.name, {}, "", artifact)},
@@ -232,7 +232,7 @@ def _entropy(output: Output) -> float:
 
 def _soft_prompt(
     engine: Host,
-    looker: ActivationCollector,
+    collector: ActivationCollector,
     prompts: Sequence[Prompt],
     answers: Sequence[str | None],
     seed: int,
@@ -246,7 +246,7 @@ def _soft_prompt(
         if answer is not None and prompt.pictures
     ]
     options = {"seed": seed, "at_once": engine.batch_size, "progress": progress}
-    return train(engine.net, looker.maker, pairs, **options)
+    return train(engine.net, collector.maker, pairs, **options)
 
 
 def _track(name: str, progress: bool, things: Sequence[Any]) -> Iterable[Any]:

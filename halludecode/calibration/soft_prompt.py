@@ -88,7 +88,10 @@ def train(
     examples = [_example(net, maker, prompt, answer) for prompt, answer in pairs]
     count = max(n for example in examples for n in example.places)
     rng = torch.Generator().manual_seed(seed)
-    start = torch.randn(count, net.facts().D, generator=rng) / net.facts().D ** 0.5
+    start = (
+        torch.randn(count, net.model_info().hidden_size, generator=rng)
+        / net.model_info().hidden_size ** 0.5
+    )
     soft = nn.Parameter(start.to(net.device))
     steps = min(EPOCHS * math.ceil(len(examples) / BATCH), MOST_STEPS)
     batches = itertools.islice(_batches(examples, rng), steps)
@@ -121,7 +124,7 @@ def _fit(
 
 
 def _example(net: HFModel, maker: RowBuilder, prompt: Prompt, answer: str) -> Example:
-    row = maker.look(ActivationRequest(prompt))
+    row = maker.activation_row(ActivationRequest(prompt))
     known = net.tokens(row)
     ids = torch.tensor(_answer_ids(maker.feeder, row.prompt, answer))
     n, after = len(ids), int(known.position.max()) + 1

@@ -1,4 +1,8 @@
-"""Passes of the plain model before the answer: what to keep of one, and what was kept."""
+"""Passes of the plain model before the answer: what to keep of one, and what was kept.
+
+Shapes: n layers or tokens asked for, T prompt tokens, H query heads (Hv of the vision tower), D
+hidden size, d head size, V vocabulary size, N_img image tokens.
+"""
 
 from __future__ import annotations
 
@@ -42,7 +46,7 @@ class ActivationRequest:
 
     @property
     def kind(self) -> tuple[Any, ...]:
-        """Everything asked for; looks of one kind can be taken together."""
+        """Everything asked for; requests of one kind can run together."""
         kept = (self.hidden, self.heads, self.image, self.vision, self.vision_heads)
         return (*kept, self.every_token, self.write, self.logits)
 
@@ -54,7 +58,7 @@ class ActivationRequest:
 
 @dataclass(frozen=True)
 class Activations:
-    """What a `ActivationRequest` saw; tensors are float32 on the CPU."""
+    """What the pass of an `ActivationRequest` kept; tensors are float32 on the CPU."""
 
     hidden: Tensor | None = None
     heads: Tensor | None = None

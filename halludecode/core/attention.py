@@ -1,8 +1,8 @@
 """What `attend` sees of one layer: segments of keys, and verbs that read or edit attention.
 
 An engine builds one `core.attention_block.AttentionBlock` per named row from its own tensors;
-strategies see only `Attention`. Order in a layer: add/scale/hide -> softmax -> mass -> gain -> out
--> heads.
+strategies see only `Attention`. Order in a layer: add_scores, scale_scores, mask -> softmax -> mass
+-> scale_weights -> head_outputs -> scale_heads.
 
 Shapes: R requests, H query heads, Q query rows of the block, N keys, d head size.
 """
@@ -31,31 +31,33 @@ if TYPE_CHECKING:
 
     from halludecode.core.model_info import ModelInfo
 
-SCORE_VERBS = frozenset({"add", "scale", "hide", "gain", "mass", "scores", "weights"})
-EDIT_VERBS = frozenset({"add", "scale", "hide", "gain", "heads"})
+SCORE_VERBS = frozenset(
+    {"add_scores", "scale_scores", "mask", "scale_weights", "mass", "scores", "weights"}
+)
+EDIT_VERBS = frozenset({"add_scores", "scale_scores", "mask", "scale_weights", "scale_heads"})
 
 
 class Segment:
     """A set of keys for every row of a request; combine with ``&``, ``|`` and ``~``."""
 
-    def __init__(self, of: Callable[[str], Tensor]) -> None:
-        self._of = of
-        self._made: dict[str, Tensor] = {}
+    def __init__(self, make: Callable[[str], Tensor]) -> None:
+        self._make = make
+        self._cache: dict[str, Tensor] = {}
 
-    def mask(self, row: str) -> Tensor:
+    def of(self, row: str) -> Tensor:
         """Bool [R, N]."""
-        if row not in self._made:
-            self._made[row] = self._of(row)
-        return self._made[row]
+        if row not in self._cache:
+            self._cache[row] = self._make(row)
+        return self._cache[row]
 
     def __and__(self, other: Segment) -> Segment:
-        return Segment(lambda row: self.mask(row) & other.mask(row))
+        return Segment(lambda row: self.of(row) & other.of(row))
 
     def __or__(self, other: Segment) -> Segment:
-        return Segment(lambda row: self.mask(row) | other.mask(row))
+        return Segment(lambda row: self.of(row) | other.of(row))
 
     def __invert__(self) -> Segment:
-        return Segment(lambda row: ~self.mask(row))
+        return Segment(lambda row: ~self.of(row))
 
 
 @dataclass
@@ -72,9 +74,10 @@ class Hooks:
     """What the engine lends to one strategy in one layer of one forward.
 
     Args:
-        flag: ``(name, fn, row) -> bool [R, N]``, computed from the residual entering the layer,
-            kept.
-        once: ``(name, fn) -> value``, computed in the forward that emits token 1, kept per layer.
+        token_mask: ``(name, fn, row) -> bool [R, N]``, computed from the residual entering the
+            layer, kept.
+        at_first_token: ``(name, fn) -> value``, computed in the forward that emits token 1, kept
+            per layer.
         state: What `prepare` returned, stacked over requests.
         carry: From layer to later layer within one forward.
         trace: While compiling, where verbs are written down.
@@ -82,8 +85,8 @@ class Hooks:
         gone: Rows dropped after the first token; edits to them are skipped.
     """
 
-    flag: Callable[[str, Callable[[Tensor], Tensor], str], Tensor]
-    once: Callable[[str, Callable[[], Any]], Any]
+    token_mask: Callable[[str, Callable[[Tensor], Tensor], str], Tensor]
+    at_first_token: Callable[[str, Callable[[], Any]], Any]
     state: Mapping[str, Any] = field(default_factory=dict[str, Any])
     carry: dict[str, Any] = field(default_factory=dict[str, Any])
     trace: Trace | None = None
@@ -147,7 +150,7 @@ class Attention:
         return self._kinds("first", lambda keys: _first(keys.kind != PAD))
 
     def _kinds(self, name: str, make: Callable[[RowKeys], Tensor]) -> Segment:
-        return Segment(lambda row: self._keys(row).mask(name, make))
+        return Segment(lambda row: self._keys(row).cached(name, make))
 
     def key(self, name: str) -> Tensor:
         """float32 [R, N]: a `PerImageToken` of the state laid onto the main row's image keys."""
@@ -158,20 +161,20 @@ class Attention:
             laid[request, mask[request]] = own.values.to(laid)
         return laid
 
-    def flag(self, name: str, fn: Callable[[Tensor], Tensor]) -> Segment:
+    def token_mask(self, name: str, fn: Callable[[Tensor], Tensor]) -> Segment:
         """Keys for which ``fn(x [T, D]) -> bool [T]`` holds on the residual entering this layer.
 
         Each prompt token is judged once per layer; generated tokens are False.
         """
-        self._use("flag", ())
-        return Segment(lambda row: self._hooks.flag(name, fn, row))
+        self._use("token_mask", ())
+        return Segment(lambda row: self._hooks.token_mask(name, fn, row))
 
-    def once(self, name: str, fn: Callable[[], Any]) -> Any:
+    def at_first_token(self, name: str, fn: Callable[[], Any]) -> Any:
         """``fn() -> [R, ...]``, evaluated in the forward that emits token 1 and kept, per layer."""
-        self._use("once", ())
-        return self._hooks.once(name, fn)
+        self._use("at_first_token", ())
+        return self._hooks.at_first_token(name, fn)
 
-    def pick(
+    def top_keys(
         self, seg: Segment, value: Tensor, k: int | Tensor, *, largest: bool = True
     ) -> Segment:
         """The k keys of a segment with the largest (smallest) ``value`` [R, N].
@@ -182,7 +185,7 @@ class Attention:
         limit = k if isinstance(k, int) else k[:, None]
         chosen: dict[str, Tensor] = {}
         for row in self._blocks:
-            mask = seg.mask(row)
+            mask = seg.of(row)
             masked = value.masked_fill(~mask, worst)
             order = masked.sort(dim=-1, descending=largest, stable=True).indices
             chosen[row] = (order.argsort(-1) < limit) & mask
@@ -208,30 +211,30 @@ class Attention:
 
         self._use("mass", ("main",), queries)
         weights = self._blocks["main"].weights()  # [R, H, Q, N]
-        masks = torch.stack([one.mask("main") for one in (seg, *more)], -1).to(weights.dtype)
+        masks = torch.stack([segment.of("main") for segment in (seg, *more)], -1).to(weights.dtype)
         sums = (weights.flatten(1, 2) @ masks).reshape(*weights.shape[:3], -1)
-        made = torch.unbind(sums, -1)
-        return made if more else made[0]
+        masses = torch.unbind(sums, -1)
+        return masses if more else masses[0]
 
     def scores(self, seg: Segment, *, row: str = "main") -> Tensor:
         """float32 [R, H, Q, N] logits, -inf outside the segment; the last query emits a token."""
         self._use("scores", (row,), "emitting")
-        return self._blocks[row].scores().masked_fill(~seg.mask(row)[:, None, None], NEG_INF)
+        return self._blocks[row].scores().masked_fill(~seg.of(row)[:, None, None], NEG_INF)
 
     def weights(self, seg: Segment, *, row: str = "main") -> Tensor:
         """float32 [R, H, Q, N] weights, 0 outside the segment; the last query emits a token."""
         self._use("weights", (row,), "emitting")
-        return self._blocks[row].weights() * seg.mask(row)[:, None, None]
+        return self._blocks[row].weights() * seg.of(row)[:, None, None]
 
-    def out(self, row: str = "main") -> Tensor:
+    def head_outputs(self, row: str = "main") -> Tensor:
         """float32 [R, 1, H, d] head outputs of the last query, before o_proj."""
-        self._use("out", (row,), "emitting")
+        self._use("head_outputs", (row,), "emitting")
         block = self._blocks[row]
         whole = block.output() if block.touched else block.base
         return whole[:, :, -1:].transpose(1, 2).float()
 
     # Edits ----------------------------------------------------------------------------------------
-    def add(
+    def add_scores(
         self,
         seg: Segment,
         f: Callable[[Tensor], Tensor] | Tensor | float,
@@ -240,9 +243,11 @@ class Attention:
         queries: Queries = "emitting",
     ) -> None:
         """``s += f(s)`` on a segment, before softmax (renormalised)."""
-        self._edit_scores("add", seg, lambda s: s + (f(s) if callable(f) else f), rows, queries)
+        self._edit_scores(
+            "add_scores", seg, lambda s: s + (f(s) if callable(f) else f), rows, queries
+        )
 
-    def scale(
+    def scale_scores(
         self,
         seg: Segment,
         c: Any,
@@ -251,15 +256,15 @@ class Attention:
         queries: Queries = "emitting",
     ) -> None:
         """``s *= c`` on a segment, never in the shared cache."""
-        self._edit_scores("scale", seg, lambda s: s * c, rows, queries)
+        self._edit_scores("scale_scores", seg, lambda s: s * c, rows, queries)
 
-    def hide(
+    def mask(
         self, seg: Segment, *, rows: tuple[str, ...] = ("main",), queries: Queries = "emitting"
     ) -> None:
         """``s = -inf`` on a segment."""
-        self._edit_scores("hide", seg, lambda s: s.new_full((), NEG_INF), rows, queries)
+        self._edit_scores("mask", seg, lambda s: s.new_full((), NEG_INF), rows, queries)
 
-    def gain(
+    def scale_weights(
         self,
         seg: Segment,
         g: Tensor | float,
@@ -269,21 +274,21 @@ class Attention:
         queries: Queries = "emitting",
     ) -> None:
         """``w *= g`` after softmax, g >= 0 a number or [R, H, Q]; not renormalised."""
-        self._use("gain", rows, queries)
+        self._use("scale_weights", rows, queries)
         for row in self._present(rows):
             block = self._blocks[row]
             weights, chosen = block.weights(), block.keys.queries(queries)[:, None]
             on = chosen if where is None else chosen & where
-            one = weights.new_ones(())
-            factor = (one * g if isinstance(g, float | int) else g).where(on, one)  # [R, H, Q]
-            laid = factor[..., None].where(seg.mask(row)[:, None, None], one)
+            unit = weights.new_ones(())
+            factor = (unit * g if isinstance(g, float | int) else g).where(on, unit)  # [R, H, Q]
+            laid = factor[..., None].where(seg.of(row)[:, None, None], unit)
             block.gains = laid if block.gains is None else block.gains * laid
 
-    def heads(
+    def scale_heads(
         self, g: Tensor, *, rows: tuple[str, ...] = ("main",), queries: Queries = "emitting"
     ) -> None:
         """Head outputs times g ([R, H] or [R, H, Q]), before o_proj."""
-        self._use("heads", rows, queries)
+        self._use("scale_heads", rows, queries)
         wide = g if g.dim() == 3 else g[..., None]
         for row in self._present(rows):
             block = self._blocks[row]
@@ -303,7 +308,7 @@ class Attention:
         for row in self._present(rows):
             block = self._blocks[row]
             before, chosen = block.scores(), block.keys.queries(queries)
-            on = chosen[:, None, :, None] & seg.mask(row)[:, None, None] & (before != NEG_INF)
+            on = chosen[:, None, :, None] & seg.of(row)[:, None, None] & (before != NEG_INF)
             after = f(before.masked_fill(~on, 0)).expand(before.shape).where(on, before)
             block.edit_scores(after)
 

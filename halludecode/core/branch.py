@@ -69,7 +69,7 @@ class Branch:
         pixels: One picture's processor output, float32, same shape.
         features: [N, D] -> [n, D] visual embeddings after the projector.
         tokens: n per picture when ``features`` changes the count; placeholders shrink with it.
-        hide: bool [N] image tokens this row never sees.
+        mask: bool [N] image tokens this row never sees.
         life: "prefill" rows are dropped after the first token.
     """
 
@@ -78,11 +78,16 @@ class Branch:
     pixels: Edit | None = None
     features: Edit | None = None
     tokens: int | None = None
-    hide: Edit | None = None
+    mask: Edit | None = None
     life: Literal["answer", "prefill"] = "answer"
+
+    @property
+    def edits(self) -> tuple[Edit, ...]:
+        """What is done to its pictures, in the order it is done."""
+        return tuple(e for e in (self.images, self.pixels, self.features, self.mask) if e)
 
     @property
     def key(self) -> str:
         """Digest of the prompt and every edit; branches with equal keys share a row."""
-        edits = (self.images, self.pixels, self.features, self.hide)
+        edits = (self.images, self.pixels, self.features, self.mask)
         return digest(self.prompt.key, *(e.key if e else "" for e in edits), self.tokens, self.life)

@@ -17,7 +17,9 @@ if TYPE_CHECKING:
 
 
 def _cannot(*_: object) -> Any:
-    raise InvalidParameter("This calibration gives prompts and looks, not scores or training.")
+    raise InvalidParameter(
+        "This calibration gives prompts and activations, not scores or training."
+    )
 
 
 @dataclass(frozen=True)
@@ -26,7 +28,7 @@ class Calibration:
 
     Args:
         samples: Prompts to find a model's constants on.
-        look: Passes of the plain model.
+        activations: Passes of the plain model.
         answers: The right answer to each sample where the data has one: "yes", "no" or a caption.
         score: ``(strategy, artifact) -> float``, higher is better: the share of yes/no samples
             answered rightly; where no sample has such an answer, minus the mean entropy in nats of
@@ -38,7 +40,7 @@ class Calibration:
     """
 
     samples: Sequence[Prompt]
-    look: Callable[[ActivationRequest], Activations]
+    activations: Callable[[ActivationRequest], Activations]
     answers: Sequence[str | None] = ()
     score: Callable[[Strategy, Mapping[str, Tensor]], float] = _cannot
     soft_prompt: Callable[[], Mapping[str, Tensor]] = _cannot

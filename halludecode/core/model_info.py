@@ -25,27 +25,27 @@ class ModelInfo:
     """Numbers of the loaded model; strategies see nothing else of it.
 
     Args:
-        L: Decoder layers.
-        H: Query heads.
-        G: Key/value heads.
-        D: Hidden size.
-        V: Vocabulary size.
-        d: Head size.
+        num_layers: Decoder layers.
+        num_heads: Query heads.
+        num_kv_heads: Key/value heads.
+        hidden_size: Hidden size.
+        vocab_size: Vocabulary size.
+        head_dim: Head size.
         vision: The vision tower's numbers.
         mrope: Whether positions are three-dimensional.
         artifact: Tensors made by `calibrate` for this model and strategy, if any.
     """
 
-    L: int
-    H: int
-    G: int
-    D: int
-    V: int
-    d: int
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    hidden_size: int
+    vocab_size: int
+    head_dim: int
     vision: VisionInfo | None = None
     mrope: bool = False
     artifact: Mapping[str, Tensor] | None = field(default=None, compare=False)
 
     def scaled(self, layer: int) -> int:
         """A layer number given for 32-layer models, scaled to this depth."""
-        return round(layer * self.L / 32)
+        return round(layer * self.num_layers / 32)

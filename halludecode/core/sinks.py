@@ -8,6 +8,8 @@ first token of most prompts or at an image token of most pictures; if it is rare
 (one that most of them share marks pictures, not sinks); and if the image tokens that carry it
 receive far more of the image attention than their share. The paper reads its dimensions off the
 first token and checks neither rarity nor attention; both matter for models without sinks.
+
+Shapes: T tokens, D hidden size.
 """
 
 from __future__ import annotations
@@ -46,7 +48,7 @@ def is_sink(x: Tensor, *, dims: tuple[int, ...], tau: float) -> Tensor:
 
 def threshold(m: ModelInfo, tau: float | None = None) -> float:
     """``tau``, else 20 at width 4096, scaled as phi's bound sqrt(D) is."""
-    return tau if tau is not None else 20 * (m.D / 4096) ** 0.5
+    return tau if tau is not None else 20 * (m.hidden_size / 4096) ** 0.5
 
 
 @dataclass(frozen=True)
@@ -87,16 +89,16 @@ class Survey:
     @property
     def verdict(self) -> str:
         """What was found, in one sentence."""
-        told = "{" + ", ".join(map(str, self.dims)) + "}"
+        dims = "{" + ", ".join(map(str, self.dims)) + "}"
         flagged, taken = self.share(self.flagged), self.share(self.taken)
         if self.dims and flagged:
             return (
-                f"sinks: dims {told}, {flagged:.1%} of visual tokens take {taken:.0%} of image "
+                f"sinks: dims {dims}, {flagged:.1%} of visual tokens take {taken:.0%} of image "
                 f"attention (phi >= {self.tau:g}, layers {_range(self.middle)})"
             )
         if self.dims:
             why = "no visual token carries them" if self.pictures else "no sample has a picture"
-            return f"text sinks only: dims {told} at the first token; {why}"
+            return f"text sinks only: dims {dims} at the first token; {why}"
         at = [self.layers.index(layer) for layer in self.middle]
         peaks = [float(p) for p in self.phi[at, :, 1].nan_to_num(0).amax(0)] if at else [0.0] * 3
         heights = ", ".join(f"{p:.1f} at {c} tokens" for p, c in zip(peaks, CLASSES, strict=True))
@@ -108,7 +110,7 @@ class Survey:
 
 
 def survey(
-    look: Callable[[ActivationRequest], Activations],
+    activations: Callable[[ActivationRequest], Activations],
     prompts: Sequence[Prompt],
     m: ModelInfo,
     tau: float,
@@ -120,17 +122,17 @@ def survey(
     their number.
 
     Args:
-        look: Passes of the plain model, not remembered.
+        activations: Passes of the plain model, not remembered.
         prompts: Half of them, say, with pictures.
         m: The model's numbers.
         tau: Threshold of phi.
         track: Shows progress over the prompts.
     """
-    layers = tuple(range(1, m.L))
-    middle = tuple(layer for layer in layers if 2 <= layer <= m.L - 2) or layers
-    census = _Census(len(layers), m.D, tau)
+    layers = tuple(range(1, m.num_layers))
+    middle = tuple(layer for layer in layers if 2 <= layer <= m.num_layers - 2) or layers
+    census = _Census(len(layers), m.hidden_size, tau)
     for prompt in track(prompts):
-        for at, token in enumerate(_tokens(look, prompt, layers)):
+        for at, token in enumerate(_tokens(activations, prompt, layers)):
             census.add(at, token)
     dims, refused = census.judge([layers.index(layer) for layer in middle])
     count = (census.samples, census.pictures)
@@ -139,7 +141,7 @@ def survey(
     if dims:
         measure = _Census(len(layers), 1, tau)
         for prompt in track(prompts):
-            for at, token in enumerate(_tokens(look, prompt, layers, dims)):
+            for at, token in enumerate(_tokens(activations, prompt, layers, dims)):
                 measure.add(at, token)
         phi, flagged, taken = measure.phi, measure.flagged[:, 0], measure.taken[:, 0]
     return Survey(dims, tau, layers, middle, *count, phi, flagged, taken, refused)
@@ -155,7 +157,7 @@ class _Tokens:
 
 
 def _tokens(
-    look: Callable[[ActivationRequest], Activations],
+    activations: Callable[[ActivationRequest], Activations],
     prompt: Prompt,
     layers: tuple[int, ...],
     dims: tuple[int, ...] = (),
@@ -167,11 +169,11 @@ def _tokens(
         return
     before = tuple(layer - 1 for layer in layers)  # leaving one layer is entering the next
     image = layers if prompt.pictures else ()
-    seen: Any = look(ActivationRequest(prompt, hidden=before, image=image, every_token=True))
+    kept: Any = activations(ActivationRequest(prompt, hidden=before, image=image, every_token=True))
     for at in range(len(layers)):
-        a = magnitude(seen.hidden[at])
+        a = magnitude(kept.hidden[at])
         phi = a[:, list(dims)].amax(-1, keepdim=True) if dims else a
-        yield _Tokens(phi, seen.image_mask, seen.image[at].sum(0) if image else None)
+        yield _Tokens(phi, kept.image_mask, kept.image[at].sum(0) if image else None)
 
 
 class _Census:
@@ -215,7 +217,7 @@ class _Census:
 
     @property
     def samples(self) -> int:
-        """Prompts seen."""
+        """Prompts read."""
         return int(self._prompts.amax()) if len(self._prompts) else 0
 
     @property
@@ -259,8 +261,8 @@ class _Census:
         height = self._peak[at, :2].nan_to_num(0).amax((0, 1))
         kept: list[int] = []
         refused: dict[int, str] = {}
-        found = [int(j) for j in candidate.nonzero().flatten()]
-        for j in sorted(found, key=lambda j: -float(height[j])):
+        massive = [int(j) for j in candidate.nonzero().flatten()]
+        for j in sorted(massive, key=lambda j: -float(height[j])):
             share, got = float(flagged[j]), float(taken[j])
             if share > RARE:
                 refused[j] = f"is massive in {share:.0%} of visual tokens: it marks pictures"

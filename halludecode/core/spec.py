@@ -102,12 +102,14 @@ def presets(name: str) -> dict[str, dict[str, Any]]:
 
 
 def load_preset(name: str, preset: str) -> dict[str, Any]:
-    """Parameter values of one preset; InvalidParameter names the known ones."""
-    known = presets(name)
-    if preset not in known:
-        listed = f"Known: {', '.join(sorted(known))}." if known else f"{name} has no presets."
+    """Parameter values of one preset; InvalidParameter names the available ones."""
+    available = presets(name)
+    if preset not in available:
+        listed = (
+            f"Known: {', '.join(sorted(available))}." if available else f"{name} has no presets."
+        )
         raise InvalidParameter(f"{name}@{preset}: no such preset. {listed}")
-    return {key: entry["value"] for key, entry in known[preset].items() if key != "note"}
+    return {key: entry["value"] for key, entry in available[preset].items() if key != "note"}
 
 
 def split(text: str, separator: str, whole: str, kind: str = "Strategy") -> list[str]:

@@ -2,6 +2,8 @@
 
 Overriding a hook is the declaration; nothing else is registered. See
 `halludecode/strategies/vcd.py` for a whole one.
+
+Shapes: R or B requests, T tokens, D hidden size, V vocabulary size.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ from halludecode.core.errors import InvalidParameter
 from halludecode.core.model_info import ModelInfo
 from halludecode.core.paper import Paper
 from halludecode.core.params import Param, param, type_name
+from halludecode.core.prompt import Prompt
 from halludecode.core.state import State
 
 if TYPE_CHECKING:
@@ -28,9 +31,19 @@ if TYPE_CHECKING:
     from halludecode.core.attention_block import Queries
     from halludecode.core.beam_search import BeamSearch
     from halludecode.core.branch import Branch
-    from halludecode.core.prompt import Prompt
     from halludecode.core.residual import ResidualStream
     from halludecode.core.step import Step
+
+__all__ = [  # what the file of a strategy takes from here
+    "Calibration",
+    "ModelInfo",
+    "Paper",
+    "Prompt",
+    "State",
+    "Strategy",
+    "param",
+    "strategy",
+]
 
 S = TypeVar("S", bound="type[Strategy]")
 
@@ -39,8 +52,8 @@ S = TypeVar("S", bound="type[Strategy]")
 class Strategy:
     """Base of all strategies: override what the paper does, leave the rest.
 
-    Life of a request: looks -> prepare -> branches -> attend and steer in every forward -> combine
-    for every token. Hooks are pure; nothing writes strategy state after `prepare`.
+    Life of a request: activations -> prepare -> branches -> attend and steer in every forward ->
+    combine for every token. Hooks are pure; nothing writes strategy state after `prepare`.
     """
 
     name: ClassVar[str] = ""
@@ -60,7 +73,7 @@ class Strategy:
 
     def layers(self, m: ModelInfo) -> Iterable[int]:
         """Decoder layers where `attend` and `steer` run; all by default."""
-        return range(m.L)
+        return range(m.num_layers)
 
     def early(self, m: ModelInfo) -> Iterable[int]:
         """Residuals that `combine` decodes: 0 is the embeddings, l what enters layer l."""
@@ -70,12 +83,12 @@ class Strategy:
         """Once per model: the artifact this strategy reads as ``m.artifact``."""
         raise InvalidParameter(f"{self.name} has nothing to calibrate.")
 
-    def looks(self, prompt: Prompt, m: ModelInfo) -> Mapping[str, ActivationRequest]:
+    def activations(self, prompt: Prompt, m: ModelInfo) -> Mapping[str, ActivationRequest]:
         """Passes of the plain model to run before anything else."""
         return {}
 
-    def prepare(self, seen: Mapping[str, Activations], m: ModelInfo) -> State:
-        """Per-request state from what the looks saw."""
+    def prepare(self, activations: Mapping[str, Activations], m: ModelInfo) -> State:
+        """Per-request state from what those passes kept."""
         return {}
 
     def branches(self, prompt: Prompt, state: State, m: ModelInfo) -> Mapping[str, Branch]:

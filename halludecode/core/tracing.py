@@ -1,4 +1,4 @@
-"""One strategy of a plan with what tracing found: verbs, rows, layers and looks.
+"""One strategy of a plan with what tracing found: verbs, rows, layers, activations.
 
 Needs are traced, never typed: every hook runs once on small random tensors, and what it used is
 written down.
@@ -20,12 +20,13 @@ from halludecode.core.model_info import ModelInfo
 from halludecode.core.prompt import Picture, Prompt, Turn
 from halludecode.core.residual import ResidualStream
 from halludecode.core.state import State, stack
+from halludecode.core.step import Step
 from halludecode.core.strategy import Strategy
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-_WHOLE_READS = frozenset({"once", "out", "scores", "weights"})
+_WHOLE_READS = frozenset({"at_first_token", "head_outputs", "scores", "weights"})
 
 
 @dataclass(frozen=True)
@@ -33,13 +34,15 @@ class TracedStrategy:
     """One strategy of a plan with what tracing found."""
 
     strategy: Strategy
-    facts: ModelInfo
+    model_info: ModelInfo
     verbs: frozenset[str] = frozenset()
     attend_rows: tuple[str, ...] = ()
     queries: frozenset[Queries] = frozenset()
     layers: frozenset[int] = frozenset()
     branches: Mapping[str, Branch] = field(default_factory=dict[str, Branch])
-    looks: Mapping[str, ActivationRequest] = field(default_factory=dict[str, ActivationRequest])
+    activations: Mapping[str, ActivationRequest] = field(
+        default_factory=dict[str, ActivationRequest]
+    )
     early: tuple[int, ...] = ()
 
     @property
@@ -73,57 +76,107 @@ def _probe_prompt() -> Prompt:
     return Prompt((Turn("user", (picture, "What is in the image?")),))
 
 
-def trace(strategy: Strategy, facts: ModelInfo) -> TracedStrategy:
+def trace(strategy: Strategy, model_info: ModelInfo) -> TracedStrategy:
     """Run every hook once on small random tensors and write down what it used."""
     prompt = _probe_prompt()
-    looks = strategy.looks(prompt, facts)
-    state = strategy.prepare({name: _fake_seen(look, facts) for name, look in looks.items()}, facts)
-    branches = strategy.branches(prompt, state, facts)
-    early = tuple(sorted(set(strategy.early(facts))))
+    requests = strategy.activations(prompt, model_info)
+    state = strategy.prepare(
+        {name: _fake_activations(request, model_info) for name, request in requests.items()},
+        model_info,
+    )
+    branches = strategy.branches(prompt, state, model_info)
+    early = tuple(sorted(set(strategy.early(model_info))))
     layers = (
-        sorted(set(strategy.layers(facts)))
+        sorted(set(strategy.layers(model_info)))
         if strategy.declares("attend") or strategy.declares("steer")
         else []
     )
-    for asked in (layers, early):
-        if asked and not 0 <= asked[0] <= asked[-1] < facts.L:
+    for numbers in (layers, early):
+        if numbers and not 0 <= numbers[0] <= numbers[-1] < model_info.num_layers:
             raise InvalidParameter(
-                f"{strategy.name}: layers {list(asked)} are not within 0..{facts.L - 1}."
+                f"{strategy.name}: layers {list(numbers)} are not within "
+                f"0..{model_info.num_layers - 1}."
             )
-    found, both, carry = Trace(), stack([state, state]), dict[str, Any]()
+    used, states, carry = Trace(), stack([state, state]), dict[str, Any]()
     for layer in layers[:2]:
         if strategy.declares("attend"):
-            _trace_attend(strategy, layer, branches, both, facts, found, carry)
+            _trace_attend(strategy, layer, branches, states, model_info, used, carry)
         if strategy.declares("steer"):
-            _trace_steer(strategy, layer, both, facts)
+            _trace_steer(strategy, layer, states, model_info)
+    if strategy.declares("combine"):
+        _trace_combine(strategy, branches, states, early, model_info)
     return TracedStrategy(
         strategy,
-        facts,
-        frozenset(found.verbs),
-        tuple(sorted(found.rows)),
-        frozenset(found.queries),
+        model_info,
+        frozenset(used.verbs),
+        tuple(sorted(used.rows)),
+        frozenset(used.queries),
         frozenset(layers),
         branches,
-        looks,
+        requests,
         early,
     )
 
 
-def _trace_steer(strategy: Strategy, layer: int, state: State, facts: ModelInfo) -> None:
+def _trace_steer(strategy: Strategy, layer: int, state: State, model_info: ModelInfo) -> None:
     """Run `steer` on random tensors, so that a wrong shape shows before any token."""
     import torch
 
-    x, inp = torch.randn(2, 2, 3, facts.D)
+    rng = torch.Generator().manual_seed(layer)
+    x, inp = torch.randn(2, 2, 3, model_info.hidden_size, generator=rng)
 
     def decode(last: Tensor) -> Tensor:
-        return last.new_zeros(len(last), facts.V)
+        return last.new_zeros(len(last), model_info.vocab_size)
 
-    made = strategy.steer(ResidualStream(layer, facts, "main", x, inp, decode, state))
-    if made.shape != x.shape:
+    steered = strategy.steer(ResidualStream(layer, model_info, "main", x, inp, decode, state))
+    if steered.shape != x.shape:
         raise InvalidParameter(
-            f"{strategy.name}.steer gave {list(made.shape)} for a stream of {list(x.shape)}; the "
-            "shape must be kept."
+            f"{strategy.name}.steer gave {list(steered.shape)} for a stream of {list(x.shape)}; "
+            "the shape must be kept."
         )
+
+
+def _trace_combine(
+    strategy: Strategy,
+    branches: Mapping[str, Branch],
+    states: State,
+    early: tuple[int, ...],
+    model_info: ModelInfo,
+) -> None:
+    """Run `combine` on random logits, so that a missing row or a wrong shape shows at once.
+
+    Where rows live only until the first token, the second token is tried without them.
+    """
+    import torch
+
+    rng = torch.Generator().manual_seed(0)  # the caller's random numbers stay as they were
+    requests, vocab = 2, model_info.vocab_size
+
+    def decode(x: Tensor, norm: bool) -> Tensor:
+        return torch.randn(*x.shape[:-1], vocab, generator=rng)
+
+    rows = {name: torch.randn(requests, vocab, generator=rng) for name in {"main": 0, **branches}}
+    brief = {name for name, branch in branches.items() if branch.life == "prefill"} - {"main"}
+    residuals = {
+        layer: torch.randn(requests, model_info.hidden_size, generator=rng) for layer in early
+    }
+    for token, gone in enumerate((set[str](), brief) if brief else (brief,), start=1):
+        step = Step(
+            {name: logits.clone() for name, logits in rows.items() if name not in gone},
+            torch.full((requests, 1), token),
+            states,
+            decode,
+            residuals,
+            owner=strategy.name,
+        )
+        scores: Any = strategy.combine(step)
+        shape = getattr(scores, "shape", None)
+        if shape is None or tuple(shape) != (requests, vocab):
+            gave = f"{type(scores).__name__}" if shape is None else f"shape {list(shape)}"
+            raise InvalidParameter(
+                f"{strategy.name}.combine gave {gave} for {requests} requests of {vocab} tokens; "
+                f'it must give scores of shape {[requests, vocab]}, those of step["main"].'
+            )
 
 
 def _trace_attend(
@@ -131,7 +184,7 @@ def _trace_attend(
     layer: int,
     branches: Mapping[str, Branch],
     state: State,
-    facts: ModelInfo,
+    model_info: ModelInfo,
     trace: Trace,
     carry: dict[str, Any],
 ) -> None:
@@ -139,19 +192,25 @@ def _trace_attend(
 
     rng = torch.Generator().manual_seed(layer)
 
-    def flag(name: str, fn: Any, row: str) -> Tensor:
+    def token_mask(name: str, fn: Any, row: str) -> Tensor:
         kind = blocks[row].keys.kind
-        judged = fn(torch.randn(kind.numel(), facts.D, generator=rng))
-        return judged.reshape(kind.shape).bool()
+        marked = fn(torch.randn(kind.numel(), model_info.hidden_size, generator=rng))
+        return marked.reshape(kind.shape).bool()
 
-    blocks = {"main": _fake_block(facts, image=True, rng=rng)}
+    blocks = {"main": _fake_block(model_info, image=True, rng=rng)}
     for name, branch in branches.items():
-        blocks[name] = _fake_block(facts, image=bool(branch.prompt.pictures), rng=rng)
-    hooks = Hooks(flag=flag, once=lambda name, fn: fn(), state=state, carry=carry, trace=trace)
-    strategy.attend(Attention(layer, facts, blocks, hooks, strategy.name))
+        blocks[name] = _fake_block(model_info, image=bool(branch.prompt.pictures), rng=rng)
+    hooks = Hooks(
+        token_mask=token_mask,
+        at_first_token=lambda name, fn: fn(),
+        state=state,
+        carry=carry,
+        trace=trace,
+    )
+    strategy.attend(Attention(layer, model_info, blocks, hooks, strategy.name))
 
 
-def _fake_block(facts: ModelInfo, *, image: bool, rng: Any) -> AttentionBlock:
+def _fake_block(model_info: ModelInfo, *, image: bool, rng: Any) -> AttentionBlock:
     import torch
 
     kinds = [SYSTEM, *[IMAGE] * 4, TEXT, TEXT] if image else [SYSTEM] * 7
@@ -164,27 +223,33 @@ def _fake_block(facts: ModelInfo, *, image: bool, rng: Any) -> AttentionBlock:
         kind,
         torch.tensor([n, n]),
     )
-    shape = (2, facts.H, n, 4)
+    shape = (2, model_info.num_heads, n, 4)
     q, k, v, base = (torch.randn(shape, generator=rng) for _ in range(4))
     return AttentionBlock(keys, q, k, v, torch.ones(n, n, dtype=torch.bool).tril(), 0.5, base)
 
 
-def _fake_seen(look: ActivationRequest, facts: ModelInfo) -> Activations:
+def _fake_activations(request: ActivationRequest, model_info: ModelInfo) -> Activations:
     import torch
 
-    def maybe(layers: tuple[int, ...], *shape: int) -> Tensor | None:
-        return torch.rand(len(layers), *shape) if layers else None
+    rng = torch.Generator().manual_seed(0)
 
-    heads = facts.vision.heads if facts.vision else 1
-    hidden = maybe(look.hidden, 5, facts.D) if look.every_token else maybe(look.hidden, facts.D)
+    def maybe(layers: tuple[int, ...], *shape: int) -> Tensor | None:
+        return torch.rand(len(layers), *shape, generator=rng) if layers else None
+
+    heads = model_info.vision.heads if model_info.vision else 1
+    hidden = (
+        maybe(request.hidden, 5, model_info.hidden_size)
+        if request.every_token
+        else maybe(request.hidden, model_info.hidden_size)
+    )
     return Activations(
         hidden=hidden,
-        heads=maybe(look.heads, facts.H, facts.d),
-        image=maybe(look.image, facts.H, 4),
-        vision=maybe(look.vision, 1 if look.vision_heads == "fullwidth" else heads, 4),
+        heads=maybe(request.heads, model_info.num_heads, model_info.head_dim),
+        image=maybe(request.image, model_info.num_heads, 4),
+        vision=maybe(request.vision, 1 if request.vision_heads == "fullwidth" else heads, 4),
         image_counts=(4,),
         image_spans=((0, 2, 2),),
-        text="a" if look.write else "",
-        token_ids=(0,) if look.write else (),
-        logits=torch.randn(1, facts.V) if look.logits else None,
+        text="a" if request.write else "",
+        token_ids=(0,) if request.write else (),
+        logits=torch.randn(1, model_info.vocab_size, generator=rng) if request.logits else None,
     )

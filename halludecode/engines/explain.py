@@ -75,7 +75,7 @@ class TokenReading:
     glance: Glance
 
 
-def probed(plan: Plan, facts: ModelInfo, explain: Explain) -> Plan:
+def probed(plan: Plan, model_info: ModelInfo, explain: Explain) -> Plan:
     """The plan with the probe as its last part; its text and cost stay those of the plan itself.
 
     Raises:
@@ -91,7 +91,7 @@ def probed(plan: Plan, facts: ModelInfo, explain: Explain) -> Plan:
             f"{plan.canonical} settles on whole beams, so its tokens cannot be explained one by "
             "one; explain another strategy's answer."
         )
-    part = _traced(explain == "maps", facts)
+    part = _traced(explain == "maps", model_info)
     # "weights", whatever is read: the mean is over all heads, which a tensor-parallel rank lacks.
     needs = plan.needs | part.verbs | {"rows", "weights"}
     return replace(plan, parts=(*plan.parts, part), needs=needs)
@@ -112,8 +112,8 @@ def parts_of(text: str) -> list[Any]:
 
 
 @cache
-def _traced(maps: bool, facts: ModelInfo) -> TracedStrategy:
-    return trace(Probe(maps=maps), facts)
+def _traced(maps: bool, model_info: ModelInfo) -> TracedStrategy:
+    return trace(Probe(maps=maps), model_info)
 
 
 def explaining(plan: Plan) -> int | None:

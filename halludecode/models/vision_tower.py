@@ -1,4 +1,4 @@
-"""What the vision tower attends to, as received by each image token; for looks.
+"""What the vision tower attends to, as received by each image token.
 
 The tower runs once more, picture by picture, with an attention function that keeps queries and keys
 of the layers asked for: a row of weights from the CLS token where the tower has one, else the mean
@@ -95,7 +95,7 @@ def received(
         HookNeverFired: The tower did not call the attention function in one of the layers.
     """
     found: list[Tensor] = []
-    vision = net.facts().vision
+    vision = net.model_info().vision
     places = _places(net.model)
     with _tower_set(net.model):
         for feed in feeds:

@@ -122,7 +122,7 @@ class ChatHandler:
         return await asyncio.shield(task)  # it goes on when this client leaves
 
     async def ask(self, request: Any, plan: Plan, words: Sequence[str] = ()) -> ChatRequest:
-        """Fetch pictures, take looks, make rows.
+        """Fetch pictures, run passes before the answers, make rows.
 
         Args:
             request: As vLLM read it.

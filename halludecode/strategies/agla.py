@@ -17,12 +17,7 @@ from typing import TYPE_CHECKING
 
 from halludecode.core.activations import ActivationRequest, Activations
 from halludecode.core.branch import Branch, Edit
-from halludecode.core.model_info import ModelInfo
-from halludecode.core.paper import Paper
-from halludecode.core.params import param
-from halludecode.core.prompt import Prompt
-from halludecode.core.state import State
-from halludecode.core.strategy import Strategy, strategy
+from halludecode.core.strategy import ModelInfo, Paper, Prompt, State, Strategy, param, strategy
 from halludecode.views.image_text_matcher import masked
 from halludecode.views.masks import blackout
 from halludecode.views.relevance import relevance_maps
@@ -55,20 +50,22 @@ class AGLA(Strategy):
 
     fetch = ("relevance",)
 
-    def looks(self, prompt: Prompt, m: ModelInfo) -> Mapping[str, ActivationRequest]:
+    def activations(self, prompt: Prompt, m: ModelInfo) -> Mapping[str, ActivationRequest]:
         """The question's and a generic prompt's attention to the image."""
         if self.matcher == "blip" or not prompt.pictures:
             return {}
-        middle = tuple(range(m.L // 3, max(2 * m.L // 3, m.L // 3 + 1)))
+        middle = tuple(range(m.num_layers // 3, max(2 * m.num_layers // 3, m.num_layers // 3 + 1)))
         generic = prompt.with_instruction("Describe the image.")
         return {
-            "asked": ActivationRequest(prompt, image=middle),
+            "question": ActivationRequest(prompt, image=middle),
             "generic": ActivationRequest(generic, image=middle),
         }
 
-    def prepare(self, seen: Mapping[str, Activations], m: ModelInfo) -> State:
+    def prepare(self, activations: Mapping[str, Activations], m: ModelInfo) -> State:
         """One relevance map per picture."""
-        return {"relevance": relevance_maps(seen["asked"], seen["generic"])} if seen else {}
+        if not activations:
+            return {}
+        return {"relevance": relevance_maps(activations["question"], activations["generic"])}
 
     def branches(self, prompt: Prompt, state: State, m: ModelInfo) -> Mapping[str, Branch]:
         """The same prompt with masked pictures."""

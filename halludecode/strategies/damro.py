@@ -17,12 +17,7 @@ from typing import TYPE_CHECKING
 from halludecode.core.activations import ActivationRequest, Activations
 from halludecode.core.branch import Branch, Edit
 from halludecode.core.logits import contrast
-from halludecode.core.model_info import ModelInfo
-from halludecode.core.paper import Paper
-from halludecode.core.params import param
-from halludecode.core.prompt import Prompt
-from halludecode.core.state import State
-from halludecode.core.strategy import Strategy, strategy
+from halludecode.core.strategy import ModelInfo, Paper, Prompt, State, Strategy, param, strategy
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -54,7 +49,7 @@ class DAMRO(Strategy):
 
     fetch = ("picks",)
 
-    def looks(self, prompt: Prompt, m: ModelInfo) -> Mapping[str, ActivationRequest]:
+    def activations(self, prompt: Prompt, m: ModelInfo) -> Mapping[str, ActivationRequest]:
         """The tower's layer that feeds the projector."""
         if not prompt.pictures or m.vision is None:
             return {}
@@ -62,11 +57,11 @@ class DAMRO(Strategy):
         kind = "fullwidth" if self.heads == "fullwidth" else "split"
         return {"tower": ActivationRequest(prompt, vision=(layer,), vision_heads=kind)}
 
-    def prepare(self, seen: Mapping[str, Activations], m: ModelInfo) -> State:
+    def prepare(self, activations: Mapping[str, Activations], m: ModelInfo) -> State:
         """int64 [pictures, k]: the most attended tokens of each picture."""
         import torch
 
-        tower = seen.get("tower", Activations())
+        tower = activations.get("tower", Activations())
         if tower.vision is None:
             return {}
         counts = tower.image_counts

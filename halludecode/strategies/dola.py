@@ -16,10 +16,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from halludecode.core.logits import js
-from halludecode.core.model_info import ModelInfo
-from halludecode.core.paper import Paper
-from halludecode.core.params import param
-from halludecode.core.strategy import Strategy, strategy
+from halludecode.core.strategy import ModelInfo, Paper, Strategy, param, strategy
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -55,8 +52,12 @@ class DoLa(Strategy):
 
     def early(self, m: ModelInfo) -> Iterable[int]:
         """Every second layer of one half; of one end in models deeper than 40 layers."""
-        reach = m.L // 2 if m.L <= 40 else 20
-        return range(0, reach, 2) if self.bucket == "low" else range(m.L - reach, m.L, 2)
+        reach = m.num_layers // 2 if m.num_layers <= 40 else 20
+        return (
+            range(0, reach, 2)
+            if self.bucket == "low"
+            else range(m.num_layers - reach, m.num_layers, 2)
+        )
 
     def combine(self, step: Step) -> Tensor:
         """Log-ratio to the layer chosen for each row."""

@@ -20,10 +20,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from halludecode.core.beam_search import BeamSearch, Peek
-from halludecode.core.model_info import ModelInfo
-from halludecode.core.paper import Paper
-from halludecode.core.params import param
-from halludecode.core.strategy import Strategy, strategy
+from halludecode.core.strategy import ModelInfo, Paper, Strategy, param, strategy
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -55,7 +52,7 @@ class OPERA(Strategy):
         """Beams read at the last layer."""
         if self.penalty_weight == 0:
             return BeamSearch(self.num_beams)
-        width, n, last = self.num_beams, self.num_attn_candidates, m.L - 1
+        width, n, last = self.num_beams, self.num_attn_candidates, m.num_layers - 1
         return BeamSearch(width, n, last, self.columns, self.over_trust, self.retrospect)
 
     def columns(self, kept: Tensor, row: Tensor) -> Tensor:

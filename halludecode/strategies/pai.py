@@ -15,12 +15,7 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
 from halludecode.core.branch import Branch
-from halludecode.core.model_info import ModelInfo
-from halludecode.core.paper import Paper
-from halludecode.core.params import param
-from halludecode.core.prompt import Prompt
-from halludecode.core.state import State
-from halludecode.core.strategy import Strategy, strategy
+from halludecode.core.strategy import ModelInfo, Paper, Prompt, State, Strategy, param, strategy
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -48,7 +43,7 @@ class PAI(Strategy):
 
     def layers(self, m: ModelInfo) -> Iterable[int]:
         """From layer 2, where the first token has become a sink, at any depth."""
-        return range(2, m.L)
+        return range(2, m.num_layers)
 
     def branches(self, prompt: Prompt, state: State, m: ModelInfo) -> Mapping[str, Branch]:
         """The same prompt without the image."""
@@ -56,7 +51,7 @@ class PAI(Strategy):
 
     def attend(self, a: Attention) -> None:
         """Scores of either sign rise."""
-        a.add(a.image, lambda s: self.alpha * s.abs())
+        a.add_scores(a.image, lambda s: self.alpha * s.abs())
 
     def combine(self, step: Step) -> Tensor:
         """Guidance on log-probabilities, under the plausibility mask."""

@@ -17,12 +17,7 @@ from typing import TYPE_CHECKING
 
 from halludecode.core.branch import Branch
 from halludecode.core.logits import contrast
-from halludecode.core.model_info import ModelInfo
-from halludecode.core.paper import Paper
-from halludecode.core.params import param
-from halludecode.core.prompt import Prompt
-from halludecode.core.state import State
-from halludecode.core.strategy import Strategy, strategy
+from halludecode.core.strategy import ModelInfo, Paper, Prompt, State, Strategy, param, strategy
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -52,26 +47,26 @@ class SID(Strategy):
 
     def ranking(self, m: ModelInfo) -> int:
         """The layer that ranks, the second or later; those after it follow the choice."""
-        return min(max(m.scaled(self.layer), 2), m.L - 1) - 1
+        return min(max(m.scaled(self.layer), 2), m.num_layers - 1) - 1
 
     def layers(self, m: ModelInfo) -> Iterable[int]:
         """The ranking layer and all above it."""
-        return range(self.ranking(m), m.L)
+        return range(self.ranking(m), m.num_layers)
 
     def branches(self, prompt: Prompt, state: State, m: ModelInfo) -> Mapping[str, Branch]:
         """The same prompt; `attend` makes the difference."""
         return {"unattended": Branch(prompt)}
 
     def attend(self, a: Attention) -> None:
-        """Rank and choose in one layer, hide the rest in those above."""
+        """Rank and choose in one layer, mask the rest in those above."""
         if a.layer == self.ranking(a.m):
             seen = a.weights(a.image, row="unattended")[:, :, -1].mean(1)  # [R, N]
-            count = a.image.mask("unattended").sum(-1)
+            count = a.image.of("unattended").sum(-1)
             fewest = (self.keep * count).round().clamp_min(1)
-            a.carry["kept"] = a.pick(a.image, seen, fewest, largest=False)
+            a.carry["kept"] = a.top_keys(a.image, seen, fewest, largest=False)
         else:
             hidden = a.image & ~a.carry["kept"]
-            a.hide(hidden, rows=("unattended",), queries="all")
+            a.mask(hidden, rows=("unattended",), queries="all")
 
     def combine(self, step: Step) -> Tensor:
         """VCD's rule."""

@@ -17,10 +17,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from halludecode.core.heads import Mapped, pictured
-from halludecode.core.model_info import ModelInfo
-from halludecode.core.paper import Paper
-from halludecode.core.params import param
-from halludecode.core.strategy import strategy
+from halludecode.core.strategy import ModelInfo, Paper, param, strategy
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -63,7 +60,7 @@ class SPIN(Mapped):
             z = scores.masked_fill(~visible, 0).sum(-1)  # [R, H, Q]
             sees = visible.any(-1)
         quiet = sees & ~self._kept(z)
-        a.heads(1 + (self.alpha - 1) * quiet.float())
+        a.scale_heads(1 + (self.alpha - 1) * quiet.float())
 
     def _kept(self, z: Tensor) -> Tensor:
         """Bool: the floor(r * H) largest over heads, dimension 1; of equal ones the first."""

@@ -18,12 +18,7 @@ from typing import TYPE_CHECKING
 
 from halludecode.core.branch import Branch
 from halludecode.core.heads import Mapped, above_median, divergence, pictured
-from halludecode.core.model_info import ModelInfo
-from halludecode.core.paper import Paper
-from halludecode.core.params import param
-from halludecode.core.prompt import Prompt
-from halludecode.core.state import State
-from halludecode.core.strategy import strategy
+from halludecode.core.strategy import ModelInfo, Paper, Prompt, State, param, strategy
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -53,12 +48,12 @@ class VHR(Mapped):
     map: str | None = param(None, "saved map that fixes the heads; None chooses by the prompt")
 
     metrics = ("vhd", "mass")
-    wanted = "inliers"
+    map_part = "inliers"
 
     def layers(self, m: ModelInfo) -> Iterable[int]:
         """Layer 1 and the last 14 of 32, scaled."""
         self.values(m)  # a map of another model is refused here
-        return {1, *range(m.L - m.scaled(14), m.L)}
+        return {1, *range(m.num_layers - m.scaled(14), m.num_layers)}
 
     def branches(self, prompt: Prompt, state: State, m: ModelInfo) -> Mapping[str, Branch]:
         """An image-free stream that lives until the first token."""
@@ -68,11 +63,11 @@ class VHR(Mapped):
         """Choose once, scale every position of both streams."""
 
         def gains() -> Tensor:
-            chosen = choose(a.out("main")[:, -1], a.out("blind")[:, -1])
+            chosen = choose(a.head_outputs("main")[:, -1], a.head_outputs("blind")[:, -1])
             return 1 + (self.alpha - 1) * chosen.float()
 
         if self.map is None:
-            a.heads(a.once("gains", gains), rows=("main", "blind"), queries="all")
+            a.scale_heads(a.at_first_token("gains", gains), rows=("main", "blind"), queries="all")
             return
         fixed = pictured(a) & above_median(self.row(a))
-        a.heads(1 + (self.alpha - 1) * fixed.float(), queries="all")
+        a.scale_heads(1 + (self.alpha - 1) * fixed.float(), queries="all")

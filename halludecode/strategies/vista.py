@@ -16,12 +16,7 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
 from halludecode.core.activations import ActivationRequest, Activations
-from halludecode.core.model_info import ModelInfo
-from halludecode.core.paper import Paper
-from halludecode.core.params import param
-from halludecode.core.prompt import Prompt
-from halludecode.core.state import State
-from halludecode.core.strategy import Strategy, strategy
+from halludecode.core.strategy import ModelInfo, Paper, Prompt, State, Strategy, param, strategy
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -56,23 +51,23 @@ class VISTA(Strategy):
 
     def early(self, m: ModelInfo) -> Iterable[int]:
         """What enters the last five layers is what the five before the last put out."""
-        return range(max(m.L - 5, 1), m.L)
+        return range(max(m.num_layers - 5, 1), m.num_layers)
 
-    def looks(self, prompt: Prompt, m: ModelInfo) -> Mapping[str, ActivationRequest]:
+    def activations(self, prompt: Prompt, m: ModelInfo) -> Mapping[str, ActivationRequest]:
         """The last prompt token in every layer, with and without the image."""
         if not prompt.pictures:
             return {}
-        every = tuple(range(m.L))
+        every = tuple(range(m.num_layers))
         blind = ActivationRequest(prompt.without_images(), hidden=every)
-        return {"seen": ActivationRequest(prompt, hidden=every), "blind": blind}
+        return {"sighted": ActivationRequest(prompt, hidden=every), "blind": blind}
 
-    def prepare(self, seen: Mapping[str, Activations], m: ModelInfo) -> State:
+    def prepare(self, activations: Mapping[str, Activations], m: ModelInfo) -> State:
         """One direction a layer: [L, D]; none without an image."""
         import torch
 
-        if not seen:
-            return {"v": torch.zeros(m.L, m.D)}
-        return {"v": seen["seen"].hidden - seen["blind"].hidden}  # type: ignore[operator]
+        if not activations:
+            return {"v": torch.zeros(m.num_layers, m.hidden_size)}
+        return {"v": activations["sighted"].hidden - activations["blind"].hidden}  # type: ignore[operator]
 
     def steer(self, h: ResidualStream) -> Tensor:
         """The residual leaving a layer, at its own length."""

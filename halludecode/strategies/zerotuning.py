@@ -19,12 +19,8 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from halludecode.core.artifact import tensor
-from halludecode.core.calibration import Calibration
 from halludecode.core.heads import profile
-from halludecode.core.model_info import ModelInfo
-from halludecode.core.paper import Paper
-from halludecode.core.params import param
-from halludecode.core.strategy import Strategy, strategy
+from halludecode.core.strategy import Calibration, ModelInfo, Paper, Strategy, param, strategy
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -53,9 +49,9 @@ class ZeroTuning(Strategy):
 
     def layers(self, m: ModelInfo) -> Iterable[int]:
         """Layers with a chosen head; all where there is none, so that it shows as no effect."""
-        heads = tensor(m, self, "heads", (m.L, m.H))
-        chosen = [i for i in range(m.L) if heads is not None and bool(heads[i].any())]
-        return chosen or range(m.L)
+        heads = tensor(m, self, "heads", (m.num_layers, m.num_heads))
+        chosen = [i for i in range(m.num_layers) if heads is not None and bool(heads[i].any())]
+        return chosen or range(m.num_layers)
 
     def calibrate(self, cal: Calibration, m: ModelInfo) -> Mapping[str, Tensor]:
         """Profile every head, keep the larger kind, search gamma."""
@@ -67,9 +63,9 @@ class ZeroTuning(Strategy):
 
     def attend(self, a: Attention) -> None:
         """Add log(gamma) to the first key's logit in the chosen heads."""
-        heads = tensor(a.m, self, "heads", (a.m.L, a.m.H))
-        found = tensor(a.m, self, "gamma", ()) if self.gamma is None else self.gamma
-        bias = math.log(1.0 if found is None else float(found))
-        sees = a.image.mask("main").any(-1)[:, None, None, None]
+        heads = tensor(a.m, self, "heads", (a.m.num_layers, a.m.num_heads))
+        gamma = tensor(a.m, self, "gamma", ()) if self.gamma is None else self.gamma
+        bias = math.log(1.0 if gamma is None else float(gamma))
+        sees = a.image.of("main").any(-1)[:, None, None, None]
         chosen = sees if heads is None else sees & heads[a.layer].to(sees.device)[:, None, None]
-        a.add(a.first, chosen * bias, queries="all")
+        a.add_scores(a.first, chosen * bias, queries="all")

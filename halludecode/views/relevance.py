@@ -10,18 +10,18 @@ if TYPE_CHECKING:
     from halludecode.core.activations import Activations
 
 
-def relevance_maps(asked: Activations, generic: Activations) -> list[Tensor]:
+def relevance_maps(question: Activations, generic: Activations) -> list[Tensor]:
     """Attention under the question over attention without it.
 
     Args:
-        asked: Look at the question with `image` weights [n, H, N_img] and the spans of every
+        question: Under the question, with `image` weights [n, H, N_img] and the spans of every
             picture's overview.
         generic: The same for a generic prompt about the same pictures.
 
     Returns:
         One float32 [rows, columns] map per picture.
     """
-    question = asked.image.float().mean((0, 1))  # type: ignore[union-attr]  # layers and heads
+    under = question.image.float().mean((0, 1))  # type: ignore[union-attr]  # layers and heads
     plain = generic.image.float().mean((0, 1))  # type: ignore[union-attr]
-    ratio = question / plain.clamp_min(1e-12)
-    return [ratio[s : s + r * c].reshape(r, c) for s, r, c in asked.image_spans]
+    ratio = under / plain.clamp_min(1e-12)
+    return [ratio[s : s + r * c].reshape(r, c) for s, r, c in question.image_spans]

@@ -142,13 +142,13 @@ def test_one_query_per_layer_is_read_and_nothing_when_off(testbed, asked, monkey
 
     monkeypatch.setattr(AttentionBlock, "scores", recorded)
     sampling = hd.Sampling(max_new_tokens=4, min_new_tokens=4)
-    probed(testbed.plan("greedy"), testbed._facts, "maps")  # traced once, on made-up tensors
+    probed(testbed.plan("greedy"), testbed._model_info, "maps")  # traced once, on made-up tensors
     shapes.clear()
     testbed.generate(asked[:2], "greedy", sampling)
     assert shapes == []
     testbed.generate(asked[:2], "greedy", sampling, explain="maps")
     assert {shape[2] for shape in shapes} == {1}
-    assert len(shapes) == 4 * testbed._facts.L
+    assert len(shapes) == 4 * testbed._model_info.num_layers
 
 
 def test_edits_of_the_main_row_show_in_its_attention(testbed, asked):

@@ -142,30 +142,30 @@ def test_ablation_in_loops(world):
 
 
 def test_looks_and_plans_read_the_same(world):
-    """Engines without plans of their own take looks; layer 0 has no sinks there."""
+    """Engines without plans of their own take activations; layer 0 has no sinks there."""
     engine, _ = world
     plans = [
         *measure.divergences(engine, requests(), 1),
         *measure.masses(engine, requests(), SINKS),
     ]
-    engine.name = "looks"
+    engine.name = "activations"
     try:
         with torch.no_grad():
-            looks = [
+            from_activations = [
                 *measure.divergences(engine, requests(), 1),
                 *measure.masses(engine, requests(), SINKS),
             ]
     finally:
         del engine.name
     assert engine.name == "hf"
-    for a, b in zip(plans, looks, strict=True):
+    for a, b in zip(plans, from_activations, strict=True):
         for name, value in b.tokens[0].items():
             torch.testing.assert_close(a.tokens[0][name][1:], value[1:], atol=2e-4, rtol=1e-3)
 
 
 def test_other_engines_do_not_silence_heads(family_engine):
     engine = family_engine("llava")
-    engine.name = "looks"
+    engine.name = "activations"
     try:
         with pytest.raises(hd.UnsupportedStrategy, match=r"engine='hf', or the metrics vhd and"):
             head_sensitivity(engine, [(requests()[0], "yes")], "ablation")

@@ -24,10 +24,10 @@ D, L, T, FIRST_IMAGE, N = 64, 6, 24, 2, 20  # image tokens 2..21; 18 of them lie
 TAU = 5.0  # phi is at most 8
 
 
-def facts():
+def model_info():
     from dataclasses import replace
 
-    return replace(typical_model_info(), D=D, L=L)
+    return replace(typical_model_info(), hidden_size=D, num_layers=L)
 
 
 def prompt(words, picture=True):
@@ -35,14 +35,14 @@ def prompt(words, picture=True):
     return Prompt((Turn("user", (*([image] if picture else []), words)),))
 
 
-def looks(*, first=(), tokens=(), dims=(), share=0.0):
+def model_with(*, first=(), tokens=(), dims=(), share=0.0):
     """A model whose first token and some image tokens carry dims and take a share of attention.
 
     ``first`` are dimensions of the first token, ``tokens`` image tokens (from 0) that carry
     ``dims`` and together take ``share`` of the image attention.
     """
 
-    def look(wanted):
+    def activations(wanted):
         pictured = bool(wanted.prompt.pictures)
         rng = torch.Generator().manual_seed(len(wanted.prompt.question))
         x = torch.rand(len(wanted.hidden), T, D, generator=rng) + 0.5
@@ -58,14 +58,14 @@ def looks(*, first=(), tokens=(), dims=(), share=0.0):
         image = (0.5 * weights).expand(len(wanted.image), 2, N) if wanted.image else None
         return Activations(hidden=x, image=image, image_mask=mask)
 
-    return look
+    return activations
 
 
 PROMPTS = [prompt("a" * n) for n in range(1, 5)] + [prompt("b" * n, picture=False) for n in (1, 2)]
 
 
 def found(**model):
-    return survey(looks(**model), PROMPTS, facts(), TAU)
+    return survey(model_with(**model), PROMPTS, model_info(), TAU)
 
 
 def test_few_tokens_that_share_the_first_tokens_dimensions_and_take_the_attention():
@@ -108,7 +108,7 @@ def test_the_first_token_alone():
     made = found(first=(5,))
     assert made.dims == (5,)
     assert made.verdict.startswith("text sinks only: dims {5} at the first token; no visual token")
-    words = survey(looks(first=(5,)), PROMPTS[-2:], facts(), TAU)
+    words = survey(model_with(first=(5,)), PROMPTS[-2:], model_info(), TAU)
     assert words.dims == (5,) and "no sample has a picture" in words.verdict
 
 
@@ -120,19 +120,21 @@ def test_nothing_is_massive():
 
 
 def test_at_most_three_dimensions_the_largest_first():
-    made = survey(looks(first=(1, 2, 3, 4)), PROMPTS, facts(), 3.0)
+    made = survey(model_with(first=(1, 2, 3, 4)), PROMPTS, model_info(), 3.0)
     assert made.dims == (2, 3, 4)
 
 
 def test_what_only_one_prompt_shows_is_no_constant_of_the_model():
-    steady, rare = looks(), looks(first=(8,))
-    made = survey(lambda w: (rare if w.prompt is PROMPTS[0] else steady)(w), PROMPTS, facts(), TAU)
+    steady, rare = model_with(), model_with(first=(8,))
+    made = survey(
+        lambda w: (rare if w.prompt is PROMPTS[0] else steady)(w), PROMPTS, model_info(), TAU
+    )
     assert made.dims == ()
 
 
 def test_the_threshold_scales_with_its_bound():
-    assert threshold(facts()) == pytest.approx(20 * (D / 4096) ** 0.5)
-    assert threshold(facts(), 3.5) == 3.5
+    assert threshold(model_info()) == pytest.approx(20 * (D / 4096) ** 0.5)
+    assert threshold(model_info(), 3.5) == 3.5
 
 
 def test_a_prompt_is_forgotten_before_the_next_is_made():
@@ -145,15 +147,15 @@ def test_a_prompt_is_forgotten_before_the_next_is_made():
                 alive.add(made.pictures[0])
                 yield made
 
-    model = looks(first=(3,), tokens=(4,), dims=(3,), share=0.5)
+    model = model_with(first=(3,), tokens=(4,), dims=(3,), share=0.5)
 
-    def look(wanted):
+    def activations(wanted):
         nonlocal most
         gc.collect()
         most = max(most, len(alive))
         return model(wanted)
 
-    assert survey(look, Fresh(), facts(), TAU).samples == 4
+    assert survey(activations, Fresh(), model_info(), TAU).samples == 4
     assert most <= 2
 
 
@@ -220,7 +222,11 @@ def test_any_family_is_looked_at(family_engine):
         made = sinks(family_engine(name))
         assert made.source == "8 built-in prompts"
         assert (made.found.samples, made.found.pictures) == (8, 4)
-        assert len(made.table()) == made.found.phi.shape[0] == family_engine(name).net.facts().L - 1
+        assert (
+            len(made.table())
+            == made.found.phi.shape[0]
+            == family_engine(name).net.model_info().num_layers - 1
+        )
         assert (made.example is None) == (name == "instructblip"), "queries form no raster"
         made.plot()
 

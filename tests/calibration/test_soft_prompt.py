@@ -7,7 +7,6 @@ import torch
 
 import halludecode as hd
 from halludecode.calibration import soft_prompt
-from halludecode.core.activations import ActivationRequest
 from halludecode.core.errors import InvalidParameter
 from halludecode.engines.inputs.chat import to_prompt
 from tests.support import families, naive
@@ -83,11 +82,13 @@ def test_the_model_stays_as_it_is(family, family_engine):
     assert all(torch.equal(before[k], v) for k, v in engine.model.state_dict().items())
     assert [p.requires_grad for p in engine.model.parameters()] == asking
     assert all(p.grad is None for p in engine.model.parameters())
-    assert made["soft"].shape[1] == engine.net.facts().D
+    assert made["soft"].shape[1] == engine.net.model_info().hidden_size
     assert len(made["soft"]) == max(
         feed.count
         for prompt, _ in pairs_of(engine)
-        for feed in engine._maker.look(ActivationRequest(prompt)).feeds
+        for feed in engine._maker.activation_row(
+            hd.core.activations.ActivationRequest(prompt)
+        ).feeds
     ), "as many vectors as the largest picture has tokens"
 
 
@@ -102,7 +103,9 @@ def test_a_training_that_fails_leaves_the_model_trainable(family_engine, monkeyp
 def test_answers_are_the_tokens_a_model_writes(family_engine):
     for family in ("llava", "qwen2_5_vl"):
         engine = family_engine(family)
-        row = engine._maker.look(ActivationRequest(pairs_of(engine)[0][0]))
+        row = engine._maker.activation_row(
+            hd.core.activations.ActivationRequest(pairs_of(engine)[0][0])
+        )
         ids = soft_prompt._answer_ids(engine._maker.feeder, row.prompt, "Yes")
         words = engine.processor.tokenizer
         assert words.decode(ids, skip_special_tokens=True).strip() == "Yes"

@@ -194,7 +194,7 @@ def test_an_artifact_is_used_only_where_its_strategy_is_named(engine):
     for spec in ("greedy", "vcd", "m3id"):
         assert "artifacts" not in engine.plan(spec).describe()
     (part,) = engine.plan("vcd").parts
-    assert part.facts.artifact is None
+    assert part.model_info.artifact is None
 
 
 def test_the_off_point_needs_no_artifact(engine):
@@ -206,7 +206,7 @@ def test_one_strategy_twice_with_two_artifacts(engine):
     first, second = keep(engine, fill=1.0), keep(engine, fill=2.0)
     spec = f"lacing(pin={first.name})+lacing(pin={second.name})"
     plan = engine.plan(spec)
-    assert [part.facts.artifact for part in plan.parts] == [first, second]
+    assert [part.model_info.artifact for part in plan.parts] == [first, second]
     request = hd.Request("Why?", [families.pictures()[0]])
     rows = engine.rows(request, spec)
     assert len(rows) == 3, "the artifact's digest is in the row's key"
@@ -227,7 +227,7 @@ def test_var_calibrates_itself_and_says_so(engine):
     plan = engine.plan("var(tau=3.0)")
     (told,) = plan.describe()["artifacts"].values()
     assert told["source"].startswith("8 built-in prompts (0 with answers, digest ")
-    assert plan.parts[0].facts.artifact["dims"].dtype == torch.int64
+    assert plan.parts[0].model_info.artifact["dims"].dtype == torch.int64
     assert not engine._calibrator.store.folder.exists(), "nothing is kept unasked"
 
 
@@ -237,7 +237,7 @@ def test_a_kept_artifact_of_var_comes_first(engine):
     engine._calibrator.store.save(kept)
     plan = engine.plan(var)
     assert plan.describe()["artifacts"]["var"]["source"] == "by hand"
-    assert plan.parts[0].strategy.sinks(plan.parts[0].facts) == (5,)
+    assert plan.parts[0].strategy.sinks(plan.parts[0].model_info) == (5,)
 
 
 def test_what_cannot_be_calibrated_is_refused(engine):
@@ -254,7 +254,7 @@ def test_what_cannot_be_calibrated_is_refused(engine):
 def test_a_new_artifact_takes_over_in_the_same_engine(engine):
     picture = families.pictures()[0]
     old = keep(engine)
-    assert engine.plan("lacing").parts[0].facts.artifact == old
+    assert engine.plan("lacing").parts[0].model_info.artifact == old
     fresh = engine.calibrate("lacing", [(hd.Request("What?", [picture]), "a cat")])
-    assert engine.plan("lacing").parts[0].facts.artifact == fresh
+    assert engine.plan("lacing").parts[0].model_info.artifact == fresh
     assert engine._calibrator.store.find(LACING, engine.digest) == fresh

@@ -149,8 +149,8 @@ def test_composition_does_not_depend_on_order(engine, case):
 
 
 def test_one_forward_per_step_for_all_rows(engine, case):
-    looks = engine.plan(case.spec).cost.passes
-    engine.generate(requests(), case.spec, hd.Sampling(max_new_tokens=1))  # looks are remembered
+    passes = engine.plan(case.spec).cost.passes
+    engine.generate(requests(), case.spec, hd.Sampling(max_new_tokens=1))  # passes are remembered
     seen: list[int] = []
     handle = engine.model.register_forward_hook(lambda m, a, out: seen.append(out.logits.shape[0]))
     try:
@@ -161,7 +161,7 @@ def test_one_forward_per_step_for_all_rows(engine, case):
         handle.remove()
     # A search tries its candidates in one forward more; its rows are requests.
     searching = engine.plan(case.spec).search is not None
-    assert len(seen) == 4 + searching, f"{looks} looks came before; 4 tokens are 4 forwards"
+    assert len(seen) == 4 + searching, f"{passes} passes came before; 4 tokens are 4 forwards"
     assert seen[0] == 3 * len(outputs[0].rows)
     assert all(output.timings.tokens == 4 for output in outputs)
 
@@ -296,11 +296,11 @@ def test_needs_are_traced(case):
         "apc_only": set(),
         "vcd": {"rows", "pixels"},
         "m3id": {"rows"},
-        "var": {"mass", "gain", "flag"},
-        "vhr": {"rows", "once", "out", "heads", "whole"},
+        "var": {"mass", "scale_weights", "token_mask"},
+        "vhr": {"rows", "at_first_token", "head_outputs", "scale_heads", "whole"},
         "lacing": {"rows", "features"},
-        "zerotuning": {"add"},
-        "agla": {"rows", "images", "looks"},
+        "zerotuning": {"add_scores"},
+        "agla": {"rows", "images", "activations"},
     }
     for name in case.name.split("+"):
         assert expected.get(name, set()) <= plan.needs

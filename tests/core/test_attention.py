@@ -50,20 +50,20 @@ def common_block() -> AttentionBlock:
     )
 
 
-def attention(block: AttentionBlock, flags=(), allowed=None) -> Attention:
-    def flag(name, fn, row):
+def attention(block: AttentionBlock, marked=(), allowed=None) -> Attention:
+    def token_mask(name, fn, row):
         mask = torch.zeros_like(block.keys.kind, dtype=torch.bool)
-        mask[:, list(flags)] = True
+        mask[:, list(marked)] = True
         return mask
 
     kept: dict = {}
 
-    def once(name, fn):
+    def at_first_token(name, fn):
         if name not in kept:
             kept[name] = fn()
         return kept[name]
 
-    hooks = Hooks(flag, once, allowed=allowed)
+    hooks = Hooks(token_mask, at_first_token, allowed=allowed)
     return Attention(2, typical_model_info(), {"main": block}, hooks, "test")
 
 
@@ -148,7 +148,7 @@ def test_add_is_pai():
     case = CASES["pai_attention"]
     block = common_block()
     a = attention(block)
-    a.add(a.image, lambda s: case["alpha"] * s.abs())
+    a.add_scores(a.image, lambda s: case["alpha"] * s.abs())
     close(weights_after(block), case["weights"])
     close(block.output()[0], case["outputs"])
 
@@ -157,17 +157,17 @@ def test_gain_and_hide_are_adhh_and_zerotuning():
     block = common_block()
     a = attention(block)
     gated = a.mass(a.text) > 0.3
-    a.gain(a.text, 0.0, where=gated)
+    a.scale_weights(a.text, 0.0, where=gated)
     variant = next(v for v in CASES["adhh"]["variants"] if v["tau"] == 0.3)
     close(weights_after(block)[:, -1], variant["weights_last_row"])
     for variant in CASES["zerotuning"]["variants"]:
         block = common_block()
         a = attention(block)
-        a.add(a.first, float(torch.tensor(variant["gamma"]).log()), queries="all")
+        a.add_scores(a.first, float(torch.tensor(variant["gamma"]).log()), queries="all")
         close(weights_after(block), variant["weights"])
     block = common_block()
     a = attention(block)
-    a.hide(a.image, queries="all")
+    a.mask(a.image, queries="all")
     assert float(weights_after(block)[:, :, 1:4].sum()) == 0
     torch.testing.assert_close(weights_after(block).sum(-1), torch.ones(2, 3, dtype=torch.float64))
 
@@ -176,8 +176,8 @@ def test_scale_is_vaf():
     case = CASES["vaf"]
     block = common_block()
     a = attention(block)
-    a.scale(a.image, case["image_factor"], queries="after_image")
-    a.scale(a.system, case["system_factor"], queries="after_image")
+    a.scale_scores(a.image, case["image_factor"], queries="after_image")
+    a.scale_scores(a.system, case["system_factor"], queries="after_image")
     close(weights_after(block), case["weights"])
 
 
@@ -194,7 +194,7 @@ def test_heads_scale_after_gain_and_only_chosen_queries():
     block = common_block()
     plain = block.base.clone()
     a = attention(block)
-    a.heads(torch.tensor([[2.0, 1.0]], dtype=torch.float64))
+    a.scale_heads(torch.tensor([[2.0, 1.0]], dtype=torch.float64))
     out = block.output()
     torch.testing.assert_close(out[0, 0, -1], 2 * plain[0, 0, -1])
     assert torch.equal(out[:, :, :-1], plain[:, :, :-1])
@@ -205,7 +205,7 @@ def test_pick_takes_the_least_attended():
     block = common_block()
     a = attention(block)
     value = block.weights()[:, :, -1].mean(1)
-    least = a.pick(a.image, value, 1, largest=False).mask("main")
+    least = a.top_keys(a.image, value, 1, largest=False).of("main")
     image = value[0, 1:4]
     assert least.nonzero().tolist() == [[0, 1 + int(image.argmin())]]
 
@@ -223,15 +223,15 @@ def test_once_is_kept_and_flags_are_segments():
     a = attention(block, [2])
     calls = []
     for _ in range(2):
-        a.once("x", lambda: calls.append(1) or torch.ones(1))
+        a.at_first_token("x", lambda: calls.append(1) or torch.ones(1))
     assert len(calls) == 1
-    assert a.flag("sink", lambda x: x).mask("main").nonzero().tolist() == [[0, 2]]
+    assert a.token_mask("sink", lambda x: x).of("main").nonzero().tolist() == [[0, 2]]
 
 
 def test_verbs_tracing_missed_and_rows_that_do_not_exist_raise():
     a = attention(common_block(), allowed=frozenset({"mass"}))
     a.mass(a.image)
-    with pytest.raises(HookNeverFired, match=r"used 'gain' in layer 2.*unconditional"):
-        a.gain(a.image, 2.0)
+    with pytest.raises(HookNeverFired, match=r"used 'scale_weights' in layer 2.*unconditional"):
+        a.scale_weights(a.image, 2.0)
     with pytest.raises(UnsupportedStrategy, match="names row 'blind'"):
-        attention(common_block()).heads(torch.ones(1, 2), rows=("blind",))
+        attention(common_block()).scale_heads(torch.ones(1, 2), rows=("blind",))

@@ -106,7 +106,7 @@ def test_spans_are_rasters_of_the_whole_picture(family_engine, family, across, d
 @contextmanager
 def nudged(engine, view: int, patch: int):
     """One patch of one view is another where the tower's layer hands it to the projector."""
-    vision = engine.net.facts().vision
+    vision = engine.net.model_info().vision
     number = vision.feature_layer % vision.layers
     (tower,) = (
         m for n, m in engine.model.named_modules() if n.endswith(f"{_tower(engine)}.{number}")

@@ -49,7 +49,7 @@ BAD = {
         400,
         "belong inside",
     ),
-    "needs more": ({"strategy": "opera"}, 400, "opera needs 'search'; engine 'vllm'"),
+    "needs more": ({"strategy": "opera"}, 400, "opera needs 'beam search'; engine 'vllm'"),
     "not allowed": ({"strategy": "pai"}, 400, "'pai' is not allowed on this server; allowed:"),
     "two names": ({"model": "testbed:vcd", "strategy": "vhr"}, 400, "name one"),
     "unknown alias": ({"model": "testbed:nope"}, 400, "Unknown strategy 'nope'"),

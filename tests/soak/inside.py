@@ -7,7 +7,7 @@ from collections.abc import Sized
 from typing import Any
 
 SWEPT = 64 + 1  # names of ended requests are swept away once there are more
-CACHES = ("_plans", "_artifacts", "spoilt", "facts")  # bounded, and meant to stay
+CACHES = ("_plans", "_artifacts", "spoilt", "model_info")  # bounded, and meant to stay
 
 
 def _scheduler() -> Any:

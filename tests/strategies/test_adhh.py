@@ -19,12 +19,12 @@ from tests.engines.hf.test_naive_parity import N, check
 from tests.support import families, naive
 
 CASE = CASES["adhh"]
-FACTS = replace(typical_model_info(), L=3, H=2)
+MODEL_INFO = replace(typical_model_info(), num_layers=3, num_heads=2)
 
 
 def attend(block, **params):
     hooks = Hooks(lambda *_: None, lambda *_: None)
-    get("adhh", **params).attend(Attention(2, FACTS, {"main": block}, hooks, "adhh"))
+    get("adhh", **params).attend(Attention(2, MODEL_INFO, {"main": block}, hooks, "adhh"))
 
 
 @pytest.mark.parametrize("variant", CASE["variants"], ids=lambda v: f"tau_{v['tau']}")
@@ -60,13 +60,13 @@ def test_without_a_picture_generated_text_is_kept():
 @pytest.mark.parametrize("heads", [(1,), (3, 0), (0, 2), (0, -1)])
 def test_heads_outside_the_model_are_refused(heads):
     with pytest.raises(hd.InvalidParameter, match=r"within this model's 3 layers of 2 heads"):
-        compile_plan(get("adhh", heads=heads), FACTS)
+        compile_plan(get("adhh", heads=heads), MODEL_INFO)
 
 
 def test_only_layers_with_listed_heads_are_recomputed():
     plan = compile_plan("adhh(heads=(16,1,26,2,16,3))", typical_model_info())
     assert plan.parts[0].layers == {16, 26}
-    assert plan.needs == {"mass", "gain"}
+    assert plan.needs == {"mass", "scale_weights"}
     assert plan.reusable
     assert compile_plan("adhh(heads=(1,1),tau=2)", typical_model_info()).parts == ()
 
@@ -108,14 +108,14 @@ def test_a_whole_run(family_engine, family, tau):
 
 def test_heads_are_the_largest_positive_values():
     values = torch.tensor([[0.3, -0.1], [0.0, 0.2], [0.4, 0.1]])
-    facts = replace(FACTS, artifact={"values": values})
-    assert get("adhh", top=2).listed(facts).tolist() == [
+    model_info = replace(MODEL_INFO, artifact={"values": values})
+    assert get("adhh", top=2).listed(model_info).tolist() == [
         [True, False],
         [False, False],
         [True, False],
     ]
-    assert int(get("adhh", top=20).listed(facts).sum()) == 4, "never one that does harm"
-    assert get("adhh").listed(FACTS) is None
+    assert int(get("adhh", top=20).listed(model_info).sum()) == 4, "never one that does harm"
+    assert get("adhh").listed(MODEL_INFO) is None
 
 
 def test_calibration_tries_the_edit_in_every_head_alone():
@@ -123,12 +123,12 @@ def test_calibration_tries_the_edit_in_every_head_alone():
     asked = []
 
     def score(strategy, artifact):
-        heads = strategy.listed(replace(FACTS, artifact=artifact))
+        heads = strategy.listed(replace(MODEL_INFO, artifact=artifact))
         asked.append((strategy.tau, heads))
         return 0.5 + (float((gains * heads).sum()) if strategy.tau < 1 else 0.0)
 
-    cal = Calibration((), lambda look: None, ("yes",), score)
-    made = get("adhh", tau=0.4).calibrate(cal, FACTS)["values"]
+    cal = Calibration((), lambda request: None, ("yes",), score)
+    made = get("adhh", tau=0.4).calibrate(cal, MODEL_INFO)["values"]
     torch.testing.assert_close(made, gains)
     assert [tau for tau, _ in asked] == [2.0, *[0.0] * 6]
     assert not asked[0][1].any()
@@ -149,5 +149,5 @@ def test_calibrated_heads_are_used(family_engine, tmp_path):
     assert made["values"].shape == (6, 4)
     plan = engine.plan("adhh(tau=0.0)")
     assert plan.describe()["artifacts"]["adhh"]["digest"] == made.digest
-    listed = plan.parts[0].strategy.listed(plan.parts[0].facts)
+    listed = plan.parts[0].strategy.listed(plan.parts[0].model_info)
     assert int(listed.sum()) == min(20, int((made["values"] > 0).sum()))

@@ -71,7 +71,7 @@ def tower_attention(engine, image, layer: int) -> torch.Tensor:
 def test_look_equals_the_towers_own_attention(layer, family_engine):
     engine, image = family_engine("llava"), families.pictures()[0]
     prompt = to_prompt(hd.Request("Why?", [image]), engine.net.layout.placeholder)
-    seen = engine._looker.see(ActivationRequest(prompt, vision=(layer,)))
+    seen = engine._collector.collect(ActivationRequest(prompt, vision=(layer,)))
     wanted = tower_attention(engine, image, layer)[:, 0, 1:]
     assert torch.allclose(seen.vision[0], wanted, atol=1e-5)
     assert seen.image_counts == (wanted.shape[-1],)

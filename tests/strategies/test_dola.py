@@ -23,8 +23,10 @@ LAYERS = torch.tensor(CASE["inputs"]["z_layers"])
 WANTED = CASE["expected"]
 
 
-def facts(depth: int) -> ModelInfo:
-    return ModelInfo(L=depth, H=4, G=4, D=8, V=6, d=2)
+def model_info(depth: int) -> ModelInfo:
+    return ModelInfo(
+        num_layers=depth, num_heads=4, num_kv_heads=4, hidden_size=8, vocab_size=6, head_dim=2
+    )
 
 
 def step_of(layers: torch.Tensor, z: torch.Tensor) -> Step:
@@ -69,7 +71,7 @@ def test_every_row_chooses_its_own_layer():
     ],
 )
 def test_buckets(bucket, depth, expected):
-    assert list(DoLa(bucket=bucket).early(facts(depth))) == list(expected)
+    assert list(DoLa(bucket=bucket).early(model_info(depth))) == list(expected)
 
 
 def test_undeclared_layer_is_an_error():

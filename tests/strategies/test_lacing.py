@@ -59,7 +59,7 @@ def test_every_picture_of_the_soft_row_is_the_prompt(engine):
     one, two, _ = families.pictures()
     rows = engine.rows(hd.Request("Compare.", [one, two]), "lacing")
     (part,) = engine.plan("lacing").parts
-    assert torch.equal(rows["soft"].embeds, part.facts.artifact["soft"].repeat(2, 1))
+    assert torch.equal(rows["soft"].embeds, part.model_info.artifact["soft"].repeat(2, 1))
     assert torch.equal(rows["soft"].input_ids, rows["main"].input_ids)
 
 
@@ -67,7 +67,7 @@ def test_engine_equals_the_slow_form(engine):
     family, image = families.FAMILIES["llava"], families.pictures()[1]
     inputs = naive.inputs_of(engine.processor, family.prompt("What is this?"), [image])
     (part,) = engine.plan("lacing").parts
-    soft, token = part.facts.artifact["soft"], engine.model.config.image_token_id
+    soft, token = part.model_info.artifact["soft"], engine.model.config.image_token_id
 
     @torch.no_grad()
     def unguided(ids: list[int]) -> torch.Tensor:

@@ -18,7 +18,7 @@ from tests.engines.hf.test_naive_parity import N
 from tests.engines.hf.test_naive_parity import check as check_run
 from tests.support import families, naive
 
-FACTS = typical_model_info()
+MODEL_INFO = typical_model_info()
 
 
 def test_combination_vector():
@@ -42,8 +42,8 @@ def follow(strategy, blocks: list[AttentionBlock]) -> None:
     carry: dict = {}
     for i, block in enumerate(blocks):
         hooks = Hooks(lambda *_: None, lambda *_: None, carry=carry)
-        layer = strategy.ranking(FACTS) + i
-        strategy.attend(Attention(layer, FACTS, {"unattended": block}, hooks, "sid"))
+        layer = strategy.ranking(MODEL_INFO) + i
+        strategy.attend(Attention(layer, MODEL_INFO, {"unattended": block}, hooks, "sid"))
 
 
 def test_selection_vector():
@@ -109,23 +109,25 @@ def test_pick_takes_a_count_per_request():
     )
     block = AttentionBlock(keys, None, None, None, None, 1.0, torch.zeros(2, 1, 5, 2))
     hooks = Hooks(lambda *_: None, lambda *_: None)
-    a = Attention(0, FACTS, {"main": block}, hooks)
+    a = Attention(0, MODEL_INFO, {"main": block}, hooks)
     value = torch.tensor([[3.0, 1.0, 2.0, 2.0, 0.0], [0.0, 4.0, 1.0, 2.0, 3.0]])
-    high = a.pick(a.image, value, torch.tensor([2, 4])).mask("main")
+    high = a.top_keys(a.image, value, torch.tensor([2, 4])).of("main")
     assert [row.nonzero().flatten().tolist() for row in high] == [[0, 2], [1, 2, 3, 4]]
-    low = a.pick(a.image, value, torch.tensor([0, 9]), largest=False).mask("main")
+    low = a.top_keys(a.image, value, torch.tensor([0, 9]), largest=False).of("main")
     assert low.sum(-1).tolist() == [0, 5]
 
 
 def test_what_the_plan_says():
-    plan = compile_plan("sid", FACTS)
+    plan = compile_plan("sid", MODEL_INFO)
     assert plan.rows == ("main", "unattended")
-    assert {"weights", "hide", "rows", "whole"} <= plan.needs
+    assert {"weights", "mask", "rows", "whole"} <= plan.needs
     assert not plan.reusable
-    assert list(get("sid", layer=3).layers(FACTS)) == list(range(2, 32))
-    assert sorted(get("sid", layer=90).layers(FACTS)) == [30, 31], "a layer must follow the choice"
-    shallow, deep = replace(FACTS, L=6), replace(FACTS, L=64)
-    assert [get("sid").ranking(m) for m in (shallow, FACTS, deep)] == [1, 2, 5]
+    assert list(get("sid", layer=3).layers(MODEL_INFO)) == list(range(2, 32))
+    assert sorted(get("sid", layer=90).layers(MODEL_INFO)) == [30, 31], (
+        "a layer must follow the choice"
+    )
+    shallow, deep = replace(MODEL_INFO, num_layers=6), replace(MODEL_INFO, num_layers=64)
+    assert [get("sid").ranking(m) for m in (shallow, MODEL_INFO, deep)] == [1, 2, 5]
 
 
 @pytest.mark.parametrize("family", ["llava", "qwen2_5_vl", "internvl"])
@@ -187,15 +189,15 @@ def test_prompts_longer_than_a_block_rank_by_their_last_token(family_engine):
         naive.next_logits(model, inputs, [])
     kept = images[shares[0][images].argsort()[: round(0.1 * len(images))]]
     picks: list[list[int]] = []
-    attend = Attention.pick
+    attend = Attention.top_keys
 
     def watched(self, *args, **kwargs):
         segment = attend(self, *args, **kwargs)
-        picks.append(segment.mask("unattended")[0].nonzero().flatten().tolist())
+        picks.append(segment.of("unattended")[0].nonzero().flatten().tolist())
         return segment
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Attention, "pick", watched)
+        patch.setattr(Attention, "top_keys", watched)
         request = hd.Request(words.strip(), [picture])
         output = engine.generate(request, "sid", hd.Sampling(max_new_tokens=1))[0]
     assert picks[-1] == sorted(kept.tolist())

@@ -212,7 +212,7 @@ def test_a_rendered_prompt_cannot_be_described(family_engine):
 
 def test_what_the_plan_says():
     plan = compile_plan("vdgd", typical_model_info())
-    assert plan.needs == {"looks", "main prompt"}
+    assert plan.needs == {"activations", "main prompt"}
     assert (plan.rows, plan.cost.passes, plan.cost.written) == (("main",), 1, 1024)
     assert "up to 1024 tokens written before" in str(plan.cost)
     assert plan.reusable
@@ -289,7 +289,7 @@ def test_edits_of_the_main_row_may_read_the_state(family_engine):
     engine = family_engine("llava")
 
     class Turned(hd.Strategy):
-        def prepare(self, seen, m):
+        def prepare(self, activations, m):
             return {"by": torch.tensor([90])}
 
         def branches(self, prompt, state, m):

@@ -150,7 +150,7 @@ def test_a_measured_map_is_taken_as_it_is(engine, tmp_path):
     head_sensitivity(engine, samples, "vhd", output=tmp_path, tokens=1, resamples=10)
     plan = engine.plan(f"vhr(map={tmp_path / 'vhd.json'})")
     wanted = HeadMap.load(tmp_path / "vhd.json").parts["inliers"].values
-    made = plan.parts[0].strategy.values(plan.parts[0].facts)
+    made = plan.parts[0].strategy.values(plan.parts[0].model_info)
     torch.testing.assert_close(made, torch.tensor(wanted, dtype=torch.float32))
 
 

@@ -142,7 +142,7 @@ def test_unhooked_layer_is_an_error(family_engine, monkeypatch):
 
     engine, short = family_engine("llava"), hd.Sampling(max_new_tokens=1)
     request = hd.Request("Why?", [families.pictures()[0]])
-    engine.generate([request], "vista", short)  # its looks are remembered
+    engine.generate([request], "vista", short)  # its activations are remembered
     monkeypatch.setattr(ForwardContext, "output_layers", property(lambda self: []))
     with pytest.raises(HookNeverFired, match=r"vista.steer was not called"):
         engine.generate([request], "vista", short)
@@ -153,5 +153,7 @@ def test_unhooked_layer_is_an_error(family_engine, monkeypatch):
 def test_late_layers_are_the_five_before_the_last():
     from halludecode.core.model_info import ModelInfo
 
-    facts = ModelInfo(L=32, H=4, G=4, D=8, V=6, d=2)
-    assert list(VISTA().early(facts)) == [27, 28, 29, 30, 31]
+    model_info = ModelInfo(
+        num_layers=32, num_heads=4, num_kv_heads=4, hidden_size=8, vocab_size=6, head_dim=2
+    )
+    assert list(VISTA().early(model_info)) == [27, 28, 29, 30, 31]

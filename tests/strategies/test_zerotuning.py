@@ -34,8 +34,12 @@ def attended(block: AttentionBlock, gamma: float, heads: torch.Tensor) -> torch.
     count = block.scores().shape[1]
     mask = torch.zeros(8, count, dtype=torch.bool)
     mask[2] = heads
-    facts = replace(typical_model_info(), L=8, H=count, artifact={"heads": mask})
-    a = Attention(2, facts, {"main": block}, Hooks(lambda *_: None, lambda *_: None), "zerotuning")
+    model_info = replace(
+        typical_model_info(), num_layers=8, num_heads=count, artifact={"heads": mask}
+    )
+    a = Attention(
+        2, model_info, {"main": block}, Hooks(lambda *_: None, lambda *_: None), "zerotuning"
+    )
     ZeroTuning(gamma=gamma).attend(a)
     return block.weights()[0]
 
@@ -89,9 +93,9 @@ def search(effect, answers=("yes",)):
         asked.append((gamma, heads.flatten().tolist()))
         return effect(gamma, heads.flatten().float())
 
-    cal = Calibration((), lambda look: None, answers)
-    facts = replace(typical_model_info(), L=2, H=2)
-    return profile(cal, facts, score), cal.notes[0], asked
+    cal = Calibration((), lambda request: None, answers)
+    model_info = replace(typical_model_info(), num_layers=2, num_heads=2)
+    return profile(cal, model_info, score), cal.notes[0], asked
 
 
 def test_the_larger_kind_of_heads_is_kept_and_its_gamma_searched():
@@ -195,7 +199,7 @@ def test_calibration_without_labels_lowers_the_entropy(engine):
     artifact = engine.calibrate("zerotuning", samples)
 
     def entropy(spec: str) -> float:
-        sampling = hd.Sampling(max_new_tokens=1, logprobs=engine.net.facts().V)
+        sampling = hd.Sampling(max_new_tokens=1, logprobs=engine.net.model_info().vocab_size)
         made = engine.generate([r for r, _ in samples], spec, sampling)
         return sum(-sum(math.exp(x) * x for x in o.logprobs[0].top.values()) for o in made) / 3
 

@@ -28,7 +28,7 @@ ACTIVE: dict[str, str] = {
     "vdgd": "vdgd(tokens=5)",
 }
 COMPOSED = ("var+vcd", "vhr+m3id")
-TOLERANCE = 1e-4  # top-two gap below which equal tokens are not claimed (ruling 5)
+TOLERANCE = 1e-4  # top-two gap below which equal tokens are not claimed
 
 
 @dataclass(frozen=True)
@@ -60,11 +60,11 @@ def refusals() -> list[tuple[str, str]]:
 
 def supplied(engine: Any, folder: Path) -> Any:
     """The engine with hand-made artifacts for the strategies that need one."""
-    m, rng = engine.net.facts(), torch.Generator().manual_seed(0)
+    m, rng = engine.net.model_info(), torch.Generator().manual_seed(0)
     made = {
-        "lacing": {"soft": torch.randn(7, m.D, generator=rng)},
+        "lacing": {"soft": torch.randn(7, m.hidden_size, generator=rng)},
         "zerotuning": {
-            "heads": torch.rand(m.L, m.H, generator=rng) < 0.5,
+            "heads": torch.rand(m.num_layers, m.num_heads, generator=rng) < 0.5,
             "gamma": torch.tensor(6.0),
         },
     }

@@ -1,4 +1,4 @@
-"""Passes of the plain model before the answer: looks in batches, remembered by content."""
+"""Passes of the plain model before the answer, in batches, remembered by content."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ from halludecode.models.vision_tower import received
 PLAIN = Plan((), "greedy", frozenset(), ("main",), Cost())
 
 
-REMEMBERED = 512e6  # bytes of what looks saw; a description's logits alone are tens of megabytes
+REMEMBERED = 512e6  # bytes of activations; a description's logits alone are tens of megabytes
 
 
 class ActivationCollector:
-    """Runs looks for one model.
+    """Runs the passes for one model.
 
     Args:
         net: The model.
@@ -39,7 +39,7 @@ class ActivationCollector:
 
     def __init__(self, net: HFModel, maker: RowBuilder, prefixes: LRU[Prefix]) -> None:
         self.net, self.maker, self.prefixes = net, maker, prefixes
-        self._seen: LRU[Activations] = LRU(REMEMBERED, _size)
+        self._kept: LRU[Activations] = LRU(REMEMBERED, _size)
 
     def states(
         self,
@@ -49,38 +49,47 @@ class ActivationCollector:
         *,
         reuse: bool,
     ) -> list[list[Mapping[str, object]]]:
-        """Per prompt and part, the state its `prepare` made of its looks."""
-        asked = [[part.strategy.looks(p, part.facts) for part in parts] for p in prompts]
-        every = {look.key: look for one in asked for looks in one for look in looks.values()}
+        """Per prompt and part, the state its `prepare` made of its activations."""
+        by_prompt = [
+            [part.strategy.activations(p, part.model_info) for part in parts] for p in prompts
+        ]
+        every = {
+            request.key: request
+            for one in by_prompt
+            for requests in one
+            for request in requests.values()
+        }
         self.run(list(every.values()), batch_size, reuse=reuse)
         return [
             [
-                part.strategy.prepare({n: self.see(look) for n, look in looks.items()}, part.facts)
-                for part, looks in zip(parts, one, strict=True)
+                part.strategy.prepare(
+                    {n: self.collect(request) for n, request in requests.items()}, part.model_info
+                )
+                for part, requests in zip(parts, one, strict=True)
             ]
-            for one in asked
+            for one in by_prompt
         ]
 
-    def run(self, looks: Sequence[ActivationRequest], batch_size: int, *, reuse: bool) -> None:
-        """Make sure every look has been taken, those of one kind in batches."""
-        todo = [look for look in looks if self._seen.get(look.key) is None]
+    def run(self, requests: Sequence[ActivationRequest], batch_size: int, *, reuse: bool) -> None:
+        """Make sure every pass has been run, those of one kind in batches."""
+        todo = [request for request in requests if self._kept.get(request.key) is None]
         kinds: dict[tuple[object, ...], list[ActivationRequest]] = {}
-        for look in todo:
-            kinds.setdefault(look.kind, []).append(look)
+        for request in todo:
+            kinds.setdefault(request.kind, []).append(request)
         for same in kinds.values():
             for at in range(0, len(same), batch_size):
                 self._take(same[at : at + batch_size], reuse=reuse)
 
-    def see(self, look: ActivationRequest) -> Activations:
-        """What one look saw."""
-        known = self._seen.get(look.key)
+    def collect(self, request: ActivationRequest) -> Activations:
+        """What one pass kept."""
+        known = self._kept.get(request.key)
         if known is None:
-            self.run([look], 1, reuse=False)
-            return self.see(look)
+            self.run([request], 1, reuse=False)
+            return self.collect(request)
         return known
 
-    def _take(self, looks: Sequence[ActivationRequest], *, reuse: bool) -> None:
-        first = looks[0]
+    def _take(self, requests: Sequence[ActivationRequest], *, reuse: bool) -> None:
+        first = requests[0]
         capture = Capture(
             frozenset(first.hidden),
             frozenset(first.heads),
@@ -88,43 +97,53 @@ class ActivationCollector:
             first.every_token,
         )
         jobs = [
-            PreparedRequest(look.prompt, {"main": self.maker.look(look)}, (), ()) for look in looks
+            PreparedRequest(request.prompt, {"main": self.maker.activation_row(request)}, (), ())
+            for request in requests
         ]
-        seen = [self._vision(job, first) for job in jobs]
+        activations = [self._vision(job, first) for job in jobs]
         if replace(first, vision=()).kind != ActivationRequest(first.prompt).kind:
             batch = Batch(self.net, self.maker, PLAIN, jobs, capture)
             logits = batch.prefill(self.prefixes if reuse and not first.every_token else None)
-            seen = [self._collect(batch, capture, look, i, seen[i]) for i, look in enumerate(looks)]
+            activations = [
+                self._collected(batch, capture, request, i, activations[i])
+                for i, request in enumerate(requests)
+            ]
             if first.write:
-                batch.run.capture = None  # what is written is not looked at
+                batch.run.capture = None  # nothing is kept of what is written
                 answers = self._write(batch, logits, first)
-                seen = [
-                    _with_text(made, answer) for made, answer in zip(seen, answers, strict=True)
+                activations = [
+                    _with_text(made, answer)
+                    for made, answer in zip(activations, answers, strict=True)
                 ]
-        for look, made in zip(looks, seen, strict=True):
-            self._seen.put(look.key, made)
+        for request, made in zip(requests, activations, strict=True):
+            self._kept.put(request.key, made)
 
-    def _vision(self, job: PreparedRequest, look: ActivationRequest) -> Activations:
+    def _vision(self, job: PreparedRequest, request: ActivationRequest) -> Activations:
         feeds = job.rows["main"].feeds
         counts = tuple(feed.count for feed in feeds)
-        if not look.vision or not feeds:
+        if not request.vision or not feeds:
             return Activations(image_counts=counts)
-        wide = look.vision_heads == "fullwidth"
-        vision = received(self.net, feeds, look.vision, fullwidth=wide)
+        wide = request.vision_heads == "fullwidth"
+        vision = received(self.net, feeds, request.vision, fullwidth=wide)
         return Activations(vision=vision, image_counts=counts)
 
     def _write(
-        self, batch: Batch, logits: torch.Tensor, look: ActivationRequest
+        self, batch: Batch, logits: torch.Tensor, request: ActivationRequest
     ) -> list[AnswerState]:
-        sampling = Sampling(max_new_tokens=look.write)
+        sampling = Sampling(max_new_tokens=request.write)
         eos = self.net.eos(self.maker.feeder.tokenizer)
-        loop = DecodeLoop(batch, sampling, eos, {}, self.net.context, keep_logits=look.logits)
+        loop = DecodeLoop(batch, sampling, eos, {}, self.net.context, keep_logits=request.logits)
         for _ in loop.run(logits):
             pass
         return loop.answers
 
-    def _collect(
-        self, batch: Batch, capture: Capture, look: ActivationRequest, i: int, seen: Activations
+    def _collected(
+        self,
+        batch: Batch,
+        capture: Capture,
+        request: ActivationRequest,
+        i: int,
+        activations: Activations,
     ) -> Activations:
         real = len(batch.tokens[i].ids)
         columns = image_columns(batch.kind, i)
@@ -132,30 +151,38 @@ class ActivationCollector:
         def stacked(kind: str, layers: tuple[int, ...]) -> torch.Tensor | None:
             silent = [layer for layer in layers if (kind, layer) not in capture.kept]
             if silent:
-                raise HookNeverFired(f"A look kept nothing ({kind}) of layer {silent[0]}.")
+                raise HookNeverFired(
+                    f"A pass before the answer kept nothing ({kind}) of layer {silent[0]}."
+                )
             made = [capture.kept[kind, layer][i] for layer in layers]
             if not made:
                 return None
             if kind == "image":
                 return torch.stack([m[:, columns] for m in made])
-            every = kind == "hidden" and look.every_token
+            every = kind == "hidden" and request.every_token
             return torch.stack([m[-real:] if every else m for m in made])
 
         return replace(
-            seen,
-            hidden=stacked("hidden", look.hidden),
-            heads=stacked("heads", look.heads),
-            image=stacked("image", look.image),
+            activations,
+            hidden=stacked("hidden", request.hidden),
+            heads=stacked("heads", request.heads),
+            image=stacked("image", request.image),
             image_mask=(batch.tokens[i].ids == self.maker.feeder.image_token),
             image_spans=seen_spans(batch.jobs[i].rows["main"], self.maker.feeder),
         )
 
 
-def _with_text(seen: Activations, answer: AnswerState) -> Activations:
+def _with_text(activations: Activations, answer: AnswerState) -> Activations:
     raw = torch.stack(answer.raw) if answer.raw else None
-    return replace(seen, text=answer.text, token_ids=tuple(answer.ids), logits=raw)
+    return replace(activations, text=answer.text, token_ids=tuple(answer.ids), logits=raw)
 
 
-def _size(seen: Activations) -> float:
-    kept = (seen.hidden, seen.heads, seen.image, seen.vision, seen.logits)
+def _size(activations: Activations) -> float:
+    kept = (
+        activations.hidden,
+        activations.heads,
+        activations.image,
+        activations.vision,
+        activations.logits,
+    )
     return 256 + sum(t.numel() * t.element_size() for t in kept if t is not None)

@@ -30,11 +30,11 @@ ANY_LENGTH = 1 << 40  # a prefix has no emitting query, whatever prompt it will 
 
 @dataclass
 class Prefix:
-    """KV of one row up to its last image token, with the flags its layers computed."""
+    """KV of one row up to its last image token, with the token masks its layers computed."""
 
     keys: list[Tensor]  # per layer [G, n, d]
     values: list[Tensor]
-    flags: dict[tuple[int, int, str], Tensor] = field(default_factory=dict)  # bool [n]
+    token_masks: dict[tuple[int, int, str], Tensor] = field(default_factory=dict)  # bool [n]
 
     @property
     def size(self) -> float:
@@ -50,7 +50,7 @@ class Batch:
         maker: Where rows come from.
         plan: What runs.
         jobs: The requests.
-        capture: For looks, what to keep of the prefill.
+        capture: For activation requests, what to keep of the prefill.
     """
 
     def __init__(
@@ -276,12 +276,12 @@ class Batch:
             made[key] = Prefix(
                 [layer.keys[n, :, pad:].clone() for layer in cache.layers],
                 [layer.values[n, :, pad:].clone() for layer in cache.layers],
-                {k: f[n, pad:].clone() for k, f in run.flags.items()} if n in main else {},
+                {k: f[n, pad:].clone() for k, f in run.token_masks.items()} if n in main else {},
             )
         return made
 
     def _lay(self, found: Sequence[Prefix | None], cut: Sequence[int]) -> None:
-        """Put prefixes into the cache, right-aligned, with their kinds and flags."""
+        """Put prefixes into the cache, right-aligned, with their kinds and token masks."""
         heads = [self.tokens[i].cut(0, n) for i, n in enumerate(cut)]
         _, _, self.kind, self.picture, hidden = pad_left(heads, heads[0].position.shape[0], 0)
         self.mask = (self.kind != PAD) & ~hidden
@@ -293,13 +293,13 @@ class Batch:
             key = _right_aligned([p.keys[layer] if p else None for p in found], width)
             value = _right_aligned([p.values[layer] if p else None for p in found], width)
             self.cache.update(key, value, layer)
-        names = {name for prefix in found if prefix for name in prefix.flags}
+        names = {name for prefix in found if prefix for name in prefix.token_masks}
         for name in names:
-            flag = torch.zeros(len(found), width, dtype=torch.bool, device=self.net.device)
+            mask = torch.zeros(len(found), width, dtype=torch.bool, device=self.net.device)
             for i, prefix in enumerate(found):
-                if prefix is not None and name in prefix.flags:
-                    flag[i, width - len(prefix.flags[name]) :] = prefix.flags[name]
-            self.run.flags[name] = flag
+                if prefix is not None and name in prefix.token_masks:
+                    mask[i, width - len(prefix.token_masks[name]) :] = prefix.token_masks[name]
+            self.run.token_masks[name] = mask
 
 
 def _on(value: Any, device: torch.device) -> Any:

@@ -85,10 +85,10 @@ class HFEngine:
         self._maker = RowBuilder(feeder, shower(self.processor, layout))
         self._prefixes: LRU[Prefix] = LRU(prefix_cache_mb * 1e6, lambda p: p.size)
         self._reuse = prefix_cache_mb > 0 and not layout.unshared
-        self._looker = ActivationCollector(self.net, self._maker, self._prefixes)
-        self._facts = self.net.facts()
+        self._collector = ActivationCollector(self.net, self._maker, self._prefixes)
+        self._model_info = self.net.model_info()
         self._plans: dict[str, Plan] = {}
-        self._calibrator = Calibrator(self._looker, artifacts)
+        self._calibrator = Calibrator(self._collector, artifacts)
 
     # Public ---------------------------------------------------------------------------------------
     def generate(
@@ -162,7 +162,7 @@ class HFEngine:
                 sent, count = ready, len(answer.ids)
 
     def rows(self, request: Request, strategy: hd_spec.Spec = "greedy") -> dict[str, Row]:
-        """What each row of the forward will be fed, without generating (looks are taken)."""
+        """What each row of the forward will be fed, without generating (earlier passes are run)."""
         plan = self.plan(strategy)
         with self._guard():
             job = self._jobs([to_prompt(request, self.net.layout.placeholder)], plan, reuse=False)[
@@ -182,7 +182,7 @@ class HFEngine:
             found = {hd_spec.format((p,)): self._calibrator.artifact(self, p) for p in parts}
             plan = compile_plan(
                 parts,
-                self._facts,
+                self._model_info,
                 HF_PROVIDES,
                 engine=self.name,
                 skip_off=skip_off,
@@ -190,7 +190,6 @@ class HFEngine:
                 model=self.model_id,
             )
             check_family(self.model.config, plan.needs, plan.canonical)
-            check_search(plan)
             self._plans[key] = plan
         return self._plans[key]
 
@@ -246,7 +245,7 @@ class HFEngine:
     ) -> Iterator[list[Any]]:
         """Yields the live answers after every token, at the end the outputs."""
         clock = [time.perf_counter()]
-        acting = probed(plan, self._facts, explain)
+        acting = probed(plan, self._model_info, explain)
         with self._guard():
             jobs = self._jobs(prompts, acting, reuse=reuse)
             self._check_length(jobs)
@@ -268,7 +267,7 @@ class HFEngine:
         yield self._outputs(jobs, plan, sampling, loop.answers, clock, explain)
 
     def _jobs(self, prompts: Sequence[Prompt], plan: Plan, *, reuse: bool) -> list[PreparedRequest]:
-        states = self._looker.states(prompts, plan.parts, self.batch_size, reuse=reuse)
+        states = self._collector.states(prompts, plan.parts, self.batch_size, reuse=reuse)
         return [self._maker.job(p, plan, state) for p, state in zip(prompts, states, strict=True)]
 
     def _outputs(

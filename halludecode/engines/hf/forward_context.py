@@ -21,13 +21,13 @@ from halludecode.core.state import State
 from halludecode.core.tracing import TracedStrategy
 from halludecode.engines.hf.attention_metadata import AttentionMetadata, RowPlacement
 
-AHEAD = 128  # generated tokens for which flags are laid out at once
+AHEAD = 128  # generated tokens for which token masks are laid out at once
 BLOCK = 64  # query rows recomputed at a time: memory grows with the prompt, not with its square
 
 
 @dataclass
 class Capture:
-    """What a look keeps of a forward: by layer, for the last query of every batch row."""
+    """What to keep of a forward: by layer, for the last query of every batch row."""
 
     hidden: frozenset[int] = frozenset()
     heads: frozenset[int] = frozenset()
@@ -55,7 +55,7 @@ class ForwardContext:
     decode: Callable[[Tensor, bool], Tensor] | None = None
     geometry: AttentionMetadata | None = None
     emitting: bool = True  # False in a forward that only fills a prefix
-    flags: dict[tuple[int, int, str], Tensor] = field(default_factory=dict)
+    token_masks: dict[tuple[int, int, str], Tensor] = field(default_factory=dict)
     kept: dict[tuple[int, int, str], Any] = field(default_factory=dict)
     fired: set[tuple[str, int, int]] = field(default_factory=set)
     early: dict[int, Tensor] = field(default_factory=dict)  # [B, D] of the main rows' last token
@@ -75,16 +75,16 @@ class ForwardContext:
 
     @property
     def input_layers(self) -> list[int]:
-        """Layers whose entering residual is needed: by flags, by `steer`, or to be decoded."""
+        """Layers whose entering residual `token_mask` or `steer` needs, or to be decoded."""
         needed = {i for part in self.parts for i in part.early}
         for part in self.parts:
-            if "flag" in part.verbs or (part.steers and part.strategy.site == "residual"):
+            if "token_mask" in part.verbs or (part.steers and part.strategy.site == "residual"):
                 needed |= part.layers
         return sorted(needed)
 
     @property
     def output_layers(self) -> list[int]:
-        """Layers whose leaving residual a look keeps or a strategy rewrites."""
+        """Layers whose leaving residual an activation request keeps or a strategy rewrites."""
         kept = self.capture.hidden if self.capture else frozenset[int]()
         return sorted(kept | self.steered("residual"))
 
@@ -122,7 +122,7 @@ class ForwardContext:
         state: Sequence[State],
     ) -> None:
         """Keep (or repeat) some batch rows and requests, under a new index and state."""
-        self.flags = {k: v[rows] for k, v in self.flags.items()}
+        self.token_masks = {k: v[rows] for k, v in self.token_masks.items()}
         self.kept = {k: v[requests] for k, v in self.kept.items()}
         self.early = {k: v[requests] for k, v in self.early.items()}
         self.changed = self.changed[requests] if self.changed is not None else None
@@ -142,7 +142,7 @@ class ForwardContext:
             self.early[layer] = x[main.at, -1]
 
     def layer_output(self, layer: int, x: Tensor) -> Tensor:
-        """The residual leaving a layer: kept for looks, rewritten by `steer`."""
+        """The residual leaving a layer: kept for activation requests, rewritten by `steer`."""
         if self.capture is not None and layer in self.capture.hidden and self.emitting:
             kept = x if self.capture.every_token else x[:, -1]
             self.capture.kept["hidden", layer] = kept.detach().float().cpu()
@@ -180,7 +180,7 @@ class ForwardContext:
 
         old = x[place.at]
         hidden = ResidualStream(
-            layer, part.facts, row, old, inp[place.at], decode, self.state[i], self._carry[i]
+            layer, part.model_info, row, old, inp[place.at], decode, self.state[i], self._carry[i]
         )
         chosen = self._row_keys(place, 0, x.shape[1]).queries(part.strategy.steer_at)
         new = part.strategy.steer(hidden).to(x.dtype).where(chosen[..., None], old)
@@ -200,7 +200,7 @@ class ForwardContext:
         scaling: float,
         out: Tensor,
     ) -> None:
-        """Edit ``out`` [rows, Q, H, d] in place where parts say so; keep what looks ask for."""
+        """Edit ``out`` [rows, Q, H, d] in place where parts say so; keep what is captured."""
         if self.geometry is None:
             return
         acting = [(i, part) for i, part in enumerate(self.parts) if part.phase is not None]
@@ -246,7 +246,11 @@ class ForwardContext:
             gone = frozenset(part.attend_rows) - blocks.keys()
             part.strategy.attend(
                 Attention(
-                    layer, part.facts, blocks, self._hooks(i, part, layer, gone), part.strategy.name
+                    layer,
+                    part.model_info,
+                    blocks,
+                    self._hooks(i, part, layer, gone),
+                    part.strategy.name,
                 )
             )
         out = tensors[-1]
@@ -307,28 +311,30 @@ class ForwardContext:
                         for which in part.queries:
                             used |= keys.queries(which).any(0)
             where = used.nonzero().flatten().tolist()
-            if not where and any("flag" in part.verbs for _, part in scored):
+            if not where and any("token_mask" in part.verbs for _, part in scored):
                 # Nothing to edit, but every prompt token must be judged.
                 where = [geometry.width - 1]
             self._columns[ids] = (where[0], where[-1] + 1) if where else (0, 0)
         return self._columns[ids]
 
     def _hooks(self, i: int, part: TracedStrategy, layer: int, gone: frozenset[str]) -> Hooks:
-        def flag(name: str, fn: Callable[[Tensor], Tensor], row: str) -> Tensor:
-            return self._flag(i, layer, name, fn)[self.index[i][row].at]
+        def token_mask(name: str, fn: Callable[[Tensor], Tensor], row: str) -> Tensor:
+            return self._token_mask(i, layer, name, fn)[self.index[i][row].at]
 
-        def once(name: str, fn: Callable[[], Any]) -> Any:
+        def at_first_token(name: str, fn: Callable[[], Any]) -> Any:
             if (i, layer, name) not in self.kept:
                 self.kept[i, layer, name] = fn()
             return self.kept[i, layer, name]
 
-        return Hooks(flag, once, self.state[i], self._carry[i], allowed=part.verbs, gone=gone)
+        return Hooks(
+            token_mask, at_first_token, self.state[i], self._carry[i], allowed=part.verbs, gone=gone
+        )
 
-    def _flag(self, i: int, layer: int, name: str, fn: Callable[[Tensor], Tensor]) -> Tensor:
+    def _token_mask(self, i: int, layer: int, name: str, fn: Callable[[Tensor], Tensor]) -> Tensor:
         """Bool [rows, N]: judged once per prompt token, False for generated ones, kept."""
         geometry: AttentionMetadata = self.geometry  # type: ignore[assignment]
         n = geometry.kind.shape[1]
-        known = self.flags.get((i, layer, name))
+        known = self.token_masks.get((i, layer, name))
         if known is None or known.shape[1] < n:
             have = 0 if known is None else known.shape[1]
             fresh = geometry.kind[:, have:]
@@ -336,14 +342,14 @@ class ForwardContext:
                 x = self._inputs.get(layer)
                 if x is None:
                     raise HookNeverFired(
-                        f"The residual entering layer {layer} never reached the flag {name!r}."
+                        f"The residual entering layer {layer} never reached token_mask {name!r}."
                     )
                 judged = fn(x.reshape(-1, x.shape[-1])).reshape(x.shape[:2]).bool()
                 judged = judged & (fresh != GENERATED) & (fresh != PAD)
             else:  # generated tokens are False, for some steps ahead
                 judged = fresh.new_zeros(len(fresh), n - have + AHEAD, dtype=torch.bool)
             known = judged if known is None else torch.cat([known, judged], 1)
-            self.flags[i, layer, name] = known
+            self.token_masks[i, layer, name] = known
         return known[:, :n]
 
     def _capture(self, layer: int, tensors: Any) -> None:

@@ -98,19 +98,19 @@ class HFModel:
         eos = tokenizer.eos_token_id if eos is None else eos
         return list(eos) if isinstance(eos, list | tuple) else [] if eos is None else [eos]
 
-    def facts(self) -> ModelInfo:
+    def model_info(self) -> ModelInfo:
         """The model's numbers, as strategies see them."""
         text = self.model.config.get_text_config()
         heads = text.num_attention_heads
         groups = getattr(text, "num_key_value_heads", None) or heads
         size = getattr(text, "head_dim", None) or text.hidden_size // heads
         return ModelInfo(
-            L=text.num_hidden_layers,
-            H=heads,
-            G=groups,
-            D=text.hidden_size,
-            V=text.vocab_size,
-            d=size,
+            num_layers=text.num_hidden_layers,
+            num_heads=heads,
+            num_kv_heads=groups,
+            hidden_size=text.hidden_size,
+            vocab_size=text.vocab_size,
+            head_dim=size,
             vision=_vision(self.model.config),
             mrope=self.layout.mrope,
         )

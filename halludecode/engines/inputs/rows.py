@@ -100,11 +100,11 @@ class RowBuilder:
         main, owner = Branch(prompt), dict[str, Any]()
         made: list[tuple[int, str, Branch]] = []
         for i, part in enumerate(plan.parts):
-            edited = part.strategy.branches(main.prompt, state[i], part.facts).get("main")
+            edited = part.strategy.branches(main.prompt, state[i], part.model_info).get("main")
             if edited is not None:
                 main, owner = edited, state[i]
         for i, part in enumerate(plan.parts):
-            branches = part.strategy.branches(main.prompt, state[i], part.facts)
+            branches = part.strategy.branches(main.prompt, state[i], part.model_info)
             made += [(i, name, b) for name, b in branches.items() if name != "main"]
         rows = {"main": self._row("main", main, row_hooks(plan.parts, None, "main"), owner)}
         local: list[dict[str, str]] = [{"main": "main"} for _ in plan.parts]
@@ -118,9 +118,9 @@ class RowBuilder:
             local[i][name] = same or label
         return PreparedRequest(main.prompt, rows, tuple(local), tuple(state))
 
-    def look(self, look: ActivationRequest) -> Row:
+    def activation_row(self, request: ActivationRequest) -> Row:
         """The single row of a pass of the plain model."""
-        return self._row("main", Branch(look.prompt), "", {})
+        return self._row("main", Branch(request.prompt), "", {})
 
     def _row(self, name: str, branch: Branch, hooks: str, state: Mapping[str, Any]) -> Row:
         prompt = branch.prompt
@@ -206,8 +206,8 @@ def _feed(
         key = digest(key, "features", branch.features.key, index, branch.tokens, *used)
     count = made.count if branch.tokens is None else branch.tokens
     hidden = None
-    if branch.hide is not None:
-        hidden = branch.hide(
+    if branch.mask is not None:
+        hidden = branch.mask(
             torch.zeros(count, dtype=torch.bool), edited=key, index=index, state=state
         )
         key = digest(key, "hide", hidden.tolist())

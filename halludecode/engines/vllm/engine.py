@@ -87,10 +87,10 @@ class VLLMEngine:
         self._feeds = RequestBuilder(self._loaded, feeder)
         self._plans: dict[str, Plan] = {}
         self._count = self._turn = 0
-        self._looker = ActivationCollector(self._loaded, self._maker, self._feeds, self._name)
+        self._collector = ActivationCollector(self._loaded, self._maker, self._feeds, self._name)
         self._host: Any = Host(self, self._loaded)
-        looker: Any = self._looker
-        self._calibrator = HostCalibrator(looker, artifacts)
+        collector: Any = self._collector
+        self._calibrator = HostCalibrator(collector, artifacts)
         self._sent: dict[str, Any] = {}  # artifacts the workers have, by the part's text
 
     # Public ---------------------------------------------------------------------------------------
@@ -122,7 +122,7 @@ class VLLMEngine:
         """
         wanted = [requests] if isinstance(requests, Request) else list(requests)
         plan = strategy if isinstance(strategy, Plan) else self.plan(strategy)
-        plan = probed(plan, self._loaded.facts, explain)
+        plan = probed(plan, self._loaded.model_info, explain)
         if explain:
             check_plan(plan, self._loaded.vllm_config)
         asked = PendingRequest(plan, sampling or Sampling(), tuple(score_words))
@@ -175,7 +175,7 @@ class VLLMEngine:
                 sent, count = ready, len(state[0].ids)
 
     def rows(self, request: Request, strategy: hd_spec.Spec = "greedy") -> dict[str, Row]:
-        """What each row of the forward will be fed, without generating (looks are taken)."""
+        """What each row of the forward will be fed, without generating (earlier passes are run)."""
         plan = self.plan(strategy)
         name, prompt = self._name(), to_prompt(request, self._loaded.layout.placeholder)
         try:
@@ -193,7 +193,7 @@ class VLLMEngine:
             found = {hd_spec.format((p,)): self._calibrator.artifact(self._host, p) for p in parts}
             plan = compile_plan(
                 parts,
-                self._loaded.facts,
+                self._loaded.model_info,
                 VLLM_PROVIDES,
                 engine=self.name,
                 skip_off=skip_off,
@@ -286,7 +286,7 @@ class VLLMEngine:
         yield self._outcomes(works, reader.answers, notes, clock)
 
     def _prepare(self, works: Sequence[PendingAnswer], *, each: bool) -> None:
-        """Rows of all requests; looks of requests under one plan are taken together."""
+        """Rows of all requests; earlier passes of those under one plan run together."""
         for work in works:
             with self._kept(work, each=each):
                 work.prompt = to_prompt(work.request, self._loaded.layout.placeholder)
@@ -327,26 +327,26 @@ class VLLMEngine:
         return {word: self._maker.feeder.word_ids(word) for word in ask.words}
 
     def _name(self, replica: int | None = None) -> str:
-        """An unused name; requests take the replicas in turn, looks go where their request does."""
+        """An unused name; requests take the replicas in turn, their earlier passes go along."""
         self._count += 1
         if replica is None:
             self._turn = replica = (self._turn + 1) % self._loaded.replicas
         return name_of(self._count, replica)
 
     def _jobs(self, asked: Sequence[tuple[str, Prompt, Plan]]) -> list[PreparedRequest]:
-        """Rows of requests, in order; looks of requests under one plan are taken together."""
+        """Rows of requests, in order; earlier passes of those under one plan run together."""
         made: dict[str, PreparedRequest] = {}
         for plan in {id(plan): plan for _, _, plan in asked}.values():
             self._send_artifacts(plan)
             own = [(name, prompt) for name, prompt, p in asked if p is plan]
-            states = self._looker.states([p for _, p in own], plan, [n for n, _ in own])
+            states = self._collector.states([p for _, p in own], plan, [n for n, _ in own])
             for (name, prompt), state in zip(own, states, strict=True):
                 made[name] = self._maker.job(prompt, plan, state)
         return [made[name] for name, _, _ in asked]
 
     def _send_artifacts(self, plan: Plan) -> None:
         for part in plan.parts:
-            made, text = part.facts.artifact, hd_spec.format((part.strategy,))
+            made, text = part.model_info.artifact, hd_spec.format((part.strategy,))
             known = self._sent.pop(text, None)
             if known is not made:
                 self._loaded.tell("hd_artifact", text, pack(made))

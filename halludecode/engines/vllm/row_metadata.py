@@ -38,7 +38,8 @@ class RowMetadata:
             edited, index of the picture, identity of the edit, tokens it leaves.
         line: Image tokens were chosen and form no raster any more: positions stand in line.
         words: Words whose first-step scores are wanted, with their token ids.
-        look: What a pass of the plain model keeps, see `looks.wanted`; None for answers.
+        capture: What a pass of the plain model keeps, see `activations.capture_of`; None for
+            answers.
     """
 
     group: str
@@ -54,7 +55,7 @@ class RowMetadata:
     features: list[list[Any]] | None = None
     line: bool = False
     words: dict[str, list[int]] | None = None
-    look: dict[str, Any] | None = None
+    capture: dict[str, Any] | None = None
 
     @property
     def name(self) -> str:
@@ -86,12 +87,12 @@ def metadata_of(params: Any) -> RowMetadata | None:
 
 
 def name_of(count: int, replica: int) -> str:
-    """Name of a request or look; those of its rows begin with it."""
+    """Name of a request or of a pass before it; those of its rows begin with it."""
     return f"hd{count}@{replica}"
 
 
 def replica_of(name: str) -> int:
-    """The replica that all rows and looks of a request go to, from any of their names."""
+    """The replica that all rows and passes of a request go to, from any of their names."""
     return int(name.partition("@")[2].partition(".")[0])
 
 

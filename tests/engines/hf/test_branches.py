@@ -118,7 +118,7 @@ def test_hidden_image_tokens_are_never_seen(family_engine):
 
     class Hidden(Row):
         def branches(self, prompt, state, m):
-            return {"other": Branch(prompt, hide=Edit(every_other))}
+            return {"other": Branch(prompt, mask=Edit(every_other))}
 
     row, features = features_of(engine)
     image = row.input_ids == engine.model.config.image_token_id
@@ -200,8 +200,10 @@ def test_looks_see_what_transformers_reports(family_engine, family):
 
     prompt = to_prompt(hd.Request("What is this?", [image]), engine.net.layout.placeholder)
     layers = (0, 2, 4)
-    seen = engine._looker.see(ActivationRequest(prompt, hidden=layers, heads=layers, image=layers))
-    every = engine._looker.see(ActivationRequest(prompt, hidden=layers, every_token=True))
+    seen = engine._collector.collect(
+        ActivationRequest(prompt, hidden=layers, heads=layers, image=layers)
+    )
+    every = engine._collector.collect(ActivationRequest(prompt, hidden=layers, every_token=True))
     is_image = inputs["input_ids"][0] == model.config.image_token_id
     for i, layer in enumerate(layers):
         hidden = plain.hidden_states[layer + 1][0]
@@ -257,19 +259,21 @@ def test_attend_reads_its_state_and_per_token_values(family_engine):
     engine = family_engine("llava")
 
     class Weighted(hd.Strategy):
-        """Image keys gain what a look saw of them, times a number from the state."""
+        """Image keys gain what a pass kept of them, times a number from the state."""
 
-        def looks(self, prompt, m):
+        def activations(self, prompt, m):
             return {"seen": ActivationRequest(prompt, image=(1,))} if prompt.pictures else {}
 
-        def prepare(self, seen, m):
-            if not seen:
+        def prepare(self, activations, m):
+            if not activations:
                 return {"by": torch.tensor(1.0), "share": PerImageToken(torch.zeros(0))}
-            share = seen["seen"].image.mean((0, 1))
+            share = activations["seen"].image.mean((0, 1))
             return {"by": torch.tensor(3.0), "share": PerImageToken(share / share.max())}
 
         def attend(self, a):
-            a.add(a.image, a.state["by"][:, None, None, None] * a.key("share")[:, None, None])
+            a.add_scores(
+                a.image, a.state["by"][:, None, None, None] * a.key("share")[:, None, None]
+            )
 
     with registered(Weighted, "toy_weighted") as strategy:
         asked = [
@@ -314,18 +318,18 @@ def test_looks_may_write(family_engine):
     prompts = [
         to_prompt(hd.Request(words, [families.pictures()[1]]), spot) for words in ("A?", "Why?")
     ]
-    looks = [ActivationRequest(prompt, hidden=(1,), write=5, logits=True) for prompt in prompts]
-    engine._looker.run(looks, 8, reuse=True)
-    for prompt, look in zip(prompts, looks, strict=True):
-        seen = engine._looker.see(look)
+    requests = [ActivationRequest(prompt, hidden=(1,), write=5, logits=True) for prompt in prompts]
+    engine._collector.run(requests, 8, reuse=True)
+    for prompt, request in zip(prompts, requests, strict=True):
+        seen = engine._collector.collect(request)
         words = prompt.question
         request = hd.Request(words, [families.pictures()[1]])
         plain = engine.generate(request, "greedy", hd.Sampling(max_new_tokens=5, logprobs=1))[0]
         assert seen.token_ids == plain.token_ids
         assert seen.text == plain.text
-        assert seen.logits.shape == (len(plain.token_ids), engine._facts.V)
+        assert seen.logits.shape == (len(plain.token_ids), engine._model_info.vocab_size)
         assert seen.logits.argmax(-1).tolist() == list(plain.token_ids)
         for row, entry in zip(seen.logits, plain.logprobs, strict=True):
             assert float(row.log_softmax(-1).max()) == pytest.approx(entry.logprob, abs=1e-4)
-        again = engine._looker.see(ActivationRequest(prompt, hidden=(1,)))
+        again = engine._collector.collect(ActivationRequest(prompt, hidden=(1,)))
         torch.testing.assert_close(seen.hidden, again.hidden, atol=1e-5, rtol=1e-4)

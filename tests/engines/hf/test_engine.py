@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 import halludecode as hd
-from halludecode.core import attention as hd_attention
+from halludecode.core.attention_block import AttentionBlock
 from halludecode.core.errors import InvalidModel, InvalidRequest, OutOfMemory, UnsupportedStrategy
 from tests.support import families
 
@@ -89,14 +89,14 @@ def test_effect_counts_tokens_that_differ(engine):
 def test_attention_edits_never_build_a_square_map(engine, monkeypatch):
     """Largest tensor of logits grows with the prompt, not with its square."""
     shapes: list[torch.Size] = []
-    original = hd_attention.RowBlock.scores
+    original = AttentionBlock.scores
 
     def recorded(self):
         made = original(self)
         shapes.append(made.shape)
         return made
 
-    monkeypatch.setattr(hd_attention.RowBlock, "scores", recorded)
+    monkeypatch.setattr(AttentionBlock, "scores", recorded)
     long = ask("word " * 80)
     spec = "var(dims=(3,40),tau=2.0,min_mass=0.05,rho=0.2)"
     engine.generate(long, spec, hd.Sampling(max_new_tokens=1))
@@ -128,7 +128,7 @@ def test_applied_is_the_engine_on_a_plain_generate(engine):
 
 def test_applied_refuses_what_needs_rows(engine):
     with (
-        pytest.raises(UnsupportedStrategy, match=r"needs rows.*hd.load"),
+        pytest.raises(UnsupportedStrategy, match=r"needs 'extra rows'.*hd.load"),
         hd.applied(engine.model, engine.processor, "vcd"),
     ):
         pass
@@ -303,8 +303,8 @@ def test_applied_gives_strategies_their_state(engine):
     class Stated(hd.Strategy):
         """Ban the tokens its state names."""
 
-        def prepare(self, seen, m):
-            return {"banned": torch.arange(m.V) < m.V - 20}
+        def prepare(self, activations, m):
+            return {"banned": torch.arange(m.vocab_size) < m.vocab_size - 20}
 
         def combine(self, step):
             return step["main"].masked_fill(step.state["banned"], -torch.inf)
@@ -316,7 +316,7 @@ def test_applied_gives_strategies_their_state(engine):
             made = engine.model.generate(**inputs, max_new_tokens=3, do_sample=False)
         ours = engine.generate(ask(), Stated(), hd.Sampling(max_new_tokens=3))[0]
         assert made[0, -len(ours.token_ids) :].tolist() == list(ours.token_ids)
-        assert min(ours.token_ids) >= engine._facts.V - 20
+        assert min(ours.token_ids) >= engine._model_info.vocab_size - 20
     finally:
         from halludecode.core.registry import STRATEGIES
 

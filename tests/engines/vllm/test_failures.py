@@ -35,7 +35,7 @@ def ours(vllm_engine):
     free = scheduler.kv_cache_manager.block_pool.get_num_free_blocks()
     assert free == scheduler.kv_cache_config.num_blocks - 1
     desk = worker.model_runner.hd_desk
-    assert not desk.jobs and not desk.notes and not desk.seen
+    assert not desk.jobs and not desk.notes and not desk.captured
     plain = hd.Sampling(max_new_tokens=4, logprobs=3)
     assert len(engine.generate(requests(1), "vcd", plain)[0].token_ids) > 0
 
@@ -138,7 +138,7 @@ def faulty():
     class FailsAttend(Strategy):
         def attend(self, a):
             a.mass(a.image)
-            if a.image.mask("main").shape[-1] > 50:  # longer than what tracing shows
+            if a.image.of("main").shape[-1] > 50:  # longer than what tracing shows
                 raise IndexError("no such head")
 
     @strategy("fails_combine")
@@ -226,18 +226,24 @@ def test_cuda_graphs_refuse_edits_inside_the_model(ours, monkeypatch):
     monkeypatch.setattr(compiled, "cudagraph_mode", CUDAGraphMode.FULL_AND_PIECEWISE)
     monkeypatch.setattr(ours, "_plans", {})
     ours.plan("vcd")
-    for spec, need in (("pai", "add"), ("vista", "early"), ("agla", "looks")):
-        with pytest.raises(hd.UnsupportedStrategy, match=f"needs '{need}', which CUDA graphs"):
+    for spec, need in (
+        ("pai", "edits attention scores"),
+        ("vista", "decodes early layers"),
+        ("agla", "passes before the answer"),
+    ):
+        with pytest.raises(hd.UnsupportedStrategy, match=f"needs .*'{need}', which CUDA graphs"):
             ours.plan(spec)
 
 
-def test_looks_into_a_tower_that_ranks_share_by_pictures_are_refused(ours, monkeypatch):
+def test_reading_a_tower_that_ranks_share_by_pictures_is_refused(ours, monkeypatch):
     config = ours._loaded.vllm_config
     monkeypatch.setattr(config.parallel_config, "tensor_parallel_size", 2)
     monkeypatch.setattr(config.model_config.multimodal_config, "mm_encoder_tp_mode", "data")
     monkeypatch.setattr(ours, "_plans", {})
     ours.plan("vcd+pai+vhr")
-    with pytest.raises(hd.UnsupportedStrategy, match="needs 'vision', which ranks with pictures"):
+    with pytest.raises(
+        hd.UnsupportedStrategy, match="needs 'vision-tower attention', which ranks with pictures"
+    ):
         ours.plan("damro")
 
 
@@ -297,7 +303,7 @@ def test_workers_forget_the_artifacts_that_were_used_longest_ago(ours, monkeypat
 
     def send(p, artifact=made):
         part = SimpleNamespace(
-            strategy=STRATEGIES.get("var")(p=p), facts=SimpleNamespace(artifact=artifact)
+            strategy=STRATEGIES.get("var")(p=p), model_info=SimpleNamespace(artifact=artifact)
         )
         ours._send_artifacts(SimpleNamespace(parts=[part]))
 
@@ -359,7 +365,7 @@ def test_a_backend_that_hides_its_keys_fails_only_what_reads_them(ours, monkeypa
     monkeypatch.setattr(hooks, "attention", SimpleNamespace(Layer=blind))
     asked = hd.Request("Describe the image.", families.pictures()[:1])
     short = hd.Sampling(max_new_tokens=3)
-    for spec in ("pai", "agla"):  # an edit, a look
+    for spec in ("pai", "agla"):  # an edit, a pass before
         with pytest.raises(hd.UnsupportedStrategy, match="start with attention_backend="):
             ours.generate(asked, spec, short)
     for spec in ("greedy", "vhr", "vcd"):

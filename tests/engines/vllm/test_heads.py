@@ -27,7 +27,7 @@ def test_maps_are_those_of_the_hf_engine(pair, metric):
     )
     assert ours.values.shape == hf.values.shape
     np.testing.assert_allclose(ours.values, hf.values, atol=2e-3, rtol=5e-3)
-    for name in ours.parts:  # what enters layer 0 is not shown by looks
+    for name in ours.parts:  # what enters layer 0 is in no activations
         got, wanted = ours.parts[name].values[1:], hf.parts[name].values[1:]
         np.testing.assert_allclose(got, wanted, atol=2e-3, rtol=5e-3)
 
@@ -47,13 +47,13 @@ def test_strategies_are_those_of_the_hf_engine(pair, tmp_path, name):
         "vhr_map": "vhr(map={vhd})",
     }[name]
     _, hf = pair
-    m = hf.net.facts()
+    m = hf.net.model_info()
     sampling = hd.Sampling(max_new_tokens=6, logprobs=3)
     made, plain = [], hf.generate(requests(3), "greedy", sampling)
     for engine in pair:
         paths = {}
         for metric in ("vhd", "ablation"):
-            values = np.random.default_rng(1).normal(size=(m.L, m.H))
+            values = np.random.default_rng(1).normal(size=(m.num_layers, m.num_heads))
             grid = Grid(values, values, values)
             saved = HeadMap(metric, "m", engine.digest, 1, 1, grid)
             paths[metric] = saved.save(tmp_path / engine.name / f"{metric}.json")

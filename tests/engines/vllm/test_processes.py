@@ -151,7 +151,12 @@ def test_a_cache_too_small_for_one_answer_is_told_with_numbers(tmp_path):
 
 
 def test_requests_go_to_replicas_whole(testbed, tmp_path):
-    specs = ("vcd", "damro", "var", "vdgd(tokens=4)")  # plain rows, looks, edits, written looks
+    specs = (
+        "vcd",
+        "damro",
+        "var",
+        "vdgd(tokens=4)",
+    )  # plain rows, passes before, edits, written ones
     words = (str(tmp_path), "testbed", *specs)
     told = json.loads(run(tmp_path / "ask.py", REPLICAS, *words)[-1])
     asked = [hd.Request("Describe the image.", [p]) for p in families.pictures()]

@@ -57,15 +57,15 @@ def test_tags():
     assert metadata_of(Params) is None
 
 
-@pytest.mark.parametrize("looks", [0, 1, 2])
-def test_requests_take_replicas_in_turn_and_their_looks_go_along(looks):
+@pytest.mark.parametrize("passes", [0, 1, 2])
+def test_requests_take_replicas_in_turn_and_their_passes_go_along(passes):
     engine = SimpleNamespace(_count=0, _turn=0, _loaded=SimpleNamespace(replicas=2))
     taken, names = [], []
     for _ in range(4):
         names.append(VLLMEngine._name(engine))
         taken.append(replica_of(f"{names[-1]}.0#1"))
-        names += [VLLMEngine._name(engine, taken[-1]) for _ in range(looks)]
-        assert {replica_of(name) for name in names[-1 - looks :]} == {taken[-1]}
+        names += [VLLMEngine._name(engine, taken[-1]) for _ in range(passes)]
+        assert {replica_of(name) for name in names[-1 - passes :]} == {taken[-1]}
     assert taken in ([0, 1, 0, 1], [1, 0, 1, 0])
     assert len(set(names)) == len(names)
 

@@ -21,12 +21,12 @@ from halludecode.engines.vllm.frontend.requests import RequestBuilder, RequestGr
 from halludecode.engines.vllm.row_metadata import RowMetadata, replica_of, unpack
 from halludecode.engines.vllm.worker.forward_context import error_class
 
-Taken = tuple[int, str]  # a look's replica and key
+Taken = tuple[int, str]  # an activation request's replica and key
 SMALL = 64  # numbers: what a processor tells of a picture beside its pixels
 
 
 class ActivationCollector:
-    """Takes the looks of requests, in one batch with whatever else runs.
+    """Runs the passes of requests, in one batch with whatever else runs.
 
     Args:
         loaded: The engine.
@@ -53,51 +53,53 @@ class ActivationCollector:
     ) -> list[list[Mapping[str, Any]]]:
         """Per prompt and part, what rows need of the state; the rest stays in the workers."""
         parts = plan.parts
-        asked = [[dict(part.strategy.looks(p, part.facts)) for part in parts] for p in prompts]
+        by_prompt = [
+            [dict(part.strategy.activations(p, part.model_info)) for part in parts] for p in prompts
+        ]
         places = [replica_of(job) for job in jobs]
         every = {
-            (at, look.key): look
-            for at, one in zip(places, asked, strict=True)
-            for looks in one
-            for look in looks.values()
+            (at, request.key): request
+            for at, one in zip(places, by_prompt, strict=True)
+            for requests in one
+            for request in requests.values()
         }
         if not every:
-            made = [part.strategy.prepare({}, part.facts) for part in parts]
+            made = [part.strategy.prepare({}, part.model_info) for part in parts]
             return [list(made) for _ in prompts]
         told, names = self._take(every)
         try:
             text = hd_spec.format([part.strategy for part in parts])
             return [
                 self._prepare(job, text, parts, one, told, names)
-                for job, one in zip(jobs, asked, strict=True)
+                for job, one in zip(jobs, by_prompt, strict=True)
             ]
         finally:
-            self._loaded.tell("hd_unsee", list(names.values()))
+            self._loaded.tell("hd_drop_activations", list(names.values()))
 
-    def see(self, look: ActivationRequest) -> Activations:
-        """What one look saw, brought to this side; for calibration."""
-        here = (0, look.key)
-        told, names = self._take({here: look})
+    def collect(self, request: ActivationRequest) -> Activations:
+        """What one pass kept, brought to this side; for calibration."""
+        here = (0, request.key)
+        told, names = self._take({here: request})
         try:
             return Activations(
-                **unpack(self._loaded.tell("hd_seen", names[here], told[here], at=0)[0])
+                **unpack(self._loaded.tell("hd_activations", names[here], told[here], at=0)[0])
             )
         finally:
-            self._loaded.tell("hd_unsee", list(names.values()))
+            self._loaded.tell("hd_drop_activations", list(names.values()))
 
     def _prepare(
         self,
         job: str,
         text: str,
         parts: Sequence[TracedStrategy],
-        asked: Sequence[Mapping[str, ActivationRequest]],
+        by_prompt: Sequence[Mapping[str, ActivationRequest]],
         told: Mapping[Taken, Mapping[str, Any]],
         names: Mapping[Taken, str],
     ) -> list[Mapping[str, Any]]:
         at = replica_of(job)
         wanted = [
-            {n: [names[at, look.key], told[at, look.key]] for n, look in looks.items()}
-            for looks in asked
+            {n: [names[at, request.key], told[at, request.key]] for n, request in requests.items()}
+            for requests in by_prompt
         ]
         fetch = [list(part.strategy.fetch) for part in parts]
         made = self._loaded.tell("hd_prepare", job, text, wanted, fetch, at=at)[0]
@@ -106,15 +108,15 @@ class ActivationCollector:
         return unpack(made)
 
     def _take(
-        self, looks: Mapping[Taken, ActivationRequest]
+        self, requests: Mapping[Taken, ActivationRequest]
     ) -> tuple[dict[Taken, Mapping[str, Any]], dict[Taken, str]]:
-        """Run looks; of each, what this side knows and the name it is kept under."""
-        rows = {taken: self._maker.look(look) for taken, look in looks.items()}
-        names = {taken: self._name(taken[0]) for taken in looks}
+        """Run the passes; of each, what this side knows and the name it is kept under."""
+        rows = {taken: self._maker.activation_row(request) for taken, request in requests.items()}
+        names = {taken: self._name(taken[0]) for taken in requests}
         reader = OutputReader(self._loaded)
         try:
-            for taken, look in looks.items():
-                reader.add(self._request(look, rows[taken], names[taken]), Sampling())
+            for taken, request in requests.items():
+                reader.add(self._request(request, rows[taken], names[taken]), Sampling())
             for _ in reader.steps():
                 pass
             for error in (answer.error for answer in reader.answers):
@@ -125,15 +127,15 @@ class ActivationCollector:
                     raise error_class(note["kind"])(note["error"])
         except BaseException:
             reader.abort()  # first, or its rows would keep more
-            self._loaded.tell("hd_unsee", list(names.values()))
+            self._loaded.tell("hd_drop_activations", list(names.values()))
             raise
         told = {
-            taken: self._told(look, rows[taken], answer)
-            for (taken, look), answer in zip(looks.items(), reader.answers, strict=True)
+            taken: self._told(request, rows[taken], answer)
+            for (taken, request), answer in zip(requests.items(), reader.answers, strict=True)
         }
         return told, names
 
-    def _request(self, look: ActivationRequest, row: Row, name: str) -> RequestGroup:
+    def _request(self, request: ActivationRequest, row: Row, name: str) -> RequestGroup:
         sizes = [
             {
                 key: value.tolist()
@@ -149,32 +151,34 @@ class ActivationCollector:
             lives=["answer"],
             job=name,
             pictured=bool(row.feeds),
-            look={**wanted(look), "sizes": sizes if look.vision else []},
+            capture={**capture_of(request), "sizes": sizes if request.vision else []},
         )
-        return self._feeds.look(tag, row, look.write)
+        return self._feeds.activation_group(tag, row, request.write)
 
-    def _told(self, look: ActivationRequest, row: Row, answer: PartialAnswer) -> Mapping[str, Any]:
+    def _told(
+        self, request: ActivationRequest, row: Row, answer: PartialAnswer
+    ) -> Mapping[str, Any]:
         feeder = self._maker.feeder
-        mask = (row.input_ids == feeder.image_token).tolist() if look.every_token else None
+        mask = (row.input_ids == feeder.image_token).tolist() if request.every_token else None
         return {
-            "look": wanted(look),
+            "capture": capture_of(request),
             "counts": [feed.count for feed in row.feeds],
             "spans": [list(span) for span in seen_spans(row, feeder)],
             "mask": mask,
-            "text": answer.text if look.write else "",
-            "token_ids": list(answer.ids) if look.write else [],
+            "text": answer.text if request.write else "",
+            "token_ids": list(answer.ids) if request.write else [],
         }
 
 
-def wanted(look: ActivationRequest) -> dict[str, Any]:
-    """What a look keeps, as plain values."""
+def capture_of(request: ActivationRequest) -> dict[str, Any]:
+    """What a pass keeps, as plain values."""
     return {
-        "hidden": list(look.hidden),
-        "heads": list(look.heads),
-        "image": list(look.image),
-        "vision": list(look.vision),
-        "full": look.vision_heads == "fullwidth",
-        "every_token": look.every_token,
-        "logits": look.logits,
-        "write": look.write,
+        "hidden": list(request.hidden),
+        "heads": list(request.heads),
+        "image": list(request.image),
+        "vision": list(request.vision),
+        "full": request.vision_heads == "fullwidth",
+        "every_token": request.every_token,
+        "logits": request.logits,
+        "write": request.write,
     }

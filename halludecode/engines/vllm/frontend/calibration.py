@@ -20,11 +20,11 @@ if TYPE_CHECKING:
 
 
 class HostCalibrator(Calibrator):
-    """Artifacts of a model in vLLM; what looks saw is brought over one by one."""
+    """Artifacts of a model in vLLM; what passes kept is brought over one by one."""
 
-    def _see(self, look: ActivationRequest) -> Activations:
-        found: Any = self.looker
-        return found.see(look)
+    def _collect(self, request: ActivationRequest) -> Activations:
+        collector: Any = self.collector
+        return collector.collect(request)
 
 
 @dataclass(frozen=True)
@@ -43,8 +43,8 @@ class Host:
     @property
     def net(self) -> Any:
         """Numbers and layout."""
-        facts: ModelInfo = self.loaded.facts
-        return SimpleNamespace(facts=lambda: facts, layout=self.loaded.layout)
+        model_info: ModelInfo = self.loaded.model_info
+        return SimpleNamespace(model_info=lambda: model_info, layout=self.loaded.layout)
 
     @property
     def digest(self) -> str:

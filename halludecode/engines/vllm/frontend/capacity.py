@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from halludecode.core.errors import InvalidRequest, UnsupportedStrategy
+from halludecode.core.needs import quoted
 from halludecode.core.plan import Plan
 from halludecode.core.tracing import TracedStrategy
 
@@ -13,9 +14,21 @@ if TYPE_CHECKING:
     from halludecode.engines.inputs.rows import Row
 
 ATTENTION = frozenset(
-    {"add", "scale", "hide", "gain", "heads", "mass", "scores", "weights", "out", "flag", "once"}
+    {
+        "add_scores",
+        "scale_scores",
+        "mask",
+        "scale_weights",
+        "scale_heads",
+        "mass",
+        "scores",
+        "weights",
+        "head_outputs",
+        "token_mask",
+        "at_first_token",
+    }
 )
-INSIDE = ATTENTION | {"steer", "early", "looks", "key"}  # needs served between vLLM's kernels
+INSIDE = ATTENTION | {"steer", "early", "activations", "key"}  # needs served between vLLM's kernels
 TOWER = frozenset({"vision"})
 
 
@@ -25,12 +38,6 @@ def check_plan(plan: Plan, config: Any) -> None:
     Raises:
         UnsupportedStrategy: The sentence names the need and what to change.
     """
-    for part in plan.parts:
-        if any(branch.hide is not None for branch in part.branches.values()):
-            raise UnsupportedStrategy(
-                f"{part.strategy.name} hides image tokens of a whole row (Branch.hide), which "
-                "engine 'vllm' does not serve; use engine='hf'."
-            )
     compiled = config.compilation_config
     if plan.needs & INSIDE and compiled.cudagraph_mode.name != "NONE":
         _refuse(plan, INSIDE, "CUDA graphs would leave out; start with enforce_eager=True")
@@ -119,5 +126,5 @@ def edited_rows(part: TracedStrategy) -> set[str]:
 
 
 def _refuse(plan: Plan, needs: frozenset[str], why: str) -> None:
-    need = min(plan.needs & needs, default="rows")
-    raise UnsupportedStrategy(f"{plan.canonical} needs {need!r}, which {why}, or engine='hf'.")
+    named = quoted(plan.needs & needs or {"rows"})
+    raise UnsupportedStrategy(f"{plan.canonical} needs {named}, which {why}, or engine='hf'.")

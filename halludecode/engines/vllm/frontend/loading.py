@@ -32,7 +32,7 @@ class Loaded:
     processor: Any
     config: Any
     layout: ModelFamily
-    facts: ModelInfo
+    model_info: ModelInfo
     source: str
     generation: Any
     inbox: OutputRouter
@@ -98,10 +98,12 @@ def load_engine(
     _check_served(config)
     engine = (start or _start)(model, source, options)
     shim: Any = SimpleNamespace(model=SimpleNamespace(config=config), layout=layout)
-    facts = HFModel.facts(shim)
+    model_info = HFModel.model_info(shim)
     inbox = OutputRouter(shared=start is None)
-    loaded = Loaded(engine, processor, config, layout, facts, source, generation, inbox, shared)
-    numbers = {k: v for k, v in asdict(facts).items() if k != "artifact"}
+    loaded = Loaded(
+        engine, processor, config, layout, model_info, source, generation, inbox, shared
+    )
+    numbers = {k: v for k, v in asdict(model_info).items() if k != "artifact"}
     loaded.tell("hd_set_up", numbers)
     return loaded
 

@@ -24,7 +24,7 @@ from halludecode.engines.vllm.row_metadata import RowMetadata
 
 GREEDY = Plan((), "greedy", frozenset(), ("main",), Cost())
 ROUNDING = 0.05  # of normalised pixels in bfloat16
-OWN = frozenset({"flag", "once", "key"})  # verbs whose values belong to one request
+OWN = frozenset({"token_mask", "at_first_token", "key"})  # verbs whose values belong to one request
 
 
 @dataclass
@@ -100,16 +100,16 @@ class RequestBuilder:
             members.append(made)
         return RequestGroup(members)
 
-    def look(self, tag: RowMetadata, row: Row, write: int) -> RequestGroup:
-        """The vLLM request of one look.
+    def activation_group(self, tag: RowMetadata, row: Row, write: int) -> RequestGroup:
+        """The vLLM request of one pass.
 
-        A look into the vision tower must have its pictures encoded, one at every token must have
+        One that reads the vision tower must have its pictures encoded, one at every token must have
         every token computed; so these share nothing with what was computed before.
         """
-        look = tag.look or {}
+        capture = tag.capture or {}
         sampling = Sampling(max_new_tokens=max(write, 1))
         self._check([row], GREEDY, sampling)
-        given = self._input(row, "", f"|{tag.group}" if look["vision"] else "")
+        given = self._input(row, "", f"|{tag.group}" if capture["vision"] else "")
         return RequestGroup([[self._request(tag, given, [row], sampling)]])
 
     def _check(self, rows: Sequence[Row], plan: Plan, sampling: Sampling) -> None:
@@ -137,7 +137,7 @@ class RequestBuilder:
             min_tokens=sampling.min_new_tokens if main else 0,
             stop_token_ids=self._loaded.eos if main else None,
             logprobs=sampling.logprobs if main else None,
-            skip_reading_prefix_cache=tag.whole or bool(tag.look and tag.look["every_token"]),
+            skip_reading_prefix_cache=tag.whole or bool(tag.capture and tag.capture["every_token"]),
             extra_args=tag.extra(),
         )
         name = tag.group if main else f"{tag.group}#{tag.role}"
@@ -216,7 +216,7 @@ class RequestBuilder:
         """Separates the KV of an edited row from everybody else's; "" for rows left alone.
 
         Edits of emitted or generated tokens depend on where the prompt ends, so such rows share
-        nothing but the same prompt's KV; flags, state and the like belong to the request.
+        nothing but the same prompt's KV; token masks, state and the like belong to the request.
         """
         acting = [
             part
@@ -225,7 +225,7 @@ class RequestBuilder:
         ]
         if not acting:
             return ""
-        if any(p.steers or p.whole or p.verbs & OWN or p.looks for p in acting):
+        if any(p.steers or p.whole or p.verbs & OWN or p.activations for p in acting):
             return f"hd:{request}"
         return f"hd:{job.rows[name].key}"
 

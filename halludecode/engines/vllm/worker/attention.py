@@ -39,7 +39,7 @@ class Layer:
         block_table: int [rows, n]; None where vLLM's backend keeps it to itself.
         scaling: Factor on q k^T.
         out: [tokens, h, d], the kernel's output, edited in place.
-        x: [tokens, D], the residual entering the layer, where some flag needs it.
+        x: [tokens, D], the residual entering the layer, where some token_mask needs it.
     """
 
     number: int
@@ -147,7 +147,7 @@ def _blocks(unit: EditBatch, scored: list[tuple[int, TracedStrategy]]) -> list[t
                     used = keys.queries(which).any(0).nonzero().flatten()
                     if len(used):
                         far = max(far, width - int(used[0]))
-    if not far and unit.prompting and any("flag" in part.verbs for _, part in scored):
+    if not far and unit.prompting and any("token_mask" in part.verbs for _, part in scored):
         far = 1  # nothing to edit, but every prompt token must be judged
     if len(rows) > 1 or far <= BLOCK:
         return [(far, 0)] if far else []
@@ -181,7 +181,9 @@ def _block(
             continue
         _check_together(unit, i, part, blocks.keys())
         hooks = _hooks(layer, unit, i, part, blocks, places)
-        part.strategy.attend(Attention(layer.number, part.facts, blocks, hooks, part.strategy.name))
+        part.strategy.attend(
+            Attention(layer.number, part.model_info, blocks, hooks, part.strategy.name)
+        )
     for row, block in made.items():
         if block.touched:
             edited = block.edited()
@@ -202,7 +204,7 @@ def _row_block(
         return AttentionBlock(keys, None, None, None, None, layer.scaling, base)
     checked.check(layer, unit, row)
     k, v = layer.keys_values(unit, row)
-    seen = keys.mask("before", _before)
+    seen = keys.cached("before", _before)
     q = all_heads(layer.query[at].transpose(1, 2), 1)
     return AttentionBlock(keys, q, k, v, seen[:, None], layer.scaling, base)
 
@@ -238,18 +240,20 @@ def _hooks(
 ) -> Hooks:
     names = unit.names(i)
 
-    def flag(name: str, fn: Callable[[Tensor], Tensor], row: str) -> Tensor:
+    def token_mask(name: str, fn: Callable[[Tensor], Tensor], row: str) -> Tensor:
         wide = blocks[row].keys.kind.shape[1]
-        return _flag(layer, unit, (names[row], i, layer.number, name), fn, wide)
+        return _token_mask(layer, unit, (names[row], i, layer.number, name), fn, wide)
 
-    def once(name: str, fn: Callable[[], Any]) -> Any:
-        return _once(unit, (i, layer.number, name), fn)
+    def at_first_token(name: str, fn: Callable[[], Any]) -> Any:
+        return _at_first_token(unit, (i, layer.number, name), fn)
 
     gone = frozenset(part.attend_rows) - blocks.keys()
-    return Hooks(flag, once, unit.states[i], unit.carry[i], allowed=part.verbs, gone=gone)
+    return Hooks(
+        token_mask, at_first_token, unit.states[i], unit.carry[i], allowed=part.verbs, gone=gone
+    )
 
 
-def _flag(
+def _token_mask(
     layer: Layer,
     unit: EditBatch,
     which: tuple[str, int, int, str],
@@ -260,17 +264,17 @@ def _flag(
     row, _, number, name = which
     judged: list[Tensor] = []
     for note, span in zip(unit.notes, unit.spans[row], strict=True):
-        known = note.flags.get(which)
+        known = note.token_masks.get(which)
         have = 0 if known is None else len(known)
         want = min(span.stop, span.row.prompt)
         if have < want:
             if layer.x is None or have < span.start:
                 raise HookNeverFired(
-                    f"The residual entering layer {number} never reached the flag {name!r}."
+                    f"The residual entering layer {number} never reached token_mask {name!r}."
                 )
             fresh = fn(layer.x[span.flat][have - span.start :]).bool()
             known = fresh if known is None else torch.cat([known, fresh])
-            note.flags[which] = known
+            note.token_masks[which] = known
         if known is None:
             known = torch.zeros(0, dtype=torch.bool, device=layer.out.device)
         judged.append(known[:wide])
@@ -278,11 +282,11 @@ def _flag(
     return pad(found, (0, wide - found.shape[1]))
 
 
-def _once(unit: EditBatch, which: tuple[int, int, str], fn: Callable[[], Any]) -> Any:
+def _at_first_token(unit: EditBatch, which: tuple[int, int, str], fn: Callable[[], Any]) -> Any:
     """[R, ...], evaluated in the forward that emits token 1 and kept."""
-    if any(which not in note.once for note in unit.notes):
+    if any(which not in note.first_token for note in unit.notes):
         if not unit.emits():
             raise HookNeverFired(f"{which[2]!r} was not found when the first token was written.")
-        unit.notes[0].once[which] = fn()
-    made = [note.once[which] for note in unit.notes]
+        unit.notes[0].first_token[which] = fn()
+    made = [note.first_token[which] for note in unit.notes]
     return made[0] if len(made) == 1 else torch.cat(made)

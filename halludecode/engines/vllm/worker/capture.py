@@ -1,4 +1,4 @@
-"""What looks keep, taken in the worker while their rows run, and made into `Activations`."""
+"""What passes before the answer keep, taken while their rows run, and made into `Activations`."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 @dataclass
 class Captured:
-    """What one look kept so far; a row that runs again after preemption writes it anew."""
+    """What one pass kept so far; a row that runs again after preemption writes it anew."""
 
     hidden: dict[tuple[int, int], Tensor] = field(default_factory=dict)  # (layer, start): [t, D]
     heads: dict[int, Tensor] = field(default_factory=dict)  # layer: [H, d]
@@ -37,11 +37,11 @@ class Captured:
 
 def keep_hidden(row: ScheduledRow, kept: Captured, layer: int, x: Tensor) -> None:
     """The residual leaving a layer: of the last prompt token, or of every prompt token."""
-    look = row.tag.look or {}
-    if layer not in look["hidden"] or row.start >= row.prompt:
+    capture = row.tag.capture or {}
+    if layer not in capture["hidden"] or row.start >= row.prompt:
         return
     stop = min(row.stop, row.prompt)
-    start = row.start if look["every_token"] else row.prompt - 1
+    start = row.start if capture["every_token"] else row.prompt - 1
     if start < stop:
         first = row.first + start - row.start
         kept.hidden[layer, start] = x[first : first + stop - start].detach().float().cpu()
@@ -49,13 +49,13 @@ def keep_hidden(row: ScheduledRow, kept: Captured, layer: int, x: Tensor) -> Non
 
 def keep_attention(row: ScheduledRow, kept: Captured, layer: Layer) -> None:
     """Head outputs and weights on image keys of the last prompt token."""
-    look = row.tag.look or {}
+    capture = row.tag.capture or {}
     if not row.start < row.prompt <= row.stop:
         return
     at = row.first + row.prompt - 1 - row.start
-    if layer.number in look["heads"]:
+    if layer.number in capture["heads"]:
         kept.heads[layer.number] = all_heads(layer.out[at].detach().clone(), 0).float().cpu()
-    if layer.number in look["image"]:
+    if layer.number in capture["image"]:
         here = torch.tensor([row.index], device=layer.table.device)
         table = paged.tables(layer.table, here, row.prompt, layer.cache.shape[2])
         keys, _ = layer.read(table, row.prompt)
@@ -65,12 +65,14 @@ def keep_attention(row: ScheduledRow, kept: Captured, layer: Layer) -> None:
         kept.image[layer.number] = all_heads(weights, 0).cpu()[:, row.picture >= 0]
 
 
-def activations_of(kept: Captured, look: Mapping[str, Any], told: Mapping[str, Any]) -> Activations:
+def activations_of(
+    kept: Captured, capture: Mapping[str, Any], told: Mapping[str, Any]
+) -> Activations:
     """What `prepare` gets.
 
     Args:
         kept: See `Captured`.
-        look: What was wanted.
+        capture: What was wanted.
         told: What the front end knows: counts, spans, text, token_ids, mask.
 
     Raises:
@@ -80,17 +82,19 @@ def activations_of(kept: Captured, look: Mapping[str, Any], told: Mapping[str, A
 
     def hidden(layer: int) -> Tensor:
         pieces = torch.cat([kept.hidden[layer, start] for start in starts])
-        return pieces if look["every_token"] else pieces[-1]
+        return pieces if capture["every_token"] else pieces[-1]
 
     def stacked(name: str, found: Mapping[int, Tensor]) -> Tensor | None:
-        silent = [layer for layer in look[name] if layer not in found]
+        silent = [layer for layer in capture[name] if layer not in found]
         if silent:
-            raise HookNeverFired(f"A look kept nothing ({name}) of layer {silent[0]}.")
-        return torch.stack([found[layer] for layer in look[name]]) if look[name] else None
+            raise HookNeverFired(
+                f"A pass before the answer kept nothing ({name}) of layer {silent[0]}."
+            )
+        return torch.stack([found[layer] for layer in capture[name]]) if capture[name] else None
 
     rows = {
         layer: hidden(layer)
-        for layer in look["hidden"]
+        for layer in capture["hidden"]
         if (layer, max(starts, default=0)) in kept.hidden
     }
     steps = [kept.logits[n] for n in sorted(kept.logits)][: len(told["token_ids"])]
@@ -105,19 +109,19 @@ def activations_of(kept: Captured, look: Mapping[str, Any], told: Mapping[str, A
         image_spans=tuple(tuple(span) for span in told["spans"]),
         text=told["text"],
         token_ids=tuple(told["token_ids"]),
-        logits=torch.stack(steps) if steps and look["logits"] else None,
+        logits=torch.stack(steps) if steps and capture["logits"] else None,
     )
 
 
-def look_at_tower(
-    runner: Any, item: Any, look: Mapping[str, Any], sizes: Mapping[str, Any]
+def capture_tower(
+    runner: Any, item: Any, capture: Mapping[str, Any], sizes: Mapping[str, Any]
 ) -> Tensor:
     """float32 [layers, Hv, N]: attention each image token of one picture receives in the tower.
 
     Args:
         runner: Whose model encodes the picture once more, by itself.
         item: vLLM's item of the picture.
-        look: ``vision`` layers, and ``full`` for queries and keys as one head.
+        capture: ``vision`` layers, and ``full`` for queries and keys as one head.
         sizes: What the processor told of the picture beside its pixels, as lists.
 
     Raises:
@@ -133,12 +137,14 @@ def look_at_tower(
             f"Family {config.model_type!r} has no image token that stands for patches of the "
             "vision tower, so its attention cannot be laid onto tokens."
         )
-    model, facts = runner.get_model(), runner.hd_desk.facts
-    layers = tuple(look["vision"])
-    cls = facts.vision is not None and facts.vision.has_cls
-    keeper = VisionCapture(frozenset(layers), {}, cls, look["full"])
+    model, model_info = runner.get_model(), runner.hd_desk.model_info
+    layers = tuple(capture["vision"])
+    cls = model_info.vision is not None and model_info.vision.has_cls
+    keeper = VisionCapture(frozenset(layers), {}, cls, capture["full"])
     batches = group_and_batch_mm_kwargs([("image", item)], device=runner.device)
-    with _tower_kept(model, keeper, facts.vision.heads if facts.vision is not None else 0):
+    with _tower_kept(
+        model, keeper, model_info.vision.heads if model_info.vision is not None else 0
+    ):
         for _, _, inputs in batches:
             model.embed_multimodal(**inputs)
     silent = [layer for layer in layers if layer not in keeper.kept]

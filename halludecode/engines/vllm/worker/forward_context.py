@@ -1,4 +1,4 @@
-"""What happens inside one forward of a worker: attention edits, steering, early layers, looks.
+"""What happens inside one forward of a worker: attention edits, steering, early layers, captures.
 
 Hooks on the decoder's layers and attention (see `hooks`) call it; each forward has an
 `ForwardContext` made from the step's `StepBatch`. Without one, as in vLLM's own dummy runs, they do
@@ -41,17 +41,17 @@ class ForwardContext:
     ) -> None:
         self.view, self.desk, self.decode = view, desk, decode
         self.units = edit_batches(view, desk)
-        self.looks = [
-            (row, desk.seen.setdefault(row.tag.group, Captured()))
+        self.captures = [
+            (row, desk.captured.setdefault(row.tag.group, Captured()))
             for rows in view.groups.values()
             for row in rows.values()
-            if row.tag.look
+            if row.tag.capture
         ]
         self.early: dict[tuple[str, int], Tensor] = {}  # (group, layer) -> [D]
         self._checked = checked
         self._inputs: dict[int, Tensor] = {}
         parts = [part for unit in self.units for part in unit.plan.parts]
-        self._reads = _layers(parts, lambda p: "flag" in p.verbs or p.steers)
+        self._reads = _layers(parts, lambda p: "token_mask" in p.verbs or p.steers)
         self._decodes = frozenset(n for part in parts for n in part.early)
         self._edits = _layers(parts, lambda p: p.phase is not None)
         self._steers = {
@@ -75,8 +75,8 @@ class ForwardContext:
     ) -> tuple[Tensor, Tensor] | None:
         """The residual leaving a layer; what stands in its place, or None."""
         inp = self._inputs.pop(layer, None)
-        for row, kept in self.looks:
-            if row.tag.look and layer in row.tag.look["hidden"]:
+        for row, kept in self.captures:
+            if row.tag.capture and layer in row.tag.capture["hidden"]:
                 keep_hidden(row, kept, layer, hidden + residual)
         if layer not in self._steers["residual"] or inp is None:
             return None
@@ -92,11 +92,11 @@ class ForwardContext:
 
     def attention(self, layer: attention.Layer) -> None:
         """Edit one layer's attention output in place."""
-        for row, kept in self.looks:
+        for row, kept in self.captures:
             try:
                 keep_attention(row, kept, layer)
             except Exception as error:
-                self.desk.note(row.tag.group).fail(error, "a look at attention")
+                self.desk.note(row.tag.group).fail(error, "reading attention")
         if layer.number not in self._edits:
             return
         layer.x = self._inputs.get(layer.number)
@@ -160,7 +160,7 @@ class ForwardContext:
             old = out[at]
             hidden = ResidualStream(
                 layer,
-                part.facts,
+                part.model_info,
                 name,
                 old,
                 inp[at],

@@ -126,7 +126,7 @@ class GroupSampler(Sampler):
     def _keep_logits(self, logits: Tensor) -> None:
         for rows in self.current.groups:
             main = rows["main"]
-            if main.tag.look and main.tag.look["logits"]:
+            if main.tag.capture and main.tag.capture["logits"]:
                 kept = self.runner.hd_desk.seen.setdefault(main.tag.group, Captured())
                 kept.logits[main.written] = logits[main.index].detach().float().cpu()
 
@@ -254,7 +254,10 @@ class GroupSampler(Sampler):
                 inside = self.runner.hd_inside()
                 asked = [tag.group for tag in tags]
                 early = {layer: inside.early_of(asked, layer) for layer in part.early}
-                parts.append((part.strategy, Step(named, t, state, decode, early, masking=masking)))
+                step = Step(
+                    named, t, state, decode, early, masking=masking, owner=part.strategy.name
+                )
+                parts.append((part.strategy, step))
         combined = hd_step.combine(parts, main)
         seen = placed([tag.pictured for tag in tags], main.device)
         return combined.where(seen[:, None], main)

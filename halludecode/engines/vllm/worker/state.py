@@ -39,8 +39,8 @@ class GroupRecord:
         read: By tokens written before: grounding, entropy and attention on the image of a token,
             where the answer is explained.
         error: Why the answer is void, in a sentence; ``kind`` is its class.
-        flags: (row, part, layer, name) -> bool [tokens], judged so far.
-        once: (part, layer, name) -> what `Attention.once` keeps.
+        token_masks: (row, part, layer, name) -> bool [tokens], judged so far.
+        first_token: (part, layer, name) -> what `Attention.at_first_token` keeps.
         fired: (hook, part, layer) seen so far.
     """
 
@@ -50,8 +50,8 @@ class GroupRecord:
     read: dict[int, list[Any]] = field(default_factory=dict)
     error: str = ""
     kind: str = ""
-    flags: dict[tuple[str, int, int, str], Tensor] = field(default_factory=dict)
-    once: dict[tuple[int, int, str], Any] = field(default_factory=dict)
+    token_masks: dict[tuple[str, int, int, str], Tensor] = field(default_factory=dict)
+    first_token: dict[tuple[int, int, str], Any] = field(default_factory=dict)
     fired: set[tuple[str, int, int]] = field(default_factory=set)
 
     def fail(self, error: Exception, where: str) -> None:
@@ -86,9 +86,9 @@ class WorkerState:
     """Plans, jobs and notes of one worker."""
 
     def __init__(self) -> None:
-        self.facts: ModelInfo | None = None
+        self.model_info: ModelInfo | None = None
         self.jobs: dict[str, list[State]] = {}  # per part, what `prepare` made
-        self.seen: dict[str, Captured] = {}
+        self.captured: dict[str, Captured] = {}
         self.spoilt: LRU[GroupRecord] = LRU(KEPT)  # pictures whose edit failed, by identifier
         self.notes: dict[str, GroupRecord] = {}
         self.laid: dict[str, tuple[Tensor, Tensor]] = {}  # by request id, see `rowview.lay_out`
@@ -98,10 +98,12 @@ class WorkerState:
         self._tags: dict[str, RowMetadata | None] = {}
         self._rows: dict[str, set[str]] = {}  # request ids here, by group
 
-    def set_up(self, facts: Mapping[str, Any]) -> None:
+    def set_up(self, model_info: Mapping[str, Any]) -> None:
         """The model's numbers, as the front end read them from its config."""
-        vision = facts["vision"]
-        self.facts = ModelInfo(**{**facts, "vision": VisionInfo(**vision) if vision else None})
+        vision = model_info["vision"]
+        self.model_info = ModelInfo(
+            **{**model_info, "vision": VisionInfo(**vision) if vision else None}
+        )
 
     def add_artifact(self, part: str, tensors: Mapping[str, Tensor] | None) -> None:
         """Tensors made by `calibrate`, for a part named by its canonical text; None for none."""
@@ -116,10 +118,10 @@ class WorkerState:
             return None
         made = self._plans.get(text)
         if made is None:
-            if self.facts is None:
+            if self.model_info is None:
                 raise HalluDecodeError("vLLM worker: the front end never sent the model's numbers.")
             made = compile_plan(
-                parts_of(text), self.facts, skip_off=False, artifacts=self._artifacts
+                parts_of(text), self.model_info, skip_off=False, artifacts=self._artifacts
             )
             self._plans.put(text, made)
         return made
@@ -129,7 +131,7 @@ class WorkerState:
         if tag.job not in self.jobs:
             plan = self.plan(tag.plan)
             parts = plan.parts if plan else ()
-            self.jobs[tag.job] = [part.strategy.prepare({}, part.facts) for part in parts]
+            self.jobs[tag.job] = [part.strategy.prepare({}, part.model_info) for part in parts]
         return self.jobs[tag.job]
 
     def prepare(
@@ -139,12 +141,12 @@ class WorkerState:
         wanted: Sequence[Mapping[str, tuple[str, Mapping[str, Any]]]],
         fetch: Sequence[Sequence[str]],
     ) -> list[dict[str, Any]]:
-        """Make a request's state of what its looks kept.
+        """Make a request's state of what its passes kept.
 
         Args:
             job: The request.
             text: The plan's canonical text.
-            wanted: Per part: a look's name -> the name it is kept under, and what is told of it.
+            wanted: Per part: a pass's name -> the name it is kept under, and what is told of it.
             fetch: Per part, state entries the front end needs beside strings.
 
         Returns:
@@ -153,12 +155,12 @@ class WorkerState:
         plan = self.plan(text)
         parts = plan.parts if plan else ()
         states: list[State] = []
-        for part, looks in zip(parts, wanted, strict=True):
-            seen = {
-                name: activations_of(self.seen.get(kept, Captured()), told["look"], told)
-                for name, (kept, told) in looks.items()
+        for part, kept_by in zip(parts, wanted, strict=True):
+            activations = {
+                name: activations_of(self.captured.get(kept, Captured()), told["capture"], told)
+                for name, (kept, told) in kept_by.items()
             }
-            states.append(part.strategy.prepare(seen, part.facts))
+            states.append(part.strategy.prepare(activations, part.model_info))
         self.jobs[job] = states
         return [
             {k: v for k, v in state.items() if isinstance(v, str) or k in names}

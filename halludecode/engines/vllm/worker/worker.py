@@ -19,7 +19,7 @@ from halludecode.engines.vllm.worker import hooks
 from halludecode.engines.vllm.worker import image_features as features
 from halludecode.engines.vllm.worker import sampler as hd_sampler
 from halludecode.engines.vllm.worker.attention import Checked
-from halludecode.engines.vllm.worker.capture import Captured, activations_of, look_at_tower
+from halludecode.engines.vllm.worker.capture import Captured, activations_of, capture_tower
 from halludecode.engines.vllm.worker.forward_context import ForwardContext
 from halludecode.engines.vllm.worker.state import WorkerState
 from halludecode.engines.vllm.worker.step_batch import StepBatch
@@ -87,22 +87,24 @@ class RunnerMixin:
         """Encode pictures; edits of their features apply before they are kept."""
         scheduled = scheduler_output.scheduled_encoder_inputs
         self._hd_edits = features.pending(self, scheduled)
-        self._look_at_towers(scheduled)
+        self._capture_towers(scheduled)
         return super()._execute_mm_encoder(scheduler_output)
 
-    def _look_at_towers(self, scheduled: dict[str, list[int]]) -> None:
-        """Looks into the vision tower run it once more, picture by picture."""
+    def _capture_towers(self, scheduled: dict[str, list[int]]) -> None:
+        """Passes that read the vision tower run it once more, picture by picture."""
         for name, pictures in scheduled.items():
             request = self.requests[name]
             tag = self.hd_desk.tag(name, request.sampling_params)
-            if tag is not None and tag.look and tag.look["vision"]:
+            if tag is not None and tag.capture and tag.capture["vision"]:
                 kept = self.hd_desk.seen.setdefault(tag.group, Captured())
                 for i in pictures:
-                    item, sizes = request.mm_features[i].data, tag.look["sizes"][i]
+                    item, sizes = request.mm_features[i].data, tag.capture["sizes"][i]
                     try:
-                        kept.vision[i] = look_at_tower(self, item, tag.look, sizes)
+                        kept.vision[i] = capture_tower(self, item, tag.capture, sizes)
                     except Exception as error:
-                        self.hd_desk.note(tag.group).fail(error, "a look into the vision tower")
+                        self.hd_desk.note(tag.group).fail(
+                            error, "reading the vision tower's attention"
+                        )
 
     def _cache_encoder_output(self, mm_hash: str, output: Tensor, *args: Any) -> None:
         edit = self._hd_edits.get(mm_hash)
@@ -146,9 +148,9 @@ class WorkerMixin:
         hd_sampler.install(runner)
         hooks.install(runner)
 
-    def hd_set_up(self, facts: dict[str, Any]) -> None:
+    def hd_set_up(self, model_info: dict[str, Any]) -> None:
         """See `WorkerState.set_up`."""
-        self.model_runner.hd_desk.set_up(facts)
+        self.model_runner.hd_desk.set_up(model_info)
 
     def hd_report(self, groups: list[str]) -> list[dict[str, Any]]:
         """See `WorkerState.report`."""
@@ -165,13 +167,13 @@ class WorkerMixin:
         except HalluDecodeError as error:
             return {"error": str(error), "kind": type(error).__name__}
 
-    def hd_seen(self, name: str, told: Any) -> Any:
-        """What one look saw, whole."""
+    def hd_activations(self, name: str, told: Any) -> Any:
+        """What one pass kept, whole."""
         kept = self.model_runner.hd_desk.seen.get(name, Captured())
-        return pack(vars(activations_of(kept, told["look"], told)))
+        return pack(vars(activations_of(kept, told["capture"], told)))
 
-    def hd_unsee(self, names: list[str]) -> None:
-        """Drop what looks kept."""
+    def hd_drop_activations(self, names: list[str]) -> None:
+        """Drop what passes kept."""
         for name in names:
             self.model_runner.hd_desk.seen.pop(name, None)
 

@@ -60,6 +60,7 @@ class MME(YesNoBenchmark):
             short="hallucination_subset",
         ),
     )
+    more_metrics, plots = (), ()
     details = DetailTable("Score of every subtask (0 to 200)", suffix=".score")
     lmms_eval = LmmsEvalTask(
         "mme",

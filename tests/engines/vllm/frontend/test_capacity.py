@@ -37,7 +37,7 @@ BAD = {
     "out of bounds": (asked(), "vcd(alpha=-1)", SHORT, hd.InvalidParameter, "alpha must be >= 0"),
     "unknown parameter": (asked(), "vcd(alfa=1)", SHORT, hd.InvalidParameter, "'alfa'"),
     "malformed": (asked(), "vcd(" + "(" * 300, SHORT, hd.HalluDecodeError, "vcd"),
-    "needs more": (asked(), "opera", SHORT, hd.UnsupportedStrategy, "opera needs 'search'"),
+    "needs more": (asked(), "opera", SHORT, hd.UnsupportedStrategy, "opera needs 'beam search'"),
     "larger than the cache": (
         asked(),
         "vcd+ritual+m3id",
@@ -100,7 +100,7 @@ def idle(tight):
     core = tight._loaded.engine.engine_core.engine_core
     scheduler, desk = core.scheduler, core.model_executor.driver_worker.worker.model_runner.hd_desk
     assert not (scheduler.groups or scheduler.requests or scheduler.running)
-    assert not (desk.jobs or desk.notes or desk.seen)
+    assert not (desk.jobs or desk.notes or desk.captured)
     free = scheduler.kv_cache_manager.block_pool.get_num_free_blocks()
     assert free == scheduler.kv_cache_config.num_blocks - 1
     assert not tight._loaded.engine.output_processor.get_num_unfinished_requests()

@@ -67,7 +67,7 @@ def test_a_row_that_was_preempted_comes_back_to_its_group():
 def test_compiled_plans_are_bounded(monkeypatch):
     monkeypatch.setattr(desk_module, "KEPT", 3)
     desk = WorkerState()
-    desk.facts = typical_model_info()
+    desk.model_info = typical_model_info()
     made = [desk.plan(f"vcd(alpha={n})") for n in range(1, 6)]
     assert len(desk._plans._entries) == 3
     assert desk.plan("vcd(alpha=5)") is made[-1]
