@@ -127,7 +127,7 @@ class GroupSampler(Sampler):
         for rows in self.current.groups:
             main = rows["main"]
             if main.tag.capture and main.tag.capture["logits"]:
-                kept = self.runner.hd_desk.seen.setdefault(main.tag.group, Captured())
+                kept = self.runner.hd_desk.captured.setdefault(main.tag.group, Captured())
                 kept.logits[main.written] = logits[main.index].detach().float().cpu()
 
     def _keep_pairs(self, logits: Tensor) -> None:

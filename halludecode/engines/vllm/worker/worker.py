@@ -96,7 +96,7 @@ class RunnerMixin:
             request = self.requests[name]
             tag = self.hd_desk.tag(name, request.sampling_params)
             if tag is not None and tag.capture and tag.capture["vision"]:
-                kept = self.hd_desk.seen.setdefault(tag.group, Captured())
+                kept = self.hd_desk.captured.setdefault(tag.group, Captured())
                 for i in pictures:
                     item, sizes = request.mm_features[i].data, tag.capture["sizes"][i]
                     try:
@@ -169,13 +169,13 @@ class WorkerMixin:
 
     def hd_activations(self, name: str, told: Any) -> Any:
         """What one pass kept, whole."""
-        kept = self.model_runner.hd_desk.seen.get(name, Captured())
+        kept = self.model_runner.hd_desk.captured.get(name, Captured())
         return pack(vars(activations_of(kept, told["capture"], told)))
 
     def hd_drop_activations(self, names: list[str]) -> None:
         """Drop what passes kept."""
         for name in names:
-            self.model_runner.hd_desk.seen.pop(name, None)
+            self.model_runner.hd_desk.captured.pop(name, None)
 
     def hd_forget(self, jobs: list[str]) -> None:
         """See `WorkerState.forget`."""
