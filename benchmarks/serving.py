@@ -71,6 +71,7 @@ class Clients:
     def run(self, asked: Sequence[hd.Request], level: int) -> None:
         """Answer all requests."""
         from halludecode.engines.vllm.frontend.output_reader import OutputReader
+        from halludecode.engines.vllm.protocol import DROP_STATE
 
         reader, waiting = OutputReader(self.engine._loaded), list(asked)
         names = self._ask(reader, waiting, level)
@@ -83,10 +84,10 @@ class Clients:
                     done += 1
             names += self._ask(reader, waiting, done)
         failed = [answer.error for answer in reader.answers if answer.error]
-        failed += [HalluDecodeError(note["error"]) for note in reader.notes() if note["error"]]
+        failed += [HalluDecodeError(each["error"]) for each in reader.reports() if each["error"]]
         if failed:
             raise failed[0]
-        self.engine._loaded.tell("hd_forget", names)
+        self.engine._loaded.call_workers(DROP_STATE, names)
 
     def _ask(self, reader: Any, waiting: list[hd.Request], most: int) -> list[str]:
         """Prepare the next requests (earlier passes run here, at once); hand them over."""

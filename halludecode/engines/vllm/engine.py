@@ -1,9 +1,9 @@
-"""The vLLM engine: any number of requests, under any strategy, in one continuous batch."""
+"""In the front end: the vLLM engine, which answers any requests in one continuous batch."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from itertools import pairwise
@@ -45,7 +45,8 @@ from halludecode.engines.vllm.frontend.pending import (
     outcome,
 )
 from halludecode.engines.vllm.frontend.requests import RequestBuilder
-from halludecode.engines.vllm.row_metadata import name_of, pack
+from halludecode.engines.vllm.protocol import DROP_STATE, SET_ARTIFACT, GroupReport, pack
+from halludecode.engines.vllm.row_metadata import name_of
 from halludecode.models.families import check_family
 
 KEPT = 256  # compiled strategies, and parts whose artifacts the workers keep
@@ -181,7 +182,7 @@ class VLLMEngine:
         try:
             return dict(self._jobs([(name, prompt, plan)])[0].rows)
         finally:
-            self._loaded.tell("hd_forget", [name])
+            self._loaded.call_workers(DROP_STATE, [name])
 
     def plan(self, strategy: hd_spec.Spec, *, skip_off: bool = True) -> Plan:
         """Compile a strategy for this model; an optional artifact is made on first use."""
@@ -274,24 +275,24 @@ class VLLMEngine:
             prepared = time.perf_counter()
             for work in works:
                 if work.group is not None:
-                    reader.add(work.group, work.ask.sampling)
+                    reader.add(work.group, work.settings.sampling)
             for _ in reader.steps():
                 if live:
                     yield reader.answers
-            notes = reader.notes()
+            reports = reader.reports()
         finally:
             reader.abort()
-            self._loaded.tell("hd_forget", [work.name for work in works])
+            self._loaded.call_workers(DROP_STATE, [work.name for work in works])
         clock = (begun, prepared, reader.first or prepared, time.perf_counter())
-        yield self._outcomes(works, reader.answers, notes, clock)
+        yield self._outcomes(works, reader.answers, reports, clock)
 
     def _prepare(self, works: Sequence[PendingAnswer], *, each: bool) -> None:
         """Rows of all requests; earlier passes of those under one plan run together."""
         for work in works:
             with self._kept(work, each=each):
                 work.prompt = to_prompt(work.request, self._loaded.layout.placeholder)
-        for plan in {id(work.ask.plan): work.ask.plan for work in works}.values():
-            own = [w for w in works if w.ask.plan is plan and w.prompt is not None]
+        for plan in {id(work.settings.plan): work.settings.plan for work in works}.values():
+            own = [w for w in works if w.settings.plan is plan and w.prompt is not None]
             try:
                 self._take_looks(own, plan)
             except HalluDecodeError as error:
@@ -304,10 +305,11 @@ class VLLMEngine:
                     with self._kept(work, each=each):
                         self._take_looks([work], plan)
         for work in works:
-            if work.job is not None:
+            if work.prepared is not None:
                 with self._kept(work, each=each):
-                    given = (work.ask.plan, work.ask.sampling, work.name, self._words(work.ask))
-                    work.group = self._feeds.group(work.job, *given)
+                    how, words = work.settings, self._words(work.settings)
+                    given = (how.plan, how.sampling, work.name, words)
+                    work.group = self._feeds.group(work.prepared, *given)
 
     @contextmanager
     def _kept(self, work: PendingAnswer, *, each: bool) -> Iterator[None]:
@@ -321,7 +323,7 @@ class VLLMEngine:
     def _take_looks(self, works: Sequence[PendingAnswer], plan: Plan) -> None:
         jobs = self._jobs([(w.name, w.prompt, plan) for w in works if w.prompt is not None])
         for work, job in zip(works, jobs, strict=True):
-            work.job = job
+            work.prepared = job
 
     def _words(self, ask: PendingRequest) -> dict[str, list[int]]:
         return {word: self._maker.feeder.word_ids(word) for word in ask.words}
@@ -349,19 +351,19 @@ class VLLMEngine:
             made, text = part.model_info.artifact, hd_spec.format((part.strategy,))
             known = self._sent.pop(text, None)
             if known is not made:
-                self._loaded.tell("hd_artifact", text, pack(made))
+                self._loaded.call_workers(SET_ARTIFACT, text, pack(made))
             if made is not None:
                 self._sent[text] = made  # as the last used
         while len(self._sent) > KEPT:
             oldest = next(iter(self._sent))
             del self._sent[oldest]
-            self._loaded.tell("hd_artifact", oldest, None)
+            self._loaded.call_workers(SET_ARTIFACT, oldest, None)
 
     def _outcomes(
         self,
         works: Sequence[PendingAnswer],
         answers: Sequence[PartialAnswer],
-        notes: Sequence[Mapping[str, Any]],
+        reports: Sequence[GroupReport],
         clock: tuple[float, float, float, float],
     ) -> list[Output | HalluDecodeError]:
         share = [(b - a) * 1000 / max(len(works), 1) for a, b in pairwise(clock)]
@@ -369,27 +371,28 @@ class VLLMEngine:
         start = 0
         for work in works:
             stop = start + (work.group.children if work.group is not None else 0)
-            own = answers[start:stop], notes[start:stop]
+            own = answers[start:stop], reports[start:stop]
             made.append(outcome(work, *own, share, self._explained))
             start = stop
         return made
 
     def _explained(
-        self, work: PendingAnswer, answer: PartialAnswer, note: Mapping[str, Any]
+        self, work: PendingAnswer, answer: PartialAnswer, report: GroupReport
     ) -> Explanation | None:
         """One answer token by token, if that was asked for and there is an image."""
-        if explaining(work.ask.plan) is None or not work.job or not work.job.prompt.pictures:
+        prepared = work.prepared
+        if explaining(work.settings.plan) is None or not prepared or not prepared.prompt.pictures:
             return None
-        if len(note["read"]) < len(answer.ids):
+        if len(report["readings"]) < len(answer.ids):
             raise HookNeverFired(
-                f"{len(answer.ids)} tokens were written and {len(note['read'])} of them read; "
-                "explain with engine='hf'."
+                f"{len(answer.ids)} tokens were written and {len(report['readings'])} of them "
+                "read; explain with engine='hf'."
             )
-        row, decode = work.job.rows["main"], self.processor.tokenizer.decode
+        row, decode = prepared.rows["main"], self.processor.tokenizer.decode
         spans = rasters(row, self._maker.feeder, self._loaded.layout)
         read = [
             TokenReading(grounding, entropy, glance(torch.tensor(seen), row, spans))
-            for grounding, entropy, seen in note["read"][: len(answer.ids)]
+            for grounding, entropy, seen in report["readings"][: len(answer.ids)]
         ]
         texts = (
             decode(answer.ids[: i + 1], skip_special_tokens=True).strip() for i in range(len(read))

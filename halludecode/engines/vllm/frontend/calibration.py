@@ -1,4 +1,4 @@
-"""The vLLM engine as `calibrate` sees an engine."""
+"""In the front end: the vLLM engine as `calibrate` sees an engine."""
 
 from __future__ import annotations
 
