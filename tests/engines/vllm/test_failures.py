@@ -14,7 +14,6 @@ from halludecode.core.artifact import Artifact
 from halludecode.core.registry import STRATEGIES
 from halludecode.core.strategy import Strategy, strategy
 from halludecode.engines.vllm import engine as engine_module
-from halludecode.engines.vllm.compat import vllm_api as names
 from halludecode.engines.vllm.worker import attention, hooks
 from tests.engines.vllm.conftest import scheduler_of
 from tests.engines.vllm.test_mixed import run
@@ -316,25 +315,6 @@ def test_compiled_strategies_are_bounded(ours, monkeypatch):
     plans = [ours.plan(f"vcd(alpha={n})") for n in range(1, 6)]
     assert len(ours._plans) == 3
     assert ours.plan("vcd(alpha=5)") is plans[-1] and ours.plan("vcd(alpha=1)") is not plans[0]
-
-
-def test_a_start_that_fails_is_one_sentence():
-    given = {"block_size": 32, "kv_cache_memory_bytes": 64 << 20, "max_model_len": 10**6}
-    with pytest.raises(
-        hd.InvalidModel, match=r"testbed: vLLM cannot start \(.*max_model"
-    ) as caught:
-        hd.load("testbed", engine="vllm", **given)
-    assert "\n" not in str(caught.value) and "or use engine='hf'" in str(caught.value)
-
-
-def test_a_name_that_vllm_no_longer_has_is_told(monkeypatch):
-    assert names.missing() == []
-    from vllm.v1.core.sched.scheduler import Scheduler
-
-    monkeypatch.delattr(Scheduler, "_preempt_request")
-    assert names.missing() == ["vllm.v1.core.sched.scheduler.Scheduler._preempt_request"]
-    with pytest.raises(hd.MissingExtra, match=r"lacks .*_preempt_request.* install the supported"):
-        hd.load("testbed", engine="vllm")
 
 
 def test_the_other_model_runner_is_refused(monkeypatch):

@@ -46,7 +46,7 @@ def test_edits_act_in_a_compiled_model(testbed, tmp_path, backend):
         **os.environ,
         "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
         "VLLM_CPU_CI_ENV": "1" if backend == "eager" else "0",
-        "PYTHONPATH": str(Path(__file__).parents[3]),
+        "PYTHONPATH": str(Path(__file__).parents[4]),
     }
     env.pop("TORCHDYNAMO_DISABLE", None)
     script = tmp_path / "ask.py"
