@@ -101,7 +101,7 @@ async def _start(
     from halludecode.serve.handler import ChatHandler
 
     engine = await _engine(model, args, artifacts, stack)
-    bridge: Any = engine._loaded.engine
+    bridge: Any = engine.loaded.engine
     front = ChatHandler(engine, bridge, policy, pictures.install(policy))
     for text in dict.fromkeys((policy.default, *policy.aliases)):
         plan = await front.plan(text)

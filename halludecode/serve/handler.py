@@ -17,10 +17,8 @@ from halludecode.core.errors import HookNeverFired, InvalidRequest
 from halludecode.core.plan import Plan
 from halludecode.core.prompt import Prompt, Turn
 from halludecode.engines.api import Request, Sampling
-from halludecode.engines.inputs.chat import to_prompt
 from halludecode.engines.inputs.processor import LRU
-from halludecode.engines.inputs.rows import PreparedRequest
-from halludecode.engines.vllm.engine import VLLMEngine
+from halludecode.engines.vllm.engine import OpenRequest, VLLMEngine
 from halludecode.engines.vllm.frontend.async_bridge import AsyncBridge
 from halludecode.engines.vllm.frontend.requests import RequestGroup
 from halludecode.engines.vllm.row_metadata import kept, replica_of
@@ -40,10 +38,8 @@ class ChatRequest:
     """One request, ready for vLLM.
 
     Args:
-        name: Our name of it.
-        plan: What acts.
-        job: Its rows as they were made.
-        group: Its rows, per child.
+        opened: Its rows as they were made.
+        group: The same as vLLM gets them, per child.
         most: Most tokens written.
         stops: Strings that end an answer.
         started: Whether it was handed to vLLM; from then on `ChatHandler.answer` cleans up.
@@ -52,9 +48,7 @@ class ChatRequest:
         told: What the workers noted of the first child, once it is done.
     """
 
-    name: str
-    plan: Plan
-    job: PreparedRequest
+    opened: OpenRequest
     group: RequestGroup
     most: int
     stops: tuple[str, ...] = ()
@@ -62,6 +56,16 @@ class ChatRequest:
     clock: list[float] = field(default_factory=list)
     ids: list[list[int]] = field(default_factory=list)
     told: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        """Our name of it."""
+        return self.opened.name
+
+    @property
+    def plan(self) -> Plan:
+        """What acts."""
+        return self.opened.plan
 
     @property
     def mains(self) -> list[Any]:
@@ -205,14 +209,9 @@ class ChatHandler:
         async with self._compiling:  # while an artifact is on trial nobody else may use its part
             known = self._plans.get(text)
             if known is None:
-                known = await self._in_thread(lambda: self._compile(text))
+                known = await self._in_thread(lambda: self._engine.plan(text))
                 self._plans.put(text, known)
         return known
-
-    def _compile(self, text: str) -> Plan:
-        if len(self._engine._plans) > KEPT:  # clients choose parameters freely
-            self._engine._plans.clear()
-        return self._engine.plan(text)
 
     async def describe(self) -> dict[str, Any]:
         """The model, what computes it, and the operator's limits."""
@@ -223,8 +222,8 @@ class ChatHandler:
             "halludecode": __version__,
             "model": policy.name,
             "provides": sorted(engine.provides),
-            "placeholder": engine._loaded.layout.placeholder,
-            "context": engine._loaded.context,
+            "placeholder": engine.family.placeholder,
+            "context": engine.context,
             "default": policy.default,
             "allowed": None if policy.allowed is None else sorted(policy.allowed),
             "limits": {"rows": policy.rows, "answers": policy.groups, "images": policy.images},
@@ -235,23 +234,22 @@ class ChatHandler:
         return self._engine.processor.tokenizer.decode(ids, skip_special_tokens=True).strip()
 
     def _make(self, request: Any, asked: Request, plan: Plan, words: Sequence[str]) -> ChatRequest:
-        engine, loaded = self._engine, self._engine._loaded
-        prompt, name = to_prompt(asked, loaded.layout.placeholder), engine._name()
+        engine = self._engine
+        opened = engine.open([asked], plan)[0]
         try:
-            job = engine._jobs([(name, prompt, plan)])[0]
-            longest = max(len(r.input_ids) for r in job.rows.values() if r.life == "answer")
-            most = self._most(request, loaded.context - longest)
+            rows = opened.prepared.rows.values()
+            longest = max(len(row.input_ids) for row in rows if row.life == "answer")
+            most = self._most(request, engine.context - longest)
             params = self._params(request, most)
             sampling = Sampling(
                 max_new_tokens=most, temperature=params.temperature, seed=request.seed, n=params.n
             )
-            scored = {word: engine._maker.feeder.word_ids(word) for word in words}
-            group = engine._feeds.group(job, plan, sampling, name, scored)
-            for rows in group.members:
-                self._set_params(rows[0], params)
-            return ChatRequest(name, plan, job, group, most, _listed(request.stop))
+            group = engine.group(opened, sampling, words)
+            for members in group.members:
+                self._set_params(members[0], params)
+            return ChatRequest(opened, group, most, _listed(request.stop))
         except BaseException:
-            loaded.tell("hd_forget", [name])
+            engine.forget([opened])
             raise
 
     def _most(self, request: Any, room: int) -> int:
@@ -260,8 +258,7 @@ class ChatHandler:
 
     def _params(self, request: Any, most: int) -> Any:
         """VLLM's parameters of the request, but for what a group sets itself."""
-        loaded = self._engine._loaded
-        ends = [] if request.ignore_eos else loaded.eos
+        ends = [] if request.ignore_eos else self._engine.end_tokens
         ours = {"ignore_eos": True, "stop_token_ids": [*(request.stop_token_ids or []), *ends]}
         made = request.model_copy(update={**ours, "seed": None, "vllm_xargs": None})
         return made.to_sampling_params(most, self._defaults)
@@ -328,9 +325,8 @@ def _listed(stop: Any) -> tuple[str, ...]:
 
 
 def _begun_by_tokenizer(engine: VLLMEngine) -> bool:
-    feeder = engine._maker.feeder
-    bos = getattr(feeder.tokenizer, "bos_token", None)
-    return not (bos and feeder.render(Prompt((Turn("user", ("?",)),))).startswith(bos))
+    bos = getattr(engine.tokenizer, "bos_token", None)
+    return not (bos and engine.inputs.render(Prompt((Turn("user", ("?",)),))).startswith(bos))
 
 
 def label_of(plan: Plan) -> str:

@@ -55,11 +55,11 @@ def details_of(asked: ChatRequest, decode: Callable[[Sequence[int]], str]) -> di
     choices = [_choice(ids, decode, asked.stops) for ids in asked.ids]
     differs = kept(asked.told["differs"], len(choices[0]["token_ids"]))
     told: Any = SimpleNamespace(**{**asked.told, "differs": differs})
-    effect, warnings = effect_of(asked.plan, told, asked.job)
+    effect, warnings = effect_of(asked.plan, told, asked.opened.prepared)
     begun, sent, first, done = asked.clock
     return {
         "effect": effect,
-        "rows": list(asked.job.rows),
+        "rows": list(asked.opened.prepared.rows),
         "scores": dict(told.scores),
         "warnings": list(warnings),
         "choices": choices,

@@ -53,5 +53,5 @@ def of_front(front: Any, chat: Any) -> dict[str, int]:
         "front tasks": len(front._tasks),
         "bridge pumps": len(front.bridge._pumps),
         "requests of the output processor": outputs.get_num_unfinished_requests(),
-        "waiting outputs": len(engine._loaded.inbox._waiting),
+        "waiting outputs": len(engine.loaded.inbox._waiting),
     }

@@ -200,7 +200,7 @@ class RequestBuilder:
         placeholder, ours = self._loaded.layout.placeholder, self._feeder.picture(picture)
         items = MultiModalDataParser().parse_mm_data({"image": [picture.image]})
         made = self._processor.apply(
-            ProcessorInputs(prompt=self._feeder._short(placeholder, 1), mm_data_items=items),
+            ProcessorInputs(prompt=self._feeder.short(placeholder, 1), mm_data_items=items),
             TimingContext(enabled=False),
         )
         have, want = made["mm_placeholders"]["image"][0].get_num_embeds(), ours.count
