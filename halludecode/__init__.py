@@ -52,8 +52,8 @@ _LAZY = {
     "generate": "halludecode.api",
     "get": "halludecode.api",
     "load": "halludecode.api",
-    "Info": "halludecode.core.registry",
-    "strategies": "halludecode.core.registry",
+    "Info": "halludecode.catalog",
+    "strategies": "halludecode.catalog",
     "compare": "halludecode.evals.results.compare",
     "evaluate": "halludecode.evals.runner.run",
 }

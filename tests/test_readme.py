@@ -117,7 +117,7 @@ def test_the_strategy_shown_is_a_strategy(tmp_path):
     assert '"""' in code.splitlines()[0]
     (tmp_path / "shown.py").write_text(code, encoding="utf-8")
     checks = (
-        "import shown; from halludecode.core.registry import info; i = info('my_vcd'); "
+        "import shown; from halludecode.catalog import info; i = info('my_vcd'); "
         "print(i.rows, i.off, [p.name for p in i.params])"
     )
     expected = "('main', 'noised') {'alpha': 0.0, 'beta': 0.0} ['alpha', 'beta', 'noise_step']\n"

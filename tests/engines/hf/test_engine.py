@@ -11,7 +11,7 @@ import torch
 from PIL import Image
 
 import halludecode as hd
-from halludecode.core import attention as hd_attention
+from halludecode.core.attention_block import AttentionBlock
 from halludecode.core.errors import InvalidModel, InvalidRequest, OutOfMemory, UnsupportedStrategy
 from tests.support import families
 
@@ -89,14 +89,14 @@ def test_effect_counts_tokens_that_differ(engine):
 def test_attention_edits_never_build_a_square_map(engine, monkeypatch):
     """Largest tensor of logits grows with the prompt, not with its square."""
     shapes: list[torch.Size] = []
-    original = hd_attention.AttentionBlock.scores
+    original = AttentionBlock.scores
 
     def recorded(self):
         made = original(self)
         shapes.append(made.shape)
         return made
 
-    monkeypatch.setattr(hd_attention.AttentionBlock, "scores", recorded)
+    monkeypatch.setattr(AttentionBlock, "scores", recorded)
     long = ask("word " * 80)
     spec = "var(dims=(3,40),tau=2.0,min_mass=0.05,rho=0.2)"
     engine.generate(long, spec, hd.Sampling(max_new_tokens=1))

@@ -18,7 +18,7 @@ SPECS = ("greedy", "vcd", "pai", ACTIVE["var"], "vista", "dola", "vhr", "sid", "
 SCRIPT = """
 import json, sys
 import halludecode as hd
-from halludecode.engines.vllm import hooks
+from halludecode.engines.vllm.worker import hooks
 from tests.support.vllm import requests
 
 engine = hd.load("testbed", engine="vllm", enforce_eager=False, block_size=32,
