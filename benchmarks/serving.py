@@ -83,7 +83,7 @@ class Clients:
                     done += 1
             opened += self._ask(reader, waiting, done)
         failed = [answer.error for answer in reader.answers if answer.error]
-        failed += [HalluDecodeError(note["error"]) for note in reader.notes() if note["error"]]
+        failed += [HalluDecodeError(each["error"]) for each in reader.reports() if each["error"]]
         if failed:
             raise failed[0]
         self.engine.forget(opened)

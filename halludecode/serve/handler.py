@@ -21,8 +21,8 @@ from halludecode.engines.inputs.processor import LRU
 from halludecode.engines.vllm.engine import OpenRequest, VLLMEngine
 from halludecode.engines.vllm.frontend.async_bridge import AsyncBridge
 from halludecode.engines.vllm.frontend.requests import RequestGroup
-from halludecode.engines.vllm.row_metadata import kept, replica_of
-from halludecode.engines.vllm.worker.forward_context import error_class
+from halludecode.engines.vllm.protocol import DROP_STATE, REPORT, differing_within, error_class
+from halludecode.engines.vllm.row_metadata import replica_of
 from halludecode.serve.chat_request import check_served, split_pictures
 from halludecode.serve.images import Pictures
 from halludecode.serve.metrics import CHANGED, TOKENS
@@ -198,8 +198,8 @@ class ChatHandler:
         names, at = [main.request_id for main in asked.mains], replica_of(asked.name)
 
         async def tell() -> None:
-            await self.bridge.tell("hd_report", (names,), at)
-            await self.bridge.tell("hd_forget", ([asked.name],), at)
+            await self.bridge.call_workers(REPORT, (names,), at)
+            await self.bridge.call_workers(DROP_STATE, ([asked.name],), at)
 
         task = asyncio.get_running_loop().create_task(tell())
         self._tasks.add(task)
@@ -283,13 +283,13 @@ class ChatHandler:
         names = [main.request_id for main in asked.mains]
         label = label_of(asked.plan)
         notes: Sequence[Mapping[str, Any]] = (
-            await self.bridge.tell("hd_report", (names,), replica_of(asked.name))
+            await self.bridge.call_workers(REPORT, (names,), replica_of(asked.name))
         )[0]
         for note, ids in zip(notes, asked.ids, strict=True):
             if note["error"]:
                 wrong_use = note["kind"] and error_class(note["kind"]) is not HookNeverFired
                 raise (VLLMValidationError if wrong_use else GenerationError)(note["error"])
-            CHANGED.labels(label).inc(kept(note["differs"], len(ids)) or 0)
+            CHANGED.labels(label).inc(differing_within(note["differs"], len(ids)) or 0)
         asked.told = notes[0]
         asked.clock.append(time.perf_counter())
 

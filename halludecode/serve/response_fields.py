@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from halludecode.core.errors import HalluDecodeError, InvalidRequest
 from halludecode.engines.outputs import effect_of
-from halludecode.engines.vllm.row_metadata import kept
+from halludecode.engines.vllm.protocol import differing_within
 from halludecode.evals.results.controls import controls_of
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ def details_of(asked: ChatRequest, decode: Callable[[Sequence[int]], str]) -> di
         ``timings`` in milliseconds.
     """
     choices = [_choice(ids, decode, asked.stops) for ids in asked.ids]
-    differs = kept(asked.told["differs"], len(choices[0]["token_ids"]))
+    differs = differing_within(asked.told["differs"], len(choices[0]["token_ids"]))
     told: Any = SimpleNamespace(**{**asked.told, "differs": differs})
     effect, warnings = effect_of(asked.plan, told, asked.opened.prepared)
     begun, sent, first, done = asked.clock

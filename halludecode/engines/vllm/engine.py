@@ -1,4 +1,4 @@
-"""The vLLM engine: any number of requests, under any strategy, in one continuous batch."""
+"""In the front end: the vLLM engine, which answers any requests in one continuous batch."""
 
 from __future__ import annotations
 
@@ -42,7 +42,8 @@ from halludecode.engines.vllm.frontend.pending import (
     outcome,
 )
 from halludecode.engines.vllm.frontend.requests import RequestBuilder, RequestGroup
-from halludecode.engines.vllm.row_metadata import name_of, pack
+from halludecode.engines.vllm.protocol import DROP_STATE, SET_ARTIFACT, GroupReport, pack
+from halludecode.engines.vllm.row_metadata import name_of
 
 KEPT = 256  # strategies whose artifacts the workers keep
 
@@ -232,23 +233,23 @@ class VLLMEngine(LocalEngine):
             each: Go on with the others where a request cannot be prepared.
         """
         begun = time.perf_counter()
-        works = [PendingAnswer(self._name(), request, ask) for request, ask in pending]
+        works = [PendingAnswer(self._name(), request, how) for request, how in pending]
         reader = OutputReader(self.loaded, live=live)
         try:
             self._prepare(works, each=each)
             prepared = time.perf_counter()
             for work in works:
                 if work.group is not None:
-                    reader.add(work.group, work.ask.sampling)
+                    reader.add(work.group, work.settings.sampling)
             for _ in reader.steps():
                 if live:
                     yield reader.answers
-            notes = reader.notes()
+            reports = reader.reports()
         finally:
             reader.abort()
             self._forget([work.name for work in works])
         clock = (begun, prepared, reader.first or prepared, time.perf_counter())
-        yield self._outcomes(works, reader.answers, notes, clock)
+        yield self._outcomes(works, reader.answers, reports, clock)
 
     # What `LocalEngine` asks ----------------------------------------------------------------------
     def _check_plan(self, plan: Plan) -> None:
@@ -275,8 +276,8 @@ class VLLMEngine(LocalEngine):
         for work in works:
             with self._kept(work, each=each):
                 work.prompt = self.prompt_of(work.request)
-        for plan in {id(work.ask.plan): work.ask.plan for work in works}.values():
-            own = [w for w in works if w.ask.plan is plan and w.prompt is not None]
+        for plan in {id(work.settings.plan): work.settings.plan for work in works}.values():
+            own = [w for w in works if w.settings.plan is plan and w.prompt is not None]
             if not own:
                 continue
             try:
@@ -291,10 +292,10 @@ class VLLMEngine(LocalEngine):
                     with self._kept(work, each=each):
                         self._prepare_together([work], plan)
         for work in works:
-            if work.job is not None:
+            if work.prepared is not None:
                 with self._kept(work, each=each):
-                    opened = OpenRequest(work.name, work.ask.plan, work.job)
-                    work.group = self.group(opened, work.ask.sampling, work.ask.words)
+                    opened = OpenRequest(work.name, work.settings.plan, work.prepared)
+                    work.group = self.group(opened, work.settings.sampling, work.settings.words)
 
     @contextmanager
     def _kept(self, work: PendingAnswer, *, each: bool) -> Iterator[None]:
@@ -308,13 +309,13 @@ class VLLMEngine(LocalEngine):
     def _prepare_together(self, works: Sequence[PendingAnswer], plan: Plan) -> None:
         named = [(w.name, w.prompt) for w in works if w.prompt is not None]
         for work, prepared in zip(works, self._prepared(named, plan), strict=True):
-            work.job = prepared
+            work.prepared = prepared
 
     def _word_ids(self, words: Sequence[str]) -> dict[str, list[int]]:
         return {word: self.inputs.word_ids(word) for word in words}
 
     def _forget(self, names: Sequence[str]) -> None:
-        self.loaded.tell("hd_forget", list(names))
+        self.loaded.call_workers(DROP_STATE, list(names))
 
     def _name(self, replica: int | None = None) -> str:
         """An unused name; requests take the replicas in turn, their earlier passes go along."""
@@ -338,19 +339,19 @@ class VLLMEngine(LocalEngine):
             artifact, text = part.model_info.artifact, hd_spec.format((part.strategy,))
             sent = self._sent.pop(text, None)
             if sent is not artifact:
-                self.loaded.tell("hd_artifact", text, pack(artifact))
+                self.loaded.call_workers(SET_ARTIFACT, text, pack(artifact))
             if artifact is not None:
                 self._sent[text] = artifact  # as the last used
         while len(self._sent) > KEPT:
             oldest = next(iter(self._sent))
             del self._sent[oldest]
-            self.loaded.tell("hd_artifact", oldest, None)
+            self.loaded.call_workers(SET_ARTIFACT, oldest, None)
 
     def _outcomes(
         self,
         works: Sequence[PendingAnswer],
         answers: Sequence[PartialAnswer],
-        notes: Sequence[Mapping[str, Any]],
+        reports: Sequence[GroupReport],
         clock: tuple[float, float, float, float],
     ) -> list[Output | HalluDecodeError]:
         share = [(b - a) * 1000 / max(len(works), 1) for a, b in pairwise(clock)]
@@ -358,27 +359,28 @@ class VLLMEngine(LocalEngine):
         start = 0
         for work in works:
             stop = start + (work.group.children if work.group is not None else 0)
-            own = answers[start:stop], notes[start:stop]
+            own = answers[start:stop], reports[start:stop]
             made.append(outcome(work, *own, share, self._explained))
             start = stop
         return made
 
     def _explained(
-        self, work: PendingAnswer, answer: PartialAnswer, note: Mapping[str, Any]
+        self, work: PendingAnswer, answer: PartialAnswer, report: GroupReport
     ) -> Explanation | None:
         """One answer token by token, if that was asked for and there is an image."""
-        if explaining(work.ask.plan) is None or not work.job or not work.job.prompt.pictures:
+        prepared = work.prepared
+        if explaining(work.settings.plan) is None or not prepared or not prepared.prompt.pictures:
             return None
-        if len(note["read"]) < len(answer.ids):
+        if len(report["readings"]) < len(answer.ids):
             raise HookNeverFired(
-                f"{len(answer.ids)} tokens were written and {len(note['read'])} of them read; "
-                "explain with engine='hf'."
+                f"{len(answer.ids)} tokens were written and {len(report['readings'])} of them "
+                "read; explain with engine='hf'."
             )
-        row, decode = work.job.rows["main"], self.processor.tokenizer.decode
+        row, decode = prepared.rows["main"], self.processor.tokenizer.decode
         spans = rasters(row, self.inputs, self.family)
         read = [
             TokenReading(grounding, entropy, glance(torch.tensor(seen), row, spans))
-            for grounding, entropy, seen in note["read"][: len(answer.ids)]
+            for grounding, entropy, seen in report["readings"][: len(answer.ids)]
         ]
         texts = (
             decode(answer.ids[: i + 1], skip_special_tokens=True).strip() for i in range(len(read))

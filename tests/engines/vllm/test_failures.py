@@ -35,8 +35,8 @@ def ours(vllm_engine):
     assert not any((scheduler._failed, scheduler._group_of, engine_requests(engine)))
     free = scheduler.kv_cache_manager.block_pool.get_num_free_blocks()
     assert free == scheduler.kv_cache_config.num_blocks - 1
-    desk = worker.model_runner.hd_desk
-    assert not desk.jobs and not desk.notes and not desk.captured
+    state = worker.model_runner.hd_state
+    assert not state.states and not state.records and not state.captured
     plain = hd.Sampling(max_new_tokens=4, logprobs=3)
     assert len(engine.generate(requests(1), "vcd", plain)[0].token_ids) > 0
 
@@ -169,28 +169,28 @@ def test_neighbours_of_a_failing_request_are_answered(ours, faulty, testbed):
     from halludecode.engines.vllm.frontend.output_reader import OutputReader
 
     given = [(requests(1)[0], "fails_combine", LONG), *((r, "vcd", LONG) for r in requests(3))]
-    told = []
-    stock = OutputReader.notes
+    reported = []
+    stock = OutputReader.reports
 
-    def notes(self):
-        found = stock(self)
-        told.extend(found)
-        return found
+    def reports(self):
+        own = stock(self)
+        reported.extend(own)
+        return own
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(OutputReader, "notes", notes)
+        patch.setattr(OutputReader, "reports", reports)
         with pytest.raises(hd.HalluDecodeError, match="nothing to divide"):
             run(ours, given)
-    assert [bool(note["error"]) for note in told] == [True, False, False, False]
+    assert [bool(report["error"]) for report in reported] == [True, False, False, False]
     wanted = testbed.generate(requests(3), "vcd", LONG)
     for a, b in zip(run(ours, given[1:]), wanted, strict=True):
         assert same(a, b)
 
 
 def test_a_hook_that_never_fires_is_an_error(ours, faulty, monkeypatch):
-    from halludecode.engines.vllm.worker.forward_context import ForwardContext
+    from halludecode.engines.vllm.worker.forward_context import WorkerForward
 
-    monkeypatch.setattr(ForwardContext, "layer_output", lambda self, layer, hidden, residual: None)
+    monkeypatch.setattr(WorkerForward, "layer_output", lambda self, layer, hidden, residual: None)
     with pytest.raises(hd.HookNeverFired, match=r"silent.steer was not called in layer\(s\)"):
         ours.generate(requests(1), "silent", hd.Sampling(max_new_tokens=3))
 
@@ -280,7 +280,7 @@ def test_a_forward_that_calls_no_hook_at_all_is_an_error(ours, faulty, monkeypat
             monkeypatch.setattr(module, kind, OrderedDict())
     for layer in runner.vllm_config.compilation_config.static_forward_context.values():
         if hasattr(layer.impl, "hd_runner"):
-            monkeypatch.setattr(layer.impl, "hd_runner", SimpleNamespace(hd_inside=lambda: None))
+            monkeypatch.setattr(layer.impl, "hd_runner", SimpleNamespace(hd_forward=lambda: None))
     few = hd.Sampling(max_new_tokens=3)
     for spec, why in (("silent", "steer was not called"), ("pai", "attend was not called")):
         with pytest.raises(hd.HookNeverFired, match=why):
@@ -290,10 +290,10 @@ def test_a_forward_that_calls_no_hook_at_all_is_an_error(ours, faulty, monkeypat
 
 
 def test_workers_forget_the_artifacts_that_were_used_longest_ago(ours, monkeypatch):
-    told = []
+    sent = []
     monkeypatch.setattr(engine_module, "KEPT", 2)
     monkeypatch.setattr(ours, "_sent", {})
-    monkeypatch.setattr(ours.loaded, "tell", lambda *given: told.append(given[1:]))
+    monkeypatch.setattr(ours.loaded, "call_workers", lambda *given: sent.append(given[1:]))
     made = Artifact("var", {}, "model", {"dims": torch.tensor([1])})
 
     def send(p, artifact=made):
@@ -307,8 +307,8 @@ def test_workers_forget_the_artifacts_that_were_used_longest_ago(ours, monkeypat
     send(0.4, None)
     texts = [hd_spec.format((STRATEGIES.get("var")(p=p),)) for p in (0.1, 0.2, 0.3)]
     assert list(ours._sent) == [texts[0], texts[2]]
-    assert [text for text, artifact in told if artifact is not None] == texts
-    assert (texts[1], None) in told and len(told) == 4
+    assert [text for text, artifact in sent if artifact is not None] == texts
+    assert (texts[1], None) in sent and len(sent) == 4
 
 
 def test_compiled_strategies_are_bounded(ours, monkeypatch):

@@ -21,7 +21,7 @@ REST = ("qwen2_5_vl", "internvl", "qwen3_vl", "idefics3")
 SCRIPT = """
 import json, os, sys
 import halludecode as hd
-from tests import families
+from tests.support import families
 
 def main():
     engine = hd.load(sys.argv[2], engine="vllm", artifacts=sys.argv[1], block_size=32,
@@ -47,7 +47,7 @@ if __name__ == "__main__":
 REPLICAS = """
 import json, sys, time
 import halludecode as hd
-from tests import families
+from tests.support import families
 
 def main():
     engine = hd.load(sys.argv[2], engine="vllm", artifacts=sys.argv[1], block_size=32,

@@ -1,4 +1,4 @@
-"""Passes of the plain model before the answer: hidden requests, and `prepare` in the workers."""
+"""In the front end: passes of the plain model before the answer, as requests of our own."""
 
 from __future__ import annotations
 
@@ -17,8 +17,14 @@ from halludecode.engines.inputs.rows import Row, RowBuilder, seen_spans
 from halludecode.engines.vllm.frontend.loading import Loaded
 from halludecode.engines.vllm.frontend.output_reader import OutputReader, PartialAnswer
 from halludecode.engines.vllm.frontend.requests import RequestBuilder, RequestGroup
-from halludecode.engines.vllm.row_metadata import RowMetadata, replica_of, unpack
-from halludecode.engines.vllm.worker.forward_context import error_class
+from halludecode.engines.vllm.protocol import (
+    DROP_ACTIVATIONS,
+    PREPARE_STATE,
+    READ_ACTIVATIONS,
+    error_class,
+    unpack,
+)
+from halludecode.engines.vllm.row_metadata import RowMetadata, replica_of
 
 Taken = tuple[int, str]  # an activation request's replica and key
 SMALL = 64  # numbers: what a processor tells of a picture beside its pixels
@@ -70,7 +76,7 @@ class ActivationCollector:
                 for job, one in zip(jobs, by_prompt, strict=True)
             ]
         finally:
-            self._loaded.tell("hd_drop_activations", list(names.values()))
+            self._loaded.call_workers(DROP_ACTIVATIONS, list(names.values()))
 
     def collect(self, request: ActivationRequest) -> Activations:
         """What one pass kept, brought to this side; for calibration."""
@@ -78,10 +84,12 @@ class ActivationCollector:
         told, names = self._take({here: request})
         try:
             return Activations(
-                **unpack(self._loaded.tell("hd_activations", names[here], told[here], at=0)[0])
+                **unpack(
+                    self._loaded.call_workers(READ_ACTIVATIONS, names[here], told[here], at=0)[0]
+                )
             )
         finally:
-            self._loaded.tell("hd_drop_activations", list(names.values()))
+            self._loaded.call_workers(DROP_ACTIVATIONS, list(names.values()))
 
     def _prepare(
         self,
@@ -98,7 +106,7 @@ class ActivationCollector:
             for requests in by_prompt
         ]
         fetch = [list(part.strategy.fetch) for part in parts]
-        made = self._loaded.tell("hd_prepare", job, text, wanted, fetch, at=at)[0]
+        made = self._loaded.call_workers(PREPARE_STATE, job, text, wanted, fetch, at=at)[0]
         if isinstance(made, Mapping):
             raise error_class(made["kind"])(made["error"])
         return unpack(made)
@@ -120,12 +128,12 @@ class ActivationCollector:
             for error in (answer.error for answer in reader.answers):
                 if error is not None:
                     raise error
-            for note in reader.notes():
-                if note["error"]:
-                    raise error_class(note["kind"])(note["error"])
+            for report in reader.reports():
+                if report["error"]:
+                    raise error_class(report["kind"])(report["error"])
         except BaseException:
             reader.abort()  # first, or its rows would keep more
-            self._loaded.tell("hd_drop_activations", list(names.values()))
+            self._loaded.call_workers(DROP_ACTIVATIONS, list(names.values()))
             raise
         told = {
             taken: self._told(request, rows[taken], answer)
@@ -147,7 +155,7 @@ class ActivationCollector:
             role=0,
             rows=["main"],
             lives=["answer"],
-            job=name,
+            request_name=name,
             pictured=bool(row.feeds),
             capture={**capture_of(request), "sizes": sizes if request.vision else []},
         )
