@@ -99,7 +99,7 @@ async def _start(
     from halludecode.serve.handler import ChatHandler
 
     engine = await _engine(model, args, artifacts, stack)
-    bridge: Any = engine._loaded.engine
+    bridge: Any = engine.loaded.engine
     handler = ChatHandler(engine, bridge, policy, images.install(policy))
     for text in dict.fromkeys((policy.default, *policy.aliases)):
         plan = await handler.plan(text)

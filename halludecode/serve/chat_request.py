@@ -12,7 +12,7 @@ from typing import Any
 
 from halludecode.core.errors import InvalidRequest
 from halludecode.core.plan import Plan
-from halludecode.engines.inputs.rows import PreparedRequest
+from halludecode.engines.vllm.engine import OpenRequest
 from halludecode.engines.vllm.frontend.requests import RequestGroup
 from halludecode.engines.vllm.protocol import GroupReport
 
@@ -35,10 +35,8 @@ class ChatRequest:
     """One request, ready for vLLM.
 
     Args:
-        name: Our name of it.
-        plan: What acts.
-        prepared: Its rows as they were made.
-        group: Its rows, per child.
+        opened: Its rows as they were made.
+        group: The same as vLLM gets them, per child.
         max_tokens: Most tokens written.
         stops: Strings that end an answer.
         started: Whether it was handed to vLLM; from then on `ChatHandler.answer` cleans up.
@@ -47,9 +45,7 @@ class ChatRequest:
         report: The workers' on the first child, once it is done.
     """
 
-    name: str
-    plan: Plan
-    prepared: PreparedRequest
+    opened: OpenRequest
     group: RequestGroup
     max_tokens: int
     stops: tuple[str, ...] = ()
@@ -57,6 +53,16 @@ class ChatRequest:
     clock: list[float] = field(default_factory=list)
     ids: list[list[int]] = field(default_factory=list)
     report: GroupReport | None = None
+
+    @property
+    def name(self) -> str:
+        """Our name of it."""
+        return self.opened.name
+
+    @property
+    def plan(self) -> Plan:
+        """What acts."""
+        return self.opened.plan
 
     @property
     def mains(self) -> list[Any]:

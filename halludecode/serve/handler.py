@@ -16,7 +16,6 @@ from halludecode.core.errors import HookNeverFired, InvalidRequest
 from halludecode.core.plan import Plan
 from halludecode.core.prompt import Prompt, Turn
 from halludecode.engines.api import Request, Sampling
-from halludecode.engines.inputs.chat import to_prompt
 from halludecode.engines.inputs.processor import LRU
 from halludecode.engines.vllm.engine import VLLMEngine
 from halludecode.engines.vllm.frontend.async_bridge import AsyncBridge
@@ -163,14 +162,9 @@ class ChatHandler:
         async with self._compiling:  # while an artifact is on trial nobody else may use its part
             plan = self._plans.get(text)
             if plan is None:
-                plan = await self._in_thread(lambda: self._compile(text))
+                plan = await self._in_thread(lambda: self._engine.plan(text))
                 self._plans.put(text, plan)
         return plan
-
-    def _compile(self, text: str) -> Plan:
-        if len(self._engine._plans) > KEPT:  # clients choose parameters freely
-            self._engine._plans.clear()
-        return self._engine.plan(text)
 
     async def describe(self) -> dict[str, Any]:
         """The model, what computes it, and the operator's limits."""
@@ -181,8 +175,8 @@ class ChatHandler:
             "halludecode": __version__,
             "model": policy.name,
             "provides": sorted(engine.provides),
-            "placeholder": engine._loaded.layout.placeholder,
-            "context": engine._loaded.context,
+            "placeholder": engine.family.placeholder,
+            "context": engine.context,
             "default": policy.default,
             "allowed": None if policy.allowed is None else sorted(policy.allowed),
             "limits": {"rows": policy.rows, "answers": policy.groups, "images": policy.images},
@@ -195,23 +189,22 @@ class ChatHandler:
     def _make(
         self, request: Any, question: Request, plan: Plan, score_words: Sequence[str]
     ) -> ChatRequest:
-        engine, loaded = self._engine, self._engine._loaded
-        prompt, name = to_prompt(question, loaded.layout.placeholder), engine._name()
+        engine = self._engine
+        opened = engine.open([question], plan)[0]
         try:
-            prepared = engine._jobs([(name, prompt, plan)])[0]
-            longest = max(len(r.input_ids) for r in prepared.rows.values() if r.life == "answer")
-            most = self._max_tokens(request, loaded.context - longest)
+            rows = opened.prepared.rows.values()
+            longest = max(len(row.input_ids) for row in rows if row.life == "answer")
+            most = self._max_tokens(request, engine.context - longest)
             params = self._params(request, most)
             sampling = Sampling(
                 max_new_tokens=most, temperature=params.temperature, seed=request.seed, n=params.n
             )
-            scored = {word: engine._maker.feeder.word_ids(word) for word in score_words}
-            group = engine._feeds.group(prepared, plan, sampling, name, scored)
-            for rows in group.members:
-                self._set_params(rows[0], params)
-            return ChatRequest(name, plan, prepared, group, most, _listed(request.stop))
+            group = engine.group(opened, sampling, score_words)
+            for members in group.members:
+                self._set_params(members[0], params)
+            return ChatRequest(opened, group, most, _listed(request.stop))
         except BaseException:
-            loaded.call_workers(DROP_STATE, [name])
+            engine.forget([opened])
             raise
 
     def _max_tokens(self, request: Any, room: int) -> int:
@@ -220,8 +213,7 @@ class ChatHandler:
 
     def _params(self, request: Any, max_tokens: int) -> Any:
         """VLLM's parameters of the request, but for what a group sets itself."""
-        loaded = self._engine._loaded
-        ends = [] if request.ignore_eos else loaded.eos
+        ends = [] if request.ignore_eos else self._engine.end_tokens
         ours = {"ignore_eos": True, "stop_token_ids": [*(request.stop_token_ids or []), *ends]}
         adapted = request.model_copy(update={**ours, "seed": None, "vllm_xargs": None})
         return adapted.to_sampling_params(max_tokens, self._defaults)
@@ -283,9 +275,8 @@ def _listed(stop: Any) -> tuple[str, ...]:
 
 
 def _begun_by_tokenizer(engine: VLLMEngine) -> bool:
-    feeder = engine._maker.feeder
-    bos = getattr(feeder.tokenizer, "bos_token", None)
-    return not (bos and feeder.render(Prompt((Turn("user", ("?",)),))).startswith(bos))
+    bos = getattr(engine.tokenizer, "bos_token", None)
+    return not (bos and engine.inputs.render(Prompt((Turn("user", ("?",)),))).startswith(bos))
 
 
 def label_of(plan: Plan) -> str:

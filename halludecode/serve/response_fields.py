@@ -57,11 +57,11 @@ def details_of(chat: ChatRequest, decode: Callable[[Sequence[int]], str]) -> dic
     choices = [_choice(ids, decode, chat.stops) for ids in chat.ids]
     differs = differing_within(report["differs"], len(choices[0]["token_ids"]))
     counted: Any = SimpleNamespace(changed=report["changed"], differs=differs)
-    effect, warnings = effect_of(chat.plan, counted, chat.prepared)
+    effect, warnings = effect_of(chat.plan, counted, chat.opened.prepared)
     arrived, sent, first, done = chat.clock
     return {
         "effect": effect,
-        "rows": list(chat.prepared.rows),
+        "rows": list(chat.opened.prepared.rows),
         "scores": dict(report["scores"]),
         "warnings": list(warnings),
         "choices": choices,

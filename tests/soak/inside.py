@@ -52,5 +52,5 @@ def of_front_end(handler: Any, chat: Any) -> dict[str, int]:
         "tasks of the handler": len(handler._tasks),
         "bridge pumps": len(handler.bridge._pumps),
         "requests of the output processor": outputs.get_num_unfinished_requests(),
-        "waiting outputs": len(engine._loaded.router._waiting),
+        "waiting outputs": len(engine.loaded.router._waiting),
     }

@@ -136,7 +136,7 @@ def test_samples_that_fail_are_listed_and_the_rest_is_scored(
     assert all("cannot be decoded" in line["error"] for line in by_picture)
     (other,) = [line for line in errors if line["image"] != picture.name]
     assert "the model's context is 1024" in other["error"]
-    scheduler = ours._loaded.engine.engine_core.engine_core.scheduler
+    scheduler = ours.loaded.engine.engine_core.engine_core.scheduler
     assert not scheduler.requests and not scheduler.groups
 
 

@@ -13,6 +13,7 @@ from halludecode.core import spec as hd_spec
 from halludecode.core.artifact import Artifact
 from halludecode.core.registry import STRATEGIES
 from halludecode.core.strategy import Strategy, strategy
+from halludecode.engines.inputs.processor import LRU
 from halludecode.engines.vllm import engine as engine_module
 from halludecode.engines.vllm.worker import attention, hooks
 from tests.engines.vllm.conftest import scheduler_of
@@ -40,12 +41,12 @@ def ours(vllm_engine):
 
 
 def worker_of(engine):
-    core = engine._loaded.engine.engine_core.engine_core
+    core = engine.loaded.engine.engine_core.engine_core
     return core.model_executor.driver_worker.worker
 
 
 def engine_requests(engine):
-    return engine._loaded.engine.output_processor.get_num_unfinished_requests()
+    return engine.loaded.engine.output_processor.get_num_unfinished_requests()
 
 
 def while_running(monkeypatch, engine, step: int, act):
@@ -215,13 +216,13 @@ def test_more_rows_than_slots_are_refused_with_numbers(ours):
 
     rows = list(ours.rows(requests(1)[0], "vcd").values()) * 30
     with pytest.raises(hd.InvalidRequest, match="takes 60 rows, vLLM runs at most 48"):
-        check_rows(rows, ours.plan("vcd"), 4, ours._loaded.vllm_config)
+        check_rows(rows, ours.plan("vcd"), 4, ours.loaded.vllm_config)
 
 
 def test_cuda_graphs_refuse_edits_inside_the_model(ours, monkeypatch):
     from vllm.config import CUDAGraphMode
 
-    compiled = ours._loaded.vllm_config.compilation_config
+    compiled = ours.loaded.vllm_config.compilation_config
     monkeypatch.setattr(compiled, "cudagraph_mode", CUDAGraphMode.FULL_AND_PIECEWISE)
     monkeypatch.setattr(ours, "_plans", {})
     ours.plan("vcd")
@@ -231,7 +232,7 @@ def test_cuda_graphs_refuse_edits_inside_the_model(ours, monkeypatch):
 
 
 def test_looks_into_a_tower_that_ranks_share_by_pictures_are_refused(ours, monkeypatch):
-    config = ours._loaded.vllm_config
+    config = ours.loaded.vllm_config
     monkeypatch.setattr(config.parallel_config, "tensor_parallel_size", 2)
     monkeypatch.setattr(config.model_config.multimodal_config, "mm_encoder_tp_mode", "data")
     monkeypatch.setattr(ours, "_plans", {})
@@ -291,7 +292,7 @@ def test_workers_forget_the_artifacts_that_were_used_longest_ago(ours, monkeypat
     sent = []
     monkeypatch.setattr(engine_module, "KEPT", 2)
     monkeypatch.setattr(ours, "_sent", {})
-    monkeypatch.setattr(ours._loaded, "call_workers", lambda *given: sent.append(given[1:]))
+    monkeypatch.setattr(ours.loaded, "call_workers", lambda *given: sent.append(given[1:]))
     made = Artifact("var", {}, "model", {"dims": torch.tensor([1])})
 
     def send(p, artifact=made):
@@ -310,10 +311,10 @@ def test_workers_forget_the_artifacts_that_were_used_longest_ago(ours, monkeypat
 
 
 def test_compiled_strategies_are_bounded(ours, monkeypatch):
-    monkeypatch.setattr(engine_module, "KEPT", 3)
-    monkeypatch.setattr(ours, "_plans", {})
+    plans_known = LRU(3)
+    monkeypatch.setattr(ours, "_plans", plans_known)
     plans = [ours.plan(f"vcd(alpha={n})") for n in range(1, 6)]
-    assert len(ours._plans) == 3
+    assert plans_known.size == 3
     assert ours.plan("vcd(alpha=5)") is plans[-1] and ours.plan("vcd(alpha=1)") is not plans[0]
 
 

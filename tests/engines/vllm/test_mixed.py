@@ -40,7 +40,7 @@ def run(engine, given):
     asked = [
         (request, PendingRequest(engine.plan(spec), sampling)) for request, spec, sampling in given
     ]
-    *_, outcomes = engine._write(asked)
+    *_, outcomes = engine.write(asked)
     return answered(outcomes)
 
 

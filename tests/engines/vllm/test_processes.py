@@ -62,7 +62,7 @@ def main():
         engine.generate(asked[0], "vcd", hd.Sampling(max_new_tokens=400))
     except hd.InvalidRequest as error:
         refused = str(error)
-    loads = engine._loaded.engine.llm.engine_core.engine_inflight
+    loads = engine.loaded.engine.llm.engine_core.engine_inflight
     engine.generate(asked[:2])  # what ended is told with the next step
     busy = sorted(loads.values())
     engine.close()

@@ -24,7 +24,7 @@ def test_what_travels_with_a_row_comes_back_from_its_sampling_parameters():
 
 @pytest.mark.parametrize("passes", [0, 1, 2])
 def test_requests_take_replicas_in_turn_and_their_passes_go_along(passes):
-    engine = SimpleNamespace(_count=0, _turn=0, _loaded=SimpleNamespace(replicas=2))
+    engine = SimpleNamespace(_count=0, _turn=0, loaded=SimpleNamespace(replicas=2))
     taken, names = [], []
     for _ in range(4):
         names.append(VLLMEngine._name(engine))

@@ -9,7 +9,6 @@ from torch import Tensor
 
 from halludecode.core import spec as hd_spec
 from halludecode.core.activations import ActivationRequest, Activations
-from halludecode.core.errors import UnsupportedStrategy
 from halludecode.core.plan import Plan
 from halludecode.core.prompt import Prompt
 from halludecode.core.tracing import TracedStrategy
@@ -36,23 +35,20 @@ class ActivationCollector:
 
     Args:
         loaded: The engine.
-        maker: Where rows come from.
-        feeds: Where vLLM requests come from.
+        row_builder: Where rows come from.
+        request_builder: Where vLLM requests come from.
         name: Gives unused names at a replica.
     """
 
     def __init__(
-        self, loaded: Loaded, maker: RowBuilder, feeds: RequestBuilder, name: Callable[[int], str]
+        self,
+        loaded: Loaded,
+        row_builder: RowBuilder,
+        request_builder: RequestBuilder,
+        name: Callable[[int], str],
     ) -> None:
-        self._loaded, self._maker, self._feeds, self._name = loaded, maker, feeds, name
-
-    @property
-    def net(self) -> Any:
-        """Trained artifacts need the model itself."""
-        raise UnsupportedStrategy(
-            "This artifact is trained on the model itself, which engine 'vllm' cannot do; make it "
-            "with engine='hf'."
-        )
+        self._loaded, self._row_builder = loaded, row_builder
+        self._request_builder, self._name = request_builder, name
 
     def states(
         self, prompts: Sequence[Prompt], plan: Plan, jobs: Sequence[str]
@@ -119,7 +115,9 @@ class ActivationCollector:
         self, requests: Mapping[Taken, ActivationRequest]
     ) -> tuple[dict[Taken, Mapping[str, Any]], dict[Taken, str]]:
         """Run the passes; of each, what this side knows and the name it is kept under."""
-        rows = {taken: self._maker.activation_row(request) for taken, request in requests.items()}
+        rows = {
+            taken: self._row_builder.activation_row(request) for taken, request in requests.items()
+        }
         names = {taken: self._name(taken[0]) for taken in requests}
         reader = OutputReader(self._loaded)
         try:
@@ -161,17 +159,17 @@ class ActivationCollector:
             pictured=bool(row.feeds),
             capture={**capture_of(request), "sizes": sizes if request.vision else []},
         )
-        return self._feeds.activation_group(tag, row, request.write)
+        return self._request_builder.activation_group(tag, row, request.write)
 
     def _told(
         self, request: ActivationRequest, row: Row, answer: PartialAnswer
     ) -> Mapping[str, Any]:
-        feeder = self._maker.feeder
-        mask = (row.input_ids == feeder.image_token).tolist() if request.every_token else None
+        inputs = self._row_builder.inputs
+        mask = (row.input_ids == inputs.image_token).tolist() if request.every_token else None
         return {
             "capture": capture_of(request),
             "counts": [feed.count for feed in row.feeds],
-            "spans": [list(span) for span in seen_spans(row, feeder)],
+            "spans": [list(span) for span in seen_spans(row, inputs)],
             "mask": mask,
             "text": answer.text if request.write else "",
             "token_ids": list(answer.ids) if request.write else [],

@@ -6,18 +6,17 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
-from types import SimpleNamespace
 from typing import Any
 
 from halludecode.core.errors import InvalidModel, InvalidRequest, MissingExtra
 from halludecode.core.model_info import ModelInfo
-from halludecode.engines.hf.model import HFModel
 from halludecode.engines.vllm.compat import vllm_api
 from halludecode.engines.vllm.compat.checkpoints import weights_digest
 from halludecode.engines.vllm.compat.startup_errors import starting
 from halludecode.engines.vllm.frontend.output_router import OutputRouter
 from halludecode.engines.vllm.protocol import SET_MODEL_INFO
 from halludecode.models.families import ModelFamily, family_of
+from halludecode.models.info import end_tokens, model_info
 from halludecode.models.loading import load_processor, model_source
 
 RUNNER = "VLLM_USE_V2_MODEL_RUNNER"
@@ -52,8 +51,7 @@ class Loaded:
     @cached_property
     def eos(self) -> list[int]:
         """End-of-sequence ids: the generation config's, else the tokenizer's."""
-        net: Any = SimpleNamespace(model=SimpleNamespace(generation_config=self.generation))
-        return HFModel.eos(net, self.processor.tokenizer)
+        return end_tokens(self.generation, self.processor.tokenizer)
 
     @cached_property
     def digest(self) -> str:
@@ -104,13 +102,10 @@ def load_engine(
     layout = family_of(config)
     _check_served(config)
     engine = (start or _start)(model, source, options)
-    shim: Any = SimpleNamespace(model=SimpleNamespace(config=config), layout=layout)
-    model_info = HFModel.model_info(shim)
+    info = model_info(config)
     router = OutputRouter(shared=start is None)
-    loaded = Loaded(
-        engine, processor, config, layout, model_info, source, generation, router, shared
-    )
-    numbers = {k: v for k, v in asdict(model_info).items() if k != "artifact"}
+    loaded = Loaded(engine, processor, config, layout, info, source, generation, router, shared)
+    numbers = {k: v for k, v in asdict(info).items() if k != "artifact"}
     loaded.call_workers(SET_MODEL_INFO, numbers)
     return loaded
 

@@ -227,7 +227,7 @@ class RequestBuilder:
         placeholder, ours = self._loaded.layout.placeholder, self._inputs.picture(picture)
         items = MultiModalDataParser().parse_mm_data({"image": [picture.image]})
         processed = self._processor.apply(
-            ProcessorInputs(prompt=self._inputs._short(placeholder, 1), mm_data_items=items),
+            ProcessorInputs(prompt=self._inputs.short(placeholder, 1), mm_data_items=items),
             TimingContext(enabled=False),
         )
         have, want = processed["mm_placeholders"]["image"][0].get_num_embeds(), ours.count

@@ -97,14 +97,14 @@ def tight(vllm_engine):
 def idle(tight):
     """Nothing is left in the scheduler, the worker and the cache."""
     yield
-    core = tight._loaded.engine.engine_core.engine_core
+    core = tight.loaded.engine.engine_core.engine_core
     scheduler, worker = core.scheduler, core.model_executor.driver_worker.worker
     state = worker.model_runner.hd_state
     assert not (scheduler.groups or scheduler.requests or scheduler.running)
     assert not (state.states or state.records or state.captured)
     free = scheduler.kv_cache_manager.block_pool.get_num_free_blocks()
     assert free == scheduler.kv_cache_config.num_blocks - 1
-    assert not tight._loaded.engine.output_processor.get_num_unfinished_requests()
+    assert not tight.loaded.engine.output_processor.get_num_unfinished_requests()
 
 
 @pytest.mark.parametrize("name", BAD)

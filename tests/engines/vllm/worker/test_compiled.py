@@ -23,7 +23,7 @@ from tests.support.vllm import requests
 
 engine = hd.load("testbed", engine="vllm", enforce_eager=False, block_size=32,
                  kv_cache_memory_bytes=64 << 20, max_num_seqs=8, max_num_batched_tokens=1024)
-config = engine._loaded.vllm_config.compilation_config
+config = engine.loaded.vllm_config.compilation_config
 made = {"how": [config.mode.name, config.backend]}
 stock, ops = hooks.WorkerForward.layer_input, []
 
