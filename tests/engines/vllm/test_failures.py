@@ -16,10 +16,8 @@ from halludecode.core.strategy import Strategy, strategy
 from halludecode.engines.inputs.processor import LRU
 from halludecode.engines.vllm import engine as engine_module
 from halludecode.engines.vllm.worker import attention, hooks
-from tests.engines.vllm.conftest import scheduler_of
-from tests.engines.vllm.test_mixed import run
 from tests.support import families
-from tests.support.vllm import requests, same
+from tests.support.vllm import answer_together, requests, same, scheduler_of, worker_of
 
 LONG = hd.Sampling(max_new_tokens=30, min_new_tokens=29, logprobs=3)
 
@@ -38,11 +36,6 @@ def ours(vllm_engine):
     assert not state.states and not state.records and not state.captured
     plain = hd.Sampling(max_new_tokens=4, logprobs=3)
     assert len(engine.generate(requests(1), "vcd", plain)[0].token_ids) > 0
-
-
-def worker_of(engine):
-    core = engine.loaded.engine.engine_core.engine_core
-    return core.model_executor.driver_worker.worker
 
 
 def engine_requests(engine):
@@ -179,10 +172,10 @@ def test_neighbours_of_a_failing_request_are_answered(ours, faulty, testbed):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(OutputReader, "reports", reports)
         with pytest.raises(hd.HalluDecodeError, match="nothing to divide"):
-            run(ours, given)
+            answer_together(ours, given)
     assert [bool(report["error"]) for report in reported] == [True, False, False, False]
     wanted = testbed.generate(requests(3), "vcd", LONG)
-    for a, b in zip(run(ours, given[1:]), wanted, strict=True):
+    for a, b in zip(answer_together(ours, given[1:]), wanted, strict=True):
         assert same(a, b)
 
 
