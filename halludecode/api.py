@@ -8,12 +8,11 @@ from typing import Any
 
 from halludecode.core.errors import InvalidRequest
 from halludecode.core.spec import Spec, get
+from halludecode.engines import ENGINES
 from halludecode.engines.api import Engine, Explain, Output, Request, Sampling
 from halludecode.engines.hf.apply import applied
 
 __all__ = ["applied", "generate", "get", "load"]
-
-ENGINES = ("hf", "vllm", "server")
 
 
 def load(model: Any, engine: str = "hf", **engine_args: Any) -> Engine:

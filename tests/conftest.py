@@ -8,10 +8,15 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("HALLUDECODE_ARTIFACTS", "/nonexistent")  # no artifacts of the machine's own
 
+import hypothesis
 import pytest
 
 import halludecode as hd
 from tests.support import families
+
+# How long an example takes on a loaded machine is no promise of the code.
+hypothesis.settings.register_profile("halludecode", deadline=None)
+hypothesis.settings.load_profile("halludecode")
 
 ENGINES: dict[str, object] = {}
 

@@ -11,6 +11,7 @@ import typer
 from halludecode.cli.options import Json
 from halludecode.cli.output import json_document, plain, show
 from halludecode.core.errors import HalluDecodeError
+from halludecode.core.needs import in_words
 
 if TYPE_CHECKING:
     from halludecode.catalog import Info
@@ -86,7 +87,7 @@ def _table(found: list[Info]) -> Any:
         table.add_column(column, overflow="fold")
     for i in found:
         paper = i.paper.number if i.paper else ""
-        table.add_row(i.name, paper, summary(i), " ".join(i.needs), " ".join(i.rows))
+        table.add_row(i.name, paper, summary(i), ", ".join(in_words(i.needs)), " ".join(i.rows))
     return table
 
 
@@ -95,15 +96,15 @@ def _details(info: Info) -> list[Any]:
     from rich.table import Table
 
     off = ", ".join(f"{key}={value}" for key, value in info.off.items())
-    facts = [
+    entries = [
         ("paper", f"{info.paper.title} ({origin(info)})" if info.paper else ""),
         ("rows", " ".join(info.rows)),
-        ("needs", " ".join(info.needs)),
+        ("needs", ", ".join(in_words(info.needs))),
         ("cost", info.cost),
         ("engines", " ".join(info.engines)),
         ("equals greedy at", off),
     ]
-    lines = [f"{label}: {text}" for label, text in facts if text]
+    lines = [f"{label}: {text}" for label, text in entries if text]
     parts: list[Any] = [info.name, "", info.doc, "", *lines]
     if info.params:
         table = Table(box=SIMPLE_HEAD, pad_edge=False)

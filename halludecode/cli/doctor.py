@@ -14,7 +14,8 @@ from typing import Any
 
 from packaging.requirements import Requirement
 
-from halludecode.engines import ENGINES, SHOWS
+from halludecode.core.needs import in_words
+from halludecode.engines import PROVIDES, SHOWS
 from halludecode.models import import_repair as _repair
 
 PACKAGES = (
@@ -87,7 +88,9 @@ def describe(found: dict[str, Any]) -> list[Any]:
     parts += [f"  {device['name']}: {device['detail']}" for device in found["devices"]]
     parts += ["", "Engines"]
     for name, engine in found["engines"].items():
-        provides = f", provides {', '.join(engine['provides'])}" if engine["provides"] else ""
+        provides = (
+            f", provides {', '.join(in_words(engine['provides']))}" if engine["provides"] else ""
+        )
         parts.append(f"  {name}: {'usable' if engine['usable'] else 'not usable'}{provides}")
         if engine["shows"]:
             parts.append(f"    shows {'; '.join(engine['shows'])}")
@@ -121,7 +124,7 @@ def _hf_engine() -> dict[str, Any]:
         importlib.import_module("halludecode.engines.hf")
     except Exception as error:
         return {"usable": False, "provides": [], "why": _root_cause(error)}
-    return {"usable": True, "provides": sorted(ENGINES["hf"]), "why": None}
+    return {"usable": True, "provides": sorted(PROVIDES["hf"]), "why": None}
 
 
 def _root_cause(error: BaseException) -> str:
@@ -150,7 +153,7 @@ def _vllm_engine(versions: dict[str, str | None]) -> dict[str, Any]:
     if runner == "V2":
         return found | {"why": f"{where}; halludecode builds on V1: unset {RUNNER}."}
     why = f"{where}; all {told['counted']} classes and functions halludecode builds on are there."
-    return found | {"usable": True, "provides": sorted(ENGINES["vllm"]), "why": why}
+    return found | {"usable": True, "provides": sorted(PROVIDES["vllm"]), "why": why}
 
 
 @cache

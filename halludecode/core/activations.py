@@ -1,4 +1,8 @@
-"""Passes of the plain model before the answer: what to keep of one, and what was kept."""
+"""Passes of the plain model before the answer: what to keep of one, and what was kept.
+
+Shapes: n layers or tokens asked for, T prompt tokens, H query heads (Hv of the vision tower), D
+hidden size, d head size, V vocabulary size, N_img image tokens.
+"""
 
 from __future__ import annotations
 

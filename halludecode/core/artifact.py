@@ -58,8 +58,8 @@ class Artifact(Mapping[str, "Tensor"]):
     @cached_property
     def name(self) -> str:
         """Strategy, parameters, model and content: the name of its file, and its pin."""
-        told = [f"{key}_{_word(value)}" for key, value in sorted(self.parameters.items())]
-        return "-".join([self.strategy, *told, self.model[:8], self.digest[:12]])
+        settings = [f"{key}_{_word(value)}" for key, value in sorted(self.parameters.items())]
+        return "-".join([self.strategy, *settings, self.model[:8], self.digest[:12]])
 
     def describe(self) -> dict[str, Any]:
         """Name, digest and origin, for run records."""
@@ -104,8 +104,8 @@ def command(strategy: Strategy, model: str = "M") -> str:
     """The command line that makes a strategy's artifact."""
     default = type(strategy)()
     plain = shaping(default)
-    told = [f"{key}={value}" for key, value in shaping(strategy).items() if plain[key] != value]
-    spec = f'"{strategy.name}({",".join(told)})"' if told else strategy.name
+    changed = [f"{key}={value}" for key, value in shaping(strategy).items() if plain[key] != value]
+    spec = f'"{strategy.name}({",".join(changed)})"' if changed else strategy.name
     return f"halludecode calibrate --model {model} {spec}"
 
 
@@ -125,19 +125,19 @@ def tensor(
     """
     if not m.artifact:
         return None
-    found = m.artifact.get(name)
-    wanted = "x".join("*" if size is None else str(size) for size in shape)
-    told = "nothing" if found is None else "x".join(map(str, found.shape)) or "a single number"
+    value = m.artifact.get(name)
+    needed = "x".join("*" if size is None else str(size) for size in shape)
+    held = "nothing" if value is None else "x".join(map(str, value.shape)) or "a single number"
     if (
-        found is None
-        or len(found.shape) != len(shape)
-        or any(size not in (None, have) for size, have in zip(shape, found.shape, strict=True))
+        value is None
+        or len(value.shape) != len(shape)
+        or any(size not in (None, have) for size, have in zip(shape, value.shape, strict=True))
     ):
         raise InvalidData(
-            f"The artifact of {strategy.name} holds {told} as {name!r}, and this model needs "
-            f"{wanted or 'a single number'}; make it anew with `{command(strategy)}`."
+            f"The artifact of {strategy.name} holds {held} as {name!r}, and this model needs "
+            f"{needed or 'a single number'}; make it anew with `{command(strategy)}`."
         )
-    return found
+    return value
 
 
 def _text(parameters: Mapping[str, Any]) -> str:

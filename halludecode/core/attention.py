@@ -42,13 +42,13 @@ class Segment:
 
     def __init__(self, make: Callable[[str], Tensor]) -> None:
         self._make = make
-        self._made: dict[str, Tensor] = {}
+        self._cache: dict[str, Tensor] = {}
 
     def of(self, row: str) -> Tensor:
         """Bool [R, N]."""
-        if row not in self._made:
-            self._made[row] = self._make(row)
-        return self._made[row]
+        if row not in self._cache:
+            self._cache[row] = self._make(row)
+        return self._cache[row]
 
     def __and__(self, other: Segment) -> Segment:
         return Segment(lambda row: self.of(row) & other.of(row))
@@ -211,10 +211,10 @@ class Attention:
 
         self._use("mass", ("main",), queries)
         weights = self._blocks["main"].weights()  # [R, H, Q, N]
-        masks = torch.stack([one.of("main") for one in (seg, *more)], -1).to(weights.dtype)
+        masks = torch.stack([segment.of("main") for segment in (seg, *more)], -1).to(weights.dtype)
         sums = (weights.flatten(1, 2) @ masks).reshape(*weights.shape[:3], -1)
-        made = torch.unbind(sums, -1)
-        return made if more else made[0]
+        masses = torch.unbind(sums, -1)
+        return masses if more else masses[0]
 
     def scores(self, seg: Segment, *, row: str = "main") -> Tensor:
         """float32 [R, H, Q, N] logits, -inf outside the segment; the last query emits a token."""
@@ -279,9 +279,9 @@ class Attention:
             block = self._blocks[row]
             weights, chosen = block.weights(), block.keys.queries(queries)[:, None]
             on = chosen if where is None else chosen & where
-            one = weights.new_ones(())
-            factor = (one * g if isinstance(g, float | int) else g).where(on, one)  # [R, H, Q]
-            laid = factor[..., None].where(seg.of(row)[:, None, None], one)
+            unit = weights.new_ones(())
+            factor = (unit * g if isinstance(g, float | int) else g).where(on, unit)  # [R, H, Q]
+            laid = factor[..., None].where(seg.of(row)[:, None, None], unit)
             block.gains = laid if block.gains is None else block.gains * laid
 
     def scale_heads(

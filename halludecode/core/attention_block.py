@@ -41,19 +41,19 @@ class RowKeys:
     position: Tensor
     query_kind: Tensor
     length: Tensor
-    _made: dict[str, Tensor] = field(default_factory=dict[str, "Tensor"], compare=False)
+    _cache: dict[str, Tensor] = field(default_factory=dict[str, "Tensor"], compare=False)
 
     def queries(self, which: Queries) -> Tensor:
         """Bool [R, Q]: the queries a verb acts on, defined by position, never by chunk."""
-        if which not in self._made:
-            self._made[which] = self._queries(which)
-        return self._made[which]
+        if which not in self._cache:
+            self._cache[which] = self._queries(which)
+        return self._cache[which]
 
     def cached(self, name: str, make: Callable[[RowKeys], Tensor]) -> Tensor:
         """A set of keys, bool [R, N], or what else is the same in all layers of a forward."""
-        if name not in self._made:
-            self._made[name] = make(self)
-        return self._made[name]
+        if name not in self._cache:
+            self._cache[name] = make(self)
+        return self._cache[name]
 
     def _queries(self, which: Queries) -> Tensor:
         real = self.position >= 0
@@ -114,10 +114,10 @@ class AttentionBlock:
         """float32 [R, H, Q, N] softmax of the logits; rows that see nothing are 0."""
         if self._weights is None:
             scores = self.scores()
-            made = scores.softmax(-1)
+            weights = scores.softmax(-1)
             # A token being generated sees itself; padding, or a row hidden whole, sees nothing.
             blind = scores.shape[2] > 1 or self._plain is not None
-            self._weights = made.nan_to_num(0.0) if blind else made
+            self._weights = weights.nan_to_num(0.0) if blind else weights
         return self._weights
 
     @property
@@ -127,18 +127,18 @@ class AttentionBlock:
 
     def edited(self) -> Tensor:
         """Bool [R, Q]: queries whose output a verb really changed."""
-        found: Tensor | None = None
+        edited: Tensor | None = None
         if self._plain is not None:
-            found = (self.scores() != self._plain).any(dim=-1).any(dim=1)
+            edited = (self.scores() != self._plain).any(dim=-1).any(dim=1)
         if self.gains is not None:
             moved = ((self.gains != 1) & (self.weights() > 0)).any(dim=-1).any(dim=1)
-            found = moved if found is None else found | moved
+            edited = moved if edited is None else edited | moved
         if self.head_gain is not None:
             scaled = (self.head_gain != 1).any(dim=1)
-            found = scaled if found is None else found | scaled
-        if found is None:
+            edited = scaled if edited is None else edited | scaled
+        if edited is None:
             raise HookNeverFired("attention: output asked for before any verb was used")
-        return found
+        return edited
 
     def output(self, edited: Tensor | None = None) -> Tensor:
         """[R, H, Q, d] output after every edit; queries nothing changed keep the stock kernel's."""

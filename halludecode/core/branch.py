@@ -82,6 +82,11 @@ class Branch:
     life: Literal["answer", "prefill"] = "answer"
 
     @property
+    def edits(self) -> tuple[Edit, ...]:
+        """What is done to its pictures, in the order it is done."""
+        return tuple(e for e in (self.images, self.pixels, self.features, self.mask) if e)
+
+    @property
     def key(self) -> str:
         """Digest of the prompt and every edit; branches with equal keys share a row."""
         edits = (self.images, self.pixels, self.features, self.mask)

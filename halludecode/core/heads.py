@@ -6,6 +6,8 @@ searched.
 
 A saved map feeds a strategy through the artifact mechanism: it is read once, where the model was
 loaded, its numbers travel to wherever the strategy runs, and the run record keeps their digest.
+
+Shapes: L decoder layers, H query heads, R requests, d head size.
 """
 
 from __future__ import annotations
@@ -36,12 +38,14 @@ def alone(cal: Calibration, m: ModelInfo, score: Callable[[Tensor], float]) -> T
     """float32 [L, H]: ``score(heads bool [L, H])`` of every head alone."""
     import torch
 
-    one = list(
+    single = list(
         torch.eye(m.num_layers * m.num_heads, dtype=torch.bool).reshape(
             -1, m.num_layers, m.num_heads
         )
     )
-    return torch.tensor([score(head) for head in cal.track(one)]).reshape(m.num_layers, m.num_heads)
+    return torch.tensor([score(head) for head in cal.track(single)]).reshape(
+        m.num_layers, m.num_heads
+    )
 
 
 def profile(
@@ -87,21 +91,21 @@ def read_map(path: str | Path) -> dict[str, Any]:
         InvalidData: It cannot be read, or is no map of this version.
     """
     try:
-        found: Any = json.loads(Path(path).expanduser().read_text(encoding="utf-8"))
+        content: Any = json.loads(Path(path).expanduser().read_text(encoding="utf-8"))
     except OSError as error:
         raise InvalidData(
             f"{path}: the map cannot be read ({error.strerror}); make one with `halludecode heads`."
         ) from None
     except ValueError:
-        found = None
+        content = None
     needed = ("metric", "model_digest", "layers", "heads", "values", "parts")
     if (
-        not isinstance(found, dict)
-        or found.get("schema") != SCHEMA  # pyright: ignore[reportUnknownMemberType]
-        or any(name not in found for name in needed)
+        not isinstance(content, dict)
+        or content.get("schema") != SCHEMA  # pyright: ignore[reportUnknownMemberType]
+        or any(name not in content for name in needed)
     ):
         raise InvalidData(f"{path}: not a map that `halludecode heads` saved; make one with it.")
-    return found  # pyright: ignore[reportUnknownVariableType]
+    return content  # pyright: ignore[reportUnknownVariableType]
 
 
 class Mapped(Strategy):
@@ -109,7 +113,7 @@ class Mapped(Strategy):
 
     artifact_params: ClassVar[tuple[str, ...] | None] = ("map",)
     metrics: ClassVar[tuple[str, ...]] = ()  # of the maps it can use
-    wanted: ClassVar[str] = ""  # the part of the map it uses; "" for the values themselves
+    map_part: ClassVar[str] = ""  # the part of the map it uses; "" for the values themselves
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -126,23 +130,23 @@ class Mapped(Strategy):
                 f"{self.name} has nothing to calibrate without a map: make one with `halludecode "
                 f"heads --metric {self.metrics[0]}` and give {self.name}(map=FILE)."
             )
-        found = read_map(path)
-        if found["metric"] not in self.metrics:
+        content = read_map(path)
+        if content["metric"] not in self.metrics:
             raise InvalidParameter(
-                f"{self.name}(map={path}): this is a map of {found['metric']!r}; {self.name} needs "
-                f"{' or '.join(map(repr, self.metrics))} (`halludecode heads --metric`)."
+                f"{self.name}(map={path}): this is a map of {content['metric']!r}; {self.name} "
+                f"needs {' or '.join(map(repr, self.metrics))} (`halludecode heads --metric`)."
             )
-        if (found["layers"], found["heads"]) != (m.num_layers, m.num_heads):
+        if (content["layers"], content["heads"]) != (m.num_layers, m.num_heads):
             raise InvalidParameter(
-                f"{self.name}(map={path}): the map has {found['layers']} layers of "
-                f"{found['heads']} heads, this model {m.num_layers} of "
+                f"{self.name}(map={path}): the map has {content['layers']} layers of "
+                f"{content['heads']} heads, this model {m.num_layers} of "
                 f"{m.num_heads}; make a map of this model."
             )
-        part = found["parts"].get(self.wanted)
-        cal.notes.append(f"{found['metric']} over {found.get('samples')} samples, {path}")
-        digest = str(found["model_digest"]).encode()
+        part = content["parts"].get(self.map_part)
+        cal.notes.append(f"{content['metric']} over {content.get('samples')} samples, {path}")
+        digest = str(content["model_digest"]).encode()
         return {
-            "values": torch.tensor(part["values"] if part else found["values"]),
+            "values": torch.tensor(part["values"] if part else content["values"]),
             "model": torch.tensor(list(digest), dtype=torch.uint8),
         }
 
@@ -152,17 +156,19 @@ class Mapped(Strategy):
         Raises:
             InvalidParameter: The map was made on another model.
         """
-        made = m.artifact
-        if not made:
+        artifact = m.artifact
+        if not artifact:
             return None
-        if isinstance(made, Artifact) and "model" in made:  # workers get the tensors, judged here
-            of = made["model"].numpy().tobytes().decode()
-            if of != made.model:
+        # Workers get the bare tensors: whose model it is was judged here.
+        if isinstance(artifact, Artifact) and "model" in artifact:
+            weights = artifact["model"].numpy().tobytes().decode()
+            if weights != artifact.model:
                 raise InvalidParameter(
                     f"{self.name}(map={getattr(self, 'map', None)}): the map was made on another "
-                    f"model (weights {of[:8]}, here {made.model[:8]}); make a map of this model."
+                    f"model (weights {weights[:8]}, here {artifact.model[:8]}); make a map of this "
+                    "model."
                 )
-        return made["values"]
+        return artifact["values"]
 
     def row(self, a: Attention) -> Tensor:
         """float32 [1, H]: the map's values in this layer; zeros where there are none yet."""
@@ -222,15 +228,15 @@ def one_heads(m: ModelInfo, pairs: tuple[int, ...], owner: str = "") -> Tensor:
     """
     import torch
 
-    made = torch.zeros(m.num_layers, m.num_heads)
-    listed = list(zip(pairs[::2], pairs[1::2], strict=False))
+    mask = torch.zeros(m.num_layers, m.num_heads)
+    places = list(zip(pairs[::2], pairs[1::2], strict=False))
     if len(pairs) % 2 or any(
-        not (0 <= i < m.num_layers and 0 <= h < m.num_heads) for i, h in listed
+        not (0 <= i < m.num_layers and 0 <= h < m.num_heads) for i, h in places
     ):
         raise InvalidParameter(
             f"{owner}(heads=...): heads must be layer, head, layer, head, ... within this model's "
             f"{m.num_layers} layers of {m.num_heads} heads, counted from 0."
         )
-    for layer, head in listed:
-        made[layer, head] = 1
-    return made
+    for layer, head in places:
+        mask[layer, head] = 1
+    return mask

@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any
 from halludecode.core import artifact as hd_artifact
 from halludecode.core import spec as hd_spec
 from halludecode.core.branch import Branch
-from halludecode.core.errors import InvalidParameter, UnsupportedStrategy
+from halludecode.core.errors import IncompatibleStrategies, InvalidParameter, UnsupportedStrategy
 from halludecode.core.model_info import ModelInfo, VisionInfo
+from halludecode.core.needs import in_words, quoted
 from halludecode.core.prompt import digest
 from halludecode.core.strategy import Strategy
 from halludecode.core.tracing import TracedStrategy, trace
@@ -131,20 +132,22 @@ class Plan:
     @property
     def search(self) -> BeamSearch | None:
         """The search that takes the token loop's place, if there is one."""
-        made = [part.strategy.search(part.model_info) for part in self.parts]
-        return next((search for search in made if search is not None), None)
+        searches = [part.strategy.search(part.model_info) for part in self.parts]
+        return next((search for search in searches if search is not None), None)
 
     def describe(self) -> dict[str, Any]:
         """Resolved parameters, rows, cost and artifacts, for run records."""
-        made = {p.strategy.name: p.model_info.artifact for p in self.parts}
-        kept = {n: a.describe() for n, a in made.items() if isinstance(a, hd_artifact.Artifact)}
+        artifacts = {p.strategy.name: p.model_info.artifact for p in self.parts}
+        described = {
+            n: a.describe() for n, a in artifacts.items() if isinstance(a, hd_artifact.Artifact)
+        }
         return {
             "canonical": self.canonical,
             "parameters": hd_spec.to_config([part.strategy for part in self.parts]),
             "rows": list(self.rows),
             "needs": sorted(self.needs),
             "cost": str(self.cost),
-            **({"artifacts": kept} if kept else {}),
+            **({"artifacts": described} if described else {}),
         }
 
 
@@ -173,18 +176,17 @@ def compile_plan(
     Raises:
         UnknownStrategy, InvalidParameter: From parsing.
         UnsupportedStrategy: The engine lacks a need; the sentence names it and what to use instead.
+        IncompatibleStrategies: Two parts cannot go together.
     """
     strategies = hd_spec.parse(spec)
     if not strategies:
         raise InvalidParameter("An empty strategy: use 'greedy' for plain decoding.")
     live = [s for s in strategies if not (skip_off and _is_off(s))]
-    made = artifacts or {}
-    known = [made.get(hd_spec.format([s]), model_info.artifact) for s in live]
-    parts = tuple(
-        trace(s, replace(model_info, artifact=a)) for s, a in zip(live, known, strict=True)
-    )
+    own = [(artifacts or {}).get(hd_spec.format([s]), model_info.artifact) for s in live]
+    parts = tuple(trace(s, replace(model_info, artifact=a)) for s, a in zip(live, own, strict=True))
     for part in parts:
         _check(part, provides, engine, model)
+    _check_composition(parts)
     needs = frozenset(need for part in parts for need in _needs(part))
     return Plan(
         parts, hd_spec.format(strategies), needs, ("main", *_extra_rows(parts)), _cost(parts)
@@ -207,17 +209,35 @@ def typical_model_info() -> ModelInfo:
 def _check(part: TracedStrategy, provides: frozenset[str] | None, engine: str, model: str) -> None:
     """Raise unless the engine serves every need of a part and its artifact is there."""
     name = part.strategy.name
-    missing = sorted(_needs(part) - provides) if provides is not None else []
+    missing = _needs(part) - provides if provides is not None else ()
     if missing:
         raise UnsupportedStrategy(
-            f"{name} needs {', '.join(map(repr, missing))}; engine {engine!r} provides "
-            f"{', '.join(sorted(provides or ()))}. Use another engine or strategy "
+            f"{name} needs {quoted(missing)}; engine {engine!r} provides "
+            f"{', '.join(in_words(provides or ()))}. Use another engine or strategy "
             "(`halludecode list` shows what each needs)."
         )
     if part.strategy.artifact == "required" and part.model_info.artifact is None:
         raise UnsupportedStrategy(
             f"{name} needs an artifact made for this model: "
             f"run `{hd_artifact.command(part.strategy, model)}`."
+        )
+
+
+def _check_composition(parts: Sequence[TracedStrategy]) -> None:
+    """Raise where one part would silently undo another."""
+    searching = [p for p in parts if p.strategy.search(p.model_info) is not None]
+    if searching and len(parts) > 1:
+        raise IncompatibleStrategies(
+            f"{hd_spec.format([p.strategy for p in parts])}: a search over beams "
+            f"({searching[0].strategy.name}) cannot be composed with another strategy; run it "
+            "alone."
+        )
+    # Prompts of main branches build on one another; edits of its pictures would replace the others.
+    edited = [p for p in parts if "main" in p.branches]
+    if len(edited) > 1 and any(p.branches["main"].edits for p in edited):
+        names = " and ".join(p.strategy.name for p in edited)
+        raise IncompatibleStrategies(
+            f"{names} edit the main row, and only one can where one edits its pictures; drop one."
         )
 
 
@@ -237,9 +257,9 @@ def _needs(part: TracedStrategy) -> frozenset[str]:
     needs = set(part.verbs)
     for name, branch in part.branches.items():
         needs.add("main prompt" if name == "main" else "rows")
-        needs |= {
-            e for e in ("images", "pixels", "features", "mask") if getattr(branch, e) is not None
-        }
+        needs |= {e for e in ("images", "pixels", "features") if getattr(branch, e) is not None}
+        if branch.mask is not None:
+            needs.add("masked rows")
     if part.activations:
         needs.add("activations")
     if any(request.vision for request in part.activations.values()):

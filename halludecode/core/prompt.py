@@ -73,8 +73,8 @@ class Prompt:
     @property
     def question(self) -> str:
         """The text of the last user turn."""
-        last = [turn for turn in self.turns if turn.role == "user"] or list(self.turns)
-        return "".join(part for part in last[-1].parts if isinstance(part, str)).strip()
+        parts = self.turns[self._question_turn].parts
+        return "".join(part for part in parts if isinstance(part, str)).strip()
 
     @property
     def key(self) -> str:
@@ -100,10 +100,6 @@ class Prompt:
             turns.append(replace(turn, parts=tuple(parts)))
         return replace(self, turns=tuple(turns))
 
-    def map_images(self, fn: Callable[[Image], Image]) -> Prompt:
-        """Every picture replaced by ``fn(picture)``."""
-        return self.replace_pictures([Picture.of(fn(p.image)) for p in self.pictures])
-
     def replace_pictures(self, pictures: list[Picture]) -> Prompt:
         """The same prompt with other pictures, in order."""
         fresh = iter(pictures)
@@ -118,11 +114,47 @@ class Prompt:
         )
 
     def with_instruction(self, text: str) -> Prompt:
-        """The same pictures under another instruction; a chat keeps only its last user turn."""
+        """All pictures under another instruction, as a chat of one user turn.
+
+        What else was said is dropped: earlier turns, answers and the system message. `map_question`
+        keeps them.
+        """
+        self._refuse_raw("asks this prompt another question")
+        return Prompt((Turn("user", (*self.pictures, text)),))
+
+    def map_question(self, fn: Callable[[str], str]) -> Prompt:
+        """The same chat with ``fn(question)`` as the words of the last user turn.
+
+        Pictures, earlier turns and the system message stay. Words that stand between pictures of
+        that turn become one text, where the first of them stood.
+        """
+        self._refuse_raw("rewords the question of this prompt")
+        at = self._question_turn
+        words = "".join(part for part in self.turns[at].parts if isinstance(part, str))
+        before = words[: len(words) - len(words.lstrip())]  # as it is between picture and words
+        after = words[len(words.rstrip()) :] if words.strip() else ""
+        text: Part = before + fn(words.strip()) + after
+        parts = list(self.turns[at].parts)
+        first = next((i for i, part in enumerate(parts) if isinstance(part, str)), len(parts))
+        rest = [part for part in parts[first:] if isinstance(part, Picture)]
+        turn = replace(self.turns[at], parts=(*parts[:first], text, *rest))
+        return replace(self, turns=(*self.turns[:at], turn, *self.turns[at + 1 :]))
+
+    def with_system(self, text: str) -> Prompt:
+        """The same chat under this system message, in place of its own if it has one."""
+        self._refuse_raw("gives this prompt a system message")
+        rest = tuple(turn for turn in self.turns if turn.role != "system")
+        return replace(self, turns=(Turn("system", (text,)), *rest))
+
+    @property
+    def _question_turn(self) -> int:
+        """Place of the last user turn; the last turn where no user spoke."""
+        places = [i for i, turn in enumerate(self.turns) if turn.role == "user"]
+        return places[-1] if places else len(self.turns) - 1
+
+    def _refuse_raw(self, doing: str) -> None:
         if self.raw:
             raise InvalidRequest(
-                "A strategy asks this prompt another question, so it needs the model's chat "
-                "template: give plain words or chat messages, not a rendered prompt with "
-                "placeholders."
+                f"A strategy {doing}, so it needs the model's chat template: give plain words or "
+                "chat messages, not a rendered prompt with placeholders."
             )
-        return Prompt((Turn("user", (*self.pictures, text)),))

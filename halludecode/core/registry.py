@@ -39,10 +39,10 @@ class Registry(Generic[T]):
             raise InvalidParameter(
                 f"{self.kind} name {name!r} must be lower-case letters, digits and _."
             )
-        known = self._entries.get(name)
-        if known is not None and getattr(known, "source", 0) != getattr(entry, "source", 1):
+        earlier = self._entries.get(name)
+        if earlier is not None and getattr(earlier, "source", 0) != getattr(entry, "source", 1):
             raise InvalidParameter(
-                f"{self.kind} {name!r} is already defined in {getattr(known, 'source', '?')}; "
+                f"{self.kind} {name!r} is already defined in {getattr(earlier, 'source', '?')}; "
                 "choose another name."
             )
         self._entries[name] = entry
@@ -55,10 +55,10 @@ class Registry(Generic[T]):
             self._plugins()
         if name in self._entries:
             return self._entries[name]
-        known = self.names()
-        close = difflib.get_close_matches(name, known, n=3, cutoff=0.5)
+        names = self.names()
+        close = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
         hint = f" Did you mean {' or '.join(map(repr, close))}?" if close else ""
-        raise self.missing(f"Unknown {self.kind} {name!r}.{hint} Known: {', '.join(known)}.")
+        raise self.missing(f"Unknown {self.kind} {name!r}.{hint} Known: {', '.join(names)}.")
 
     def names(self) -> list[str]:
         """All names, sorted; imports every module of the package."""
@@ -72,8 +72,8 @@ class Registry(Generic[T]):
 
     def _files(self) -> list[str]:
         package = importlib.import_module(self.package)
-        found = pkgutil.iter_modules(package.__path__)
-        return [module.name for module in found if not module.name.startswith("_")]
+        modules = pkgutil.iter_modules(package.__path__)
+        return [module.name for module in modules if not module.name.startswith("_")]
 
     def _plugins(self) -> None:
         for entry in entry_points(group=self.group):

@@ -1,4 +1,7 @@
-"""What `steer` sees of one layer: the stream it may rewrite, for one named row of all requests."""
+"""What `steer` sees of one layer: the stream it may rewrite, for one named row of all requests.
+
+Shapes: R requests, T tokens, D hidden size, V vocabulary size.
+"""
 
 from __future__ import annotations
 

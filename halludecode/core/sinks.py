@@ -8,6 +8,8 @@ first token of most prompts or at an image token of most pictures; if it is rare
 (one that most of them share marks pictures, not sinks); and if the image tokens that carry it
 receive far more of the image attention than their share. The paper reads its dimensions off the
 first token and checks neither rarity nor attention; both matter for models without sinks.
+
+Shapes: T tokens, D hidden size.
 """
 
 from __future__ import annotations
@@ -87,16 +89,16 @@ class Survey:
     @property
     def verdict(self) -> str:
         """What was found, in one sentence."""
-        told = "{" + ", ".join(map(str, self.dims)) + "}"
+        dims = "{" + ", ".join(map(str, self.dims)) + "}"
         flagged, taken = self.share(self.flagged), self.share(self.taken)
         if self.dims and flagged:
             return (
-                f"sinks: dims {told}, {flagged:.1%} of visual tokens take {taken:.0%} of image "
+                f"sinks: dims {dims}, {flagged:.1%} of visual tokens take {taken:.0%} of image "
                 f"attention (phi >= {self.tau:g}, layers {_range(self.middle)})"
             )
         if self.dims:
             why = "no visual token carries them" if self.pictures else "no sample has a picture"
-            return f"text sinks only: dims {told} at the first token; {why}"
+            return f"text sinks only: dims {dims} at the first token; {why}"
         at = [self.layers.index(layer) for layer in self.middle]
         peaks = [float(p) for p in self.phi[at, :, 1].nan_to_num(0).amax(0)] if at else [0.0] * 3
         heights = ", ".join(f"{p:.1f} at {c} tokens" for p, c in zip(peaks, CLASSES, strict=True))
@@ -259,8 +261,8 @@ class _Census:
         height = self._peak[at, :2].nan_to_num(0).amax((0, 1))
         kept: list[int] = []
         refused: dict[int, str] = {}
-        found = [int(j) for j in candidate.nonzero().flatten()]
-        for j in sorted(found, key=lambda j: -float(height[j])):
+        massive = [int(j) for j in candidate.nonzero().flatten()]
+        for j in sorted(massive, key=lambda j: -float(height[j])):
             share, got = float(flagged[j]), float(taken[j])
             if share > RARE:
                 refused[j] = f"is massive in {share:.0%} of visual tokens: it marks pictures"

@@ -61,12 +61,12 @@ def get(name: str, /, **values: Any) -> Strategy:
     """One strategy by ``name`` or ``name@preset`` with explicit parameter values."""
     name, _, preset = name.partition("@")
     cls = STRATEGIES.get(name)
-    known = [spec.name for spec in cls.params()]
+    names = [spec.name for spec in cls.params()]
     for key in values:
-        if key not in known:
-            close = difflib.get_close_matches(key, known, n=2)
+        if key not in names:
+            close = difflib.get_close_matches(key, names, n=2)
             hint = f" Did you mean {' or '.join(map(repr, close))}?" if close else ""
-            takes = f"It takes {', '.join(known)}." if known else "It takes no parameters."
+            takes = f"It takes {', '.join(names)}." if names else "It takes no parameters."
             raise InvalidParameter(
                 f"{name}({key}=...): {name} has no parameter {key!r}.{hint} {takes}"
             )
@@ -96,12 +96,14 @@ def presets(name: str) -> dict[str, dict[str, Any]]:
 
 
 def load_preset(name: str, preset: str) -> dict[str, Any]:
-    """Parameter values of one preset; InvalidParameter names the known ones."""
-    known = presets(name)
-    if preset not in known:
-        listed = f"Known: {', '.join(sorted(known))}." if known else f"{name} has no presets."
+    """Parameter values of one preset; InvalidParameter names the available ones."""
+    available = presets(name)
+    if preset not in available:
+        listed = (
+            f"Known: {', '.join(sorted(available))}." if available else f"{name} has no presets."
+        )
         raise InvalidParameter(f"{name}@{preset}: no such preset. {listed}")
-    return {key: entry["value"] for key, entry in known[preset].items() if key != "note"}
+    return {key: entry["value"] for key, entry in available[preset].items() if key != "note"}
 
 
 def split(text: str, separator: str, whole: str) -> list[str]:

@@ -1,4 +1,7 @@
-"""What `combine` sees when one token is chosen."""
+"""What `combine` sees when one token is chosen.
+
+Shapes: B requests, V vocabulary size, D hidden size.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from halludecode.core import logits as hd_math
-from halludecode.core.errors import HookNeverFired
+from halludecode.core.errors import HookNeverFired, UnsupportedStrategy
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -28,6 +31,7 @@ class Step:
         residuals: The main row's residual [B, D] entering each of the strategy's `early` layers.
         masking: False while the engine asks for unmasked scores (the yes/no margin of a first
             step).
+        owner: The strategy's name, for messages.
     """
 
     def __init__(
@@ -39,6 +43,7 @@ class Step:
         residuals: Mapping[int, Tensor] | None = None,
         *,
         masking: bool = True,
+        owner: str = "",
     ) -> None:
         self._logits = logits
         self.t = t
@@ -47,8 +52,14 @@ class Step:
         self._residuals = residuals or {}
         self._early: dict[bool, Tensor] = {}
         self._masking = masking
+        self._owner = owner
 
     def __getitem__(self, row: str) -> Tensor:
+        if row not in self._logits:
+            raise UnsupportedStrategy(
+                f"{self._owner or 'A strategy'}.combine reads row {row!r}; at this token it has "
+                f'{", ".join(self._logits)} (a row with life="prefill" is gone after the first).'
+            )
         if row == "main":
             return self._logits[row]
         return hd_math.unban(self._logits[row], self._logits["main"])
@@ -96,10 +107,10 @@ def combine(parts: list[tuple[Strategy, Step]], main: Tensor) -> Tensor:
         parts: Strategies that override `combine`, each with its step.
         main: Raw logits of the main row, float32 [B, V]; a token banned there stays banned.
     """
-    made = [strategy.combine(step) for strategy, step in parts]
-    if not made:
+    by_part = [strategy.combine(step) for strategy, step in parts]
+    if not by_part:
         return main
-    scores = hd_math.compose(main, made)
+    scores = hd_math.compose(main, by_part)
     if hd_math.unbanned(main):
         return scores
     return scores.masked_fill(main == hd_math.NEG_INF, hd_math.NEG_INF)

@@ -2,6 +2,8 @@
 
 Overriding a hook is the declaration; nothing else is registered. See
 `halludecode/strategies/vcd.py` for a whole one.
+
+Shapes: R or B requests, T tokens, D hidden size, V vocabulary size.
 """
 
 from __future__ import annotations
@@ -18,6 +20,7 @@ from halludecode.core.errors import InvalidParameter
 from halludecode.core.model_info import ModelInfo
 from halludecode.core.paper import Paper
 from halludecode.core.params import Param, param, type_name
+from halludecode.core.prompt import Prompt
 from halludecode.core.state import State
 
 if TYPE_CHECKING:
@@ -28,9 +31,19 @@ if TYPE_CHECKING:
     from halludecode.core.attention_block import Queries
     from halludecode.core.beam_search import BeamSearch
     from halludecode.core.branch import Branch
-    from halludecode.core.prompt import Prompt
     from halludecode.core.residual import ResidualStream
     from halludecode.core.step import Step
+
+__all__ = [  # what the file of a strategy takes from here
+    "Calibration",
+    "ModelInfo",
+    "Paper",
+    "Prompt",
+    "State",
+    "Strategy",
+    "param",
+    "strategy",
+]
 
 S = TypeVar("S", bound="type[Strategy]")
 

@@ -20,6 +20,7 @@ from halludecode.core.model_info import ModelInfo
 from halludecode.core.prompt import Picture, Prompt, Turn
 from halludecode.core.residual import ResidualStream
 from halludecode.core.state import State, stack
+from halludecode.core.step import Step
 from halludecode.core.strategy import Strategy
 
 if TYPE_CHECKING:
@@ -90,24 +91,26 @@ def trace(strategy: Strategy, model_info: ModelInfo) -> TracedStrategy:
         if strategy.declares("attend") or strategy.declares("steer")
         else []
     )
-    for asked in (layers, early):
-        if asked and not 0 <= asked[0] <= asked[-1] < model_info.num_layers:
+    for numbers in (layers, early):
+        if numbers and not 0 <= numbers[0] <= numbers[-1] < model_info.num_layers:
             raise InvalidParameter(
-                f"{strategy.name}: layers {list(asked)} are not within "
+                f"{strategy.name}: layers {list(numbers)} are not within "
                 f"0..{model_info.num_layers - 1}."
             )
-    found, both, carry = Trace(), stack([state, state]), dict[str, Any]()
+    used, states, carry = Trace(), stack([state, state]), dict[str, Any]()
     for layer in layers[:2]:
         if strategy.declares("attend"):
-            _trace_attend(strategy, layer, branches, both, model_info, found, carry)
+            _trace_attend(strategy, layer, branches, states, model_info, used, carry)
         if strategy.declares("steer"):
-            _trace_steer(strategy, layer, both, model_info)
+            _trace_steer(strategy, layer, states, model_info)
+    if strategy.declares("combine"):
+        _trace_combine(strategy, branches, states, early, model_info)
     return TracedStrategy(
         strategy,
         model_info,
-        frozenset(found.verbs),
-        tuple(sorted(found.rows)),
-        frozenset(found.queries),
+        frozenset(used.verbs),
+        tuple(sorted(used.rows)),
+        frozenset(used.queries),
         frozenset(layers),
         branches,
         requests,
@@ -119,17 +122,61 @@ def _trace_steer(strategy: Strategy, layer: int, state: State, model_info: Model
     """Run `steer` on random tensors, so that a wrong shape shows before any token."""
     import torch
 
-    x, inp = torch.randn(2, 2, 3, model_info.hidden_size)
+    rng = torch.Generator().manual_seed(layer)
+    x, inp = torch.randn(2, 2, 3, model_info.hidden_size, generator=rng)
 
     def decode(last: Tensor) -> Tensor:
         return last.new_zeros(len(last), model_info.vocab_size)
 
-    made = strategy.steer(ResidualStream(layer, model_info, "main", x, inp, decode, state))
-    if made.shape != x.shape:
+    steered = strategy.steer(ResidualStream(layer, model_info, "main", x, inp, decode, state))
+    if steered.shape != x.shape:
         raise InvalidParameter(
-            f"{strategy.name}.steer gave {list(made.shape)} for a stream of {list(x.shape)}; the "
-            "shape must be kept."
+            f"{strategy.name}.steer gave {list(steered.shape)} for a stream of {list(x.shape)}; "
+            "the shape must be kept."
         )
+
+
+def _trace_combine(
+    strategy: Strategy,
+    branches: Mapping[str, Branch],
+    states: State,
+    early: tuple[int, ...],
+    model_info: ModelInfo,
+) -> None:
+    """Run `combine` on random logits, so that a missing row or a wrong shape shows at once.
+
+    Where rows live only until the first token, the second token is tried without them.
+    """
+    import torch
+
+    rng = torch.Generator().manual_seed(0)  # the caller's random numbers stay as they were
+    requests, vocab = 2, model_info.vocab_size
+
+    def decode(x: Tensor, norm: bool) -> Tensor:
+        return torch.randn(*x.shape[:-1], vocab, generator=rng)
+
+    rows = {name: torch.randn(requests, vocab, generator=rng) for name in {"main": 0, **branches}}
+    brief = {name for name, branch in branches.items() if branch.life == "prefill"} - {"main"}
+    residuals = {
+        layer: torch.randn(requests, model_info.hidden_size, generator=rng) for layer in early
+    }
+    for token, gone in enumerate((set[str](), brief) if brief else (brief,), start=1):
+        step = Step(
+            {name: logits.clone() for name, logits in rows.items() if name not in gone},
+            torch.full((requests, 1), token),
+            states,
+            decode,
+            residuals,
+            owner=strategy.name,
+        )
+        scores: Any = strategy.combine(step)
+        shape = getattr(scores, "shape", None)
+        if shape is None or tuple(shape) != (requests, vocab):
+            gave = f"{type(scores).__name__}" if shape is None else f"shape {list(shape)}"
+            raise InvalidParameter(
+                f"{strategy.name}.combine gave {gave} for {requests} requests of {vocab} tokens; "
+                f'it must give scores of shape {[requests, vocab]}, those of step["main"].'
+            )
 
 
 def _trace_attend(
@@ -147,8 +194,8 @@ def _trace_attend(
 
     def token_mask(name: str, fn: Any, row: str) -> Tensor:
         kind = blocks[row].keys.kind
-        judged = fn(torch.randn(kind.numel(), model_info.hidden_size, generator=rng))
-        return judged.reshape(kind.shape).bool()
+        marked = fn(torch.randn(kind.numel(), model_info.hidden_size, generator=rng))
+        return marked.reshape(kind.shape).bool()
 
     blocks = {"main": _fake_block(model_info, image=True, rng=rng)}
     for name, branch in branches.items():
@@ -184,8 +231,10 @@ def _fake_block(model_info: ModelInfo, *, image: bool, rng: Any) -> AttentionBlo
 def _fake_activations(request: ActivationRequest, model_info: ModelInfo) -> Activations:
     import torch
 
+    rng = torch.Generator().manual_seed(0)
+
     def maybe(layers: tuple[int, ...], *shape: int) -> Tensor | None:
-        return torch.rand(len(layers), *shape) if layers else None
+        return torch.rand(len(layers), *shape, generator=rng) if layers else None
 
     heads = model_info.vision.heads if model_info.vision else 1
     hidden = (
@@ -202,5 +251,5 @@ def _fake_activations(request: ActivationRequest, model_info: ModelInfo) -> Acti
         image_spans=((0, 2, 2),),
         text="a" if request.write else "",
         token_ids=(0,) if request.write else (),
-        logits=torch.randn(1, model_info.vocab_size) if request.logits else None,
+        logits=torch.randn(1, model_info.vocab_size, generator=rng) if request.logits else None,
     )

@@ -1,43 +1,22 @@
-"""Engines run plans; each states the needs it provides.
+"""Engines run plans; each states the needs it provides, see `halludecode.core.needs`.
 
 `halludecode list` shows which strategies an engine can serve.
 """
 
-HF_PROVIDES = frozenset(
-    {
-        *("rows", "main prompt", "images", "pixels", "features", "mask", "activations", "whole"),
-        *(
-            "add_scores",
-            "scale_scores",
-            "mask",
-            "scale_weights",
-            "scale_heads",
-            "mass",
-            "scores",
-            "weights",
-            "head_outputs",
-        ),
-        *("token_mask", "at_first_token", "key", "steer", "early", "vision", "raster", "search"),
-    }
-)
 VLLM_PROVIDES = frozenset(
     {
         *("rows", "main prompt", "images", "pixels", "features", "activations", "whole"),
-        *(
-            "add_scores",
-            "scale_scores",
-            "mask",
-            "scale_weights",
-            "scale_heads",
-            "mass",
-            "scores",
-            "weights",
-            "head_outputs",
-        ),
-        *("token_mask", "at_first_token", "key", "steer", "early", "vision", "raster"),
+        *("add_scores", "scale_scores", "mask", "scale_weights", "scale_heads"),
+        *("mass", "scores", "weights", "head_outputs", "token_mask", "at_first_token", "key"),
+        *("steer", "early", "vision", "raster"),
     }
 )
-ENGINES = {"hf": HF_PROVIDES, "vllm": VLLM_PROVIDES}
+HF_PROVIDES = VLLM_PROVIDES | {"masked rows", "search"}
+PROVIDES = {"hf": HF_PROVIDES, "vllm": VLLM_PROVIDES}  # of the engines that load a model here
+ENGINES = (
+    *PROVIDES,
+    "server",
+)  # what `halludecode.load` knows; a server provides what its own does
 # What can be looked at where, beside strategies: shown by `halludecode doctor`.
 SHOWS = {
     "hf": ("explain", "heads: ablation, mass, vhd", "sinks"),

@@ -305,6 +305,6 @@ def _failure(error: Exception) -> HalluDecodeError | None:
 
 def engines_providing(needs: frozenset[str]) -> tuple[str, ...]:
     """Names of the engines of this installation's code that serve all of ``needs``."""
-    from halludecode.engines import ENGINES
+    from halludecode.engines import PROVIDES
 
-    return tuple(name for name, provides in ENGINES.items() if needs <= provides)
+    return tuple(name for name, provides in PROVIDES.items() if needs <= provides)

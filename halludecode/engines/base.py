@@ -112,10 +112,6 @@ class LocalEngine(Engine):
         """
 
     @abstractmethod
-    def _check_plan(self, plan: Plan) -> None:
-        """Raise UnsupportedStrategy for what this engine, as it was started, cannot run."""
-
-    @abstractmethod
     def _written(
         self, request: Request, plan: Plan, sampling: Sampling
     ) -> Iterator[Writing | Output]:
@@ -175,6 +171,9 @@ class LocalEngine(Engine):
             self._check_plan(plan)
             self._plans.put(key, plan)
         return plan
+
+    def _check_plan(self, plan: Plan) -> None:
+        """Raise UnsupportedStrategy for what this engine, as it was started, cannot run."""
 
     def calibrate(
         self,

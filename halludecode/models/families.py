@@ -11,6 +11,7 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from halludecode.core.errors import InvalidModel, UnsupportedStrategy
+from halludecode.core.needs import quoted
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -288,8 +289,8 @@ def check_family(config: Any, needs: Collection[str], strategy: str) -> None:
     for need in sorted(needs):
         if need in lacks:
             raise UnsupportedStrategy(
-                f"{strategy} needs {need!r}, which family {config.model_type!r} cannot give: "
-                f"{lacks[need]}. Use another model or strategy."
+                f"{strategy} needs {quoted([need])}, which family {config.model_type!r} cannot "
+                f"give: {lacks[need]}. Use another model or strategy."
             )
 
 

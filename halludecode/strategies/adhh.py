@@ -2,11 +2,10 @@
 
     w_hk <- 0 for text keys k after the image,  where  sum_k w_hk >= tau       not renormalised
 
-At queries that emit a token, in listed heads only. The paper lists the heads that raise the
-probability of invented object words more than that of real ones; here they are the ``top`` largest
-positive values of an ablation map (`halludecode heads`), given as ``map=FILE`` or ``heads``, or
-what `halludecode calibrate` finds: heads in which this very edit, alone and at tau = 0, raises the
-score. tau is the LLaVA script's (baselines take 0.5). The official code sums mass over the batch.
+At queries that emit a token, in listed heads only: in the paper those that raise invented object
+words more than real ones, here the ``top`` largest positive values of an ablation map, given as
+``map=FILE`` or ``heads``, or made by `halludecode calibrate`: what this edit, in one head alone and
+at tau = 0, adds to the score. tau is the LLaVA script's (baselines: 0.5); its code sums batches.
 """
 
 from __future__ import annotations
@@ -15,12 +14,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from halludecode.core.calibration import Calibration
 from halludecode.core.heads import Mapped, alone, largest, one_heads, pictured
-from halludecode.core.model_info import ModelInfo
-from halludecode.core.paper import Paper
-from halludecode.core.params import param
-from halludecode.core.strategy import strategy
+from halludecode.core.strategy import Calibration, ModelInfo, Paper, param, strategy
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -73,9 +68,8 @@ class ADHH(Mapped):
     def layers(self, m: ModelInfo) -> Iterable[int]:
         """Layers with a listed head; all where there is none, so that it shows as no effect."""
         heads = self.listed(m)
-        return [i for i in range(m.num_layers) if heads is not None and heads[i].any()] or range(
-            m.num_layers
-        )
+        every = range(m.num_layers)
+        return [i for i in every if heads is not None and heads[i].any()] or every
 
     def attend(self, a: Attention) -> None:
         """Drop the text's weights where they reach tau."""

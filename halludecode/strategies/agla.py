@@ -17,12 +17,7 @@ from typing import TYPE_CHECKING
 
 from halludecode.core.activations import ActivationRequest, Activations
 from halludecode.core.branch import Branch, Edit
-from halludecode.core.model_info import ModelInfo
-from halludecode.core.paper import Paper
-from halludecode.core.params import param
-from halludecode.core.prompt import Prompt
-from halludecode.core.state import State
-from halludecode.core.strategy import Strategy, strategy
+from halludecode.core.strategy import ModelInfo, Paper, Prompt, State, Strategy, param, strategy
 from halludecode.views.image_text_matcher import masked
 from halludecode.views.masks import blackout
 from halludecode.views.relevance import relevance_maps

@@ -20,10 +20,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from halludecode.core.beam_search import BeamSearch, Peek
-from halludecode.core.model_info import ModelInfo
-from halludecode.core.paper import Paper
-from halludecode.core.params import param
-from halludecode.core.strategy import Strategy, strategy
+from halludecode.core.strategy import ModelInfo, Paper, Strategy, param, strategy
 
 if TYPE_CHECKING:
     from torch import Tensor

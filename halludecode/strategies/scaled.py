@@ -11,8 +11,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from halludecode.core.params import param
-from halludecode.core.strategy import Strategy, strategy
+from halludecode.core.strategy import Strategy, param, strategy
 from halludecode.strategies.apc_only import PAPER
 
 if TYPE_CHECKING:

@@ -17,10 +17,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
 from halludecode.core.heads import Mapped, pictured
-from halludecode.core.model_info import ModelInfo
-from halludecode.core.paper import Paper
-from halludecode.core.params import param
-from halludecode.core.strategy import strategy
+from halludecode.core.strategy import ModelInfo, Paper, param, strategy
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -16,12 +16,8 @@ from collections.abc import Iterable, Mapping
 from functools import partial
 from typing import TYPE_CHECKING
 
-from halludecode.core.calibration import Calibration
-from halludecode.core.model_info import ModelInfo
-from halludecode.core.paper import Paper
-from halludecode.core.params import param
 from halludecode.core.sinks import is_sink, survey, threshold
-from halludecode.core.strategy import Strategy, strategy
+from halludecode.core.strategy import Calibration, ModelInfo, Paper, Strategy, param, strategy
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -44,7 +40,7 @@ class VAR(Strategy):
     p: float = param(0.6, "fraction of the sinks' attention that is moved", ge=0, le=1)
     rho: float = param(0.5, "least non-sink share of a head's image attention", ge=0, le=1)
     min_mass: float = param(0.2, "least image attention of a head", ge=0, le=1)
-    tau: float | None = param(None, "sink threshold; None is 20 * sqrt(D / 4096)", gt=0)
+    tau: float | None = param(None, "sink threshold; None is 20 * sqrt(hidden size / 4096)", gt=0)
     dims: tuple[int, ...] | None = param(None, "sink dimensions; None finds them on the model")
 
     artifact = "optional"
@@ -58,20 +54,19 @@ class VAR(Strategy):
         """Sink dimensions of this model, and a sentence on what they do."""
         import torch
 
-        found = survey(cal.activations, cal.samples, m, self.threshold(m), cal.track)
-        cal.notes.append(found.verdict)
-        return {"dims": torch.tensor(found.dims, dtype=torch.int64)}
+        sinks = survey(cal.activations, cal.samples, m, self.threshold(m), cal.track)
+        cal.notes.append(sinks.verdict)
+        return {"dims": torch.tensor(sinks.dims, dtype=torch.int64)}
 
     def threshold(self, m: ModelInfo) -> float:
-        """Phi is at most sqrt(D), so the published 20 at D = 4096 scales with it."""
+        """Phi is at most the root of the hidden size; the published 20 at 4096 scales with it."""
         return threshold(m, self.tau)
 
     def sinks(self, m: ModelInfo) -> tuple[int, ...]:
         """Given dimensions, else those found on the model, else none."""
         if self.dims is not None:
             return self.dims
-        found = m.artifact["dims"] if m.artifact else ()
-        return tuple(int(dim) for dim in found)
+        return tuple(int(dim) for dim in (m.artifact["dims"] if m.artifact else ()))
 
     def attend(self, a: Attention) -> None:
         """Choose heads, then move attention; mass is conserved in every row."""
@@ -80,7 +75,6 @@ class VAR(Strategy):
         in_image, in_fresh, in_sinks = a.mass(a.image, fresh, sink, queries="after_image")
         chosen = (in_image >= self.min_mass) & (in_fresh >= self.rho * in_image)
         chosen = chosen & (in_fresh > 0) & (in_image > in_fresh)  # some of it is stuck in a sink
+        more = 1 + self.p * in_sinks / in_fresh
         a.scale_weights(sink, 1 - self.p, where=chosen, queries="after_image")
-        a.scale_weights(
-            fresh, 1 + self.p * in_sinks / in_fresh, where=chosen, queries="after_image"
-        )
+        a.scale_weights(fresh, more, where=chosen, queries="after_image")

@@ -6,9 +6,8 @@
 arXiv:2405.15683. q_j is what predicted token j of the description, which also stands before the
 question. The official code takes T = 0.5 and top-p 0.5 for the elbow (``truncation="top_p"``), asks
 for the mean in its README, and divides the divergence by the vocabulary's size, which makes its
-choice all but uniform; that division is not offered. The elbow is quoted second-hand.
-``strength=0`` leaves out the description too. ``free_end`` lets the token that ended the
-description keep its own probability, since only one position can support it.
+choice all but uniform; that is not offered. The elbow is quoted second-hand. ``free_end`` lets the
+token that ended the description keep its own probability: only one position can support it.
 """
 
 from __future__ import annotations
@@ -18,13 +17,8 @@ from typing import TYPE_CHECKING
 
 from halludecode.core.activations import ActivationRequest, Activations
 from halludecode.core.branch import Branch
-from halludecode.core.model_info import ModelInfo
-from halludecode.core.paper import Paper
-from halludecode.core.params import param
-from halludecode.core.prompt import Prompt
-from halludecode.core.state import State
-from halludecode.core.strategy import Strategy, strategy
-from halludecode.views.description import described, end_apart, grounds, requests
+from halludecode.core.strategy import ModelInfo, Paper, Prompt, State, Strategy, param, strategy
+from halludecode.views.description import described, descriptions, end_apart, grounds
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -64,11 +58,7 @@ class VDGD(Strategy):
 
     def activations(self, prompt: Prompt, m: ModelInfo) -> Mapping[str, ActivationRequest]:
         """One description per picture, with the logits that predicted it."""
-        asked = requests(prompt, self.request) if self.strength else []
-        return {
-            str(i): ActivationRequest(p, write=self.tokens, logits=True)
-            for i, p in enumerate(asked)
-        }
+        return descriptions(prompt, self.request, self.tokens) if self.strength else {}
 
     def prepare(self, activations: Mapping[str, Activations], m: ModelInfo) -> State:
         """The descriptions, what they support (one [V] tensor), and the token that ended them."""
@@ -81,8 +71,8 @@ class VDGD(Strategy):
     def combine(self, step: Step) -> Tensor:
         """Evidence in place of the model's own opinion, on its candidates."""
         main, scores = step["main"], step.state["evidence"]
-        told = scores.any(-1, keepdim=True)  # all zero where nothing was described
+        backed = scores.any(-1, keepdim=True)  # all zero where nothing was described
         among = candidates(main, self.truncation)
         if self.free_end:
             scores = end_apart(scores, main, among, step.state["end"])
-        return step.among(main.lerp(scores, self.strength).where(told, main), among | ~told)
+        return step.among(main.lerp(scores, self.strength).where(backed, main), among | ~backed)

@@ -18,12 +18,7 @@ from typing import TYPE_CHECKING
 
 from halludecode.core.branch import Branch
 from halludecode.core.heads import Mapped, above_median, divergence, pictured
-from halludecode.core.model_info import ModelInfo
-from halludecode.core.paper import Paper
-from halludecode.core.params import param
-from halludecode.core.prompt import Prompt
-from halludecode.core.state import State
-from halludecode.core.strategy import strategy
+from halludecode.core.strategy import ModelInfo, Paper, Prompt, State, param, strategy
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -53,7 +48,7 @@ class VHR(Mapped):
     map: str | None = param(None, "saved map that fixes the heads; None chooses by the prompt")
 
     metrics = ("vhd", "mass")
-    wanted = "inliers"
+    map_part = "inliers"
 
     def layers(self, m: ModelInfo) -> Iterable[int]:
         """Layer 1 and the last 14 of 32, scaled."""

@@ -19,12 +19,8 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from halludecode.core.artifact import tensor
-from halludecode.core.calibration import Calibration
 from halludecode.core.heads import profile
-from halludecode.core.model_info import ModelInfo
-from halludecode.core.paper import Paper
-from halludecode.core.params import param
-from halludecode.core.strategy import Strategy, strategy
+from halludecode.core.strategy import Calibration, ModelInfo, Paper, Strategy, param, strategy
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -68,8 +64,8 @@ class ZeroTuning(Strategy):
     def attend(self, a: Attention) -> None:
         """Add log(gamma) to the first key's logit in the chosen heads."""
         heads = tensor(a.m, self, "heads", (a.m.num_layers, a.m.num_heads))
-        found = tensor(a.m, self, "gamma", ()) if self.gamma is None else self.gamma
-        bias = math.log(1.0 if found is None else float(found))
+        gamma = tensor(a.m, self, "gamma", ()) if self.gamma is None else self.gamma
+        bias = math.log(1.0 if gamma is None else float(gamma))
         sees = a.image.of("main").any(-1)[:, None, None, None]
         chosen = sees if heads is None else sees & heads[a.layer].to(sees.device)[:, None, None]
         a.add_scores(a.first, chosen * bias, queries="all")

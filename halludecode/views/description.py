@@ -11,6 +11,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from halludecode.core.activations import ActivationRequest
 from halludecode.core.prompt import Prompt, Turn
 
 if TYPE_CHECKING:
@@ -44,6 +45,14 @@ def requests(prompt: Prompt, words: str | None = None) -> list[Prompt]:
     return [Prompt((Turn("user", (picture, text)),)) for picture in prompt.pictures]
 
 
+def descriptions(prompt: Prompt, words: str | None, tokens: int) -> dict[str, ActivationRequest]:
+    """A pass per picture that writes its description, with the logits that predicted it."""
+    return {
+        str(i): ActivationRequest(request, write=tokens, logits=True)
+        for i, request in enumerate(requests(prompt, words))
+    }
+
+
 def described(prompt: Prompt, text: str) -> Prompt:
     """The prompt with a description before the words of its last user turn."""
     at = max((i for i, turn in enumerate(prompt.turns) if turn.role == "user"), default=-1)
@@ -56,12 +65,12 @@ def described(prompt: Prompt, text: str) -> Prompt:
 
 
 def grounds(
-    descriptions: Sequence[Activations], size: int, reduction: str, tokens: int
+    passes: Sequence[Activations], size: int, reduction: str, tokens: int
 ) -> dict[str, Any]:
     """What descriptions give an answer to stand on.
 
     Args:
-        descriptions: One per picture, with text and logits.
+        passes: One per picture, with text and logits.
         size: V, the vocabulary's size.
         reduction: As for `evidence`.
         tokens: Most tokens a description could have; a shorter one was ended by its last token.
@@ -72,10 +81,10 @@ def grounds(
     """
     import torch
 
-    tables = [one.logits for one in descriptions if one.logits is not None]
-    ends = [one.token_ids[-1] for one in descriptions if 0 < len(one.token_ids) < tokens]
+    tables = [one.logits for one in passes if one.logits is not None]
+    ends = [one.token_ids[-1] for one in passes if 0 < len(one.token_ids) < tokens]
     return {
-        "text": "\n".join(one.text for one in descriptions),
+        "text": "\n".join(one.text for one in passes),
         "evidence": evidence(tables, reduction) if tables else torch.zeros(size),
         "end": torch.tensor(ends[-1] if ends else -1),
     }

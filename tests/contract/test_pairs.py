@@ -7,7 +7,7 @@ from itertools import combinations
 import pytest
 
 import halludecode as hd
-from halludecode.core.errors import UnsupportedStrategy
+from halludecode.core.errors import IncompatibleStrategies
 from halludecode.core.registry import STRATEGIES
 from tests.contract.test_contract import same
 from tests.support import families, specs
@@ -42,7 +42,7 @@ def test_any_two_compose(llava, one, two):
     asked = [hd.Request("Describe it.", [p]) for p in families.pictures()[:2]]
     there, back = specs.active(f"{one}+{two}"), specs.active(f"{two}+{one}")
     if "opera" in (one, two):
-        with pytest.raises(UnsupportedStrategy, match="cannot be composed"):
+        with pytest.raises(IncompatibleStrategies, match="cannot be composed"):
             llava.generate(asked, there, SHORT)
         return
     plan = llava.plan(there)

@@ -48,7 +48,7 @@ def test_off_points_are_skipped_unless_asked_for():
 
 def test_what_an_engine_lacks_is_named():
     with pytest.raises(
-        UnsupportedStrategy, match=r"vcd needs 'pixels'; engine 'small' provides rows"
+        UnsupportedStrategy, match=r"vcd needs 'edits pixels'; engine 'small' provides extra rows"
     ):
         compile_plan("vcd", MODEL_INFO, frozenset({"rows"}), engine="small")
 

@@ -37,8 +37,6 @@ def test_pictures_are_replaced_in_order():
     prompt = Prompt((Turn("user", (picture(1), "a")), Turn("user", (picture(2), "b"))))
     swapped = prompt.replace_pictures(list(reversed(prompt.pictures)))
     assert [p.key for p in swapped.pictures] == [picture(2).key, picture(1).key]
-    halves = prompt.map_images(lambda image: image.resize((2, 2)))
-    assert {p.image.size for p in halves.pictures} == {(2, 2)}
 
 
 def test_another_instruction_keeps_the_pictures():
@@ -49,6 +47,40 @@ def test_another_instruction_keeps_the_pictures():
     assert chat.question == "c"
     with pytest.raises(InvalidRequest, match="chat template"):
         Prompt((Turn("user", (picture(), "x")),), raw=True).with_instruction("y")
+
+
+CHAT = Prompt(
+    (
+        Turn("system", ("Be brief.",)),
+        Turn("user", (picture(1), "\nWhat is it?")),
+        Turn("assistant", ("A cat.",)),
+        Turn("user", ("Is ", picture(2), " another? ")),
+    )
+)
+
+
+def test_a_reworded_question_leaves_the_rest_of_the_chat():
+    given: list[str] = []
+    louder = CHAT.map_question(lambda text: given.append(text) or "Really: " + text.upper())
+    assert given == [CHAT.question] == ["Is  another?"]
+    assert louder.turns[:3] == CHAT.turns[:3]
+    assert louder.turns[3].parts == ("Really: IS  ANOTHER? ", picture(2))
+    first = Prompt(CHAT.turns[:2]).map_question(str.upper)
+    assert first.turns[1].parts == (picture(1), "\nWHAT IS IT?"), "a single text stays in place"
+    assert CHAT.map_question(lambda text: text).question == CHAT.question
+    wordless = Prompt((Turn("user", (picture(),)),)).map_question(lambda text: text + "Describe.")
+    assert wordless.turns[0].parts == (picture(), "Describe.")
+    with pytest.raises(InvalidRequest, match="chat template"):
+        Prompt((Turn("user", (picture(), "x")),), raw=True).map_question(str.upper)
+
+
+def test_a_system_message_is_added_or_replaced():
+    careful = CHAT.with_system("Be careful.")
+    assert careful.turns == (Turn("system", ("Be careful.",)), *CHAT.turns[1:])
+    added = Prompt(CHAT.turns[1:]).with_system("Be careful.")
+    assert added.key == careful.key != CHAT.key
+    with pytest.raises(InvalidRequest, match="chat template"):
+        Prompt((Turn("user", ("x",)),), raw=True).with_system("y")
 
 
 def test_edits_have_identity_and_closures_are_refused():

@@ -33,6 +33,16 @@ def texts(svg: str) -> list[tuple[str, charts.Box]]:
     return found
 
 
+def labels(svg: str) -> list[tuple[str, list[tuple[str, charts.Box]]]]:
+    """Every titled group: its title, and its texts with their boxes."""
+    found = []
+    for group in ElementTree.fromstring(svg).iter("g"):
+        title = group.findtext("title")
+        if title is not None:
+            found.append((title, texts(ElementTree.tostring(group, "unicode"))))
+    return found
+
+
 def assert_inside(svg: str) -> None:
     """No text reaches beyond the drawing."""
     width, height = size(svg)

@@ -14,6 +14,7 @@ from typing import Any
 
 from halludecode.cli.catalog import summary
 from halludecode.core.errors import InvalidData
+from halludecode.core.needs import in_words
 
 MARK = "<!-- {name}:{edge} -->"
 RECORD = "tests/contract/record.json"
@@ -34,7 +35,7 @@ def strategy_table() -> str:
                 f"`{info.name}`",
                 cited,
                 summary(info).replace("|", "\\|"),
-                ", ".join(info.needs),
+                ", ".join(in_words(info.needs)),
                 ", ".join(info.rows),
                 info.cost,
                 ", ".join(info.engines),

@@ -28,7 +28,7 @@ ACTIVE: dict[str, str] = {
     "vdgd": "vdgd(tokens=5)",
 }
 COMPOSED = ("var+vcd", "vhr+m3id")
-TOLERANCE = 1e-4  # top-two gap below which equal tokens are not claimed (ruling 5)
+TOLERANCE = 1e-4  # top-two gap below which equal tokens are not claimed
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from torch import Tensor
 from halludecode.core import step as hd_step
 from halludecode.core.attention_block import GENERATED, IMAGE, PAD, SYSTEM, TEXT
 from halludecode.core.errors import UnsupportedStrategy
+from halludecode.core.needs import quoted
 from halludecode.core.plan import Plan
 from halludecode.core.spec import Spec
 from halludecode.core.state import State, stack
@@ -45,10 +46,10 @@ def applied(model: Any, processor: Any, strategy: Spec) -> Iterator[Plan]:
     engine = HFEngine(model, processor)
     plan = engine.plan(strategy)
     check_family(model.config, ("generate",), f"hd.applied({plan.canonical})")
-    missing = sorted(plan.needs & {"rows", "main prompt", "activations", "search"})
+    missing = plan.needs & {"rows", "main prompt", "activations", "search"}
     if missing:
         raise UnsupportedStrategy(
-            f"{plan.canonical} needs {', '.join(missing)}, which a plain model.generate() cannot "
+            f"{plan.canonical} needs {quoted(missing)}, which a plain model.generate() cannot "
             "give; use hd.load(...).generate(..., strategy=...) instead."
         )
     tracker = _Tracker(plan, model.config.image_token_id, _decoder(model, engine.hf_model.family))
@@ -109,7 +110,14 @@ class _Tracker:
             parts = [
                 (
                     part.strategy,
-                    Step({"main": main}, t, self.state[id(part)], self.decode, self._early(part)),
+                    Step(
+                        {"main": main},
+                        t,
+                        self.state[id(part)],
+                        self.decode,
+                        self._early(part),
+                        owner=part.strategy.name,
+                    ),
                 )
                 for part in combining
             ]

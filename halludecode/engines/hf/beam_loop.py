@@ -11,7 +11,7 @@ from collections.abc import Generator, Iterator, Mapping, Sequence
 from torch import Tensor
 
 from halludecode.core.beam_search import BeamSearch
-from halludecode.core.errors import InvalidRequest, UnsupportedStrategy
+from halludecode.core.errors import InvalidRequest
 from halludecode.core.plan import Plan
 from halludecode.engines.api import Sampling
 from halludecode.engines.hf.batch import Batch
@@ -23,21 +23,13 @@ from halludecode.engines.hf.token_tree import Ask, Fed, TokenTree
 PLAIN = BeamSearch(1)  # greedy: without an image every strategy is the identity
 
 
-def check_search(plan: Plan, sampling: Sampling | None = None) -> None:
-    """Refuse what a search cannot do; plans without one pass.
+def check_search(plan: Plan, sampling: Sampling) -> None:
+    """Refuse drawn tokens where a search writes the answer.
 
     Raises:
-        UnsupportedStrategy: It is composed with another strategy.
         InvalidRequest: Tokens are to be drawn.
     """
-    if plan.search is None:
-        return
-    if len(plan.parts) > 1:
-        raise UnsupportedStrategy(
-            f"{plan.canonical}: a search over beams cannot be composed with another strategy; "
-            "run it alone."
-        )
-    if sampling is not None and sampling.temperature > 0:
+    if plan.search is not None and sampling.temperature > 0:
         raise InvalidRequest(
             f"{plan.canonical} searches for the likeliest answer and draws nothing: "
             f"temperature={sampling.temperature:g} must be 0 (and n 1)."

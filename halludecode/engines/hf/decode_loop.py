@@ -161,7 +161,15 @@ class DecodeLoop:
                 rows = {name: logits[place.at] for name, place in self.batch.index[i].items()}
                 state = self.batch.states[i]
                 early = {n: self.batch.run.early[n] for n in part.early}
-                made = Step(rows, t, state, self.batch.decode, early, masking=masking)
+                made = Step(
+                    rows,
+                    t,
+                    state,
+                    self.batch.decode,
+                    early,
+                    masking=masking,
+                    owner=part.strategy.name,
+                )
                 parts.append((part.strategy, made))
         combined = hd_step.combine(parts, main)
         sees = [bool(job.prompt.pictures) for job in self.batch.jobs]

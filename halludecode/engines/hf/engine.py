@@ -247,9 +247,6 @@ class HFEngine(LocalEngine):
         yield self._outputs(requests, plan, sampling, loop.answers, clock, explain)
 
     # What `LocalEngine` asks ----------------------------------------------------------------------
-    def _check_plan(self, plan: Plan) -> None:
-        check_search(plan)
-
     def _written(
         self, request: Request, plan: Plan, sampling: Sampling
     ) -> Iterator[Writing | Output]:

@@ -7,7 +7,6 @@ labels keep clear of each other. Meaning never rests on colour alone: marks diff
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -213,9 +212,9 @@ def _panel(
             f'fill="{fill}"/>'
         )
         yield from _whisker(at(bar.low), at(bar.high), middle, verdict in ("baseline", "changed"))
-        told = f"{bar.value:.1f}{SIGNS.get(verdict, '')}"
+        number = f"{bar.value:.1f}{SIGNS.get(verdict, '')}"
         colour = f'fill="{COLOURS.get(verdict, INK)}"' if verdict in ("better", "worse") else ""
-        yield put(max(at(bar.high), at(bar.value)) + 6, top + 13, told, extra=colour)
+        yield put(max(at(bar.high), at(bar.value)) + 6, top + 13, number, extra=colour)
     baseline = [b for b, v in zip(panel.bars, panel.verdicts, strict=True) if b and v == "baseline"]
     if baseline:
         x = at(baseline[0].value)
@@ -275,7 +274,10 @@ def framed(xs: Sequence[float], ys: Sequence[float], right: float, height: float
 
 
 def curves(shown: Sequence[Curve], x_title: str, y_title: str, label: str) -> str:
-    """Lines named at their right ends; lines that coincide share a name.
+    """Lines named at their right ends; lines that coincide share a label.
+
+    Whatever the names, each is written in full beside its line, no label lies on another, and none
+    reaches beyond the drawing: it grows with them.
 
     Args:
         shown: The lines; the baseline's is thick and dark.
@@ -292,14 +294,14 @@ def curves(shown: Sequence[Curve], x_title: str, y_title: str, label: str) -> st
     names = [wrap(", ".join(c.name for c in group), 170) for group in groups.values()]
     room = max(text_width(line) for lines in names for line in lines)
     width = WIDTH / 2 - 8 if room <= 120 and len(groups) <= 9 else float(WIDTH)
-    height = max(300.0, 80.0 + sum(LINE * len(lines) + 4 for lines in names))
+    height = max(300.0, stack_height(names))
     every = [point for line in groups for point in line]
     xs = ticks(min(x for x, _ in every), max(x for x, _ in every))
     ys = ticks(0.0, max(y for _, y in every))
     frame = framed(xs, ys, width - room - 26, height)
     parts = [*frame.draw(x_title, y_title)]
     sizes = [LINE * len(lines) for lines in names]
-    ends = _spread([frame.y(line[-1][1]) for line in groups], sizes, height - 12)
+    ends = spread([frame.y(line[-1][1]) for line in groups], sizes, 0.0, height - 12)
     for i, (line, group) in enumerate(groups.items()):
         parts += _curve(line, frame, _style(i, group[0].baseline), ends[i])
         for j, words in enumerate(names[i]):
@@ -332,14 +334,27 @@ def _style(number: int, baseline: bool) -> str:
     return f'stroke="{colour}" stroke-width="1.8"{dashed}'
 
 
-def _spread(wanted: Sequence[float], heights: Sequence[float], last: float) -> list[float]:
-    """Middles of labels stacked without overlap above ``last``, each near where it is wanted."""
-    order = sorted(range(len(wanted)), key=lambda i: wanted[i])
-    found = list(wanted)
-    for before, i in itertools.pairwise(order):
-        found[i] = max(found[i], found[before] + (heights[before] + heights[i]) / 2 + 2)
+def spread(
+    middles: Sequence[float], heights: Sequence[float], first: float, last: float
+) -> list[float]:
+    """Middles of labels stacked between ``first`` and ``last``, each near where it should be.
+
+    Labels keep their order and never overlap; all lie inside if their heights and two pixels
+    between each two fit in.
+    """
+    order = sorted(range(len(middles)), key=lambda i: middles[i])
+    placed = list(middles)
+    above = first
+    for i in order:
+        placed[i] = max(placed[i], above + heights[i] / 2)
+        above = placed[i] + heights[i] / 2 + 2
     below = last
     for i in reversed(order):
-        found[i] = min(found[i], below - heights[i] / 2)
-        below = found[i] - heights[i] / 2 - 2
-    return found
+        placed[i] = min(placed[i], below - heights[i] / 2)
+        below = placed[i] - heights[i] / 2 - 2
+    return placed
+
+
+def stack_height(labels: Iterable[Sequence[str]]) -> float:
+    """Height of a plot beside which labels of so many lines can be stacked."""
+    return 80.0 + sum(LINE * len(lines) + 4 for lines in labels)

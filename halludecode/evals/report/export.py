@@ -3,9 +3,10 @@
 lmms-eval: ``<model>/<date>_results.json`` and ``<date>_samples_<task>.jsonl``, with its task and
 metric names where it has the metric. VLMEvalKit: one prediction table (TSV) per model and data set.
 Both know one system at a time, so every strategy is a model of its own, named ``model__strategy``.
-Numbers are this package's own, in the other's units: CHAIR in percent, POPE's ``pope`` over the
-questions of all splits together. The yes ratio is that of the predictions, where lmms-eval counts
-labels, and answers count under the official rule, where it compares strings.
+Numbers are this package's own, in the other's units (each benchmark's `LmmsEvalTask`): CHAIR in
+percent, POPE's ``pope`` over the questions of all splits together. The yes ratio is that of the
+predictions, where lmms-eval counts labels, and answers count under the official rule, where it
+compares strings.
 """
 
 from __future__ import annotations
@@ -19,34 +20,14 @@ from pathlib import Path
 from typing import Any
 
 from halludecode.core.errors import InvalidData
-from halludecode.evals.benchmarks.mme.scoring import COGNITION
-from halludecode.evals.results.build import Answers, arrange, labels
-from halludecode.evals.runner.run_folder import read_json, read_lines, write_json
+from halludecode.evals.benchmarks.base import LmmsEvalTask
+from halludecode.evals.benchmarks.registry import BENCHMARKS, benchmark_named
+from halludecode.evals.results.build import Answers, labels
+from halludecode.evals.results.run_answers import run_answers
+from halludecode.evals.results.sections import MEAN
+from halludecode.evals.runner.run_folder import read_json, write_json
 
 Part = tuple[Answers, str | None, list[Mapping[str, Any]]]  # answers, split, its lines
-
-SPLITS = {"random": "pope_random", "popular": "pope_pop", "adversarial": "pope_adv"}
-TASKS = {"pope": "pope", "chair": "coco_cap_chair", "mme": "mme"}  # ours to lmms-eval's
-# Metric to lmms-eval's name, factor, and whether higher is better there.
-METRICS: Mapping[str, Mapping[str, tuple[str, float, bool]]] = {
-    "pope": {
-        "accuracy": ("pope_accuracy", 1.0, True),
-        "precision": ("pope_precision", 1.0, True),
-        "recall": ("pope_recall", 1.0, True),
-        "f1": ("pope_f1_score", 1.0, True),
-        "yes_ratio": ("pope_yes_ratio", 1.0, True),
-    },
-    "chair": {
-        "chair_i": ("coco_cap_chair_i", 100.0, False),
-        "chair_s": ("coco_cap_chair_s", 100.0, False),
-        "recall": ("coco_cap_recall", 100.0, True),
-    },
-    "mme": {
-        "perception": ("mme_perception_score", 1.0, True),
-        "cognition": ("mme_cognition_score", 1.0, True),
-    },
-}
-KIT = {"pope": "POPE", "mme": "MME", "amber": "AMBER", "hallusionbench": "HallusionBench"}
 
 
 def lmms_eval(run: Path, output: Path) -> None:
@@ -60,27 +41,39 @@ def lmms_eval(run: Path, output: Path) -> None:
         InvalidData: The run holds no task that lmms-eval has.
     """
     recipe, results = read_json(run / "run.json"), read_json(run / "results.json")
-    known = [entry for entry in results["runs"] if entry["task"] in TASKS]
-    if not known:
-        raise InvalidData(f"{run} holds no task of lmms-eval's; those are {', '.join(TASKS)}.")
-    sources = {entry["data"] for entry in known}
+    entries = [entry for entry in results["runs"] if benchmark_named(entry["task"]).lmms_eval]
+    if not entries:
+        tasks = ", ".join(benchmark.name for benchmark in BENCHMARKS if benchmark.lmms_eval)
+        raise InvalidData(f"{run} holds no task of lmms-eval's; those are {tasks}.")
+    sources = {entry["data"] for entry in entries}
     date = _date(recipe)
-    answers = _answers(run, recipe)
+    answers = run_answers(run, recipe)
     for strategy, name in _systems(recipe):
         folder = output / name
         folder.mkdir(parents=True, exist_ok=True)
-        parts = [part for part in _parts(answers, strategy) if part[0].task in TASKS]
-        tasks: dict[str, tuple[Mapping[str, Any], dict[str, float]]] = {}
-        for entry in known:
-            if entry["strategy"] == strategy and entry["metrics"]:
-                task = _lmms_task(entry["task"], entry["split"], entry["data"], sources)
-                tasks[task] = (entry, _values(entry, parts))
+        parts = [p for p in _parts(answers, strategy) if benchmark_named(p[0].task).lmms_eval]
+        tasks = {
+            _lmms_task(entry["task"], entry["split"], entry["data"], sources): (
+                entry,
+                _values(entry, parts),
+            )
+            for entry in entries
+            if entry["strategy"] == strategy and entry["metrics"]
+        }
         write_json(folder / f"{date}_results.json", _document(recipe, strategy, name, tasks))
         for group, split, lines in parts:
             task = _lmms_task(group.task, split, group.data, sources)
             path = folder / f"{date}_samples_{task}.jsonl"
             text = "".join(_lmms_sample(i, line) + "\n" for i, line in enumerate(lines))
             path.write_text(text, encoding="utf-8", newline="\n")
+
+
+def _theirs(task: str) -> LmmsEvalTask:
+    """How lmms-eval names a benchmark that it has."""
+    theirs = benchmark_named(task).lmms_eval
+    if theirs is None:
+        raise InvalidData(f"lmms-eval has no task for {task}.")
+    return theirs
 
 
 def _date(recipe: Mapping[str, Any]) -> str:
@@ -100,9 +93,9 @@ def _document(
     higher: dict[str, dict[str, bool]] = {}
     counts: dict[str, dict[str, int]] = {}
     for task, (entry, values) in tasks.items():
-        names = METRICS[entry["task"]]
-        told = {f"{names[m][0]},none": names[m][1] * value for m, value in values.items()}
-        results[task] = {"alias": task, **told}
+        names = _theirs(entry["task"]).metrics
+        numbers = {f"{names[m][0]},none": names[m][1] * value for m, value in values.items()}
+        results[task] = {"alias": task, **numbers}
         higher[task] = {names[m][0]: names[m][2] for m in values}
         counts[task] = {"original": entry["n"] + entry["failed"], "effective": entry["n"]}
     return {
@@ -125,11 +118,12 @@ def _document(
 
 def _values(entry: Mapping[str, Any], parts: Sequence[Part]) -> dict[str, float]:
     """Our numbers for one of lmms-eval's tasks."""
-    if entry["task"] == "pope" and entry["split"] == "mean":
+    theirs = _theirs(entry["task"])
+    if theirs.pooled and entry["split"] == MEAN:
         lines = [line for g, _, own in parts if _same(g, entry) for line in own]
         return _pooled([(line["parsed"], line["label"]) for line in lines])
-    found = entry["metrics"]
-    return {name: found[name]["value"] for name in METRICS[entry["task"]] if name in found}
+    metrics = entry["metrics"]
+    return {name: metrics[name]["value"] for name in theirs.metrics if name in metrics}
 
 
 def _same(group: Answers, entry: Mapping[str, Any]) -> bool:
@@ -137,14 +131,14 @@ def _same(group: Answers, entry: Mapping[str, Any]) -> bool:
 
 
 def _pooled(pairs: Sequence[tuple[str, str]]) -> dict[str, float]:
-    """POPE over (prediction, label) of all questions together."""
-    yes = sum(said == "yes" for said, _ in pairs)
+    """Yes/no metrics over (prediction, label) of all questions together."""
+    yes = sum(answer == "yes" for answer, _ in pairs)
     true = sum(label == "yes" for _, label in pairs)
-    hits = sum(said == label == "yes" for said, label in pairs)
+    hits = sum(answer == label == "yes" for answer, label in pairs)
     precision, recall = (hits / n if n else 0.0 for n in (yes, true))
     both = precision + recall
     return {
-        "accuracy": sum(said == label for said, label in pairs) / len(pairs),
+        "accuracy": sum(answer == label for answer, label in pairs) / len(pairs),
         "precision": precision,
         "recall": recall,
         "f1": 2 * precision * recall / both if both else 0.0,
@@ -163,17 +157,18 @@ def vlmevalkit(run: Path, output: Path) -> None:
         InvalidData: The run holds captions only, which VLMEvalKit does not score.
     """
     recipe = read_json(run / "run.json")
-    answers = _answers(run, recipe)
+    answers = run_answers(run, recipe)
     sources = {group.data for group in answers.values()}
     output.mkdir(parents=True, exist_ok=True)
     tables: dict[Path, list[dict[str, Any]]] = {}
     for strategy, name in _systems(recipe):
         for group, split, lines in _parts(answers, strategy):
-            asked = [line for line in lines if line.get("label")]
-            if asked:
-                data = KIT.get(group.task, group.task.upper()) + _source(group.data, sources)
-                rows = tables.setdefault(output / f"{name}_{data}.tsv", [])
-                rows += [_kit_row(len(rows) + i, line, split) for i, line in enumerate(asked)]
+            questions = [line for line in lines if line.get("label")]
+            if questions:
+                data = benchmark_named(group.task).vlmevalkit or group.task.upper()
+                path = output / f"{name}_{data}{_source(group.data, sources)}.tsv"
+                rows = tables.setdefault(path, [])
+                rows += [_kit_row(len(rows) + i, line, split) for i, line in enumerate(questions)]
     if not tables:
         raise InvalidData(f"{run} holds captions only; VLMEvalKit's tables are for yes/no tasks.")
     for path, rows in tables.items():
@@ -183,10 +178,6 @@ def vlmevalkit(run: Path, output: Path) -> None:
             )
             writer.writeheader()
             writer.writerows(rows)
-
-
-def _answers(run: Path, recipe: Mapping[str, Any]) -> dict[tuple[str, str], Answers]:
-    return arrange(read_lines(run / "samples.jsonl"), recipe.get("chair", {}))
 
 
 def _systems(recipe: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
@@ -207,7 +198,9 @@ def _source(data: str, sources: set[str]) -> str:
 
 
 def _lmms_task(task: str, split: str | None, data: str, sources: set[str]) -> str:
-    name = TASKS[task] if split in (None, "mean") else SPLITS.get(split, f"pope_{split}")
+    theirs = _theirs(task)
+    whole = split in (None, MEAN)
+    name = theirs.task if whole else theirs.splits.get(str(split), f"{theirs.task}_{split}")
     return name + _source(data, sources)
 
 
@@ -222,28 +215,10 @@ def _lmms_sample(number: int, line: Mapping[str, Any]) -> str:
             "doc_hash": hashlib.sha256(line["data_hash"].encode()).hexdigest(),
             "input": line["prompt"],
             "score": line["score"],
-            **_lmms_outcome(line),
+            **benchmark_named(line["task"]).lmms_eval_outcome(line),
         },
         ensure_ascii=False,
     )
-
-
-def _lmms_outcome(line: Mapping[str, Any]) -> dict[str, Any]:
-    """What lmms-eval keeps of a sample for every metric, so that its sums can be made again."""
-    task = line["task"]
-    if task == "chair":
-        parsed = line["parsed"]["generated"]
-        kept = {"answer": line["objects"], "pred": parsed, "image_id": line["id"]}
-    elif task == "mme":
-        category, _, rest = str(line["id"]).partition("/")
-        picture = f"{category}/{rest.rpartition('#')[0]}"
-        kept = {"question_id": picture, "category": category, "score": line["score"]}
-        group = "cognition" if category in COGNITION else "perception"
-        return {METRICS["mme"][group][0]: kept}
-    else:
-        kept = {"question_id": line["id"], "score": line["score"], "prediction": line["parsed"]}
-        kept["ground_truth"] = line["label"]
-    return {name: kept for name, _, _ in METRICS[task].values()}
 
 
 def _kit_row(index: int, line: Mapping[str, Any], split: str | None) -> dict[str, Any]:

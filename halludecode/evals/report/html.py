@@ -10,12 +10,26 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from halludecode.evals.report import control_text, gallery
+from halludecode.evals.benchmarks.base import Metric
+from halludecode.evals.benchmarks.registry import benchmark_named
+from halludecode.evals.report import gallery
 from halludecode.evals.report import sample_browser as browser
-from halludecode.evals.report import terminal as tables
 from halludecode.evals.report.figures import figures, verdict
-from halludecode.evals.results.build import Answers, arrange, labels
-from halludecode.evals.runner.run_folder import read_json, read_lines
+from halludecode.evals.results import control_text
+from halludecode.evals.results.build import Answers, labels
+from halludecode.evals.results.kept_pictures import has_gallery
+from halludecode.evals.results.notes import notes
+from halludecode.evals.results.run_answers import run_answers
+from halludecode.evals.results.sections import (
+    MARK,
+    Section,
+    beside,
+    gap_text,
+    groups,
+    section,
+)
+from halludecode.evals.runner.run_folder import read_json
+from halludecode.evals.statistics.intervals import excludes_zero
 from halludecode.testbed import MODELS
 
 WIDTH, HEIGHT = 132, 16  # pixels of the drawing of one difference
@@ -29,13 +43,13 @@ STAND_IN = (
 def render_page(runs: Mapping[str, Path]) -> str:
     """The page of one or several run folders, by the names they go under."""
     shown: list[browser.Source] = []
-    made = []
+    pages = []
     for name, path in runs.items():
         run, results = read_json(path / "run.json"), read_json(path / "results.json")
-        answers = arrange(read_lines(path / "samples.jsonl"), run.get("chair", {}))
-        made.append(_run(name, path, run, results, answers))
+        answers = run_answers(path, run)
+        pages.append(_run(name, path, run, results, answers))
         shown += browser.sources(name, path, labels(run), answers)
-    return page(made, browser.embed(shown))
+    return page(pages, browser.embed(shown))
 
 
 def page(runs: Sequence[Mapping[str, Any]], samples: Mapping[str, Any] | None = None) -> str:
@@ -70,13 +84,13 @@ def _run(
 ) -> dict[str, Any]:
     named = labels(run)
     sections = [
-        _section(tables.section(results, task, data), named, answers.get((task, data)))
-        for task, data in tables.groups(results)
+        _section(section(results, task, data), named, answers.get((task, data)))
+        for task, data in groups(results)
     ]
     galleries = [
-        {"data": data, "scenes": gallery.scenes(group, path, named)}
-        for (task, data), group in answers.items()
-        if task == "chair"
+        {"data": group.data, "scenes": gallery.scenes(group, path, named)}
+        for group in answers.values()
+        if has_gallery(group)
     ]
     return {
         "name": name,
@@ -84,7 +98,7 @@ def _run(
         "stand_in": run["model"] in MODELS,
         "sections": sections,
         "galleries": galleries,
-        "notes": tables.notes({**results, "differences": []}, named)[1:],
+        "notes": notes({**results, "differences": []}, named)[1:],
         "recipe": recipe(run),
         "strategies": [(named.get(name, name), name) for name in run.get("strategies", {})],
     }
@@ -93,66 +107,53 @@ def _run(
 def recipe(run: Mapping[str, Any]) -> list[tuple[str, str]]:
     """What the numbers hang on, as (name, value)."""
     hardware = run.get("hardware", {})
-    rows = [
-        (
-            "model",
-            f"{run['model']} (weights {str(run.get('model_digest'))[:16]}, {run.get('dtype')})",
-        ),
+    weights = f"weights {str(run.get('model_digest'))[:16]}, {run.get('dtype')}"
+    limits = (f"{task} {n or 'all'}" for task, n in run.get("limit", {}).items())
+    tasks = run.get("prompts", {})
+    versions = ", ".join(f"{k} {v}" for k, v in run.get("versions", {}).items())
+    return [
+        ("model", f"{run['model']} ({weights})"),
         ("engine", f"{run.get('engine')} on {hardware.get('gpu') or hardware.get('device')}"),
         ("seed", str(run.get("seed"))),
-        (
-            "pictures per source",
-            ", ".join(f"{task} {n or 'all'}" for task, n in run.get("limit", {}).items()),
-        ),
+        ("pictures per source", ", ".join(limits)),
+        *(_prompt(run, task) for task in tasks),
+        *(_data(name, data) for name, data in run.get("data", {}).items()),
+        *(row for task in tasks for row in benchmark_named(task).recipe(run)),
+        ("versions", versions),
+        ("started", str(run.get("started"))),
     ]
-    for task, prompt in run.get("prompts", {}).items():
-        sampling = run.get("sampling", {}).get(task, {})
-        how = "greedy" if not sampling.get("temperature") else f"t={sampling['temperature']}"
-        rows.append(
-            (
-                f"{task} prompt",
-                f"{prompt['template']!r} ({prompt['preset']}); {how}, at most "
-                f"{sampling.get('max_new_tokens')} tokens",
-            )
-        )
-    for name, data in run.get("data", {}).items():
-        revision = f", revision {data['revision']}" if data.get("revision") else ""
-        rows.append((f"data {name}", f"{data['samples']} samples, {data['digest'][:16]}{revision}"))
-    if run.get("chair"):
-        rows.append(("CHAIR words", ", ".join(f"{k} {v}" for k, v in run["chair"].items())))
-    versions = ", ".join(f"{k} {v}" for k, v in run.get("versions", {}).items())
-    return [*rows, ("versions", versions), ("started", str(run.get("started")))]
+
+
+def _prompt(run: Mapping[str, Any], task: str) -> tuple[str, str]:
+    prompt, sampling = run["prompts"][task], run.get("sampling", {}).get(task, {})
+    way = f"t={sampling['temperature']}" if sampling.get("temperature") else "greedy"
+    return f"{task} prompt", (
+        f"{prompt['template']!r} ({prompt['preset']}); {way}, at most "
+        f"{sampling.get('max_new_tokens')} tokens"
+    )
+
+
+def _data(name: str, data: Mapping[str, Any]) -> tuple[str, str]:
+    revision = f", revision {data['revision']}" if data.get("revision") else ""
+    return f"data {name}", f"{data['samples']} samples, {data['digest'][:16]}{revision}"
 
 
 # Tables -----------------------------------------------------------------------------------------
 
 
-def _section(
-    part: tables.Section, named: Mapping[str, str], answers: Answers | None
-) -> dict[str, Any]:
-    reach = {
-        column.metric: max(
-            (
-                abs(gap["metrics"][column.metric][end]) * column.scale
-                for gap in part.gaps.values()
-                if column.metric in gap["metrics"]
-                for end in ("low", "high")
-            ),
-            default=0.0,
-        )
-        for _, column in part.cells
-    }
+def _section(part: Section, named: Mapping[str, str], answers: Answers | None) -> dict[str, Any]:
+    reach = {column.name: _reach(part, column) for column in part.columns}
     rows = [
         {
             "strategy": named.get(strategy, strategy),
-            "cells": [_cell(part, strategy, s, c, reach[c.metric]) for s, c in part.cells],
+            "cells": [_cell(part, strategy, s, c, reach[c.name]) for s, c in part.cells],
             "cost": part.cost(strategy),
         }
         for strategy in part.strategies
     ]
     return {
         "title": f"{part.task.upper()} on {part.data}",
-        "columns": [(split, column.title, column.lower) for split, column in part.cells],
+        "columns": [(split, c.title, c.lower_is_better) for split, c in part.cells],
         "rows": rows,
         "has_gaps": bool(part.gaps),
         "legend": control_text.legend(list(part.gaps.values())),
@@ -160,58 +161,73 @@ def _section(
         "controls": _controls(part, named),
         "figures": figures(part, named, answers),
         "widths": widths(part),
-        "details": _subtasks(part, named) if part.task == "mme" else None,
+        "details": _details(part, named),
     }
+
+
+def _reach(part: Section, column: Metric) -> float:
+    """How far from zero the differences of a metric reach, as shown."""
+    ends = (
+        abs(gap["metrics"][column.name][end]) * column.scale
+        for gap in part.gaps.values()
+        if column.name in gap["metrics"]
+        for end in ("low", "high")
+    )
+    return max(ends, default=0.0)
 
 
 def _cell(
-    part: tables.Section, strategy: str, split: str | None, column: tables.Column, reach: float
+    part: Section, strategy: str, split: str | None, column: Metric, reach: float
 ) -> dict[str, Any] | None:
     entry = part.entries.get((strategy, split))
-    if not entry or column.metric not in entry["metrics"]:
+    if not entry or column.name not in entry["metrics"]:
         return None
-    metrics = entry["metrics"]
-    value, low, high = (metrics[column.metric][k] * column.scale for k in ("value", "low", "high"))
-    cell: dict[str, Any] = {
-        "value": f"{value:.1f}",
-        "interval": f"[{low:.1f}, {high:.1f}]",
-        "n": entry["n"],
-        "beside": [(title, f"{metrics[name]['value'] * 100:.1f}") for name, title in column.beside],
-        "gap": None,
-    }
+    interval, digits = entry["metrics"][column.name], column.digits
+    value, low, high = (interval[k] * column.scale for k in ("value", "low", "high"))
     gap = part.gaps.get((strategy, split))
-    if gap:
-        d = gap["metrics"][column.metric]
-        cell["gap"] = {
-            "text": "no difference"
-            if d["low"] == d["high"] == 0
-            else tables.gap_text(d, column.scale).replace(tables.MARK, ""),
-            "excludes_zero": tables.excludes_zero(d),
-            "verdict": verdict(d, column.lower),
-            "p": f"p {d['p']:.2g}, Holm {d['p_holm']:.2g}",
-            "matched": _matched(gap, column),
-            **_drawing(d, column.scale, reach),
-        }
-    return cell
+    return {
+        "value": f"{value:.{digits}f}",
+        "interval": f"[{low:.{digits}f}, {high:.{digits}f}]",
+        "n": entry["n"],
+        "beside": beside(part, entry, column),
+        "gap": _gap(gap, column, reach) if gap else None,
+    }
 
 
-def _matched(gap: Mapping[str, Any], column: tables.Column) -> str:
+def _gap(gap: Mapping[str, Any], column: Metric, reach: float) -> dict[str, Any]:
+    """The difference below a value: in words, with its control, and as a drawing."""
+    d = gap["metrics"][column.name]
+    return {
+        "text": "no difference" if d["low"] == d["high"] == 0 else _unmarked(d, column),
+        "excludes_zero": excludes_zero(d),
+        "verdict": verdict(d, column.lower_is_better),
+        "p": f"p {d['p']:.2g}, Holm {d['p_holm']:.2g}",
+        "matched": _matched(gap, column),
+        **_drawing(d, column.scale, reach),
+    }
+
+
+def _unmarked(gap: Mapping[str, float], column: Metric) -> str:
+    return gap_text(gap, column.scale, column.digits).replace(MARK, "")
+
+
+def _matched(gap: Mapping[str, Any], column: Metric) -> str:
     """The difference under the control that goes with the metric."""
-    sign, found = control_text.matched(gap, column.metric)
-    if not found or found["low"] == found["high"] == 0:
+    matched = control_text.matched(gap, column)
+    if not matched or matched["low"] == matched["high"] == 0:
         return ""
-    return f"{sign} {tables.gap_text(found, column.scale).replace(tables.MARK, '')}"
+    return f"{control_text.SIGNS[column.control]} {_unmarked(matched, column)}"
 
 
-def _controls(part: tables.Section, named: Mapping[str, str]) -> list[tuple[str, list[str]]]:
+def _controls(part: Section, named: Mapping[str, str]) -> list[tuple[str, list[str]]]:
     """Everything the controls say, by strategy and split."""
-    found = []
+    rows = []
     for (strategy, split), gap in part.gaps.items():
-        said = control_text.sentences(gap, named, tables.gap_text)
-        if said:
+        sentences = control_text.sentences(gap, named, gap_text)
+        if sentences:
             name = named.get(strategy, strategy)
-            found.append((f"{name}, {split}" if split else name, said))
-    return found
+            rows.append((f"{name}, {split}" if split else name, sentences))
+    return rows
 
 
 def _drawing(gap: Mapping[str, float], scale: float, reach: float) -> dict[str, float]:
@@ -224,47 +240,54 @@ def _drawing(gap: Mapping[str, float], scale: float, reach: float) -> dict[str, 
     return {"low": at(gap["low"]), "value": at(gap["value"]), "high": at(gap["high"])}
 
 
-def _subtasks(part: tables.Section, named: Mapping[str, str]) -> dict[str, Any]:
-    """MME: the score of every subtask."""
+def _details(part: Section, named: Mapping[str, str]) -> dict[str, Any] | None:
+    """The folded table of a benchmark with many metrics of one kind."""
+    table = part.benchmark.details
+    if table is None:
+        return None
     first = next(iter(part.entries.values()))["metrics"]
-    subtasks = [m.removesuffix(".score") for m in first if m.endswith(".score")]
+    metrics = [part.benchmark.metric(name) for name in first if name.endswith(table.suffix)]
     rows = []
-    for strategy in part.strategies:
-        metrics = part.entries[strategy, None]["metrics"]
-        cells = [metrics.get(f"{name}.score", {}).get("value") for name in subtasks]
-        rows.append(
-            (named.get(strategy, strategy), [None if v is None else f"{v:.0f}" for v in cells])
-        )
-    return {"columns": subtasks, "rows": rows}
+    places = ((strategy, split) for strategy in part.strategies for split in part.splits)
+    for strategy, split in places:
+        entry, name = part.entries[strategy, split], named.get(strategy, strategy)
+        values = [entry["metrics"].get(m.name, {}).get("value") for m in metrics]
+        cells = [
+            None if value is None else f"{value * metric.scale:.0f}"
+            for metric, value in zip(metrics, values, strict=True)
+        ]
+        rows.append((f"{name}, {split}" if split else name, cells))
+    columns = [metric.name.removesuffix(table.suffix) for metric in metrics]
+    return {"title": table.title, "columns": columns, "rows": rows}
 
 
-def widths(part: tables.Section) -> str:
+def widths(part: Section) -> str:
     """How wide the intervals are and what that means, from the numbers; "" without any."""
     if not part.cells:
         return ""
     column = part.cells[0][1]
     name = column.title.replace(" %", "")
-    known, told = [], []
+    values, moves = [], []
     for split in part.splits:
         where = f" ({split})" if split else ""
-        own = [e["metrics"][column.metric] for e in _of(part.entries, split, column.metric)]
-        gaps = [g["metrics"][column.metric] for g in _of(part.gaps, split, column.metric)]
+        own = [e["metrics"][column.name] for e in _of(part.entries, split, column.name)]
+        gaps = [g["metrics"][column.name] for g in _of(part.gaps, split, column.name)]
         moved = [gap for gap in gaps if gap["high"] > gap["low"]]
         if own:
-            known.append(f"±{_half(own) * column.scale:.1f}{where}")
+            values.append(f"±{_half(own) * column.scale:.{column.digits}f}{where}")
         if moved:
-            told.append(f"±{_half(moved) * column.scale:.1f}{where}")
-    if not known:
+            moves.append(f"±{_half(moved) * column.scale:.{column.digits}f}{where}")
+    if not values:
         return ""
     unit = "points" if column.scale == 100.0 else "points of the score"
-    said = f"{name[0].upper()}{name[1:]} is known to about {', '.join(known)} {unit}."
-    if told:
-        said += (
-            f" A paired difference to greedy is known to about {', '.join(told)}: a smaller "
+    text = f"{name[0].upper()}{name[1:]} is known to about {', '.join(values)} {unit}."
+    if moves:
+        text += (
+            f" A paired difference to greedy is known to about {', '.join(moves)}: a smaller "
             "observed one cannot be told from none, and a true one must be about 1.4 times as big "
             "to be found in four such runs of five."
         )
-    return said
+    return text
 
 
 def _of(

@@ -10,9 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from halludecode.core.errors import InvalidData, InvalidParameter
-from halludecode.evals.report import control_text
-from halludecode.evals.report import terminal as tables
+from halludecode.evals.benchmarks.base import Metric
+from halludecode.evals.benchmarks.registry import benchmark_named
+from halludecode.evals.results import control_text
 from halludecode.evals.results.build import labels
+from halludecode.evals.results.notes import notes
+from halludecode.evals.results.sections import Section, cell, groups, heading, section
 from halludecode.evals.runner.run_folder import read_json
 from halludecode.testbed import MODELS
 
@@ -22,7 +25,6 @@ COLUMNS = (
     *("high", "n", "failed", "difference", "difference_low", "difference_high", "p", "p_holm"),
     *("control", "control_difference", "control_low", "control_high"),
 )
-CONTROLS = {"=yes": "yes_ratio", "=len": "length"}  # as in the tables
 
 
 def render(runs: Sequence[Path], format: str = "html", output: Path | None = None) -> str | Path:
@@ -67,12 +69,12 @@ def named_runs(runs: Sequence[Path]) -> dict[str, Path]:
     """Run folders by name: their own, with the parent's or a number where several share it."""
     paths = [Path(run) for run in runs]
     short = [path.resolve().name for path in paths]
-    found: dict[str, Path] = {}
+    named: dict[str, Path] = {}
     for path, own in zip(paths, short, strict=True):
         stem = own if short.count(own) == 1 else f"{path.resolve().parent.name}/{own}"
         numbered = (stem, *(f"{stem} ({n})" for n in range(2, len(paths) + 1)))
-        found[next(name for name in numbered if name not in found)] = path
-    return found
+        named[next(name for name in numbered if name not in named)] = path
+    return named
 
 
 def _text(folders: Mapping[str, Path], format: str) -> str:
@@ -112,23 +114,31 @@ def _rows(run: str, folder: Path) -> Iterator[dict[str, Any]]:
     for entry in results["runs"]:
         head = {k: entry[k] for k in COLUMNS if k in entry}
         gap = gaps.get(_key(entry), {})
-        for metric, interval in entry["metrics"].items():
+        for name, interval in entry["metrics"].items():
             own = {k: interval.get(k) for k in ("value", "low", "high")}
-            yield {"run": run, **head, "metric": metric, **own, **_paired(gap, metric)}
+            metric = benchmark_named(entry["task"]).metric(name)
+            yield {"run": run, **head, "metric": name, **own, **_paired(gap, metric)}
 
 
-def _paired(gap: Mapping[str, Any], metric: str) -> dict[str, Any]:
+def _paired(gap: Mapping[str, Any], metric: Metric) -> dict[str, Any]:
     """The columns that compare with greedy; empty for greedy itself."""
-    d = gap.get("metrics", {}).get(metric, {})
-    ends = {"difference": "value", "difference_low": "low", "difference_high": "high"}
-    found = {column: d.get(end) for column, end in ends.items()}
-    found |= {"p": d.get("p"), "p_holm": d.get("p_holm")}
-    sign, matched = control_text.matched(gap, metric)
+    d = gap.get("metrics", {}).get(metric.name, {})
+    columns = {
+        "difference": d.get("value"),
+        "difference_low": d.get("low"),
+        "difference_high": d.get("high"),
+        "p": d.get("p"),
+        "p_holm": d.get("p_holm"),
+    }
+    matched = control_text.matched(gap, metric)
     if matched:
-        ends = {"control_difference": "value", "control_low": "low", "control_high": "high"}
-        found |= {column: matched[end] for column, end in ends.items()}
-        found["control"] = CONTROLS.get(sign, sign)
-    return found
+        columns |= {
+            "control": metric.control,
+            "control_difference": matched["value"],
+            "control_low": matched["low"],
+            "control_high": matched["high"],
+        }
+    return columns
 
 
 def _key(entry: Mapping[str, Any]) -> tuple[Any, ...]:
@@ -143,24 +153,26 @@ def _markdown(name: str, folder: Path) -> str:
     out = [f"# {name}: {run['model']}", ""]
     if run["model"] in MODELS:
         out += [f"> {STAND_IN}", ""]
-    for task, data in tables.groups(results):
-        part = tables.section(results, task, data)
-        titles = [f"{split} {c.title}" if split else c.title for split, c in part.cells]
-        out += [f"## {task.upper()} on {data}", "", _line(["strategy", *titles, "time/token"])]
-        out.append(_line(["---"] * (len(titles) + 2)))
-        for strategy in part.strategies:
-            cells = [
-                tables.cell(part, strategy, *place).replace("\n", "<br>") for place in part.cells
-            ]
-            ratio = part.cost(strategy)
-            cost = "" if ratio is None else f"{ratio:.2f}x"
-            out.append(_line([named.get(strategy, strategy), *cells, cost]))
-        out.append("")
-    out += [*(f"- {_plain(note)}" for note in tables.notes(results, named)), "", "## Recipe", ""]
+    for task, data in groups(results):
+        out += [*_table(section(results, task, data), named), ""]
+    out += [*(f"- {_plain(note)}" for note in notes(results, named)), "", "## Recipe", ""]
     out += [f"- {_plain(what)}: {_plain(value)}" for what, value in recipe(run)]
     for strategy, words in named.items():
         out.append(f"- strategy {_plain(words)}: `{strategy}`")
     return "\n".join(out) + "\n"
+
+
+def _table(part: Section, named: Mapping[str, str]) -> Iterator[str]:
+    titles = [heading(split, column, " ") for split, column in part.cells]
+    yield f"## {part.task.upper()} on {part.data}"
+    yield ""
+    yield _line(["strategy", *titles, "time/token"])
+    yield _line(["---"] * (len(titles) + 2))
+    for strategy in part.strategies:
+        cells = [cell(part, strategy, *place).replace("\n", "<br>") for place in part.cells]
+        ratio = part.cost(strategy)
+        cost = "" if ratio is None else f"{ratio:.2f}x"
+        yield _line([named.get(strategy, strategy), *cells, cost])
 
 
 def _plain(text: str) -> str:

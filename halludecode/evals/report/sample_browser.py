@@ -1,7 +1,8 @@
 """The report's sample browser: what is written into the page for its script to show.
 
-Only part of a run goes in: pictures are chosen by `chosen`, all questions about a chosen picture
-come with it, and the whole stays below `BYTES`. The page says how much of how much is in.
+Only part of a run goes in: pictures are chosen by `chosen_samples`, all questions about a
+chosen picture come with it, and the whole stays below `BYTES`. The page says how much of how much
+is in.
 """
 
 from __future__ import annotations
@@ -12,10 +13,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from halludecode.evals.benchmarks.chair import object_words as words
-from halludecode.evals.report import chosen_samples as chosen
+from halludecode.evals.benchmarks.base import Mention
+from halludecode.evals.benchmarks.registry import benchmark_named
 from halludecode.evals.report import gallery
+from halludecode.evals.results import chosen_samples
 from halludecode.evals.results.build import BASELINE, Answers
+from halludecode.evals.results.kept_pictures import picture_path
 
 PICTURES = 160  # on the page, over all runs and sources
 BYTES = 3_000_000  # of all samples and their pictures on the page
@@ -23,7 +26,7 @@ SIZE = 200  # pixels of the longer side
 QUALITY = 80
 
 # By picture, every question about it: the answers it is among, split, id.
-Asked = Mapping[str, Sequence[tuple[Answers, str | None, Any]]]
+Questions = Mapping[str, Sequence[tuple[Answers, str | None, Any]]]
 
 
 @dataclass(frozen=True)
@@ -55,10 +58,10 @@ def sources(
     run: str, folder: Path, labels: Mapping[str, str], answers: Mapping[Any, Answers]
 ) -> list[Source]:
     """The data sources of one run."""
-    found: dict[str, list[Answers]] = {}
+    by_data: dict[str, list[Answers]] = {}
     for group in answers.values():
-        found.setdefault(group.data, []).append(group)
-    return [Source(run, data, folder, labels, groups) for data, groups in found.items()]
+        by_data.setdefault(group.data, []).append(group)
+    return [Source(run, data, folder, labels, groups) for data, groups in by_data.items()]
 
 
 def embed(shown: Sequence[Source], most: int = BYTES) -> dict[str, Any] | None:
@@ -72,30 +75,31 @@ def embed(shown: Sequence[Source], most: int = BYTES) -> dict[str, Any] | None:
         ``json`` for the script, and counts for the words above it: ``samples`` and ``pictures`` in
         the page, ``all_samples`` and ``all_pictures`` there are; None where there is no answer.
     """
-    asked = [_asked(source) for source in shown]
-    pictures, samples = _packed(shown, asked, most)
+    questions = [_questions(source) for source in shown]
+    pictures, samples = _packed(shown, questions, most)
     if not samples:
         return None
     order = {key: i for i, key in enumerate(_keys(shown))}
     samples.sort(key=lambda s: order[s["source"], s["task"], s["split"], s["id"]])
+    page = {"sources": _heads(shown), "pictures": pictures, "samples": samples}
     return {
-        "json": _json({"sources": _heads(shown), "pictures": pictures, "samples": samples}),
+        "json": _json({**page, "titles": _titles(shown)}),
         "samples": len(samples),
         "pictures": len(pictures),
-        "all_samples": sum(len(about) for found in asked for about in found.values()),
-        "all_pictures": sum(map(len, asked)),
+        "all_samples": sum(len(about) for by in questions for about in by.values()),
+        "all_pictures": sum(map(len, questions)),
     }
 
 
 def _packed(
-    shown: Sequence[Source], asked: Sequence[Asked], most: int
+    shown: Sequence[Source], questions: Sequence[Questions], most: int
 ) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """Pictures and their samples, as many as there is room for."""
-    each = max(2 * chosen.LEAST, PICTURES // max(1, len(shown)))
+    each = max(2 * chosen_samples.LEAST, PICTURES // max(1, len(shown)))
     waiting = sorted(  # the first pictures of all sources first
         (rank, number, image, drawn)
         for number, source in enumerate(shown)
-        for rank, (image, drawn) in enumerate(chosen.pictures(source.groups, each).items())
+        for rank, (image, drawn) in enumerate(chosen_samples.pictures(source.groups, each).items())
     )
     pictures: list[dict[str, Any]] = []
     samples: list[dict[str, Any]] = []
@@ -104,7 +108,7 @@ def _packed(
         picture = _picture(shown[number], number, image, drawn)
         about = [
             {"source": number, "picture": len(pictures), **_sample(shown[number], *key)}
-            for key in asked[number][image]
+            for key in questions[number][image]
         ]
         room -= sum(len(_json(part).encode()) for part in (picture, about))
         if room < 0:
@@ -126,20 +130,26 @@ def _heads(shown: Sequence[Source]) -> list[dict[str, Any]]:
     ]
 
 
-def _asked(source: Source) -> Asked:
+def _titles(shown: Sequence[Source]) -> dict[str, str]:
+    """What people call the tasks."""
+    tasks = dict.fromkeys(group.task for source in shown for group in source.groups)
+    return {task: benchmark_named(task).title or task for task in tasks}
+
+
+def _questions(source: Source) -> Questions:
     """Every question on every picture."""
-    found: dict[str, dict[tuple[str, str | None, Any], tuple[Answers, str | None, Any]]] = {}
+    by_image: dict[str, dict[tuple[str, str | None, Any], tuple[Answers, str | None, Any]]] = {}
     for group in source.groups:
         for by_split in group.lines.values():
             for split, lines in by_split.items():
                 for i, line in lines.items():
                     key = (group.task, split, i)
-                    found.setdefault(line["image"], {}).setdefault(key, (group, split, i))
-    return {image: list(about.values()) for image, about in found.items()}
+                    by_image.setdefault(line["image"], {}).setdefault(key, (group, split, i))
+    return {image: list(about.values()) for image, about in by_image.items()}
 
 
 def _picture(source: Source, number: int, image: str, drawn: bool) -> dict[str, Any]:
-    path = gallery.picture_path(source.folder, source.data, image)
+    path = picture_path(source.folder, source.data, image)
     shown = gallery.data_uri(path.read_bytes(), SIZE, QUALITY) if path.is_file() else None
     return {"source": number, "name": image, "shown": shown, "drawn": drawn}
 
@@ -151,15 +161,16 @@ def _sample(source: Source, group: Answers, split: str | None, i: Any) -> dict[s
     or [words, object, whether it is invented]. ``by`` holds one index into it a strategy, -1 for
     none.
     """
-    answers = [group.lines.get(s, {}).get(split, {}).get(i) for s in source.strategies]
-    first = next(line for line in answers if line)
-    reader = _reader(group)
-    said: dict[str, list[Any]] = {}
-    for line in answers:
-        if line and group.scored_text(line) not in said:
-            said[group.scored_text(line)] = _said(line, group.scored_text(line), reader)
-    order = list(said)
-    margins = [line and line.get("margin") for line in answers]
+    lines = [group.lines.get(s, {}).get(split, {}).get(i) for s in source.strategies]
+    first = next(line for line in lines if line)
+    benchmark = benchmark_named(group.task)
+    answers: dict[str, list[Any]] = {}  # by their text
+    for line in lines:
+        if line and (text := group.scored_text(line)) not in answers:
+            mentions = benchmark.mentions(text, line, group.families)
+            answers[text] = _answer(line, text, mentions)
+    order = list(answers)
+    margins = [line and line.get("margin") for line in lines]
     return {
         "task": group.task,
         "split": split,
@@ -167,34 +178,27 @@ def _sample(source: Source, group: Answers, split: str | None, i: Any) -> dict[s
         "asked": first["prompt"],
         "label": first.get("label"),
         "objects": first.get("objects"),
-        "said": list(said.values()),
-        "by": [order.index(group.scored_text(line)) if line else -1 for line in answers],
+        "said": list(answers.values()),
+        "by": [order.index(group.scored_text(line)) if line else -1 for line in lines],
         "margins": [None if m is None else round(m, 2) for m in margins],
     }
 
 
-def _reader(group: Answers) -> words.Reader | None:
-    if group.task != "chair":
-        return None
-    families = group.families
-    return words.reader(families.get("family", "wordnet"), families.get("path", "auto"))
-
-
-def _said(line: Mapping[str, Any], answer: str, reader: words.Reader | None) -> list[Any]:
+def _answer(line: Mapping[str, Any], text: str, mentions: Sequence[Mention] | None) -> list[Any]:
     parsed = line["parsed"]
     if isinstance(parsed, str):
-        return [answer, chosen.mistakes(line), parsed]
-    if reader is None or line.get("objects") is None:
-        return [answer, chosen.mistakes(line), None]
+        return [text, chosen_samples.mistakes(line), parsed]
+    if mentions is None:
+        return [text, chosen_samples.mistakes(line), None]
     pieces: list[Any] = []
-    at = wrong = 0
-    for mention in reader.read(answer).mentions:
-        invented = mention.object not in line["objects"]
-        wrong += invented
-        pieces.append(answer[at : mention.start])
-        pieces.append([answer[mention.start : mention.end], mention.object, int(invented)])
-        at = mention.end
-    return [answer, wrong, None, [piece for piece in [*pieces, answer[at:]] if piece]]
+    start = 0
+    for mention in mentions:
+        pieces.append(text[start : mention.start])
+        word = text[mention.start : mention.end]
+        pieces.append([word, mention.object, int(mention.invented)])
+        start = mention.end
+    invented = sum(mention.invented for mention in mentions)
+    return [text, invented, None, [piece for piece in [*pieces, text[start:]] if piece]]
 
 
 def _keys(shown: Sequence[Source]) -> Iterable[tuple[int, str, str | None, Any]]:

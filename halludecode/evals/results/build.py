@@ -52,8 +52,8 @@ class Report:
     failed: int = 0
 
     def table(self) -> Group:
-        """One small table per task and data source; see `tables.results_tables`."""
-        from halludecode.evals.report.terminal import results_tables
+        """One small table per task and data source; see `terminal.results_tables`."""
+        from halludecode.evals.results.terminal import results_tables
 
         return results_tables(self.results, labels(self.run))
 

@@ -1,9 +1,8 @@
 """Paired differences between strategies of one run folder or of two.
 
 Samples are paired by id, and only samples both sides answered count. Both sides must have been
-asked the
-same: a sample whose question, picture or truth differs is refused. Prompts and models may differ
-between two folders; that is then what the difference is about, and the comparison names it.
+asked the same: a sample whose question, picture or truth differs is refused. Prompts and models may
+differ between two folders; that is then what the difference is about, and the comparison names it.
 """
 
 from __future__ import annotations
@@ -14,9 +13,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from halludecode.core.errors import InvalidData
-from halludecode.evals.results.build import BASELINE, Answers, arrange, labels
+from halludecode.evals.results.build import BASELINE, Answers, labels
 from halludecode.evals.results.paired import differences
-from halludecode.evals.runner.run_folder import read_json, read_lines
+from halludecode.evals.results.run_answers import run_answers
+from halludecode.evals.runner.run_folder import read_json
 from halludecode.evals.statistics import intervals as stats
 
 if TYPE_CHECKING:
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 
     from halludecode.evals.results.build import Report
 
+# Keys of run.json that make a run what it is.
 RECIPE = ("model", "model_digest", "engine", "dtype", "seed", "prompts", "sampling", "chair")
 
 
@@ -46,10 +47,10 @@ class Comparison:
         from rich.console import Group
         from rich.text import Text
 
-        from halludecode.evals.report.terminal import comparison_tables
+        from halludecode.evals.results.terminal import comparison_tables
 
-        said = [Text(f"The runs also differ in {', '.join(self.apart)}.")] if self.apart else []
-        return Group(*said, comparison_tables(self.differences, self.labels))
+        also = [Text(f"The runs also differ in {', '.join(self.apart)}.")] if self.apart else []
+        return Group(*also, comparison_tables(self.differences, self.labels))
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON: ``{"schema", "differences", "apart"}``."""
@@ -73,7 +74,7 @@ class SeedComparison:
 
     def table(self) -> Group:
         """One table per task, source, split and strategy."""
-        from halludecode.evals.report.terminal import seed_tables
+        from halludecode.evals.results.terminal import seed_tables
 
         return seed_tables(self.spreads, self.labels, self.seeds)
 
@@ -91,26 +92,26 @@ class _Side:
     @classmethod
     def open(cls, path: Path) -> _Side:
         run = read_json(path / "run.json")
-        lines = read_lines(path / "samples.jsonl")
-        if not lines:
+        answers = run_answers(path, run)
+        if not answers:
             raise InvalidData(f"{path} has no answers yet; run eval first.")
-        return cls(path, run, arrange(lines, run.get("chair", {})))
+        return cls(path, run, answers)
 
     @property
     def strategies(self) -> list[str]:
         return list(dict.fromkeys(name for a in self.answers.values() for name in a.lines))
 
-    def find(self, wanted: str) -> str:
+    def find(self, words: str) -> str:
         """The canonical strategy that a user's words mean."""
         named = labels(self.run)
-        exact = [s for s in self.strategies if wanted in (s, named.get(s))]
-        short = [s for s in self.strategies if s.startswith(f"{wanted}(") and "+" not in s]
-        found = exact or short
-        if len(found) != 1:
-            known = ", ".join(named.get(s, s) for s in self.strategies)
-            what = f"several strategies {wanted!r}" if found else f"no strategy {wanted!r}"
-            raise InvalidData(f"{self.path} has {what}; it has {known}.")
-        return found[0]
+        exact = [s for s in self.strategies if words in (s, named.get(s))]
+        short = [s for s in self.strategies if s.startswith(f"{words}(") and "+" not in s]
+        fitting = exact or short
+        if len(fitting) != 1:
+            there = ", ".join(named.get(s, s) for s in self.strategies)
+            what = f"several strategies {words!r}" if fitting else f"no strategy {words!r}"
+            raise InvalidData(f"{self.path} has {what}; it has {there}.")
+        return fitting[0]
 
     def only(self) -> str:
         """The strategy of a folder that holds a single one besides greedy."""
@@ -146,12 +147,12 @@ def compare_runs(specs: Sequence[str]) -> Comparison:
         return _against_greedy(sides[0], pairs[0][1])
     first, second = sides
     names = [s.find(name) if name else s.only() for s, (_, name) in zip(sides, pairs, strict=True)]
-    found = []
+    gaps = []
     for key, group in first.answers.items():
         if key in second.answers:
             other = second.answers[key]
             _same_data(group, names[0], other, names[1], first.path, second.path)
-            found += differences(
+            gaps += differences(
                 group,
                 [names[0]],
                 names[1],
@@ -161,7 +162,7 @@ def compare_runs(specs: Sequence[str]) -> Comparison:
                 curve=True,
             )
     return _comparison(
-        found, {**labels(second.run), **labels(first.run)}, _apart(first.run, second.run)
+        gaps, {**labels(second.run), **labels(first.run)}, _apart(first.run, second.run)
     )
 
 
@@ -180,12 +181,12 @@ def compare_seeds(specs: Sequence[str]) -> SeedComparison:
     seeds = _distinct_seeds(sides)
     named = {side.find(name) for side, (_, name) in zip(sides, pairs, strict=True) if name}
     common = [s for s in sides[0].strategies if all(s in side.strategies for side in sides)]
-    wanted = [s for s in common if not named or s in named]
+    strategies = [s for s in common if not named or s in named]
     spreads = [
         entry
         for key in sides[0].answers
         if all(key in side.answers for side in sides)
-        for strategy in wanted
+        for strategy in strategies
         for entry in _spreads([side.answers[key] for side in sides], strategy, seeds[0])
     ]
     if not spreads:
@@ -215,7 +216,7 @@ def _spreads(groups: Sequence[Answers], strategy: str, seed: int) -> list[dict[s
     """Entries of one task, source and strategy over the seeds, by split."""
     runs = [group.scores(strategy) for group in groups]
     plain = [group.scores(BASELINE) for group in groups] if strategy != BASELINE else []
-    found = []
+    entries = []
     for split in runs[0]:
         scores = [run[split] for run in runs if split in run]
         rivals = [run[split] for run in plain if split in run]
@@ -230,12 +231,12 @@ def _spreads(groups: Sequence[Answers], strategy: str, seed: int) -> list[dict[s
         if rivals:
             gaps = stats.over_seeds(scores, rivals, seed=seed)
             entry |= {"baseline": BASELINE, "differences": _spread(gaps)}
-        found.append(entry)
-    return found
+        entries.append(entry)
+    return entries
 
 
-def _spread(found: Mapping[str, stats.SeedSpread]) -> dict[str, dict[str, float]]:
-    return {name: spread._asdict() for name, spread in found.items()}
+def _spread(spreads: Mapping[str, stats.SeedSpread]) -> dict[str, dict[str, float]]:
+    return {name: spread._asdict() for name, spread in spreads.items()}
 
 
 def compare(a: Report, b: Report) -> Comparison:
@@ -246,22 +247,22 @@ def compare(a: Report, b: Report) -> Comparison:
 def _against_greedy(side: _Side, name: str) -> Comparison:
     if BASELINE not in side.strategies:
         raise InvalidData(f"{side.path} has no greedy answers to compare with; name two runs.")
-    wanted = [side.find(name)] if name else [s for s in side.strategies if s != BASELINE]
-    if not wanted:
+    strategies = [side.find(name)] if name else [s for s in side.strategies if s != BASELINE]
+    if not strategies:
         raise InvalidData(f"{side.path} holds greedy alone; name two runs to compare.")
-    found = []
+    gaps = []
     for group in side.answers.values():
-        chosen = [s for s in wanted if s in group.lines]
-        found += differences(group, chosen, BASELINE, _seed(side.run), run=side.run, curve=True)
-    return _comparison(found, labels(side.run), ())
+        answered = [s for s in strategies if s in group.lines]
+        gaps += differences(group, answered, BASELINE, _seed(side.run), run=side.run, curve=True)
+    return _comparison(gaps, labels(side.run), ())
 
 
 def _comparison(
-    found: list[dict[str, Any]], named: Mapping[str, str], apart: tuple[str, ...]
+    gaps: list[dict[str, Any]], named: Mapping[str, str], apart: tuple[str, ...]
 ) -> Comparison:
-    if not found:
+    if not gaps:
         raise InvalidData("The two sides have no answered sample in common.")
-    return Comparison(tuple(found), named, apart)
+    return Comparison(tuple(gaps), named, apart)
 
 
 def _split(spec: str) -> tuple[Path, str]:
@@ -281,10 +282,12 @@ def _seed(run: Mapping[str, Any]) -> int:
     return int(run.get("seed") or 0)
 
 
-def _same_data(a: Answers, one: str, b: Answers, two: str, path_a: Path, path_b: Path) -> None:
+def _same_data(
+    a: Answers, strategy_a: str, b: Answers, strategy_b: str, path_a: Path, path_b: Path
+) -> None:
     """Refuses samples of one id with different questions, pictures or truths."""
-    for split, lines in a.lines.get(one, {}).items():
-        others = b.lines.get(two, {}).get(split, {})
+    for split, lines in a.lines.get(strategy_a, {}).items():
+        others = b.lines.get(strategy_b, {}).get(split, {})
         for i, line in lines.items():
             if i in others and line["data_hash"] != others[i]["data_hash"]:
                 raise InvalidData(
@@ -293,5 +296,5 @@ def _same_data(a: Answers, one: str, b: Answers, two: str, path_a: Path, path_b:
                 )
 
 
-def _apart(one: Mapping[str, Any], two: Mapping[str, Any]) -> tuple[str, ...]:
-    return tuple(name for name in RECIPE if one.get(name) != two.get(name))
+def _apart(first: Mapping[str, Any], second: Mapping[str, Any]) -> tuple[str, ...]:
+    return tuple(name for name in RECIPE if first.get(name) != second.get(name))

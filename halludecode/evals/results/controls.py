@@ -52,8 +52,8 @@ def net_scale(plan: Plan) -> float | None:
         # Of different peakedness, so that a weight that depends on confidence is found out.
         logits = torch.randn(1, 256, generator=torch.Generator().manual_seed(seed)) * (1 + 3 * seed)
         for t in STEPS:
-            made = _fed(plan, logits, t, masking=False)
-            slope = None if made is None else _slope(logits, made)
+            scores = _fed(plan, logits, t, masking=False)
+            slope = None if scores is None else _slope(logits, scores)
             if slope is None:
                 return None
             slopes.append(slope)
@@ -70,8 +70,8 @@ def cutoff(plan: Plan) -> float:
     import torch
 
     def banned(depth: float) -> bool:
-        made = _fed(plan, torch.tensor([[0.0, -depth]]), 1, masking=True)
-        return made is not None and bool(made[0, 1] == -math.inf)
+        scores = _fed(plan, torch.tensor([[0.0, -depth]]), 1, masking=True)
+        return scores is not None and bool(scores[0, 1] == -math.inf)
 
     if not banned(DEEPEST):
         return 0.0
@@ -138,19 +138,19 @@ def controls_of(plan: Plan) -> dict[str, Any]:
     if not hasattr(plan, "parts"):  # compiled by a server, which tells
         return dict(plan.controls)
     scale, beta = net_scale(plan), cutoff(plan)
-    found: dict[str, Any] = {"net_scale": scale, "cutoff": beta, "read_against": [], "note": ""}
+    measured: dict[str, Any] = {"net_scale": scale, "cutoff": beta, "read_against": [], "note": ""}
     if is_control(plan):
-        return found
+        return measured
     mask = f"apc_only(beta={beta:g})" if beta else "apc_only"
     if scale == 1:
-        return found | {"read_against": [mask]}
+        return measured | {"read_against": [mask]}
     if scale is None or scale <= 0:
-        said = "no fixed multiple of the logits" if scale is None else f"net scale {scale:g}"
-        note = f"{said}: no temperature of the plain model matches it"
-        return found | {"read_against": [mask], "note": note}
+        why = "no fixed multiple of the logits" if scale is None else f"net scale {scale:g}"
+        note = f"{why}: no temperature of the plain model matches it"
+        return measured | {"read_against": [mask], "note": note}
     warm = f"scaled(scale={scale:g})"
     both = [f"{warm}+{mask}"] if beta else []
-    return found | {"read_against": ["apc_only", warm, *both]}
+    return measured | {"read_against": ["apc_only", warm, *both]}
 
 
 def with_controls(engine: Any, plans: Mapping[str, Plan]) -> dict[str, Plan]:
@@ -160,33 +160,33 @@ def with_controls(engine: Any, plans: Mapping[str, Plan]) -> dict[str, Plan]:
         engine: Compiles the controls.
         plans: Spec as given to compiled plan.
     """
-    found = dict(plans)
+    extended = dict(plans)
     taken = {plan.canonical for plan in plans.values()}
-    wanted = [spec for plan in plans.values() for spec in controls_of(plan)["read_against"]]
-    for spec in ["apc_only", *wanted] if wanted else []:
+    needed = [spec for plan in plans.values() for spec in controls_of(plan)["read_against"]]
+    for spec in ["apc_only", *needed] if needed else []:
         plan = engine.plan(spec)
         if plan.canonical not in taken:
             taken.add(plan.canonical)
-            found[spec] = plan
-    return found
+            extended[spec] = plan
+    return extended
 
 
 def record(plans: Mapping[str, Plan]) -> dict[str, dict[str, Any]]:
     """`controls_of` every plan by canonical name, controls by theirs, for ``run.json``."""
-    made = {plan.canonical: controls_of(plan) for plan in plans.values()}
-    for facts in made.values():
-        specs = facts["read_against"]
-        facts["read_against"] = [hd_spec.format(hd_spec.parse(spec)) for spec in specs]
-    return made
+    measured = {plan.canonical: controls_of(plan) for plan in plans.values()}
+    for controls in measured.values():
+        specs = controls["read_against"]
+        controls["read_against"] = [hd_spec.format(hd_spec.parse(spec)) for spec in specs]
+    return measured
 
 
 def against(
-    facts: Mapping[str, Any] | None, temperature: float, compared: Mapping[str, Any]
+    measured: Mapping[str, Any] | None, temperature: float, compared: Mapping[str, Any]
 ) -> dict[str, Any]:
     """The ``sampling`` block of a difference.
 
     Args:
-        facts: What `record` says of the strategy; None where the run was made without.
+        measured: What `record` says of the strategy; None where the run was made without.
         temperature: Of the task.
         compared: Control to its entry (``n`` and ``metrics``), for the controls that were run.
 
@@ -196,10 +196,10 @@ def against(
     """
     if temperature == 0:
         return {"note": GREEDY}
-    if facts is None:
+    if measured is None:
         return {"note": "Net scale not measured; run eval again with --controls."}
     entries: Sequence[dict[str, Any]] = [
         {"control": name, **compared.get(name, {"reason": NOT_RUN})}
-        for name in facts["read_against"]
+        for name in measured["read_against"]
     ]
-    return {**facts, "read_against": list(facts["read_against"]), "against": entries}
+    return {**measured, "read_against": list(measured["read_against"]), "against": entries}

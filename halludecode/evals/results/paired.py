@@ -6,17 +6,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from halludecode.evals.benchmarks.chair.length_control import (
-    budget_curve,
-    length_control,
-)
+from halludecode.evals.benchmarks.registry import benchmark_named
 from halludecode.evals.results import controls
+from halludecode.evals.results.length_control import budget_curve, length_control
 from halludecode.evals.results.yes_ratio import Pairs, yes_ratio
 from halludecode.evals.statistics import intervals as stats
 
 if TYPE_CHECKING:
     from halludecode.evals.results.build import Answers
     from halludecode.evals.statistics.score import Score
+
+WORDS = {"yes", "no"}
 
 
 @dataclass(frozen=True)
@@ -53,18 +53,21 @@ class _Pair:
         }
 
     def yes_ratios(self, sampled: bool, seed: int) -> dict[str | None, dict[str, Any]]:
-        """The yes-ratio control of every split; {} for captions."""
+        """The yes-ratio control of every split; {} unless all answers are a yes or a no."""
         lines = self.lines()
-        asked = bool(lines) and all("label" in a for pairs in lines.values() for a, _ in pairs)
-        return yes_ratio(lines, sampled=sampled, seed=seed) if asked else {}
+        labels = {line.get("label") for pairs in lines.values() for line, _ in pairs}
+        return yes_ratio(lines, sampled=sampled, seed=seed) if labels and labels <= WORDS else {}
 
-    def lengths(self, plain: Mapping[str, Any], curve: bool, seed: int) -> dict[str, Any]:
+    def lengths(
+        self, split: str | None, plain: Mapping[str, Any], curve: bool, seed: int
+    ) -> dict[str, Any]:
         """The length control of captions, with the curve over word budgets if asked for."""
-        ((a, b),) = self.scores().values()
-        block = length_control(a, b, plain["metrics"], seed=seed)
+        a, b = self.scores()[split]
+        benchmark = benchmark_named(self.group.task)
+        block = length_control(benchmark, a, b, plain["metrics"], seed=seed)
         if curve:
             texts = [(a.outcomes[i]["caption"], b.outcomes[i]["caption"]) for i in a.outcomes]
-            block["budgets"] = budget_curve(lambda n: self.scores(n)[None], texts, seed=seed)
+            block["budgets"] = budget_curve(lambda n: self.scores(n)[split], texts, seed=seed)
         return block
 
 
@@ -93,23 +96,23 @@ def differences(
         strategies, and under ``controls`` what it must be read with: ``yes_ratio`` (yes/no tasks),
         ``length`` (captions) and ``sampling``.
     """
-    found = []
+    gaps = []
     for strategy in strategies:
         pair = _Pair(group, strategy, other or group, baseline)
         plains = pair.plain(seed)
-        beside = _controls(pair, plains, run or {}, curve, seed)
+        blocks = _controls(pair, plains, run or {}, curve, seed)
         for split, plain in plains.items():
             head = {"task": group.task, "data": group.data, "split": split}
             sides = {"strategy": strategy, "baseline": baseline}
-            found.append({**head, **sides, **plain, "controls": beside[split]})
+            gaps.append({**head, **sides, **plain, "controls": blocks[split]})
     families: dict[Any, list[Any]] = {}
-    for gap in found:
+    for gap in gaps:
         # Controls are no claims: they neither widen the family nor are part of it.
         control = gap["controls"]["sampling"].get("against") == []
         families.setdefault((gap["split"], control), []).append(gap["metrics"])
     for rivals in families.values():
         _correct(rivals)
-    return found
+    return gaps
 
 
 def _controls(
@@ -122,19 +125,20 @@ def _controls(
     """The controls of one pair by split."""
     task = pair.group.task
     temperature = run.get("sampling", {}).get(task, {}).get("temperature", 0.0)
-    facts = run.get("strategies", {}).get(pair.strategy, {}).get("controls")
-    ran = [name for name in (facts or {}).get("read_against", ()) if name in pair.group.lines]
+    measured = run.get("strategies", {}).get(pair.strategy, {}).get("controls")
+    ran = [name for name in (measured or {}).get("read_against", ()) if name in pair.group.lines]
     rivals = {c: _Pair(pair.group, pair.strategy, pair.group, c).plain(seed) for c in ran}
     ratios = pair.yes_ratios(temperature > 0, seed)
-    found: dict[str | None, dict[str, Any]] = {}
+    lengths = benchmark_named(task).controlled_by("length")
+    blocks: dict[str | None, dict[str, Any]] = {}
     for split, plain in plains.items():
-        beside: dict[str, Any] = {"yes_ratio": ratios[split]} if split in ratios else {}
-        if task == "chair":
-            beside["length"] = pair.lengths(plain, curve, seed)
+        block: dict[str, Any] = {"yes_ratio": ratios[split]} if split in ratios else {}
+        if lengths:
+            block["length"] = pair.lengths(split, plain, curve, seed)
         compared = {name: splits[split] for name, splits in rivals.items() if split in splits}
-        beside["sampling"] = controls.against(facts, temperature, compared)
-        found[split] = beside
-    return found
+        block["sampling"] = controls.against(measured, temperature, compared)
+        blocks[split] = block
+    return blocks
 
 
 def _correct(rivals: Sequence[dict[str, dict[str, float]]]) -> None:

@@ -22,6 +22,7 @@ from typing import Any
 import numpy as np
 
 from halludecode.core.errors import InvalidData
+from halludecode.evals.benchmarks.registry import benchmark_named
 from halludecode.evals.statistics import intervals as stats
 
 Line = Mapping[str, Any]
@@ -139,12 +140,13 @@ class _Split:
 
     def drawn(self, weights: np.ndarray) -> np.ndarray:
         """Accuracies [6, resamples]: (strategy, baseline) plain, at its yes-ratio, at our own."""
-        total, ours, theirs, said, yes = (weights @ self.sums).T
-        rights = [ours, theirs, self.ranked.right(weights, yes), theirs, ours, theirs]
+        total, ours, theirs, our_yes, their_yes = (weights @ self.sums).T
+        rights = [ours, theirs, self.ranked.right(weights, their_yes), theirs, ours, theirs]
         if self.rival is not None:
-            rights[5] = self.rival.right(weights, said)
+            rights[5] = self.rival.right(weights, our_yes)
         if self.sampled and self.rival is not None:
-            rights[3], rights[4] = self.rival.right(weights, yes), self.ranked.right(weights, said)
+            rights[3] = self.rival.right(weights, their_yes)
+            rights[4] = self.ranked.right(weights, our_yes)
         table = np.stack(rights)
         return np.divide(table, total, out=np.zeros_like(table), where=total > 0)
 
@@ -186,8 +188,8 @@ def yes_ratio(
     if usable:
         blocks |= _blocks(usable, sampled, resamples, seed, level)
     if None not in splits and len(usable) < len(splits):
-        asked = sum(len(pairs) for pairs in splits.values())
-        blocks["mean"] = {"n": asked, "reason": next(filter(None, reasons.values()))}
+        questions = sum(len(pairs) for pairs in splits.values())
+        blocks["mean"] = {"n": questions, "reason": next(filter(None, reasons.values()))}
     return {name: blocks[name] for name in (*splits, "mean") if name in blocks}
 
 
@@ -225,10 +227,10 @@ def _blocks(
     values = {name: split.drawn(once)[:, 0] for name, split in arrays.items()}
     blocks: dict[str | None, dict[str, Any]] = {}
     for name, split in arrays.items():
-        asked, yes = int(split.sums[:, 0].sum()), int(split.sums[:, 4].sum())
+        questions, yes = int(split.sums[:, 0].sum()), int(split.sums[:, 4].sum())
         head = {
-            "n": asked,
-            "yes_ratio": yes / asked,
+            "n": questions,
+            "yes_ratio": yes / questions,
             "threshold": split.ranked.threshold(yes),
         }
         blocks[name] = head | _numbers(
@@ -247,27 +249,26 @@ def _blocks(
 
 
 def _pictures(splits: Mapping[str | None, Pairs]) -> tuple[dict[str, int], list[str]]:
-    """Place of every picture, and the group it is resampled in."""
-    groups = {_picture(a): _group(a) for pairs in splits.values() for a, _ in pairs}
-    return {name: i for i, name in enumerate(groups)}, list(groups.values())
+    """Place of every picture, and the stratum it is resampled in."""
+    stratum_of = {
+        _picture(line): benchmark_named(line["task"]).stratum(line)
+        for pairs in splits.values()
+        for line, _ in pairs
+    }
+    return {name: i for i, name in enumerate(stratum_of)}, list(stratum_of.values())
 
 
 def _picture(line: Line) -> str:
-    # MME's id is subtask/picture#k: its score resamples pictures within their subtask.
-    return str(line["id"]).rpartition("#")[0] if line["task"] == "mme" else str(line["image"])
-
-
-def _group(line: Line) -> str:
-    return str(line["id"]).partition("/")[0] if line["task"] == "mme" else ""
+    return benchmark_named(line["task"]).cluster(line)
 
 
 def _arrays(pairs: Pairs, places: Mapping[str, int], sampled: bool) -> _Split:
     pictures = [places[_picture(a)] for a, _ in pairs]
     positive = [a["label"] == "yes" for a, _ in pairs]
-    known = all(_finite(b.get("margin")) for _, b in pairs)
+    mirrored = all(_finite(b.get("margin")) for _, b in pairs)
     ours, theirs = (
         Ranked([pair[side]["margin"] for pair in pairs], positive, pictures, len(places))
-        if side == 0 or known
+        if side == 0 or mirrored
         else None
         for side in (0, 1)
     )

@@ -19,9 +19,9 @@ from halludecode.evals.benchmarks.chair.object_words import reader
 from halludecode.evals.data.image_ids import load_ids
 from halludecode.evals.load import Selection, load_units
 from halludecode.evals.presets import DESCRIBED, TASKS, Preset, preset_for
-from halludecode.evals.report.gallery import save_pictures
 from halludecode.evals.results import controls as hd_controls
 from halludecode.evals.results.build import Report, arrange, build_results
+from halludecode.evals.results.kept_pictures import save_pictures
 from halludecode.evals.runner.batching import BATCH, Setup, answer_all
 from halludecode.evals.runner.run_folder import RunStore
 from halludecode.evals.runner.run_record import check_data, recipe

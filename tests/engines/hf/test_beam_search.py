@@ -11,7 +11,12 @@ from transformers import DynamicCache, MistralConfig
 
 import halludecode as hd
 from halludecode.core.beam_search import BeamSearch
-from halludecode.core.errors import HookNeverFired, InvalidRequest, UnsupportedStrategy
+from halludecode.core.errors import (
+    HookNeverFired,
+    IncompatibleStrategies,
+    InvalidRequest,
+    UnsupportedStrategy,
+)
 from halludecode.core.strategy import Strategy
 from halludecode.engines.hf import batch as hf_batch
 from halludecode.engines.hf.token_tree import TokenTree
@@ -297,8 +302,12 @@ def test_two_threads_do_not_leak(llava):
 @pytest.mark.parametrize(
     ("call", "error", "says"),
     [
-        (lambda e: e.generate(requests(), "opera+vcd"), UnsupportedStrategy, "cannot be composed"),
-        (lambda e: e.plan("apc_only+opera"), UnsupportedStrategy, "run it alone"),
+        (
+            lambda e: e.generate(requests(), "opera+vcd"),
+            IncompatibleStrategies,
+            "cannot be composed",
+        ),
+        (lambda e: e.plan("apc_only+opera"), IncompatibleStrategies, "run it alone"),
         (
             lambda e: e.generate(requests(), "opera", hd.Sampling(temperature=0.7)),
             InvalidRequest,
@@ -312,7 +321,7 @@ def test_two_threads_do_not_leak(llava):
         (
             lambda e: hd.applied(e.model, e.processor, "opera").__enter__(),
             UnsupportedStrategy,
-            "needs search",
+            "needs 'beam search'",
         ),
     ],
     ids=["vcd", "apc", "temperature", "n", "applied"],

@@ -128,7 +128,7 @@ def test_applied_is_the_engine_on_a_plain_generate(engine):
 
 def test_applied_refuses_what_needs_rows(engine):
     with (
-        pytest.raises(UnsupportedStrategy, match=r"needs rows.*hd.load"),
+        pytest.raises(UnsupportedStrategy, match=r"needs 'extra rows'.*hd.load"),
         hd.applied(engine.model, engine.processor, "vcd"),
     ):
         pass

@@ -217,20 +217,26 @@ def test_cuda_graphs_refuse_edits_inside_the_model(ours, monkeypatch):
 
     compiled = ours.loaded.vllm_config.compilation_config
     monkeypatch.setattr(compiled, "cudagraph_mode", CUDAGraphMode.FULL_AND_PIECEWISE)
-    monkeypatch.setattr(ours, "_plans", {})
+    monkeypatch.setattr(ours, "_plans", LRU(8))
     ours.plan("vcd")
-    for spec, need in (("pai", "add_scores"), ("vista", "early"), ("agla", "activations")):
-        with pytest.raises(hd.UnsupportedStrategy, match=f"needs '{need}', which CUDA graphs"):
+    for spec, need in (
+        ("pai", "edits attention scores"),
+        ("vista", "decodes early layers"),
+        ("agla", "passes before the answer"),
+    ):
+        with pytest.raises(hd.UnsupportedStrategy, match=f"needs .*'{need}', which CUDA graphs"):
             ours.plan(spec)
 
 
-def test_looks_into_a_tower_that_ranks_share_by_pictures_are_refused(ours, monkeypatch):
+def test_reading_a_tower_that_ranks_share_by_pictures_is_refused(ours, monkeypatch):
     config = ours.loaded.vllm_config
     monkeypatch.setattr(config.parallel_config, "tensor_parallel_size", 2)
     monkeypatch.setattr(config.model_config.multimodal_config, "mm_encoder_tp_mode", "data")
-    monkeypatch.setattr(ours, "_plans", {})
+    monkeypatch.setattr(ours, "_plans", LRU(8))
     ours.plan("vcd+pai+vhr")
-    with pytest.raises(hd.UnsupportedStrategy, match="needs 'vision', which ranks with pictures"):
+    with pytest.raises(
+        hd.UnsupportedStrategy, match="needs 'vision-tower attention', which ranks with pictures"
+    ):
         ours.plan("damro")
 
 

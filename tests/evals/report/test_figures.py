@@ -3,8 +3,8 @@ import re
 import pytest
 
 from halludecode.evals.report import figures
-from halludecode.evals.report import terminal as tables
 from halludecode.evals.results.build import Answers
+from halludecode.evals.results.sections import Section
 from tests.support import drawing
 
 NAMES = {"greedy": "greedy", "vcd(alpha=1.0)": "vcd"}
@@ -23,7 +23,7 @@ def section(gap=None, splits=("random", "adversarial", "mean")):
     entries = {("greedy", s): pope(0.8, 0.5) for s in splits}
     entries |= {("vcd(alpha=1.0)", s): pope(0.85, 0.4) for s in splits}
     gaps = {("vcd(alpha=1.0)", s): gap for s in splits} if gap else {}
-    return tables.Section("pope", "d", entries, gaps)
+    return Section("pope", "d", entries, gaps)
 
 
 def gap(low, high, matched=None):
@@ -58,10 +58,10 @@ def test_bars_follow_the_interval_of_the_paired_difference():
 
 def test_share_of_true_yes_comes_from_the_metrics():
     # precision x yes-ratio / recall = share of questions whose answer is yes
-    part = tables.Section("pope", "d", {("greedy", None): pope(0.8, 0.4, 0.9, 0.6)}, {})
+    part = Section("pope", "d", {("greedy", None): pope(0.8, 0.4, 0.9, 0.6)}, {})
     at, _ = figures._truth(part, None)
     assert at == pytest.approx(60)
-    degenerate = tables.Section("pope", "d", {("greedy", None): pope(0.5, 0.0, 0.0, 0.0)}, {})
+    degenerate = Section("pope", "d", {("greedy", None): pope(0.5, 0.0, 0.0, 0.0)}, {})
     assert figures._truth(degenerate, None) is None
 
 
@@ -93,7 +93,7 @@ def chair():
         }
         for s in texts
     }
-    return tables.Section("chair", "d", entries, {}), answers
+    return Section("chair", "d", entries, {}), answers
 
 
 def test_captions_get_recall_length_and_curves(chair):
@@ -116,6 +116,6 @@ def test_curve_is_chair_of_the_cut_captions(chair):
 
 
 def test_runs_without_captions_answered_get_no_curve():
-    part = tables.Section("chair", "d", {}, {})
+    part = Section("chair", "d", {}, {})
     answers = Answers("chair", "d", {}, {})
     assert figures.figures(part, {}, answers) == []

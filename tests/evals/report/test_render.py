@@ -9,18 +9,26 @@ from html.parser import HTMLParser
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from rich.console import Console
 
 from halludecode.core.errors import InvalidData, InvalidParameter
+from halludecode.evals.benchmarks.chair import CHAIR
 from halludecode.evals.benchmarks.chair import object_words as words
+from halludecode.evals.benchmarks.registry import BENCHMARKS
 from halludecode.evals.report import gallery
-from halludecode.evals.report import terminal as tables
 from halludecode.evals.report.html import verdict, widths
 from halludecode.evals.report.render import render
+from halludecode.evals.results.build import Answers, Report
+from halludecode.evals.results.chosen_samples import disputed
+from halludecode.evals.results.kept_pictures import picture_path
+from halludecode.evals.results.sections import Section
+from halludecode.evals.results.terminal import comparison_tables
 from halludecode.evals.runner import batching as batches
 from halludecode.evals.runner.run import run_eval
 from tests.support import eval_world as world
 
-READER = words.reader("wordnet", "tables")
+TABLES = {"family": "wordnet", "path": "tables"}
+READER = words.reader(**TABLES)
 
 
 @pytest.fixture(scope="module")
@@ -88,8 +96,8 @@ def test_page_holds_every_number_of_the_table(made):
     folder, report = made
     text = " ".join(Page(render([folder], "html")).text)
     for entry in report.results["runs"]:
-        for column in tables.COLUMNS[entry["task"]]:
-            value = entry["metrics"][column.metric]["value"] * column.scale
+        for column in BENCHMARKS.get(entry["task"]).metrics:
+            value = entry["metrics"][column.name]["value"] * column.scale
             assert f"{value:.1f}" in text
     for word in ("POPE on set", "CHAIR on set", "MME on set", "0123", "halludecode 0.1.0"):
         assert word in text
@@ -116,10 +124,12 @@ def test_gallery_strikes_out_exactly_the_invented_objects(made):
     assert "picture not kept" not in text[: text.index('id="browse"')]
 
 
+def strike(caption, objects):
+    return gallery.strike(caption, CHAIR.mentions(caption, {"objects": objects}, TABLES))
+
+
 def test_strike_marks_words_by_object_and_keeps_the_caption():
-    marked, count = gallery.strike(
-        "A puppy & a fire hydrant near two Cars.", frozenset({"dog"}), READER
-    )
+    marked, count = strike("A puppy & a fire hydrant near two Cars.", ["dog"])
     assert count == 2
     assert marked.startswith('A <span class="true">puppy</span> &amp; a <s class="wrong"')
     assert re.findall(r"<s [^>]*>(.*?)</s>", marked) == ["fire hydrant", "Cars"]
@@ -128,11 +138,11 @@ def test_strike_marks_words_by_object_and_keeps_the_caption():
 
 @given(
     st.lists(st.sampled_from(["dog", "a bus", "<b>", "&", "cups", "hot dogs", "sky", ". "])),
-    st.frozensets(st.sampled_from(["dog", "bus", "cup"])),
+    st.lists(st.sampled_from(["dog", "bus", "cup"]), unique=True),
 )
 def test_strike_loses_no_letter(parts, objects):
     caption = " ".join(parts)
-    marked, count = gallery.strike(caption, objects, READER)
+    marked, count = strike(caption, objects)
     bare = re.sub(r"<sup[^>]*>.*?</sup>", "", marked)
     bare = re.sub(r"</?(?:s|span)\b[^>]*>", "", bare)
     assert html.unescape(bare) == caption
@@ -141,7 +151,7 @@ def test_strike_loses_no_letter(parts, objects):
 
 
 def test_unknown_truth_marks_nothing():
-    assert gallery.strike("a <dog>", None, READER) == ("a &lt;dog&gt;", 0)
+    assert strike("a <dog>", None) == ("a &lt;dog&gt;", None)
 
 
 def test_gallery_takes_the_pictures_strategies_disagree_on():
@@ -150,13 +160,13 @@ def test_gallery_takes_the_pictures_strategies_disagree_on():
 
     lines = {"greedy": {None: {1: line(1), 2: line(3), 3: line(0)}}}
     lines["vcd"] = {None: {1: line(1), 2: line(1), 3: line(1)}}
-    group = gallery.Answers("chair", "d", {}, lines)
-    assert gallery.choose(group, 2) == [2, 3]
+    group = Answers("chair", "d", {}, lines)
+    assert disputed(group, 2) == [2, 3]
 
 
 def test_picture_names_from_data_stay_in_the_folder(tmp_path):
     for data, name in (("../up", "../../etc/x.png"), ("a/b", "/root/y.png")):
-        path = gallery.picture_path(tmp_path, data, name).resolve()
+        path = picture_path(tmp_path, data, name).resolve()
         assert path.is_relative_to(tmp_path.resolve() / "pictures")
 
 
@@ -181,10 +191,10 @@ def test_paragraph_on_widths_states_half_widths():
         ("greedy", None): {"metrics": {"chair_i": {"value": 0.2, "low": 0.15, "high": 0.27}}}
     }
     gaps = {("vcd", None): {"metrics": {"chair_i": {"value": 0.1, "low": 0.06, "high": 0.14}}}}
-    said = widths(tables.Section("chair", "d", entries, gaps))
+    said = widths(Section("chair", "d", entries, gaps))
     assert said.startswith("CHAIR_i is known to about ±6.0 points.")
     assert "known to about ±4.0" in said
-    assert widths(tables.Section("chair", "d", {}, {})) == ""
+    assert widths(Section("chair", "d", {}, {})) == ""
 
 
 def test_csv_has_one_line_per_metric(made):
@@ -242,6 +252,67 @@ def test_several_runs_in_one_report(made, tmp_path):
     assert {row["run"] for row in rows} == {f"{home}/run", "else/run"}
     render([made[0], other], "lmms-eval", tmp_path / "out")
     assert {p.name for p in (tmp_path / "out").iterdir()} == {f"{home}_run", "else_run"}
+
+
+# A benchmark that is gone ------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def gone(made, tmp_path_factory):
+    """The run as it was made with a plugin's benchmarks, which nobody has installed here."""
+    folder = tmp_path_factory.mktemp("gone") / "run"
+    shutil.copytree(made[0], folder)
+    names = {"pope": "naturalpope", "chair": "longcaptions"}
+    for name in ("run.json", "results.json"):
+        text = (folder / name).read_text()
+        for known, stranger in names.items():
+            text = text.replace(f'"{known}"', f'"{stranger}"')
+        (folder / name).write_text(text)
+    lines = world.lines(folder / "samples.jsonl")
+    for line in lines:
+        line["task"] = names.get(line["task"], line["task"])
+    world.write_lines(folder / "samples.jsonl", lines)
+    return folder
+
+
+def test_a_benchmark_that_is_gone_is_shown_under_the_names_of_its_metrics(gone):
+    shown = render([gone], "md")
+    table = shown[shown.index("## NATURALPOPE on set") : shown.index("## LONGCAPTIONS on set")]
+    assert "random accuracy | random precision" in table
+    (entry,) = (
+        e
+        for e in json.loads((gone / "results.json").read_text())["runs"]
+        if (e["task"], e["split"], e["strategy"]) == ("naturalpope", "random", "greedy")
+    )
+    assert f"{entry['metrics']['precision']['value']:.3f} [" in table
+    assert "No benchmark 'naturalpope' is installed here" in shown
+    assert "MME total" in shown
+
+
+def test_a_benchmark_that_is_gone_is_no_reason_to_fail(gone, tmp_path):
+    text = render([gone], "html")
+    assert "NATURALPOPE on set" in text and "LONGCAPTIONS on set" in text
+    rows = list(csv.DictReader(io.StringIO(render([gone], "csv"))))
+    assert {row["task"] for row in rows} == {"naturalpope", "longcaptions", "mme"}
+    assert not any(row["control"] for row in rows)
+    render([gone], "lmms-eval", tmp_path / "lmms")
+    (path,) = (tmp_path / "lmms").glob("*vcd/*_results.json")
+    assert set(json.loads(path.read_text())["results"]) == {"mme"}
+    render([gone], "vlmevalkit", tmp_path / "kit")
+    assert any("NATURALPOPE" in p.name for p in (tmp_path / "kit").iterdir())
+
+
+def test_tables_of_a_benchmark_that_is_gone_fit(gone):
+    results, run = (json.loads((gone / f"{name}.json").read_text()) for name in ("results", "run"))
+    for table in (
+        Report(results, gone, run).table(),
+        comparison_tables(results["differences"], {}),
+    ):
+        file = io.StringIO()
+        Console(width=120, file=file).print(table)
+        shown = file.getvalue()
+        assert "NATURALPOPE" in shown and "LONGCAPTIONS" in shown
+        assert max(map(len, shown.splitlines())) <= 120
 
 
 def test_output_file_is_written(made, tmp_path):

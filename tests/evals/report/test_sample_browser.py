@@ -7,11 +7,11 @@ from dataclasses import replace
 
 import pytest
 
-from halludecode.evals.report import chosen_samples as chosen
-from halludecode.evals.report import gallery
 from halludecode.evals.report import sample_browser as browser
 from halludecode.evals.report.render import render
+from halludecode.evals.results import chosen_samples as chosen
 from halludecode.evals.results.build import Answers, arrange, labels
+from halludecode.evals.results.kept_pictures import picture_path
 from halludecode.evals.runner import batching as batches
 from halludecode.evals.runner.run import run_eval
 from halludecode.evals.runner.run_folder import read_json, read_lines
@@ -111,7 +111,7 @@ def test_chosen_pictures_are_kept_in_the_run_folder(made):
 
 
 def test_pictures_of_one_name_under_two_subtasks_do_not_mix(tmp_path):
-    one, two = (gallery.picture_path(tmp_path, "d", f"{s}/0020.png") for s in ("OCR", "code"))
+    one, two = (picture_path(tmp_path, "d", f"{s}/0020.png") for s in ("OCR", "code"))
     assert one != two
 
 

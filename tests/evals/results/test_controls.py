@@ -16,8 +16,7 @@ from halludecode.core.plan import Plan, compile_plan, typical_model_info
 from halludecode.core.registry import STRATEGIES
 from halludecode.core.strategy import Strategy
 from halludecode.core.tracing import TracedStrategy
-from halludecode.evals.report import control_text
-from halludecode.evals.results import controls
+from halludecode.evals.results import control_text, controls
 from halludecode.evals.results.compare import compare_runs
 from halludecode.evals.runner.run import run_eval
 from tests.support import eval_world as world
@@ -306,6 +305,7 @@ def test_a_resumed_call_may_add_controls(testbed, tmp_path):
 def test_a_control_of_an_older_version_is_still_told():
     block = {"yes_ratio": 0.4, "difference": {"value": 0.1, "low": 0.0, "high": 0.2}}
     block |= {"accuracy": {"value": 0.6}, "baseline": {"value": 0.5}, "verdict": "holds"}
-    gap = {"strategy": "vcd", "baseline": "greedy", "controls": {"yes_ratio": block}}
+    sides = {"strategy": "vcd", "baseline": "greedy"}
+    gap = {"task": "pope", **sides, "controls": {"yes_ratio": block}}
     said = control_text.sentences(gap, {}, lambda gap, scale: f"{gap['value'] * scale:.1f}")
     assert said == ["At greedy's yes-ratio (40.0 %): accuracy 60.0 against 50.0, 10.0: holds."]

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from halludecode.core.errors import InvalidRequest, UnsupportedStrategy
+from halludecode.core.needs import quoted
 from halludecode.core.plan import Plan
 from halludecode.core.tracing import TracedStrategy
 
@@ -37,12 +38,6 @@ def check_plan(plan: Plan, config: Any) -> None:
     Raises:
         UnsupportedStrategy: The sentence names the need and what to change.
     """
-    for part in plan.parts:
-        if any(branch.mask is not None for branch in part.branches.values()):
-            raise UnsupportedStrategy(
-                f"{part.strategy.name} hides image tokens of a whole row (Branch.mask), which "
-                "engine 'vllm' does not serve; use engine='hf'."
-            )
     compiled = config.compilation_config
     if plan.needs & INSIDE and compiled.cudagraph_mode.name != "NONE":
         _refuse(plan, INSIDE, "CUDA graphs would leave out; start with enforce_eager=True")
@@ -133,5 +128,5 @@ def edited_rows(part: TracedStrategy) -> set[str]:
 
 
 def _refuse(plan: Plan, needs: frozenset[str], why: str) -> None:
-    need = min(plan.needs & needs, default="rows")
-    raise UnsupportedStrategy(f"{plan.canonical} needs {need!r}, which {why}, or engine='hf'.")
+    named = quoted(plan.needs & needs or {"rows"})
+    raise UnsupportedStrategy(f"{plan.canonical} needs {named}, which {why}, or engine='hf'.")

@@ -273,7 +273,10 @@ class GroupSampler(Sampler):
                 forward = self.runner.hd_forward()
                 names = [request.group for request in requests]
                 early = {layer: forward.early_of(names, layer) for layer in part.early}
-                parts.append((part.strategy, Step(named, t, state, decode, early, masking=masking)))
+                step = Step(
+                    named, t, state, decode, early, masking=masking, owner=part.strategy.name
+                )
+                parts.append((part.strategy, step))
         combined = hd_step.combine(parts, main)
         pictured = placed([request.pictured for request in requests], main.device)
         return combined.where(pictured[:, None], main)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from halludecode.core.paper import Paper
-from halludecode.evals.benchmarks.base import Benchmark, Metric
+from halludecode.evals.benchmarks.base import Benchmark, Metric, MetricPlot
 from halludecode.evals.benchmarks.registry import benchmark
 
 PAPER = Paper(
@@ -22,7 +22,13 @@ class AMBER(Benchmark):
     title = "AMBER"
     needs = "amber/annotations.json with query/*.json, or --annotations ANNOTATIONS.json"
     metrics = (
-        Metric("chair", "CHAIR %", lower_is_better=True, beside=(("hal", "Hal"), ("cog", "Cog"))),
+        Metric(
+            "chair",
+            "CHAIR %",
+            lower_is_better=True,
+            beside=(("hal", "Hal"), ("cog", "Cog")),
+            short="chair",
+        ),
         Metric("cover", "cover %"),
         Metric("f1", "F1 %", beside=(("accuracy", "accuracy"),)),
         Metric("amber", "AMBER %"),
@@ -30,4 +36,14 @@ class AMBER(Benchmark):
         Metric("attribute.f1", "attribute F1 %", unless="f1"),
         Metric("relation.f1", "relation F1 %", unless="f1"),
     )
+    more_metrics = (Metric("accuracy", "accuracy %", control="yes_ratio"),)
+    plots = (
+        MetricPlot(
+            "CHAIR against cover",
+            (("cover", "chair"),),
+            "Saying less invents less: a strategy is better when it moves down without moving "
+            "left.",
+        ),
+    )
+    tells_unparsed = True
     vlmevalkit = "AMBER"

@@ -23,4 +23,5 @@ class HallusionBench(Benchmark):
     title = "HallusionBench"
     needs = "hallusionbench/HallusionBench.json, or --annotations that file"
     metrics = tuple(Metric(name, f"{name} %") for name in ("aAcc", "qAcc", "fAcc", "hard"))
+    tells_unparsed = True
     vlmevalkit = "HallusionBench"

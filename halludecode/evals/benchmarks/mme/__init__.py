@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from halludecode.core.paper import Paper
-from halludecode.evals.benchmarks.base import Benchmark, LmmsEvalTask, Metric
+from halludecode.evals.benchmarks.base import Benchmark, DetailTable, LmmsEvalTask, Metric
 from halludecode.evals.benchmarks.registry import benchmark
 
 PAPER = Paper(
@@ -22,9 +25,16 @@ class MME(Benchmark):
     title = "MME"
     needs = "mme/<subtask>/*.txt in the folder, or a hub data set with MME's columns"
     metrics = (
-        Metric("total", "MME total", scale=1.0, headline=True),
-        Metric("hallucination_subset", "halluc. subset", scale=1.0, headline=True),
+        Metric("total", "MME total", scale=1.0, headline=True, short="total"),
+        Metric(
+            "hallucination_subset",
+            "halluc. subset",
+            scale=1.0,
+            headline=True,
+            short="hallucination_subset",
+        ),
     )
+    details = DetailTable("Score of every subtask (0 to 200)", suffix=".score")
     lmms_eval = LmmsEvalTask(
         "mme",
         metrics={
@@ -33,3 +43,28 @@ class MME(Benchmark):
         },
     )
     vlmevalkit = "MME"
+
+    @classmethod
+    def scale_of(cls, name: str) -> float:
+        """Sums of points are shown as they are, shares of questions and pictures as percentages."""
+        return 100.0 if name.endswith((".acc", ".acc_plus")) else 1.0
+
+    @classmethod
+    def cluster(cls, line: Mapping[str, Any]) -> str:
+        """``subtask/picture`` of the id ``subtask/picture#k``: names repeat between subtasks."""
+        return str(line["id"]).rpartition("#")[0]
+
+    @classmethod
+    def stratum(cls, line: Mapping[str, Any]) -> str:
+        """The subtask: its score is over its own pictures."""
+        return str(line["id"]).partition("/")[0]
+
+    @classmethod
+    def lmms_eval_outcome(cls, line: Mapping[str, Any]) -> dict[str, Any]:
+        """lmms-eval sums over the two questions of a picture, by group of subtasks."""
+        from halludecode.evals.benchmarks.mme.scoring import COGNITION
+
+        subtask = cls.stratum(line)
+        group = "cognition" if subtask in COGNITION else "perception"
+        kept = {"question_id": cls.cluster(line), "category": subtask, "score": line["score"]}
+        return {cls.lmms_eval.metrics[group][0]: kept}

@@ -3,7 +3,13 @@
 from __future__ import annotations
 
 from halludecode.core.paper import Paper
-from halludecode.evals.benchmarks.base import Benchmark, LmmsEvalTask, Metric
+from halludecode.evals.benchmarks.base import (
+    YES_RATIO,
+    YES_RATIO_PLOT,
+    Benchmark,
+    LmmsEvalTask,
+    Metric,
+)
 from halludecode.evals.benchmarks.registry import benchmark
 
 PAPER = Paper(
@@ -29,8 +35,11 @@ class POPE(Benchmark):
             beside=(("f1", "F1"), ("yes_ratio", "yes")),
             control="yes_ratio",
             headline=True,
+            guessing=50.0,
         ),
     )
+    more_metrics = (Metric("f1", "F1 %", headline=True), YES_RATIO)
+    plots = (YES_RATIO_PLOT,)
     lmms_eval = LmmsEvalTask(
         "pope",
         {"random": "pope_random", "popular": "pope_pop", "adversarial": "pope_adv"},
@@ -41,5 +50,6 @@ class POPE(Benchmark):
             "f1": ("pope_f1_score", 1.0, True),
             "yes_ratio": ("pope_yes_ratio", 1.0, True),
         },
+        pooled=True,
     )
     vlmevalkit = "POPE"

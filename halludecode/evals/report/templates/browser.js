@@ -3,7 +3,7 @@
   var data = JSON.parse(document.getElementById("samples").textContent);
   var root = document.getElementById("browser");
   var form = root.querySelector("form"), cards = root.querySelector(".cards");
-  var PAGE = 6, MARK = "#browse?", NAMES = {pope: "POPE", chair: "CHAIR", mme: "MME", amber: "AMBER"};
+  var PAGE = 6, MARK = "#browse?";
 
   function el(tag, name, text) {
     var made = document.createElement(tag);
@@ -12,7 +12,7 @@
     return made;
   }
   function unique(values) { return Array.from(new Set(values)); }
-  function titled(task) { return NAMES[task] || task; }
+  function titled(task) { return data.titles[task] || task; }
 
   // What one strategy did with one sample.
   function said(sample, i) { return i >= 0 && sample.by[i] >= 0 ? sample.said[sample.by[i]] : null; }

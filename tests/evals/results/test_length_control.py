@@ -6,8 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from halludecode.evals.benchmarks.chair import length_control as lengths
+from halludecode.evals.benchmarks.chair import CHAIR, shortening
 from halludecode.evals.benchmarks.chair import scoring as chair
+from halludecode.evals.results import length_control as lengths
 from halludecode.evals.statistics import intervals as stats
 from tests.support.published import published_captions, published_score, truth
 
@@ -23,7 +24,7 @@ def scored(captions, truth=TRUTH):
 
 def control(a, b, **more):
     plain = {name: gap.to_dict() for name, gap in stats.compare(a, b, resamples=200).items()}
-    return lengths.length_control(a, b, plain, **more)
+    return lengths.length_control(CHAIR, a, b, plain, **more)
 
 
 def values(block, side=None):
@@ -140,7 +141,7 @@ def test_cut_captions_are_equally_long_and_whole_ones_unchanged(texts):
         for side in (0, 1)
     )
     whole = {i: len(o["words"]) for i, o in a.outcomes.items()}
-    assert lengths.shortened(a, whole).metrics == pytest.approx(a.metrics)
+    assert shortening.shortened(a, whole).metrics == pytest.approx(a.metrics)
     block = control(a, b)
     matched = block["matched"]["metrics"]
     assert matched["length"]["strategy"] == matched["length"]["baseline"]

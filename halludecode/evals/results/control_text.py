@@ -3,33 +3,33 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any
 
-from halludecode.evals.benchmarks.chair.length_control import ALIKE, JUDGED
-from halludecode.evals.benchmarks.chair.length_control import VERDICTS as LENGTH
+from halludecode.evals.benchmarks.base import Benchmark, Metric
+from halludecode.evals.benchmarks.registry import benchmark_named
 from halludecode.evals.results.controls import GREEDY
+from halludecode.evals.results.length_control import ALIKE
+from halludecode.evals.results.length_control import VERDICTS as LENGTH
 from halludecode.evals.results.yes_ratio import SHIFT
 
 Gap = Mapping[str, Any]
 Labels = Mapping[str, str]
 Write = Callable[[Mapping[str, float], float], str]  # a difference and its scale
 
-TITLES = {"chair_i": "CHAIR_i", "chair_s": "CHAIR_s", "recall": "recall", "f1": "F1"}
-# What is told of the difference to a control; the rest is in the JSON.
-HEADLINES = {
-    "pope": ("accuracy", "f1"),
-    "chair": JUDGED,
-    "mme": ("total", "hallucination_subset"),
-}
+# In a cell, before the difference under the control of its metric.
+SIGNS: Mapping[str | None, str] = MappingProxyType({"yes_ratio": "=yes", "length": "=len"})
+UNDECLARED = 3  # metrics told of a benchmark without headlines; the rest is in the JSON
 
 
-def matched(gap: Gap, metric: str) -> tuple[str, Mapping[str, float] | None]:
-    """Sign and difference of the control that goes with a metric; None where there is none."""
+def matched(gap: Gap, metric: Metric) -> Mapping[str, float] | None:
+    """The difference under the control that a metric must be read with; None without one."""
     controls = gap.get("controls", {})
-    if metric == "accuracy":
-        return "=yes", controls.get("yes_ratio", {}).get("difference")
-    length = controls.get("length", {}).get("matched", {}).get("metrics", {})
-    return "=len", length.get(metric) if metric in JUDGED else None
+    if metric.control == "yes_ratio":
+        return controls.get("yes_ratio", {}).get("difference")
+    if metric.control == "length":
+        return controls.get("length", {}).get("matched", {}).get("metrics", {}).get(metric.name)
+    return None
 
 
 def rival(gap: Gap | None, control: str) -> Mapping[str, Any] | None:
@@ -50,14 +50,14 @@ def rivals(gaps: Mapping[Any, Gap]) -> list[tuple[str, str]]:
 
 def legend(gaps: Sequence[Gap]) -> list[str]:
     """What the lines of controls mean, and what they came to, for the tables of a run."""
-    said = []
+    sentences = []
     if any("yes_ratio" in gap.get("controls", {}) for gap in gaps):
-        said.append(
+        sentences.append(
             "=yes: accuracy difference with the yes-no margins cut where greedy's yes-ratio is met."
         )
     if any("length" in gap.get("controls", {}) for gap in gaps):
-        said.append("=len: difference with both captions of a picture cut to the shorter one.")
-    return [*said, *general(gaps)]
+        sentences.append("=len: difference with both captions of a picture cut to the shorter one.")
+    return [*sentences, *general(gaps)]
 
 
 def general(gaps: Sequence[Gap]) -> list[str]:
@@ -68,15 +68,15 @@ def general(gaps: Sequence[Gap]) -> list[str]:
 
 def verdicts(gaps: Iterable[Gap], labels: Labels) -> list[str]:
     """One sentence for every difference that its control takes away or that has no control."""
-    found: dict[tuple[str, str], list[str]] = {}
+    splits_of: dict[tuple[str, str], list[str]] = {}
     for gap in gaps:
         name = labels.get(gap["strategy"], gap["strategy"])
-        for said in _losses(gap):
+        for loss in _losses(gap):
             where = f"{gap['task'].upper()} on {gap['data']}"
-            found.setdefault((f"{name}, {where}", said), []).append(gap["split"] or "")
+            splits_of.setdefault((f"{name}, {where}", loss), []).append(gap["split"] or "")
     return [
-        f"{who}{f' ({joined})' if (joined := ', '.join(filter(None, splits))) else ''}: {said}."
-        for (who, said), splits in found.items()
+        f"{who}{f' ({joined})' if (joined := ', '.join(filter(None, splits))) else ''}: {loss}."
+        for (who, loss), splits in splits_of.items()
     ]
 
 
@@ -90,7 +90,8 @@ def _losses(gap: Gap) -> Iterator[str]:
     elif ratio.get("verdict", "").startswith(SHIFT):
         yield ratio["verdict"]
     lost = controls.get("length", {}).get("matched", {}).get("verdict", {})
-    names = [TITLES[metric] for metric, verdict in lost.items() if verdict == LENGTH["only"]]
+    benchmark = benchmark_named(gap["task"])
+    names = [benchmark.metric(m).words for m, verdict in lost.items() if verdict == LENGTH["only"]]
     if names:
         yield f"{' and '.join(names)}: {LENGTH['only']}"
     sampling = controls.get("sampling", {})
@@ -112,7 +113,7 @@ def sentences(gap: Gap, labels: Labels, write: Write) -> list[str]:
     if "yes_ratio" in controls:
         lines.append(_yes_ratio(controls["yes_ratio"], name, base, write))
     if "length" in controls:
-        lines += _length(controls["length"], write)
+        lines += _length(gap, write)
     return lines + list(_sampling(gap, labels, write))
 
 
@@ -127,43 +128,56 @@ def _yes_ratio(block: Mapping[str, Any], name: str, base: str, write: Write) -> 
     )
 
 
-def _length(block: Mapping[str, Any], write: Write) -> Iterator[str]:
-    cut, alike, rates = block["matched"], block["alike"], block["rates"]["metrics"]
-    yield f"Both cut to the shorter: {_listed(cut, JUDGED, write)}."
-    said: dict[str, list[str]] = {}
-    for metric, verdict in cut["verdict"].items():
-        said.setdefault(verdict, []).append(TITLES[metric])
-    yield "; ".join(f"{', '.join(names)}: {verdict}" for verdict, names in said.items()) + "."
+def _length(gap: Gap, write: Write) -> Iterator[str]:
+    benchmark, block = benchmark_named(gap["task"]), gap["controls"]["length"]
+    cut, alike = block["matched"], block["alike"]
+    judged = benchmark.controlled_by("length")
+    yield f"Both cut to the shorter: {_listed(benchmark, cut, judged, write)}."
+    names_of: dict[str, list[str]] = {}
+    for name, verdict in cut["verdict"].items():
+        names_of.setdefault(verdict, []).append(benchmark.metric(name).words)
+    yield "; ".join(f"{', '.join(names)}: {verdict}" for verdict, names in names_of.items()) + "."
     yield (
         f"Lengths within {ALIKE:.0%}: {alike['reason']}."
         if "reason" in alike
-        else f"Lengths within {ALIKE:.0%} (n = {alike['n']}): {_listed(alike, JUDGED, write)}."
+        else f"Lengths within {ALIKE:.0%} (n = {alike['n']}): "
+        f"{_listed(benchmark, alike, judged, write)}."
     )
-    yield (
-        f"Hallucinated mentions per 100 words {write(rates['per_100_words'], 1.0)}; "
-        f"F1 of objects {write(rates['f1'], 100.0)}."
+    yield from _rates(block["rates"]["metrics"], write)
+
+
+def _rates(metrics: Mapping[str, Mapping[str, float]], write: Write) -> Iterator[str]:
+    """Rates that hang less on length, of those that the benchmark has."""
+    titles = (
+        ("per_100_words", "hallucinated mentions per 100 words", 1.0),
+        ("f1", "F1 of objects", 100.0),
     )
+    rates = "; ".join(
+        f"{title} {write(metrics[name], scale)}" for name, title, scale in titles if name in metrics
+    )
+    if rates:
+        yield f"{rates[0].upper()}{rates[1:]}."
 
 
 def _sampling(gap: Gap, labels: Labels, write: Write) -> Iterator[str]:
     block = gap.get("controls", {}).get("sampling", {})
+    benchmark = benchmark_named(gap["task"])
     for entry in block.get("against", ()):
         name = labels.get(entry["control"], entry["control"])
         if "reason" in entry:
             yield f"Minus {name}: {entry['reason']}."
         else:
-            told = HEADLINES.get(gap["task"]) or tuple(entry["metrics"])[:3]
-            yield f"Minus {name}: {_listed(entry, told, write)}."
+            metrics = benchmark.headlines() or tuple(entry["metrics"])[:UNDECLARED]
+            yield f"Minus {name}: {_listed(benchmark, entry, metrics, write)}."
     if (scale := block.get("net_scale")) not in (None, 0, 1):
         yield f"Net scale {scale:g}: as if at temperature T / {scale:g} where its rows agree."
     if block.get("note") and block["note"] != GREEDY:
         yield f"{block['note'][0].upper()}{block['note'][1:].rstrip('.')}."
 
 
-def _listed(entry: Mapping[str, Any], metrics: Sequence[str], write: Write) -> str:
-    unit = 1.0 if "total" in metrics else 100.0  # MME's sums are points, not fractions
-    return ", ".join(
-        f"{TITLES.get(name, name)} {write(entry['metrics'][name], unit)}"
-        for name in metrics
-        if name in entry["metrics"]
-    )
+def _listed(
+    benchmark: type[Benchmark], entry: Mapping[str, Any], names: Sequence[str], write: Write
+) -> str:
+    """Differences of several metrics in one line."""
+    metrics = [benchmark.metric(name) for name in names if name in entry["metrics"]]
+    return ", ".join(f"{m.words} {write(entry['metrics'][m.name], m.scale)}" for m in metrics)

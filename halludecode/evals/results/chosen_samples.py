@@ -15,6 +15,7 @@ from halludecode.evals.results.build import BASELINE, Answers
 
 KEPT = 80  # pictures per data source that a run folder keeps
 LEAST = 4  # of every kind
+DISPUTED = 8  # pictures per source in the gallery of captions
 
 
 def pictures(groups: Sequence[Answers], count: int = KEPT) -> dict[str, bool]:
@@ -51,25 +52,25 @@ def _shuffled(name: str) -> str:
 def _mixed(names: Sequence[str], apart: Mapping[str, int]) -> list[tuple[str, bool]]:
     """Drawn and chosen by turns, every picture once."""
     by_spread = sorted((n for n in names if apart[n]), key=lambda n: (-apart[n], _shuffled(n)))
-    found: dict[str, bool] = {}
+    mixed: dict[str, bool] = {}
     for i, drawn in enumerate(names):
-        found.setdefault(drawn, True)
+        mixed.setdefault(drawn, True)
         if i < len(by_spread):
-            found.setdefault(by_spread[i], False)
-    return list(found.items())
+            mixed.setdefault(by_spread[i], False)
+    return list(mixed.items())
 
 
 def _spreads(group: Answers) -> dict[str, int]:
     """How far the strategies are apart on every picture."""
-    said: dict[tuple[str | None, Any], list[int]] = {}
+    counts_of: dict[tuple[str | None, Any], list[int]] = {}
     image_of: dict[tuple[str | None, Any], str] = {}
     for split, i, line in _lines(group):
-        said.setdefault((split, i), []).append(mistakes(line))
+        counts_of.setdefault((split, i), []).append(mistakes(line))
         image_of[split, i] = line["image"]
-    found = dict.fromkeys(image_of.values(), 0)
-    for key, counts in said.items():
-        found[image_of[key]] += max(counts) - min(counts)
-    return found
+    spreads = dict.fromkeys(image_of.values(), 0)
+    for key, counts in counts_of.items():
+        spreads[image_of[key]] += max(counts) - min(counts)
+    return spreads
 
 
 def _lines(group: Answers) -> Iterable[tuple[str | None, Any, Mapping[str, Any]]]:
@@ -77,6 +78,24 @@ def _lines(group: Answers) -> Iterable[tuple[str | None, Any, Mapping[str, Any]]
         for split, lines in group.lines[strategy].items():
             for i, line in lines.items():
                 yield split, i, line
+
+
+def disputed(group: Answers, count: int = DISPUTED) -> list[Any]:
+    """Ids on whose invented objects the strategies disagree most, in either direction; then by id.
+
+    Args:
+        group: Answers to a task of captions.
+        count: At most how many.
+    """
+    counts_of: dict[Any, list[int]] = {}
+    for _, i, line in _lines(group):
+        counts_of.setdefault(i, []).append(mistakes(line))
+    return sorted(counts_of, key=lambda i: (min(counts_of[i]) - max(counts_of[i]), str(i)))[:count]
+
+
+def any_line(group: Answers, i: Any) -> Mapping[str, Any]:
+    """Some strategy's line about a sample: question, picture and truth are the same in all."""
+    return next(line for _, own, line in _lines(group) if own == i)
 
 
 def mistakes(line: Mapping[str, Any]) -> int:

@@ -1,0 +1,49 @@
+"""What a strategy may need of an engine and of a model's family, in the words people read.
+
+Needs are short names: verbs of `core.attention.Attention`, hooks, and what a `core.branch.Branch`
+edits. Programs compare the names; lists, tables and refusals show these words.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+
+WORDS: Mapping[str, str] = {
+    "rows": "extra rows",
+    "main prompt": "edits the main prompt",
+    "images": "edits images",
+    "pixels": "edits pixels",
+    "features": "edits image features",
+    "masked rows": "rows without some image tokens",
+    "activations": "passes before the answer",
+    "raster": "image raster",
+    "vision": "vision-tower attention",
+    "key": "a value per image token",
+    "mass": "reads attention mass",
+    "scores": "reads attention scores",
+    "weights": "reads attention weights",
+    "head_outputs": "reads head outputs",
+    "token_mask": "marks tokens by hidden state",
+    "at_first_token": "chooses at the first token",
+    "add_scores": "edits attention scores",
+    "scale_scores": "edits attention scores",
+    "mask": "masks keys",
+    "scale_weights": "edits attention weights",
+    "scale_heads": "edits head outputs",
+    "steer": "edits hidden states",
+    "early": "decodes early layers",
+    "whole": "prompts read whole",
+    "search": "beam search",
+    "generate": "the model's own generate()",
+}
+
+
+def in_words(needs: Iterable[str]) -> tuple[str, ...]:
+    """Needs as people read them, in the table's order, each once."""
+    needed = set(needs)
+    return tuple(dict.fromkeys(words for need, words in WORDS.items() if need in needed))
+
+
+def quoted(needs: Iterable[str]) -> str:
+    """Needs within a sentence: ``'extra rows', 'beam search'``."""
+    return ", ".join(map(repr, in_words(needs)))

@@ -1,0 +1,76 @@
+"""The sentences below the tables of a run."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from halludecode.evals.benchmarks.registry import NotInstalled, benchmark_named
+from halludecode.evals.results import control_text
+from halludecode.evals.results.sections import MARK, MEAN
+
+Labels = Mapping[str, str]  # canonical strategy to a shorter name
+
+
+def notes(results: Mapping[str, Any], labels: Labels) -> list[str]:
+    """What a reader of the tables must know, and what went wrong.
+
+    Args:
+        results: The content of ``results.json``.
+        labels: Canonical strategy to a shorter name.
+    """
+    sentences: list[str] = []
+    if results.get("differences"):
+        sentences.append(
+            f"Below a value: paired difference to greedy, 95 % interval, {MARK} leaves out zero "
+            "(not corrected for several strategies; results.json has Holm's p)."
+        )
+        sentences += control_text.legend(results["differences"])
+        sentences += control_text.verdicts(results["differences"], labels)
+    sentences.append(
+        "time/token is relative to greedy, prefill included; it varies with the machine. Questions "
+        "about one picture share what was computed of it unless a strategy edits the prompt "
+        "itself, so that one-word answers show the prefill above all."
+    )
+    entries = [entry for entry in results["runs"] if entry["split"] != MEAN]
+    for entry in entries:
+        sentences += _losses(entry, labels)
+    return [*sentences, *_warnings(entries, labels), *_strangers(entries)]
+
+
+def _losses(entry: Mapping[str, Any], labels: Labels) -> Iterator[str]:
+    """What is missing in one entry."""
+    name = labels.get(entry["strategy"], entry["strategy"])
+    where = f"{name}, {entry['task']} on {entry['data']}"
+    if entry["failed"]:
+        split = f" ({entry['split']})" if entry["split"] else ""
+        yield f"{where}{split}: {entry['failed']} failed, see errors.jsonl."
+    if benchmark_named(entry["task"]).tells_unparsed and entry.get("unparsed"):
+        yield (
+            f"{where}: {entry['unparsed']} of {entry['n']} "
+            "answers say neither yes nor no as the official rule reads them."
+        )
+
+
+def _warnings(entries: Sequence[Mapping[str, Any]], labels: Labels) -> Iterator[str]:
+    """What strategies warned of, with the number of answers it holds for."""
+    warned = Counter[tuple[str, str]]()
+    answers = Counter[str]()
+    for entry in entries:
+        answers[entry["strategy"]] += entry["n"]
+        for sentence, count in entry.get("warnings", {}).items():
+            warned[entry["strategy"], sentence] += count
+    for (strategy, sentence), count in warned.items():
+        name = labels.get(strategy, strategy)
+        yield f"{name}, {count} of {answers[strategy]} answers: {sentence}"
+
+
+def _strangers(entries: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """Tasks that this installation does not know."""
+    for task in dict.fromkeys(entry["task"] for entry in entries):
+        if issubclass(benchmark_named(task), NotInstalled):
+            yield (
+                f"No benchmark {task!r} is installed here: its metrics stand as in results.json, "
+                "without titles, units and controls."
+            )
