@@ -28,12 +28,12 @@ def measure(engine: Any, lines: Sequence[dict], clock: Callable[[], float]) -> l
         clock: Seconds.
     """
     made = []
-    own = engine.net.model_info().vocab_size
+    own = engine.model_info.vocab_size
     for line in (line for line in lines if line["name"] in ROWS):
         strategy, row = engine.plan(line["name"]).parts[0].strategy, ROWS[line["name"]]
         entry: dict[str, Any] = {"name": line["name"], "streams": line["streams"], "ms": {}}
         for size in VOCABULARIES:
-            logits = torch.randn(2, line["streams"], size, device=engine.net.device)
+            logits = torch.randn(2, line["streams"], size, device=engine.hf_model.device)
             entry["ms"][size] = _median_ms(strategy, {"main": logits[0], row: logits[1]}, clock)
         near = min(VOCABULARIES, key=lambda size: abs(size - own))
         entry["share"] = (

@@ -39,7 +39,6 @@ from halludecode.core.step import Step, combine
 from halludecode.engines.hf.activations import PLAIN
 from halludecode.engines.hf.batch import Batch
 from halludecode.engines.hf.hooks import attention_set
-from halludecode.engines.inputs.chat import to_prompt
 from halludecode.engines.inputs.rows import PreparedRequest
 from halludecode.testbed import dataset
 from tests.support.specs import supplied
@@ -75,7 +74,7 @@ CLOCKS = ("wall clock", "processor")
 
 def told_clock(engine: Any) -> str:
     """The clock that matters: on a GPU the process only waits, on shared cores others are timed."""
-    return "processor" if engine.net.device.type == "cpu" else "wall clock"
+    return "processor" if engine.hf_model.device.type == "cpu" else "wall clock"
 
 
 def writing(engine: Any, asked: Sequence[hd.Request], spec: str, tokens: int) -> Iterator[Any]:
@@ -84,31 +83,31 @@ def writing(engine: Any, asked: Sequence[hd.Request], spec: str, tokens: int) ->
         yield from two_calls(engine, asked, tokens)
         return
     sampling = hd.Sampling(max_new_tokens=tokens, min_new_tokens=tokens)
-    prompts = [to_prompt(request, engine.net.layout.placeholder) for request in asked]
-    yield from engine._write(prompts, engine.plan(spec), sampling, (), reuse=False)
+    prompts = [engine.prompt_of(request) for request in asked]
+    yield from engine.write(prompts, engine.plan(spec), sampling)
 
 
 @torch.no_grad()
 def two_calls(engine: Any, asked: Sequence[hd.Request], tokens: int) -> Iterator[Any]:
     """VCD with a forward call for each of its two rows, greedy."""
     plan = engine.plan("vcd")
-    prompts = [to_prompt(request, engine.net.layout.placeholder) for request in asked]
-    jobs = engine._jobs(prompts, plan, reuse=False)
+    prompts = [engine.prompt_of(request) for request in asked]
+    requests = engine.prepare(prompts, plan)
     batches = [
-        Batch(engine.net, engine._maker, PLAIN, [_alone(job, name) for job in jobs])
+        Batch(engine.hf_model, engine.row_builder, PLAIN, [_alone(each, name) for each in requests])
         for name in ("main", "noised")
     ]
     logits = [batch.prefill() for batch in batches]
     for _ in range(tokens):
         rows = dict(zip(("main", "noised"), logits, strict=True))
-        step = Step(rows, torch.ones(len(jobs), 1))
+        step = Step(rows, torch.ones(len(requests), 1))
         chosen = combine([(plan.parts[0].strategy, step)], rows["main"]).argmax(-1).cpu()
         yield None
         logits = [batch.step(chosen) for batch in batches]
 
 
-def _alone(job: PreparedRequest, name: str) -> PreparedRequest:
-    return PreparedRequest(job.prompt, {"main": job.rows[name]}, (), ())
+def _alone(request: PreparedRequest, name: str) -> PreparedRequest:
+    return PreparedRequest(request.prompt, {"main": request.rows[name]}, (), ())
 
 
 class Writer:
@@ -131,21 +130,19 @@ class Writer:
 
     def first(self) -> Spent:
         """Time to the first token, with nothing remembered of the pictures."""
-        engine = self.engine
-        for store in (engine._prefixes, engine.net._features, engine._collector._kept):
-            store.clear()
+        self.engine.clear_caches()
         return self.next()
 
     def next(self) -> Spent:
         """Time of one token."""
         if self._settled is not None:
             return self._settled
-        before = self.engine.net.calls
+        before = self.engine.hf_model.calls
         with attention_set(self.engine.model, bool(self._plan.attending)):
             start, began = time.perf_counter(), time.process_time()
             state = next(self._steps)
             spent = time.perf_counter() - start, time.process_time() - began
-        self.calls += self.engine.net.calls - before
+        self.calls += self.engine.hf_model.calls - before
         return spent if self._plan.search is None else self._share(state, spent)
 
     def _share(self, outputs: Sequence[hd.Output], spent: Spent) -> Spent:

@@ -72,8 +72,8 @@ class Clients:
         """Answer all requests."""
         from halludecode.engines.vllm.frontend.output_reader import OutputReader
 
-        reader, waiting = OutputReader(self.engine._loaded), list(asked)
-        names = self._ask(reader, waiting, level)
+        reader, waiting = OutputReader(self.engine.loaded), list(asked)
+        opened = self._ask(reader, waiting, level)
         for _ in reader.steps():
             now, done = self.now(), 0
             for clock, answer in zip(self.clocks, reader.answers, strict=True):
@@ -81,33 +81,29 @@ class Clients:
                 if answer.finish and not clock.last:
                     clock.last = now
                     done += 1
-            names += self._ask(reader, waiting, done)
+            opened += self._ask(reader, waiting, done)
         failed = [answer.error for answer in reader.answers if answer.error]
-        failed += [HalluDecodeError(note["error"]) for note in reader.notes() if note["error"]]
+        failed += [HalluDecodeError(each["error"]) for each in reader.reports() if each["error"]]
         if failed:
             raise failed[0]
-        self.engine._loaded.tell("hd_forget", names)
+        self.engine.forget(opened)
 
-    def _ask(self, reader: Any, waiting: list[hd.Request], most: int) -> list[str]:
+    def _ask(self, reader: Any, waiting: list[hd.Request], most: int) -> list[Any]:
         """Prepare the next requests (earlier passes run here, at once); hand them over."""
-        from halludecode.engines.inputs.chat import to_prompt
-
-        engine = self.engine
         sampling = hd.Sampling(max_new_tokens=self.tokens, min_new_tokens=self.tokens)
         some, waiting[:most] = waiting[:most], []
         self.clocks += [Clock(self.now()) for _ in some]
-        prompts = [to_prompt(request, engine._loaded.layout.placeholder) for request in some]
-        asked = [(engine._name(), prompt, self.plan) for prompt in prompts]
-        for (name, *_), job in zip(asked, engine._jobs(asked), strict=True):
-            reader.add(engine._feeds.group(job, self.plan, sampling, name, {}), sampling)
-        return [name for name, *_ in asked]
+        opened = self.engine.open(some, self.plan)
+        for request in opened:
+            reader.add(self.engine.group(request, sampling), sampling)
+        return opened
 
 
 def on_vllm(engines: Engines, asked: Sequence[hd.Request], name: str, args: Any, level: int) -> Run:
     """One run on the vLLM engine, nothing remembered of earlier ones."""
     engine, now = engines["vllm"], NOW[told_clock(engines["hf"])]
-    engine._loaded.engine.reset_prefix_cache()
-    engine._loaded.engine.reset_encoder_cache()
+    engine.loaded.engine.reset_prefix_cache()
+    engine.loaded.engine.reset_encoder_cache()
     clients = Clients(engine, engine.plan(busy(name)), args.tokens, now)
     start = now()
     clients.run(asked, level)

@@ -28,7 +28,7 @@ sys.path[:0] = [str(Path(__file__).resolve().parents[1])]
 from scipy.stats import norm
 
 import halludecode as hd
-from halludecode.calibration.data import samples
+from halludecode.analysis.calibration_samples import samples
 from halludecode.evals.runner.run import run_eval
 
 PAGE = Path(__file__).with_suffix(".md")

@@ -9,13 +9,13 @@ from typing import Any
 from halludecode.core.errors import InvalidRequest
 from halludecode.core.spec import Spec, get
 from halludecode.engines import ENGINES
-from halludecode.engines.api import Explain, Output, Request, Sampling
+from halludecode.engines.api import Engine, Explain, Output, Request, Sampling
 from halludecode.engines.hf.apply import applied
 
 __all__ = ["applied", "generate", "get", "load"]
 
 
-def load(model: Any, engine: str = "hf", **engine_args: Any) -> Any:
+def load(model: Any, engine: str = "hf", **engine_args: Any) -> Engine:
     """Load a model into an engine.
 
     Args:
@@ -71,11 +71,7 @@ def generate(
     if isinstance(model, str):
         loaded = _load_cached(model, engine)
     else:
-        loaded = (
-            model
-            if hasattr(model, "generate") and hasattr(model, "provides")
-            else load(model, engine)
-        )
+        loaded = model if isinstance(model, Engine) else load(model, engine)
     try:
         chosen = Sampling(**sampling)
     except TypeError as error:
@@ -86,5 +82,5 @@ def generate(
 
 
 @lru_cache(maxsize=1)
-def _load_cached(model: str, engine: str) -> Any:
+def _load_cached(model: str, engine: str) -> Engine:
     return load(model, engine)

@@ -31,6 +31,7 @@ from halludecode.analysis.sample_metrics import HeadReading, Sinks
 from halludecode.core.errors import InvalidData, InvalidParameter, InvalidRequest
 from halludecode.core.prompt import Prompt, digest
 from halludecode.engines.api import Output, Request, Sampling
+from halludecode.engines.base import local
 
 METRICS = ("vhd", "mass", "ablation")
 TOP_SHARE = 0.25  # of a layer's heads that count in T-VHD
@@ -102,6 +103,7 @@ def head_sensitivity(
     given = [_sample(each) for each in samples]
     if not given:
         raise InvalidRequest("No samples to measure heads on: give at least one with a picture.")
+    engine = local(engine)
     task = _Task.of(engine, given, metric, tokens, sinks)
     known = {name: engine.describe()[name] for name in ("model", "model_digest", "dtype")}
     identity = {"heads": 1, "metric": metric, **known, "settings": task.settings}
@@ -197,7 +199,7 @@ def _measure(
     from tqdm import tqdm
 
     todo = [(i, s) for i, s in zip(ids, given, strict=True) if i not in records.done]
-    at_once = 1 if task.metric == "ablation" else getattr(engine, "batch_size", 1)
+    at_once = 1 if task.metric == "ablation" else engine.batch_size or 1
     bar = tqdm(
         total=len(given),
         initial=len(given) - len(todo),
@@ -293,11 +295,11 @@ def _kinds(engine: Any, sample: HeadSample, output: Output) -> dict[str, list[in
 
 
 def _answer(engine: Any, sample: HeadSample) -> tuple[dict, dict]:
-    feeder, words = engine._maker.feeder, str(sample.answer)
+    words = str(sample.answer)
     if words in ("yes", "no"):
-        steps = [feeder.word_ids(words)]
+        steps = [engine.inputs.word_ids(words)]
     else:
-        ids = feeder.tokenizer(words, add_special_tokens=False)["input_ids"]
+        ids = engine.tokenizer(words, add_special_tokens=False)["input_ids"]
         steps = [[token] for token in ids]
     change = measure.ablation(engine, sample.request, steps)
     return {"answer": Part(1, change.mean(-1).numpy())}, {"answer": words}
@@ -326,9 +328,8 @@ def object_tokens(engine: Any, output: Output, objects: Sequence[str]) -> dict[s
     """
     from halludecode.evals.benchmarks.chair.object_words import reader
 
-    tokenizer = engine._maker.feeder.tokenizer
     ids = list(output.token_ids)
-    text = [tokenizer.decode(ids[:i], skip_special_tokens=True) for i in range(len(ids) + 1)]
+    text = [engine.tokenizer.decode(ids[:i], skip_special_tokens=True) for i in range(len(ids) + 1)]
     lead = len(text[-1]) - len(text[-1].lstrip())
     ends = [len(part) - lead for part in text]
     found: dict[str, list[int]] = {"hallucinated": [], "real": []}
@@ -368,4 +369,4 @@ def _picture(engine: Any, sample: HeadSample) -> str:
 
 
 def _prompt(engine: Any, sample: HeadSample) -> Prompt:
-    return measure.prompt_of(engine, sample.request)
+    return engine.prompt_of(sample.request)

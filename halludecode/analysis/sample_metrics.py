@@ -26,7 +26,7 @@ from halludecode.core.sinks import is_sink
 from halludecode.core.state import State
 from halludecode.core.strategy import Strategy
 from halludecode.engines.api import Output, Request, Sampling
-from halludecode.engines.inputs.chat import to_prompt
+from halludecode.engines.base import LocalEngine
 
 if TYPE_CHECKING:
     from halludecode.core.attention import Attention
@@ -44,12 +44,7 @@ class Sinks:
     tau: float
 
 
-def model_info_of(engine: Any) -> ModelInfo:
-    """The model's numbers, as any plan of its engine knows them."""
-    return engine.plan("scaled(scale=2.0)").parts[0].model_info
-
-
-def sinks_of(engine: Any, spec: str = "var") -> Sinks:
+def sinks_of(engine: LocalEngine, spec: str = "var") -> Sinks:
     """The sinks that a `var` strategy finds on this model."""
     part = engine.plan(spec).parts[0]
     return Sinks(part.strategy.sinks(part.model_info), part.strategy.threshold(part.model_info))
@@ -73,9 +68,9 @@ class _Numbered(Strategy):
         self.count += 1
         return {"case": torch.tensor(self.count - 1)}
 
-    def run(self, engine: Any, requests: Sequence[Request], tokens: int) -> list[Output]:
+    def run(self, engine: LocalEngine, requests: Sequence[Request], tokens: int) -> list[Output]:
         """Answers under this strategy; what it reads is kept on it."""
-        made = compile_plan((self,), engine.net.model_info(), engine.provides, engine=engine.name)
+        made = compile_plan((self,), engine.model_info, engine.provides, engine=engine.name)
         plan = _Unshared(**{f.name: getattr(made, f.name) for f in fields(made)})
         self.reset()
         outputs = engine.generate(requests, plan, Sampling(max_new_tokens=tokens))
@@ -140,7 +135,9 @@ class HeadReading:
     output: Output | None = None
 
 
-def divergences(engine: Any, requests: Sequence[Request], tokens: int) -> Iterator[HeadReading]:
+def divergences(
+    engine: LocalEngine, requests: Sequence[Request], tokens: int
+) -> Iterator[HeadReading]:
     """VHD "vhd" of every written token, and "inliers": outliers zeroed (arXiv:2412.13949).
 
     Both streams are the plain model's and read the same tokens; without the Hugging Face engine
@@ -149,18 +146,18 @@ def divergences(engine: Any, requests: Sequence[Request], tokens: int) -> Iterat
     if engine.name == "hf":
         yield from _watched(engine, requests, tokens, Watch(_read_divergence, blind=True))
         return
-    layers = tuple(range(model_info_of(engine).num_layers))
+    layers = tuple(range(engine.model_info.num_layers))
     for request in requests:
-        prompt = prompt_of(engine, request)
+        prompt = engine.prompt_of(request)
         seen, blind = (
-            engine._collector.collect(ActivationRequest(one, heads=layers)).heads
+            engine.activations(ActivationRequest(one, heads=layers)).heads
             for one in (prompt, prompt.without_images())
         )
         vhd, inliers = divergence(seen, blind)
         yield HeadReading([{"vhd": vhd, "inliers": inliers}])
 
 
-def masses(engine: Any, requests: Sequence[Request], sinks: Sinks) -> Iterator[HeadReading]:
+def masses(engine: LocalEngine, requests: Sequence[Request], sinks: Sinks) -> Iterator[HeadReading]:
     """Attention of the last prompt token on "image" tokens: on "sinks" among them and "others".
 
     From activations, layer 0 has no sinks: what enters it is not shown, and no activation is
@@ -170,15 +167,15 @@ def masses(engine: Any, requests: Sequence[Request], sinks: Sinks) -> Iterator[H
         read = partial(_read_mass, sinks=sinks)
         yield from _watched(engine, requests, 1, Watch(read, blind=False))
         return
-    depth = model_info_of(engine).num_layers
+    depth = engine.model_info.num_layers
     for request in requests:
         wanted = ActivationRequest(
-            prompt_of(engine, request),
+            engine.prompt_of(request),
             image=tuple(range(depth)),
             hidden=tuple(range(depth - 1)) if sinks.dims else (),
             every_token=True,
         )
-        kept = engine._collector.collect(wanted)
+        kept = engine.activations(wanted)
         stuck = torch.zeros(depth, 1, kept.image.shape[-1], dtype=torch.bool)
         if sinks.dims:  # what leaves a layer enters the next
             found = is_sink(kept.hidden, dims=sinks.dims, tau=sinks.tau)  # [L-1, T]
@@ -188,17 +185,11 @@ def masses(engine: Any, requests: Sequence[Request], sinks: Sinks) -> Iterator[H
 
 
 def _watched(
-    engine: Any, requests: Sequence[Request], tokens: int, watch: Watch
+    engine: LocalEngine, requests: Sequence[Request], tokens: int, watch: Watch
 ) -> Iterator[HeadReading]:
     outputs = watch.run(engine, requests, tokens)
     for i, output in enumerate(outputs):
         yield HeadReading(watch.found[i][: len(output.token_ids)], output)
-
-
-def prompt_of(engine: Any, request: Request) -> Prompt:
-    """A request as the engine's model reads it."""
-    net = engine.net if hasattr(engine, "net") else engine._host.net
-    return to_prompt(request, net.layout.placeholder)
 
 
 # Ablation ---------------------------------------------------------------------------------------
@@ -260,7 +251,7 @@ def check_ablation(engine: Any) -> None:
         )
 
 
-def ablation(engine: Any, request: Request, answer: Sequence[Sequence[int]]) -> Tensor:
+def ablation(engine: LocalEngine, request: Request, answer: Sequence[Sequence[int]]) -> Tensor:
     """float32 [L, H, T]: what silencing each head does to the log-probability of every step.
 
     Args:
@@ -268,7 +259,7 @@ def ablation(engine: Any, request: Request, answer: Sequence[Sequence[int]]) -> 
         request: The question, with a picture.
         answer: Per step, the ids that count as right; the first of them is fed on.
     """
-    m = model_info_of(engine)
+    m = engine.model_info
     heads = [(layer, head) for layer in range(m.num_layers) for head in range(m.num_heads)]
     silence = Silence([None, *heads], answer)
     silence.run(engine, [request] * (1 + len(heads)), len(answer))

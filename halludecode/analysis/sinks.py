@@ -15,15 +15,16 @@ import json
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from halludecode.core.activations import ActivationRequest
-from halludecode.core.errors import InvalidData, InvalidParameter, InvalidRequest
+from halludecode.core.errors import InvalidData, InvalidParameter
 from halludecode.core.prompt import Prompt
 from halludecode.core.sinks import CLASSES, Survey, is_sink, survey, threshold
 from halludecode.engines.api import Request
-from halludecode.engines.inputs.chat import to_prompt
+from halludecode.engines.base import LocalEngine, local
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -176,21 +177,17 @@ def sinks(
 
     Raises:
         InvalidParameter: tau is not above 0, or there are no samples.
-        InvalidRequest: A picture cannot be read.
-        UnsupportedStrategy: The engine cannot show activations (a running server).
+        InvalidRequest: A picture cannot be read, or the engine cannot show activations (a running
+            server).
     """
-    from halludecode.core.model_info import ModelInfo
-
     if tau is not None and not (math.isfinite(tau) and tau > 0):
         raise InvalidParameter(f"tau={tau}: it must be above 0.")
     requests = _requests(samples)
-    host, activations = _opened(engine)
-    model_info: ModelInfo = host.net.model_info()
-    prompts = _Prompts(requests, host.net.layout.placeholder)
-    with host._guard():
-        found = survey(
-            activations, prompts, model_info, threshold(model_info, tau), _tracker(progress)
-        )
+    engine = local(engine)
+    m, prompts = engine.model_info, _Prompts(engine, requests)
+    activations = partial(engine.activations, remember=False)  # they would fill the memory
+    with engine.guard():
+        found = survey(activations, prompts, m, threshold(m, tau), _tracker(progress))
         example = _example(engine, activations, prompts, found)
     known = engine.describe()
     kind = "built-in prompts" if samples is None else "samples"
@@ -201,14 +198,14 @@ def sinks(
 class _Prompts(Sequence[Prompt]):
     """Requests as prompts, each made when it is asked for, so that few pictures are open."""
 
-    def __init__(self, requests: Sequence[Request], placeholder: str) -> None:
-        self.requests, self._placeholder = requests, placeholder
+    def __init__(self, engine: LocalEngine, requests: Sequence[Request]) -> None:
+        self.requests, self._engine = requests, engine
 
     def __len__(self) -> int:
         return len(self.requests)
 
     def __getitem__(self, at: Any) -> Any:
-        return to_prompt(self.requests[at], self._placeholder)
+        return self._engine.prompt_of(self.requests[at])
 
 
 def _requests(samples: Iterable[Given] | None) -> list[Request]:
@@ -221,24 +218,15 @@ def _requests(samples: Iterable[Given] | None) -> list[Request]:
     return made
 
 
-def _opened(engine: Any) -> tuple[Any, Any]:
-    """The engine as `calibration.calibrator.Host`, and its passes, which are not remembered."""
-    calibrator = getattr(engine, "_calibrator", None)
-    if calibrator is None:
-        raise InvalidRequest(
-            f"Engine {getattr(engine, 'name', engine)!r} cannot show a model's insides; load the "
-            "model here with halludecode.load(model)."
-        )
-    return getattr(engine, "_host", engine), calibrator._collect
-
-
 def _tracker(progress: bool) -> Any:
     from tqdm import tqdm
 
     return lambda prompts: tqdm(prompts, "sinks", disable=not progress, dynamic_ncols=True)
 
 
-def _example(engine: Any, activations: Any, prompts: _Prompts, found: Survey) -> Example | None:
+def _example(
+    engine: LocalEngine, activations: Any, prompts: _Prompts, found: Survey
+) -> Example | None:
     """The first picture that has a raster, with its sinks."""
     import numpy as np
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 from PIL import Image
 
-from halludecode.engines.api import Request
+from halludecode.core.request import Request
 
 QUESTIONS = (
     "Describe the image.",

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import AbstractContextManager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
@@ -15,99 +14,66 @@ from torch import Tensor
 from halludecode.calibration.builtin_prompts import built_in
 from halludecode.calibration.store import ArtifactStore
 from halludecode.core import spec as hd_spec
-from halludecode.core.activations import ActivationRequest, Activations
 from halludecode.core.artifact import PIN, Artifact, shaping
 from halludecode.core.calibration import Calibration
 from halludecode.core.errors import InvalidParameter, InvalidRequest
-from halludecode.core.model_info import ModelInfo
-from halludecode.core.plan import Plan, compile_plan
+from halludecode.core.plan import compile_plan
 from halludecode.core.prompt import Prompt, digest
 from halludecode.core.registry import STRATEGIES
+from halludecode.core.request import Request, Sampling
 from halludecode.core.strategy import Strategy
-from halludecode.engines.api import Output, Request, Sampling
-from halludecode.engines.hf.activations import ActivationCollector
-from halludecode.engines.inputs.chat import to_prompt
 from halludecode.models.families import check_family
+
+if TYPE_CHECKING:
+    # Engines look up artifacts when they compile a plan, so calibration lies below them: it knows
+    # the engine it is given by what it calls on it, and imports none.
+    from halludecode.engines.api import Output
+    from halludecode.engines.base import LocalEngine
 
 Samples = Sequence[tuple[Request, str | None]]  # with the right answer where it is known
 WORDS = ("yes", "no")
 LIKELIEST = 1000  # tokens whose probabilities are read; the rest counts as one
 
 
-class Host(Protocol):
-    """What making an artifact asks of an engine."""
-
-    @property
-    def name(self) -> str:
-        """The engine's, for messages."""
-        ...
-
-    @property
-    def model(self) -> Any:
-        """Has the model's ``config``."""
-        ...
-
-    @property
-    def net(self) -> Any:
-        """Has ``model_info()`` and ``layout``."""
-        ...
-
-    @property
-    def digest(self) -> str:
-        """Identity of the weights."""
-        ...
-
-    @property
-    def provides(self) -> frozenset[str]:
-        """Needs that are served."""
-        ...
-
-    def _guard(self) -> AbstractContextManager[Any]:
-        """Held while the model is looked at."""
-        ...
-
-    def generate(
-        self, requests: Sequence[Request], strategy: Plan, sampling: Sampling, **more: Any
-    ) -> list[Output]:
-        """Answers under a plan that may hold an artifact on trial."""
-        ...
-
-
 class Calibrator:
     """The artifacts of one loaded model: those kept in a folder, and the making of new ones.
 
     Args:
-        collector: The model's activations.
+        engine: Holds the model.
         folder: Where artifacts are kept, see `ArtifactStore`.
     """
 
-    def __init__(self, collector: ActivationCollector, folder: str | Path | None) -> None:
-        self.collector, self.store = collector, ArtifactStore(folder)
+    def __init__(self, engine: LocalEngine, folder: str | Path | None) -> None:
+        self.engine, self.store = engine, ArtifactStore(folder)
         self._known: dict[str, Artifact] = {}
 
-    def artifact(self, engine: Host, part: Strategy) -> Artifact | None:
-        """The part's artifact: a kept one; optional ones are else made from built-in prompts."""
-        if part.artifact is None:
+    def forget(self) -> None:
+        """Look artifacts up anew, in a store that has changed."""
+        self._known.clear()
+
+    def artifact(self, strategy: Strategy) -> Artifact | None:
+        """The strategy's artifact: a kept one; optional ones are else made of built-in prompts."""
+        if strategy.artifact is None:
             return None
-        key = f"{part.name}|{shaping(part)}|{getattr(part, PIN, None)}"
+        key = f"{strategy.name}|{shaping(strategy)}|{getattr(strategy, PIN, None)}"
         if key not in self._known:
-            found = self.store.find(part, engine.digest)
-            if found is None and part.artifact == "optional":
-                found = self._make(engine, part, None, "", 0, progress=False)
-            if found is None:
+            artifact = self.store.find(strategy, self.engine.digest)
+            if artifact is None and strategy.artifact == "optional":
+                artifact = self._make(strategy, None, "", 0, progress=False)
+            if artifact is None:
                 return None
-            self._known[key] = found
+            self._known[key] = artifact
         return self._known[key]
 
-    def pinned(self, engine: Host, part: Strategy) -> Strategy:
-        """A part that would take the artifact that fits, with that one named."""
-        if getattr(part, PIN, "") is not None or (found := self.artifact(engine, part)) is None:
-            return part
-        return replace(part, **{PIN: found.name})
+    def pinned(self, strategy: Strategy) -> Strategy:
+        """A strategy that would take the artifact that fits, with that one named."""
+        if getattr(strategy, PIN, "") is not None:
+            return strategy
+        artifact = self.artifact(strategy)
+        return strategy if artifact is None else replace(strategy, **{PIN: artifact.name})
 
     def make(
         self,
-        engine: Host,
         spec: hd_spec.Spec,
         samples: Samples | None = None,
         *,
@@ -115,39 +81,32 @@ class Calibrator:
         seed: int = 0,
         progress: bool = False,
     ) -> Artifact:
-        """Make and keep an artifact; see `HFEngine.calibrate`.
+        """Make and keep an artifact; see `LocalEngine.calibrate`.
 
         Args:
-            engine: The loaded model.
             spec: One strategy.
             samples: Requests with their answers; None is the built-in prompts.
             source: Where the samples are from, for the record.
             seed: Of trained artifacts.
             progress: Show a bar on standard error.
         """
-        parts = hd_spec.parse(spec)
-        if len(parts) != 1:
+        strategies = hd_spec.parse(spec)
+        if len(strategies) != 1:
             raise InvalidParameter("calibrate takes one strategy at a time.")
-        if not parts[0].declares("calibrate"):
+        strategy = strategies[0]
+        if not strategy.declares("calibrate"):
             able = ", ".join(cls.name for cls in STRATEGIES if cls.declares("calibrate"))
-            raise InvalidParameter(f"{parts[0].name} has nothing to calibrate; these have: {able}.")
+            raise InvalidParameter(f"{strategy.name} has nothing to calibrate; these have: {able}.")
         if samples is not None and not samples:
             raise InvalidParameter("No samples to calibrate on: give at least one request.")
-        made = self._make(engine, parts[0], samples, source, seed, progress=progress)
-        self.store.save(made)
-        self._known.clear()
-        return made
-
-    def _collect(self, request: ActivationRequest) -> Activations:
-        """Not remembered: the residuals of many whole prompts would fill the memory."""
-        return ActivationCollector(
-            self.collector.net, self.collector.maker, self.collector.prefixes
-        ).collect(request)
+        artifact = self._make(strategy, samples, source, seed, progress=progress)
+        self.store.save(artifact)
+        self.forget()
+        return artifact
 
     def _make(
         self,
-        engine: Host,
-        part: Strategy,
+        strategy: Strategy,
         samples: Samples | None,
         source: str,
         seed: int,
@@ -155,60 +114,63 @@ class Calibrator:
         progress: bool,
     ) -> Artifact:
         if samples is not None:
-            return self._made(engine, part, list(samples), "samples", source, seed, progress)
+            return self._made_of(list(samples), "samples", strategy, source, seed, progress)
         given, kind = built_in(), "built-in prompts"
         try:
-            return self._made(engine, part, given, kind, source, seed, progress)
-        except InvalidRequest:  # a host that cuts our made pictures otherwise than the processor
+            return self._made_of(given, kind, strategy, source, seed, progress)
+        except InvalidRequest:  # an engine that cuts our pictures otherwise than the processor
             given = [pair for pair in given if not pair[0].images]
-            return self._made(engine, part, given, f"{kind}, no picture", source, seed, progress)
+            kind = f"{kind}, no picture"
+            return self._made_of(given, kind, strategy, source, seed, progress)
 
-    def _made(
+    def _made_of(
         self,
-        engine: Host,
-        part: Strategy,
-        given: Sequence[tuple[Request, str | None]],
+        samples: Samples,
         kind: str,
+        strategy: Strategy,
         source: str,
         seed: int,
         progress: bool,
     ) -> Artifact:
-        prompts = [to_prompt(request, engine.net.layout.placeholder) for request, _ in given]
-        answers = [answer for _, answer in given]
-        model_info = engine.net.model_info()
-        needs = compile_plan((part,), replace(model_info, artifact={}), engine=engine.name).needs
-        check_family(engine.model.config, needs, part.name)
-        cal = Calibration(
+        engine = self.engine
+        prompts = [engine.prompt_of(request) for request, _ in samples]
+        answers = [answer for _, answer in samples]
+        bare = replace(engine.model_info, artifact={})
+        needs = compile_plan((strategy,), bare, engine=engine.name).needs
+        check_family(engine.config, needs, strategy.name)
+        calibration = Calibration(
             prompts,
-            self._collect,
+            # The residuals of many whole prompts would fill the memory.
+            partial(engine.activations, remember=False),
             answers,
-            _scorer(engine, model_info, given),
-            partial(_soft_prompt, engine, self.collector, prompts, answers, seed, progress),
-            partial(_track, part.name, progress),
+            _scorer(engine, samples),
+            partial(_soft_prompt, engine, prompts, answers, seed, progress),
+            partial(_track, strategy.name, progress),
         )
-        with engine._guard():
-            tensors = {name: value.cpu() for name, value in part.calibrate(cal, model_info).items()}
-        told = f"{len(given)} {kind}" + (f" of {source}" if source else "")
-        known = sum(answer is not None for answer in answers)
+        with engine.guard():
+            tensors = strategy.calibrate(calibration, engine.model_info)
+            tensors = {name: value.cpu() for name, value in tensors.items()}
+        origin = f"{len(samples)} {kind}" + (f" of {source}" if source else "")
+        labelled = sum(answer is not None for answer in answers)
         content = digest(*(p.key for p in prompts), answers)[:12]
-        told += f" ({known} with answers, digest {content}), seed {seed}"
-        about = (part.name, shaping(part), engine.digest)
-        return Artifact(*about, tensors, told, tuple(cal.notes))
+        origin += f" ({labelled} with answers, digest {content}), seed {seed}"
+        about = (strategy.name, shaping(strategy), engine.digest)
+        return Artifact(*about, tensors, origin, tuple(calibration.notes))
 
 
 def _scorer(
-    engine: Host, model_info: ModelInfo, samples: Samples
+    engine: LocalEngine, samples: Samples
 ) -> Callable[[Strategy, Mapping[str, Tensor]], float]:
     """`Calibration.score` on these samples."""
     labelled = [(request, answer) for request, answer in samples if answer in WORDS]
     requests = [request for request, _ in labelled or samples]
-    keep = None if labelled else min(model_info.vocab_size, LIKELIEST)
+    keep = None if labelled else min(engine.model_info.vocab_size, LIKELIEST)
     sampling = Sampling(max_new_tokens=1, logprobs=keep)
 
     def score(strategy: Strategy, artifact: Mapping[str, Tensor]) -> float:
         plan = compile_plan(
             (strategy,),
-            model_info,
+            engine.model_info,
             engine.provides,
             engine=engine.name,
             artifacts={hd_spec.format((strategy,)): Artifact(strategy.name, {}, "", artifact)},
@@ -231,22 +193,18 @@ def _entropy(output: Output) -> float:
 
 
 def _soft_prompt(
-    engine: Host,
-    collector: ActivationCollector,
+    engine: LocalEngine,
     prompts: Sequence[Prompt],
     answers: Sequence[str | None],
     seed: int,
     progress: bool,
 ) -> Mapping[str, Tensor]:
-    from halludecode.calibration.soft_prompt import train
-
     pairs = [
         (prompt, answer.capitalize() if answer in WORDS else answer)
         for prompt, answer in zip(prompts, answers, strict=True)
         if answer is not None and prompt.pictures
     ]
-    options = {"seed": seed, "at_once": engine.batch_size, "progress": progress}
-    return train(engine.net, collector.maker, pairs, **options)
+    return engine.train_soft_prompt(pairs, seed=seed, progress=progress)
 
 
 def _track(name: str, progress: bool, things: Sequence[Any]) -> Iterable[Any]:

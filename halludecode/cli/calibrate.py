@@ -56,7 +56,7 @@ def calibrate(
     """
     given = dict(locals())
     import halludecode
-    from halludecode.calibration.data import samples
+    from halludecode.analysis.calibration_samples import samples
     from halludecode.calibration.store import ArtifactStore
     from halludecode.core.spec import parse
     from halludecode.evals.runner.batching import threads_for

@@ -30,7 +30,7 @@ PromptPreset = Annotated[
         "deco, pai, damro, pope-brief, pope-short, testbed (default for it)."
     ),
 ]
-# Where `calibrate` and `sinks` take their samples from: `calibration.data.samples`.
+# Where `calibrate` and `sinks` take their samples from: `analysis.calibration_samples.samples`.
 SampleImages = Annotated[Path | None, typer.Option(help="Folder of the pictures.")]
 SampleAnnotations = Annotated[
     Path | None, typer.Option(help="POPE question file or COCO captions file.")

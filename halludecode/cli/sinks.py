@@ -51,7 +51,7 @@ def sinks(
     given = dict(locals())
     import halludecode
     from halludecode.analysis import sinks as analysis
-    from halludecode.calibration.data import samples
+    from halludecode.analysis.calibration_samples import samples
     from halludecode.evals.runner.batching import threads_for
 
     if tau is not None and not tau > 0:

@@ -34,7 +34,7 @@ class Calibration:
             answered rightly; where no sample has such an answer, minus the mean entropy in nats of
             the first token's distribution (ZeroTuning's supervised and unsupervised searches).
         soft_prompt: ``() -> tensors``: "soft" float32 [n, D], trained to stand for picture features
-            with the model frozen (`halludecode.calibration.soft_prompt`).
+            with the model frozen (`halludecode.engines.hf.soft_prompt`).
         track: Shows progress over an iterable.
         notes: Sentences on what was found; kept with the artifact.
     """

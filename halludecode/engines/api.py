@@ -1,4 +1,4 @@
-"""What every engine accepts and returns: Request, Sampling, Output, Chunk, Engine.
+"""What every engine accepts and returns, and the base class of engines.
 
 Nothing here imports torch or transformers: the types are shared by engines, evaluators, the command
 line and the server.
@@ -6,100 +6,55 @@ line and the server.
 
 from __future__ import annotations
 
-import math
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
-from halludecode.core.errors import InvalidParameter
+from halludecode.core.errors import (
+    HalluDecodeError,
+    HookNeverFired,
+    InvalidModel,
+    InvalidParameter,
+    InvalidRequest,
+    MissingExtra,
+    OutOfMemory,
+    UnknownStrategy,
+    UnsupportedStrategy,
+)
+from halludecode.core.request import Request, Sampling
 
 if TYPE_CHECKING:
     from numpy import ndarray
 
+    from halludecode.core.spec import Spec
+
+__all__ = [
+    "FATAL",
+    "Choice",
+    "Chunk",
+    "Engine",
+    "Explain",
+    "ExplainedToken",
+    "Explanation",
+    "Output",
+    "Request",
+    "Sampling",
+    "Timings",
+    "TokenLogprob",
+    "engines_providing",
+]
+
 Explain = bool | Literal["maps"]  # what `generate` takes as ``explain``
-ImageLike = Any  # PIL.Image.Image | str | Path | bytes; a str is a path or a data URL
-
-
-@dataclass(frozen=True)
-class Request:
-    """One question about zero or more pictures.
-
-    Args:
-        prompt: The user's words, or chat messages in the OpenAI form: ``[{"role": "user",
-            "content": [{"type": "image"}, {"type": "text", "text": "..."}]}]``. Words without a
-            placeholder are put into the model's own chat template, pictures first; words that hold
-            the model's placeholder (``<image>`` for LLaVA) are used as they stand.
-        images: Pictures in the order of their placeholders: PIL images, paths, bytes or data URLs.
-    """
-
-    prompt: str | Sequence[Mapping[str, Any]]
-    images: Sequence[ImageLike] = ()
-
-
-@dataclass(frozen=True)
-class Sampling:
-    """How tokens are drawn from the combined distribution; ``temperature=0`` is greedy.
-
-    Args:
-        max_new_tokens: Most tokens written.
-        min_new_tokens: No end-of-sequence token before this many tokens.
-        temperature: 0 takes the most likely token; otherwise scores are divided by it.
-        top_p: Keep the smallest set of tokens with this probability mass.
-        top_k: Keep this many tokens; 0 keeps all.
-        repetition_penalty: > 1 lowers tokens already in prompt or answer (CTRL's rule).
-        stop: Strings that end the answer; they are not part of it.
-        seed: Seed of the counter-based noise; None draws one.
-        n: Number of answers per request.
-        logprobs: Number of most likely tokens reported beside the chosen one; None reports nothing.
-
-    Raises:
-        InvalidParameter: A value is out of bounds; the sentence names them.
-    """
-
-    max_new_tokens: int = 64
-    min_new_tokens: int = 0
-    temperature: float = 0.0
-    top_p: float = 1.0
-    top_k: int = 0
-    repetition_penalty: float = 1.0
-    stop: Sequence[str] = ()
-    seed: int | None = None
-    n: int = 1
-    logprobs: int | None = None
-
-    def __post_init__(self) -> None:
-        if isinstance(self.stop, str):
-            object.__setattr__(self, "stop", (self.stop,))
-        object.__setattr__(self, "stop", tuple(self.stop))
-        rules = (
-            ("max_new_tokens", self.max_new_tokens >= 1, ">= 1"),
-            (
-                "min_new_tokens",
-                0 <= self.min_new_tokens <= self.max_new_tokens,
-                "in [0, max_new_tokens]",
-            ),
-            (
-                "temperature",
-                self.temperature >= 0 and math.isfinite(self.temperature),
-                "finite and >= 0",
-            ),
-            ("top_p", 0 < self.top_p <= 1, "in (0, 1]"),
-            ("top_k", self.top_k >= 0, ">= 0 (0 keeps all tokens)"),
-            ("repetition_penalty", self.repetition_penalty > 0, "> 0"),
-            ("stop", all(isinstance(s, str) and s for s in self.stop), "non-empty strings"),
-            ("n", self.n >= 1, ">= 1"),
-            ("logprobs", self.logprobs is None or self.logprobs >= 0, "None or >= 0"),
-        )
-        for name, holds, bounds in rules:
-            if not holds:
-                raise InvalidParameter(
-                    f"Sampling({name}={getattr(self, name)!r}): {name} must be {bounds}."
-                )
-        if self.n > 1 and self.temperature == 0:
-            raise InvalidParameter(
-                f"Sampling(n={self.n}, temperature=0): greedy decoding gives {self.n} equal "
-                "answers; set temperature > 0 or n=1."
-            )
+# Errors of the strategy, model or machine: they would repeat for every request.
+FATAL = (
+    HookNeverFired,
+    InvalidModel,
+    InvalidParameter,
+    MissingExtra,
+    UnknownStrategy,
+    UnsupportedStrategy,
+)
 
 
 @dataclass(frozen=True)
@@ -232,29 +187,120 @@ class Chunk:
     output: Output | None = None
 
 
-class Engine(Protocol):
-    """A loaded model that answers requests under any strategy whose needs it provides."""
+class Engine(ABC):
+    """A model, here or behind a server, that answers requests under any strategy it provides for.
 
-    provides: frozenset[str]
+    Attributes:
+        name: Of the kind of engine: "hf", "vllm", "server".
+        model_id: The model's name, as it was loaded.
+        provides: Needs of strategies that are served, see `halludecode list`.
+        batch_size: Most requests in one forward; None where that is not ours to choose.
+        takes_bytes: Whether pictures are best handed over as the bytes of their files.
+    """
+
+    name: ClassVar[str]
     model_id: str
+    provides: frozenset[str]
+    batch_size: int | None = None
+    takes_bytes: ClassVar[bool] = False
 
+    @abstractmethod
+    def plan(self, strategy: Spec) -> Any:
+        """Compile a strategy for this model; `generate` takes the result in a spec's place."""
+
+    @abstractmethod
+    def describe(self) -> dict[str, Any]:
+        """Model, weights digest, dtype, device and library versions, for run records."""
+
+    @abstractmethod
     def generate(
         self,
         requests: Request | Sequence[Request],
         strategy: Any = "greedy",
-        sampling: Sampling = ...,
+        sampling: Sampling | None = None,
         *,
         score_words: Sequence[str] = (),
         explain: Explain = False,
     ) -> list[Output]:
         """Answers in the order of the requests."""
-        ...
+
+    def generate_each(
+        self,
+        requests: Sequence[Request],
+        strategy: Any = "greedy",
+        sampling: Sampling | None = None,
+        *,
+        score_words: Sequence[str] = (),
+    ) -> list[Output | HalluDecodeError]:
+        """One output or error per request: what fails does not take the others along.
+
+        Here a batch that fails is halved until the culprit is found; memory that is too small for a
+        batch may do for its halves, so it is treated alike. Engines that answer requests apart from
+        each other do it without.
+
+        Args:
+            requests: See `generate`, as the rest.
+            strategy: What acts.
+            sampling: How tokens are drawn.
+            score_words: Words whose scores are wanted.
+
+        Raises:
+            HalluDecodeError: One of `FATAL`.
+        """
+        if not requests:
+            return []
+        try:
+            return list(self.generate(requests, strategy, sampling, score_words=score_words))
+        except FATAL:
+            raise
+        except (HalluDecodeError, RuntimeError, MemoryError) as error:
+            failure = _failure(error)
+            if failure is None:
+                raise
+            if len(requests) == 1:
+                return [failure]
+        middle = len(requests) // 2
+        return [
+            outcome
+            for half in (requests[:middle], requests[middle:])
+            for outcome in self.generate_each(half, strategy, sampling, score_words=score_words)
+        ]
 
     def stream(
-        self, request: Request, strategy: Any = "greedy", sampling: Sampling = ...
+        self, request: Request, strategy: Any = "greedy", sampling: Sampling | None = None
     ) -> Iterator[Chunk]:
-        """Pieces of one answer as they are written; the last one carries the `Output`."""
-        ...
+        """Pieces of one answer as they are written; the last one carries the `Output`.
+
+        Here the answer comes in one piece.
+
+        Raises:
+            InvalidRequest: More than one answer is asked for.
+        """
+        sampling = one_answer(sampling)
+        output = self.generate([request], strategy, sampling)[0]
+        yield Chunk(output.text, output.token_ids, output)
+
+
+def one_answer(sampling: Sampling | None) -> Sampling:
+    """How the one answer of a stream is drawn.
+
+    Raises:
+        InvalidRequest: More than one answer is asked for.
+    """
+    sampling = sampling or Sampling()
+    if sampling.n != 1:
+        raise InvalidRequest("stream() writes one answer; use generate() for n > 1.")
+    return sampling
+
+
+def _failure(error: Exception) -> HalluDecodeError | None:
+    """The error as one sentence; None for what is no failure of a request."""
+    full = isinstance(error, OutOfMemory | MemoryError)
+    if not full and type(error).__name__ != "OutOfMemoryError":  # torch's
+        return error if isinstance(error, HalluDecodeError) else None
+    said = next(iter(str(error).splitlines()), "") or "Out of memory."
+    said = said.partition(" Try batch_size=")[0].rstrip(".")  # which does not help a lone request
+    return OutOfMemory(f"{said}, with one request alone; use a smaller picture, model or dtype.")
 
 
 def engines_providing(needs: frozenset[str]) -> tuple[str, ...]:

@@ -196,17 +196,17 @@ def explanation(
     return Explanation(tuple(made))
 
 
-def rasters(row: Row, feeder: InputProcessor, layout: ModelFamily) -> tuple[Span, ...]:
+def rasters(row: Row, inputs: InputProcessor, family: ModelFamily) -> tuple[Span, ...]:
     """Where the tokens of each picture of a main row form a raster; empty where none do."""
-    known = [feeder.picture(feed.picture) for feed in row.feeds]
+    known = [inputs.picture(feed.picture) for feed in row.feeds]
     chosen = any(feed.count != one.count for feed, one in zip(row.feeds, known, strict=True))
-    return () if chosen or "raster" in layout.lacks else tuple(one.span for one in known)
+    return () if chosen or "raster" in family.lacks else tuple(one.span for one in known)
 
 
-def warnings(explain: Explain, layout: ModelFamily, *, pictured: bool) -> tuple[str, ...]:
+def warnings(explain: Explain, family: ModelFamily, *, pictured: bool) -> tuple[str, ...]:
     """What the user should know about an explanation that is not whole."""
     if explain and not pictured:
         return ("The request has no image, so there is nothing to explain its tokens by.",)
-    if explain == "maps" and "raster" in layout.lacks:
-        return (f"There are no attention maps: {layout.lacks['raster']}.",)
+    if explain == "maps" and "raster" in family.lacks:
+        return (f"There are no attention maps: {family.lacks['raster']}.",)
     return ()

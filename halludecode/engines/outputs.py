@@ -56,14 +56,14 @@ def settled(text: str, stops: Sequence[str]) -> str:
     return text
 
 
-def shower(processor: Any, layout: Any) -> Any:
+def shower(processor: Any, family: Any) -> Any:
     """Normalised pixels of one picture -> the PIL image the model sees."""
 
     def show(pixels: Mapping[str, Tensor]) -> Any:
         from PIL import Image
 
         images = processor.image_processor
-        view = layout.view(pixels, images)
+        view = family.view(pixels, images)
         mean, std = torch.tensor(images.image_mean), torch.tensor(images.image_std)
         shown = (view.float() * std[:, None, None] + mean[:, None, None]).clamp(0, 1) * 255
         return Image.fromarray(shown.round().byte().permute(1, 2, 0).numpy())

@@ -8,11 +8,11 @@ over all rows, in blocks, so that no whole map exists.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -21,11 +21,23 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
 from halludecode.core.errors import HookNeverFired, UnsupportedStrategy
-from halludecode.engines.hf.model import HFModel
-from halludecode.engines.inputs.rows import ImageInput
+from halludecode.models.families import ModelFamily
+from halludecode.models.info import vision_info
 
 NAME = "halludecode_vision"
 BLOCK = 256  # query rows at a time where all of them count
+
+
+class Pictured(Protocol):
+    """One picture of a prompt, ready for the tower."""
+
+    @property
+    def pixels(self) -> Mapping[str, Tensor]:
+        """What the model's processor made of it."""
+        ...
+
+
+P = TypeVar("P", bound=Pictured)
 
 
 @dataclass
@@ -68,9 +80,9 @@ def _attention(
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
     """Stock SDPA; queries and keys are [views, Hv, N, d]."""
-    keeper = _ACTIVE.get()
-    if keeper is not None:
-        keeper.see(module, query, key, kwargs.get("scaling") or query.shape[-1] ** -0.5)
+    capture = _ACTIVE.get()
+    if capture is not None:
+        capture.see(module, query, key, kwargs.get("scaling") or query.shape[-1] ** -0.5)
     out, _ = sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
     return out, None
 
@@ -81,47 +93,57 @@ AttentionMaskInterface.register(NAME, sdpa_mask)
 
 @torch.no_grad()
 def received(
-    net: HFModel, feeds: Sequence[ImageInput], layers: tuple[int, ...], *, fullwidth: bool
+    model: Any,
+    family: ModelFamily,
+    images: Sequence[P],
+    encode: Callable[[P], object],
+    layers: tuple[int, ...],
+    *,
+    fullwidth: bool,
 ) -> Tensor:
     """float32 [layers, Hv, N_img]: attention each image token of a prompt receives in the tower.
 
     Args:
-        net: The model; its layout must say which token a patch belongs to.
-        feeds: Pictures of the prompt.
+        model: The transformers model.
+        family: Says which token a patch belongs to.
+        images: Pictures of the prompt.
+        encode: Runs the tower on one of them.
         layers: Layers of the tower.
         fullwidth: Take queries and keys as one head: Hv is 1.
 
     Raises:
         HookNeverFired: The tower did not call the attention function in one of the layers.
     """
-    found: list[Tensor] = []
-    vision = net.model_info().vision
-    places = _places(net.model)
-    with _tower_set(net.model):
-        for feed in feeds:
-            has_cls = vision is not None and vision.has_cls
-            keeper = VisionCapture(frozenset(layers), places, has_cls, fullwidth)
-            token = _ACTIVE.set(keeper)
+    by_image: list[Tensor] = []
+    vision = vision_info(model.config)
+    has_cls = vision is not None and vision.has_cls
+    places = _places(model)
+    with _tower_set(model):
+        for image in images:
+            capture = VisionCapture(frozenset(layers), places, has_cls, fullwidth)
+            token = _ACTIVE.set(capture)
             try:
-                net.encode([feed])
+                encode(image)
             finally:
                 _ACTIVE.reset(token)
-            silent = [layer for layer in layers if layer not in keeper.kept]
+            silent = [layer for layer in layers if layer not in capture.kept]
             if silent:
                 raise HookNeverFired(f"The vision tower kept nothing of layer(s) {silent}.")
             # One call for all views of a picture, or one for each window of its patches.
-            made = torch.stack([torch.cat(keeper.kept[layer], -1) for layer in layers])
-            found.append(_patches(net, made, feed))
-    return torch.cat(found, -1)
+            patches = torch.stack([torch.cat(capture.kept[layer], -1) for layer in layers])
+            by_image.append(_on_tokens(model.config, family, patches, image.pixels))
+    return torch.cat(by_image, -1)
 
 
-def _patches(net: HFModel, values: Tensor, feed: ImageInput) -> Tensor:
-    if net.layout.patches is None:
+def _on_tokens(
+    config: Any, family: ModelFamily, patches: Tensor, pixels: Mapping[str, Tensor]
+) -> Tensor:
+    if family.patches is None:
         raise UnsupportedStrategy(
-            f"Family {net.model.config.model_type!r} has no image token that stands for patches of "
-            "the vision tower, so its attention cannot be laid onto tokens."
+            f"Family {config.model_type!r} has no image token that stands for patches of the "
+            "vision tower, so its attention cannot be laid onto tokens."
         )
-    return net.layout.patches(values, feed.pixels, net.model.config)
+    return family.patches(patches, pixels, config)
 
 
 def _places(model: Any) -> dict[int, int]:

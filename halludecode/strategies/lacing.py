@@ -6,7 +6,7 @@ arXiv:2411.14279. The official code has no plausibility mask on this path (``bet
 sweep scale from 1 to 3 and name no final one, 1.5 is our default. The prompt is an artifact: stock
 weights hold none. The paper trains it together with the model, whose attention it also changes
 (MDA); `halludecode calibrate` trains it alone on a frozen, unchanged model
-(`calibration.soft_prompt`), so results are not the paper's. Where pictures differ in their token
+(`engines.hf.soft_prompt`), so results are not the paper's. Where pictures differ in their token
 count it is repeated.
 """
 

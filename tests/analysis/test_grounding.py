@@ -125,10 +125,10 @@ def test_batches_and_children_are_explained_as_alone(testbed, asked):
 )
 def test_there_is_one_image_free_row_and_one_forward_a_token(testbed, asked, spec, rows):
     sampling = hd.Sampling(max_new_tokens=5, min_new_tokens=5)
-    before = testbed.net.calls
+    before = testbed.hf_model.calls
     output = testbed.generate(asked[0], spec, sampling, explain=True)[0]
     assert output.rows == rows
-    assert testbed.net.calls - before == 5
+    assert testbed.hf_model.calls - before == 5
 
 
 def test_one_query_per_layer_is_read_and_nothing_when_off(testbed, asked, monkeypatch):
@@ -142,13 +142,13 @@ def test_one_query_per_layer_is_read_and_nothing_when_off(testbed, asked, monkey
 
     monkeypatch.setattr(AttentionBlock, "scores", recorded)
     sampling = hd.Sampling(max_new_tokens=4, min_new_tokens=4)
-    probed(testbed.plan("greedy"), testbed._model_info, "maps")  # traced once, on made-up tensors
+    probed(testbed.plan("greedy"), testbed.model_info, "maps")  # traced once, on made-up tensors
     shapes.clear()
     testbed.generate(asked[:2], "greedy", sampling)
     assert shapes == []
     testbed.generate(asked[:2], "greedy", sampling, explain="maps")
     assert {shape[2] for shape in shapes} == {1}
-    assert len(shapes) == 4 * testbed._model_info.num_layers
+    assert len(shapes) == 4 * testbed.model_info.num_layers
 
 
 def test_edits_of_the_main_row_show_in_its_attention(testbed, asked):
@@ -168,7 +168,7 @@ def test_maps_lie_on_the_familys_raster(family_engine, family):
     sampling = hd.Sampling(max_new_tokens=2, min_new_tokens=2)
     output = engine.generate(hd.Request("What?", pictures), "greedy", sampling, explain="maps")[0]
     row = engine.rows(hd.Request("What?", pictures))["main"]
-    spans = [engine._maker.feeder.picture(feed.picture).span for feed in row.feeds]
+    spans = [engine.inputs.picture(feed.picture).span for feed in row.feeds]
     counts = [feed.count for feed in row.feeds]
     for token in output.explanation.tokens:
         assert [one.shape for one in token.maps] == [span[1:] for span in spans]

@@ -195,7 +195,7 @@ def test_object_words_are_found_token_by_token(testbed):
 
     request = hd.Request(PROMPTS["chair"], [families.pictures()[0]])
     output = testbed.generate([request], "greedy", hd.Sampling(max_new_tokens=48))[0]
-    decode = testbed._maker.feeder.tokenizer.decode
+    decode = testbed.inputs.tokenizer.decode
     from halludecode.evals.benchmarks.chair.object_words import reader
 
     mentions = reader().read(output.text).mentions

@@ -225,7 +225,7 @@ def test_any_family_is_looked_at(family_engine):
         assert (
             len(made.table())
             == made.found.phi.shape[0]
-            == family_engine(name).net.model_info().num_layers - 1
+            == family_engine(name).model_info.num_layers - 1
         )
         assert (made.example is None) == (name == "instructblip"), "queries form no raster"
         made.plot()

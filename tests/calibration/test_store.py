@@ -37,7 +37,7 @@ def engine(family_engine, tmp_path):
 
 def keep(engine, **more) -> Artifact:
     artifact = made(model=engine.digest, **more)
-    engine._calibrator.store.save(artifact)
+    engine.calibrator.store.save(artifact)
     return artifact
 
 
@@ -215,10 +215,10 @@ def test_one_strategy_twice_with_two_artifacts(engine):
 
 def test_wrong_shapes_are_one_sentence(engine):
     wrong = Artifact("lacing", {}, engine.digest, soft(width=5))
-    engine._calibrator.store.save(wrong)
+    engine.calibrator.store.save(wrong)
     with pytest.raises(InvalidData, match=r"holds 3x5 as 'soft', and this model needs \*x128"):
         engine.plan("lacing")
-    engine._calibrator.store.save(Artifact("zerotuning", {}, engine.digest, soft()))
+    engine.calibrator.store.save(Artifact("zerotuning", {}, engine.digest, soft()))
     with pytest.raises(InvalidData, match="holds nothing as 'heads', and this model needs 6x4"):
         engine.plan("zerotuning")
 
@@ -228,13 +228,13 @@ def test_var_calibrates_itself_and_says_so(engine):
     (told,) = plan.describe()["artifacts"].values()
     assert told["source"].startswith("8 built-in prompts (0 with answers, digest ")
     assert plan.parts[0].model_info.artifact["dims"].dtype == torch.int64
-    assert not engine._calibrator.store.folder.exists(), "nothing is kept unasked"
+    assert not engine.calibrator.store.folder.exists(), "nothing is kept unasked"
 
 
 def test_a_kept_artifact_of_var_comes_first(engine):
     var = get("var", tau=3.0)
     kept = Artifact("var", shaping(var), engine.digest, {"dims": torch.tensor([5])}, "by hand")
-    engine._calibrator.store.save(kept)
+    engine.calibrator.store.save(kept)
     plan = engine.plan(var)
     assert plan.describe()["artifacts"]["var"]["source"] == "by hand"
     assert plan.parts[0].strategy.sinks(plan.parts[0].model_info) == (5,)
@@ -257,4 +257,4 @@ def test_a_new_artifact_takes_over_in_the_same_engine(engine):
     assert engine.plan("lacing").parts[0].model_info.artifact == old
     fresh = engine.calibrate("lacing", [(hd.Request("What?", [picture]), "a cat")])
     assert engine.plan("lacing").parts[0].model_info.artifact == fresh
-    assert engine._calibrator.store.find(LACING, engine.digest) == fresh
+    assert engine.calibrator.store.find(LACING, engine.digest) == fresh

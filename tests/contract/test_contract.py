@@ -58,11 +58,11 @@ def case(request):
 @pytest.mark.parametrize(("family", "name"), specs.refusals())
 def test_what_a_family_cannot_do_is_refused(family_engine, family, name, record_property):
     engine, reason = family_engine(family), specs.refused(family, name)
-    calls = engine.net.calls
+    calls = engine.hf_model.calls
     with pytest.raises(UnsupportedStrategy, match=f"family '{family}' cannot give") as caught:
         engine.generate(requests(), specs.active(name), SHORT)
     assert reason in str(caught.value)
-    assert engine.net.calls == calls, "before any token"
+    assert engine.hf_model.calls == calls, "before any token"
     record_property("refused", reason)
 
 
@@ -122,12 +122,12 @@ def test_prefix_reuse_changes_nothing(engine, case):
     picture = families.pictures()[0]
     questions = [hd.Request(w, [picture]) for w in WORDS]
     plan = engine.plan(case.spec)
-    engine._prefixes.clear()
-    calls = engine.net.calls
+    engine.prefixes.clear()
+    calls = engine.hf_model.calls
     reused = engine.generate(questions, plan, SHORT)
-    spent = engine.net.calls - calls
-    shared = plan.reusable and not engine.net.layout.unshared
-    assert engine._worth_reusing([_prompt(engine, q) for q in questions], plan) == shared
+    spent = engine.hf_model.calls - calls
+    shared = plan.reusable and not engine.family.unshared
+    assert engine.reuses_prefixes([_prompt(engine, q) for q in questions], plan) == shared
     assert spent >= 5
     for question, output in zip(questions, reused, strict=True):
         assert same(engine.generate([question], plan, SHORT)[0], output)
@@ -136,7 +136,7 @@ def test_prefix_reuse_changes_nothing(engine, case):
 def _prompt(engine, request):
     from halludecode.engines.inputs.chat import to_prompt
 
-    return to_prompt(request, engine.net.layout.placeholder)
+    return to_prompt(request, engine.family.placeholder)
 
 
 def test_composition_does_not_depend_on_order(engine, case):

@@ -73,12 +73,12 @@ def test_pictures_encoded_together_are_as_encoded_apart(family_engine, family, m
         engine.rows(hd.Request(question, [picture]))["main"].feeds[0]
         for question, picture in zip(("Is this red?", "Hm?", "?"), families.pictures(), strict=True)
     ]
-    together = engine.net.encode(feeds)
+    together = engine.hf_model.encode(feeds)
     monkeypatch.setattr(net, "VISION_BATCH", 6)  # two batches where pictures have several views
-    engine.net._features.clear()
-    in_turn = engine.net.features(feeds)
+    engine.hf_model.clear_features()
+    in_turn = engine.hf_model.features(feeds)
     for feed in feeds:
-        alone = engine.net.encode([feed])[feed.pixel_key]
+        alone = engine.hf_model.encode([feed])[feed.pixel_key]
         assert len(alone) == feed.count
         torch.testing.assert_close(together[feed.pixel_key], alone, atol=1e-4, rtol=1e-4)
         torch.testing.assert_close(in_turn.pop(0), alone, atol=1e-4, rtol=1e-4)
@@ -95,8 +95,8 @@ def test_spans_are_rasters_of_the_whole_picture(family_engine, family, across, d
         (250, 20, 20), (16 + 64 * across, 16 + 64 * down, 48 + 64 * across, 48 + 64 * down)
     )
     feeds = [engine.rows(hd.Request("Hm?", [p]))["main"].feeds[0] for p in (bare, spotted)]
-    before, after = engine.net.features(feeds)
-    start, rows, columns = engine._maker.feeder.picture(feeds[0].picture).span
+    before, after = engine.hf_model.features(feeds)
+    start, rows, columns = engine.inputs.picture(feeds[0].picture).span
     change = (after - before).norm(dim=-1)[start : start + rows * columns]
     assert len(change) == rows * columns
     place = int(change.argmax())
@@ -106,7 +106,7 @@ def test_spans_are_rasters_of_the_whole_picture(family_engine, family, across, d
 @contextmanager
 def nudged(engine, view: int, patch: int):
     """One patch of one view is another where the tower's layer hands it to the projector."""
-    vision = engine.net.model_info().vision
+    vision = engine.model_info.vision
     number = vision.feature_layer % vision.layers
     (tower,) = (
         m for n, m in engine.model.named_modules() if n.endswith(f"{_tower(engine)}.{number}")
@@ -142,12 +142,12 @@ def test_patches_are_laid_onto_the_tokens_they_make(family_engine, family, share
     pixels = feed.pixels["pixel_values"]
     views, count = (1, len(pixels)) if pixels.dim() == 2 else (len(pixels), 64)
     view, patch = round(share * (views - 1)), round((1 - share / 2) * (count - 1))
-    before = engine.net.encode([feed])[feed.pixel_key]
+    before = engine.hf_model.encode([feed])[feed.pixel_key]
     with nudged(engine, view, patch):
-        after = engine.net.encode([feed])[feed.pixel_key]
+        after = engine.hf_model.encode([feed])[feed.pixel_key]
     values = torch.zeros(1, views, 1, count)
     values[0, view, 0, patch] = 1
-    laid = engine.net.layout.patches(values, feed.pixels, engine.model.config)
+    laid = engine.family.patches(values, feed.pixels, engine.model.config)
     assert laid.shape == (1, 1, feed.count)
     changed = (after - before).norm(dim=-1) > 1e-4
     assert torch.equal(laid[0, 0] > 0, changed)
@@ -181,7 +181,7 @@ def test_features_may_belong_to_a_question(family_engine):
     engine = family_engine("instructblip")
     picture = families.pictures()[0]
     rows = [engine.rows(hd.Request(q, [picture]))["main"] for q in ("Is it red?", "What is it?")]
-    first, second = engine.net.features([row.feeds[0] for row in rows])
+    first, second = engine.hf_model.features([row.feeds[0] for row in rows])
     assert (first - second).abs().max() > 1e-2
     assert rows[0].feeds[0].key != rows[1].feeds[0].key
     with pytest.raises(InvalidRequest, match="no chat template"):
@@ -194,11 +194,11 @@ def test_features_may_belong_to_a_question(family_engine):
 def test_prefixes_that_cannot_be_shared_are_not_kept(family_engine, family):
     engine = family_engine(family)
     picture = families.pictures()[0]
-    engine._prefixes.clear()
+    engine.prefixes.clear()
     engine.generate(
         [hd.Request(words, [picture]) for words in ("A?", "Why is it?")], "greedy", LONG
     )
-    assert engine._prefixes._size == 0
+    assert engine.prefixes.size == 0
 
 
 @pytest.mark.parametrize("family", [n for n, row in FAMILIES.items() if "generate" in row.lacks])

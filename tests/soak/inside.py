@@ -7,7 +7,7 @@ from collections.abc import Sized
 from typing import Any
 
 SWEPT = 64 + 1  # names of ended requests are swept away once there are more
-CACHES = ("_plans", "_artifacts", "spoilt", "model_info")  # bounded, and meant to stay
+CACHES = ("_plans", "_artifacts", "failed_pictures", "model_info")  # bounded, and meant to stay
 
 
 def _scheduler() -> Any:
@@ -22,7 +22,6 @@ def _scheduler() -> Any:
 def of_worker(worker: Any) -> dict[str, int]:
     """Runs in the process of vLLM's scheduler and worker; everything should be zero."""
     scheduler, runner = _scheduler(), worker.model_runner
-    desk = runner.hd_desk
     cache = scheduler.kv_cache_manager.block_pool
     left = {
         "KV blocks": scheduler.kv_cache_config.num_blocks - 1 - cache.get_num_free_blocks(),
@@ -34,9 +33,9 @@ def of_worker(worker: Any) -> dict[str, int]:
     for name in ("groups", "_group_of", "_failed", "_ready", "_broken", "_hidden"):
         left[f"scheduler.{name}"] = len(getattr(scheduler, name))
     left["scheduler._admitted"] = max(0, len(scheduler._admitted) - SWEPT)
-    for name, value in vars(desk).items():
+    for name, value in vars(runner.hd_state).items():
         if name not in CACHES and isinstance(value, Sized):
-            left[f"desk.{name}"] = len(value)
+            left[f"worker state.{name}"] = len(value)
     return left
 
 
@@ -45,13 +44,13 @@ def counts_of_worker(worker: Any) -> dict[str, int]:
     return dict(_scheduler().counts)
 
 
-def of_front(front: Any, chat: Any) -> dict[str, int]:
+def of_front_end(handler: Any, chat: Any) -> dict[str, int]:
     """The same for the process that speaks HTTP."""
-    engine, outputs = front._engine, front.llm.output_processor
+    engine, outputs = handler._engine, handler.llm.output_processor
     return {
         "answers under strategies": chat._running,
-        "front tasks": len(front._tasks),
-        "bridge pumps": len(front.bridge._pumps),
+        "tasks of the handler": len(handler._tasks),
+        "bridge pumps": len(handler.bridge._pumps),
         "requests of the output processor": outputs.get_num_unfinished_requests(),
-        "waiting outputs": len(engine._loaded.inbox._waiting),
+        "waiting outputs": len(engine.loaded.router._waiting),
     }

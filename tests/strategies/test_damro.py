@@ -70,8 +70,8 @@ def tower_attention(engine, image, layer: int) -> torch.Tensor:
 @pytest.mark.parametrize("layer", [0, 1])
 def test_look_equals_the_towers_own_attention(layer, family_engine):
     engine, image = family_engine("llava"), families.pictures()[0]
-    prompt = to_prompt(hd.Request("Why?", [image]), engine.net.layout.placeholder)
-    seen = engine._collector.collect(ActivationRequest(prompt, vision=(layer,)))
+    prompt = to_prompt(hd.Request("Why?", [image]), engine.family.placeholder)
+    seen = engine.activations(ActivationRequest(prompt, vision=(layer,)))
     wanted = tower_attention(engine, image, layer)[:, 0, 1:]
     assert torch.allclose(seen.vision[0], wanted, atol=1e-5)
     assert seen.image_counts == (wanted.shape[-1],)
@@ -84,7 +84,7 @@ def test_outlier_row_holds_the_chosen_features_in_falling_order(family_engine):
     layer = engine.model.config.vision_config.num_hidden_layers - 2
     received = tower_attention(engine, image, layer)[:, 0, 1:].mean(0)
     main = engine.rows(request)["main"]
-    features = engine.net.features(main.feeds)[0]
+    features = engine.hf_model.features(main.feeds)[0]
     assert torch.allclose(row.embeds, features[received.topk(3).indices], atol=1e-5)
     assert len(main.input_ids) - len(row.input_ids) == len(features) - 3
 

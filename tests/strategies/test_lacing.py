@@ -51,7 +51,7 @@ def engine(family_engine, tmp_path):
     loaded = family_engine("llava")
     engine = HFEngine(loaded.model, loaded.processor, artifacts=tmp_path)
     soft = torch.randn(64, 128, generator=torch.Generator().manual_seed(3))
-    engine._calibrator.store.save(Artifact("lacing", {}, engine.digest, {"soft": soft}))
+    engine.calibrator.store.save(Artifact("lacing", {}, engine.digest, {"soft": soft}))
     return engine
 
 

@@ -250,10 +250,10 @@ def goes_back(world, **changes):
     sigma, places = GOES_BACK[world[4]]
     values = {"beams": 2, "sigma": sigma, "r": 1, "n": 3, "w": 1.0, **changes}
     for place in places:
-        calls = world[0].net.calls
+        calls = world[0].hf_model.calls
         output, (ids, returns) = both(world, place, 20, **values)
         assert returns >= 1, "the search must go back here"
-        assert world[0].net.calls - calls > 21, "tokens after a return are written anew"
+        assert world[0].hf_model.calls - calls > 21, "tokens after a return are written anew"
         yield list(output.token_ids), ids
 
 

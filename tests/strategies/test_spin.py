@@ -142,7 +142,7 @@ def test_a_whole_run(family_engine, family, r, alpha):
 
 def test_it_composes_with_a_contrast(family_engine):
     engine, picture = family_engine("llava"), families.pictures()[1]
-    one = hd.Sampling(max_new_tokens=1, logprobs=engine.net.model_info().vocab_size)
+    one = hd.Sampling(max_new_tokens=1, logprobs=engine.model_info.vocab_size)
 
     def scores(spec):
         output = engine.generate([hd.Request("What is this?", [picture])], spec, one)[0]

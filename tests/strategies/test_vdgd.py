@@ -229,7 +229,7 @@ def test_a_whole_run(family_engine, family, spec):
     engine, row = family_engine(family), families.FAMILIES[family]
     model, processor, image = engine.model, engine.processor, families.pictures()[2]
     asked = row.prompt(REQUEST.replace("{question}", "What is this?"))
-    written = naive.greedy(model, processor, asked, [image], 6, engine._eos())
+    written = naive.greedy(model, processor, asked, [image], 6, engine.end_tokens)
     text = processor.tokenizer.decode(written.ids, skip_special_tokens=True).strip()
     main = naive.inputs_of(processor, row.prompt(f"{text}\nWhat is this?"), [image])
     table = [scores.tolist() for scores in written.scores]
@@ -244,7 +244,7 @@ def test_a_whole_run(family_engine, family, spec):
         z = naive.next_logits(model, main, expected.ids).tolist()
         expected.scores.append(torch.tensor(slow_scores(z, table, **values)))
         allowed = expected.scores[-1].clone()
-        allowed[engine._eos()] = -math.inf  # the minimum length comes last
+        allowed[engine.end_tokens] = -math.inf  # the minimum length comes last
         expected.ids.append(int(allowed.argmax()))
     shown = engine.rows(hd.Request("What is this?", [image]), f"vdgd(tokens=6{spec})")["main"]
     assert shown.input_ids.tolist() == main["input_ids"][0].tolist()

@@ -157,7 +157,7 @@ def test_engine_equals_a_biased_mask(engine):
     """The same heads in every layer: a float mask per head says the same to the plain model."""
     heads = torch.tensor([True, False, True, True])
     tensors = {"heads": heads.expand(6, 4).contiguous(), "gamma": torch.tensor(5.0)}
-    engine._calibrator.store.save(Artifact("zerotuning", {}, engine.digest, tensors))
+    engine.calibrator.store.save(Artifact("zerotuning", {}, engine.digest, tensors))
     family, image = families.FAMILIES["llava"], families.pictures()[1]
     inputs = naive.inputs_of(engine.processor, family.prompt("What is this?"), [image])
 
@@ -199,7 +199,7 @@ def test_calibration_without_labels_lowers_the_entropy(engine):
     artifact = engine.calibrate("zerotuning", samples)
 
     def entropy(spec: str) -> float:
-        sampling = hd.Sampling(max_new_tokens=1, logprobs=engine.net.model_info().vocab_size)
+        sampling = hd.Sampling(max_new_tokens=1, logprobs=engine.model_info.vocab_size)
         made = engine.generate([r for r, _ in samples], spec, sampling)
         return sum(-sum(math.exp(x) * x for x in o.logprobs[0].top.values()) for o in made) / 3
 

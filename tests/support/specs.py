@@ -60,7 +60,7 @@ def refusals() -> list[tuple[str, str]]:
 
 def supplied(engine: Any, folder: Path) -> Any:
     """The engine with hand-made artifacts for the strategies that need one."""
-    m, rng = engine.net.model_info(), torch.Generator().manual_seed(0)
+    m, rng = engine.model_info, torch.Generator().manual_seed(0)
     made = {
         "lacing": {"soft": torch.randn(7, m.hidden_size, generator=rng)},
         "zerotuning": {
@@ -68,9 +68,9 @@ def supplied(engine: Any, folder: Path) -> Any:
             "gamma": torch.tensor(6.0),
         },
     }
-    engine._calibrator.store = ArtifactStore(folder)
+    engine.calibrator.store = ArtifactStore(folder)
     for name, tensors in made.items():
-        engine._calibrator.store.save(Artifact(name, {}, engine.digest, tensors))
+        engine.calibrator.store.save(Artifact(name, {}, engine.digest, tensors))
     return engine
 
 

@@ -270,7 +270,7 @@ def test_var_moves_the_mass_that_the_derivation_says(engine, requests, monkeypat
         for at in text:
             for before, after in zip(plain[:, at], first[at], strict=True):
                 chosen += _as_derived(before, after, image, sinks, (p, rho, least))
-    heads = engine.net.model_info().num_heads
+    heads = engine.model_info.num_heads
     assert chosen >= 0.5 * 3 * len(text) * heads, "most heads look at the image"
     assert min(taken) > 0.2, "3 % of the image tokens take a large part of its attention"
 
@@ -316,7 +316,7 @@ def _as_derived(before, after, image, sinks, how):
 
 def test_var_gives_the_tokens_of_the_slow_form(engine, requests):
     dims = planted.Planting(_weights(), _config()).dims
-    tau = 20 * math.sqrt(engine.net.model_info().hidden_size / 4096)
+    tau = 20 * math.sqrt(engine.model_info.hidden_size / 4096)
     for request in requests[-2:]:
         row = engine.rows(request)["main"]
         expected = naive.var(

@@ -20,6 +20,7 @@ from halludecode.engines.hf.forward_context import Capture
 from halludecode.engines.hf.model import HFModel
 from halludecode.engines.inputs.processor import LRU
 from halludecode.engines.inputs.rows import PreparedRequest, RowBuilder, seen_spans
+from halludecode.models.info import end_tokens
 from halludecode.models.vision_tower import received
 
 PLAIN = Plan((), "greedy", frozenset(), ("main",), Cost())
@@ -32,13 +33,13 @@ class ActivationCollector:
     """Runs the passes for one model.
 
     Args:
-        net: The model.
-        maker: Where rows come from.
+        hf_model: The model.
+        row_builder: Where rows come from.
         prefixes: Image-prefix KV shared with decoding.
     """
 
-    def __init__(self, net: HFModel, maker: RowBuilder, prefixes: LRU[Prefix]) -> None:
-        self.net, self.maker, self.prefixes = net, maker, prefixes
+    def __init__(self, hf_model: HFModel, row_builder: RowBuilder, prefixes: LRU[Prefix]) -> None:
+        self.hf_model, self.row_builder, self.prefixes = hf_model, row_builder, prefixes
         self._kept: LRU[Activations] = LRU(REMEMBERED, _size)
 
     def states(
@@ -78,17 +79,31 @@ class ActivationCollector:
             kinds.setdefault(request.kind, []).append(request)
         for same in kinds.values():
             for at in range(0, len(same), batch_size):
-                self._take(same[at : at + batch_size], reuse=reuse)
+                chunk = same[at : at + batch_size]
+                for request, made in zip(chunk, self._take(chunk, reuse=reuse), strict=True):
+                    self._kept.put(request.key, made)
 
-    def collect(self, request: ActivationRequest) -> Activations:
-        """What one pass kept."""
+    def collect(self, request: ActivationRequest, *, remember: bool = True) -> Activations:
+        """What one pass kept.
+
+        Args:
+            request: The pass.
+            remember: Whether it may be one that was run before, and is kept for the next time.
+        """
+        if not remember:
+            return self._take([request], reuse=False)[0]
         known = self._kept.get(request.key)
         if known is None:
             self.run([request], 1, reuse=False)
             return self.collect(request)
         return known
 
-    def _take(self, requests: Sequence[ActivationRequest], *, reuse: bool) -> None:
+    def clear(self) -> None:
+        """Forget everything."""
+        self._kept.clear()
+
+    def _take(self, requests: Sequence[ActivationRequest], *, reuse: bool) -> list[Activations]:
+        """Run the passes of one kind together."""
         first = requests[0]
         capture = Capture(
             frozenset(first.hidden),
@@ -96,27 +111,26 @@ class ActivationCollector:
             frozenset(first.image),
             first.every_token,
         )
-        jobs = [
-            PreparedRequest(request.prompt, {"main": self.maker.activation_row(request)}, (), ())
+        prepared = [
+            PreparedRequest(
+                request.prompt, {"main": self.row_builder.activation_row(request)}, (), ()
+            )
             for request in requests
         ]
-        activations = [self._vision(job, first) for job in jobs]
-        if replace(first, vision=()).kind != ActivationRequest(first.prompt).kind:
-            batch = Batch(self.net, self.maker, PLAIN, jobs, capture)
-            logits = batch.prefill(self.prefixes if reuse and not first.every_token else None)
-            activations = [
-                self._collected(batch, capture, request, i, activations[i])
-                for i, request in enumerate(requests)
-            ]
-            if first.write:
-                batch.run.capture = None  # nothing is kept of what is written
-                answers = self._write(batch, logits, first)
-                activations = [
-                    _with_text(made, answer)
-                    for made, answer in zip(activations, answers, strict=True)
-                ]
-        for request, made in zip(requests, activations, strict=True):
-            self._kept.put(request.key, made)
+        activations = [self._vision(each, first) for each in prepared]
+        if replace(first, vision=()).kind == ActivationRequest(first.prompt).kind:
+            return activations  # the vision tower alone was asked about
+        batch = Batch(self.hf_model, self.row_builder, PLAIN, prepared, capture)
+        logits = batch.prefill(self.prefixes if reuse and not first.every_token else None)
+        activations = [
+            self._collected(batch, capture, request, i, activations[i])
+            for i, request in enumerate(requests)
+        ]
+        if first.write:
+            batch.run.capture = None  # nothing is kept of what is written
+            answers = self._write(batch, logits, first)
+            activations = [_with_text(*both) for both in zip(activations, answers, strict=True)]
+        return activations
 
     def _vision(self, job: PreparedRequest, request: ActivationRequest) -> Activations:
         feeds = job.rows["main"].feeds
@@ -124,15 +138,24 @@ class ActivationCollector:
         if not request.vision or not feeds:
             return Activations(image_counts=counts)
         wide = request.vision_heads == "fullwidth"
-        vision = received(self.net, feeds, request.vision, fullwidth=wide)
+        vision = received(
+            self.hf_model.model,
+            self.hf_model.family,
+            feeds,
+            lambda feed: self.hf_model.encode([feed]),
+            request.vision,
+            fullwidth=wide,
+        )
         return Activations(vision=vision, image_counts=counts)
 
     def _write(
         self, batch: Batch, logits: torch.Tensor, request: ActivationRequest
     ) -> list[AnswerState]:
         sampling = Sampling(max_new_tokens=request.write)
-        eos = self.net.eos(self.maker.feeder.tokenizer)
-        loop = DecodeLoop(batch, sampling, eos, {}, self.net.context, keep_logits=request.logits)
+        eos = end_tokens(self.hf_model.model.generation_config, self.row_builder.inputs.tokenizer)
+        loop = DecodeLoop(
+            batch, sampling, eos, {}, self.hf_model.context, keep_logits=request.logits
+        )
         for _ in loop.run(logits):
             pass
         return loop.answers
@@ -167,8 +190,8 @@ class ActivationCollector:
             hidden=stacked("hidden", request.hidden),
             heads=stacked("heads", request.heads),
             image=stacked("image", request.image),
-            image_mask=(batch.tokens[i].ids == self.maker.feeder.image_token),
-            image_spans=seen_spans(batch.jobs[i].rows["main"], self.maker.feeder),
+            image_mask=(batch.tokens[i].ids == self.row_builder.inputs.image_token),
+            image_spans=seen_spans(batch.jobs[i].rows["main"], self.row_builder.inputs),
         )
 
 

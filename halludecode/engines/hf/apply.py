@@ -52,19 +52,19 @@ def applied(model: Any, processor: Any, strategy: Spec) -> Iterator[Plan]:
             f"{plan.canonical} needs {quoted(missing)}, which a plain model.generate() cannot "
             "give; use hd.load(...).generate(..., strategy=...) instead."
         )
-    tracker = _Tracker(plan, model.config.image_token_id, _decoder(model, engine.net.layout))
+    tracker = _Tracker(plan, model.config.image_token_id, _decoder(model, engine.hf_model.family))
     before = model.register_forward_pre_hook(tracker.before, with_kwargs=True)
     after = model.register_forward_hook(tracker.after)
     try:
-        with lock_of(model), hooked(model, engine.net.layout, tracker.run):
+        with lock_of(model), hooked(model, engine.hf_model.family, tracker.run):
             yield plan
     finally:
         before.remove()
         after.remove()
 
 
-def _decoder(model: Any, layout: ModelFamily) -> Callable[[Tensor, bool], Tensor]:
-    return lambda x, norm: decode(model, layout, x, norm=norm)
+def _decoder(model: Any, family: ModelFamily) -> Callable[[Tensor, bool], Tensor]:
+    return lambda x, norm: decode(model, family, x, norm=norm)
 
 
 class _Tracker:

@@ -46,8 +46,8 @@ class Batch:
     """Rows of several requests, from prefill to the last token.
 
     Args:
-        net: The model.
-        maker: Where rows come from.
+        hf_model: The model.
+        row_builder: Where rows come from.
         plan: What runs.
         jobs: The requests.
         capture: For activation requests, what to keep of the prefill.
@@ -55,18 +55,23 @@ class Batch:
 
     def __init__(
         self,
-        net: HFModel,
-        maker: RowBuilder,
+        hf_model: HFModel,
+        row_builder: RowBuilder,
         plan: Plan,
         jobs: Sequence[PreparedRequest],
         capture: Capture | None = None,
     ) -> None:
-        self.net, self.maker, self.plan, self.jobs = net, maker, plan, list(jobs)
+        self.hf_model, self.row_builder, self.plan, self.jobs = (
+            hf_model,
+            row_builder,
+            plan,
+            list(jobs),
+        )
         names = dict.fromkeys(name for job in jobs for name in job.rows)
         self.rows: list[tuple[int, str]] = [
             (j, name) for name in names for j, job in enumerate(jobs) if name in job.rows
         ]
-        self.tokens = [net.tokens(self._row(place)) for place in self.rows]
+        self.tokens = [hf_model.tokens(self._row(place)) for place in self.rows]
         self.length = torch.tensor([len(t.ids) for t in self.tokens])
         self.order = [
             next(i for i, p in enumerate(plan.parts) if p is part) for part in plan.acting
@@ -77,7 +82,7 @@ class Batch:
         self.run = ForwardContext(
             plan.acting, self._run_index(), run_states, capture, decode=self.decode
         )
-        self.cache: Any = net.cache()
+        self.cache: Any = hf_model.cache()
         self.kind = self.picture = self.mask = torch.empty(0)
 
     def prefill(self, prefixes: LRU[Prefix] | None = None) -> Tensor:
@@ -98,7 +103,7 @@ class Batch:
         rest = [tokens.cut(n) for tokens, n in zip(self.tokens, cut, strict=True)]
         uncut = [self._row(place) for place, n in zip(self.rows, cut, strict=True) if n == 0]
         feeds = [feed for row in uncut for feed in row.feeds]
-        logits = self._forward(rest, self.net.features(feeds) if feeds else [])
+        logits = self._forward(rest, self.hf_model.features(feeds) if feeds else [])
         self.run.check_fired()
         self.position = torch.tensor([int(tokens.position.max()) + 1 for tokens in self.tokens])
         self.length_now = self.length.clone()
@@ -117,7 +122,7 @@ class Batch:
 
     def decode(self, x: Tensor, norm: bool) -> Tensor:
         """float32 [.., V]: the LM head on residuals [.., D], after the final norm or not."""
-        return decode(self.net.model, self.net.layout, x, norm=norm)
+        return decode(self.hf_model.model, self.hf_model.family, x, norm=norm)
 
     def glances(self) -> list[Glance]:
         """Per request, where the last forward's attention on the image lay; see `Probe`."""
@@ -128,7 +133,7 @@ class Batch:
         made: list[Glance] = []
         for j, job in enumerate(self.jobs):
             at, row = self.rows.index((j, "main")), job.rows["main"]
-            spans = rasters(row, self.maker.feeder, self.net.layout)
+            spans = rasters(row, self.row_builder.inputs, self.hf_model.family)
             made.append(glance(on_image(seen[j], self.picture[at]), row, spans))
         return made
 
@@ -148,7 +153,7 @@ class Batch:
         self.jobs = [self.jobs[r] for r in requests]
         self.rows = [(j, name) for j, name, _ in kept]
         self.tokens = [self.tokens[int(i)] for i in at]
-        self.cache.batch_select_indices(at.to(self.net.device))
+        self.cache.batch_select_indices(at.to(self.hf_model.device))
         self.kind, self.picture, self.mask = self.kind[at], self.picture[at], self.mask[at]
         self.length, self.length_now, self.position = (
             self.length[at],
@@ -184,7 +189,7 @@ class Batch:
         made: list[State] = []
         for i in range(len(self.plan.parts)):
             state = stack([job.state[i] for job in self.jobs])
-            made.append({k: _on(v, self.net.device) for k, v in state.items()})
+            made.append({k: _on(v, self.hf_model.device) for k, v in state.items()})
         return made
 
     def _run_index(self) -> list[dict[str, RowPlacement]]:
@@ -192,7 +197,7 @@ class Batch:
 
     def _forward(self, rows: Sequence[Tokens], features: Sequence[Tensor]) -> Tensor:
         """A prefill forward over the given stretch of every row."""
-        pad = self.maker.feeder.pad_token
+        pad = self.row_builder.inputs.pad_token
         ids, position, kind, picture, hidden = pad_left(rows, rows[0].position.shape[0], pad)
         self._extend(kind, picture, (kind != PAD) & ~hidden)
         done = self.length[:, None] - torch.tensor([len(row.ids) for row in rows])[:, None]
@@ -204,8 +209,8 @@ class Batch:
         self, ids: Tensor, position: Tensor, geometry: AttentionMetadata, features: Sequence[Tensor]
     ) -> Tensor:
         self.run.begin(geometry, emitting=True)
-        with hooked(self.net.model, self.net.layout, self.run):
-            return self.net.forward(ids, position, self.mask.long(), self.cache, features)
+        with hooked(self.hf_model.model, self.hf_model.family, self.run):
+            return self.hf_model.forward(ids, position, self.mask.long(), self.cache, features)
 
     def _extend(self, kind: Tensor, picture: Tensor, mask: Tensor) -> None:
         self.kind = torch.cat([self.kind, kind], 1)
@@ -213,7 +218,7 @@ class Batch:
         self.mask = torch.cat([self.mask, mask], 1)
 
     def _geometry(self, position: Tensor, *, prompting: bool = True) -> AttentionMetadata:
-        device = self.net.device
+        device = self.hf_model.device
         tensors = (self.kind, self.picture, position, self.length)
         return AttentionMetadata(*(x.to(device) for x in tensors), prompting)
 
@@ -222,7 +227,7 @@ class Batch:
         """Each row's prefix (None for rows without pictures), missing ones computed at once."""
         hooks = [self._prefix_hooks(name) for _, name in self.rows]
         keys = [
-            self.maker.prefix_key(self._row(place), hook) if self._row(place).prefix else None
+            self.row_builder.prefix_key(self._row(place), hook) if self._row(place).prefix else None
             for place, hook in zip(self.rows, hooks, strict=True)
         ]
         have: dict[str, Prefix] = {}
@@ -254,20 +259,20 @@ class Batch:
         places = [{"main": RowPlacement.of(main)} for _ in parts]
         run = ForwardContext(parts, places, [{} for _ in parts], decode=self.decode)
         ids, position, kind, picture, hidden = pad_left(
-            tokens, tokens[0].position.shape[0], self.maker.feeder.pad_token
+            tokens, tokens[0].position.shape[0], self.row_builder.inputs.pad_token
         )
         inside = ((kind != PAD).cumsum(-1) - 1).where(kind != PAD, torch.tensor(-1))
         length = torch.full((len(at),), ANY_LENGTH)
-        device = self.net.device
+        device = self.hf_model.device
         run.begin(
             AttentionMetadata(*(x.to(device) for x in (kind, picture, inside, length))),
             emitting=False,
         )
-        cache: Any = self.net.cache()
-        features = self.net.features([f for i in at for f in self._row(self.rows[i]).feeds])
+        cache: Any = self.hf_model.cache()
+        features = self.hf_model.features([f for i in at for f in self._row(self.rows[i]).feeds])
         mask = ((kind != PAD) & ~hidden).long()
-        with hooked(self.net.model, self.net.layout, run):
-            self.net.forward(ids, position, mask, cache, features)
+        with hooked(self.hf_model.model, self.hf_model.family, run):
+            self.hf_model.forward(ids, position, mask, cache, features)
         run.check_fired()
         width = ids.shape[1]
         made: dict[str, Prefix] = {}
@@ -295,7 +300,7 @@ class Batch:
             self.cache.update(key, value, layer)
         names = {name for prefix in found if prefix for name in prefix.token_masks}
         for name in names:
-            mask = torch.zeros(len(found), width, dtype=torch.bool, device=self.net.device)
+            mask = torch.zeros(len(found), width, dtype=torch.bool, device=self.hf_model.device)
             for i, prefix in enumerate(found):
                 if prefix is not None and name in prefix.token_masks:
                     mask[i, width - len(prefix.token_masks[name]) :] = prefix.token_masks[name]

@@ -59,7 +59,7 @@ class BeamLoop:
         limit: int,
     ) -> None:
         self.batch, self.rules = batch, batch.plan.search or PLAIN
-        self._pen = BeamScorer(sampling, eos, batch.maker.feeder.tokenizer, words, limit)
+        self._pen = BeamScorer(sampling, eos, batch.row_builder.inputs.tokenizer, words, limit)
         self.answers = [
             AnswerState(r, job.rows["main"].input_ids) for r, job in enumerate(batch.jobs)
         ]
@@ -67,7 +67,7 @@ class BeamLoop:
     def run(self, logits: Tensor) -> Iterator[list[AnswerState]]:
         """From the prefill's logits to the end; nothing is settled, and yielded, before."""
         tree, hunts = TokenTree(self.batch, self.rules.layer), self._hunts(logits)
-        with attention_set(self.batch.net.model, True):
+        with attention_set(self.batch.hf_model.model, True):
             held = list(range(len(hunts)))
             asks = {r: ask for r in held if (ask := self._next(r, hunts[r])) is not None}
             while asks:

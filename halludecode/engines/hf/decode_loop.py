@@ -81,7 +81,7 @@ class DecodeLoop:
         self.batch, self.sampling, self.words, self.limit = batch, sampling, words, limit
         self._eos = frozenset(eos)
         self._keep_logits = keep_logits
-        self._tokenizer = batch.maker.feeder.tokenizer
+        self._tokenizer = batch.row_builder.inputs.tokenizer
         count = len(batch.jobs)
         self.answers = [
             AnswerState(r, batch.jobs[r].rows["main"].input_ids)

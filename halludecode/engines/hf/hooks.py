@@ -58,21 +58,21 @@ def lock_of(model: nn.Module) -> threading.RLock:
         return _LOCKS.setdefault(model, threading.RLock())
 
 
-def decode(model: Any, layout: ModelFamily, x: Tensor, *, norm: bool) -> Tensor:
+def decode(model: Any, family: ModelFamily, x: Tensor, *, norm: bool) -> Tensor:
     """float32 [.., V]: the model's LM head on residuals [.., D], after its final norm or not."""
     if norm:
-        parent = model.get_submodule(layout.layers.rpartition(".")[0])
+        parent = model.get_submodule(family.layers.rpartition(".")[0])
         x = parent.norm(x)
     return model.get_output_embeddings()(x).float()
 
 
 @contextmanager
-def hooked(model: Any, layout: ModelFamily, run: ForwardContext) -> Iterator[None]:
+def hooked(model: Any, family: ModelFamily, run: ForwardContext) -> Iterator[None]:
     """Within this block the model's forward passes obey ``run``; afterwards it is as it was."""
     handles: list[Any] = []
     token = _ACTIVE.set(run)
     try:
-        layers = decoder_layers(model, layout)
+        layers = decoder_layers(model, family)
         for i in run.input_layers:
             handles.append(layers[i].register_forward_pre_hook(_on_input(run, i), with_kwargs=True))
         for i in run.output_layers:

@@ -14,10 +14,10 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from halludecode.core.attention_block import IMAGE, PAD, SYSTEM, TEXT
 from halludecode.core.errors import InvalidRequest
-from halludecode.core.model_info import ModelInfo, VisionInfo
 from halludecode.engines.inputs.processor import LRU
 from halludecode.engines.inputs.rows import ImageInput, Row
 from halludecode.models.families import ModelFamily
+from halludecode.models.info import model_info
 
 VISION_BATCH = 64  # views of pictures per call of the vision tower
 
@@ -64,17 +64,22 @@ class EncodedImages(BaseModelOutputWithPooling):
 
 
 class HFModel:
-    """A loaded model with its family's layout.
+    """A loaded model as the engine runs it.
 
     Args:
         model: Any `transformers` image-text-to-text model of a known family.
-        layout: Its family's row.
+        family: What sets its family apart.
+
+    Attributes:
+        info: The model's numbers.
+        calls: Forward passes of the language model so far.
     """
 
-    def __init__(self, model: Any, layout: ModelFamily) -> None:
+    def __init__(self, model: Any, family: ModelFamily) -> None:
         self.model = model
-        self.layout = layout
-        self.calls = 0  # forward passes of the language model
+        self.family = family
+        self.info = model_info(model.config)
+        self.calls = 0
         self._features: LRU[Tensor] = LRU(256e6, lambda f: f.numel() * f.element_size())
 
     @property
@@ -88,32 +93,13 @@ class HFModel:
         text = self.model.config.get_text_config()
         return getattr(text, "max_position_embeddings", None) or 1 << 30
 
+    def clear_features(self) -> None:
+        """Forget the features of all pictures."""
+        self._features.clear()
+
     def cache(self) -> DynamicCache:
         """An empty KV cache; it keeps tokens that left a sliding window, as edits count them."""
         return DynamicCache()
-
-    def eos(self, tokenizer: Any) -> list[int]:
-        """End-of-sequence ids: the generation config's, else the tokenizer's."""
-        eos = self.model.generation_config.eos_token_id
-        eos = tokenizer.eos_token_id if eos is None else eos
-        return list(eos) if isinstance(eos, list | tuple) else [] if eos is None else [eos]
-
-    def model_info(self) -> ModelInfo:
-        """The model's numbers, as strategies see them."""
-        text = self.model.config.get_text_config()
-        heads = text.num_attention_heads
-        groups = getattr(text, "num_key_value_heads", None) or heads
-        size = getattr(text, "head_dim", None) or text.hidden_size // heads
-        return ModelInfo(
-            num_layers=text.num_hidden_layers,
-            num_heads=heads,
-            num_kv_heads=groups,
-            hidden_size=text.hidden_size,
-            vocab_size=text.vocab_size,
-            head_dim=size,
-            vision=_vision(self.model.config),
-            mrope=self.layout.mrope,
-        )
 
     def tokens(self, row: Row) -> Tokens:
         """Everything the forward needs to know about a row's prompt."""
@@ -173,7 +159,7 @@ class HFModel:
         device = self.device
         out = self.model(
             input_ids=ids.to(device),
-            position_ids=(position if self.layout.mrope else position[0]).to(device),
+            position_ids=(position if self.family.mrope else position[0]).to(device),
             attention_mask=mask.to(device),
             past_key_values=cache,
             use_cache=True,
@@ -187,7 +173,7 @@ class HFModel:
         names = feeds[0].pixels.keys()
         inputs = {n: _joined([feed.pixels[n] for feed in feeds]).to(self.device) for n in names}
         inputs["pixel_values"] = inputs["pixel_values"].to(self.model.dtype)
-        if self.layout.nested:
+        if self.family.nested:
             if not inputs["pixel_values"].flatten(1).any(1).all():
                 raise InvalidRequest(
                     "A view of a picture has no pixel other than 0, which family "
@@ -203,11 +189,11 @@ class HFModel:
 
     def given(self, ids: Tensor, features: Sequence[Tensor]) -> dict[str, Any]:
         """Arguments that carry picture features, those of deepstack layers side by side."""
-        layout, extra = self.layout, dict[str, Any].fromkeys(self.layout.unused)
-        if not features and not layout.unused:
+        family, extra = self.family, dict[str, Any].fromkeys(self.family.unused)
+        if not features and not family.unused:
             return extra
         image = (ids == self.model.config.image_token_id).to(self.device)
-        if layout.mutual:
+        if family.mutual:
             extra["token_type_ids"] = image.long()
         embed = self.model.get_input_embeddings()
         # A model that insists gets what image tokens are without pictures: words.
@@ -216,14 +202,14 @@ class HFModel:
         pooled, *deep = zip(*(one.split(width, -1) for one in given), strict=True)
         extra["mm_encoder_outputs"] = {
             "image": EncodedImages(
-                pooler_output=torch.cat(pooled)[:, None] if layout.packed else list(pooled),
+                pooler_output=torch.cat(pooled)[:, None] if family.packed else list(pooled),
                 deepstack_features=[list(level) for level in deep],
             )
         }
         return extra
 
     def _positions(self, row: Row, is_image: Tensor) -> Tensor:
-        if not self.layout.mrope:
+        if not self.family.mrope:
             return torch.arange(len(row.input_ids))[None]
         if not row.feeds:
             return torch.arange(len(row.input_ids)).expand(3, -1)
@@ -290,15 +276,3 @@ def pad_left(
         ids[i, at:], position[:, i, at:] = row.ids, row.position
         kind[i, at:], picture[i, at:], hidden[i, at:] = row.kind, row.picture, row.hidden
     return ids, position, kind, picture, hidden
-
-
-def _vision(config: Any) -> VisionInfo | None:
-    tower = getattr(config, "vision_config", None)
-    layers = getattr(tower, "num_hidden_layers", None) or getattr(tower, "depth", None)
-    heads = getattr(tower, "num_attention_heads", None) or getattr(tower, "num_heads", None)
-    if not layers or not heads:
-        return None
-    feature = getattr(config, "vision_feature_layer", -1)
-    # CLIP's and InternVL's towers put a CLS token first; SigLIP's and Qwen's have none.
-    has_cls = getattr(tower, "model_type", "") in ("clip_vision_model", "internvl_vision")
-    return VisionInfo(layers, heads, has_cls, feature if isinstance(feature, int) else -1)

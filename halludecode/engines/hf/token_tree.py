@@ -117,7 +117,7 @@ class TokenTree:
     """
 
     def __init__(self, batch: Batch, layer: int) -> None:
-        self.batch, self.net = batch, batch.net
+        self.batch, self.hf_model = batch, batch.hf_model
         self.window = self._window()
         self.watch = TreeContext(layer)
         self.prompt = batch.mask.shape[1]  # columns of the prompts, padding included
@@ -126,15 +126,16 @@ class TokenTree:
 
     def _window(self) -> int | None:
         """Keys a sliding layer sees; None where no layer slides."""
-        text = self.net.model.config.get_text_config()
+        text = self.hf_model.model.config.get_text_config()
         window = getattr(text, "sliding_window", None)
         plain = ("sliding_attention" if window else "full_attention",)
         kinds = set(getattr(text, "layer_types", None) or plain)
         whole = all(type(cached) is DynamicLayer for cached in self.batch.cache.layers)
         if not whole or kinds not in (FULL, FULL | SLIDING):
+            name = type(self.hf_model.model).__name__
             raise UnsupportedStrategy(
                 f"{self.batch.plan.canonical}: a search over beams needs the key of every token; "
-                f"layers of {type(self.net.model).__name__} ({', '.join(sorted(kinds))}) drop some."
+                f"layers of {name} ({', '.join(sorted(kinds))}) drop some."
             )
         return window if kinds != FULL else None
 
@@ -192,31 +193,31 @@ class TokenTree:
 
     def _masks(self, visible: Tensor) -> Any:
         """4-D masks, by kind of layer where some layers slide."""
-        full = visible[:, None].to(self.net.device)
+        full = visible[:, None].to(self.hf_model.device)
         if self.window is None:
             return full
         size = visible.shape[1]
         near = self.line[:, -size:, None] - self.line[:, None] < self.window
-        sliding = (visible & near)[:, None].to(self.net.device)
+        sliding = (visible & near)[:, None].to(self.hf_model.device)
         return {"full_attention": full, "sliding_attention": sliding}
 
     def _forward(self, ids: Tensor, position: Tensor, visible: Tensor) -> tuple[Tensor, Tensor]:
         """Float32 logits [R, Q, V] and attention [R, Q, N]."""
-        net, device = self.net, self.net.device
+        hf_model, device = self.hf_model, self.hf_model.device
         kind = torch.full((len(ids), visible.shape[-1]), GENERATED, dtype=torch.int8)
         tensors = (kind, kind.to(torch.int16), position, self.batch.length)
         geometry = AttentionMetadata(*(x.to(device) for x in tensors), prompting=False)
         self.watch.begin(geometry, emitting=True)
-        net.calls += 1
-        position = position.expand(3, -1, -1) if net.layout.mrope else position
-        with hooked(net.model, net.layout, self.watch):
-            out: Any = net.model(
+        hf_model.calls += 1
+        position = position.expand(3, -1, -1) if hf_model.family.mrope else position
+        with hooked(hf_model.model, hf_model.family, self.watch):
+            out: Any = hf_model.model(
                 input_ids=ids.to(device),
                 position_ids=position.to(device),
                 attention_mask=self._masks(visible),
                 past_key_values=self.batch.cache,
                 use_cache=True,
-                **net.given(ids, ()),
+                **hf_model.given(ids, ()),
             )
         return out.logits.float(), self.watch.take()
 

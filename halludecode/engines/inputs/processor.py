@@ -47,6 +47,11 @@ class LRU(Generic[V]):
         while self._size > self._limit and len(self._entries) > 1:
             self._size -= self._weigh(self._entries.popitem(last=False)[1])
 
+    @property
+    def size(self) -> float:
+        """What all entries weigh."""
+        return self._size
+
     def clear(self) -> None:
         """Forget everything."""
         self._entries.clear()
@@ -77,17 +82,17 @@ class InputProcessor:
     Args:
         processor: The model's own processor.
         config: The model's config.
-        layout: Its family's row.
+        family: What sets its family apart.
     """
 
-    def __init__(self, processor: Any, config: Any, layout: ModelFamily) -> None:
+    def __init__(self, processor: Any, config: Any, family: ModelFamily) -> None:
         self.processor = processor
         self.tokenizer = processor.tokenizer
         self.image_token = config.image_token_id
         eos = self.tokenizer.eos_token_id
         self.pad_token = next((i for i in (self.tokenizer.pad_token_id, eos) if i is not None), 0)
         self._config = config
-        self._layout = layout
+        self._family = family
         self._pictures: LRU[ProcessedImage] = LRU(256)
 
     def render(self, prompt: Prompt) -> str:
@@ -120,12 +125,12 @@ class InputProcessor:
             InvalidRequest: The text holds more or fewer image tokens than there are pictures.
         """
         text, given = self.render(prompt), len(prompt.pictures)
-        if self._layout.leading and given > 1:
+        if self._family.leading and given > 1:
             raise InvalidRequest(
                 f"{given} images were given, but family {self._config.model_type!r} reads one; ask "
                 "about each by itself."
             )
-        ids = self._short(text, given)
+        ids = self.short(text, given)
         found = ids.count(self.image_token)
         if found != given:
             raise InvalidRequest(
@@ -156,10 +161,10 @@ class InputProcessor:
         Raises:
             InvalidRequest: More words than it can read.
         """
-        if not self._layout.asked:
+        if not self._family.asked:
             return {}
         every = self.processor(text=[text], return_tensors="pt")
-        made = {name: every[name] for name in self._layout.asked}
+        made = {name: every[name] for name in self._family.asked}
         most = self._config.qformer_config.max_position_embeddings
         length = max(value.shape[-1] for value in made.values())
         if length > most:
@@ -178,9 +183,9 @@ class InputProcessor:
         return sorted((single or {ids[0] for ids in encoded if ids}) - {unknown})
 
     def _preprocess(self, picture: Picture) -> ProcessedImage:
-        layout = self._layout
-        placeholder = "" if layout.leading else layout.placeholder
-        short = self._short(placeholder, 1)
+        family = self._family
+        placeholder = "" if family.leading else family.placeholder
+        short = self.short(placeholder, 1)
         try:
             made = self.processor(text=[placeholder], images=[picture.image], return_tensors="pt")
         except (ValueError, ZeroDivisionError) as error:
@@ -194,14 +199,14 @@ class InputProcessor:
         stop = len(long) - (len(short) - before - 1)
         expansion = tuple(long[before:stop])
         count = expansion.count(self.image_token)
-        pixels = _views({k: v for k, v in made.items() if k not in (*WORDS, *layout.asked)})
-        return ProcessedImage(pixels, expansion, count, layout.span(pixels, count, self._config))
+        pixels = _views({k: v for k, v in made.items() if k not in (*WORDS, *family.asked)})
+        return ProcessedImage(pixels, expansion, count, family.span(pixels, count, self._config))
 
-    def _short(self, text: str, pictures: int) -> list[int]:
+    def short(self, text: str, pictures: int) -> list[int]:
         """Token ids of a rendered prompt, one image token per picture."""
-        layout = self._layout
-        first = [self.image_token] * pictures if layout.leading else []
-        framed = text.replace(layout.placeholder, layout.frame) if layout.frame else text
+        family = self._family
+        first = [self.image_token] * pictures if family.leading else []
+        framed = text.replace(family.placeholder, family.frame) if family.frame else text
         return first + self._tokenize(framed)
 
     def _tokenize(self, text: str) -> list[int]:
@@ -211,7 +216,7 @@ class InputProcessor:
         return self.tokenizer(text, add_special_tokens=special)["input_ids"]
 
     def _render_plain(self, prompt: Prompt) -> str:
-        spot = "" if self._layout.leading else self._layout.placeholder
+        spot = "" if self._family.leading else self._family.placeholder
         if prompt.raw:
             return "".join(
                 spot if isinstance(p, Picture) else p for t in prompt.turns for p in t.parts
@@ -223,7 +228,7 @@ class InputProcessor:
             )
         words = "".join(p for p in prompt.turns[0].parts if isinstance(p, str))
         images = "\n".join(spot for _ in prompt.pictures)
-        text = self._layout.turn.format(images=images, text=words)
+        text = self._family.turn.format(images=images, text=words)
         return text if images else text.replace(": \n", ": ").replace("user\n\n", "user\n")
 
 

@@ -89,11 +89,11 @@ class PreparedRequest:
 class RowBuilder:
     """Builds the rows of requests for one model."""
 
-    def __init__(self, feeder: InputProcessor, show: Any) -> None:
-        self.feeder = feeder
+    def __init__(self, inputs: InputProcessor, show: Any) -> None:
+        self.inputs = inputs
         self._show = show
 
-    def job(
+    def prepare(
         self, prompt: Prompt, plan: Plan, state: Sequence[Mapping[str, Any]]
     ) -> PreparedRequest:
         """Branches of every part: main edits first, equal rows shared."""
@@ -130,18 +130,18 @@ class RowBuilder:
                 for i, p in enumerate(prompt.pictures)
             ]
             prompt = prompt.replace_pictures(altered)
-        text, short = self.feeder.encode(prompt)
-        inputs = [self.feeder.picture(p) for p in prompt.pictures]
-        asked = self.feeder.asked(text) if inputs else {}
+        text, short = self.inputs.encode(prompt)
+        inputs = [self.inputs.picture(p) for p in prompt.pictures]
+        asked = self.inputs.asked(text) if inputs else {}
         feeds = [
             _feed(branch, p, x, i, state, asked)
             for i, (p, x) in enumerate(zip(prompt.pictures, inputs, strict=True))
         ]
         if branch.tokens is not None:
-            inputs = [_shrink(x, branch.tokens, self.feeder.image_token) for x in inputs]
-        ids = self.feeder.expand(short, inputs)
+            inputs = [_shrink(x, branch.tokens, self.inputs.image_token) for x in inputs]
+        ids = self.inputs.expand(short, inputs)
         hidden = [f.hidden for f in feeds if f.hidden is not None]
-        last = max((i + 1 for i, t in enumerate(ids) if t == self.feeder.image_token), default=0)
+        last = max((i + 1 for i, t in enumerate(ids) if t == self.inputs.image_token), default=0)
         return Row(
             name=name,
             prompt=text,
@@ -162,11 +162,11 @@ class RowBuilder:
         return digest(ids, *(feed.key for feed in row.feeds), hooks)
 
 
-def seen_spans(row: Row, feeder: InputProcessor) -> tuple[tuple[int, int, int], ...]:
+def seen_spans(row: Row, inputs: InputProcessor) -> tuple[tuple[int, int, int], ...]:
     """Per picture of a row: where its overview lies among all its image tokens."""
     spans, offset = list[tuple[int, int, int]](), 0
     for feed in row.feeds:
-        known = feeder.picture(feed.picture)
+        known = inputs.picture(feed.picture)
         spans.append((offset + known.span[0], *known.span[1:]))
         offset += known.count
     return tuple(spans)

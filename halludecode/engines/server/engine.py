@@ -26,7 +26,7 @@ from halludecode.core.errors import (
     InvalidRequest,
     MissingExtra,
 )
-from halludecode.engines.api import Output, Request, Sampling, Timings
+from halludecode.engines.api import Engine, Output, Request, Sampling, Timings
 from halludecode.engines.server.openai_format import body_of, output_of
 
 T = TypeVar("T")
@@ -81,7 +81,7 @@ class Ask:
     turns: asyncio.Semaphore = field(compare=False)
 
 
-class ServerEngine:
+class ServerEngine(Engine):
     """Answers requests through running servers of one model.
 
     Args:
@@ -147,11 +147,11 @@ class ServerEngine:
         if explain:
             raise InvalidRequest("explain= is not served over HTTP; use engine='hf'.")
         wanted = [requests] if isinstance(requests, Request) else list(requests)
-        made = self.generate_each(wanted, strategy, sampling, score_words=score_words)
-        for one in made:
-            if isinstance(one, HalluDecodeError):
-                raise one
-        return [one for one in made if isinstance(one, Output)]
+        outcomes = self.generate_each(wanted, strategy, sampling, score_words=score_words)
+        for outcome in outcomes:
+            if isinstance(outcome, HalluDecodeError):
+                raise outcome
+        return [outcome for outcome in outcomes if isinstance(outcome, Output)]
 
     def generate_each(
         self,
@@ -166,7 +166,7 @@ class ServerEngine:
         Raises:
             Unreachable: No server is there to begin with.
         """
-        plan = strategy if isinstance(strategy, ServedPlan) else self.plan(strategy)
+        plan = self.plan(strategy)
         drawn, begun = sampling or Sampling(), time.perf_counter()
 
         async def every(servers: list[Server]) -> list[Output | HalluDecodeError]:
@@ -177,12 +177,16 @@ class ServerEngine:
 
         return _shared(self._run(every), (time.perf_counter() - begun) * 1000)
 
-    def plan(self, strategy: hd_spec.Spec) -> ServedPlan:
+    def plan(self, strategy: hd_spec.Spec | ServedPlan) -> ServedPlan:
         """A strategy compiled by the servers, which may have to calibrate it first.
+
+        A plan of this engine is given back as it is.
 
         Raises:
             HalluDecodeError: As `VLLMEngine.plan`, and what the operator does not allow.
         """
+        if isinstance(strategy, ServedPlan):
+            return strategy
         text = strategy if isinstance(strategy, str) else hd_spec.format(hd_spec.parse(strategy))
         if text not in self._plans:
             told = self._ask_all("/halludecode/plan", {"strategy": text})

@@ -65,7 +65,7 @@ def judge(model: Path, out: Path, count: int, seen: int, progress: bool = True) 
 def sinks(model: Path, count: int = 50) -> str:
     """Whether the model has attention sinks, in one sentence: see `hd.sinks`."""
     import halludecode as hd
-    from halludecode.calibration.data import samples
+    from halludecode.analysis.calibration_samples import samples
 
     pairs = samples("testbed", ["testbed-dev-iid"], limit=count)
     return hd.sinks(hd.load(str(model)), [request for request, _ in pairs]).verdict

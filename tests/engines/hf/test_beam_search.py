@@ -223,7 +223,7 @@ def test_without_an_image_it_is_greedy_and_warns(engine):
 def test_a_shared_picture_is_prefilled_once_and_changes_nothing(llava):
     picture = families.pictures()[0]
     questions = [hd.Request(word, [picture]) for word in WORDS]
-    llava._prefixes.clear()
+    llava.prefixes.clear()
     shared, shapes = shapes_of(llava, questions, "opera", hd.Sampling(max_new_tokens=8))
     assert shapes[0][0] == 1, "the picture once"
     assert shapes[1][0] == 3, "then three questions"
@@ -251,9 +251,9 @@ def test_how_far_a_search_can_go_back(llava):
     calls = []
     for history in (512, 3, 1):
         strategy = type(f"Back{history}", (Back,), {"history": history})()
-        before = llava.net.calls
+        before = llava.hf_model.calls
         llava.generate(requests()[0], strategy, sampling)
-        calls.append(llava.net.calls - before)
+        calls.append(llava.hf_model.calls - before)
     # A return from 8 tokens to 2: the token there is fed alone, then 7 steps with candidates again.
     assert calls == [11 + 1 + 6, 11 + 1 + 2, 11], "with one step remembered there is no way back"
 
@@ -327,10 +327,10 @@ def test_two_threads_do_not_leak(llava):
     ids=["vcd", "apc", "temperature", "n", "applied"],
 )
 def test_what_is_refused_before_any_token(llava, call, error, says):
-    calls = llava.net.calls
+    calls = llava.hf_model.calls
     with pytest.raises(error, match=says) as caught:
         call(llava)
-    assert llava.net.calls == calls
+    assert llava.hf_model.calls == calls
     assert "\n" not in str(caught.value)
 
 
@@ -345,7 +345,9 @@ def test_layers_that_drop_keys_are_refused():
     model = SimpleNamespace(config=SimpleNamespace(get_text_config=lambda: config))
     for cache in (DynamicCache(config=config), DynamicCache()):
         batch = SimpleNamespace(
-            net=SimpleNamespace(model=model), cache=cache, plan=SimpleNamespace(canonical="opera")
+            hf_model=SimpleNamespace(model=model),
+            cache=cache,
+            plan=SimpleNamespace(canonical="opera"),
         )
         with pytest.raises(UnsupportedStrategy, match="needs the key of every token"):
             TokenTree(batch, 0)

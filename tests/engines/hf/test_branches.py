@@ -59,7 +59,7 @@ FEW = hd.Sampling(max_new_tokens=4, min_new_tokens=4, logprobs=1)
 
 def features_of(engine):
     row = engine.rows(ask())["main"]
-    return row, engine.net.features(row.feeds)[0]
+    return row, engine.hf_model.features(row.feeds)[0]
 
 
 def written(engine, ids, features, n=4):
@@ -72,7 +72,7 @@ def written(engine, ids, features, n=4):
             use_cache=False,
         )
         logits = made.logits[0, -1].float()
-        logits[engine._eos()] = -torch.inf
+        logits[engine.end_tokens] = -torch.inf
         out.append(int(logits.argmax()))
     return tuple(out)
 
@@ -198,12 +198,10 @@ def test_looks_see_what_transformers_reports(family_engine, family):
             model.model.rope_deltas = None
     from halludecode.engines.inputs.chat import to_prompt
 
-    prompt = to_prompt(hd.Request("What is this?", [image]), engine.net.layout.placeholder)
+    prompt = to_prompt(hd.Request("What is this?", [image]), engine.family.placeholder)
     layers = (0, 2, 4)
-    seen = engine._collector.collect(
-        ActivationRequest(prompt, hidden=layers, heads=layers, image=layers)
-    )
-    every = engine._collector.collect(ActivationRequest(prompt, hidden=layers, every_token=True))
+    seen = engine.activations(ActivationRequest(prompt, hidden=layers, heads=layers, image=layers))
+    every = engine.activations(ActivationRequest(prompt, hidden=layers, every_token=True))
     is_image = inputs["input_ids"][0] == model.config.image_token_id
     for i, layer in enumerate(layers):
         hidden = plain.hidden_states[layer + 1][0]
@@ -223,9 +221,9 @@ def test_looks_are_remembered(family_engine):
     engine = family_engine("llava")
     fresh = hd.Request("Is it remembered?", ask().images)
     engine.generate(fresh, "agla", hd.Sampling(max_new_tokens=1))
-    before = engine.net.calls
+    before = engine.hf_model.calls
     engine.generate(fresh, "agla", hd.Sampling(max_new_tokens=1))
-    assert engine.net.calls - before == 1
+    assert engine.hf_model.calls - before == 1
 
 
 def test_agla_with_the_papers_matcher(family_engine, tmp_path):
@@ -314,22 +312,22 @@ def test_looks_may_write(family_engine):
     from halludecode.engines.inputs.chat import to_prompt
 
     engine = family_engine("llava")
-    spot = engine.net.layout.placeholder
+    spot = engine.family.placeholder
     prompts = [
         to_prompt(hd.Request(words, [families.pictures()[1]]), spot) for words in ("A?", "Why?")
     ]
     requests = [ActivationRequest(prompt, hidden=(1,), write=5, logits=True) for prompt in prompts]
-    engine._collector.run(requests, 8, reuse=True)
+    engine.collect(requests, reuse=True)
     for prompt, request in zip(prompts, requests, strict=True):
-        seen = engine._collector.collect(request)
+        seen = engine.activations(request)
         words = prompt.question
         request = hd.Request(words, [families.pictures()[1]])
         plain = engine.generate(request, "greedy", hd.Sampling(max_new_tokens=5, logprobs=1))[0]
         assert seen.token_ids == plain.token_ids
         assert seen.text == plain.text
-        assert seen.logits.shape == (len(plain.token_ids), engine._model_info.vocab_size)
+        assert seen.logits.shape == (len(plain.token_ids), engine.model_info.vocab_size)
         assert seen.logits.argmax(-1).tolist() == list(plain.token_ids)
         for row, entry in zip(seen.logits, plain.logprobs, strict=True):
             assert float(row.log_softmax(-1).max()) == pytest.approx(entry.logprob, abs=1e-4)
-        again = engine._collector.collect(ActivationRequest(prompt, hidden=(1,)))
+        again = engine.activations(ActivationRequest(prompt, hidden=(1,)))
         torch.testing.assert_close(seen.hidden, again.hidden, atol=1e-5, rtol=1e-4)

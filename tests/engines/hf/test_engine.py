@@ -27,9 +27,9 @@ def ask(text="What is this?", place=0) -> hd.Request:
 
 def test_n_answers_share_one_prefill(engine):
     sampling = hd.Sampling(max_new_tokens=4, min_new_tokens=4, temperature=1.5, n=3, seed=5)
-    before = engine.net.calls
+    before = engine.hf_model.calls
     output = engine.generate(ask(), "vcd", sampling)[0]
-    assert engine.net.calls - before == 4
+    assert engine.hf_model.calls - before == 4
     assert len(output.choices) == 3
     assert len({c.token_ids for c in output.choices}) > 1
     assert output.timings.tokens == 12
@@ -59,7 +59,7 @@ def test_logprobs_are_of_the_combined_distribution(engine):
 
 
 def test_finish_reasons_and_minimum_length(engine):
-    eos = engine._eos()
+    eos = engine.end_tokens
     assert eos
     output = engine.generate(ask(), "greedy", hd.Sampling(max_new_tokens=5, min_new_tokens=5))[0]
     assert output.finish_reason == "length"
@@ -141,7 +141,7 @@ def test_prompts_longer_than_the_context_are_refused(engine):
 
 def test_the_context_ends_an_answer(engine, monkeypatch):
     prompt = len(engine.rows(ask())["main"].input_ids)
-    monkeypatch.setattr(engine, "_context", lambda: prompt + 3)
+    monkeypatch.setattr(type(engine), "context", prompt + 3)
     output = engine.generate(ask(), "greedy", hd.Sampling(max_new_tokens=50, min_new_tokens=50))[0]
     assert (len(output.token_ids), output.finish_reason) == (3, "length")
 
@@ -156,7 +156,7 @@ def test_running_out_of_memory_names_a_batch_size(engine, monkeypatch):
     def full(*args, **kwargs):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
 
-    monkeypatch.setattr(engine.net, "forward", full)
+    monkeypatch.setattr(engine.hf_model, "forward", full)
     with pytest.raises(OutOfMemory, match=r"Try batch_size=4 \(now 8\)"):
         engine.generate(ask())
     monkeypatch.setattr(engine, "batch_size", 1)
@@ -316,7 +316,7 @@ def test_applied_gives_strategies_their_state(engine):
             made = engine.model.generate(**inputs, max_new_tokens=3, do_sample=False)
         ours = engine.generate(ask(), Stated(), hd.Sampling(max_new_tokens=3))[0]
         assert made[0, -len(ours.token_ids) :].tolist() == list(ours.token_ids)
-        assert min(ours.token_ids) >= engine._model_info.vocab_size - 20
+        assert min(ours.token_ids) >= engine.model_info.vocab_size - 20
     finally:
         from halludecode.core.registry import STRATEGIES
 

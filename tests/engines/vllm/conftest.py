@@ -64,20 +64,16 @@ def supplied(tmp_path):
     changed = []
 
     def supply(ours, hf):
-        changed.extend((engine, engine._calibrator.store) for engine in (ours, hf))
+        changed.extend((engine, engine.calibrator.store) for engine in (ours, hf))
         specs.supplied(hf, tmp_path)
-        ours._calibrator.store = ArtifactStore(tmp_path)
+        ours.calibrator.store = ArtifactStore(tmp_path)
         return ours, hf
 
     yield supply
     for engine, store in changed:
-        engine._calibrator.store = store
-        engine._calibrator._known.clear()
-        engine._plans.clear()
-
-
-def scheduler_of(engine):
-    return engine._loaded.engine.engine_core.engine_core.scheduler
+        engine.calibrator.store = store
+        engine.calibrator.forget()
+        engine.forget_plans()
 
 
 def pytest_terminal_summary(terminalreporter) -> None:

@@ -58,6 +58,6 @@ def test_children_and_chunks(vllm_engine, testbed, asked, tight):
 
 def test_what_the_plan_needs_is_refused_in_one_sentence(vllm_engine, asked, monkeypatch):
     engine = vllm_engine("testbed")
-    monkeypatch.setattr(engine._loaded.vllm_config.parallel_config, "pipeline_parallel_size", 2)
+    monkeypatch.setattr(engine.loaded.vllm_config.parallel_config, "pipeline_parallel_size", 2)
     with pytest.raises(UnsupportedStrategy, match="use pipeline_parallel_size=1, or engine='hf'"):
         engine.generate(asked[0], "greedy", explain=True)

@@ -13,13 +13,11 @@ from halludecode.core import spec as hd_spec
 from halludecode.core.artifact import Artifact
 from halludecode.core.registry import STRATEGIES
 from halludecode.core.strategy import Strategy, strategy
+from halludecode.engines.inputs.processor import LRU
 from halludecode.engines.vllm import engine as engine_module
-from halludecode.engines.vllm.compat import vllm_api as names
 from halludecode.engines.vllm.worker import attention, hooks
-from tests.engines.vllm.conftest import scheduler_of
-from tests.engines.vllm.test_mixed import run
 from tests.support import families
-from tests.support.vllm import requests, same
+from tests.support.vllm import answer_together, requests, same, scheduler_of, worker_of
 
 LONG = hd.Sampling(max_new_tokens=30, min_new_tokens=29, logprobs=3)
 
@@ -34,19 +32,14 @@ def ours(vllm_engine):
     assert not any((scheduler._failed, scheduler._group_of, engine_requests(engine)))
     free = scheduler.kv_cache_manager.block_pool.get_num_free_blocks()
     assert free == scheduler.kv_cache_config.num_blocks - 1
-    desk = worker.model_runner.hd_desk
-    assert not desk.jobs and not desk.notes and not desk.captured
+    state = worker.model_runner.hd_state
+    assert not state.states and not state.records and not state.captured
     plain = hd.Sampling(max_new_tokens=4, logprobs=3)
     assert len(engine.generate(requests(1), "vcd", plain)[0].token_ids) > 0
 
 
-def worker_of(engine):
-    core = engine._loaded.engine.engine_core.engine_core
-    return core.model_executor.driver_worker.worker
-
-
 def engine_requests(engine):
-    return engine._loaded.engine.output_processor.get_num_unfinished_requests()
+    return engine.loaded.engine.output_processor.get_num_unfinished_requests()
 
 
 def while_running(monkeypatch, engine, step: int, act):
@@ -168,28 +161,28 @@ def test_neighbours_of_a_failing_request_are_answered(ours, faulty, testbed):
     from halludecode.engines.vllm.frontend.output_reader import OutputReader
 
     given = [(requests(1)[0], "fails_combine", LONG), *((r, "vcd", LONG) for r in requests(3))]
-    told = []
-    stock = OutputReader.notes
+    reported = []
+    stock = OutputReader.reports
 
-    def notes(self):
-        found = stock(self)
-        told.extend(found)
-        return found
+    def reports(self):
+        own = stock(self)
+        reported.extend(own)
+        return own
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(OutputReader, "notes", notes)
+        patch.setattr(OutputReader, "reports", reports)
         with pytest.raises(hd.HalluDecodeError, match="nothing to divide"):
-            run(ours, given)
-    assert [bool(note["error"]) for note in told] == [True, False, False, False]
+            answer_together(ours, given)
+    assert [bool(report["error"]) for report in reported] == [True, False, False, False]
     wanted = testbed.generate(requests(3), "vcd", LONG)
-    for a, b in zip(run(ours, given[1:]), wanted, strict=True):
+    for a, b in zip(answer_together(ours, given[1:]), wanted, strict=True):
         assert same(a, b)
 
 
 def test_a_hook_that_never_fires_is_an_error(ours, faulty, monkeypatch):
-    from halludecode.engines.vllm.worker.forward_context import ForwardContext
+    from halludecode.engines.vllm.worker.forward_context import WorkerForward
 
-    monkeypatch.setattr(ForwardContext, "layer_output", lambda self, layer, hidden, residual: None)
+    monkeypatch.setattr(WorkerForward, "layer_output", lambda self, layer, hidden, residual: None)
     with pytest.raises(hd.HookNeverFired, match=r"silent.steer was not called in layer\(s\)"):
         ours.generate(requests(1), "silent", hd.Sampling(max_new_tokens=3))
 
@@ -216,15 +209,15 @@ def test_more_rows_than_slots_are_refused_with_numbers(ours):
 
     rows = list(ours.rows(requests(1)[0], "vcd").values()) * 30
     with pytest.raises(hd.InvalidRequest, match="takes 60 rows, vLLM runs at most 48"):
-        check_rows(rows, ours.plan("vcd"), 4, ours._loaded.vllm_config)
+        check_rows(rows, ours.plan("vcd"), 4, ours.loaded.vllm_config)
 
 
 def test_cuda_graphs_refuse_edits_inside_the_model(ours, monkeypatch):
     from vllm.config import CUDAGraphMode
 
-    compiled = ours._loaded.vllm_config.compilation_config
+    compiled = ours.loaded.vllm_config.compilation_config
     monkeypatch.setattr(compiled, "cudagraph_mode", CUDAGraphMode.FULL_AND_PIECEWISE)
-    monkeypatch.setattr(ours, "_plans", {})
+    monkeypatch.setattr(ours, "_plans", LRU(8))
     ours.plan("vcd")
     for spec, need in (
         ("pai", "edits attention scores"),
@@ -236,10 +229,10 @@ def test_cuda_graphs_refuse_edits_inside_the_model(ours, monkeypatch):
 
 
 def test_reading_a_tower_that_ranks_share_by_pictures_is_refused(ours, monkeypatch):
-    config = ours._loaded.vllm_config
+    config = ours.loaded.vllm_config
     monkeypatch.setattr(config.parallel_config, "tensor_parallel_size", 2)
     monkeypatch.setattr(config.model_config.multimodal_config, "mm_encoder_tp_mode", "data")
-    monkeypatch.setattr(ours, "_plans", {})
+    monkeypatch.setattr(ours, "_plans", LRU(8))
     ours.plan("vcd+pai+vhr")
     with pytest.raises(
         hd.UnsupportedStrategy, match="needs 'vision-tower attention', which ranks with pictures"
@@ -285,7 +278,7 @@ def test_a_forward_that_calls_no_hook_at_all_is_an_error(ours, faulty, monkeypat
             monkeypatch.setattr(module, kind, OrderedDict())
     for layer in runner.vllm_config.compilation_config.static_forward_context.values():
         if hasattr(layer.impl, "hd_runner"):
-            monkeypatch.setattr(layer.impl, "hd_runner", SimpleNamespace(hd_inside=lambda: None))
+            monkeypatch.setattr(layer.impl, "hd_runner", SimpleNamespace(hd_forward=lambda: None))
     few = hd.Sampling(max_new_tokens=3)
     for spec, why in (("silent", "steer was not called"), ("pai", "attend was not called")):
         with pytest.raises(hd.HookNeverFired, match=why):
@@ -295,10 +288,10 @@ def test_a_forward_that_calls_no_hook_at_all_is_an_error(ours, faulty, monkeypat
 
 
 def test_workers_forget_the_artifacts_that_were_used_longest_ago(ours, monkeypatch):
-    told = []
+    sent = []
     monkeypatch.setattr(engine_module, "KEPT", 2)
     monkeypatch.setattr(ours, "_sent", {})
-    monkeypatch.setattr(ours._loaded, "tell", lambda *given: told.append(given[1:]))
+    monkeypatch.setattr(ours.loaded, "call_workers", lambda *given: sent.append(given[1:]))
     made = Artifact("var", {}, "model", {"dims": torch.tensor([1])})
 
     def send(p, artifact=made):
@@ -312,35 +305,16 @@ def test_workers_forget_the_artifacts_that_were_used_longest_ago(ours, monkeypat
     send(0.4, None)
     texts = [hd_spec.format((STRATEGIES.get("var")(p=p),)) for p in (0.1, 0.2, 0.3)]
     assert list(ours._sent) == [texts[0], texts[2]]
-    assert [text for text, artifact in told if artifact is not None] == texts
-    assert (texts[1], None) in told and len(told) == 4
+    assert [text for text, artifact in sent if artifact is not None] == texts
+    assert (texts[1], None) in sent and len(sent) == 4
 
 
 def test_compiled_strategies_are_bounded(ours, monkeypatch):
-    monkeypatch.setattr(engine_module, "KEPT", 3)
-    monkeypatch.setattr(ours, "_plans", {})
+    plans_known = LRU(3)
+    monkeypatch.setattr(ours, "_plans", plans_known)
     plans = [ours.plan(f"vcd(alpha={n})") for n in range(1, 6)]
-    assert len(ours._plans) == 3
+    assert plans_known.size == 3
     assert ours.plan("vcd(alpha=5)") is plans[-1] and ours.plan("vcd(alpha=1)") is not plans[0]
-
-
-def test_a_start_that_fails_is_one_sentence():
-    given = {"block_size": 32, "kv_cache_memory_bytes": 64 << 20, "max_model_len": 10**6}
-    with pytest.raises(
-        hd.InvalidModel, match=r"testbed: vLLM cannot start \(.*max_model"
-    ) as caught:
-        hd.load("testbed", engine="vllm", **given)
-    assert "\n" not in str(caught.value) and "or use engine='hf'" in str(caught.value)
-
-
-def test_a_name_that_vllm_no_longer_has_is_told(monkeypatch):
-    assert names.missing() == []
-    from vllm.v1.core.sched.scheduler import Scheduler
-
-    monkeypatch.delattr(Scheduler, "_preempt_request")
-    assert names.missing() == ["vllm.v1.core.sched.scheduler.Scheduler._preempt_request"]
-    with pytest.raises(hd.MissingExtra, match=r"lacks .*_preempt_request.* install the supported"):
-        hd.load("testbed", engine="vllm")
 
 
 def test_the_other_model_runner_is_refused(monkeypatch):

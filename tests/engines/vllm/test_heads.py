@@ -47,7 +47,7 @@ def test_strategies_are_those_of_the_hf_engine(pair, tmp_path, name):
         "vhr_map": "vhr(map={vhd})",
     }[name]
     _, hf = pair
-    m = hf.net.model_info()
+    m = hf.model_info
     sampling = hd.Sampling(max_new_tokens=6, logprobs=3)
     made, plain = [], hf.generate(requests(3), "greedy", sampling)
     for engine in pair:

@@ -21,7 +21,7 @@ REST = ("qwen2_5_vl", "internvl", "qwen3_vl", "idefics3")
 SCRIPT = """
 import json, os, sys
 import halludecode as hd
-from tests import families
+from tests.support import families
 
 def main():
     engine = hd.load(sys.argv[2], engine="vllm", artifacts=sys.argv[1], block_size=32,
@@ -47,7 +47,7 @@ if __name__ == "__main__":
 REPLICAS = """
 import json, sys, time
 import halludecode as hd
-from tests import families
+from tests.support import families
 
 def main():
     engine = hd.load(sys.argv[2], engine="vllm", artifacts=sys.argv[1], block_size=32,
@@ -62,7 +62,7 @@ def main():
         engine.generate(asked[0], "vcd", hd.Sampling(max_new_tokens=400))
     except hd.InvalidRequest as error:
         refused = str(error)
-    loads = engine._loaded.engine.llm.engine_core.engine_inflight
+    loads = engine.loaded.engine.llm.engine_core.engine_inflight
     engine.generate(asked[:2])  # what ended is told with the next step
     busy = sorted(loads.values())
     engine.close()

@@ -1,4 +1,4 @@
-"""Passes of the plain model before the answer: hidden requests, and `prepare` in the workers."""
+"""In the front end: passes of the plain model before the answer, as requests of our own."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from torch import Tensor
 
 from halludecode.core import spec as hd_spec
 from halludecode.core.activations import ActivationRequest, Activations
-from halludecode.core.errors import UnsupportedStrategy
 from halludecode.core.plan import Plan
 from halludecode.core.prompt import Prompt
 from halludecode.core.tracing import TracedStrategy
@@ -18,8 +17,14 @@ from halludecode.engines.inputs.rows import Row, RowBuilder, seen_spans
 from halludecode.engines.vllm.frontend.loading import Loaded
 from halludecode.engines.vllm.frontend.output_reader import OutputReader, PartialAnswer
 from halludecode.engines.vllm.frontend.requests import RequestBuilder, RequestGroup
-from halludecode.engines.vllm.row_metadata import RowMetadata, replica_of, unpack
-from halludecode.engines.vllm.worker.forward_context import error_class
+from halludecode.engines.vllm.protocol import (
+    DROP_ACTIVATIONS,
+    PREPARE_STATE,
+    READ_ACTIVATIONS,
+    error_class,
+    unpack,
+)
+from halludecode.engines.vllm.row_metadata import RowMetadata, replica_of
 
 Taken = tuple[int, str]  # an activation request's replica and key
 SMALL = 64  # numbers: what a processor tells of a picture beside its pixels
@@ -30,23 +35,20 @@ class ActivationCollector:
 
     Args:
         loaded: The engine.
-        maker: Where rows come from.
-        feeds: Where vLLM requests come from.
+        row_builder: Where rows come from.
+        request_builder: Where vLLM requests come from.
         name: Gives unused names at a replica.
     """
 
     def __init__(
-        self, loaded: Loaded, maker: RowBuilder, feeds: RequestBuilder, name: Callable[[int], str]
+        self,
+        loaded: Loaded,
+        row_builder: RowBuilder,
+        request_builder: RequestBuilder,
+        name: Callable[[int], str],
     ) -> None:
-        self._loaded, self._maker, self._feeds, self._name = loaded, maker, feeds, name
-
-    @property
-    def net(self) -> Any:
-        """Trained artifacts need the model itself."""
-        raise UnsupportedStrategy(
-            "This artifact is trained on the model itself, which engine 'vllm' cannot do; make it "
-            "with engine='hf'."
-        )
+        self._loaded, self._row_builder = loaded, row_builder
+        self._request_builder, self._name = request_builder, name
 
     def states(
         self, prompts: Sequence[Prompt], plan: Plan, jobs: Sequence[str]
@@ -74,7 +76,7 @@ class ActivationCollector:
                 for job, one in zip(jobs, by_prompt, strict=True)
             ]
         finally:
-            self._loaded.tell("hd_drop_activations", list(names.values()))
+            self._loaded.call_workers(DROP_ACTIVATIONS, list(names.values()))
 
     def collect(self, request: ActivationRequest) -> Activations:
         """What one pass kept, brought to this side; for calibration."""
@@ -82,10 +84,12 @@ class ActivationCollector:
         told, names = self._take({here: request})
         try:
             return Activations(
-                **unpack(self._loaded.tell("hd_activations", names[here], told[here], at=0)[0])
+                **unpack(
+                    self._loaded.call_workers(READ_ACTIVATIONS, names[here], told[here], at=0)[0]
+                )
             )
         finally:
-            self._loaded.tell("hd_drop_activations", list(names.values()))
+            self._loaded.call_workers(DROP_ACTIVATIONS, list(names.values()))
 
     def _prepare(
         self,
@@ -102,7 +106,7 @@ class ActivationCollector:
             for requests in by_prompt
         ]
         fetch = [list(part.strategy.fetch) for part in parts]
-        made = self._loaded.tell("hd_prepare", job, text, wanted, fetch, at=at)[0]
+        made = self._loaded.call_workers(PREPARE_STATE, job, text, wanted, fetch, at=at)[0]
         if isinstance(made, Mapping):
             raise error_class(made["kind"])(made["error"])
         return unpack(made)
@@ -111,7 +115,9 @@ class ActivationCollector:
         self, requests: Mapping[Taken, ActivationRequest]
     ) -> tuple[dict[Taken, Mapping[str, Any]], dict[Taken, str]]:
         """Run the passes; of each, what this side knows and the name it is kept under."""
-        rows = {taken: self._maker.activation_row(request) for taken, request in requests.items()}
+        rows = {
+            taken: self._row_builder.activation_row(request) for taken, request in requests.items()
+        }
         names = {taken: self._name(taken[0]) for taken in requests}
         reader = OutputReader(self._loaded)
         try:
@@ -122,12 +128,12 @@ class ActivationCollector:
             for error in (answer.error for answer in reader.answers):
                 if error is not None:
                     raise error
-            for note in reader.notes():
-                if note["error"]:
-                    raise error_class(note["kind"])(note["error"])
+            for report in reader.reports():
+                if report["error"]:
+                    raise error_class(report["kind"])(report["error"])
         except BaseException:
             reader.abort()  # first, or its rows would keep more
-            self._loaded.tell("hd_drop_activations", list(names.values()))
+            self._loaded.call_workers(DROP_ACTIVATIONS, list(names.values()))
             raise
         told = {
             taken: self._told(request, rows[taken], answer)
@@ -149,21 +155,21 @@ class ActivationCollector:
             role=0,
             rows=["main"],
             lives=["answer"],
-            job=name,
+            request_name=name,
             pictured=bool(row.feeds),
             capture={**capture_of(request), "sizes": sizes if request.vision else []},
         )
-        return self._feeds.activation_group(tag, row, request.write)
+        return self._request_builder.activation_group(tag, row, request.write)
 
     def _told(
         self, request: ActivationRequest, row: Row, answer: PartialAnswer
     ) -> Mapping[str, Any]:
-        feeder = self._maker.feeder
-        mask = (row.input_ids == feeder.image_token).tolist() if request.every_token else None
+        inputs = self._row_builder.inputs
+        mask = (row.input_ids == inputs.image_token).tolist() if request.every_token else None
         return {
             "capture": capture_of(request),
             "counts": [feed.count for feed in row.feeds],
-            "spans": [list(span) for span in seen_spans(row, feeder)],
+            "spans": [list(span) for span in seen_spans(row, inputs)],
             "mask": mask,
             "text": answer.text if request.write else "",
             "token_ids": list(answer.ids) if request.write else [],

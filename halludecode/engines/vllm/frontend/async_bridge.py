@@ -1,8 +1,9 @@
-"""vLLM's asynchronous engine as our synchronous code sees it, from threads; of replicas, too.
+"""In the front end: vLLM's asynchronous engine as our synchronous code sees it, from threads.
 
 `VLLMEngine` and its parts call an engine that blocks. Here each such call hands a coroutine to the
 engine's event loop and waits. One thread works at a time; while it waits, others have their turn,
-so that passes of several requests still share vLLM's batches.
+so that passes of several requests still share vLLM's batches. Only the asynchronous engine drives
+replicas (data parallelism), so in process they are reached through it, too.
 """
 
 from __future__ import annotations
@@ -57,7 +58,9 @@ class AsyncBridge:
             request.data_parallel_rank = replica_of(request.request_id)
         await self.llm.engine_core.add_request_async(request)
 
-    async def tell(self, method: str, args: Sequence[Any], replica: int | None = None) -> list[Any]:
+    async def call_workers(
+        self, method: str, args: Sequence[Any], replica: int | None = None
+    ) -> list[Any]:
         """Call a method of every worker, or of those of one replica; answers of one, by rank."""
         core = self.llm.engine_core
         if replica is None or self.replicas == 1:
@@ -69,8 +72,8 @@ class AsyncBridge:
     def collective_rpc(
         self, method: str, args: Sequence[Any] = (), replica: int | None = None
     ) -> list[Any]:
-        """See `tell`."""
-        return self._wait(self.tell(method, args, replica))
+        """See `call_workers`; named as in `LLMEngine`."""
+        return self._wait(self.call_workers(method, args, replica))
 
     def step(self) -> list[Any]:
         """Outputs of this thread's requests, at least one.
@@ -78,22 +81,22 @@ class AsyncBridge:
         Raises:
             Exception: What ended vLLM's engine.
         """
-        found: list[Any] = []
+        outputs: list[Any] = []
         with self._aside():
-            while not found:
+            while not outputs:
                 try:
-                    found.append(self._outputs.get(timeout=PATIENCE))
+                    outputs.append(self._outputs.get(timeout=PATIENCE))
                 except queue.Empty:
                     self._check_open()
         while True:
             try:
-                found.append(self._outputs.get_nowait())
+                outputs.append(self._outputs.get_nowait())
             except queue.Empty:
                 break
-        for output in found:
+        for output in outputs:
             if isinstance(output, Exception):
                 raise output
-        return found
+        return outputs
 
     def abort_request(self, names: Sequence[str], internal: bool) -> None:
         """Stop requests."""

@@ -1,4 +1,4 @@
-"""What this engine refuses before any token is produced, each with one sentence."""
+"""In the front end: what this engine refuses before any token is produced, in one sentence each."""
 
 from __future__ import annotations
 
@@ -62,13 +62,15 @@ def together(plan: Plan) -> bool:
     return plan.whole or any(len(part.attend_rows) > 1 for part in plan.parts)
 
 
-def check_rows(rows: Sequence[Row], plan: Plan, most: int, config: Any, replicas: int = 1) -> None:
+def check_rows(
+    rows: Sequence[Row], plan: Plan, max_new_tokens: int, config: Any, replicas: int = 1
+) -> None:
     """Refuse a request that can never fit.
 
     Args:
         rows: Its rows.
         plan: What acts.
-        most: Most tokens written.
+        max_new_tokens: Most tokens written.
         config: vLLM's.
         replicas: Among how many the KV cache is divided.
 
@@ -89,14 +91,14 @@ def check_rows(rows: Sequence[Row], plan: Plan, most: int, config: Any, replicas
             f"max_num_seqs to {len(rows)} or more."
         )
     size = config.cache_config.block_size
-    wanted = [min(len(r.input_ids) + most, limit) for r in rows]
-    need = sum(-(-n // size) for n in wanted)
+    lengths = [min(len(r.input_ids) + max_new_tokens, limit) for r in rows]
+    need = sum(-(-n // size) for n in lengths)
     have = config.cache_config.num_gpu_blocks // replicas - 1  # vLLM counts those of all replicas
     if need > have:
         raise InvalidRequest(
             f"{plan.canonical} may need {need} blocks of {size} tokens of KV cache for {len(rows)} "
-            f"rows of up to {max(wanted)} tokens, there are {have}; raise kv_cache_memory_bytes or "
-            "lower max_new_tokens."
+            f"rows of up to {max(lengths)} tokens, there are {have}; raise kv_cache_memory_bytes "
+            "or lower max_new_tokens."
         )
     if together(plan):
         _check_one_step(rows, plan, config.scheduler_config)

@@ -1,4 +1,4 @@
-"""Starting vLLM with our worker and scheduler, and what the front end needs of the model."""
+"""In the front end: starting vLLM with our worker and scheduler, and what is known of the model."""
 
 from __future__ import annotations
 
@@ -6,17 +6,17 @@ import os
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
-from types import SimpleNamespace
 from typing import Any
 
 from halludecode.core.errors import InvalidModel, InvalidRequest, MissingExtra
 from halludecode.core.model_info import ModelInfo
-from halludecode.engines.hf.model import HFModel
-from halludecode.engines.vllm.compat import vllm_api as names
+from halludecode.engines.vllm.compat import vllm_api
 from halludecode.engines.vllm.compat.checkpoints import weights_digest
 from halludecode.engines.vllm.compat.startup_errors import starting
 from halludecode.engines.vllm.frontend.output_router import OutputRouter
+from halludecode.engines.vllm.protocol import SET_MODEL_INFO
 from halludecode.models.families import ModelFamily, family_of
+from halludecode.models.info import end_tokens, model_info
 from halludecode.models.loading import load_processor, model_source
 
 RUNNER = "VLLM_USE_V2_MODEL_RUNNER"
@@ -35,7 +35,7 @@ class Loaded:
     model_info: ModelInfo
     source: str
     generation: Any
-    inbox: OutputRouter
+    router: OutputRouter
     shared: Mapping[str, Any] = field(default_factory=dict)  # revision, trust_remote_code
 
     @property
@@ -51,8 +51,7 @@ class Loaded:
     @cached_property
     def eos(self) -> list[int]:
         """End-of-sequence ids: the generation config's, else the tokenizer's."""
-        net: Any = SimpleNamespace(model=SimpleNamespace(generation_config=self.generation))
-        return HFModel.eos(net, self.processor.tokenizer)
+        return end_tokens(self.generation, self.processor.tokenizer)
 
     @cached_property
     def digest(self) -> str:
@@ -65,11 +64,17 @@ class Loaded:
         """Data-parallel copies of the model that this process sends requests to."""
         return getattr(self.engine, "replicas", 1)
 
-    def tell(self, method: str, *args: Any, at: int | None = None) -> list[Any]:
-        """Call a method of every worker, or of those of one replica; answers of one, by rank."""
-        one = {} if at is None or self.replicas == 1 else {"replica": at}
-        with self.inbox.turn():
-            return self.engine.collective_rpc(method, args=args, **one)
+    def call_workers(self, method: str, *args: Any, at: int | None = None) -> list[Any]:
+        """Call a method of every worker, or of those of one replica; answers of one, by rank.
+
+        Args:
+            method: A name of `protocol`.
+            *args: Plain values.
+            at: The replica.
+        """
+        place = {} if at is None or self.replicas == 1 else {"replica": at}
+        with self.router.turn():
+            return self.engine.collective_rpc(method, args=args, **place)
 
 
 def load_engine(
@@ -97,14 +102,11 @@ def load_engine(
     layout = family_of(config)
     _check_served(config)
     engine = (start or _start)(model, source, options)
-    shim: Any = SimpleNamespace(model=SimpleNamespace(config=config), layout=layout)
-    model_info = HFModel.model_info(shim)
-    inbox = OutputRouter(shared=start is None)
-    loaded = Loaded(
-        engine, processor, config, layout, model_info, source, generation, inbox, shared
-    )
-    numbers = {k: v for k, v in asdict(model_info).items() if k != "artifact"}
-    loaded.tell("hd_set_up", numbers)
+    info = model_info(config)
+    router = OutputRouter(shared=start is None)
+    loaded = Loaded(engine, processor, config, layout, info, source, generation, router, shared)
+    numbers = {k: v for k, v in asdict(info).items() if k != "artifact"}
+    loaded.call_workers(SET_MODEL_INFO, numbers)
     return loaded
 
 
@@ -113,11 +115,11 @@ def _import_vllm() -> None:
         import vllm  # noqa: F401
     except ImportError as error:
         raise MissingExtra(f"Engine 'vllm' needs vLLM ({error}): {INSTALL}.") from None
-    gone = names.missing()
-    if gone:
+    missing = vllm_api.missing()
+    if missing:
         raise MissingExtra(
-            f"This vLLM ({vllm_version()}) lacks {gone[0]}, which halludecode builds on; install "
-            f"the supported version: {INSTALL}."
+            f"This vLLM ({vllm_version()}) lacks {missing[0]}, which halludecode builds on; "
+            f"install the supported version: {INSTALL}."
         )
 
 

@@ -1,4 +1,4 @@
-"""Reading answers from vLLM while it writes them: tokens, stop strings, log-probabilities, ends."""
+"""In the front end: reading answers while vLLM writes them, with stop strings and ends."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from halludecode.core.errors import HalluDecodeError, InvalidRequest
 from halludecode.engines.api import Choice, Explanation, Sampling, TokenLogprob
 from halludecode.engines.vllm.frontend.loading import Loaded
 from halludecode.engines.vllm.frontend.requests import RequestGroup
+from halludecode.engines.vllm.protocol import REPORT, GroupReport
 from halludecode.engines.vllm.row_metadata import replica_of
 
 
@@ -25,10 +26,10 @@ class PartialAnswer:
     logprobs: list[TokenLogprob] = field(default_factory=list)
     error: HalluDecodeError | None = None
 
-    def choice(self, told: Explanation | None = None) -> Choice:
+    def choice(self, explanation: Explanation | None = None) -> Choice:
         """The finished answer."""
         logprobs = tuple(self.logprobs) if self.sampling.logprobs is not None else None
-        return Choice(self.text, tuple(self.ids), self.finish or "length", logprobs, told)
+        return Choice(self.text, tuple(self.ids), self.finish or "length", logprobs, explanation)
 
 
 class OutputReader:
@@ -40,9 +41,9 @@ class OutputReader:
     """
 
     def __init__(self, loaded: Loaded, *, live: bool = False) -> None:
-        self._engine, self._inbox = loaded.engine, loaded.inbox
+        self._engine, self._router = loaded.engine, loaded.router
         self._tokenizer = loaded.processor.tokenizer
-        self._tell = loaded.tell
+        self._call_workers = loaded.call_workers
         self._live = live
         self._open: dict[str, PartialAnswer] = {}
         self._names: list[str] = []
@@ -56,8 +57,8 @@ class OutputReader:
             self.answers.append(answer)
             self._open[rows[0].request_id] = answer
             self._names.append(rows[0].request_id)
-            with self._inbox.turn():
-                self._inbox.open(rows[0].request_id)
+            with self._router.turn():
+                self._router.open(rows[0].request_id)
                 self._engine.output_processor.add_request(rows[0], None, None, 0)
                 for row in rows:
                     self._engine.engine_core.add_request(row)
@@ -65,25 +66,26 @@ class OutputReader:
     def steps(self) -> Iterator[None]:
         """Run vLLM until every answer is done or void; yields after every step with news."""
         while self._open:
-            news = self._inbox.step(self._engine, tuple(self._open))
-            for output in news:
+            outputs = self._router.step(self._engine, tuple(self._open))
+            for output in outputs:
                 if output.request_id in self._open:
                     self._read(output)
-            if news:
+            if outputs:
                 yield
 
-    def notes(self) -> list[Mapping[str, Any]]:
-        """What the workers noted of every answer; asked for once."""
+    def reports(self) -> list[GroupReport]:
+        """What the workers report of every answer; asked for once."""
         names, self._names = self._names, []
-        self._inbox.close(names)
+        self._router.close(names)
         by_replica: dict[int, list[str]] = {}
         for name in names:
             by_replica.setdefault(replica_of(name), []).append(name)
-        found: dict[str, Mapping[str, Any]] = {}
+        by_name: dict[str, GroupReport] = {}
         for replica, own in by_replica.items():
-            told = self._tell("hd_report", own, at=replica)[0]
-            found.update(zip(own, told, strict=True))
-        return [found[name] for name in names]
+            # Ranks of a replica make the same edits of the same numbers: the first speaks for all.
+            reports = self._call_workers(REPORT, own, at=replica)[0]
+            by_name.update(zip(own, reports, strict=True))
+        return [by_name[name] for name in names]
 
     def abort(self) -> None:
         """Stop whatever is still being written."""
@@ -92,44 +94,44 @@ class OutputReader:
             self._open.clear()
             self._stop(names)
         if self._names:
-            self.notes()
+            self.reports()  # or the workers would keep them
 
     def _read(self, output: Any) -> None:
         answer = self._open[output.request_id]
-        made = output.outputs[0]
-        if made.finish_reason == "error":
+        news = output.outputs[0]
+        if news.finish_reason == "error":
             self._open.pop(output.request_id)
             answer.error = InvalidRequest(
-                f"vLLM gave a request up: {made.stop_reason or 'unknown reason'}."
+                f"vLLM gave a request up: {news.stop_reason or 'unknown reason'}."
             )
             return
-        if not answer.ids and made.token_ids:
+        if not answer.ids and news.token_ids:
             self.first = time.perf_counter()
-        for i, token in enumerate(made.token_ids):
+        for i, token in enumerate(news.token_ids):
             answer.ids.append(token)
-            if made.logprobs:
-                answer.logprobs.append(self._logprob(answer, token, made.logprobs[i]))
+            if news.logprobs:
+                answer.logprobs.append(self._logprob(answer, token, news.logprobs[i]))
             if (self._live or answer.sampling.stop) and self._stopped(answer):
                 self._stop([output.request_id])
                 self._open.pop(output.request_id)
                 return
         if output.finished:
-            answer.finish = "stop" if made.finish_reason == "stop" else "length"
+            answer.finish = "stop" if news.finish_reason == "stop" else "length"
             answer.text = self._decode(answer.ids)
             self._open.pop(output.request_id)
-            if made.finish_reason not in ("stop", "length"):
-                answer.error = HalluDecodeError(f"vLLM ended a request: {made.finish_reason}.")
+            if news.finish_reason not in ("stop", "length"):
+                answer.error = HalluDecodeError(f"vLLM ended a request: {news.finish_reason}.")
 
     def _stop(self, names: list[str]) -> None:
-        with self._inbox.turn():
+        with self._router.turn():
             self._engine.abort_request(names, internal=True)
 
     def _stopped(self, answer: PartialAnswer) -> bool:
         answer.text = self._decode(answer.ids)
         for stop in answer.sampling.stop:
-            found = answer.text.find(stop)
-            if found >= 0:
-                answer.text, answer.finish = answer.text[:found], "stop"
+            at = answer.text.find(stop)
+            if at >= 0:
+                answer.text, answer.finish = answer.text[:at], "stop"
         return answer.finish == "stop"
 
     def _logprob(self, answer: PartialAnswer, token: int, given: Mapping[int, Any]) -> TokenLogprob:

@@ -1,4 +1,4 @@
-"""One engine, several readers: outputs wait for the reader whose request they answer."""
+"""In the front end: one engine, several readers; outputs wait for the reader they belong to."""
 
 from __future__ import annotations
 
@@ -34,13 +34,17 @@ class OutputRouter:
             self._waiting.pop(name, None)
 
     def step(self, engine: Any, mine: Collection[str]) -> list[Any]:
-        """Outputs of a reader's requests: those that wait, else those of one more step."""
+        """Outputs of a reader's requests: those that wait, else those of one more step.
+
+        A step of vLLM gives everybody's outputs to whoever runs it; threads that read answers at
+        the same time would otherwise take each other's.
+        """
         with self._lock:
             if not any(self._waiting[name] for name in mine):
                 for output in engine.step():
                     if output.request_id in self._waiting:
                         self._waiting[output.request_id].append(output)
-            found = [output for name in mine for output in self._waiting[name]]
+            outputs = [output for name in mine for output in self._waiting[name]]
             for name in mine:
                 self._waiting[name] = []
-            return found
+            return outputs

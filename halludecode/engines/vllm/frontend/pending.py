@@ -1,8 +1,8 @@
-"""A request on its way through the vLLM engine, and what became of it: an answer or an error."""
+"""In the front end: a request on its way through vLLM, and what became of it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
@@ -16,8 +16,7 @@ from halludecode.engines.inputs.rows import PreparedRequest
 from halludecode.engines.outputs import effect_of
 from halludecode.engines.vllm.frontend.output_reader import PartialAnswer
 from halludecode.engines.vllm.frontend.requests import RequestGroup
-from halludecode.engines.vllm.row_metadata import kept
-from halludecode.engines.vllm.worker.forward_context import error_class
+from halludecode.engines.vllm.protocol import GroupReport, differing_within, error_class
 
 
 @dataclass(frozen=True)
@@ -35,39 +34,48 @@ class PendingAnswer:
 
     name: str
     request: Request
-    ask: PendingRequest
+    settings: PendingRequest
     prompt: Prompt | None = None
-    job: PreparedRequest | None = None
+    prepared: PreparedRequest | None = None
     group: RequestGroup | None = None
     error: HalluDecodeError | None = None
 
 
 def outcome(
-    work: PendingAnswer,
+    pending: PendingAnswer,
     answers: Sequence[PartialAnswer],
-    notes: Sequence[Mapping[str, Any]],
+    reports: Sequence[GroupReport],
     share: Sequence[float],
-    explained: Callable[[PendingAnswer, PartialAnswer, Mapping[str, Any]], Explanation | None],
+    explained: Callable[[PendingAnswer, PartialAnswer, GroupReport], Explanation | None],
 ) -> Output | HalluDecodeError:
-    """The answers to one request, or why there are none."""
-    if work.job is None or work.group is None:
-        return work.error or HalluDecodeError(f"{work.name} was never prepared.")
-    for note, answer in zip(notes, answers, strict=True):
-        if note["error"]:
-            return error_class(note["kind"])(note["error"])
+    """The answers to one request, or why there are none.
+
+    Args:
+        pending: The request.
+        answers: Of its children.
+        reports: The workers', one for each.
+        share: Milliseconds before, until and after the first token.
+        explained: Makes the explanation of an answer, where one is wanted.
+    """
+    if pending.prepared is None or pending.group is None:
+        return pending.error or HalluDecodeError(f"{pending.name} was never prepared.")
+    for report, answer in zip(reports, answers, strict=True):
+        if report["error"]:
+            return error_class(report["kind"])(report["error"])
         if answer.error is not None:
             return answer.error
-    differs = kept(notes[0]["differs"], len(answers[0].ids))
-    seen: Any = SimpleNamespace(**{**notes[0], "differs": differs})
-    effect, warnings = effect_of(unprobed(work.ask.plan), seen, work.job)
-    told = [explained(work, a, note) for a, note in zip(answers, notes, strict=True)]
+    first, plan = reports[0], pending.settings.plan
+    differs = differing_within(first["differs"], len(answers[0].ids))
+    counted: Any = SimpleNamespace(changed=first["changed"], differs=differs)
+    effect, warnings = effect_of(unprobed(plan), counted, pending.prepared)
+    pairs = list(zip(answers, reports, strict=True))
     return Output(
-        choices=tuple(a.choice(one) for a, one in zip(answers, told, strict=True)),
-        strategy=work.ask.plan.canonical,
+        choices=tuple(a.choice(explained(pending, a, report)) for a, report in pairs),
+        strategy=plan.canonical,
         effect=effect,
         timings=Timings(*share, tokens=sum(len(a.ids) for a in answers)),
-        rows=tuple(work.job.rows),
-        scores=notes[0]["scores"],
+        rows=tuple(pending.prepared.rows),
+        scores=first["scores"],
         warnings=warnings,
     )
 
@@ -78,7 +86,7 @@ def answered(outcomes: Sequence[Output | HalluDecodeError]) -> list[Output]:
     Raises:
         HalluDecodeError: The first failure.
     """
-    for one in outcomes:
-        if isinstance(one, HalluDecodeError):
-            raise one
-    return [one for one in outcomes if isinstance(one, Output)]
+    for each in outcomes:
+        if isinstance(each, HalluDecodeError):
+            raise each
+    return [each for each in outcomes if isinstance(each, Output)]

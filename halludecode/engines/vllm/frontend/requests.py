@@ -1,4 +1,4 @@
-"""From the rows of a request to vLLM's requests: ids, pixels, hashes, salts and sampling."""
+"""In the front end: from the rows of a request to vLLM's requests, with pixels, salts, sampling."""
 
 from __future__ import annotations
 
@@ -29,7 +29,10 @@ OWN = frozenset({"token_mask", "at_first_token", "key"})  # verbs whose values b
 
 @dataclass
 class RequestGroup:
-    """One user request as vLLM gets it: per child, its rows, main first."""
+    """One user request as vLLM gets it: per child, its rows, main first.
+
+    The scheduler's `RowGroup` and the worker's `GroupRecord` are of one child each.
+    """
 
     members: list[list[Any]]
 
@@ -44,13 +47,13 @@ class RequestBuilder:
 
     Args:
         loaded: The engine.
-        feeder: The one rows were made with.
+        inputs: The processor that rows were made with.
     """
 
-    def __init__(self, loaded: Loaded, feeder: InputProcessor) -> None:
+    def __init__(self, loaded: Loaded, inputs: InputProcessor) -> None:
         from vllm.multimodal import MULTIMODAL_REGISTRY
 
-        self._loaded, self._feeder = loaded, feeder
+        self._loaded, self._inputs = loaded, inputs
         self._engine = loaded.engine
         self._processor = MULTIMODAL_REGISTRY.create_processor(loaded.vllm_config.model_config)
         self._items: LRU[Any] = LRU(256)
@@ -58,18 +61,25 @@ class RequestBuilder:
 
     def group(
         self,
-        job: PreparedRequest,
+        prepared: PreparedRequest,
         plan: Plan,
         sampling: Sampling,
         name: str,
-        words: Mapping[str, list[int]],
+        score_words: Mapping[str, list[int]],
     ) -> RequestGroup:
         """The vLLM requests of one user request.
+
+        Args:
+            prepared: Its rows.
+            plan: What acts.
+            sampling: How tokens are drawn.
+            name: Unused so far; says the replica, see `row_metadata.name_of`.
+            score_words: Words whose first-step scores are wanted, with their token ids.
 
         Raises:
             InvalidRequest: It can never fit; the sentence names the numbers.
         """
-        rows = list(job.rows.values())
+        rows = list(prepared.rows.values())
         self._check(rows, plan, sampling)
         seed = secrets.randbits(31) if sampling.seed is None else sampling.seed
         drawer = Sampler(replace(sampling, seed=seed), range(sampling.n), self._loaded.eos)
@@ -81,50 +91,63 @@ class RequestBuilder:
                 rows=[r.name for r in rows],
                 lives=[r.life for r in rows],
                 plan=hd_spec.format([part.strategy for part in plan.parts]),
-                job=name,
-                local=[[list(pair) for pair in one.items()] for one in job.local],
-                pictured=bool(job.prompt.pictures),
+                request_name=name,
+                local_names=[[list(pair) for pair in names.items()] for names in prepared.local],
+                pictured=bool(prepared.prompt.pictures),
+                noise_key=key if sampling.temperature > 0 else -1,
                 whole=together(plan),
+                score_words=dict(score_words) or None,
             )
-            # Flags are kept per child: none may find another's KV, for which they were judged.
-            salts = [self._salt(row.name, job, plan, main.group) for row in rows]
-            inputs = [self._input(row, salt) for row, salt in zip(rows, salts, strict=True)]
-            noise = key if sampling.temperature > 0 else -1
-            made: list[Any] = []
-            for role, row in enumerate(rows):
-                edits = _feature_edits(row, job, plan)
-                tag = replace(main, role=role, features=edits, line=_in_line(row, self._feeder))
-                if role == 0:
-                    tag = replace(tag, noise=noise, words=dict(words) or None)
-                made.append(self._request(tag, inputs[role], rows, sampling))
-            members.append(made)
+            members.append(self._child(main, prepared, plan, sampling))
         return RequestGroup(members)
 
-    def activation_group(self, tag: RowMetadata, row: Row, write: int) -> RequestGroup:
+    def _child(
+        self, main: RowMetadata, prepared: PreparedRequest, plan: Plan, sampling: Sampling
+    ) -> list[Any]:
+        """The vLLM requests of one answer's rows."""
+        rows = list(prepared.rows.values())
+        requests: list[Any] = []
+        for role, row in enumerate(rows):
+            # Token masks are kept per child: none may find another's KV, which they were judged by.
+            given = self._input(row, self._salt(row.name, prepared, plan, main.group))
+            edits, in_line = _feature_edits(row, prepared, plan), _in_line(row, self._inputs)
+            metadata = replace(main, role=role, feature_edits=edits, in_line=in_line)
+            if role > 0:
+                metadata = replace(metadata, noise_key=-1, score_words=None)
+            requests.append(self._request(metadata, given, rows, sampling))
+        return requests
+
+    def activation_group(self, metadata: RowMetadata, row: Row, write: int) -> RequestGroup:
         """The vLLM request of one pass.
 
         One that reads the vision tower must have its pictures encoded, one at every token must have
         every token computed; so these share nothing with what was computed before.
         """
-        capture = tag.capture or {}
+        capture = metadata.capture or {}
         sampling = Sampling(max_new_tokens=max(write, 1))
         self._check([row], GREEDY, sampling)
-        given = self._input(row, "", f"|{tag.group}" if capture["vision"] else "")
-        return RequestGroup([[self._request(tag, given, [row], sampling)]])
+        given = self._input(row, "", f"|{metadata.group}" if capture["vision"] else "")
+        return RequestGroup([[self._request(metadata, given, [row], sampling)]])
 
     def _check(self, rows: Sequence[Row], plan: Plan, sampling: Sampling) -> None:
         loaded = self._loaded
         check_rows(rows, plan, sampling.max_new_tokens, loaded.vllm_config, loaded.replicas)
 
     def _request(
-        self, tag: RowMetadata, given: Any, rows: Sequence[Row], sampling: Sampling
+        self, metadata: RowMetadata, given: Any, rows: Sequence[Row], sampling: Sampling
     ) -> Any:
+        """VLLM's request of one row.
+
+        Rows beside the main one are sampled from only because vLLM samples every row; their tokens
+        are overwritten. So they have no end tokens, penalties or log-probabilities of their own.
+        """
         from vllm import SamplingParams
         from vllm.sampling_params import RequestOutputKind
 
         beside = [len(row.input_ids) for row in rows[1:]]
         room = min((self._loaded.context - n for n in beside), default=sampling.max_new_tokens)
-        main = tag.role == 0
+        main = metadata.role == 0
+        every_token = bool(metadata.capture and metadata.capture["every_token"])
         params = SamplingParams(
             max_tokens=min(sampling.max_new_tokens, room),
             ignore_eos=True,
@@ -137,10 +160,10 @@ class RequestBuilder:
             min_tokens=sampling.min_new_tokens if main else 0,
             stop_token_ids=self._loaded.eos if main else None,
             logprobs=sampling.logprobs if main else None,
-            skip_reading_prefix_cache=tag.whole or bool(tag.capture and tag.capture["every_token"]),
-            extra_args=tag.extra(),
+            skip_reading_prefix_cache=metadata.whole or every_token,
+            extra_args=metadata.extra_args(),
         )
-        name = tag.group if main else f"{tag.group}#{tag.role}"
+        name = metadata.group if main else f"{metadata.group}#{metadata.role}"
         request = self._engine.input_processor.process_inputs(
             name, copy.copy(given), params, supported_tasks=self._tasks
         )
@@ -148,7 +171,11 @@ class RequestBuilder:
         return request
 
     def _input(self, row: Row, salt: str, own: str = "") -> Any:
-        """VLLM's input of one row: the ids as we made them, one item per picture."""
+        """VLLM's input of one row: the ids as we made them, one item per picture.
+
+        An item's hash is by what vLLM finds it in its cache of encoder outputs and in its cache of
+        KV blocks, so it is a digest of the picture and of every edit (`ImageInput.key`).
+        """
         from vllm.inputs.engine import mm_input, tokens_input
         from vllm.multimodal.inputs import MultiModalKwargsItems, PlaceholderRange
 
@@ -156,7 +183,7 @@ class RequestBuilder:
         extra = {"cache_salt": salt} if salt else {}
         if not row.feeds:
             return tokens_input(ids, **extra)
-        is_image = row.input_ids == self._feeder.image_token
+        is_image = row.input_ids == self._inputs.image_token
         at = is_image.nonzero().flatten()
         places: list[Any] = []
         for chosen in at.split([feed.count for feed in row.feeds]):
@@ -174,45 +201,45 @@ class RequestBuilder:
 
     def _item(self, feed: ImageInput) -> Any:
         """VLLM's item of one picture with the row's own pixels in it."""
-        known = self._items.get(feed.picture.key)
-        if known is None:
-            known = self._preprocess(feed.picture)
-            self._items.put(feed.picture.key, known)
+        unedited = self._items.get(feed.picture.key)
+        if unedited is None:
+            unedited = self._preprocess(feed.picture)
+            self._items.put(feed.picture.key, unedited)
         if feed.pixel_key == feed.picture.key:
-            return known
-        item = copy.copy(known)
-        item.data = dict(known.data)
-        place = copy.copy(item["pixel_values"])
-        plain = self._feeder.picture(feed.picture).pixels["pixel_values"]
-        if not _alike(place.data, plain):
+            return unedited
+        item = copy.copy(unedited)
+        item.data = dict(unedited.data)
+        pixels = copy.copy(item["pixel_values"])
+        plain = self._inputs.picture(feed.picture).pixels["pixel_values"]
+        if not _alike(pixels.data, plain):
             raise UnsupportedStrategy(
                 "vLLM prepares the pixels of this family in a way of its own, so they cannot be "
                 "edited; use a strategy without 'pixels', or engine='hf'."
             )
-        place.data = feed.pixels["pixel_values"].reshape(place.data.shape).to(place.data.dtype)
-        item.data["pixel_values"] = place
+        pixels.data = feed.pixels["pixel_values"].reshape(pixels.data.shape).to(pixels.data.dtype)
+        item.data["pixel_values"] = pixels
         return item
 
     def _preprocess(self, picture: Picture) -> Any:
         from vllm.multimodal.parse import MultiModalDataParser
         from vllm.multimodal.processing import ProcessorInputs, TimingContext
 
-        placeholder, ours = self._loaded.layout.placeholder, self._feeder.picture(picture)
+        placeholder, ours = self._loaded.layout.placeholder, self._inputs.picture(picture)
         items = MultiModalDataParser().parse_mm_data({"image": [picture.image]})
-        made = self._processor.apply(
-            ProcessorInputs(prompt=self._feeder._short(placeholder, 1), mm_data_items=items),
+        processed = self._processor.apply(
+            ProcessorInputs(prompt=self._inputs.short(placeholder, 1), mm_data_items=items),
             TimingContext(enabled=False),
         )
-        have, want = made["mm_placeholders"]["image"][0].get_num_embeds(), ours.count
+        have, want = processed["mm_placeholders"]["image"][0].get_num_embeds(), ours.count
         if have != want:
             width, height = picture.image.size
             raise InvalidRequest(
                 f"vLLM makes {have} tokens of a {width} x {height} picture, where this model's own "
                 f"processor makes {want}; scale the picture to another shape, or use engine='hf'."
             )
-        return made["mm_kwargs"]["image"][0]
+        return processed["mm_kwargs"]["image"][0]
 
-    def _salt(self, name: str, job: PreparedRequest, plan: Plan, request: str) -> str:
+    def _salt(self, name: str, prepared: PreparedRequest, plan: Plan, group: str) -> str:
         """Separates the KV of an edited row from everybody else's; "" for rows left alone.
 
         Edits of emitted or generated tokens depend on where the prompt ends, so such rows share
@@ -221,13 +248,13 @@ class RequestBuilder:
         acting = [
             part
             for i, part in enumerate(plan.parts)
-            if name in {job.local[i].get(own) for own in edited_rows(part)}
+            if name in {prepared.local[i].get(own) for own in edited_rows(part)}
         ]
         if not acting:
             return ""
         if any(p.steers or p.whole or p.verbs & OWN or p.activations for p in acting):
-            return f"hd:{request}"
-        return f"hd:{job.rows[name].key}"
+            return f"hd:{group}"
+        return f"hd:{prepared.rows[name].key}"
 
 
 def _alike(theirs: Any, ours: Tensor) -> bool:
@@ -237,18 +264,18 @@ def _alike(theirs: Any, ours: Tensor) -> bool:
     return bool((theirs.float().flatten() - ours.flatten()).abs().max() < ROUNDING)
 
 
-def _feature_edits(row: Row, job: PreparedRequest, plan: Plan) -> list[list[Any]] | None:
+def _feature_edits(row: Row, prepared: PreparedRequest, plan: Plan) -> list[list[Any]] | None:
     if all(feed.features is None for feed in row.feeds):
         return None
-    made: list[list[Any]] = []
+    edits: list[list[Any]] = []
     for feed in row.feeds:
         edit, edited, index, state = feed.features  # type: ignore[misc]
-        i = next(n for n, s in enumerate(job.state) if s is state)
-        name = next(local for local, label in job.local[i].items() if label == row.name)
-        made.append([i, name, edited, index, edit.key, feed.count])
-    return made
+        i = next(n for n, own in enumerate(prepared.state) if own is state)
+        name = next(local for local, label in prepared.local[i].items() if label == row.name)
+        edits.append([i, name, edited, index, edit.key, feed.count])
+    return edits
 
 
-def _in_line(row: Row, feeder: InputProcessor) -> bool:
-    natural = sum(feeder.picture(feed.picture).count for feed in row.feeds)
+def _in_line(row: Row, inputs: InputProcessor) -> bool:
+    natural = sum(inputs.picture(feed.picture).count for feed in row.feeds)
     return sum(feed.count for feed in row.feeds) != natural

@@ -1,8 +1,8 @@
-"""Attention edits in vLLM: its kernel runs for everyone, then edited queries are computed again.
+"""In a worker: vLLM's attention kernel runs for everyone, edited queries are computed again.
 
 Only queries that some strategy edits are overwritten; all other output is the kernel's, bit for
 bit. Keys and values come from the paged cache, which already holds those of this step. Where ranks
-have a part of the heads each, edits are of all of them (see `ranks`).
+have a part of the heads each, edits are of all of them (see `tensor_parallel`).
 """
 
 from __future__ import annotations
@@ -219,7 +219,7 @@ def _check_together(unit: EditBatch, i: int, part: TracedStrategy, present: Any)
     """Rows that are edited by what another row shows must be computed in the same step."""
     tag = unit.tags[0]
     lives = dict(zip(tag.rows, tag.lives, strict=True))
-    local = dict(tag.local[i]) if tag.local else {}
+    local = dict(tag.local_names[i]) if tag.local_names else {}
     for name in part.attend_rows:
         row = local.get(name)
         missing = name not in present and row is not None

@@ -1,60 +1,45 @@
-"""What passes before the answer keep, taken while their rows run, and made into `Activations`."""
+"""In a worker: keeping what passes before the answer read, while their rows run."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from halludecode.core.activations import Activations
 from halludecode.core.errors import HookNeverFired, UnsupportedStrategy
 from halludecode.engines.vllm.worker import kv_cache as paged
+from halludecode.engines.vllm.worker.attention import Layer
+from halludecode.engines.vllm.worker.captured import Captured
+from halludecode.engines.vllm.worker.step_batch import ScheduledRow
 from halludecode.engines.vllm.worker.tensor_parallel import all_heads
 from halludecode.models.families import family_of
 from halludecode.models.vision_tower import VisionCapture
 
-if TYPE_CHECKING:
-    from halludecode.engines.vllm.worker.attention import Layer
-    from halludecode.engines.vllm.worker.step_batch import ScheduledRow
 
-
-@dataclass
-class Captured:
-    """What one pass kept so far; a row that runs again after preemption writes it anew."""
-
-    hidden: dict[tuple[int, int], Tensor] = field(default_factory=dict)  # (layer, start): [t, D]
-    heads: dict[int, Tensor] = field(default_factory=dict)  # layer: [H, d]
-    image: dict[int, Tensor] = field(default_factory=dict)  # layer: [H, N_img]
-    logits: dict[int, Tensor] = field(default_factory=dict)  # step: [V]
-    vision: dict[int, Tensor] = field(default_factory=dict)  # picture: [layers, Hv, N]
-    mask: Tensor | None = None  # bool [T]
-
-
-def keep_hidden(row: ScheduledRow, kept: Captured, layer: int, x: Tensor) -> None:
+def keep_hidden(row: ScheduledRow, captured: Captured, layer: int, x: Tensor) -> None:
     """The residual leaving a layer: of the last prompt token, or of every prompt token."""
-    capture = row.tag.capture or {}
+    capture = row.metadata.capture or {}
     if layer not in capture["hidden"] or row.start >= row.prompt:
         return
     stop = min(row.stop, row.prompt)
     start = row.start if capture["every_token"] else row.prompt - 1
     if start < stop:
         first = row.first + start - row.start
-        kept.hidden[layer, start] = x[first : first + stop - start].detach().float().cpu()
+        captured.hidden[layer, start] = x[first : first + stop - start].detach().float().cpu()
 
 
-def keep_attention(row: ScheduledRow, kept: Captured, layer: Layer) -> None:
+def keep_attention(row: ScheduledRow, captured: Captured, layer: Layer) -> None:
     """Head outputs and weights on image keys of the last prompt token."""
-    capture = row.tag.capture or {}
+    capture = row.metadata.capture or {}
     if not row.start < row.prompt <= row.stop:
         return
     at = row.first + row.prompt - 1 - row.start
     if layer.number in capture["heads"]:
-        kept.heads[layer.number] = all_heads(layer.out[at].detach().clone(), 0).float().cpu()
+        captured.heads[layer.number] = all_heads(layer.out[at].detach().clone(), 0).float().cpu()
     if layer.number in capture["image"]:
         here = torch.tensor([row.index], device=layer.table.device)
         table = paged.tables(layer.table, here, row.prompt, layer.cache.shape[2])
@@ -62,55 +47,7 @@ def keep_attention(row: ScheduledRow, kept: Captured, layer: Layer) -> None:
         q = layer.query[at].float()
         k = keys[0].float().repeat_interleave(q.shape[0] // keys.shape[1], 0)
         weights = (torch.einsum("hd,hnd->hn", q, k) * layer.scaling).softmax(-1)
-        kept.image[layer.number] = all_heads(weights, 0).cpu()[:, row.picture >= 0]
-
-
-def activations_of(
-    kept: Captured, capture: Mapping[str, Any], told: Mapping[str, Any]
-) -> Activations:
-    """What `prepare` gets.
-
-    Args:
-        kept: See `Captured`.
-        capture: What was wanted.
-        told: What the front end knows: counts, spans, text, token_ids, mask.
-
-    Raises:
-        HookNeverFired: The model did not show something that was wanted.
-    """
-    starts = sorted({start for _, start in kept.hidden})
-
-    def hidden(layer: int) -> Tensor:
-        pieces = torch.cat([kept.hidden[layer, start] for start in starts])
-        return pieces if capture["every_token"] else pieces[-1]
-
-    def stacked(name: str, found: Mapping[int, Tensor]) -> Tensor | None:
-        silent = [layer for layer in capture[name] if layer not in found]
-        if silent:
-            raise HookNeverFired(
-                f"A pass before the answer kept nothing ({name}) of layer {silent[0]}."
-            )
-        return torch.stack([found[layer] for layer in capture[name]]) if capture[name] else None
-
-    rows = {
-        layer: hidden(layer)
-        for layer in capture["hidden"]
-        if (layer, max(starts, default=0)) in kept.hidden
-    }
-    steps = [kept.logits[n] for n in sorted(kept.logits)][: len(told["token_ids"])]
-    vision = [kept.vision[n] for n in sorted(kept.vision)]
-    return Activations(
-        hidden=stacked("hidden", rows),
-        heads=stacked("heads", kept.heads),
-        image=stacked("image", kept.image),
-        vision=torch.cat(vision, -1) if vision else None,
-        image_counts=tuple(told["counts"]),
-        image_mask=torch.tensor(told["mask"]) if told["mask"] is not None else None,
-        image_spans=tuple(tuple(span) for span in told["spans"]),
-        text=told["text"],
-        token_ids=tuple(told["token_ids"]),
-        logits=torch.stack(steps) if steps and capture["logits"] else None,
-    )
+        captured.image[layer.number] = all_heads(weights, 0).cpu()[:, row.picture >= 0]
 
 
 def capture_tower(
@@ -122,7 +59,7 @@ def capture_tower(
         runner: Whose model encodes the picture once more, by itself.
         item: vLLM's item of the picture.
         capture: ``vision`` layers, and ``full`` for queries and keys as one head.
-        sizes: What the processor told of the picture beside its pixels, as lists.
+        sizes: What the processor gave of the picture beside its pixels, as lists.
 
     Raises:
         HookNeverFired: The tower did not call vLLM's attention in one of the layers.
@@ -131,42 +68,40 @@ def capture_tower(
     from vllm.multimodal.utils import group_and_batch_mm_kwargs
 
     config = runner.model_config.hf_config
-    layout = family_of(config)
-    if layout.patches is None:
+    family = family_of(config)
+    if family.patches is None:
         raise UnsupportedStrategy(
             f"Family {config.model_type!r} has no image token that stands for patches of the "
             "vision tower, so its attention cannot be laid onto tokens."
         )
-    model, model_info = runner.get_model(), runner.hd_desk.model_info
+    model, model_info = runner.get_model(), runner.hd_state.model_info
     layers = tuple(capture["vision"])
     cls = model_info.vision is not None and model_info.vision.has_cls
-    keeper = VisionCapture(frozenset(layers), {}, cls, capture["full"])
+    tower = VisionCapture(frozenset(layers), {}, cls, capture["full"])
     batches = group_and_batch_mm_kwargs([("image", item)], device=runner.device)
-    with _tower_kept(
-        model, keeper, model_info.vision.heads if model_info.vision is not None else 0
-    ):
+    with _shown_to(model, tower, model_info.vision.heads if model_info.vision is not None else 0):
         for _, _, inputs in batches:
             model.embed_multimodal(**inputs)
-    silent = [layer for layer in layers if layer not in keeper.kept]
+    silent = [layer for layer in layers if layer not in tower.kept]
     if silent:
         raise HookNeverFired(f"The vision tower kept nothing of layer(s) {silent}.")
-    made = torch.stack([torch.cat(keeper.kept[layer], -1) for layer in layers])
+    attention = torch.stack([torch.cat(tower.kept[layer], -1) for layer in layers])
     pixels = {name: torch.tensor(value) for name, value in sizes.items()}
-    return layout.patches(made, pixels, config)
+    return family.patches(attention, pixels, config)
 
 
 @contextmanager
-def _tower_kept(model: Any, keeper: VisionCapture, heads: int) -> Iterator[None]:
-    """Within this block the tower's attention shows queries and keys of its heads to the keeper."""
+def _shown_to(model: Any, tower: VisionCapture, heads: int) -> Iterator[None]:
+    """Within this block the tower's attention shows queries and keys of its heads to ``tower``."""
     handles: list[Any] = []
     places: dict[int, int] = {}
     for name, module in model.named_modules():
         number = re.search(r"\.(\d+)\.", name)
-        tower = type(module).__name__ == "MMEncoderAttention" and number is not None
-        if tower and not name.startswith("language_model"):
+        is_attention = type(module).__name__ == "MMEncoderAttention" and number is not None
+        if is_attention and not name.startswith("language_model"):
             places[id(module)] = int(number[1])  # type: ignore[index]
-            handles.append(module.register_forward_pre_hook(_show(keeper, heads), with_kwargs=True))
-    keeper.places = places  # type: ignore[misc]
+            handles.append(module.register_forward_pre_hook(_show(tower, heads), with_kwargs=True))
+    tower.places = places  # type: ignore[misc]
     try:
         yield
     finally:
@@ -174,7 +109,7 @@ def _tower_kept(model: Any, keeper: VisionCapture, heads: int) -> Iterator[None]
             handle.remove()
 
 
-def _show(keeper: VisionCapture, heads: int) -> Any:
+def _show(tower: VisionCapture, heads: int) -> Any:
     def hook(module: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any]) -> None:
         given = dict(zip(("query", "key", "value"), args, strict=False)) | dict(kwargs)
         shape = (-1, module.head_size)
@@ -187,7 +122,7 @@ def _show(keeper: VisionCapture, heads: int) -> Any:
             q, k = all_heads(q, 1), all_heads(k, 1)
         ends = given.get("cu_seqlens")
         cuts = ends.diff().tolist() if ends is not None else [q.shape[2]]
-        for one, other in zip(q.split(cuts, 2), k.split(cuts, 2), strict=True):
-            keeper.see(module, one, other, module.scale)
+        for queries, keys in zip(q.split(cuts, 2), k.split(cuts, 2), strict=True):
+            tower.see(module, queries, keys, module.scale)
 
     return hook

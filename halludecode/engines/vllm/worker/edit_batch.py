@@ -1,4 +1,4 @@
-"""Stretches of rows that are edited together inside one forward.
+"""In a worker: stretches of rows that are edited together inside one forward.
 
 A unit is what a forward of the HF engine would be: a chunk of one request's prompt, or one token
 each of several requests. A row that is computed again after preemption takes part with its prompt
@@ -71,7 +71,7 @@ class EditBatch:
 
     def names(self, i: int) -> dict[str, str]:
         """Local names of part ``i`` -> names of the rows that are here."""
-        local = dict(self.tags[0].local[i]) if self.tags[0].local else {}
+        local = dict(self.tags[0].local_names[i]) if self.tags[0].local_names else {}
         return {name: row for name, row in local.items() if row in self.spans}
 
     def width(self, row: str) -> int:
@@ -116,7 +116,7 @@ class EditBatch:
         pictures = torch.full((len(spans), wide), -1, dtype=torch.int16)
         for r, span in enumerate(spans):
             prompt = span.row.prompt
-            kinds[r, :prompt], pictures[r, :prompt] = span.row.laid
+            kinds[r, :prompt], pictures[r, :prompt] = span.row.layout
             kinds[r, prompt : span.stop] = GENERATED
         first = torch.tensor([[span.start] for span in spans])
         position = first + torch.arange(start, stop)
@@ -144,7 +144,7 @@ def edit_batches(view: StepBatch, desk: WorkerState) -> list[EditBatch]:
     made: list[EditBatch] = []
     singles: dict[tuple[str, str, tuple[str, ...]], list[tuple[RowMetadata, dict[str, Span]]]] = {}
     for rows in view.groups.values():
-        tag = next(iter(rows.values())).tag
+        tag = next(iter(rows.values())).metadata
         plan = desk.plan(tag.plan)
         if plan is None or not plan.acting:
             continue
@@ -156,7 +156,7 @@ def edit_batches(view: StepBatch, desk: WorkerState) -> list[EditBatch]:
         if prompt:
             made.append(_unit(desk, plan, [tag], prompt, prompting=True))
         for one in _written(rows):
-            singles.setdefault((tag.plan, str(tag.local), tuple(one)), []).append((tag, one))
+            singles.setdefault((tag.plan, str(tag.local_names), tuple(one)), []).append((tag, one))
     for (text, _, names), entries in singles.items():
         plan = desk.plan(text)
         if plan is None:
@@ -185,8 +185,8 @@ def _unit(
     *,
     prompting: bool,
 ) -> EditBatch:
-    states = [stack([desk.states(tag)[i] for tag in tags]) for i in range(len(plan.parts))]
-    notes = [desk.note(tag.group) for tag in tags]
+    states = [stack([desk.states_of(tag)[i] for tag in tags]) for i in range(len(plan.parts))]
+    notes = [desk.record(tag.group) for tag in tags]
     carry: list[dict[str, Any]] = [{} for _ in plan.parts]
     return EditBatch(plan, tags, spans, notes, states, prompting, carry)
 

@@ -1,7 +1,7 @@
-"""What happens inside one forward of a worker: attention edits, steering, early layers, captures.
+"""In a worker: what happens inside one forward: attention edits, steering, early layers, captures.
 
 Hooks on the decoder's layers and attention (see `hooks`) call it; each forward has an
-`ForwardContext` made from the step's `StepBatch`. Without one, as in vLLM's own dummy runs, they do
+`WorkerForward` made from the step's `StepBatch`. Without one, as in vLLM's own dummy runs, they do
 nothing.
 """
 
@@ -13,12 +13,12 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from halludecode.core import errors
-from halludecode.core.errors import HalluDecodeError, HookNeverFired
+from halludecode.core.errors import HookNeverFired
 from halludecode.core.residual import ResidualStream
 from halludecode.core.tracing import TracedStrategy
 from halludecode.engines.vllm.worker import attention
-from halludecode.engines.vllm.worker.capture import Captured, keep_attention, keep_hidden
+from halludecode.engines.vllm.worker.capture import keep_attention, keep_hidden
+from halludecode.engines.vllm.worker.captured import Captured
 from halludecode.engines.vllm.worker.edit_batch import EditBatch, acting, edit_batches
 from halludecode.engines.vllm.worker.state import WorkerState
 from halludecode.engines.vllm.worker.step_batch import StepBatch
@@ -26,7 +26,7 @@ from halludecode.engines.vllm.worker.step_batch import StepBatch
 Decode = Callable[[Tensor, bool], Tensor]
 
 
-class ForwardContext:
+class WorkerForward:
     """One forward.
 
     Args:
@@ -40,17 +40,17 @@ class ForwardContext:
         self, view: StepBatch, desk: WorkerState, checked: attention.Checked, decode: Decode
     ) -> None:
         self.view, self.desk, self.decode = view, desk, decode
-        self.units = edit_batches(view, desk)
+        self.edit_batches = edit_batches(view, desk)
         self.captures = [
-            (row, desk.captured.setdefault(row.tag.group, Captured()))
+            (row, desk.captured.setdefault(row.metadata.group, Captured()))
             for rows in view.groups.values()
             for row in rows.values()
-            if row.tag.capture
+            if row.metadata.capture
         ]
         self.early: dict[tuple[str, int], Tensor] = {}  # (group, layer) -> [D]
         self._checked = checked
         self._inputs: dict[int, Tensor] = {}
-        parts = [part for unit in self.units for part in unit.plan.parts]
+        parts = [part for unit in self.edit_batches for part in unit.plan.parts]
         self._reads = _layers(parts, lambda p: "token_mask" in p.verbs or p.steers)
         self._decodes = frozenset(n for part in parts for n in part.early)
         self._edits = _layers(parts, lambda p: p.phase is not None)
@@ -68,7 +68,7 @@ class ForwardContext:
         if layer in self._decodes:
             for rows in self.view.sampling():
                 main = rows["main"]
-                self.early[main.tag.group, layer] = x[main.first + main.stop - main.start - 1]
+                self.early[main.metadata.group, layer] = x[main.first + main.stop - main.start - 1]
 
     def layer_output(
         self, layer: int, hidden: Tensor, residual: Tensor
@@ -76,7 +76,7 @@ class ForwardContext:
         """The residual leaving a layer; what stands in its place, or None."""
         inp = self._inputs.pop(layer, None)
         for row, kept in self.captures:
-            if row.tag.capture and layer in row.tag.capture["hidden"]:
+            if row.metadata.capture and layer in row.metadata.capture["hidden"]:
                 keep_hidden(row, kept, layer, hidden + residual)
         if layer not in self._steers["residual"] or inp is None:
             return None
@@ -96,16 +96,16 @@ class ForwardContext:
             try:
                 keep_attention(row, kept, layer)
             except Exception as error:
-                self.desk.note(row.tag.group).fail(error, "reading attention")
+                self.desk.record(row.metadata.group).fail(error, "reading attention")
         if layer.number not in self._edits:
             return
         layer.x = self._inputs.get(layer.number)
-        for unit in self.units:
+        for unit in self.edit_batches:
             self._guard(unit, lambda u=unit: attention.edit(layer, u, self._checked))
 
     def finish(self) -> None:
         """After the forward: note what changed, and that every declared hook was called."""
-        for unit in self.units:
+        for unit in self.edit_batches:
             if unit.changed is not None:
                 for r, note in enumerate(unit.notes):
                     note.changed.append((unit.changed, r))
@@ -140,7 +140,7 @@ class ForwardContext:
 
     def _steer(self, site: str, layer: int, x: Tensor, inp: Tensor) -> Tensor:
         out = x.clone()
-        for unit in self.units:
+        for unit in self.edit_batches:
             for i, part in acting(unit.plan, unit.plan.steering):
                 if part.strategy.site == site and layer in part.layers:
                     self._guard(
@@ -191,13 +191,3 @@ def _layers(
     parts: Sequence[TracedStrategy], wanted: Callable[[TracedStrategy], Any]
 ) -> frozenset[int]:
     return frozenset(n for part in parts if wanted(part) for n in part.layers)
-
-
-def error_class(kind: str) -> type[HalluDecodeError]:
-    """The class of an error a worker noted."""
-    found = getattr(errors, kind, HalluDecodeError)
-    return (
-        found
-        if isinstance(found, type) and issubclass(found, HalluDecodeError)
-        else (HalluDecodeError)
-    )

@@ -1,4 +1,4 @@
-"""Hooks on a worker's model: where `ForwardContext` meets vLLM's forward, eager or compiled.
+"""In a worker: hooks on its model, where `WorkerForward` meets vLLM's forward, eager or compiled.
 
 Compiled code would keep what Python did while it was traced. So there the hooks leave operations of
 our own in the graph, which it calls in every forward and cannot look into. vLLM's attention is
@@ -17,44 +17,44 @@ from torch import Tensor, nn
 
 from halludecode.core.errors import HalluDecodeError
 from halludecode.engines.vllm.worker import attention
-from halludecode.engines.vllm.worker.forward_context import Decode, ForwardContext
+from halludecode.engines.vllm.worker.forward_context import Decode, WorkerForward
 
 # The runner whose forward runs: operations of a compiled graph can hold no reference to it.
-running: ContextVar[Any] = ContextVar("halludecode_runner", default=None)
+current_runner: ContextVar[Any] = ContextVar("halludecode_runner", default=None)
 
 
-def _current() -> ForwardContext | None:
-    runner = running.get()
-    return None if runner is None else runner.hd_inside()
+def _current() -> WorkerForward | None:
+    runner = current_runner.get()
+    return None if runner is None else runner.hd_forward()
 
 
 # All declare what they are given as changed, or a compiler would leave out those that only read.
 @torch.library.custom_op("halludecode::entering", mutates_args=("hidden",))
 def _entering(hidden: Tensor, residual: Tensor | None, layer: int) -> None:
-    inside = _current()
-    if inside is not None:  # a graph uses its memory again
-        inside.layer_input(layer, hidden.clone() if residual is None else hidden, residual)
+    forward = _current()
+    if forward is not None:  # a graph uses its memory again
+        forward.layer_input(layer, hidden.clone() if residual is None else hidden, residual)
 
 
 @torch.library.custom_op("halludecode::leaving", mutates_args=("hidden", "residual"))
 def _leaving(hidden: Tensor, residual: Tensor, layer: int) -> None:
-    inside = _current()
-    made = None if inside is None else inside.layer_output(layer, hidden, residual)
-    if made is not None:
-        hidden.copy_(made[0])
-        residual.copy_(made[1])
+    forward = _current()
+    edited = None if forward is None else forward.layer_output(layer, hidden, residual)
+    if edited is not None:
+        hidden.copy_(edited[0])
+        residual.copy_(edited[1])
 
 
 @torch.library.custom_op("halludecode::mlp", mutates_args=("output",))
 def _mlp(output: Tensor, given: Tensor, layer: int) -> None:
-    inside = _current()
-    made = None if inside is None else inside.mlp_output(layer, output, given)
-    if made is not None:
-        output.copy_(made)
+    forward = _current()
+    edited = None if forward is None else forward.mlp_output(layer, output, given)
+    if edited is not None:
+        output.copy_(edited)
 
 
 def install(runner: Any) -> None:
-    """Put hooks on a loaded runner's model; they ask ``runner.hd_inside()`` in every forward."""
+    """Put hooks on a loaded runner's model; they ask ``runner.hd_forward()`` in every forward."""
     layers = decoder_layers(runner.get_model())
     for number, layer in enumerate(layers):
         layer.register_forward_pre_hook(_on_input(runner, number), with_kwargs=True)
@@ -99,9 +99,9 @@ def _on_input(runner: Any, number: int) -> Callable[..., None]:
         if torch.compiler.is_compiling():
             torch.ops.halludecode.entering(hidden, residual, number)
             return
-        inside = runner.hd_inside()
-        if inside is not None:
-            inside.layer_input(number, hidden, residual)
+        forward = runner.hd_forward()
+        if forward is not None:
+            forward.layer_input(number, hidden, residual)
 
     return hook
 
@@ -111,8 +111,8 @@ def _on_output(runner: Any, number: int) -> Callable[..., Any]:
         if torch.compiler.is_compiling():
             torch.ops.halludecode.leaving(*output, number)
             return None
-        inside = runner.hd_inside()
-        return None if inside is None else inside.layer_output(number, *output)
+        forward = runner.hd_forward()
+        return None if forward is None else forward.layer_output(number, *output)
 
     return hook
 
@@ -125,8 +125,8 @@ def _on_mlp(runner: Any, number: int) -> Callable[..., Any]:
         if torch.compiler.is_compiling():
             torch.ops.halludecode.mlp(output, given, number)
             return None
-        inside = runner.hd_inside()
-        return None if inside is None else inside.mlp_output(number, output, given)
+        forward = runner.hd_forward()
+        return None if forward is None else forward.mlp_output(number, output, given)
 
     return hook
 
@@ -142,11 +142,14 @@ def _wrap_attention(runner: Any) -> None:
             continue
         if layer.attn_type == AttentionType.DECODER:
             impl = layer.impl
-            impl.__class__ = _edited(type(impl))
+            # vLLM's attention operation looks its layer's `impl` up in every forward and calls
+            # `impl.forward`, compiled or not. A wrapper in its place would have to pass through all
+            # the flags that vLLM reads of it; the object itself, of a subclass, has them.
+            impl.__class__ = _editing(type(impl))
             impl.hd_runner, impl.hd_layer = runner, int(number[1])
 
 
-def _edited(cls: type) -> type:
+def _editing(cls: type) -> type:
     """A backend's class whose forward is followed by our edits."""
 
     def forward(
@@ -161,13 +164,13 @@ def _edited(cls: type) -> type:
         *args: Any,
         **kwargs: Any,
     ) -> Any:
-        made = cls.forward(
+        result = cls.forward(
             self, layer, query, key, value, kv_cache, attn_metadata, output, *args, **kwargs
         )
-        inside = self.hd_runner.hd_inside() if attn_metadata is not None else None
-        if inside is not None:
+        context = self.hd_runner.hd_forward() if attn_metadata is not None else None
+        if context is not None:
             shape = (-1, self.num_heads, self.head_size)
-            inside.attention(
+            context.attention(
                 attention.Layer(
                     self.hd_layer,
                     query.view(shape),
@@ -177,7 +180,7 @@ def _edited(cls: type) -> type:
                     output.view(shape),
                 )
             )
-        return made
+        return result
 
     # The class must be the only base: another layout of objects cannot be swapped in.
     return type("Hallu" + cls.__name__, (cls,), {"forward": forward})

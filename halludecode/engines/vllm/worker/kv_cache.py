@@ -1,4 +1,4 @@
-"""Reading one row's keys and values back from vLLM's paged cache."""
+"""In a worker: reading one row's keys and values back from vLLM's paged cache."""
 
 from __future__ import annotations
 

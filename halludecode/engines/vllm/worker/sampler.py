@@ -1,4 +1,4 @@
-"""vLLM's sampler for groups: rows are combined first, the main row's token goes to all of them.
+"""In a worker: vLLM's sampler for groups: rows are combined, the main row's token goes to all.
 
 Everything vLLM does with logits (allowed tokens, penalties, temperature, top-k and top-p) then acts
 on the combined scores of the main row. Only the noise of our seeded requests is our own, so that
@@ -25,7 +25,8 @@ from halludecode.engines import sampling
 from halludecode.engines.api import Sampling
 from halludecode.engines.explain import BLIND, Glance, carried, explaining, on_image, readings
 from halludecode.engines.sampling import NEG_INF, gumbel
-from halludecode.engines.vllm.worker.capture import Captured
+from halludecode.engines.vllm.worker.captured import Captured
+from halludecode.engines.vllm.worker.state import WorkerState
 from halludecode.engines.vllm.worker.step_batch import ScheduledRow, StepBatch, placed
 
 Rows = dict[str, ScheduledRow]
@@ -33,6 +34,10 @@ Rows = dict[str, ScheduledRow]
 
 class Noise(nn.Module):
     """In place of vLLM's top-k/top-p sampler: our counter noise for our rows, its own for others.
+
+    vLLM's noise comes from a generator, whose state depends on how often the request was drawn for
+    before, and on a CPU from another algorithm than on a GPU. Ours is a function of a row's key, of
+    how many tokens it has written and of the word, so that every engine draws the same tokens.
 
     Args:
         stock: What vLLM uses.
@@ -52,16 +57,16 @@ class Noise(nn.Module):
         p: Tensor | None,
     ) -> tuple[Tensor, Tensor | None]:
         """Tokens int64 [rows], as the stock sampler gives them."""
-        rows = self._sampler[0].noised()
+        rows = self._sampler[0].rows_with_our_noise()
         if not rows:
             return self.stock(logits, generators, k, p)
         at = placed([row.index for row in rows], logits.device)
-        kept = apply_top_k_top_p(
+        cut = apply_top_k_top_p(
             logits[at].clone(), None if k is None else k[at], None if p is None else p[at]
         )
-        keys = placed([row.tag.noise for row in rows], logits.device)
+        keys = placed([row.metadata.noise_key for row in rows], logits.device)
         step = placed([row.written for row in rows], logits.device)
-        drawn = (kept + gumbel(keys, step, logits.shape[-1])).argmax(-1)
+        drawn = (cut + gumbel(keys, step, logits.shape[-1])).argmax(-1)
         tokens, processed = self.stock(logits, generators, k, p)
         tokens = tokens.long()
         tokens[at] = drawn
@@ -74,7 +79,7 @@ class Current:
 
     groups: list[Rows] = field(default_factory=list)
     plain: dict[str, Tensor] = field(default_factory=dict)  # raw main logits [V] by group
-    pairs: dict[str, tuple[int, Tensor]] = field(default_factory=dict)  # see `_keep_pairs`
+    probes: dict[str, tuple[int, Tensor]] = field(default_factory=dict)  # see `_keep_probes`
 
 
 class GroupSampler(Sampler):
@@ -82,6 +87,11 @@ class GroupSampler(Sampler):
 
     runner: Any
     current: Current
+
+    @property
+    def state(self) -> WorkerState:
+        """What the worker keeps of our requests."""
+        return self.runner.hd_state
 
     def forward(
         self,
@@ -92,12 +102,13 @@ class GroupSampler(Sampler):
     ) -> Any:
         """Combine every complete group into its main row, then sample as vLLM does."""
         self.current = Current()
-        view: StepBatch | None = self.runner.hd_view()
-        batch = self.runner.input_batch
-        if view is not None and logits is not None and logits.shape[0] == batch.num_reqs:
-            self.current.groups = list(view.sampling())
+        batch: StepBatch | None = self.runner.hd_step_batch()
+        rows = self.runner.input_batch.num_reqs
+        # vLLM also calls its sampler to profile, with logits of no row.
+        if batch is not None and logits is not None and logits.shape[0] == rows:
+            self.current.groups = list(batch.sampling())
             self._keep_logits(logits)
-            self._keep_pairs(logits)
+            self._keep_probes(logits)
             logits = self._combine(self._ban(logits))
         return super().forward(
             logits, sampling_metadata, predict_bonus_token, logprobs_mode_override
@@ -118,116 +129,123 @@ class GroupSampler(Sampler):
         if pairs:
             to, source = placed(pairs, tokens.device).T
             tokens.index_copy_(0, to, tokens.index_select(0, source))
-        self._count(tokens)
-        self._read(tokens)
+        self._count_differing(tokens)
+        self._read_explained(tokens)
         self._end_failed(tokens)
         return tokens, processed
 
     def _keep_logits(self, logits: Tensor) -> None:
         for rows in self.current.groups:
             main = rows["main"]
-            if main.tag.capture and main.tag.capture["logits"]:
-                kept = self.runner.hd_desk.seen.setdefault(main.tag.group, Captured())
-                kept.logits[main.written] = logits[main.index].detach().float().cpu()
+            metadata = main.metadata
+            if metadata.capture and metadata.capture["logits"]:
+                captured = self.state.captured.setdefault(metadata.group, Captured())
+                captured.logits[main.written] = logits[main.index].detach().float().cpu()
 
-    def _keep_pairs(self, logits: Tensor) -> None:
+    def _keep_probes(self, logits: Tensor) -> None:
         """Of groups that are explained: the probe's place, and log p [2, V], with image first."""
         for rows in self.current.groups:
-            tag = rows["main"].tag
-            plan = self.runner.hd_desk.plan(tag.plan)
+            metadata = rows["main"].metadata
+            plan = self.state.plan(metadata.plan)
             place = None if plan is None else explaining(plan)
-            if place is not None and tag.pictured and tag.local:
-                blind = dict(tag.local[place])[BLIND]
+            if place is not None and metadata.pictured and metadata.local_names:
+                blind = dict(metadata.local_names[place])[BLIND]
                 pair = logits[[rows["main"].index, rows[blind].index]].float().log_softmax(-1)
-                self.current.pairs[tag.group] = place, pair
+                self.current.probes[metadata.group] = place, pair
 
-    def _read(self, tokens: Tensor) -> None:
+    def _read_explained(self, tokens: Tensor) -> None:
         """What the tokens just drawn owe to the image, where that is asked for."""
         for rows in self.current.groups:
             main = rows["main"]
-            place, pair = self.current.pairs.get(main.tag.group, (0, None))
+            group = main.metadata.group
+            place, pair = self.current.probes.get(group, (0, None))
             if pair is None:
                 continue
-            note, token = self.runner.hd_desk.note(main.tag.group), tokens[main.index].long()
+            record, token = self.state.record(group), tokens[main.index].long()
             try:
-                one = readings(pair[:1], pair[1:], token.view(1), [Glance(0.0)])[0]
-                seen = self._on_image(main, place).tolist()
-                note.read[main.written] = [one.grounding, one.entropy, seen]
+                reading = readings(pair[:1], pair[1:], token.view(1), [Glance(0.0)])[0]
+                attention = self._on_image(main, place).tolist()
+                record.readings[main.written] = [reading.grounding, reading.entropy, attention]
             except Exception as error:
-                note.fail(error, "explain")
+                record.fail(error, "explain")
 
     def _on_image(self, main: ScheduledRow, place: int) -> Tensor:
         """What the probe left of the query that drew a row's token."""
-        inside = self.runner.hd_inside()
-        for unit in inside.units if inside is not None else ():
-            for r, span in enumerate(unit.spans.get("main", ())):
-                if span.row is main and span.stop == main.stop and unit.carry[place]:
-                    return on_image(carried(unit.carry[place])[r], main.picture)
+        forward = self.runner.hd_forward()
+        for edited in forward.edit_batches if forward is not None else ():
+            for r, span in enumerate(edited.spans.get("main", ())):
+                if span.row is main and span.stop == main.stop and edited.carry[place]:
+                    return on_image(carried(edited.carry[place])[r], main.picture)
         raise HookNeverFired("The attention of a token that is to be explained was never seen.")
 
     def _end_failed(self, tokens: Tensor) -> None:
-        """A void answer ends here, with an end token."""
-        for rows in self.current.groups:
-            ends = rows["main"].request.sampling_params.stop_token_ids
-            known = self.runner.hd_desk.notes.get(rows["main"].tag.group)
-            if known is not None and known.error and ends:
-                for row in rows.values():
-                    tokens[row.index] = ends[0]
+        """A void answer ends here, with an end token.
 
-    def noised(self) -> list[ScheduledRow]:
+        A worker cannot end a request; the scheduler ends one whose main row wrote an end token, as
+        it does every day, and the front end then reads in the report that the answer is void.
+        """
+        for rows in self.current.groups:
+            main = rows["main"]
+            end_tokens = main.request.sampling_params.stop_token_ids
+            record = self.state.records.get(main.metadata.group)
+            if record is not None and record.error and end_tokens:
+                for row in rows.values():
+                    tokens[row.index] = end_tokens[0]
+
+    def rows_with_our_noise(self) -> list[ScheduledRow]:
         """Main rows whose noise is ours."""
-        return [r["main"] for r in self.current.groups if r["main"].tag.noise >= 0]
+        mains = [rows["main"] for rows in self.current.groups]
+        return [main for main in mains if main.metadata.noise_key >= 0]
 
     def _ban(self, logits: Tensor) -> Tensor:
         """No end token below the minimum length, in any row: a mask must not leave it alone."""
         out = logits
         for rows in self.current.groups:
             main = rows["main"]
-            asked = main.request.sampling_params
-            if asked.min_tokens > main.written and asked.stop_token_ids:
+            params = main.request.sampling_params
+            if params.min_tokens > main.written and params.stop_token_ids:
                 out = logits.float().clone() if out is logits else out
                 for row in rows.values():
-                    out[row.index, asked.stop_token_ids] = NEG_INF
+                    out[row.index, params.stop_token_ids] = NEG_INF
         return out
 
     def _combine(self, logits: Tensor) -> Tensor:
         """Logits with the combined scores of every group in its main row."""
-        kinds: dict[tuple[str, str], list[Rows]] = {}
+        alike: dict[tuple[str, str], list[Rows]] = {}  # under one plan, with rows of one naming
         for rows in self.current.groups:
-            tag = rows["main"].tag
-            if tag.plan or (tag.words and rows["main"].written == 0):
-                kinds.setdefault((tag.plan, str(tag.local)), []).append(rows)
-        if not kinds:
+            metadata = rows["main"].metadata
+            if metadata.plan or (metadata.score_words and rows["main"].written == 0):
+                alike.setdefault((metadata.plan, str(metadata.local_names)), []).append(rows)
+        if not alike:
             return logits
         logits = logits.float()
         out = logits.clone()
-        for (text, _), groups in kinds.items():
-            plan = self.runner.hd_desk.plan(text)
+        for (text, _), groups in alike.items():
+            plan = self.state.plan(text)
             try:
-                made = self._combined(plan, groups, logits)
+                combined = self._combined(plan, groups, logits)
             except Exception as error:
                 for rows in groups:
-                    self.runner.hd_desk.note(rows["main"].tag.group).fail(error, text)
+                    self.state.record(rows["main"].metadata.group).fail(error, text)
                 continue
-            out[_at(groups, "main", logits)] = made
+            out[_at(groups, "main", logits)] = combined
             for rows in groups:
-                self.current.plain[rows["main"].tag.group] = logits[rows["main"].index]
+                self.current.plain[rows["main"].metadata.group] = logits[rows["main"].index]
         return out
 
     def _combined(self, plan: Plan | None, groups: Sequence[Rows], logits: Tensor) -> Tensor:
         """float32 [B, V] scores of groups under one plan."""
-        desk = self.runner.hd_desk
         main = logits[_at(groups, "main", logits)]
         first = [i for i, rows in enumerate(groups) if rows["main"].written == 0]
-        wanted = [i for i in first if groups[i]["main"].tag.words]
-        if wanted:
-            some = [groups[i] for i in wanted]
-            free = self._scores(plan, some, logits, main[wanted], masking=False)
-            for scores, rows in zip(free, some, strict=True):
-                tag = rows["main"].tag
-                note = desk.note(tag.group)
-                for word, ids in (tag.words or {}).items():
-                    note.scores[word] = float(scores[ids].max())
+        scored = [i for i in first if groups[i]["main"].metadata.score_words]
+        if scored:
+            scored_groups = [groups[i] for i in scored]
+            unmasked = self._scores(plan, scored_groups, logits, main[scored], masking=False)
+            for scores, rows in zip(unmasked, scored_groups, strict=True):
+                metadata = rows["main"].metadata
+                record = self.state.record(metadata.group)
+                for word, ids in (metadata.score_words or {}).items():
+                    record.scores[word] = float(scores[ids].max())
         return self._scores(plan, groups, logits, main, masking=True)
 
     def _scores(
@@ -242,65 +260,66 @@ class GroupSampler(Sampler):
         """One composition of all parts, or main where there is none or no picture."""
         if plan is None:
             return main
-        desk, decode = self.runner.hd_desk, self.runner._hd_decode
-        tags = [rows["main"].tag for rows in groups]
+        decode = self.runner._hd_decode
+        requests = [rows["main"].metadata for rows in groups]
         written = [[rows["main"].written + 1] for rows in groups]
         t = placed(written, logits.device)
         parts: list[Any] = []
         for i, part in enumerate(plan.parts):
             if part.combines:
                 named = _rows_of(i, groups, logits)
-                state = _on(stack([desk.states(tag)[i] for tag in tags]), logits.device)
-                inside = self.runner.hd_inside()
-                asked = [tag.group for tag in tags]
-                early = {layer: inside.early_of(asked, layer) for layer in part.early}
+                own_states = [self.state.states_of(request)[i] for request in requests]
+                state = _on(stack(own_states), logits.device)
+                forward = self.runner.hd_forward()
+                names = [request.group for request in requests]
+                early = {layer: forward.early_of(names, layer) for layer in part.early}
                 step = Step(
                     named, t, state, decode, early, masking=masking, owner=part.strategy.name
                 )
                 parts.append((part.strategy, step))
         combined = hd_step.combine(parts, main)
-        seen = placed([tag.pictured for tag in tags], main.device)
-        return combined.where(seen[:, None], main)
+        pictured = placed([request.pictured for request in requests], main.device)
+        return combined.where(pictured[:, None], main)
 
-    def _count(self, tokens: Tensor) -> None:
+    def _count_differing(self, tokens: Tensor) -> None:
         """Tokens that differ from the plain model's choice, where that is cheaply known."""
         alike: dict[tuple[float, ...], list[ScheduledRow]] = {}
         for rows in self.current.groups:
             main = rows["main"]
-            if main.tag.plan and main.tag.group in self.current.plain:
-                asked = main.request.sampling_params
+            metadata, params = main.metadata, main.request.sampling_params
+            if metadata.plan and metadata.group in self.current.plain:
                 # Noise of vLLM's own, or what was written is not on this side yet.
-                late = self.runner.use_async_scheduling and asked.repetition_penalty != 1
-                if late or (asked.temperature > 0 and main.tag.noise < 0):
-                    self.runner.hd_desk.note(main.tag.group).differs = None
+                late = self.runner.use_async_scheduling and params.repetition_penalty != 1
+                if late or (params.temperature > 0 and metadata.noise_key < 0):
+                    self.state.record(metadata.group).differs = None
                     continue
-                how = (asked.temperature, asked.top_p, asked.top_k, asked.repetition_penalty)
+                how = (params.temperature, params.top_p, params.top_k, params.repetition_penalty)
                 alike.setdefault(how, []).append(main)
         for mains in alike.values():
             at = placed([main.index for main in mains], tokens.device)
             differs = tokens[at] != self._plain_tokens(mains)
             for i, main in enumerate(mains):
-                note = self.runner.hd_desk.note(main.tag.group)
-                if note.differs is not None:
-                    note.differs.append((main.written, (differs, i)))
+                record = self.state.record(main.metadata.group)
+                if record.differs is not None:
+                    record.differs.append((main.written, (differs, i)))
 
     def _plain_tokens(self, rows: Sequence[ScheduledRow]) -> Tensor:
         """int64 [B]: what the plain model would have written, for rows that are sampled alike."""
-        scores = torch.stack([self.current.plain[row.tag.group] for row in rows])
-        asked = rows[0].request.sampling_params
-        known = Sampling(
-            temperature=asked.temperature,
-            top_p=asked.top_p,
-            top_k=max(asked.top_k, 0),
-            repetition_penalty=asked.repetition_penalty,
+        scores = torch.stack([self.current.plain[row.metadata.group] for row in rows])
+        params = rows[0].request.sampling_params
+        ours = Sampling(
+            temperature=params.temperature,
+            top_p=params.top_p,
+            top_k=max(params.top_k, 0),
+            repetition_penalty=params.repetition_penalty,
             seed=0,
         )
-        drawer = sampling.Sampler(known, [0], [])  # end tokens were banned before, see `_ban`
-        drawer.keys = placed([row.tag.noise for row in rows], scores.device)
+        drawer = sampling.Sampler(ours, [0], [])  # end tokens were banned before, see `_ban`
+        drawer.keys = placed([row.metadata.noise_key for row in rows], scores.device)
         history: list[Tensor] = []
-        if asked.repetition_penalty != 1:
+        if params.repetition_penalty != 1:
             ids = [[*r.request.prompt_token_ids, *r.request.output_token_ids] for r in rows]
-            history = [torch.tensor(one) for one in ids]
+            history = [torch.tensor(row_ids) for row_ids in ids]
         step = placed([row.written for row in rows], scores.device)
         return drawer.draw(drawer.penalise(scores, history, 0), step)
 
@@ -313,6 +332,9 @@ def install(runner: Any) -> None:
             f"vLLM's sampler is a {type(sampler).__name__}, which halludecode does not know; "
             "use the vllm version of this package's extras."
         )
+    # The sampler is a module of vLLM's with what its options made of it; it goes on being that, and
+    # only what its methods do changes. `GroupSampler` has no state that `__init__` would have to
+    # set beside the next line's.
     sampler.__class__ = GroupSampler
     sampler.runner, sampler.current = runner, Current()
     sampler.topk_topp_sampler = Noise(sampler.topk_topp_sampler, sampler)
@@ -324,14 +346,14 @@ def _rows_of(i: int, groups: Sequence[Rows], logits: Tensor) -> dict[str, Tensor
     A request whose branches lack a row another one has (no picture, say) reads its main row there;
     a row that was dropped is left out.
     """
-    local = [dict(rows["main"].tag.local[i]) for rows in groups]
-    made: dict[str, Tensor] = {}
-    for name in dict.fromkeys(name for one in local for name in one):
-        labels = [one.get(name, "main") for one in local]
+    by_group = [dict(rows["main"].metadata.local_names[i]) for rows in groups]
+    by_name: dict[str, Tensor] = {}
+    for name in dict.fromkeys(name for local_names in by_group for name in local_names):
+        labels = [local_names.get(name, "main") for local_names in by_group]
         if all(label in rows for rows, label in zip(groups, labels, strict=True)):
             at = [rows[label].index for rows, label in zip(groups, labels, strict=True)]
-            made[name] = logits[placed(at, logits.device)]
-    return made
+            by_name[name] = logits[placed(at, logits.device)]
+    return by_name
 
 
 def _at(groups: Sequence[Rows], name: str, like: Tensor) -> Tensor:

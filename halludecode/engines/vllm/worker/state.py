@@ -1,4 +1,4 @@
-"""What a worker keeps of our requests: compiled plans, jobs with their state, notes on groups."""
+"""In a worker: what it keeps of our requests: plans, states of requests, records of groups."""
 
 from __future__ import annotations
 
@@ -16,38 +16,39 @@ from halludecode.core.plan import Plan, compile_plan
 from halludecode.core.state import State
 from halludecode.engines.explain import parts_of
 from halludecode.engines.inputs.processor import LRU
+from halludecode.engines.vllm.protocol import GroupReport
 from halludecode.engines.vllm.row_metadata import RowMetadata, metadata_of
-from halludecode.engines.vllm.worker.capture import Captured, activations_of
+from halludecode.engines.vllm.worker.captured import Captured, activations_of
 
 logger = init_logger("vllm.halludecode.worker")
-Entry = tuple[Tensor, int]  # a tensor and a place in it
+BoolAt = tuple[Tensor, int]  # a bool tensor and a place in it
 PLAIN = ""
 KEPT = 256  # compiled plans, and pictures whose edit failed
 
 
 @dataclass
 class GroupRecord:
-    """What is kept of one group while it runs, and told to the front end at its end.
+    """What is kept of one group while it runs, and reported to the front end at its end.
 
-    What a step found out stays on its device until the answer is told: no step waits for it.
+    What a step found out stays on its device until the report: no step waits for it.
 
     Args:
         differs: Of each token, the number of tokens before, and whether it is not the plain model's
             own choice there, as an entry of a bool tensor; None where only vLLM could tell.
         changed: Of each forward, whether an edit inside the model made a difference.
         scores: First-step scores of the words asked for.
-        read: By tokens written before: grounding, entropy and attention on the image of a token,
-            where the answer is explained.
+        readings: By tokens written before: grounding, entropy and attention on the image of a
+            token, where the answer is explained.
         error: Why the answer is void, in a sentence; ``kind`` is its class.
         token_masks: (row, part, layer, name) -> bool [tokens], judged so far.
         first_token: (part, layer, name) -> what `Attention.at_first_token` keeps.
         fired: (hook, part, layer) seen so far.
     """
 
-    differs: list[tuple[int, Entry]] | None = field(default_factory=list)
-    changed: list[Entry] = field(default_factory=list)
+    differs: list[tuple[int, BoolAt]] | None = field(default_factory=list)
+    changed: list[BoolAt] = field(default_factory=list)
     scores: dict[str, float] = field(default_factory=dict)
-    read: dict[int, list[Any]] = field(default_factory=dict)
+    readings: dict[int, list[Any]] = field(default_factory=dict)
     error: str = ""
     kind: str = ""
     token_masks: dict[tuple[str, int, int, str], Tensor] = field(default_factory=dict)
@@ -62,154 +63,166 @@ class GroupRecord:
             self.kind = type(error).__name__ if ours else ""
             self.error = str(error) if ours else f"{where} failed in vLLM's worker: {error!r}."
 
-    def told(self) -> dict[str, Any]:
-        """What the front end reads."""
+    def report(self) -> GroupReport:
+        """What the front end reads; waits for the device."""
         differs = None
         if self.differs is not None:
-            found = _read([entry for _, entry in self.differs])
-            differs = [at for (at, _), yes in zip(self.differs, found, strict=True) if yes]
+            flags = _fetch([flag for _, flag in self.differs])
+            differs = [at for (at, _), flag in zip(self.differs, flags, strict=True) if flag]
         return {
             "differs": differs,
-            "changed": any(_read(self.changed)),
+            "changed": any(_fetch(self.changed)),
             "scores": self.scores,
-            "read": [self.read[written] for written in sorted(self.read)],
+            "readings": [self.readings[written] for written in sorted(self.readings)],
             "error": self.error,
             "kind": self.kind,
         }
 
 
-def _read(entries: Sequence[Entry]) -> list[bool]:
-    return torch.stack([found[i] for found, i in entries]).tolist() if entries else []
+def _fetch(flags: Sequence[BoolAt]) -> list[bool]:
+    return torch.stack([flag[i] for flag, i in flags]).tolist() if flags else []
 
 
 class WorkerState:
-    """Plans, jobs and notes of one worker."""
+    """Plans, states of requests and group records of one worker.
+
+    Names are of three kinds: a user's request ("hd3@0"), its groups, one per child ("hd3@0.1"), and
+    vLLM's requests, one per row ("hd3@0.1", "hd3@0.1#1"; the main row's is the group's).
+    """
 
     def __init__(self) -> None:
         self.model_info: ModelInfo | None = None
-        self.jobs: dict[str, list[State]] = {}  # per part, what `prepare` made
-        self.captured: dict[str, Captured] = {}
-        self.spoilt: LRU[GroupRecord] = LRU(KEPT)  # pictures whose edit failed, by identifier
-        self.notes: dict[str, GroupRecord] = {}
-        self.laid: dict[str, tuple[Tensor, Tensor]] = {}  # by request id, see `rowview.lay_out`
-        self.ended: set[str] = set()  # groups told or without main row, until their last row leaves
+        self.states: dict[str, list[State]] = {}  # per strategy, what `prepare` made; by request
+        self.captured: dict[str, Captured] = {}  # by pass
+        self.failed_pictures: LRU[GroupRecord] = LRU(KEPT)  # whose edit failed, by identifier
+        self.records: dict[str, GroupRecord] = {}  # by group
+        self.prompt_layouts: dict[str, tuple[Tensor, Tensor]] = {}  # by row, see `step_batch`
+        self.ended: set[str] = set()  # groups reported or without main row, until all rows left
         self._artifacts: dict[str, Mapping[str, Tensor]] = {}
         self._plans: LRU[Plan] = LRU(KEPT)
-        self._tags: dict[str, RowMetadata | None] = {}
-        self._rows: dict[str, set[str]] = {}  # request ids here, by group
+        self._metadata: dict[str, RowMetadata | None] = {}  # by vLLM request
+        self._rows: dict[str, set[str]] = {}  # vLLM requests here, by group
 
-    def set_up(self, model_info: Mapping[str, Any]) -> None:
+    def set_model_info(self, numbers: Mapping[str, Any]) -> None:
         """The model's numbers, as the front end read them from its config."""
-        vision = model_info["vision"]
+        vision = numbers["vision"]
         self.model_info = ModelInfo(
-            **{**model_info, "vision": VisionInfo(**vision) if vision else None}
+            **{**numbers, "vision": VisionInfo(**vision) if vision else None}
         )
 
-    def add_artifact(self, part: str, tensors: Mapping[str, Tensor] | None) -> None:
-        """Tensors made by `calibrate`, for a part named by its canonical text; None for none."""
-        self._artifacts.pop(part, None)
+    def set_artifact(self, text: str, tensors: Mapping[str, Tensor] | None) -> None:
+        """Tensors made by `calibrate`, for a strategy's canonical text; None for none."""
+        self._artifacts.pop(text, None)
         if tensors is not None:
-            self._artifacts[part] = tensors
+            self._artifacts[text] = tensors
         self._plans.clear()
 
     def plan(self, text: str) -> Plan | None:
         """The plan of a canonical text, every part of it acting; None for the plain model."""
         if text == PLAIN:
             return None
-        made = self._plans.get(text)
-        if made is None:
+        plan = self._plans.get(text)
+        if plan is None:
             if self.model_info is None:
                 raise HalluDecodeError("vLLM worker: the front end never sent the model's numbers.")
-            made = compile_plan(
+            plan = compile_plan(
                 parts_of(text), self.model_info, skip_off=False, artifacts=self._artifacts
             )
-            self._plans.put(text, made)
-        return made
+            self._plans.put(text, plan)
+        return plan
 
-    def states(self, tag: RowMetadata) -> Sequence[State]:
-        """Per part, the state of a row's request."""
-        if tag.job not in self.jobs:
-            plan = self.plan(tag.plan)
+    def states_of(self, metadata: RowMetadata) -> Sequence[State]:
+        """Per strategy, the state of a row's request."""
+        name = metadata.request_name
+        if name not in self.states:
+            plan = self.plan(metadata.plan)
             parts = plan.parts if plan else ()
-            self.jobs[tag.job] = [part.strategy.prepare({}, part.model_info) for part in parts]
-        return self.jobs[tag.job]
+            self.states[name] = [part.strategy.prepare({}, part.model_info) for part in parts]
+        return self.states[name]
 
-    def prepare(
+    def prepare_state(
         self,
-        job: str,
+        request_name: str,
         text: str,
-        wanted: Sequence[Mapping[str, tuple[str, Mapping[str, Any]]]],
+        passes: Sequence[Mapping[str, tuple[str, Mapping[str, Any]]]],
         fetch: Sequence[Sequence[str]],
     ) -> list[dict[str, Any]]:
         """Make a request's state of what its passes kept.
 
         Args:
-            job: The request.
+            request_name: The request.
             text: The plan's canonical text.
-            wanted: Per part: a pass's name -> the name it is kept under, and what is told of it.
-            fetch: Per part, state entries the front end needs beside strings.
+            passes: Per strategy: its own name of a pass -> the name it is kept under, and what the
+                front end knows of it.
+            fetch: Per strategy, state entries the front end needs beside strings.
 
         Returns:
-            Those entries, per part.
+            Those entries, per strategy.
         """
         plan = self.plan(text)
         parts = plan.parts if plan else ()
         states: list[State] = []
-        for part, kept_by in zip(parts, wanted, strict=True):
+        for part, own_passes in zip(parts, passes, strict=True):
             activations = {
-                name: activations_of(self.captured.get(kept, Captured()), told["capture"], told)
-                for name, (kept, told) in kept_by.items()
+                name: activations_of(self.captured.get(kept_as, Captured()), about)
+                for name, (kept_as, about) in own_passes.items()
             }
             states.append(part.strategy.prepare(activations, part.model_info))
-        self.jobs[job] = states
+        self.states[request_name] = states
         return [
             {k: v for k, v in state.items() if isinstance(v, str) or k in names}
             for state, names in zip(states, fetch, strict=True)
         ]
 
     def check_pictures(self, group: str, identifiers: Sequence[str]) -> None:
-        """Features that could not be made must not be taken from vLLM's cache either."""
+        """Features that could not be made must not be taken from vLLM's cache either.
+
+        vLLM keeps encoder outputs by picture, also the zeros put in the place of an edit that
+        failed; a later request with the same edit of the same picture is given them without a call
+        of ours, so it ends with the error of the first.
+        """
         for identifier in identifiers:
-            why = self.spoilt.get(identifier)
-            if why is not None:
-                note = self.note(group)
-                note.error, note.kind = note.error or why.error, note.kind or why.kind
+            failed = self.failed_pictures.get(identifier)
+            if failed is not None:
+                record = self.record(group)
+                record.error = record.error or failed.error
+                record.kind = record.kind or failed.kind
 
-    def note(self, group: str) -> GroupRecord:
-        """The note of a group."""
-        return self.notes.setdefault(group, GroupRecord())
+    def record(self, group: str) -> GroupRecord:
+        """The record of a group."""
+        return self.records.setdefault(group, GroupRecord())
 
-    def report(self, groups: Sequence[str]) -> list[dict[str, Any]]:
-        """Notes of finished groups, which are then forgotten.
+    def report(self, groups: Sequence[str]) -> list[GroupReport]:
+        """Reports of finished groups, whose records are then forgotten.
 
         With asynchronous scheduling a group's rows may run on for a step; nothing is kept of it.
         """
         self.ended.update(group for group in groups if group in self._rows)
-        return [self.notes.pop(group, GroupRecord()).told() for group in groups]
+        return [self.records.pop(group, GroupRecord()).report() for group in groups]
 
-    def forget(self, jobs: Sequence[str]) -> None:
+    def drop_state(self, request_names: Sequence[str]) -> None:
         """Drop what was kept for finished requests."""
-        for job in jobs:
-            self.jobs.pop(job, None)
+        for name in request_names:
+            self.states.pop(name, None)
 
-    def tag(self, request_id: str, params: Any) -> RowMetadata | None:
-        """A request's tag, read once."""
-        if request_id not in self._tags:
-            tag = self._tags[request_id] = metadata_of(params)
-            if tag is not None:
-                self._rows.setdefault(tag.group, set()).add(request_id)
-        return self._tags[request_id]
+    def metadata(self, vllm_id: str, sampling_params: Any) -> RowMetadata | None:
+        """What came with a row, read once; None for everybody else's requests."""
+        if vllm_id not in self._metadata:
+            metadata = self._metadata[vllm_id] = metadata_of(sampling_params)
+            if metadata is not None:
+                self._rows.setdefault(metadata.group, set()).add(vllm_id)
+        return self._metadata[vllm_id]
 
-    def drop_tag(self, request_id: str) -> None:
-        """A request has left the worker; without its main row a group does nothing any more."""
-        tag = self._tags.pop(request_id, None)
-        self.laid.pop(request_id, None)
-        if tag is None:
+    def drop_row(self, vllm_id: str) -> None:
+        """A row has left the worker; without its main row a group does nothing any more."""
+        metadata = self._metadata.pop(vllm_id, None)
+        self.prompt_layouts.pop(vllm_id, None)
+        if metadata is None:
             return
-        left = self._rows[tag.group]
-        left.discard(request_id)
-        if not left:
-            del self._rows[tag.group]
-            self.ended.discard(tag.group)
-        elif tag.role == 0:
-            self.ended.add(tag.group)
+        rows = self._rows[metadata.group]
+        rows.discard(vllm_id)
+        if not rows:
+            del self._rows[metadata.group]
+            self.ended.discard(metadata.group)
+        elif metadata.role == 0:
+            self.ended.add(metadata.group)

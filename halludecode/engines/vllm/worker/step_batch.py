@@ -1,6 +1,12 @@
-"""One step of a worker, as our code sees it: which tokens of which rows are computed.
+"""In a worker: one step as our code sees it, which is which tokens of which rows are computed.
 
 This is the only place that reads vLLM's V1 batch; another runner needs another `StepBatch.of`.
+
+A step has two index spaces. Hidden states, queries and attention outputs hold all tokens of the
+step side by side, [tokens, ..]: a row's are a stretch that begins at ``ScheduledRow.first``. Block
+tables, logits and drawn tokens have one entry per row, [rows, ..]: a row's is at
+``ScheduledRow.index``. A row that decodes has one token, so that both look alike until somebody's
+prompt is in the step.
 """
 
 from __future__ import annotations
@@ -27,8 +33,9 @@ class ScheduledRow:
         start: Position of that token in the row.
         stop: Position after its last token of this step: the keys it can see.
         samples: Whether its next token is drawn in this step.
+        metadata: What came with it.
         request: vLLM's own state of the row.
-        laid: See `lay_out`.
+        layout: See `prompt_layout`.
     """
 
     index: int
@@ -36,9 +43,9 @@ class ScheduledRow:
     start: int
     stop: int
     samples: bool
-    tag: RowMetadata
+    metadata: RowMetadata
     request: Any
-    laid: tuple[Tensor, Tensor]
+    layout: tuple[Tensor, Tensor]
 
     @property
     def prompt(self) -> int:
@@ -58,31 +65,33 @@ class ScheduledRow:
     @property
     def picture(self) -> Tensor:
         """int16 [prompt]: which picture a prompt token belongs to, else -1."""
-        return self.laid[1]
+        return self.layout[1]
 
 
 def placed(values: Tensor | Sequence[Any], device: torch.device) -> Tensor:
     """Numbers of this side on a device, whose work in hand is not waited for."""
-    made = values if isinstance(values, Tensor) else torch.tensor(values)
+    tensor = values if isinstance(values, Tensor) else torch.tensor(values)
     if device.type == "cpu":
-        return made
-    return (made.pin_memory() if device.type == "cuda" else made).to(device, non_blocking=True)
+        return tensor
+    # Only from pinned memory does a copy to a GPU not wait for what the GPU is still computing.
+    return (tensor.pin_memory() if device.type == "cuda" else tensor).to(device, non_blocking=True)
 
 
-def lay_out(request: Any) -> tuple[Tensor, Tensor]:
+def prompt_layout(request: Any) -> tuple[Tensor, Tensor]:
     """Kind (int8) and picture (int16) of a row's prompt tokens."""
     length = request.num_prompt_tokens
-    number = torch.full((length,), -1, dtype=torch.int16)
+    picture = torch.full((length,), -1, dtype=torch.int16)
     for i, feature in enumerate(request.mm_features):
         place = feature.mm_position
-        span = number[place.offset : place.offset + place.length]
+        span = picture[place.offset : place.offset + place.length]
         span[slice(None) if place.is_embed is None else place.is_embed] = i
     kind = torch.full((length,), SYSTEM, dtype=torch.int8)
-    at = (number >= 0).nonzero()
+    of_image = picture >= 0
+    at = of_image.nonzero()
     if len(at):
         kind[int(at[0]) :] = TEXT
-        kind[number >= 0] = IMAGE
-    return kind, number
+        kind[of_image] = IMAGE
+    return kind, picture
 
 
 @dataclass
@@ -92,24 +101,31 @@ class StepBatch:
     groups: dict[str, dict[str, ScheduledRow]]
 
     @classmethod
-    def of(cls, runner: Any, desk: WorkerState, scheduled: dict[str, int]) -> StepBatch:
-        """From vLLM's V1 runner, once its batch of the step stands."""
+    def of(cls, runner: Any, state: WorkerState, scheduled: dict[str, int]) -> StepBatch:
+        """From vLLM's V1 runner, once its batch of the step stands.
+
+        Args:
+            runner: Of the worker.
+            state: What the worker keeps.
+            scheduled: Tokens to compute, by vLLM request.
+        """
         batch = runner.input_batch
         groups: dict[str, dict[str, ScheduledRow]] = {}
         first = 0
-        for index, name in enumerate(batch.req_ids):
-            count = scheduled[name]
-            request = runner.requests[name]
-            tag = desk.tag(name, request.sampling_params)
-            if tag is not None and tag.group not in desk.ended:
+        for index, vllm_id in enumerate(batch.req_ids):
+            count = scheduled[vllm_id]
+            request = runner.requests[vllm_id]
+            metadata = state.metadata(vllm_id, request.sampling_params)
+            if metadata is not None and metadata.group not in state.ended:
                 start = int(batch.num_computed_tokens_cpu[index])
                 samples = not bool(runner.discard_request_mask.np[index])
-                if name not in desk.laid:
-                    desk.laid[name] = lay_out(request)
-                laid = desk.laid[name]
-                row = ScheduledRow(index, first, start, start + count, samples, tag, request, laid)
-                groups.setdefault(tag.group, {})[tag.name] = row
-                desk.check_pictures(tag.group, [f.identifier for f in request.mm_features])
+                if vllm_id not in state.prompt_layouts:
+                    state.prompt_layouts[vllm_id] = prompt_layout(request)
+                layout = state.prompt_layouts[vllm_id]
+                place = (index, first, start, start + count, samples)
+                row = ScheduledRow(*place, metadata, request, layout)
+                groups.setdefault(metadata.group, {})[metadata.name] = row
+                state.check_pictures(metadata.group, [f.identifier for f in request.mm_features])
             first += count
         return cls(groups)
 
@@ -121,7 +137,7 @@ class StepBatch:
                 continue
             if all(
                 name in rows
-                for name, life in zip(main.tag.rows, main.tag.lives, strict=True)
+                for name, life in zip(main.metadata.rows, main.metadata.lives, strict=True)
                 if life == "answer" or main.written == 0
             ):
                 yield rows

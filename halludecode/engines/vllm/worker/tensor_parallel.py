@@ -1,4 +1,4 @@
-"""All heads on every tensor-parallel rank: strategies see one whole model.
+"""In a worker: all heads on every tensor-parallel rank, so that strategies see one whole model.
 
 Every rank makes the same edits of the same numbers and keeps its own heads of what comes out. Ranks
 run the same steps, so they ask for one another's heads in the same order.

@@ -11,11 +11,10 @@ import pytest
 from PIL import Image
 
 import halludecode as hd
-from tests.engines.vllm.conftest import scheduler_of
 from tests.serve.test_refusals import bomb
 from tests.support import families
 from tests.support.serving import png
-from tests.support.vllm import requests
+from tests.support.vllm import requests, scheduler_of, worker_of
 
 SHORT = hd.Sampling(max_new_tokens=4)
 PICTURE = png(families.pictures()[0])
@@ -97,13 +96,12 @@ def tight(vllm_engine):
 def idle(tight):
     """Nothing is left in the scheduler, the worker and the cache."""
     yield
-    core = tight._loaded.engine.engine_core.engine_core
-    scheduler, desk = core.scheduler, core.model_executor.driver_worker.worker.model_runner.hd_desk
+    scheduler, state = scheduler_of(tight), worker_of(tight).model_runner.hd_state
     assert not (scheduler.groups or scheduler.requests or scheduler.running)
-    assert not (desk.jobs or desk.notes or desk.captured)
+    assert not (state.states or state.records or state.captured)
     free = scheduler.kv_cache_manager.block_pool.get_num_free_blocks()
     assert free == scheduler.kv_cache_config.num_blocks - 1
-    assert not tight._loaded.engine.output_processor.get_num_unfinished_requests()
+    assert not tight.loaded.engine.output_processor.get_num_unfinished_requests()
 
 
 @pytest.mark.parametrize("name", BAD)

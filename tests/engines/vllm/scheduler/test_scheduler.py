@@ -116,12 +116,12 @@ class Scenario:
                 ids = (shared + ids)[: lengths[role]]
             pictures = self._put_pictures(ids)
             names = [f"row{r}" for r in range(size)]
-            tag = RowMetadata(group=f"g{k}", role=role, rows=names, lives=lives, whole=whole)
+            metadata = RowMetadata(group=f"g{k}", role=role, rows=names, lives=lives, whole=whole)
             params = SamplingParams(
                 max_tokens=most,
                 ignore_eos=True,
                 stop_token_ids=[STOP] if role == 0 else None,
-                extra_args=tag.extra(),
+                extra_args=metadata.extra_args(),
                 skip_reading_prefix_cache=whole,
             )
             name = f"g{k}" + (f"#{role}" if role else "")
@@ -288,8 +288,8 @@ def test_rows_that_come_after_their_groups_abort_are_not_kept(make):
     scheduler.finished_req_ids_dict = defaultdict(set)  # as with replicas
 
     def arrive(role):
-        tag = RowMetadata(group="g", role=role, rows=["main", "other"], lives=["answer"] * 2)
-        params = SamplingParams(max_tokens=4, extra_args=tag.extra())
+        metadata = RowMetadata(group="g", role=role, rows=["main", "other"], lives=["answer"] * 2)
+        params = SamplingParams(max_tokens=4, extra_args=metadata.extra_args())
         scheduler.add_request(Request("g" + "#1" * role, [5, 6, 7], params, None))
 
     arrive(0)

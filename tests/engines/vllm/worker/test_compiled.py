@@ -23,15 +23,15 @@ from tests.support.vllm import requests
 
 engine = hd.load("testbed", engine="vllm", enforce_eager=False, block_size=32,
                  kv_cache_memory_bytes=64 << 20, max_num_seqs=8, max_num_batched_tokens=1024)
-config = engine._loaded.vllm_config.compilation_config
+config = engine.loaded.vllm_config.compilation_config
 made = {"how": [config.mode.name, config.backend]}
-stock, ops = hooks.Inside.layer_input, []
+stock, ops = hooks.WorkerForward.layer_input, []
 
 def layer_input(self, layer, hidden, residual):
     ops.append(sys._getframe(1).f_code.co_name)
     return stock(self, layer, hidden, residual)
 
-hooks.Inside.layer_input = layer_input
+hooks.WorkerForward.layer_input = layer_input
 sampling = hd.Sampling(max_new_tokens=6)
 for spec in sys.argv[1:]:
     made[spec] = [o.token_ids for o in engine.generate(requests(2), spec, sampling)]
@@ -46,7 +46,7 @@ def test_edits_act_in_a_compiled_model(testbed, tmp_path, backend):
         **os.environ,
         "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
         "VLLM_CPU_CI_ENV": "1" if backend == "eager" else "0",
-        "PYTHONPATH": str(Path(__file__).parents[3]),
+        "PYTHONPATH": str(Path(__file__).parents[4]),
     }
     env.pop("TORCHDYNAMO_DISABLE", None)
     script = tmp_path / "ask.py"

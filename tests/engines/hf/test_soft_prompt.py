@@ -6,8 +6,8 @@ import pytest
 import torch
 
 import halludecode as hd
-from halludecode.calibration import soft_prompt
 from halludecode.core.errors import InvalidParameter
+from halludecode.engines.hf import soft_prompt
 from halludecode.engines.inputs.chat import to_prompt
 from tests.support import families, naive
 
@@ -15,14 +15,14 @@ ANSWERS = ("a red cat", "Yes", "two dogs and a hat")
 
 
 def pairs_of(engine):
-    spot = engine.net.layout.placeholder
+    spot = engine.family.placeholder
     requests = [hd.Request("What is this?", [p]) for p in families.pictures()]
     prompts = [to_prompt(r, spot) for r in requests]
     return list(zip(prompts, ANSWERS, strict=True))
 
 
 def train(engine, seed=0):
-    return soft_prompt.train(engine.net, engine._maker, pairs_of(engine), seed=seed)
+    return soft_prompt.train(engine.hf_model, engine.row_builder, pairs_of(engine), seed=seed)
 
 
 def slow_loss(engine, soft: torch.Tensor) -> float:
@@ -47,9 +47,11 @@ def slow_loss(engine, soft: torch.Tensor) -> float:
 def test_the_loss_of_a_padded_batch_is_that_of_single_answers(family_engine):
     engine = family_engine("llava")
     soft = torch.randn(64, 128, generator=torch.Generator().manual_seed(1))
-    examples = [soft_prompt._example(engine.net, engine._maker, *p) for p in pairs_of(engine)]
+    examples = [
+        soft_prompt._example(engine.hf_model, engine.row_builder, *p) for p in pairs_of(engine)
+    ]
     with torch.no_grad():
-        made = soft_prompt._loss(engine.net, engine._maker.feeder, soft, examples)
+        made = soft_prompt._loss(engine.hf_model, engine.inputs, soft, examples)
     assert float(made) == pytest.approx(slow_loss(engine, soft), abs=1e-4)
 
 
@@ -68,7 +70,7 @@ def test_training_lowers_the_loss_and_repeats_with_its_seed(family_engine, monke
 def test_a_small_memory_takes_the_same_steps(family_engine):
     engine = family_engine("llava")
     whole = train(engine)
-    parts = soft_prompt.train(engine.net, engine._maker, pairs_of(engine), at_once=1)
+    parts = soft_prompt.train(engine.hf_model, engine.row_builder, pairs_of(engine), at_once=1)
     assert torch.allclose(parts["loss"], whole["loss"], atol=1e-4)
     assert torch.allclose(parts["soft"], whole["soft"], atol=1e-3)
 
@@ -82,11 +84,11 @@ def test_the_model_stays_as_it_is(family, family_engine):
     assert all(torch.equal(before[k], v) for k, v in engine.model.state_dict().items())
     assert [p.requires_grad for p in engine.model.parameters()] == asking
     assert all(p.grad is None for p in engine.model.parameters())
-    assert made["soft"].shape[1] == engine.net.model_info().hidden_size
+    assert made["soft"].shape[1] == engine.model_info.hidden_size
     assert len(made["soft"]) == max(
         feed.count
         for prompt, _ in pairs_of(engine)
-        for feed in engine._maker.activation_row(
+        for feed in engine.row_builder.activation_row(
             hd.core.activations.ActivationRequest(prompt)
         ).feeds
     ), "as many vectors as the largest picture has tokens"
@@ -103,10 +105,10 @@ def test_a_training_that_fails_leaves_the_model_trainable(family_engine, monkeyp
 def test_answers_are_the_tokens_a_model_writes(family_engine):
     for family in ("llava", "qwen2_5_vl"):
         engine = family_engine(family)
-        row = engine._maker.activation_row(
+        row = engine.row_builder.activation_row(
             hd.core.activations.ActivationRequest(pairs_of(engine)[0][0])
         )
-        ids = soft_prompt._answer_ids(engine._maker.feeder, row.prompt, "Yes")
+        ids = soft_prompt._answer_ids(engine.inputs, row.prompt, "Yes")
         words = engine.processor.tokenizer
         assert words.decode(ids, skip_special_tokens=True).strip() == "Yes"
         assert ids[-1] == words.eos_token_id
@@ -115,4 +117,4 @@ def test_answers_are_the_tokens_a_model_writes(family_engine):
 def test_without_answers_about_pictures_there_is_nothing_to_train_on(family_engine):
     engine = family_engine("llava")
     with pytest.raises(InvalidParameter, match=r"annotations/captions\*\.json or pope/\*\.jsonl"):
-        soft_prompt.train(engine.net, engine._maker, [])
+        soft_prompt.train(engine.hf_model, engine.row_builder, [])

@@ -54,8 +54,8 @@ class Example:
 
 
 def train(
-    net: HFModel,
-    maker: RowBuilder,
+    hf_model: HFModel,
+    row_builder: RowBuilder,
     pairs: Sequence[tuple[Prompt, str]],
     *,
     seed: int = 0,
@@ -65,8 +65,8 @@ def train(
     """Train on pictures' questions and their answers; the pictures themselves are never shown.
 
     Args:
-        net: The model; its weights are neither changed nor given gradients.
-        maker: Renders prompts.
+        hf_model: The model; its weights are neither changed nor given gradients.
+        row_builder: Renders prompts.
         pairs: Prompts with at least one picture, each with the text to make likely.
         seed: Of the initial values and of the order of the data.
         at_once: Most answers in one forward; a step always sees a whole batch.
@@ -85,24 +85,24 @@ def train(
             "samples have none: give --data a folder with annotations/captions*.json or "
             "pope/*.jsonl."
         )
-    examples = [_example(net, maker, prompt, answer) for prompt, answer in pairs]
+    examples = [_example(hf_model, row_builder, prompt, answer) for prompt, answer in pairs]
     count = max(n for example in examples for n in example.places)
     rng = torch.Generator().manual_seed(seed)
     start = (
-        torch.randn(count, net.model_info().hidden_size, generator=rng)
-        / net.model_info().hidden_size ** 0.5
+        torch.randn(count, hf_model.info.hidden_size, generator=rng)
+        / hf_model.info.hidden_size**0.5
     )
-    soft = nn.Parameter(start.to(net.device))
+    soft = nn.Parameter(start.to(hf_model.device))
     steps = min(EPOCHS * math.ceil(len(examples) / BATCH), MOST_STEPS)
     batches = itertools.islice(_batches(examples, rng), steps)
-    with _frozen(net.model), torch.enable_grad(), _bar(steps, progress) as bar:
-        losses = _fit(net, maker.feeder, soft, batches, steps, at_once, bar)
+    with _frozen(hf_model.model), torch.enable_grad(), _bar(steps, progress) as bar:
+        losses = _fit(hf_model, row_builder.inputs, soft, batches, steps, at_once, bar)
     return {"soft": soft.detach().float().cpu(), "loss": torch.tensor(losses)}
 
 
 def _fit(
-    net: HFModel,
-    feeder: InputProcessor,
+    hf_model: HFModel,
+    inputs: InputProcessor,
     soft: nn.Parameter,
     batches: Iterable[list[Example]],
     steps: int,
@@ -115,7 +115,7 @@ def _fit(
     losses: list[float] = []
     for batch in batches:
         optimizer.zero_grad()
-        losses.append(_learn(net, feeder, soft, batch, at_once))
+        losses.append(_learn(hf_model, inputs, soft, batch, at_once))
         optimizer.step()
         schedule.step()
         bar.set_postfix(loss=f"{losses[-1]:.3f}")
@@ -123,10 +123,10 @@ def _fit(
     return losses
 
 
-def _example(net: HFModel, maker: RowBuilder, prompt: Prompt, answer: str) -> Example:
-    row = maker.activation_row(ActivationRequest(prompt))
-    known = net.tokens(row)
-    ids = torch.tensor(_answer_ids(maker.feeder, row.prompt, answer))
+def _example(hf_model: HFModel, row_builder: RowBuilder, prompt: Prompt, answer: str) -> Example:
+    row = row_builder.activation_row(ActivationRequest(prompt))
+    known = hf_model.tokens(row)
+    ids = torch.tensor(_answer_ids(row_builder.inputs, row.prompt, answer))
     n, after = len(ids), int(known.position.max()) + 1
     tokens = Tokens(
         torch.cat([known.ids, ids]),
@@ -138,9 +138,9 @@ def _example(net: HFModel, maker: RowBuilder, prompt: Prompt, answer: str) -> Ex
     return Example(tokens, n, tuple(feed.count for feed in row.feeds))
 
 
-def _answer_ids(feeder: InputProcessor, prompt: str, answer: str) -> list[int]:
+def _answer_ids(inputs: InputProcessor, prompt: str, answer: str) -> list[int]:
     """The tokens a model writes for ``answer`` after a rendered prompt, then its end token."""
-    words = feeder.tokenizer
+    words = inputs.tokenizer
     gap = "" if prompt.endswith(("\n", " ")) else " "
     before = words(prompt)["input_ids"]
     whole = words(prompt + gap + answer)["input_ids"]
@@ -158,31 +158,33 @@ def _batches(examples: Sequence[Example], rng: torch.Generator) -> Iterator[list
 
 
 def _learn(
-    net: HFModel, feeder: InputProcessor, soft: Tensor, batch: Sequence[Example], at_once: int
+    hf_model: HFModel, inputs: InputProcessor, soft: Tensor, batch: Sequence[Example], at_once: int
 ) -> float:
     """Add a batch's gradient to the soft prompt, some answers at a time; its loss."""
     total = 0.0
     for at in range(0, len(batch), at_once):
         part = batch[at : at + at_once]
-        loss = _loss(net, feeder, soft, part) * len(part) / len(batch)
+        loss = _loss(hf_model, inputs, soft, part) * len(part) / len(batch)
         loss.backward()
         total += loss.item()
     return total
 
 
-def _loss(net: HFModel, feeder: InputProcessor, soft: Tensor, batch: Sequence[Example]) -> Tensor:
+def _loss(
+    hf_model: HFModel, inputs: InputProcessor, soft: Tensor, batch: Sequence[Example]
+) -> Tensor:
     """Mean over answers of their mean nats per token: one word counts as much as a caption."""
     rows = [example.tokens for example in batch]
-    ids, position, kind, _, _ = pad_left(rows, len(rows[0].position), feeder.pad_token)
+    ids, position, kind, _, _ = pad_left(rows, len(rows[0].position), inputs.pad_token)
     longest = max(example.answer for example in batch)
-    features = [laid(soft, n).to(net.model.dtype) for example in batch for n in example.places]
-    logits = net.model(
-        input_ids=ids.to(net.device),
-        position_ids=(position if net.layout.mrope else position[0]).to(net.device),
-        attention_mask=(kind != PAD).long().to(net.device),
+    features = [laid(soft, n).to(hf_model.model.dtype) for example in batch for n in example.places]
+    logits = hf_model.model(
+        input_ids=ids.to(hf_model.device),
+        position_ids=(position if hf_model.family.mrope else position[0]).to(hf_model.device),
+        attention_mask=(kind != PAD).long().to(hf_model.device),
         use_cache=False,
         logits_to_keep=longest + 1,
-        **net.given(ids, features),
+        **hf_model.given(ids, features),
     ).logits[:, :-1]
     told = ids[:, -longest:].to(logits.device)
     nats = nn.functional.cross_entropy(logits.float().transpose(1, 2), told, reduction="none")

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from halludecode.calibration.data import samples
+from halludecode.analysis.calibration_samples import samples
 from halludecode.core.errors import InvalidData, InvalidRequest
 
 

@@ -1,0 +1,73 @@
+"""In a worker: what a pass before the answer left behind, and how it becomes `Activations`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from halludecode.core.activations import Activations
+from halludecode.core.errors import HookNeverFired
+
+
+@dataclass
+class Captured:
+    """What one pass kept so far; a row that runs again after preemption writes it anew."""
+
+    hidden: dict[tuple[int, int], Tensor] = field(default_factory=dict)  # (layer, start): [t, D]
+    heads: dict[int, Tensor] = field(default_factory=dict)  # layer: [H, d]
+    image: dict[int, Tensor] = field(default_factory=dict)  # layer: [H, N_img]
+    logits: dict[int, Tensor] = field(default_factory=dict)  # step: [V]
+    vision: dict[int, Tensor] = field(default_factory=dict)  # picture: [layers, Hv, N]
+
+
+def activations_of(captured: Captured, about: Mapping[str, Any]) -> Activations:
+    """What a strategy's `prepare` gets of one pass.
+
+    Args:
+        captured: What this worker kept of it.
+        about: What the front end knows of it: capture, counts, spans, text, token_ids, mask.
+
+    Raises:
+        HookNeverFired: The model did not show something that was to be kept.
+    """
+    capture = about["capture"]
+    steps = [captured.logits[n] for n in sorted(captured.logits)][: len(about["token_ids"])]
+    vision = [captured.vision[n] for n in sorted(captured.vision)]
+    return Activations(
+        hidden=_stacked("hidden", capture, _whole_hidden(captured, capture)),
+        heads=_stacked("heads", capture, captured.heads),
+        image=_stacked("image", capture, captured.image),
+        vision=torch.cat(vision, -1) if vision else None,
+        image_counts=tuple(about["counts"]),
+        image_mask=torch.tensor(about["mask"]) if about["mask"] is not None else None,
+        image_spans=tuple(tuple(span) for span in about["spans"]),
+        text=about["text"],
+        token_ids=tuple(about["token_ids"]),
+        logits=torch.stack(steps) if steps and capture["logits"] else None,
+    )
+
+
+def _whole_hidden(captured: Captured, capture: Mapping[str, Any]) -> dict[int, Tensor]:
+    """By layer, the residuals of all pieces a prompt was computed in; [D] of the last token."""
+    starts = sorted({start for _, start in captured.hidden})
+    hidden: dict[int, Tensor] = {}
+    for layer in capture["hidden"]:
+        if (layer, max(starts, default=0)) in captured.hidden:
+            pieces = torch.cat([captured.hidden[layer, start] for start in starts])
+            hidden[layer] = pieces if capture["every_token"] else pieces[-1]
+    return hidden
+
+
+def _stacked(
+    name: str, capture: Mapping[str, Any], by_layer: Mapping[int, Tensor]
+) -> Tensor | None:
+    silent = [layer for layer in capture[name] if layer not in by_layer]
+    if silent:
+        raise HookNeverFired(
+            f"A pass before the answer kept nothing ({name}) of layer {silent[0]}."
+        )
+    return torch.stack([by_layer[layer] for layer in capture[name]]) if capture[name] else None

@@ -1,0 +1,51 @@
+"""What strategies and engines read of a model's config: its numbers, and its end tokens."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from halludecode.core.model_info import ModelInfo, VisionInfo
+from halludecode.models.families import family_of
+
+
+def model_info(config: Any) -> ModelInfo:
+    """The model's numbers, as strategies see them.
+
+    Args:
+        config: Of a model of a known family, as transformers loads it.
+
+    Raises:
+        InvalidModel: The family is unknown.
+    """
+    text = config.get_text_config()
+    heads = text.num_attention_heads
+    return ModelInfo(
+        num_layers=text.num_hidden_layers,
+        num_heads=heads,
+        num_kv_heads=getattr(text, "num_key_value_heads", None) or heads,
+        hidden_size=text.hidden_size,
+        vocab_size=text.vocab_size,
+        head_dim=getattr(text, "head_dim", None) or text.hidden_size // heads,
+        vision=vision_info(config),
+        mrope=family_of(config).mrope,
+    )
+
+
+def vision_info(config: Any) -> VisionInfo | None:
+    """The vision tower's numbers; None where the family has no plain one."""
+    tower = getattr(config, "vision_config", None)
+    layers = getattr(tower, "num_hidden_layers", None) or getattr(tower, "depth", None)
+    heads = getattr(tower, "num_attention_heads", None) or getattr(tower, "num_heads", None)
+    if not layers or not heads:
+        return None
+    feature = getattr(config, "vision_feature_layer", -1)
+    # CLIP's and InternVL's towers put a CLS token first; SigLIP's and Qwen's have none.
+    has_cls = getattr(tower, "model_type", "") in ("clip_vision_model", "internvl_vision")
+    return VisionInfo(layers, heads, has_cls, feature if isinstance(feature, int) else -1)
+
+
+def end_tokens(generation_config: Any, tokenizer: Any) -> list[int]:
+    """End-of-sequence ids: the generation config's, else the tokenizer's."""
+    eos = generation_config.eos_token_id
+    eos = tokenizer.eos_token_id if eos is None else eos
+    return list(eos) if isinstance(eos, list | tuple) else [] if eos is None else [eos]
