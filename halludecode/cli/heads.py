@@ -44,8 +44,12 @@ def heads(
         Path | None, typer.Option(help="POPE question file or COCO instances file.")
     ] = None,
     task: Annotated[
-        str, typer.Option(help="pope: questions and right answers; chair: pictures to describe.")
-    ] = "pope",
+        str | None,
+        typer.Option(
+            help="A benchmark: of questions with right answers (default POPE), or of pictures to "
+            "describe (CHAIR)."
+        ),
+    ] = None,
     prompt: Annotated[
         str | None, typer.Option(help="What is asked about the pictures of --images alone.")
     ] = None,

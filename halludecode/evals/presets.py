@@ -174,10 +174,9 @@ def describing(name: str | None, model_id: str) -> tuple[str, Preset]:
     Raises:
         InvalidParameter: No such preset, or it has no caption prompt.
     """
-    from halludecode.evals.benchmarks.registry import BENCHMARKS
+    from halludecode.evals.benchmarks.registry import standard_of
 
-    captions = [b for b in BENCHMARKS if b.wording == "caption"][:1]
-    return preset_for(name, model_id, captions)
+    return preset_for(name, model_id, [standard_of("caption")])
 
 
 def _testbed_preset() -> Preset:

@@ -16,12 +16,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from halludecode.core.errors import InvalidData
 from halludecode.core.params import Parameters
+from halludecode.evals.benchmarks.answer_file import score_answers
 from halludecode.evals.benchmarks.shown import (
     YES_RATIO,
     YES_RATIO_PLOT,
@@ -32,12 +33,11 @@ from halludecode.evals.benchmarks.shown import (
     MetricPlot,
     Shown,
 )
-from halludecode.evals.data.answers import load_answers, naming, refuse_strangers
 from halludecode.evals.data.columns import Columns, map_columns, nearest
 from halludecode.evals.data.entries import Pictures, folder_pictures
 from halludecode.evals.data.records import Record, first_fields, read_records
 from halludecode.evals.data.samples import Sample
-from halludecode.evals.statistics.score import Id, Score, match, mean_of
+from halludecode.evals.statistics.score import Formula, Id, Score, gather, mean_of
 
 if TYPE_CHECKING:
     from halludecode.core.paper import Paper
@@ -54,8 +54,6 @@ __all__ = [
     "MetricPlot",
 ]
 
-ID_NAMES = ("id", "question_id", "index")
-ANSWER_NAMES = ("answer", "text", "response", "prediction")
 Lines = Mapping[Id, Mapping[str, Any]]  # lines of a run folder by sample id
 
 
@@ -305,6 +303,50 @@ class Benchmark(Parameters, Shown):
         """Scores lines of a run folder, whole groups in the order of their ids."""
         raise NotImplementedError
 
+    def tally(
+        self,
+        lines: Sequence[Mapping[str, Any]],
+        rows: Sequence[tuple[str, Mapping[str, float]]],
+        formula: Formula,
+        shares: Mapping[str, Mapping[Any, int]] | None = None,
+        wilson: tuple[str, ...] = (),
+    ) -> Score:
+        """A score from counts, for `score` to return.
+
+        Args:
+            lines: All that is scored.
+            rows: Cluster (what is resampled together) and counts; their sums go into the formula.
+            formula: Metrics from sums; NaN marks a zero denominator.
+            shares: Metrics that are plain shares: 0/1 of everything counted, by its name. By
+                default ``accuracy`` of the lines.
+            wilson: Those whose interval is Wilson's.
+        """
+        clusters, columns = gather(rows, list(dict.fromkeys(n for _, row in rows for n in row)))
+        kept = ("image", "answer", "parsed", "label")
+        outcomes = {
+            x["id"]: {**{name: x.get(name) for name in kept}, "correct": x["score"]} for x in lines
+        }
+        right = {i: outcome["correct"] for i, outcome in outcomes.items()}
+        return Score(
+            task=self.name,
+            n=len(outcomes),
+            rule="official",
+            outcomes=outcomes,
+            clusters=clusters,
+            columns=columns,
+            formula=formula,
+            shares={"accuracy": right} if shares is None else shares,
+            wilson=wilson,
+            unparsed=sum(outcome["parsed"] == "other" for outcome in outcomes.values()),
+        )
+
+    def grouped(self, lines: Sequence[Mapping[str, Any]]) -> dict[str, list[Mapping[str, Any]]]:
+        """The lines of every group of a `whole` benchmark, by its name."""
+        groups: dict[str, list[Mapping[str, Any]]] = {}
+        for line in lines:
+            groups.setdefault(self.group_of(line)[0], []).append(line)
+        return groups
+
     def mean(self, scores: Mapping[str, Score]) -> Score:
         """The mean over splits."""
         return mean_of(scores)
@@ -344,25 +386,7 @@ class Benchmark(Parameters, Shown):
         Raises:
             InvalidData: A file cannot be used; the sentence names it and the line.
         """
-        if annotations is None:
-            raise InvalidData(
-                f"{self.title or self.name} needs its questions to score answers; give "
-                "--annotations."
-            )
-        if parser != "official":
-            raise InvalidData(f"parser {parser!r} is unknown for {self.name}; it has official.")
-        samples = self.finish(self.load(annotations))
-        answers = load_answers(predictions, ID_NAMES, ANSWER_NAMES)
-        refuse_strangers(predictions, answers, {s.id for s in samples}, "question", ID_NAMES)
-        sizes = Counter(map(self.group, samples))
-        with naming(predictions):
-            match([s.id for s in samples], answers, "id")
-            lines = []
-            for s in samples:
-                grouped = replace(s, group=self.group(s), group_size=sizes[self.group(s)])
-                line = {"id": s.id, "image": s.image, "prompt": s.question}
-                lines.append({**line, **self.answered(grouped, answers[s.id])})
-            return self.score(lines)
+        return score_answers(self, predictions, annotations, parser)
 
     def summary(self, score: Score) -> dict[str, Any]:
         """What ``score --json`` tells beside the metrics."""

@@ -64,6 +64,11 @@ def standard() -> tuple[str, ...]:
     return tuple(cls.name for cls in sorted(chosen, key=lambda cls: cls.standard))
 
 
+def standard_of(text_kind: str) -> type[Benchmark]:
+    """The benchmark that stands for questions ("yes_no") or descriptions ("caption")."""
+    return next(cls for cls in map(BENCHMARKS.get, standard()) if cls.text_kind == text_kind)
+
+
 def choose(tasks: Any, **options: Any) -> tuple[Benchmark, ...]:
     """The benchmarks that are named, their parameters set.
 

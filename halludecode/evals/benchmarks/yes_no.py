@@ -19,7 +19,7 @@ from halludecode.evals.benchmarks.base import YES_RATIO, YES_RATIO_PLOT, Benchma
 from halludecode.evals.data.columns import Columns, read_id, said, yes_or_no
 from halludecode.evals.data.records import Record
 from halludecode.evals.data.samples import Sample
-from halludecode.evals.statistics.score import Score, Sums, gather, ratio
+from halludecode.evals.statistics.score import Score, Sums, ratio
 
 
 def _official(answer: str, label: str) -> str:
@@ -249,44 +249,6 @@ class YesNoBenchmark(Benchmark):
         return {"parsed": parsed, "score": int(parsed == sample.label)}
 
     def score(self, lines: Sequence[Mapping[str, Any]]) -> Score:
-        """Counts of all answers; pictures, or groups of a `whole` benchmark, are the clusters."""
-        return self.tally([(self.cluster(line), line) for line in lines], rates)
-
-    def tally(
-        self,
-        clustered: Sequence[tuple[str, Mapping[str, Any]]],
-        formula: Callable[[Sums], dict[str, np.ndarray]],
-        rows: Sequence[tuple[str, Mapping[str, float]]] = (),
-        shares: Mapping[str, Mapping[Any, int]] | None = None,
-    ) -> Score:
-        """A score from lines and, beside `COUNTS`, from counts of a benchmark's own.
-
-        Args:
-            clustered: Cluster (what is resampled together) and line of every answer.
-            formula: Metrics from column sums.
-            rows: Further counts: cluster and columns.
-            shares: Metrics that are plain shares of what, beside ``accuracy`` of answers.
-        """
-        counted = [(c, count(x["parsed"], x["label"], x["answer"])) for c, x in clustered]
-        own = dict.fromkeys(name for _, columns in rows for name in columns)
-        clusters, columns = gather([*counted, *rows], [*COUNTS, *own])
-        outcomes = {
-            x["id"]: {
-                **{k: x[k] for k in ("image", "answer", "parsed", "label")},
-                "correct": x["score"],
-            }
-            for _, x in clustered
-        }
-        right = {i: outcome["correct"] for i, outcome in outcomes.items()}
-        return Score(
-            task=self.name,
-            n=len(clustered),
-            rule="official",
-            outcomes=outcomes,
-            clusters=clusters,
-            columns=columns,
-            formula=formula,
-            shares={"accuracy": right, **(shares or {})},
-            wilson=("accuracy",),
-            unparsed=int(columns["unparsed"].sum()),
-        )
+        """The counts of all answers; see `Benchmark.cluster`."""
+        rows = [(self.cluster(x), count(x["parsed"], x["label"], x["answer"])) for x in lines]
+        return self.tally(lines, rows, rates, wilson=("accuracy",))
