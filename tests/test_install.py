@@ -1,14 +1,18 @@
 """The built wheel by itself: what it holds, how light its import is, what its commands say."""
 
 import json
+import re
 import subprocess
 import sys
 import sysconfig
+import tomllib
 import venv
 import zipfile
 from pathlib import Path
 
 import pytest
+
+from halludecode import __version__
 
 ROOT = Path(__file__).parent.parent
 HEAVY = ("torch", "transformers", "vllm", "datasets", "nltk", "pycocotools", "scipy", "matplotlib")
@@ -63,6 +67,18 @@ def test_the_wheel_holds_what_the_package_reads(wheel):
     assert any(name.startswith("halludecode/evals/benchmarks/chair/data/") for name in names)
     assert any(name.endswith("licenses/LICENSE") for name in names)
     assert not [name for name in names if name.startswith("tests/")]
+
+
+def test_the_version_is_stated_once(wheel):
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert project["dynamic"] == ["version"] and "version" not in project
+    assert wheel.name.startswith(f"halludecode-{__version__}-")
+    assert not re.search(r"^version:", (ROOT / "CITATION.cff").read_text(), re.M)
+    for path in (ROOT / "halludecode").rglob("*.py"):
+        stated = __version__ in path.read_text(encoding="utf-8")
+        assert stated == (path == ROOT / "halludecode" / "__init__.py"), path
+    latest = re.search(r"^## (\S+) \((.+)\)$", (ROOT / "CHANGELOG.md").read_text(), re.M)
+    assert latest[1] == __version__ and re.fullmatch(r"\d{4}-\d\d-\d\d", latest[2])
 
 
 def test_import_is_light(installed, tmp_path):

@@ -13,6 +13,7 @@ import time
 from contextlib import suppress
 from urllib.parse import parse_qs, urlsplit
 
+from halludecode import __version__
 from halludecode.core.errors import HalluDecodeError
 from halludecode.engines.api import Request, Sampling
 from halludecode.engines.inputs.images import load_picture
@@ -26,7 +27,7 @@ ABOUT = {
     "dtype": "float32",
     "device": "cpu",
     "versions": {"vllm": "0.32.0"},
-    "halludecode": "0.1.0",
+    "halludecode": __version__,
     "provides": ["rows"],
     "placeholder": "<image>",
     "context": 512,
