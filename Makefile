@@ -37,10 +37,11 @@ test-all: $(STAMP)
 soak: $(STAMP)
 	$(TEST_ENV) $(BIN)/python -m tests.soak --requests $(or $(SOAK),2000)
 
-## make lint      ruff and pyright
+## make lint      ruff, pyright, and who may import whom
 lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports --no-cache
 	$(BIN)/pyright
 
 ## make record    every strategy on every model family, into the table of README.md
