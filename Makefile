@@ -41,8 +41,8 @@ soak: $(STAMP)
 lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/lint-imports --no-cache
 	$(BIN)/pyright
+	$(BIN)/lint-imports --no-cache
 
 ## make record    every strategy on every model family, into the table of README.md
 record: $(STAMP)
