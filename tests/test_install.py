@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from halludecode import __version__
+from tests.support import LONG
 
 ROOT = Path(__file__).parent.parent
 HEAVY = ("torch", "transformers", "vllm", "datasets", "nltk", "pycocotools", "scipy", "matplotlib")
@@ -20,7 +21,7 @@ HEAVY = ("torch", "transformers", "vllm", "datasets", "nltk", "pycocotools", "sc
 
 def run(*command, cwd):
     done = subprocess.run(
-        [str(word) for word in command], cwd=cwd, capture_output=True, text=True, timeout=300
+        [str(word) for word in command], cwd=cwd, capture_output=True, text=True, timeout=LONG
     )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
@@ -83,8 +84,8 @@ def test_the_version_is_stated_once(wheel):
 
 def test_import_is_light(installed, tmp_path):
     code = (
-        "import sys, time; start = time.perf_counter(); import halludecode; "
-        "took = time.perf_counter() - start; "
+        "import sys, time; start = time.process_time(); import halludecode; "
+        "took = time.process_time() - start; "
         f"print(took, halludecode.__file__, *[n for n in {HEAVY!r} if n in sys.modules])"
     )
     took, where, *heavy = zip(
