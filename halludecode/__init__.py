@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 
 _repair.install()
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 _LAZY = {
     "HeadMap": "halludecode.analysis.head_map",
     "head_sensitivity": "halludecode.analysis.head_sensitivity",

@@ -12,7 +12,7 @@ import typer
 from halludecode.cli import options
 from halludecode.cli.output import json_document, memory_advice, note, show
 from halludecode.core.errors import InvalidData, InvalidParameter
-from halludecode.testbed import MODELS
+from halludecode.testbed.assets import MODELS
 
 if TYPE_CHECKING:
     from halludecode.analysis.head_map import HeadMap

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from halludecode import __version__
 from halludecode.core.errors import InvalidData
 from halludecode.evals.benchmarks.registry import BENCHMARKS
 from halludecode.evals.runner.batching import Setup
@@ -88,7 +89,7 @@ def _hardware(device: str) -> dict[str, Any]:
 
 def _versions() -> dict[str, str]:
     return {
-        "halludecode": importlib.metadata.version("halludecode"),
+        "halludecode": __version__,
         "python": platform.python_version(),
         "numpy": importlib.metadata.version("numpy"),
     }
