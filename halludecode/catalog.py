@@ -40,6 +40,7 @@ class BenchmarkInfo:
     splits: tuple[str, ...]
     asks: str  # yes_no, caption or choice
     needs: str
+    example: dict[str, Any]  # a row of its data
     doc: str
 
 
@@ -87,6 +88,7 @@ def benchmark_info(name: str) -> BenchmarkInfo:
         splits=cls.splits,
         asks=cls.text_kind,
         needs=cls().what_it_needs,
+        example=dict(next(iter(cls.examples), {})),
         doc=doc,
     )
 

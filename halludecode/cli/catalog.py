@@ -158,6 +158,7 @@ def _entries(info: Info | BenchmarkInfo) -> list[tuple[str, str]]:
             ("metrics", " ".join(info.metrics)),
             ("splits", " ".join(info.splits)),
             ("data", info.needs),
+            ("a row of it", ", ".join(f"{key}={value}" for key, value in info.example.items())),
         ]
     return [
         ("rows", " ".join(info.rows)),

@@ -43,16 +43,8 @@ if TYPE_CHECKING:
     from halludecode.core.paper import Paper
     from halludecode.evals.presets import Preset, Wording
 
-__all__ = [
-    "YES_RATIO",
-    "YES_RATIO_PLOT",
-    "Benchmark",
-    "DetailTable",
-    "LmmsEvalTask",
-    "Mention",
-    "Metric",
-    "MetricPlot",
-]
+__all__ = ["YES_RATIO", "YES_RATIO_PLOT", "Benchmark", "DetailTable", "LmmsEvalTask"]
+__all__ += ["Mention", "Metric", "MetricPlot"]
 
 Lines = Mapping[Id, Mapping[str, Any]]  # lines of a run folder by sample id
 
@@ -74,6 +66,9 @@ class Benchmark(Parameters, Shown):
     needs: ClassVar[str] = ""  # what files it reads, for "No questions for NAME; it needs ..."
     columns: ClassVar[tuple[Columns, ...]] = ()  # tables and JSON lines it reads
     categories: ClassVar[tuple[str, ...]] = ()  # the rows of a shared table that are its own
+    # Rows of its first table, under our names and pictures by name, of two groups or more: what the
+    # contract suite tries it on; `list NAME` shows the first.
+    examples: ClassVar[Sequence[Mapping[str, Any]]] = ()
 
     wording: ClassVar[Wording] = "question"  # which of a preset's words go round a question
     max_new_tokens: ClassVar[int | Mapping[str, int]] = 16  # by kind where there are several
@@ -315,10 +310,9 @@ class Benchmark(Parameters, Shown):
 
         Args:
             lines: All that is scored.
-            rows: Cluster (what is resampled together) and counts; their sums go into the formula.
+            rows: Cluster (what is resampled together) and counts, whose sums the formula takes.
             formula: Metrics from sums; NaN marks a zero denominator.
-            shares: Metrics that are plain shares: 0/1 of everything counted, by its name. By
-                default ``accuracy`` of the lines.
+            shares: Metrics that are plain shares, by item; None is ``accuracy`` of the lines.
             wilson: Those whose interval is Wilson's.
         """
         clusters, columns = gather(rows, list(dict.fromkeys(n for _, row in rows for n in row)))

@@ -52,6 +52,12 @@ class NaturalBench(Benchmark):
     columns = (
         Columns({n.lower(): (n.lower(), n) for n in _COLUMNS}, pictures=("image_0", "image_1")),
     )
+    examples = tuple(
+        {"index": n, "question_type": kind}
+        | {f"{name}_{k}": f"{n}_{k}.png" for name in ("image", "question") for k in (0, 1)}
+        | {f"image_{i}_question_{q}": words[(q + i) % 2] for q, i in _BOTH}
+        for n, (kind, words) in enumerate(WORDS.items())
+    )
     metrics = tuple(Metric(n, f"{n} %") for n in ("G_Acc", "Q_Acc", "I_Acc", "Acc"))
     tells_unparsed = True
     lmms_eval = LmmsEvalTask(

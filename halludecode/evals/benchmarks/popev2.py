@@ -51,6 +51,12 @@ class POPEv2(YesNoBenchmark):
             pictures=("normal", "counterfactual"),
         ),
     )
+    examples = tuple(
+        {"image_id": n, "target_object": thing, "question": f"Is there a {thing}?"}
+        | {"image": f"{'edited' if answer == 'No' else 'seen'}_{n}.png", "answer": answer}
+        for n, thing in enumerate(("cup", "dog"))
+        for answer in ("No", "Yes")
+    )
     metrics = (
         Metric("pair_accuracy", "both right %"),
         *YesNoBenchmark.metrics,

@@ -214,6 +214,10 @@ class YesNoBenchmark(Benchmark):
 
     text_kind = "yes_no"
     columns = (QUESTIONS,)
+    examples = tuple(
+        {"question_id": n, "image": f"{n // 2}.png", "question": f"Is {n} there?", "answer": answer}
+        for n, answer in enumerate(("yes", "no", "no", "yes"))
+    )
     metrics = (
         Metric(
             "accuracy",

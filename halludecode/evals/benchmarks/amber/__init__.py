@@ -17,7 +17,7 @@ from halludecode.evals.benchmarks.amber import scoring as amber
 from halludecode.evals.benchmarks.amber.description_words import Describer, way_name
 from halludecode.evals.benchmarks.base import Benchmark, Metric, MetricPlot
 from halludecode.evals.benchmarks.registry import benchmark
-from halludecode.evals.benchmarks.yes_no import QUESTIONS
+from halludecode.evals.benchmarks.yes_no import QUESTIONS, YesNoBenchmark
 from halludecode.evals.data.answers import load_answers, naming
 from halludecode.evals.data.columns import Columns, read_id, said, words_of, yes_or_no
 from halludecode.evals.data.entries import Pictures, first_folder, folder_pictures
@@ -52,6 +52,8 @@ class AMBER(Benchmark):
     aliases: ClassVar[Mapping[str, str]] = {"similarity": "similarity"}
     scorer_options = ("allow_missing",)
     columns = (
+        # Its questions about a picture stand in several places.
+        replace(QUESTIONS, apart=True),
         Columns(
             needs={
                 "question_id": ("question_id", "index", "id"),
@@ -64,8 +66,9 @@ class AMBER(Benchmark):
             names=("image_source", "question_id"),
             single=True,
         ),
-        # Its questions about a picture stand in several places.
-        replace(QUESTIONS, apart=True),
+    )
+    examples = tuple(
+        {**row, "category": "discriminative-relation"} for row in YesNoBenchmark.examples
     )
     metrics = (
         Metric(

@@ -68,6 +68,10 @@ class CHAIR(Benchmark):
             single=True,
         ),
     )
+    examples = (
+        {"image_id": 1, "image": "1.png", "objects": ["dog"]},
+        {"image_id": 2, "image": "2.png", "objects": ["cat", "car"]},
+    )
     metrics = (
         Metric("chair_i", "CHAIR_i %", lower_is_better=True, control="length", headline=True),
         Metric("chair_s", "CHAIR_s %", lower_is_better=True, control="length", headline=True),

@@ -66,6 +66,22 @@ class HallusionBench(Benchmark):
             apart=True,
         ),
     )
+    examples = tuple(
+        {
+            "category": "VD",
+            "subcategory": "map",
+            "set_id": str(n),
+            "figure_id": str(edited),
+            "question_id": "0",
+            "visual_input": str(1 + edited),
+            "question": f"Is it {n}?",
+            "gt_answer": str(1 - edited),
+            "filename": f"{n}_{edited}.png",
+            "image": f"{n}_{edited}.png",
+        }
+        for n in (0, 1)
+        for edited in (0, 1)
+    )
     metrics = tuple(Metric(name, f"{name} %") for name in ("aAcc", "qAcc", "fAcc", "hard"))
     tells_unparsed = True
     vlmevalkit = "HallusionBench"

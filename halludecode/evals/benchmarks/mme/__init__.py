@@ -44,6 +44,10 @@ class MME(YesNoBenchmark):
 
     title = "MME"
     needs = "mme/<subtask>/*.txt in the folder, or a hub data set with MME's columns"
+    examples = tuple(
+        {**row, "question_id": f"count/{row['image']}", "category": "count"}
+        for row in YesNoBenchmark.examples
+    )
     standard = 3
     whole = True
     categories = SUBTASKS

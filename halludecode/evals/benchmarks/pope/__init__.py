@@ -35,6 +35,7 @@ class POPE(YesNoBenchmark):
 
     title = "POPE"
     splits = categories = SETTINGS
+    examples = tuple({**row, "category": "random"} for row in YesNoBenchmark.examples)
     standard = 1
     preset_tokens = True
     aliases: ClassVar[Mapping[str, str]] = {"pope_splits": "split"}
