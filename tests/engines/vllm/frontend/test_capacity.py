@@ -36,7 +36,7 @@ BAD = {
     "out of bounds": (asked(), "vcd(alpha=-1)", SHORT, hd.InvalidParameter, "alpha must be >= 0"),
     "unknown parameter": (asked(), "vcd(alfa=1)", SHORT, hd.InvalidParameter, "'alfa'"),
     "malformed": (asked(), "vcd(" + "(" * 300, SHORT, hd.HalluDecodeError, "vcd"),
-    "needs more": (asked(), "opera", SHORT, hd.UnsupportedStrategy, "opera needs 'search'"),
+    "needs more": (asked(), "opera", SHORT, hd.UnsupportedStrategy, "opera needs 'beam search'"),
     "larger than the cache": (
         asked(),
         "vcd+ritual+m3id",
