@@ -50,7 +50,7 @@ OPTIONS = {
 }
 GROUPS = 40  # answers under strategies at a time; more are refused with 429 and sent again
 KINDS = {"plain": 45, "streamed": 35, "leaves": 15, "impatient": 5}
-IDLE = 30.0  # seconds the server has to become idle
+IDLE = 120.0  # seconds the server has to become idle
 
 
 class Soak:

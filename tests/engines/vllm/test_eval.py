@@ -148,5 +148,5 @@ def test_a_strategy_that_is_not_served_is_refused_before_any_answer(
     words = ["eval", "--model", "testbed", "--engine", "vllm", "--tasks", "pope"]
     words += ["--data", str(source), "--output", str(tmp_path / "run")]
     assert main([*words, "--strategy", "greedy", "--strategy", "opera"]) == 2
-    assert "opera needs 'search'" in capsys.readouterr().err
+    assert "opera needs 'beam search'" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()

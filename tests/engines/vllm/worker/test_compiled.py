@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 import halludecode as hd
+from tests.support import LONG
 from tests.support.vllm import ACTIVE, requests
 
 # One for each way to act inside the model, and one that acts on the logits alone.
@@ -56,7 +57,7 @@ def test_edits_act_in_a_compiled_model(testbed, tmp_path, backend):
         env=env,
         capture_output=True,
         text=True,
-        timeout=500,
+        timeout=LONG,
         check=False,
     )
     assert done.returncode == 0, done.stderr[-3000:]
