@@ -108,7 +108,7 @@ def test_a_request_that_can_never_fit_is_refused_with_numbers(engines, vllm_engi
 
 
 def test_what_is_not_served_is_refused_by_name(engines):
-    with pytest.raises(hd.UnsupportedStrategy, match=r"'search'.*'vllm'"):
+    with pytest.raises(hd.UnsupportedStrategy, match=r"'beam search'.*'vllm'"):
         engines[0].generate(requests(1), "opera")
 
 

@@ -108,7 +108,7 @@ def run(script: Path, text: str, *words: str, ranks: int = 1) -> list[str]:
 def ask(hf, model: str, folder: Path, specs: tuple[str, ...], ranks: int) -> None:
     words = (str(folder), model, *specs)
     made = json.loads(run(folder / "ask.py", SCRIPT, *words, ranks=ranks)[-1])
-    assert "'search'" in made.pop("refused")
+    assert "'beam search'" in made.pop("refused")
     asked = hd.Request("Describe the image.", families.pictures()[:1])
     told = hf.generate(asked, "vcd", hd.Sampling(max_new_tokens=5), explain=True)[0].explanation
     assert made.pop("looked") == pytest.approx([token.mass for token in told.tokens], abs=1e-4)
