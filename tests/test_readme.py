@@ -1,7 +1,6 @@
 """The README says what is true: its table is current and its code runs."""
 
 import json
-import re
 import subprocess
 import sys
 from pathlib import Path
@@ -12,16 +11,9 @@ from halludecode.cli import main
 from halludecode.core.errors import InvalidData
 from halludecode.core.registry import STRATEGIES
 from tests.support import readme_tables as _readme
+from tests.support.readme import TEXT, fences, strategy
 
 ROOT = Path(__file__).parent.parent
-TEXT = (ROOT / "README.md").read_text(encoding="utf-8")
-
-
-def fences(language):
-    found = re.findall(r"^```(\w*)\n(.*?)^```$", TEXT, flags=re.S | re.M)
-    return [body for name, body in found if name == language]
-
-
 COMMANDS = [line for line in "".join(fences("")).splitlines() if line.startswith("halludecode ")]
 
 
@@ -113,9 +105,7 @@ def run(code, cwd):
 
 
 def test_the_strategy_shown_is_a_strategy(tmp_path):
-    (code,) = (fence for fence in fences("python") if "@strategy" in fence)
-    assert '"""' in code.splitlines()[0]
-    (tmp_path / "shown.py").write_text(code, encoding="utf-8")
+    (tmp_path / "shown.py").write_text(strategy(), encoding="utf-8")
     checks = (
         "import shown; from halludecode.catalog import info; i = info('my_vcd'); "
         "print(i.rows, i.off, [p.name for p in i.params])"

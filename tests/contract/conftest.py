@@ -2,9 +2,9 @@
 
 With the environment variable HALLUDECODE_RECORD the outcome per engine, family and strategy is
 written to that file: a JSON list of ``{"engine", "family", "strategy", "outcome", "laws", "failed",
-"reason"}``, where outcome is "pass", "fail" or "refused" and laws counts the tests that passed. A
-test that stands for many strategies tells of each by a property "outcome": (engine, family,
-strategy, outcome, reason).
+"reason"}``, where outcome is "pass", "fail" or "refused" and laws counts the tests that passed.
+What the file already tells of others stays. A test that stands for many strategies tells of each by
+a property "outcome": (engine, family, strategy, outcome, reason).
 """
 
 from __future__ import annotations
@@ -87,11 +87,15 @@ def pytest_runtest_logreport(report: pytest.TestReport) -> None:
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:
-    path = os.environ.get(RECORD)
-    if path:
-        Path(path).write_text(json.dumps(rows(), indent=1) + "\n", encoding="utf-8")
+    if os.environ.get(RECORD):
+        path = Path(os.environ[RECORD])
+        known = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
+        path.write_text(json.dumps(rows(known), indent=1) + "\n", encoding="utf-8")
 
 
-def rows() -> Sequence[dict[str, Any]]:
+def rows(known: Sequence[dict[str, Any]] = ()) -> list[dict[str, Any]]:
+    """What was found, in the place of what was known of the same."""
     names = ("engine", "family", "strategy")
-    return [dict(zip(names, place, strict=True)) | made for place, made in OUTCOMES.items()]
+    kept = {tuple(row[name] for name in names): row for row in known}
+    found = {p: dict(zip(names, p, strict=True)) | made for p, made in OUTCOMES.items()}
+    return list((kept | found).values())

@@ -1,4 +1,7 @@
-"""A new method is one file: another package's strategy is found everywhere, the laws included."""
+"""A new method is one file: another package's strategy is found everywhere, the laws included.
+
+So are what `make strategy` writes and what README.md shows.
+"""
 
 from __future__ import annotations
 
@@ -11,17 +14,22 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from halludecode.core.errors import InvalidParameter
+from tests.support import readme, scaffold
+
 ROOT = Path(__file__).parents[2]
-METHOD = '''
+METHOD = '''\
 """Louder: trust the first choice more (a test, arXiv:0000.00000).
 
     z = (1 + by) * l
 """
 
-from halludecode.core.strategy import Strategy, param, strategy
+from halludecode.core.strategy import Paper, Strategy, param, strategy
+
+PAPER = Paper("0000.00000", "Title", "Last, First", "Venue", 2026)
 
 
-@strategy("louder", off={"by": 0.0})
+@strategy("louder", paper=PAPER, off={"by": 0.0})
 class Louder(Strategy):
     """Scale the logits."""
 
@@ -31,6 +39,9 @@ class Louder(Strategy):
         """Scaled."""
         return (1 + self.by) * step["main"]
 '''
+NEW = "new_strategy_of_24_signs"
+FILES = {"louder": METHOD, NEW: scaffold.text(NEW), "my_vcd": readme.strategy()}
+EVERY = pytest.mark.parametrize("name", FILES)
 
 
 @pytest.fixture(scope="module")
@@ -39,12 +50,13 @@ def run(tmp_path_factory):
     site = tmp_path_factory.mktemp("site")
     (site / "their_methods").mkdir()
     (site / "their_methods" / "__init__.py").write_text("")
-    (site / "their_methods" / "louder.py").write_text(METHOD)
+    for name, text in FILES.items():
+        (site / "their_methods" / f"{name}.py").write_text(text)
     info = site / "their_methods-1.0.dist-info"
     info.mkdir()
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: their-methods\nVersion: 1.0\n")
-    entry = "[halludecode.strategies]\nlouder = their_methods.louder\n"
-    (info / "entry_points.txt").write_text(entry)
+    entries = [f"{name} = their_methods.{name}" for name in FILES]
+    (info / "entry_points.txt").write_text("\n".join(["[halludecode.strategies]", *entries]))
 
     def call(*words: str) -> str:
         paths = [str(site), os.environ.get("PYTHONPATH", "")]
@@ -80,8 +92,35 @@ def test_the_command_line_and_the_engine_run_it(run, tmp_path):
     assert json.loads(said)["strategy"] == "louder(by=2.0)"
 
 
-def test_the_contract_suite_covers_it(run):
+@EVERY
+def test_it_passes_the_laws(run, name):
     suite = "tests/contract/test_contract.py"
-    out = run("pytest", "-q", suite, "-k", "louder and llava-", "-p", "no:cacheprovider")
+    of_it = f"{name} and (llava- or short or bounds)"
+    out = run("pytest", "-q", suite, "-k", of_it, "-p", "no:cacheprovider")
     passed = int(out.split(" passed")[0].split()[-1])
-    assert passed >= 12, out[-600:]
+    assert passed >= 16, out[-600:]
+
+
+@EVERY
+@pytest.mark.parametrize("how", [("check",), ("format", "--check")])
+def test_it_passes_lint(name, how):
+    place = f"halludecode/strategies/{name}.py"
+    command = (sys.executable, "-m", "ruff", *how, "--stdin-filename", place, "-")
+    done = subprocess.run(command, cwd=ROOT, input=FILES[name], capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_make_strategy_refuses_names_that_cannot_be():
+    for name in ("", "My", "two words", "_x", "class", "a" * 25):
+        with pytest.raises(InvalidParameter, match="lower-case letters"):
+            scaffold.text(name)
+    with pytest.raises(InvalidParameter, match="there is such a strategy"):
+        scaffold.text("vcd")
+
+
+def test_make_strategy_writes_the_file(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(scaffold, "FOLDER", tmp_path)
+    monkeypatch.setattr(sys, "argv", ["scaffold", NEW])
+    scaffold.main()
+    assert (tmp_path / f"{NEW}.py").read_text() == FILES[NEW]
+    assert f"make laws NAME={NEW}" in capsys.readouterr().out
