@@ -12,7 +12,7 @@ from typing import Any
 from PIL import Image
 
 from halludecode.core.errors import InvalidRequest, UnknownStrategy
-from halludecode.engines.api import Choice, Output, Request, Sampling, Timings
+from halludecode.engines.api import Choice, Engine, Output, Request, Sampling, Timings
 
 OBJECTS = ("dog", "cat", "car", "bus", "cup", "chair")
 IDS = {"dog": 18, "cat": 17, "car": 3, "bus": 6, "cup": 47, "chair": 62}
@@ -30,7 +30,7 @@ class FakePlan:
 
 
 @dataclass
-class FakeEngine:
+class FakeEngine(Engine):
     """Answers are a function of strategy, prompt and pixels alone.
 
     Args:

@@ -160,13 +160,13 @@ class Prober:
         return spent / len(asks), share
 
     def _ask(self, kind: str, asks: list[Ask], sampling: Sampling | None = None) -> None:
-        encoded = getattr(self.setup.engine, "takes_bytes", False)
+        encoded = self.setup.engine.takes_bytes
         requests, _ = requests_of(asks, encoded=encoded)
         how = (self.plan.canonical, sampling or self.setup.sampling[kind], words_of(kind))
         generate_each(self.setup.engine, list(requests.values()), *how)
 
     def _chunk(self) -> int:
-        return getattr(self.setup.engine, "batch_size", None) or CHUNK
+        return self.setup.engine.batch_size or CHUNK
 
 
 def probe_size(batches: Sequence[int], chunk: int) -> int:

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from halludecode.core.errors import InvalidParameter
-from halludecode.engines.api import Sampling
+from halludecode.engines.api import Engine, Sampling
 from halludecode.evals.benchmarks.amber.description_words import Similarity, way_name
 from halludecode.evals.benchmarks.chair import scoring as chair
 from halludecode.evals.benchmarks.chair.object_words import reader
@@ -149,7 +149,7 @@ def prepare(
     sources = _sources(data, images, annotations, name)
     units = load_units(sources, chosen, _path(images), _path(annotations))
     engine = engine or _engine(engine_or_loader)
-    if batch_size is not None and hasattr(engine, "batch_size"):
+    if batch_size is not None and engine.batch_size is not None:
         engine.batch_size = batch_size
     sampling = {
         kind: Sampling(
@@ -173,7 +173,7 @@ def prepare(
         families=chosen.families,
         seed=seed,
         limit=limit,
-        batch=BATCH.get(getattr(engine, "name", ""), BATCH["hf"]),
+        batch=BATCH.get(engine.name, BATCH["hf"]),
         controls=hd_controls.record(plans) if temperature > 0 else {},
         image_ids=None if ids is None else str(ids),
         amber={"similarity": way_name(chosen.similarity)} if "amber" in tasks else {},
@@ -252,7 +252,7 @@ def _plans(engine: Any, strategies: Sequence[Any]) -> dict[str, Any]:
 
 
 def _engine(engine_or_loader: Any) -> Any:
-    return engine_or_loader if hasattr(engine_or_loader, "generate") else engine_or_loader()
+    return engine_or_loader if isinstance(engine_or_loader, Engine) else engine_or_loader()
 
 
 def _model_name(engine_or_loader: Any) -> str:
