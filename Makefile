@@ -37,11 +37,12 @@ test-all: $(STAMP)
 soak: $(STAMP)
 	$(TEST_ENV) $(BIN)/python -m tests.soak --requests $(or $(SOAK),2000)
 
-## make lint      ruff and pyright
+## make lint      ruff, pyright, and who may import whom
 lint: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
+	$(BIN)/lint-imports --no-cache --no-logo
 
 ## make record    every strategy on every model family, into the table of README.md
 record: $(STAMP)

@@ -36,13 +36,16 @@ if TYPE_CHECKING:
     from halludecode.analysis.head_sensitivity import head_sensitivity
     from halludecode.analysis.sinks import SinkReport, sinks
     from halludecode.api import applied, generate, get, load
-    from halludecode.catalog import Info, strategies
+    from halludecode.catalog import BenchmarkInfo, Info, benchmarks, strategies
+    from halludecode.evals.benchmarks.base import Benchmark
+    from halludecode.evals.benchmarks.registry import benchmark
+    from halludecode.evals.benchmarks.yes_no import YesNoBenchmark
     from halludecode.evals.results.compare import compare
     from halludecode.evals.runner.run import evaluate
 
 _repair.install()
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 _LAZY = {
     "HeadMap": "halludecode.analysis.head_map",
     "head_sensitivity": "halludecode.analysis.head_sensitivity",
@@ -52,12 +55,19 @@ _LAZY = {
     "generate": "halludecode.api",
     "get": "halludecode.api",
     "load": "halludecode.api",
+    "BenchmarkInfo": "halludecode.catalog",
     "Info": "halludecode.catalog",
+    "benchmarks": "halludecode.catalog",
     "strategies": "halludecode.catalog",
+    "Benchmark": "halludecode.evals.benchmarks.base",
+    "YesNoBenchmark": "halludecode.evals.benchmarks.yes_no",
+    "benchmark": "halludecode.evals.benchmarks.registry",
     "compare": "halludecode.evals.results.compare",
     "evaluate": "halludecode.evals.runner.run",
 }
 __all__ = [
+    "Benchmark",
+    "BenchmarkInfo",
     "Chunk",
     "Explanation",
     "HalluDecodeError",
@@ -79,7 +89,10 @@ __all__ = [
     "Strategy",
     "UnknownStrategy",
     "UnsupportedStrategy",
+    "YesNoBenchmark",
     "applied",
+    "benchmark",
+    "benchmarks",
     "compare",
     "evaluate",
     "generate",

@@ -1,4 +1,4 @@
-"""What there is: every strategy with its paper, parameters, needs and cost."""
+"""What there is: strategies with their needs and cost, benchmarks with their metrics and data."""
 
 from __future__ import annotations
 
@@ -24,6 +24,22 @@ class Info:
     cost: str
     engines: tuple[str, ...]
     off: dict[str, Any]
+    doc: str
+
+
+@dataclass(frozen=True)
+class BenchmarkInfo:
+    """What `halludecode list --tasks` shows of a benchmark."""
+
+    name: str
+    title: str
+    summary: str
+    paper: Paper | None
+    params: tuple[Param, ...]
+    metrics: tuple[str, ...]
+    splits: tuple[str, ...]
+    asks: str  # yes_no, caption or choice
+    needs: str
     doc: str
 
 
@@ -53,3 +69,30 @@ def info(name: str) -> Info:
 def strategies() -> list[Info]:
     """All strategies, sorted by name."""
     return [info(name) for name in STRATEGIES.names()]
+
+
+def benchmark_info(name: str) -> BenchmarkInfo:
+    """Everything known of one benchmark."""
+    from halludecode.evals.benchmarks.registry import BENCHMARKS
+
+    cls = BENCHMARKS.get(name)
+    doc = inspect.cleandoc(cls.__doc__ or "")
+    return BenchmarkInfo(
+        name=name,
+        title=cls.title or name,
+        summary=doc.splitlines()[0] if doc else "",
+        paper=cls.paper,
+        params=cls.params(),
+        metrics=tuple(metric.name for metric in cls.metrics),
+        splits=cls.splits,
+        asks=cls.text_kind,
+        needs=cls().what_it_needs,
+        doc=doc,
+    )
+
+
+def benchmarks() -> list[BenchmarkInfo]:
+    """All benchmarks, sorted by name."""
+    from halludecode.evals.benchmarks.registry import BENCHMARKS
+
+    return [benchmark_info(name) for name in BENCHMARKS.names()]

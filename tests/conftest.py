@@ -14,8 +14,10 @@ import pytest
 import halludecode as hd
 from tests.support import families
 
-# How long an example takes on a loaded machine is no promise of the code.
-hypothesis.settings.register_profile("halludecode", deadline=None)
+# How long an example takes on a loaded machine is no promise of the code, nor is drawing one.
+hypothesis.settings.register_profile(
+    "halludecode", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+)
 hypothesis.settings.load_profile("halludecode")
 
 ENGINES: dict[str, object] = {}

@@ -1,14 +1,19 @@
 """The built wheel by itself: what it holds, how light its import is, what its commands say."""
 
 import json
+import re
 import subprocess
 import sys
 import sysconfig
+import tomllib
 import venv
 import zipfile
 from pathlib import Path
 
 import pytest
+
+from halludecode import __version__
+from tests.support import LONG
 
 ROOT = Path(__file__).parent.parent
 HEAVY = ("torch", "transformers", "vllm", "datasets", "nltk", "pycocotools", "scipy", "matplotlib")
@@ -16,7 +21,7 @@ HEAVY = ("torch", "transformers", "vllm", "datasets", "nltk", "pycocotools", "sc
 
 def run(*command, cwd):
     done = subprocess.run(
-        [str(word) for word in command], cwd=cwd, capture_output=True, text=True, timeout=300
+        [str(word) for word in command], cwd=cwd, capture_output=True, text=True, timeout=LONG
     )
     assert done.returncode == 0, done.stdout + done.stderr
     return done.stdout
@@ -65,10 +70,22 @@ def test_the_wheel_holds_what_the_package_reads(wheel):
     assert not [name for name in names if name.startswith("tests/")]
 
 
+def test_the_version_is_stated_once(wheel):
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert project["dynamic"] == ["version"] and "version" not in project
+    assert wheel.name.startswith(f"halludecode-{__version__}-")
+    assert not re.search(r"^version:", (ROOT / "CITATION.cff").read_text(), re.M)
+    for path in (ROOT / "halludecode").rglob("*.py"):
+        stated = __version__ in path.read_text(encoding="utf-8")
+        assert stated == (path == ROOT / "halludecode" / "__init__.py"), path
+    latest = re.search(r"^## (\S+) \((.+)\)$", (ROOT / "CHANGELOG.md").read_text(), re.M)
+    assert latest[1] == __version__ and re.fullmatch(r"\d{4}-\d\d-\d\d", latest[2])
+
+
 def test_import_is_light(installed, tmp_path):
     code = (
-        "import sys, time; start = time.perf_counter(); import halludecode; "
-        "took = time.perf_counter() - start; "
+        "import sys, time; start = time.process_time(); import halludecode; "
+        "took = time.process_time() - start; "
         f"print(took, halludecode.__file__, *[n for n in {HEAVY!r} if n in sys.modules])"
     )
     took, where, *heavy = zip(

@@ -14,11 +14,12 @@ from typing import Any
 from halludecode.core.errors import InvalidData
 from halludecode.engines.api import Request
 from halludecode.evals import load_hub as hub
+from halludecode.evals.benchmarks.registry import standard_of
 from halludecode.evals.data.entries import Selection, folder_pictures
 from halludecode.evals.data.records import read_text
 from halludecode.evals.data.samples import EvalUnit, Sample
 from halludecode.evals.load import TESTBED, load_units
-from halludecode.evals.presets import preset_for
+from halludecode.evals.presets import describing, preset_for
 
 Pairs = list[tuple[Request, str | None]]
 
@@ -70,7 +71,7 @@ def _from_source(source: str, model: str, preset: str | None, limit: int) -> Pai
     if not folder.is_dir():
         return _questions([source], None, None, model, preset, limit)
     found: Pairs = []
-    if next((folder / "pope").glob("*.json*"), None) is not None:
+    if standard_of("yes_no")().find(folder):
         found += _questions([str(folder)], None, None, model, preset, limit)
     captions = min((folder / "annotations").glob("captions*.json"), default=None)
     if captions is not None:
@@ -79,8 +80,8 @@ def _from_source(source: str, model: str, preset: str | None, limit: int) -> Pai
         return _questions([source], None, None, model, preset, limit)
     if not found:
         raise InvalidData(
-            f"{folder}: nothing to calibrate on; it needs pope/*.jsonl (questions with labels) or "
-            "annotations/captions*.json, with images/ beside."
+            f"{folder}: nothing to calibrate on; it needs questions with labels "
+            f"({standard_of('yes_no').needs}) or annotations/captions*.json, with images/ beside."
         )
     return found
 
@@ -93,8 +94,9 @@ def _questions(
     preset: str | None,
     limit: int,
 ) -> Pairs:
-    chosen = {"pope": preset_for(preset, model, ["pope"])[1]}
-    selection = Selection(["pope"], chosen, limit=limit)
+    benchmark = standard_of("yes_no")()
+    chosen = {benchmark.name: preset_for(preset, model, [benchmark])[1]}
+    selection = Selection([benchmark], chosen, limit=limit)
     units = load_units(sources, selection, images, annotations)
     pictures: dict[str, Any] = {}
     found: Pairs = []
@@ -128,7 +130,7 @@ def _is_captions(path: Path) -> bool:
 
 def _captions(path: Path, images: Path, model: str, preset: str | None, limit: int) -> Pairs:
     """Every caption of the first pictures that are in the folder, as the answer to a prompt."""
-    prompt = preset_for(preset, model, ["chair"])[1].prompt("chair", "")
+    prompt = describing(preset, model)[1].prompt("caption", "")
     try:
         content = json.loads(read_text(path))
         names = {int(image["id"]): str(image["file_name"]) for image in content["images"]}

@@ -18,12 +18,6 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from rich.table import Table
 
-TITLES = {
-    "vhd": "Head divergence (VHD): ||output with image - output without||",
-    "mass": "Attention on image tokens",
-    "ablation": "What silencing a head does to the right answer",
-}
-
 
 class Head(NamedTuple):
     """One head of a map, layers and heads counted from 0."""

@@ -7,13 +7,19 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from halludecode.analysis.head_map import TITLES, HeadMap
 from halludecode.core.errors import MissingExtra
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+    from halludecode.analysis.head_map import HeadMap
+
+TITLES = {
+    "vhd": "Head divergence (VHD): ||output with image - output without||",
+    "mass": "Attention on image tokens",
+    "ablation": "What silencing a head does to the right answer",
+}
 WIDTH, DPI = 9.0, 100  # inches; 900 pixels
 LEFT, ACROSS, BAR, BELOW, ABOVE = 0.62, 7.25, 0.17, 0.55, 0.85  # inches
 ROW = 0.3  # inches of a layer, within limits

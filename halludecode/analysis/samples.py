@@ -11,12 +11,12 @@ from pathlib import Path
 from halludecode.analysis.head_sensitivity import HeadSample
 from halludecode.core.errors import InvalidData, InvalidParameter
 from halludecode.engines.api import Request
+from halludecode.evals.benchmarks.registry import choose, standard_of
 from halludecode.evals.data.entries import Selection
 from halludecode.evals.data.samples import EvalImage, EvalUnit, Sample
 from halludecode.evals.load import load_units
-from halludecode.evals.presets import preset_for
+from halludecode.evals.presets import describing, preset_for
 
-TASKS = ("pope", "chair")
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif")
 
 
@@ -46,14 +46,14 @@ def from_folder(
         raise InvalidData(f"{folder}: cannot be read ({error.strerror}).") from None
     if not files:
         raise InvalidData(f"{folder}: holds no pictures ({', '.join(SUFFIXES)}).")
-    words = prompt or preset_for(preset, model, ["chair"])[1].prompt("chair", "")
+    words = prompt or describing(preset, model)[1].prompt("caption", "")
     pictures = (EvalImage.from_file(file, file.name).load() for file in files[:limit])
     return [HeadSample(Request(words, (picture,))) for picture in pictures]
 
 
 def from_data(
     sources: Sequence[str],
-    task: str,
+    task: str | None,
     model: str,
     *,
     images: Path | None = None,
@@ -65,8 +65,8 @@ def from_data(
 
     Args:
         sources: Testbed names, folders or hub ids.
-        task: "pope": questions with yes or no, of every picture those of one split; "chair":
-            pictures to describe, with their true objects.
+        task: A benchmark of questions with yes or no (of every picture those of one split), or of
+            pictures to describe, with their true objects; None takes POPE.
         model: The model's name; it chooses the default preset.
         images: Folder of pictures, with ``annotations``.
         annotations: POPE question file or COCO instances file.
@@ -74,18 +74,23 @@ def from_data(
         limit: First N pictures of every source.
 
     Raises:
-        InvalidParameter: There is no such task.
+        InvalidParameter: There is no such benchmark, or nothing is known of its answers.
         HalluDecodeError: As `load_units`.
     """
-    if task not in TASKS:
-        raise InvalidParameter(f"Unknown task {task!r}; known: {', '.join(TASKS)}.")
-    presets = {task: preset_for(preset, model, [task])[1]}
-    made = {} if limit is None else {"testbed_images": limit}  # no more than are wanted
-    chosen = Selection([task], presets, limit=limit, **made)
+    (benchmark,) = choose(task or standard_of("yes_no").name)
+    if benchmark.text_kind == "choice":
+        raise InvalidParameter(
+            f"Heads are measured by yes/no answers or by objects; {benchmark.name} has neither."
+        )
+    preset_used = preset_for(preset, model, [benchmark])[1]
+    benchmark = benchmark.settled(preset_used)
+    fewer = {} if limit is None else {"testbed_images": limit}  # no more than are wanted
+    chosen = Selection((benchmark,), {benchmark.name: preset_used}, limit=limit, **fewer)
     units = load_units(sources, chosen, images, annotations)
     return [
         HeadSample(Request(s.prompt, (s.picture.load(),)), s.label, s.objects)
         for s in _in_turn(units)
+        if s.picture.digest  # some questions are asked without a picture
     ]
 
 

@@ -7,7 +7,6 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.metadata
 import os
 import sys
 import traceback
@@ -16,6 +15,7 @@ from typing import Annotated
 
 import typer
 
+from halludecode import __version__
 from halludecode.cli import answer, calibrate, catalog, evaluation, heads, serve, sinks, system
 from halludecode.cli.output import fail, note
 from halludecode.core.errors import HalluDecodeError
@@ -42,7 +42,7 @@ def root(
 ) -> None:
     """Decoding strategies against hallucination in vision-language models."""
     if version:
-        sys.stdout.write(f"halludecode {importlib.metadata.version('halludecode')}\n")
+        sys.stdout.write(f"halludecode {__version__}\n")
     elif context.invoked_subcommand is None:
         sys.stdout.write(context.get_help() + "\n")
 

@@ -13,7 +13,7 @@ from halludecode.cli.output import json_document, memory_advice
 from halludecode.core.artifact import PIN
 from halludecode.core.errors import InvalidParameter
 from halludecode.core.registry import STRATEGIES
-from halludecode.testbed import MODELS
+from halludecode.testbed.assets import MODELS
 
 if TYPE_CHECKING:
     from halludecode.core.artifact import Artifact

@@ -1,4 +1,4 @@
-"""``list`` and ``cite``: what strategies there are and where they come from."""
+"""``list`` and ``cite``: what strategies and benchmarks there are and where they come from."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from halludecode.core.errors import HalluDecodeError
 from halludecode.core.needs import in_words
 
 if TYPE_CHECKING:
-    from halludecode.catalog import Info
+    from halludecode.catalog import BenchmarkInfo, Info
 
 _CITATION = re.compile(r"\s*\([^()]*( et al\.[^()]*\)|$)")  # whole, or cut by the line end
 
@@ -26,53 +26,78 @@ def register(app: typer.Typer) -> None:
 
 
 def list_(
-    name: Annotated[str | None, typer.Argument(help="One strategy in full.")] = None,
+    name: Annotated[str | None, typer.Argument(help="One strategy or benchmark in full.")] = None,
+    tasks: Annotated[bool, typer.Option("--tasks", help="Show the benchmarks instead.")] = False,
     json: Json = False,
 ) -> None:
-    """Show the strategies, or one of them in full."""
-    from halludecode.catalog import info, strategies
-
+    """Show the strategies, the benchmarks, or one of them in full."""
     with json_document(json) as documents:
-        found = strategies() if name is None else info(name)
+        found = _all(tasks) if name is None else _one(name)
         documents.append([as_json(i) for i in found] if name is None else as_json(found))
     if json:
         return
     if name is None:
-        show(_table(found))
+        show(_task_table(found) if tasks else _table(found))
     else:
         show(*_details(found))
 
 
+def _all(tasks: bool) -> list[Any]:
+    from halludecode import catalog
+
+    return catalog.benchmarks() if tasks else catalog.strategies()
+
+
+def _one(name: str) -> Info | BenchmarkInfo:
+    """A strategy or else a benchmark; an unknown name is refused as a strategy's."""
+    from halludecode import catalog
+    from halludecode.core.registry import STRATEGIES
+
+    if name not in STRATEGIES.names() and name in _benchmarks().names():
+        return catalog.benchmark_info(name)
+    return catalog.info(name)
+
+
+def _benchmarks() -> Any:
+    from halludecode.evals.benchmarks.registry import BENCHMARKS
+
+    return BENCHMARKS
+
+
 def cite(
-    names: Annotated[list[str], typer.Argument(help="Strategy names.", metavar="NAME...")],
+    names: Annotated[
+        list[str], typer.Argument(help="Names of strategies or benchmarks.", metavar="NAME...")
+    ],
 ) -> None:
-    """Print BibTeX of the papers behind strategies."""
+    """Print BibTeX of the papers behind strategies and benchmarks."""
     from halludecode.core.registry import STRATEGIES
 
     entries = []
     for name in dict.fromkeys(names):
-        paper = STRATEGIES.get(name).paper
+        known = STRATEGIES.names()
+        benchmark = name not in known and name in _benchmarks().names()
+        paper = (_benchmarks() if benchmark else STRATEGIES).get(name).paper
         if paper is None:
             raise HalluDecodeError(f"{name} has no paper to cite.")
         entries.append(paper.bibtex(name))
     sys.stdout.write("\n\n".join(entries) + "\n")
 
 
-def as_json(info: Info) -> dict[str, Any]:
-    """What ``list --json`` prints of a strategy; bounds in words beside each parameter."""
+def as_json(info: Info | BenchmarkInfo) -> dict[str, Any]:
+    """What ``list --json`` prints of one; bounds in words beside each parameter."""
     described = plain(info)
     for entry, param in zip(described["params"], info.params, strict=True):
         entry["bounds"] = param.bounds
     return described
 
 
-def summary(info: Info) -> str:
-    """The first line of a strategy's docstring without its citation, which stands apart."""
+def summary(info: Info | BenchmarkInfo) -> str:
+    """The first line of a docstring without its citation, which stands apart."""
     return _CITATION.sub("", info.summary).rstrip(".")
 
 
-def origin(info: Info) -> str:
-    """Venue, year and number, empty for a strategy without a paper."""
+def origin(info: Info | BenchmarkInfo) -> str:
+    """Venue, year and number, empty without a paper."""
     paper = info.paper
     return f"{paper.venue} {paper.year}, {paper.number}" if paper else ""
 
@@ -91,19 +116,27 @@ def _table(found: list[Info]) -> Any:
     return table
 
 
-def _details(info: Info) -> list[Any]:
+def _task_table(found: list[BenchmarkInfo]) -> Any:
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
-    off = ", ".join(f"{key}={value}" for key, value in info.off.items())
-    entries = [
-        ("paper", f"{info.paper.title} ({origin(info)})" if info.paper else ""),
-        ("rows", " ".join(info.rows)),
-        ("needs", ", ".join(in_words(info.needs))),
-        ("cost", info.cost),
-        ("engines", " ".join(info.engines)),
-        ("equals greedy at", off),
-    ]
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    table.add_column("benchmark", no_wrap=True)
+    for column in ("paper", "what it asks", "metrics", "parameters"):
+        table.add_column(column, overflow="fold")
+    for i in found:
+        paper = i.paper.number if i.paper else ""
+        params = " ".join(param.name for param in i.params)
+        table.add_row(i.name, paper, summary(i), " ".join(i.metrics), params)
+    return table
+
+
+def _details(info: Info | BenchmarkInfo) -> list[Any]:
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+
+    paper = f"{info.paper.title} ({origin(info)})" if info.paper else ""
+    entries = [("paper", paper), *_entries(info)]
     lines = [f"{label}: {text}" for label, text in entries if text]
     parts: list[Any] = [info.name, "", info.doc, "", *lines]
     if info.params:
@@ -114,3 +147,22 @@ def _details(info: Info) -> list[Any]:
             table.add_row(p.name, repr(p.default), p.bounds, p.help)
         parts += ["", table]
     return parts
+
+
+def _entries(info: Info | BenchmarkInfo) -> list[tuple[str, str]]:
+    from halludecode.catalog import BenchmarkInfo
+
+    if isinstance(info, BenchmarkInfo):
+        return [
+            ("asks for", {"yes_no": "yes or no", "choice": "a choice"}.get(info.asks, info.asks)),
+            ("metrics", " ".join(info.metrics)),
+            ("splits", " ".join(info.splits)),
+            ("data", info.needs),
+        ]
+    return [
+        ("rows", " ".join(info.rows)),
+        ("needs", ", ".join(in_words(info.needs))),
+        ("cost", info.cost),
+        ("engines", " ".join(info.engines)),
+        ("equals greedy at", ", ".join(f"{key}={value}" for key, value in info.off.items())),
+    ]

@@ -8,11 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from halludecode.core.errors import InvalidData
+from halludecode.core.spec import split
 
 # Option -> types a file may give it. A list where the command line repeats an option.
 KINDS: dict[str, tuple[type, ...]] = {
     "model": (str,),
-    "tasks": (str, list),
+    "tasks": (str, list, dict),
     "strategy": (str, list, dict),
     "data": (str, list),
     "images": (str,),
@@ -53,16 +54,16 @@ def merge(flags: Mapping[str, Any], path: Path | None) -> dict[str, Any]:
         path: A YAML file with the same options, ``-`` or ``_`` in their names, or None.
 
     Returns:
-        Every option, None where neither gives it; ``tasks``, ``strategy`` and ``data`` are lists of
-        str, ``columns`` is a mapping.
+        Every option, None where neither gives it; ``strategy`` and ``data`` are lists of str,
+        ``tasks`` of str and one-key maps, ``columns`` is a mapping.
 
     Raises:
         InvalidData: The file cannot be read, or an option in it does not exist or does not fit.
     """
     merged = {**dict.fromkeys(KINDS), **(read(path) if path else {})}
     merged.update({name: value for name, value in flags.items() if value is not None})
-    for name in ("tasks", "data"):
-        merged[name] = _words(merged[name])
+    merged["tasks"] = _tasks(merged["tasks"])
+    merged["data"] = _words(merged["data"])
     if merged["columns"] is not None:
         merged["columns"] = _pairs(merged["columns"])
     merged["server"] = _listed(merged["server"])
@@ -124,6 +125,15 @@ def _words(value: Any) -> list[str]:
     """A list from ``a,b`` or ``["a", "b,c"]``."""
     words = [word.strip() for item in _listed(value) for word in str(item).split(",")]
     return [word for word in words if word]
+
+
+def _tasks(value: Any) -> list[Any]:
+    """A list from ``a,b(x=1)``, or of such texts and one-key maps."""
+    tasks: list[Any] = []
+    for item in _listed(value):
+        texts = split(item, ",", item, "Tasks") if isinstance(item, str) else [item]
+        tasks += [text.strip() if isinstance(text, str) else text for text in texts]
+    return [task for task in tasks if task]
 
 
 def _pairs(value: Any) -> dict[str, str]:

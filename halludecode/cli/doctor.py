@@ -14,6 +14,7 @@ from typing import Any
 
 from packaging.requirements import Requirement
 
+from halludecode import __version__
 from halludecode.core.needs import in_words
 from halludecode.engines import PROVIDES, SHOWS
 from halludecode.models import import_repair as _repair
@@ -107,6 +108,8 @@ def describe(found: dict[str, Any]) -> list[Any]:
 
 
 def _version(name: str) -> str | None:
+    if name == "halludecode":  # an editable install keeps the number it was installed with
+        return __version__
     try:
         return importlib.metadata.version(name)
     except importlib.metadata.PackageNotFoundError:

@@ -27,7 +27,11 @@ def register(app: typer.Typer) -> None:
 def eval_(
     model: Annotated[str | None, typer.Option(help="Hub id, folder, or testbed.")] = None,
     tasks: Annotated[
-        str | None, typer.Option(help="Of pope,chair,mme,amber,hallusionbench.")
+        str | None,
+        typer.Option(
+            help="Benchmarks of `list --tasks`, by commas, with their parameters: "
+            "pope,chair(family=pattern)."
+        ),
     ] = None,
     strategy: Annotated[
         list[str] | None, typer.Option(help="Repeat for several on one loaded model.")
@@ -43,8 +47,8 @@ def eval_(
     annotations: Annotated[
         str | None,
         typer.Option(
-            help="POPE questions, COCO instances (captions beside them count too), AMBER's "
-            "annotations.json or HallusionBench.json; with --images."
+            help="A benchmark's own question file, such as POPE questions, COCO instances "
+            "(captions beside them count too) or HallusionBench.json; with --images."
         ),
     ] = None,
     image_ids: options.ImageIds = None,
@@ -63,7 +67,8 @@ def eval_(
         typer.Option(
             min=1,
             help="Only the first N pictures of each source and task, with all their questions; "
-            "MME's from its subtasks in turn; of HallusionBench sets. Hub data are then streamed.",
+            "MME's from its subtasks in turn; groups where a benchmark judges them together. Hub "
+            "data are then streamed.",
         ),
     ] = None,
     batch_size: options.BatchSize = None,
@@ -164,20 +169,25 @@ def _run(run: dict[str, Any], json: bool) -> int:
         show(result.table())
     if result.failed:
         samples = "sample" if result.failed == 1 else "samples"
-        fail(f"{result.failed} {samples} failed, the rest is scored; see {folder / 'errors.jsonl'}")
+        rest = "the rest is scored"
+        if result.left_out:
+            rest += f" but for {result.left_out} that count only together with these"
+        fail(f"{result.failed} {samples} failed, {rest}; see {folder / 'errors.jsonl'}")
         return 1
     note(f"saved in {folder}")
     return 0
 
 
 def score(
-    task: Annotated[str, typer.Option(help="pope, chair, mme, amber or hallusionbench.")],
+    task: Annotated[
+        str, typer.Option(help="A benchmark of `list --tasks`: pope, chair(family=pattern) ...")
+    ],
     predictions: Annotated[
         Path, typer.Option(help="JSON lines; for mme a folder, for all POPE splits one of files.")
     ],
     annotations: Annotated[
         Path | None,
-        typer.Option(help="Questions (POPE, HallusionBench), COCO instances, AMBER's data folder."),
+        typer.Option(help="The benchmark's questions; COCO instances; AMBER's data folder."),
     ] = None,
     captions: Annotated[Path | None, typer.Option(help="COCO captions file.")] = None,
     parser: Annotated[
@@ -206,9 +216,9 @@ def score(
 
     with json_document(json) as documents:
         scored = score_predictions(
-            *(task, predictions, annotations, captions, parser, family or "wordnet", gt_family),
+            *(task, predictions, annotations, captions, parser, family, gt_family),
             relabel=relabel,
-            incomplete=incomplete or "keep",
+            incomplete=incomplete,
             image_ids=image_ids,
             details=details,
             similarity=similarity,

@@ -12,7 +12,7 @@ import typer
 from halludecode.cli import options
 from halludecode.cli.output import json_document, memory_advice, note, show
 from halludecode.core.errors import InvalidData, InvalidParameter
-from halludecode.testbed import MODELS
+from halludecode.testbed.assets import MODELS
 
 if TYPE_CHECKING:
     from halludecode.analysis.head_map import HeadMap
@@ -44,8 +44,12 @@ def heads(
         Path | None, typer.Option(help="POPE question file or COCO instances file.")
     ] = None,
     task: Annotated[
-        str, typer.Option(help="pope: questions and right answers; chair: pictures to describe.")
-    ] = "pope",
+        str | None,
+        typer.Option(
+            help="A benchmark: of questions with right answers (default POPE), or of pictures to "
+            "describe (CHAIR)."
+        ),
+    ] = None,
     prompt: Annotated[
         str | None, typer.Option(help="What is asked about the pictures of --images alone.")
     ] = None,

@@ -11,7 +11,7 @@ import typer
 from halludecode.cli import options
 from halludecode.cli.output import json_document, memory_advice
 from halludecode.core.errors import InvalidParameter
-from halludecode.testbed import MODELS
+from halludecode.testbed.assets import MODELS
 
 
 def register(app: typer.Typer) -> None:

@@ -1,10 +1,11 @@
-"""One parameter of a strategy: the single place for its default, help and bounds."""
+"""Parameters of strategies and benchmarks: the single place for default, help and bounds."""
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from dataclasses import dataclass, field
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 from halludecode.core.errors import InvalidParameter
 
@@ -87,6 +88,12 @@ class Param:
                 items = (value,) if isinstance(value, int) else cast("tuple[Any, ...]", value)
                 if all(isinstance(item, int) and not isinstance(item, bool) for item in items):
                     return items
+            if kind.startswith("tuple[str") and isinstance(value, tuple | str):
+                words = (value,) if isinstance(value, str) else cast("tuple[Any, ...]", value)
+                if all(isinstance(word, str) for word in words):
+                    return words
+            if kind.startswith("Callable") and callable(value):
+                return value
         raise InvalidParameter(
             f"{where}: {self.name} must be a {self.type.replace(' | ', ' or ')}."
         )
@@ -102,7 +109,7 @@ def param(
     lt: float | None = None,
     choices: tuple[Any, ...] | None = None,
 ) -> Any:
-    """A strategy parameter with its default, help text and bounds."""
+    """A parameter with its default, help text and bounds."""
     bounds = {"ge": ge, "gt": gt, "le": le, "lt": lt, "choices": choices}
     return field(default=default, metadata={"help": help, **bounds})
 
@@ -112,3 +119,25 @@ def type_name(annotation: Any) -> str:
     if isinstance(annotation, str):
         return annotation
     return annotation.__name__ if type(annotation) is type else str(annotation)
+
+
+class Parameters:
+    """Base of frozen dataclasses whose fields are all made by `param`; ``name`` is the owner's."""
+
+    name: ClassVar[str] = ""
+
+    def __post_init__(self) -> None:
+        for spec in self.params():
+            object.__setattr__(self, spec.name, spec.check(self.name, getattr(self, spec.name)))
+
+    @classmethod
+    def params(cls) -> tuple[Param, ...]:
+        """The parameters in the order they are declared."""
+        return tuple(
+            Param(name=f.name, default=f.default, type=type_name(f.type), **f.metadata)
+            for f in dataclasses.fields(cast("Any", cls))
+        )
+
+    def resolved(self) -> dict[str, Any]:
+        """Every parameter with its value."""
+        return {spec.name: getattr(self, spec.name) for spec in self.params()}

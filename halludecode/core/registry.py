@@ -8,10 +8,12 @@ import pkgutil
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from importlib.metadata import entry_points
-from typing import Generic, TypeVar
+from typing import TYPE_CHECKING, Generic, TypeVar
 
 from halludecode.core.errors import HalluDecodeError, InvalidParameter, UnknownStrategy
-from halludecode.core.strategy import Strategy
+
+if TYPE_CHECKING:
+    from halludecode.core.strategy import Strategy
 
 T = TypeVar("T")
 

@@ -1,5 +1,7 @@
 """Spec strings: ``"var+vcd(alpha=0.5)"`` <-> tuple of strategies <-> YAML.
 
+Benchmarks are written in the same items, joined by commas: ``"pope,chair(family=pattern)"``.
+
     spec   := item ("+" item)*
     item   := name ["@" preset] ["(" [key "=" value ("," key "=" value)*] ")"]
     value  := a Python literal, or a bare word that stands for itself
@@ -13,7 +15,7 @@ from __future__ import annotations
 import ast
 import difflib
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -61,21 +63,25 @@ def get(name: str, /, **values: Any) -> Strategy:
     """One strategy by ``name`` or ``name@preset`` with explicit parameter values."""
     name, _, preset = name.partition("@")
     cls = STRATEGIES.get(name)
-    names = [spec.name for spec in cls.params()]
-    for key in values:
-        if key not in names:
-            close = difflib.get_close_matches(key, names, n=2)
-            hint = f" Did you mean {' or '.join(map(repr, close))}?" if close else ""
-            takes = f"It takes {', '.join(names)}." if names else "It takes no parameters."
-            raise InvalidParameter(
-                f"{name}({key}=...): {name} has no parameter {key!r}.{hint} {takes}"
-            )
+    check_names(name, values, [spec.name for spec in cls.params()])
     return cls(**{**(load_preset(name, preset) if preset else {}), **values})
+
+
+def check_names(owner: str, given: Iterable[str], known: Sequence[str]) -> None:
+    """Refuses parameters that ``owner`` does not have, with near misses."""
+    for key in given:
+        if key not in known:
+            close = difflib.get_close_matches(key, known, n=2)
+            hint = f" Did you mean {' or '.join(map(repr, close))}?" if close else ""
+            takes = f"It takes {', '.join(known)}." if known else "It takes no parameters."
+            raise InvalidParameter(
+                f"{owner}({key}=...): {owner} has no parameter {key!r}.{hint} {takes}"
+            )
 
 
 def format(parts: Sequence[Strategy]) -> str:
     """The canonical string: every parameter, in declared order."""
-    return "+".join(_format_one(part) for part in parts)
+    return "+".join(format_item(part.name, part.resolved()) for part in parts)
 
 
 def to_config(parts: Sequence[Strategy]) -> list[dict[str, dict[str, Any]]]:
@@ -106,7 +112,7 @@ def load_preset(name: str, preset: str) -> dict[str, Any]:
     return {key: entry["value"] for key, entry in available[preset].items() if key != "note"}
 
 
-def split(text: str, separator: str, whole: str) -> list[str]:
+def split(text: str, separator: str, whole: str, kind: str = "Strategy") -> list[str]:
     """Split at a separator outside quotes and brackets."""
     pieces: list[str] = []
     depth, quote, start, escaped = 0, "", 0, False
@@ -126,44 +132,62 @@ def split(text: str, separator: str, whole: str) -> list[str]:
         if depth < 0:
             break
     if depth or quote:
-        raise InvalidParameter(f"Strategy {whole!r}: brackets or quotes do not match.")
+        raise InvalidParameter(f"{kind} {whole!r}: brackets or quotes do not match.")
     return [*pieces, text[start:]]
 
 
 def _item(text: str, whole: str) -> Strategy:
+    name, values = read_item(text, whole)
+    return get(name, **values)
+
+
+def read_item(text: str, whole: str, kind: str = "Strategy") -> tuple[str, dict[str, Any]]:
+    """Name (with ``@preset``) and values of one item of the grammar.
+
+    Args:
+        text: The item.
+        whole: What it stands in, for messages.
+        kind: What is named, for messages.
+
+    Raises:
+        InvalidParameter: The text does not follow the grammar.
+    """
     match = _ITEM.fullmatch(text)
     if match is None:
+        joined = "name@preset(...), joined by '+'" if kind == "Strategy" else "several by commas"
         raise InvalidParameter(
-            f"Strategy {whole!r}: cannot read {text.strip()!r}; "
-            "write name, name(key=value,...) or name@preset(...), joined by '+'."
+            f"{kind} {whole!r}: cannot read {text.strip()!r}; "
+            f"write name, name(key=value,...) or {joined}."
         )
     name, preset, arguments = match.groups()
     values: dict[str, Any] = {}
-    for argument in split(arguments, ",", whole) if arguments and arguments.strip() else []:
+    given = arguments and arguments.strip()
+    for argument in split(arguments, ",", whole, kind) if given else []:
         key, equals, value = argument.partition("=")
         key = key.strip()
         if not equals or not key.isidentifier() or not value.strip():
-            raise InvalidParameter(f"Strategy {whole!r}: {argument.strip()!r} is not key=value.")
+            raise InvalidParameter(f"{kind} {whole!r}: {argument.strip()!r} is not key=value.")
         if key in values:
-            raise InvalidParameter(f"Strategy {whole!r}: {key} is given twice.")
-        values[key] = _value(value.strip(), whole)
-    return get(f"{name}@{preset}" if preset else name, **values)
+            raise InvalidParameter(f"{kind} {whole!r}: {key} is given twice.")
+        values[key] = _value(value.strip(), whole, kind)
+    return (f"{name}@{preset}" if preset else name), values
 
 
-def _value(text: str, whole: str) -> Any:
+def _value(text: str, whole: str, kind: str) -> Any:
     try:
         return ast.literal_eval(text)
     except (ValueError, SyntaxError, MemoryError, RecursionError, TypeError):
         if _BARE.fullmatch(text):
             return text
     raise InvalidParameter(
-        f"Strategy {whole!r}: cannot read the value {text!r}; quote it if it is text."
+        f"{kind} {whole!r}: cannot read the value {text!r}; quote it if it is text."
     )
 
 
-def _format_one(part: Strategy) -> str:
-    values = ",".join(f"{key}={_format_value(value)}" for key, value in part.resolved().items())
-    return f"{part.name}({values})" if values else part.name
+def format_item(name: str, values: Mapping[str, Any]) -> str:
+    """``name(key=value,...)``, which `read_item` reads back."""
+    given = ",".join(f"{key}={_format_value(value)}" for key, value in values.items())
+    return f"{name}({given})" if given else name
 
 
 def _plain(value: Any) -> Any:

@@ -97,7 +97,7 @@ def _one_picture(
     output: Path, image: Path, strategies: Sequence[str], engine: Any, progress: bool
 ) -> Path:
     from halludecode.evals.data.samples import EvalImage
-    from halludecode.evals.presets import preset_for
+    from halludecode.evals.presets import describing
     from halludecode.evals.report.html import page
 
     try:
@@ -106,8 +106,9 @@ def _one_picture(
         output.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise InvalidData(f"{output}: cannot be made a folder ({error.strerror}).") from None
-    name, preset = preset_for(None, engine.model_id, ["chair"])
-    prompt, sampling = preset.prompt("chair", ""), Sampling(max_new_tokens=preset.tokens("chair"))
+    name, preset = describing(None, engine.model_id)
+    prompt = preset.prompt("caption", "")
+    sampling = Sampling(max_new_tokens=preset.tokens("caption", 512))
     answers = {}
     for strategy in strategies:
         with threads_for(engine.model_id):

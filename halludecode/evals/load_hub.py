@@ -2,11 +2,11 @@
 
 A source is ``owner/name``, ``owner/name:config``, either with ``@revision`` (a branch, tag or
 commit), a folder of Parquet, JSON, CSV or Arrow files, an image folder with metadata, or a ``.tsv``
-file. Which columns mean what says `columns`. The commit that was read is recorded.
+file. Which columns mean what a benchmark says (`Benchmark.columns`). The commit that was read is
+recorded.
 
-With a limit the data are streamed: no more rows are read than the first pictures take, no more
-pictures than are asked about. Questions about one picture are neighbours in POPE's and MME's sets,
-which tells when a picture is complete; of AMBER's and HallusionBench's, all words are read.
+With a limit the data are streamed: no more rows are read than the first groups take
+(`Benchmark.enough`), no more pictures than are asked about.
 """
 
 from __future__ import annotations
@@ -15,21 +15,21 @@ import hashlib
 import logging
 import re
 import sys
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from halludecode.core.errors import HalluDecodeError, InvalidData, MissingExtra
-from halludecode.evals.benchmarks import folder_tasks as benchmarks
-from halludecode.evals.data.columns import Key, Shape, map_columns, shape_of
-from halludecode.evals.data.entries import Entry, Pictures, Selection, in_turn, limited, make_unit
-from halludecode.evals.data.image_ids import check_ids
-from halludecode.evals.data.samples import EvalImage, EvalUnit
+from halludecode.evals.benchmarks.base import Benchmark
+from halludecode.evals.benchmarks.registry import BENCHMARKS
+from halludecode.evals.data.columns import Columns, map_columns, said
+from halludecode.evals.data.entries import Pictures, Selection, limited, make_unit
+from halludecode.evals.data.records import Record
+from halludecode.evals.data.samples import EvalImage, EvalUnit, Sample
 from halludecode.evals.data.table_rows import Rows, Stored, Streamed, Table, name_of
-from halludecode.evals.presets import POPE_SPLITS
 
 HUB_ID = re.compile(r"(?P<name>[\w.-]+/[\w.-]+)(:(?P<config>[\w.-]+))?(@(?P<revision>[\w./-]+))?")
 _SAVED = ("dataset_dict.json", "state.json")
@@ -44,11 +44,11 @@ def is_hub_copy(folder: Path) -> bool:
 
 
 def hub_units(source: str, selection: Selection, images: Path | None = None) -> list[EvalUnit]:
-    """Reads a data set and finds out from its columns and categories which tasks it serves.
+    """Reads a data set, by every benchmark that its columns and categories are of.
 
     Args:
         source: See the first lines of the module.
-        selection: Tasks, prompts, limits, column map.
+        selection: Benchmarks, prompts, limits, column map.
         images: What paths of pictures start from; None is the data set's own folder.
 
     Raises:
@@ -64,159 +64,151 @@ def hub_units(source: str, selection: Selection, images: Path | None = None) -> 
             tables, data, revision = _open(source, stream=selection.limit is not None)
     for table in tables:
         table.folder = images or table.folder
-    found = _Found({})
+    units: list[EvalUnit] = []
     with _explained(source):
-        for table in tables:
-            _collect(source, table, selection, found)
-        return _units(data, found, selection, revision)
+        for benchmark in selection.benchmarks:
+            found = _read(source, tables, benchmark, selection)
+            if found.samples:
+                units += _units(data, benchmark, found, selection, revision)
+    return units
 
 
-# Rows to entries --------------------------------------------------------------------------------
+# Rows to samples --------------------------------------------------------------------------------
 
 
 @dataclass
 class _Found:
-    """What was read: entries by unit, and where each picture stands (table, column, row)."""
+    """What one benchmark read, and where each picture stands (table, column, row)."""
 
-    entries: dict[Key, list[Entry]]
+    samples: dict[str | None, list[Sample]] = field(default_factory=dict)  # by split
     cells: dict[str, tuple[Rows, str, int]] = field(default_factory=dict)
-    asked: dict[str, int] = field(default_factory=dict)  # questions about an MME picture so far
+    groups: dict[str | None, dict[str, None]] = field(default_factory=dict)
 
-    def add(self, key: Key, entry: Entry) -> None:
-        if key[0] == "mme":  # one id for the questions of a picture
-            k = self.asked[str(entry.id)] = self.asked.get(str(entry.id), 0) + 1
-            entry = replace(entry, id=f"{entry.id}#{k}")
-        self.entries.setdefault(key, []).append(entry)
+    def add(self, benchmark: Benchmark, sample: Sample) -> None:
+        self.samples.setdefault(sample.split, []).append(sample)
+        self.groups.setdefault(sample.split, {})[benchmark.group(sample)] = None
+
+    def counted(self) -> dict[str | None, Sequence[str]]:
+        return {split: list(names) for split, names in self.groups.items()}
 
 
-def _collect(source: str, table: Rows, selection: Selection, found: _Found) -> None:
-    """Reads the rows of one table, up to where the limit is met."""
-    shape = shape_of(table.columns, selection.tasks, selection.columns)
-    if not set(shape.tasks) & set(selection.tasks):
-        return
-    columns = map_columns(shape, f"{source} ({table.name})", table.columns, selection.columns)
-    families = selection.families.get("gt_family", "wordnet")
-    if shape.tasks == ("chair",) and "objects" not in columns and families != "wordnet":
+def _read(
+    source: str, tables: Sequence[Rows], benchmark: Benchmark, selection: Selection
+) -> _Found:
+    """What a benchmark finds in the tables, each read as far as the limit asks."""
+    found = _Found()
+    for table in tables:
+        kind = _kind(source, table, benchmark, selection)
+        if kind is not None:
+            _collect(source, table, kind, benchmark, selection, found)
+    return found
+
+
+def _kind(source: str, table: Rows, benchmark: Benchmark, selection: Selection) -> Columns | None:
+    """How a benchmark reads a table; None where the table is another's."""
+    known = {*table.columns, *selection.columns}
+    kind = benchmark.table(known)
+    if kind is None:
         raise InvalidData(
-            f"{source}: without a column of objects the shipped sets are the truth, which are of "
-            f"the wordnet family, not {families!r}."
+            f"{source}: {benchmark.name} reads no tables; it needs {benchmark.what_it_needs}."
         )
-    named = _named_by(table, shape, columns)
-    wanted = {name: c for name, c in columns.items() if name != "image" or named is None}
-    seen = _Seen(shape, selection)
+    if kind.fits(known):
+        return kind
+    another = any(other.fits(known) for cls in BENCHMARKS for other in cls.columns)
+    return None if another else kind
+
+
+def _collect(
+    source: str,
+    table: Rows,
+    kind: Columns,
+    benchmark: Benchmark,
+    selection: Selection,
+    found: _Found,
+) -> None:
+    """Reads the rows of one table, up to where the limit is met."""
+    columns = map_columns(kind, f"{source} ({table.name})", table.columns, selection.columns)
+    shown = [name for name in kind.pictures if name in columns]
+    named = _named_by(table, kind, columns)
+    wanted = {n: c for n, c in columns.items() if n not in shown or named is None}
+    limit = selection.limit
     for number, row in enumerate(table.words(list(dict.fromkeys(wanted.values())))):
         where = table.where(number)
         cells = {name: row[column] for name, column in wanted.items()}
-        picture = _picture_name(named, table, cells, where)
-        cells.pop("image", None)
-        for key, entry in shape.read(cells, where, picture, table.name):
-            if key[0] in selection.tasks:
-                found.add(key, entry)
-                if entry.image is not None and "image" in columns:
-                    found.cells.setdefault(entry.image, (table, columns["image"], number))
-                seen.add(key, entry)
-        if seen.enough():
+        cells |= _picture_names(shown or kind.pictures[:1], named, table, cells, where)
+        record = Record(where, cells, split=table.name)
+        samples = benchmark.samples(record)
+        for sample in samples:
+            found.add(benchmark, sample)
+            for name in shown:
+                if sample.image is not None and (sample.image == cells[name] or not shown[1:]):
+                    found.cells.setdefault(sample.image, (table, columns[name], number))
+        if not samples:
+            _check_category(record, kind, benchmark)
+        elif limit is None or kind.apart:
+            continue
+        elif benchmark.enough(found.counted(), limit, kind):
             break
 
 
-def _named_by(table: Rows, shape: Shape, columns: Mapping[str, str]) -> str | None:
+def _check_category(record: Record, kind: Columns, benchmark: Benchmark) -> None:
+    """Refuses a row of a shared table that no benchmark takes."""
+    if not benchmark.categories or "category" not in record.fields:
+        return
+    given = said(record.fields["category"])
+    sharing = [cls for cls in BENCHMARKS if any(c.fits(kind.needs) for c in cls.columns)]
+    readers = sorted(sharing, key=lambda cls: cls.name != benchmark.name)  # the asked one first
+    known = {name for cls in readers for name in cls.categories}
+    if not known & set(map(str.strip, given.split(","))):
+        lists = [(cls.title or cls.name, ", ".join(cls.categories)) for cls in readers]
+        told = " nor ".join(f"{title}'s ({names})" for title, names in lists if names)
+        raise InvalidData(f"{record.where}: category {given!r} is neither {told}.")
+
+
+def _named_by(table: Rows, kind: Columns, columns: Mapping[str, str]) -> str | None:
     """Our column that names a row's picture; None: the picture has to be looked at."""
-    for name in shape.names:
+    for name in kind.names:
         if name in columns:
-            if name != "question_id" or shape.single:
+            if name != "question_id" or kind.single:
                 return name
             first = next(iter(table.words([columns[name]])), {})
             if "/" in str(first.get(columns[name])):
                 return name
-    return None if "image" in columns else shape.names[0]
+    shown = any(name in columns for name in kind.pictures)
+    return None if shown or not kind.names else kind.names[0]
 
 
-def _picture_name(named: str | None, table: Rows, cells: Mapping[str, Any], where: str) -> str:
+def _picture_names(
+    shown: Sequence[str], named: str | None, table: Rows, cells: Mapping[str, Any], where: str
+) -> dict[str, str]:
+    """Our columns of pictures to the pictures' names."""
     if named is None:
-        return "" if cells["image"] is None else name_of(cells["image"], where, table.folder)
+        pictures = {column: cells.get(column) for column in shown}
+        return {
+            column: "" if picture is None else name_of(picture, where, table.folder)
+            for column, picture in pictures.items()
+        }
     name = str(cells.get(named) or "").removeprefix("./")
     bare = name.startswith("COCO_") and not Path(name).suffix  # POPE's column leaves it out
-    return f"{name}.jpg" if bare else name
+    return {shown[0]: f"{name}.jpg" if bare else name}
 
 
-class _Seen:
-    """Tells when the rows read so far hold all that a limit takes."""
-
-    def __init__(self, shape: Shape, selection: Selection) -> None:
-        self._shape, self._selection = shape, selection
-        self._pictures: dict[tuple[Key, str], dict[str, None]] = {}
-
-    def add(self, key: Key, entry: Entry) -> None:
-        part = entry.whole.partition("/")[0] if key[0] == "mme" else ""
-        self._pictures.setdefault((key, part), {})[entry.whole] = None
-
-    def enough(self) -> bool:
-        limit = self._selection.limit
-        if limit is None or self._shape.apart or self._selection.image_ids:
-            return False
-        if self._shape.single:
-            return any(len(pictures) >= limit for pictures in self._pictures.values())
-        counts = {key: len(pictures) for key, pictures in self._pictures.items()}
-        tasks = {key[0] for key, _ in counts}
-        if "amber" in tasks or not tasks:  # its questions about a picture stand in several places
-            return False
-        return all(getattr(self, f"_{task}")(counts, limit) for task in tasks)
-
-    def _pope(self, counts: Mapping[tuple[Key, str], int], limit: int) -> bool:
-        own = {key[1]: n for (key, _), n in counts.items() if key[0] == "pope"}
-        # Other splits may follow, unless the data set has only its own name for one.
-        wanted = set(self._selection.splits or POPE_SPLITS) if own.keys() & {*POPE_SPLITS} else own
-        return all(own.get(split, 0) > limit for split in wanted)
-
-    def _mme(self, counts: Mapping[tuple[Key, str], int], limit: int) -> bool:
-        # The subtasks' first pictures are taken; a subtask that has begun ends the one before.
-        own = [n for (key, _), n in counts.items() if key[0] == "mme"]
-        return len(own) > limit or (len(own) == limit and own[-1] > 1)
+# Samples to units -------------------------------------------------------------------------------
 
 
-# Entries to units -------------------------------------------------------------------------------
-
-
-def _units(data: str, found: _Found, selection: Selection, revision: str | None) -> list[EvalUnit]:
-    groups = {key: _ordered(data, key, own, selection) for key, own in found.entries.items()}
-    pictures = _pictures(found, _kept(groups.values(), selection.limit))
-    units = []
-    for (task, split), entries in _in_order(data, groups, selection):
-        if task in benchmarks.UNITS:
-            made = benchmarks.unit_of(task, data, entries, pictures, selection, revision)
-        else:
-            made = make_unit(task, data, split, entries, pictures, selection, revision)
-        units.append(made)
-    return units
-
-
-def _ordered(data: str, key: Key, entries: list[Entry], selection: Selection) -> list[Entry]:
-    """Entries in the order a limit takes them."""
-    if key[0] == "mme":
-        return in_turn(entries)
-    if key[0] == "chair" and selection.image_ids:
-        by_id = {entry.id: entry for entry in entries}
-        check_ids(selection.image_ids, [int(i) for i in by_id], data)
-        return [by_id[i] for i in selection.image_ids]
-    return entries
-
-
-def _in_order(
-    data: str, groups: Mapping[Key, list[Entry]], selection: Selection
-) -> Iterator[tuple[Key, list[Entry]]]:
-    """Units' entries, POPE's splits in its own order and only those asked for."""
-    splits = [split for task, split in groups if task == "pope"]
-    missing = [name for name in selection.splits if name not in splits] if splits else []
-    if missing:
-        raise InvalidData(f"{data}: no {missing[0]} split; found {', '.join(map(str, splits))}.")
-    order = [("pope", split) for split in POPE_SPLITS if ("pope", split) in groups]
-    for key in [*order, *(key for key in groups if key not in order)]:
-        if key[0] != "pope" or not selection.splits or key[1] in selection.splits:
-            yield key, groups[key]
-
-
-def _kept(groups: Iterable[Sequence[Entry]], limit: int | None) -> set[str]:
-    return {e.image for entries in groups for e in limited(entries, limit) if e.image is not None}
+def _units(
+    data: str, benchmark: Benchmark, found: _Found, selection: Selection, revision: str | None
+) -> list[EvalUnit]:
+    splits = {
+        split: benchmark.finish(benchmark.order(found.samples[split], data))
+        for split in benchmark.taken(list(found.samples), data)
+    }
+    kept = [s for own in splits.values() for s in limited(benchmark, own, selection.limit)]
+    pictures = _pictures(found, {s.image for s in kept if s.image is not None})
+    return [
+        make_unit(benchmark, data, split, own, pictures, selection, revision)
+        for split, own in splits.items()
+    ]
 
 
 def _pictures(found: _Found, names: set[str]) -> Pictures:

@@ -13,7 +13,8 @@ import torch
 
 from halludecode.core.errors import InvalidModel
 from halludecode.core.prompt import digest
-from halludecode.testbed import MODELS as TESTBED
+from halludecode.testbed.assets import MODELS as TESTBED
+from halludecode.testbed.assets import model_path
 
 
 def load_model(
@@ -65,8 +66,6 @@ def load_model(
 def model_source(model_id: str) -> str:
     """Path or hub id behind a model name; "testbed" is the embedded model."""
     if model_id in TESTBED:
-        from halludecode.testbed import model_path
-
         return str(model_path(model_id))
     looks_local = model_id.startswith((".", "/", "~")) or model_id.count("/") > 1
     path = Path(model_id).expanduser()

@@ -95,26 +95,25 @@ async def _start(
     sock: Any,
 ) -> asyncio.Task[Any]:
     """Start the engine, then the application; the task ends when the server does."""
-    from halludecode.serve import chat_service as chat
-    from halludecode.serve import images as pictures
-    from halludecode.serve import response_fields as details
+    from halludecode.serve import chat_service, images, response_fields
     from halludecode.serve.handler import ChatHandler
 
     engine = await _engine(model, args, artifacts, stack)
     bridge: Any = engine.loaded.engine
-    front = ChatHandler(engine, bridge, policy, pictures.install(policy))
+    handler = ChatHandler(engine, bridge, policy, images.install(policy))
     for text in dict.fromkeys((policy.default, *policy.aliases)):
-        plan = await front.plan(text)
+        plan = await handler.plan(text)
         policy.check_rows(plan.canonical, len(plan.rows), 1)
     tasks = bridge.get_supported_tasks()
-    app = await _application(chat.Client(bridge.llm, front), args, tasks)
-    chat.install(app.state, front)
-    details.install(app, front)
-    app.middleware_stack = pictures.BodyLimit(Failures(app.middleware_stack), policy.body_bytes)
+    app = await _application(chat_service.EngineClient(bridge.llm, handler), args, tasks)
+    chat_service.install(app.state, handler)
+    response_fields.install(app, handler)
+    stack_of_app = NoRetryHeader(app.middleware_stack)
+    app.middleware_stack = images.BodyLimit(stack_of_app, policy.body_bytes)
     return await _listen(app, sock, args)
 
 
-class Failures:
+class NoRetryHeader:
     """ASGI middleware: tells OpenAI's clients not to repeat what failed and would fail again."""
 
     def __init__(self, app: Any) -> None:

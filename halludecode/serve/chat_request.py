@@ -1,11 +1,20 @@
-"""Reading a chat request: its pictures, and fields that only plain requests are served with."""
+"""A chat request under a strategy: what is read of it, and what is kept of it until its answer.
+
+Fields that only plain requests are served with are refused here, in one sentence each.
+"""
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from halludecode.core.errors import InvalidRequest
+from halludecode.core.plan import Plan
+from halludecode.engines.vllm.engine import OpenRequest
+from halludecode.engines.vllm.frontend.requests import RequestGroup
+from halludecode.engines.vllm.protocol import GroupReport
 
 # What a request under a strategy may set; the rest belongs to plain requests.
 SERVED = frozenset(
@@ -21,15 +30,75 @@ SERVED = frozenset(
 )
 
 
+@dataclass(eq=False)
+class ChatRequest:
+    """One request, ready for vLLM.
+
+    Args:
+        opened: Its rows as they were made.
+        group: The same as vLLM gets them, per child.
+        max_tokens: Most tokens written.
+        stops: Strings that end an answer.
+        started: Whether it was handed to vLLM; from then on `ChatHandler.answer` cleans up.
+        clock: Seconds at arrival, when handed over, at the first token, at the end.
+        ids: Tokens written so far, per child.
+        report: The workers' on the first child, once it is done.
+    """
+
+    opened: OpenRequest
+    group: RequestGroup
+    max_tokens: int
+    stops: tuple[str, ...] = ()
+    started: bool = False
+    clock: list[float] = field(default_factory=list)
+    ids: list[list[int]] = field(default_factory=list)
+    report: GroupReport | None = None
+
+    @property
+    def name(self) -> str:
+        """Our name of it."""
+        return self.opened.name
+
+    @property
+    def plan(self) -> Plan:
+        """What acts."""
+        return self.opened.plan
+
+    @property
+    def mains(self) -> list[Any]:
+        """The main row of every child."""
+        return [rows[0] for rows in self.group.members]
+
+    @property
+    def rows(self) -> int:
+        """Rows it occupies."""
+        return sum(len(rows) for rows in self.group.members)
+
+    def start(self) -> None:
+        """It is handed to vLLM now."""
+        self.started = True
+        self.clock.append(time.perf_counter())
+        self.ids = [[] for _ in self.group.members]
+
+    def add_tokens(self, output: Any) -> int:
+        """Keep an output's tokens; returns how many there are."""
+        for choice in output.outputs:
+            self.ids[choice.index] += choice.token_ids
+        if len(self.clock) == 2:
+            self.clock.append(_first_token(output, self.clock[1]))
+        return sum(len(choice.token_ids) for choice in output.outputs)
+
+
 def check_served(request: Any, canonical: str) -> None:
     """Refuse fields that only plain requests are served with.
 
     Raises:
         InvalidRequest: The sentence names the field.
     """
-    for name, field in type(request).model_fields.items():
+    for name, definition in type(request).model_fields.items():
         value = getattr(request, name)
-        if name in SERVED or not value or value == field.get_default(call_default_factory=True):
+        default = definition.get_default(call_default_factory=True)
+        if name in SERVED or not value or value == default:
             continue
         if getattr(value, "type", None) == "text":  # response_format's default
             continue
@@ -45,28 +114,28 @@ def split_pictures(messages: Sequence[Any]) -> tuple[list[dict[str, Any]], list[
     Raises:
         InvalidRequest: A part is neither text nor image_url.
     """
-    out: list[dict[str, Any]] = []
+    bare: list[dict[str, Any]] = []
     urls: list[str] = []
     for i, message in enumerate(messages):
         content = message.get("content")
         if not isinstance(content, str):
             content = [_part(part, f"message {i + 1}", urls) for part in content or ()]
-        out.append({"role": message["role"], "content": content})
-    return out, urls
+        bare.append({"role": message["role"], "content": content})
+    return bare, urls
 
 
 def has_pictures(messages: Sequence[Any]) -> bool:
     """Whether a chat holds anything but words; its lazy parts are made lists on the way."""
-    found = False
+    pictured = False
     for message in messages:
         content = message.get("content")
         if content is not None and not isinstance(content, str):
             message["content"] = content = list(content)
-            found = found or any(
+            pictured = pictured or any(
                 not (isinstance(part, str) or (isinstance(part, Mapping) and "text" in part))
                 for part in content
             )
-    return found
+    return pictured
 
 
 def _part(part: Any, where: str, urls: list[str]) -> dict[str, Any]:
@@ -79,3 +148,10 @@ def _part(part: Any, where: str, urls: list[str]) -> dict[str, Any]:
         raise InvalidRequest(f"{where}: a part must be text or image_url, not {kind!r}.")
     urls.append(url)
     return {"type": "image"}
+
+
+def _first_token(output: Any, sent: float) -> float:
+    """When the first token was there; an answer that comes whole tells it in its statistics."""
+    latency = getattr(output.metrics, "first_token_latency", 0.0) if output.finished else 0.0
+    now = time.perf_counter()
+    return min(sent + latency, now) if output.finished else now

@@ -1,6 +1,10 @@
-"""vLLM's chat service with strategies: three of its objects get a stand-in each, in `install`.
+"""vLLM's chat service with strategies: four of its objects get a stand-in each.
 
 Stand-ins pass everything through to the object they hold but for one method. No class is changed.
+A chat request goes through vLLM's own service, which writes responses and events as for everybody;
+at two places, where it renders the prompt and where it asks the engine, a stand-in gives it what
+`ChatHandler` has prepared. Those two are called without the request, so it is found in a context
+variable.
 """
 
 from __future__ import annotations
@@ -13,16 +17,17 @@ from http import HTTPStatus
 from typing import Any
 
 from vllm.entrypoints.openai.chat_completion.protocol import ChatCompletionResponse
-from vllm.entrypoints.serve.engine.protocol import ErrorInfo, ErrorResponse
+from vllm.entrypoints.serve.engine.protocol import ErrorResponse
 from vllm.exceptions import GracefulHTTPError, VLLMClientError, VLLMValidationError
 
-from halludecode.core.errors import HalluDecodeError, HookNeverFired
+from halludecode.core.errors import HalluDecodeError
 from halludecode.engines.vllm.row_metadata import KEY
-from halludecode.serve import response_fields as details
-from halludecode.serve.chat_request import has_pictures
-from halludecode.serve.handler import ChatHandler, ChatRequest, label_of
-from halludecode.serve.metrics import Watch
+from halludecode.serve.chat_request import ChatRequest, has_pictures
+from halludecode.serve.errors import refusal
+from halludecode.serve.handler import ChatHandler, label_of
+from halludecode.serve.metrics import RequestMetrics
 from halludecode.serve.policy import Busy
+from halludecode.serve.response_fields import details_of, words_of
 
 PLAIN = "plain"
 # The chat request being handled in this context: its rows, or that it is a plain one.
@@ -40,12 +45,12 @@ class StandIn:
         return getattr(self._held, name)
 
 
-class Client(StandIn):
+class EngineClient(StandIn):
     """The engine client: a chat request under a strategy is answered by its group of rows."""
 
-    def __init__(self, llm: Any, front: ChatHandler) -> None:
+    def __init__(self, llm: Any, handler: ChatHandler) -> None:
         super().__init__(llm)
-        self._front = front
+        self._handler = handler
 
     def generate(self, prompt: Any, sampling_params: Any, request_id: str, **more: Any) -> Any:
         """Outputs of one request.
@@ -55,7 +60,7 @@ class Client(StandIn):
         """
         current = CURRENT.get()
         if isinstance(current, ChatRequest):
-            return self._front.answer(current, request_id)
+            return self._handler.answer(current, request_id)
         extra = getattr(sampling_params, "extra_args", None) or {}
         if KEY in extra:
             raise VLLMValidationError(f"vllm_xargs: {KEY!r} is reserved; leave it out.")
@@ -65,15 +70,15 @@ class Client(StandIn):
 
     def _check_elsewhere(self, prompt: Any, extra: dict[str, Any]) -> None:
         pictured = isinstance(prompt, dict) and prompt.get("type") == "multimodal"
-        wanted = extra.get("strategy") or (self._front.policy.default if pictured else "greedy")
-        if wanted != "greedy":
+        strategy = extra.get("strategy") or (self._handler.policy.default if pictured else "greedy")
+        if strategy != "greedy":
             raise VLLMValidationError(
-                f"Strategy {wanted!r} is served at /v1/chat/completions only; ask there, or for "
+                f"Strategy {strategy!r} is served at /v1/chat/completions only; ask there, or for "
                 "strategy 'greedy'."
             )
 
 
-class Renderer(StandIn):
+class ChatRenderer(StandIn):
     """The chat renderer: rows of a strategy are rendered already."""
 
     async def render_chat(self, request: Any, **more: Any) -> Any:
@@ -86,30 +91,30 @@ class Renderer(StandIn):
         return await self._held.render_chat(request, **more)
 
 
-class Models(StandIn):
+class ModelList(StandIn):
     """The list of models, with the operator's aliases."""
 
-    def __init__(self, models: Any, front: ChatHandler) -> None:
+    def __init__(self, models: Any, handler: ChatHandler) -> None:
         super().__init__(models)
-        self._policy = front.policy
+        self._policy = handler.policy
 
     async def show_available_models(self) -> Any:
         """What ``/v1/models`` shows."""
-        made = await self._held.show_available_models()
+        models = await self._held.show_available_models()
         name = self._policy.name
-        made.data += [
-            made.data[0].model_copy(update={"id": f"{name}:{text}", "parent": name})
+        models.data += [
+            models.data[0].model_copy(update={"id": f"{name}:{text}", "parent": name})
             for text in self._policy.aliases
         ]
-        return made
+        return models
 
 
-class Chat(StandIn):
+class ChatService(StandIn):
     """The chat service: finds the strategy, keeps to the limits, names what was applied."""
 
-    def __init__(self, chat: Any, front: ChatHandler) -> None:
+    def __init__(self, chat: Any, handler: ChatHandler) -> None:
         super().__init__(chat)
-        self._front, self._running = front, 0
+        self._handler, self._running = handler, 0
 
     async def create_chat_completion(self, request: Any, raw_request: Any = None) -> Any:
         """Answer one chat request.
@@ -117,37 +122,36 @@ class Chat(StandIn):
         Returns:
             vLLM's response, error, or iterator of server-sent events.
         """
-        watch = Watch()
+        metrics = RequestMetrics()
         try:
-            return await self._create(request, raw_request, watch)
+            return await self._create(request, raw_request, metrics)
         except HalluDecodeError as error:
-            made = refusal(error)
-            watch.end(
-                "failed" if made.error.code >= HTTPStatus.INTERNAL_SERVER_ERROR else "refused"
-            )
-            return made
+            refused = refusal(error)
+            ours = refused.error.code >= HTTPStatus.INTERNAL_SERVER_ERROR
+            metrics.end("failed" if ours else "refused")
+            return refused
         except (VLLMClientError, GracefulHTTPError):
-            watch.end("refused")
+            metrics.end("refused")
             raise
         except asyncio.CancelledError:
-            watch.end("left")
+            metrics.end("left")
             raise
         except BaseException:
-            watch.end("failed")
+            metrics.end("failed")
             raise
 
-    async def _create(self, request: Any, raw_request: Any, watch: Watch) -> Any:
-        policy = self._front.policy
+    async def _create(self, request: Any, raw_request: Any, metrics: RequestMetrics) -> Any:
+        policy = self._handler.policy
         text, alias = policy.strategy_of(request.model, request.vllm_xargs)
         if alias:
             request.model = policy.name
-        plan = await self._front.plan(text)
-        watch.strategy = label_of(plan)
+        plan = await self._handler.plan(text)
+        metrics.strategy = label_of(plan)
         pictured = has_pictures(request.messages)
-        known = request.model in (None, policy.name)
-        words = details.words_of(request.vllm_xargs)
-        if not known or (words is None and not (plan.parts and pictured)):
-            return await self._plain(request, raw_request, plan, watch, known=known)
+        ours = request.model in (None, policy.name)
+        words = words_of(request.vllm_xargs)
+        if not ours or (words is None and not (plan.parts and pictured)):
+            return await self._plain(request, raw_request, plan, metrics, ours=ours)
         children = request.n or 1
         if self._running + children > policy.groups:
             raise Busy(
@@ -155,36 +159,36 @@ class Chat(StandIn):
                 f"{policy.groups} at a time; try again later."
             )
         self._running += children
-        release = _Once(lambda: self._release(children))
+        release = _CallOnce(lambda: self._release(children))
         try:
-            asked = await self._front.ask(request, plan, words or ())
-            request.max_completion_tokens = asked.most
-            release.also(lambda: self._front.forget(asked))
-            watch.prepared(asked.rows)
+            chat = await self._handler.prepare(request, plan, words or ())
+            request.max_completion_tokens = chat.max_tokens
+            release.also(lambda: self._handler.forget(chat))
+            metrics.prepared(chat.rows)
 
-            def notes() -> dict[str, Any]:
-                made: dict[str, Any] = {"strategy": plan.canonical}
-                if words is not None and asked.told:
-                    made["halludecode"] = details.details_of(asked, self._front.decode)
-                return made
+            def fields() -> dict[str, Any]:
+                values: dict[str, Any] = {"strategy": plan.canonical}
+                if words is not None and chat.report is not None:
+                    values["halludecode"] = details_of(chat, self._handler.decode)
+                return values
 
-            return await self._deliver(request, raw_request, asked, notes, watch, release)
+            return await self._deliver(request, raw_request, chat, fields, metrics, release)
         except BaseException:
             release()
             raise
 
     async def _plain(
-        self, request: Any, raw_request: Any, plan: Any, watch: Watch, *, known: bool
+        self, request: Any, raw_request: Any, plan: Any, metrics: RequestMetrics, *, ours: bool
     ) -> Any:
         """Left to vLLM: greedy, or without a picture; of another model than ours, refused there."""
-        notes = {"strategy": plan.canonical} if known else {}
-        if plan.parts and known:
-            notes["strategy_warning"] = BLIND
+        fields = {"strategy": plan.canonical} if ours else {}
+        if plan.parts and ours:
+            fields["strategy_warning"] = BLIND
         elif plan.parts and request.model in self._held.models.lora_requests:
             raise VLLMValidationError("Adapters are not served with strategies.")
         if "add_special_tokens" not in request.model_fields_set:
-            request.add_special_tokens = self._front.special_tokens
-        return await self._deliver(request, raw_request, PLAIN, lambda: notes, watch)
+            request.add_special_tokens = self._handler.special_tokens
+        return await self._deliver(request, raw_request, PLAIN, lambda: fields, metrics)
 
     def _release(self, children: int) -> None:
         self._running -= children
@@ -194,32 +198,32 @@ class Chat(StandIn):
         request: Any,
         raw_request: Any,
         current: ChatRequest | str,
-        notes: Callable[[], dict[str, Any]],
-        watch: Watch,
-        release: _Once | None = None,
+        fields: Callable[[], dict[str, Any]],
+        metrics: RequestMetrics,
+        release: _CallOnce | None = None,
     ) -> Any:
         token = CURRENT.set(current)
         try:
-            made = await self._held.create_chat_completion(request, raw_request)
+            response = await self._held.create_chat_completion(request, raw_request)
         finally:
             CURRENT.reset(token)
-        if isinstance(made, ErrorResponse):
+        if isinstance(response, ErrorResponse):
             task = asyncio.current_task()
             left = task is not None and task.cancelling() > 0  # vLLM answers it with an error
-            watch.end("left" if left else "refused" if made.error.code < 500 else "failed")
-        elif isinstance(made, ChatCompletionResponse):
-            for name, value in notes().items():
-                setattr(made, name, value)
-            watch.end("done")
+            metrics.end("left" if left else "refused" if response.error.code < 500 else "failed")
+        elif isinstance(response, ChatCompletionResponse):
+            for name, value in fields().items():
+                setattr(response, name, value)
+            metrics.end("done")
         else:
-            events = _events(made, notes, watch, release)
+            events = _events(response, fields, metrics, release)
             return await _opened(events)
         if release is not None:
             release()
-        return made
+        return response
 
 
-class _Once:
+class _CallOnce:
     """Calls what it was given when called first, and never again."""
 
     def __init__(self, *calls: Any) -> None:
@@ -234,24 +238,24 @@ class _Once:
 
 
 async def _events(
-    made: AsyncIterator[str],
-    notes: Callable[[], dict[str, Any]],
-    watch: Watch,
-    release: _Once | None,
+    events: AsyncIterator[str],
+    fields: Callable[[], dict[str, Any]],
+    metrics: RequestMetrics,
+    release: _CallOnce | None,
 ) -> AsyncIterator[str]:
-    """Server-sent events with our notes in every chunk; settles the request at the end."""
+    """Server-sent events with our fields in every chunk; settles the request at the end."""
     outcome = "left"
     try:
-        async for event in made:
+        async for event in events:
             if event.startswith('data: {"error"'):
                 outcome = "failed"
-            elif event.startswith('data: {"') and (extra := notes()):
+            elif event.startswith('data: {"') and (extra := fields()):
                 event = f"data: {json.dumps(extra)[:-1]}, {event[len('data: {') :]}"
             yield event
         outcome = "done" if outcome == "left" else outcome
     finally:
-        await made.aclose()  # type: ignore[attr-defined]
-        watch.end(outcome)
+        await events.aclose()  # type: ignore[attr-defined]
+        metrics.end(outcome)
         if release is not None:
             release()
 
@@ -274,21 +278,9 @@ async def _with_first(first: str, events: AsyncIterator[str]) -> AsyncIterator[s
         await events.aclose()  # type: ignore[attr-defined]
 
 
-def refusal(error: HalluDecodeError) -> ErrorResponse:
-    """Our sentence as OpenAI clients expect errors; what is no fault of theirs has status 500."""
-    status = HTTPStatus.BAD_REQUEST
-    if isinstance(error, Busy):
-        status = HTTPStatus.TOO_MANY_REQUESTS
-    elif type(error) in (HalluDecodeError, HookNeverFired):
-        status = HTTPStatus.INTERNAL_SERVER_ERROR
-    return ErrorResponse(
-        error=ErrorInfo(message=str(error), type=type(error).__name__, code=status.value)
-    )
-
-
-def install(state: Any, front: ChatHandler) -> None:
-    """Put the stand-ins into an application's state; its engine client is a `Client` already."""
+def install(state: Any, handler: ChatHandler) -> None:
+    """Put the stand-ins into an application's state, whose engine client is one already."""
     chat = state.openai_serving_chat
-    chat.online_renderer = Renderer(chat.online_renderer)
-    state.openai_serving_chat = Chat(chat, front)
-    state.openai_serving_models = Models(state.openai_serving_models, front)
+    chat.online_renderer = ChatRenderer(chat.online_renderer)
+    state.openai_serving_chat = ChatService(chat, handler)
+    state.openai_serving_models = ModelList(state.openai_serving_models, handler)

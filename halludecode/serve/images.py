@@ -125,9 +125,9 @@ class Pictures(MediaConnector):
             ) from None
 
     def _io(self) -> PictureIO:
-        made = PictureIO()
-        made.policy = self.policy
-        return made
+        reader = PictureIO()
+        reader.policy = self.policy
+        return reader
 
     def _check(self, url: str) -> None:
         """Refuse what the operator does not allow, before anything is opened."""
@@ -162,25 +162,25 @@ class Pictures(MediaConnector):
         parts = urlsplit(url)
         path = Path(unquote(parts.netloc + parts.path))
         try:
-            found = path.resolve()
+            resolved = path.resolve()
         except (OSError, ValueError):
             raise VLLMValidationError("The image's path cannot be read.") from None
-        if Path(self.policy.folder).resolve() not in found.parents:
+        if Path(self.policy.folder).resolve() not in resolved.parents:
             raise VLLMValidationError(
                 "The image's path lies outside the folder this server may read; send it as a data "
                 "URL."
             )
-        if not found.is_file():
+        if not resolved.is_file():
             raise VLLMValidationError(f"No such image file: {path.name}.")
 
 
 def install(policy: Policy) -> Pictures:
     """Register our connector as the one vLLM uses; returns one for our own use."""
-    made = type("PolicyPictures", (Pictures,), {"policy": policy})
-    MEDIA_CONNECTOR_REGISTRY.register(NAME)(made)
+    connector = type("PolicyPictures", (Pictures,), {"policy": policy})
+    MEDIA_CONNECTOR_REGISTRY.register(NAME)(connector)
     os.environ["VLLM_MEDIA_CONNECTOR"] = NAME
     os.environ["VLLM_MEDIA_URL_ALLOW_REDIRECTS"] = "0"  # they could leave the allowed domains
-    return made(
+    return connector(
         allowed_local_media_path=policy.folder or "",
         allowed_media_domains=list(policy.domains) or [NOWHERE],
     )

@@ -32,27 +32,27 @@ PREPARE = Histogram(
 )
 
 
-class Watch:
+class RequestMetrics:
     """Follows one request; strategies are labelled by name, without parameters."""
 
     def __init__(self) -> None:
         self.strategy = "unknown"
-        self._begun = time.perf_counter()
+        self._arrived = time.perf_counter()
         self._rows = 0
 
     def prepared(self, rows: int) -> None:
         """Its rows are ready."""
         self._rows = rows
-        PREPARE.labels(self.strategy).observe(time.perf_counter() - self._begun)
+        PREPARE.labels(self.strategy).observe(time.perf_counter() - self._arrived)
         ROWS.labels(self.strategy).inc(rows)
 
     def end(self, outcome: str) -> None:
         """It is over; only the first call counts."""
-        if self._begun < 0:
+        if self._arrived < 0:
             return
         REQUESTS.labels(self.strategy, outcome).inc()
         if outcome == "done":
-            SECONDS.labels(self.strategy).observe(time.perf_counter() - self._begun)
+            SECONDS.labels(self.strategy).observe(time.perf_counter() - self._arrived)
         if self._rows:
             ROWS.labels(self.strategy).dec(self._rows)
-        self._begun = -1.0
+        self._arrived = -1.0

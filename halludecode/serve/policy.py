@@ -61,13 +61,13 @@ class Policy:
         Raises:
             HalluDecodeError: It is unknown, malformed, not allowed, or named twice.
         """
-        found = (model or "").removeprefix(f"{self.name}:")
-        alias = found if model is not None and found != model else None
-        asked = self._asked(xargs)
-        named = [text for text in (asked, alias) if text is not None]
+        suffix = (model or "").removeprefix(f"{self.name}:")
+        alias = suffix if model is not None and suffix != model else None
+        given = self._given(xargs)
+        named = [text for text in (given, alias) if text is not None]
         if len({hd_spec.format(hd_spec.parse(text)) for text in named}) > 1:
             raise InvalidRequest(
-                f"The model alias names strategy {alias!r} and vllm_xargs {asked!r}; name one."
+                f"The model alias names strategy {alias!r} and vllm_xargs {given!r}; name one."
             )
         text = named[0] if named else self.default
         self.check_allowed(text)
@@ -100,7 +100,7 @@ class Policy:
                 f"{self.rows} per request; lower n or compose fewer strategies."
             )
 
-    def _asked(self, xargs: Mapping[str, Any] | None) -> str | None:
+    def _given(self, xargs: Mapping[str, Any] | None) -> str | None:
         if not xargs or READ.isdisjoint(xargs):
             return None
         others = sorted(xargs.keys() - READ)

@@ -1,4 +1,4 @@
-"""What a request may be told beside its answer, and what is told of the server and its strategies.
+"""What a response holds beside its answer, and what the server says of itself and its strategies.
 
 A request with ``vllm_xargs: {"details": 1}`` gets a field ``halludecode`` in its response (in the
 last chunks of a streamed one): what `VLLMEngine.generate` says of an answer. `engines.server`
@@ -18,7 +18,8 @@ from halludecode.evals.results.controls import controls_of
 
 if TYPE_CHECKING:
     from halludecode.core.plan import Plan
-    from halludecode.serve.handler import ChatHandler, ChatRequest
+    from halludecode.serve.chat_request import ChatRequest
+    from halludecode.serve.handler import ChatHandler
 
 MOST_WORDS, LONGEST_WORD = 16, 100  # of score_words
 
@@ -36,15 +37,15 @@ def words_of(xargs: Mapping[str, Any] | None) -> tuple[str, ...] | None:
         raise InvalidRequest(
             f"score_words: at most {MOST_WORDS} words of {LONGEST_WORD} characters are scored."
         )
-    wanted = bool((xargs or {}).get("details")) or bool(given)
-    return tuple(given) if wanted else None
+    details = bool((xargs or {}).get("details")) or bool(given)
+    return tuple(given) if details else None
 
 
-def details_of(asked: ChatRequest, decode: Callable[[Sequence[int]], str]) -> dict[str, Any]:
+def details_of(chat: ChatRequest, decode: Callable[[Sequence[int]], str]) -> dict[str, Any]:
     """The ``halludecode`` field of a finished answer.
 
     Args:
-        asked: The request, answered.
+        chat: The request, answered.
         decode: Token ids to text.
 
     Returns:
@@ -52,19 +53,20 @@ def details_of(asked: ChatRequest, decode: Callable[[Sequence[int]], str]) -> di
         ``text`` as the tokenizer writes it, its ``token_ids`` and whether a stop string ended it;
         ``timings`` in milliseconds.
     """
-    choices = [_choice(ids, decode, asked.stops) for ids in asked.ids]
-    differs = differing_within(asked.told["differs"], len(choices[0]["token_ids"]))
-    told: Any = SimpleNamespace(**{**asked.told, "differs": differs})
-    effect, warnings = effect_of(asked.plan, told, asked.opened.prepared)
-    begun, sent, first, done = asked.clock
+    report: Any = chat.report
+    choices = [_choice(ids, decode, chat.stops) for ids in chat.ids]
+    differs = differing_within(report["differs"], len(choices[0]["token_ids"]))
+    counted: Any = SimpleNamespace(changed=report["changed"], differs=differs)
+    effect, warnings = effect_of(chat.plan, counted, chat.opened.prepared)
+    arrived, sent, first, done = chat.clock
     return {
         "effect": effect,
-        "rows": list(asked.opened.prepared.rows),
-        "scores": dict(told.scores),
+        "rows": list(chat.opened.prepared.rows),
+        "scores": dict(report["scores"]),
         "warnings": list(warnings),
         "choices": choices,
         "timings": {
-            "prepare_ms": (sent - begun) * 1000,
+            "prepare_ms": (sent - arrived) * 1000,
             "prefill_ms": (first - sent) * 1000,
             "decode_ms": (done - first) * 1000,
         },
@@ -85,7 +87,7 @@ def _choice(
     return {"text": text, "token_ids": list(ids), "stopped": stopped}
 
 
-def told_of(plan: Plan) -> dict[str, Any]:
+def description_of(plan: Plan) -> dict[str, Any]:
     """A compiled strategy, for clients that have no model to compile it for."""
     return {
         "canonical": plan.canonical,
@@ -96,24 +98,24 @@ def told_of(plan: Plan) -> dict[str, Any]:
     }
 
 
-def install(app: Any, front: ChatHandler) -> None:
+def install(app: Any, handler: ChatHandler) -> None:
     """Add ``/v1/halludecode`` and ``/v1/halludecode/plan`` to vLLM's application."""
     from fastapi.responses import JSONResponse
 
-    from halludecode.serve.chat_service import refusal
+    from halludecode.serve.errors import refusal
 
     async def about() -> Any:
-        return JSONResponse(await front.describe())
+        return JSONResponse(await handler.describe())
 
     async def plan(strategy: str) -> Any:
         try:
-            front.policy.check_allowed(strategy)
-            made = await front.plan(strategy)
-            front.policy.check_rows(made.canonical, len(made.rows), 1)
-            return JSONResponse(told_of(made))
+            handler.policy.check_allowed(strategy)
+            compiled = await handler.plan(strategy)
+            handler.policy.check_rows(compiled.canonical, len(compiled.rows), 1)
+            return JSONResponse(description_of(compiled))
         except HalluDecodeError as error:
-            made = refusal(error)
-            return JSONResponse(made.model_dump(), status_code=made.error.code)
+            refused = refusal(error)
+            return JSONResponse(refused.model_dump(), status_code=refused.error.code)
 
     app.add_api_route("/v1/halludecode", about, methods=["GET"])
     app.add_api_route("/v1/halludecode/plan", plan, methods=["GET"])

@@ -6,57 +6,22 @@ not stand in for published numbers of real models; `card` says what the model ca
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
-from types import MappingProxyType
 
-__all__ = ["MODELS", "PROMPTS", "card", "dataset", "digest", "model_path", "write_dataset"]
+from halludecode.testbed.assets import CAPTION, MODELS, PLANTED, PROMPTS, QUESTION, card, model_path
 
-PLANTED = "testbed-planted"
-MODELS = ("testbed", PLANTED)  # names of models; the second is an edit of the first at load
-
-_ASSETS = Path(__file__).parent / "assets"
-
-# The words the model was trained on. POPE's are appended to the question; MME's questions end with
-# them already.
-PROMPTS: Mapping[str, str] = MappingProxyType(
-    {
-        "chair": "Please describe this image in detail.",
-        "pope": " Please answer yes or no.",
-        "mme": "",
-    }
-)
-
-
-def model_path(name: str = "testbed") -> Path:
-    """The folder of the embedded model, as ``from_pretrained`` wants it.
-
-    Args:
-        name: One of `MODELS`; the planted one is made in the cache on first use.
-
-    Raises:
-        InvalidModel: The installation lacks it.
-        InvalidData: The planted one cannot be written to the cache.
-    """
-    folder = _ASSETS / "model"
-    if not (folder / "model.safetensors").is_file():
-        from halludecode.core.errors import InvalidModel
-
-        raise InvalidModel(f"{folder}: the embedded model is missing; reinstall halludecode.")
-    if name == PLANTED:
-        from halludecode.testbed import planted
-
-        return planted.model_path(folder)
-    return folder
-
-
-def card(name: str = "testbed") -> str:
-    """A model's card, in Markdown: the embedded one's, or what planting did to it."""
-    if name == PLANTED:
-        from halludecode.testbed import planted
-
-        return planted.card(model_path())
-    return (_ASSETS / "MODEL_CARD.md").read_text(encoding="utf-8")
+__all__ = [
+    "CAPTION",
+    "MODELS",
+    "PLANTED",
+    "PROMPTS",
+    "QUESTION",
+    "card",
+    "dataset",
+    "digest",
+    "model_path",
+    "write_dataset",
+]
 
 
 def write_dataset(out: Path, split: str, count: int, seed: int | None = None) -> Path:

@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import shutil
 import tempfile
 from pathlib import Path
@@ -24,6 +23,7 @@ from typing import Any
 
 from halludecode.core.errors import InvalidData
 from halludecode.testbed import mme
+from halludecode.testbed.cache import CACHE_VARIABLE, cache_folder
 from halludecode.testbed.coco import Annotations
 from halludecode.testbed.png import encode
 from halludecode.testbed.scenes import QUESTIONS, SPLITS, Scene, casts, check, rules, scenes
@@ -33,7 +33,6 @@ VERSION = 1  # of the generator: raise it with every change that alters a digest
 PRIOR_SCENES = 6000
 SETTINGS = ("random", "popular", "adversarial")
 PREFIX = "testbed-"
-CACHE_VARIABLE = "HALLUDECODE_CACHE"
 
 
 class Build:
@@ -216,9 +215,7 @@ def dataset(name: str, count: int = 500) -> Path:
         raise InvalidData(f"No data source {name!r}; the testbed has {', '.join(names())}.")
     split = name.removeprefix(PREFIX)
     check(split, count, 0)
-    root = os.environ.get(CACHE_VARIABLE)
-    cache = Path(root) if root else Path.home() / ".cache" / "halludecode"
-    folder = cache / "testbed" / f"v{VERSION}-{count}" / name
+    folder = cache_folder() / f"v{VERSION}-{count}" / name
     if not _complete(folder, split, count):
         try:
             _make(folder, split, count)

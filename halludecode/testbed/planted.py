@@ -27,7 +27,6 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-import os
 import shutil
 import tempfile
 from collections.abc import Iterator, Mapping
@@ -63,11 +62,9 @@ def model_path(source: Path) -> Path:
         InvalidData: The cache cannot be written.
         InvalidModel: The source is of another architecture.
     """
-    from halludecode.testbed.datasets import CACHE_VARIABLE
+    from halludecode.testbed.cache import CACHE_VARIABLE, cache_folder
 
-    root = os.environ.get(CACHE_VARIABLE)
-    cache = Path(root) if root else Path.home() / ".cache" / "halludecode"
-    folder = cache / "testbed" / f"planted-{_digest(source)}"
+    folder = cache_folder() / f"planted-{_digest(source)}"
     if not (folder / WEIGHTS).is_file():
         try:
             _make(source, folder)

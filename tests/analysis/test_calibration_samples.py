@@ -98,7 +98,9 @@ def test_the_testbed_has_both(tmp_path, monkeypatch):
 def test_bad_sources_are_one_sentence(tmp_path):
     empty = tmp_path / "empty"
     empty.mkdir()
-    with pytest.raises(InvalidData, match=r"nothing to calibrate on; it needs pope/\*\.jsonl"):
+    with pytest.raises(
+        InvalidData, match=r"nothing to calibrate on; it needs questions with labels \(pope/"
+    ):
         samples("m", [str(empty)])
     with pytest.raises(InvalidData, match="no such folder, and not a hub id"):
         samples("m", [str(tmp_path / "absent")])

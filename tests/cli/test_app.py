@@ -3,6 +3,7 @@
 import pytest
 
 import halludecode
+from halludecode import __version__
 from halludecode.core import errors
 
 COMMANDS = (
@@ -34,7 +35,7 @@ def test_without_a_command_the_help_is_printed(cli, words):
 
 
 def test_version(cli):
-    assert cli("--version").out.startswith("halludecode 0.")
+    assert cli("--version").out == f"halludecode {__version__}\n"
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ import re
 import pytest
 from packaging.requirements import Requirement
 
+from halludecode import __version__
 from halludecode.cli import doctor as _doctor
 from halludecode.engines import PROVIDES
 from halludecode.models import import_repair as _repair
@@ -33,6 +34,7 @@ def test_this_machine_can_run_the_hf_engine(found):
     }
     assert "shows explain; heads: ablation" in text_of(found)
     assert found["versions"]["torch"] == importlib.metadata.version("torch")
+    assert found["versions"]["halludecode"] == __version__
     assert found["versions"]["python"].startswith("3.")
     assert found["devices"][0]["name"] == "cpu"
     assert found["chair"]["path"] in ("nltk", "tables")

@@ -11,7 +11,7 @@ RESULTS = {"schema": 1, "runs": []}
 
 class FakeReport:
     def __init__(self, failed=0):
-        self.failed = failed
+        self.failed, self.left_out = failed, 0
 
     def table(self):
         return "one table"
@@ -138,9 +138,9 @@ def test_chairs_recipe_reaches_the_run_only_where_it_is_given(cli, runs, tmp_pat
 
 
 def test_the_help_names_every_preset_family_and_list(cli):
+    from halludecode.evals.benchmarks.chair.image_ids import LISTS
     from halludecode.evals.benchmarks.chair.object_words import FAMILIES
     from halludecode.evals.benchmarks.chair.scoring import INCOMPLETE, MIXTURES
-    from halludecode.evals.data.image_ids import LISTS
     from halludecode.evals.presets import PRESETS
 
     text = " ".join(cli("eval", "--help").out.split())
@@ -185,10 +185,10 @@ def test_score_prints_metrics(cli, monkeypatch):
     assert result.out.split() == ["task", "pope", "n", "2", "accuracy", "0.5000"]
     assert json.loads(cli(*words, "--json").out)["metrics"]["accuracy"]["value"] == 0.5
     assert calls[0] == (
-        ("pope", Path("p.jsonl"), None, None, "vcd", "wordnet", None),
+        ("pope", Path("p.jsonl"), None, None, "vcd", None, None),
         {
             "relabel": None,
-            "incomplete": "keep",
+            "incomplete": None,
             "image_ids": None,
             "details": None,
             "similarity": None,

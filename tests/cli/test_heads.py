@@ -93,7 +93,7 @@ def test_descriptions_are_read_on_their_object_words(heads, tmp_path):
         (["--images", "absent"], "absent: cannot be read"),
         (["--images", "BROKEN"], "broken.png: the picture cannot be decoded (not a picture)."),
         (["--images", "GOOD", "--metric", "ablation"], "--metric ablation needs right answers"),
-        (["--task", "mme"], "Unknown task 'mme'; known: pope, chair."),
+        (["--task", "vqa"], "Unknown task 'vqa'. Known: "),
         (["--prompt", "Why?"], "--prompt goes with --images alone"),
         (["--data", "absent/folder/here"], "no such folder, and not a hub id"),
         (["--prompt-preset", "none"], "No prompt preset 'none'"),

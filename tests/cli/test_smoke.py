@@ -8,6 +8,8 @@ import time
 
 import pytest
 
+from tests.support import LONG
+
 COMMAND = (sys.executable, "-m", "halludecode")
 
 
@@ -22,7 +24,7 @@ def scene(tmp_path_factory):
 def test_one_answer_as_one_json_document(scene):
     words = ("generate", "--model", "testbed", "--image", scene, "--strategy", "vcd", "--json")
     prompt = ("--prompt", "Please describe this image in detail.", "--max-new-tokens", "6")
-    done = subprocess.run([*COMMAND, *words, *prompt], capture_output=True, text=True, timeout=300)
+    done = subprocess.run([*COMMAND, *words, *prompt], capture_output=True, text=True, timeout=LONG)
     assert done.returncode == 0, done.stderr
     document = json.loads(done.stdout)
     assert len(document["token_ids"]) == 6
@@ -36,7 +38,7 @@ def test_a_closed_pipe_is_quiet():
         [*COMMAND, "list", "--json"], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
     process.stdout.close()
-    assert process.wait(timeout=300) == 0
+    assert process.wait(timeout=LONG) == 0
     assert process.stderr.read() == ""
     process.stderr.close()
 
@@ -52,13 +54,13 @@ def test_an_interrupted_run_keeps_whole_lines(tmp_path):
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     samples = tmp_path / "run" / "samples.jsonl"
-    deadline = time.monotonic() + 240
+    deadline = time.monotonic() + LONG
     while process.poll() is None and time.monotonic() < deadline:
         if samples.exists() and samples.read_bytes().count(b"\n") > 2:
             process.send_signal(signal.SIGINT)
             break
         time.sleep(0.1)
-    out, err = process.communicate(timeout=120)
+    out, err = process.communicate(timeout=LONG)
     assert (process.returncode, out) == (130, ""), err
     assert "Traceback" not in err
     assert err.splitlines()[-1] == "interrupted; what is done is kept"

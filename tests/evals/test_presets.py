@@ -5,8 +5,10 @@ import pytest
 from PIL import Image
 
 from halludecode.core.errors import InvalidData, InvalidParameter, InvalidRequest
+from halludecode.evals.benchmarks.pope import POPE
+from halludecode.evals.benchmarks.registry import BENCHMARKS
 from halludecode.evals.data.samples import EvalImage, EvalUnit, Sample
-from halludecode.evals.load import Selection, load_units
+from halludecode.evals.load import load_units
 from halludecode.evals.presets import PRESETS, Preset, preset_for
 from tests.support import eval_world as world
 
@@ -14,8 +16,7 @@ TASKS = ("pope", "chair", "mme")
 
 
 def select(tasks=TASKS, **more):
-    presets = dict.fromkeys(tasks, PRESETS["opera"])
-    return Selection(tuple(tasks), presets, **more)
+    return world.select(*tasks, **more)
 
 
 def by_key(units):
@@ -43,14 +44,14 @@ def by_key(units):
     ],
 )
 def test_presets_word_the_prompt_as_published(name, task, question, prompt):
-    assert PRESETS[name].prompt(task, question) == prompt
+    assert PRESETS[name].prompt(BENCHMARKS.get(task).wording, question) == prompt
 
 
 def test_default_preset_follows_the_model():
     assert preset_for(None, "testbed", ["pope"])[0] == "testbed"
     assert preset_for(None, "llava-hf/llava-1.5-7b-hf", ["pope"])[0] == "llava-1.5"
     testbed = preset_for(None, "testbed", TASKS)[1]
-    assert testbed.prompt("pope", "Q?") == "Q? Please answer yes or no."
+    assert testbed.prompt("question", "Q?") == "Q? Please answer yes or no."
 
 
 def test_unknown_preset_is_named_with_the_known_ones():
@@ -65,15 +66,20 @@ def test_a_preset_without_a_prompt_for_the_task_does_not_fall_back():
 
 def test_template_shows_where_the_question_goes():
     assert (
-        PRESETS["vcd"].template("pope") == "{question} Please answer this question with one word."
+        PRESETS["vcd"].template("question")
+        == "{question} Please answer this question with one word."
     )
-    assert PRESETS["opera"].template("chair") == "Please describe this image in detail."
-    assert "without" in PRESETS["llava-1.5"].template("mme")
+    assert PRESETS["opera"].template("caption") == "Please describe this image in detail."
+    assert "without" in PRESETS["llava-1.5"].template("instructed")
 
 
 def test_token_limits():
-    assert (PRESETS["opera"].tokens("pope"), PRESETS["opera"].tokens("chair")) == (10, 512)
-    assert Preset("x", max_new_tokens={"chair": 64}).tokens("chair") == 64
+    pope, chair, amber = (BENCHMARKS.get(name)() for name in ("pope", "chair", "amber"))
+    opera = PRESETS["opera"]
+    assert (pope.tokens("pope", opera), chair.tokens("chair", opera)) == (10, 512)
+    assert chair.tokens("chair", Preset("x", max_new_tokens={"caption": 64})) == 64
+    # AMBER is asked in POPE's words, but no protocol of POPE says how long its answers are.
+    assert [amber.tokens(kind, opera) for kind in amber.kinds()] == [16, 512]
 
 
 # Pictures and samples
@@ -100,12 +106,12 @@ def test_sample_digest_depends_on_data_and_not_on_the_prompt(tmp_path):
     world.picture(tmp_path / "a.png", 1)
     world.picture(tmp_path / "b.png", 2)
     one, other = (EvalImage.from_file(tmp_path / n, n) for n in ("a.png", "b.png"))
-    sample = Sample(1, "Q?", "Q? suffix", one, label="yes")
+    sample = Sample(1, "Q?", "a.png", label="yes", prompt="Q? suffix", picture=one)
     assert dataclasses.replace(sample, prompt="Q?").digest == sample.digest
     for change in ({"picture": other}, {"label": "no"}, {"question": "R?"}, {"id": 2}):
         assert dataclasses.replace(sample, **change).digest != sample.digest
-    first = EvalUnit("pope", "d", "random", (sample,))
-    assert first.digest != EvalUnit("pope", "d", "random", (sample, sample)).digest
+    first = EvalUnit(POPE(), "d", "random", (sample,))
+    assert first.digest != EvalUnit(POPE(), "d", "random", (sample, sample)).digest
 
 
 # Folders
@@ -200,10 +206,10 @@ def test_two_sources_of_one_name_are_refused(tmp_path):
 
 def test_pope_split_choice(tmp_path):
     source = world.folder(tmp_path / "set")
-    units = load_units([source], select(["pope"], splits=("adversarial",)))
+    units = load_units([source], select(["pope(split=adversarial)"]))
     assert [u.split for u in units] == ["adversarial"]
-    with pytest.raises(InvalidData, match="no popular split; found adversarial, random"):
-        load_units([source], select(["pope"], splits=("popular",)))
+    with pytest.raises(InvalidData, match="no popular split; found random, adversarial"):
+        load_units([source], select(["pope(split=popular)"]))
 
 
 # Files

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.support import LONG
+
 NAMES = ("torchvision", "torchaudio", "torchcodec")
 
 FAKE_TORCH = """
@@ -117,7 +119,7 @@ class World:
             env={**os.environ, "PYTHONPATH": str(self.folder)},
             capture_output=True,
             text=True,
-            timeout=120,
+            timeout=LONG,
         )
         assert done.returncode == 0, done.stderr
         return done.stdout.split()

@@ -4,6 +4,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.support import LONG
+
 nbformat = pytest.importorskip("nbformat", reason="nbformat is not installed")
 
 FOLDER = Path(__file__).parents[2] / "notebooks"
@@ -42,7 +44,7 @@ def test_it_runs(path, tmp_path):
 
     book = nbformat.read(path, as_version=4)
     NotebookClient(
-        book, timeout=600, kernel_name="python3", resources={"metadata": {"path": str(tmp_path)}}
+        book, timeout=LONG, kernel_name="python3", resources={"metadata": {"path": str(tmp_path)}}
     ).execute()
     assert not outputs(book, "error")
     told = [o.text for o in outputs(book, "stream") if o.name == "stderr"]

@@ -18,7 +18,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.support import families
+from tests.support import LONG, families
 from tests.support.serving import KEY, png
 
 DEFAULT = "m3id(lam=0.05,gate=1)"
@@ -99,7 +99,7 @@ def running(words: list[str], log: Path, **more: str) -> Iterator[tuple[str, sub
         finally:
             process.send_signal(signal.SIGTERM)
             try:
-                process.wait(30)
+                process.wait(LONG)
             except subprocess.TimeoutExpired:
                 os.killpg(process.pid, signal.SIGKILL)
                 process.wait(10)

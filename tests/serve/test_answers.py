@@ -9,6 +9,7 @@ import sys
 import textwrap
 import time
 import urllib.request
+from collections import Counter
 from pathlib import Path
 
 import openai
@@ -17,7 +18,7 @@ import pytest
 import halludecode as hd
 from halludecode import serve
 from tests.serve.conftest import DEFAULT
-from tests.support import families
+from tests.support import LONG, families
 from tests.support.serving import KEY, VAR, body, picture_url, png
 
 SPECS = ["greedy", "vcd", VAR, DEFAULT, "vhr", "vista", "ritual+vcd"]
@@ -52,7 +53,7 @@ def words(text: str) -> list[str]:
 
 
 def metrics(served) -> dict[str, float]:
-    with urllib.request.urlopen(f"{served.url}/metrics", timeout=30) as answer:
+    with urllib.request.urlopen(f"{served.url}/metrics", timeout=LONG) as answer:
         lines = answer.read().decode().splitlines()
     found = (re.fullmatch(r"(\S+) ([0-9.e+-]+|NaN)", line) for line in lines)
     return {match[1]: float(match[2]) for match in found if match}
@@ -202,19 +203,35 @@ def test_a_client_that_leaves_frees_every_row(served, client, truth):
                 await stream.close()
                 return
 
-    async def impatient(client, spec):
+    async def impatient(client, spec, in_work):
         asked = body(strategy=spec, max_tokens=300, extra_body={"ignore_eos": True})
-        with pytest.raises(openai.APITimeoutError):
-            await client.with_options(timeout=0.3).chat.completions.create(**asked)
+        answer = asyncio.create_task(client.chat.completions.create(**asked))
+        await in_work.wait()
+        answer.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await answer
+
+    def in_work() -> Counter:
+        name = "halludecode_prepare_seconds_count"
+        return Counter({label: gauge(served, f'{name}{{strategy="{label}"}}') for label in hasty})
+
+    async def tell(event, expected):
+        while not expected <= await asyncio.to_thread(in_work):
+            await asyncio.sleep(0.02)
+        event.set()
 
     async def every():
         url = f"{served.url}/v1"
         async with openai.AsyncOpenAI(base_url=url, api_key=KEY, max_retries=0) as client:
             some = [leave(client, spec, 2 + i % 3) for i, spec in enumerate(SPECS)]
-            some += [impatient(client, spec) for spec in ("vcd", "vhr", VAR)]
-            stays = [one(client, spec, WORDS[1], 1, True) for spec in ("vcd", "greedy")]
-            return (await asyncio.gather(*some, *stays))[-2:]
+            event, stay = asyncio.Event(), ("vcd", "greedy")
+            asked = Counter(spec.split("(")[0] for spec in (*SPECS, *hasty.values(), *stay))
+            expected = in_work() + Counter({label: asked[label] for label in hasty})
+            some += [impatient(client, spec, event) for spec in hasty.values()]
+            stays = [one(client, spec, WORDS[1], 1, True) for spec in stay]
+            return (await asyncio.gather(*some, tell(event, expected), *stays))[-2:]
 
+    hasty = {"vcd": "vcd", "vhr": "vhr", "var": VAR}
     for spec, answer in zip(("vcd", "greedy"), asyncio.run(every()), strict=True):
         assert tuple(answer[0]) == truth(spec, WORDS[1], 1).token_ids
     made = client.chat.completions.create(**body(strategy="vcd"))
@@ -222,12 +239,12 @@ def test_a_client_that_leaves_frees_every_row(served, client, truth):
     idle = wait_idle(served)
     assert idle == {"rows": 0, "running": 0, "waiting": 0, "cache": 0}
     left = gauge(served, 'halludecode_requests_total{outcome="left"')
-    assert left - before == len(SPECS) + 3
+    assert left - before == len(SPECS) + len(hasty)
 
 
 def wait_idle(served) -> dict[str, float]:
     """Gauges once the server has written its next statistics."""
-    for _ in range(100):
+    for _ in range(1000):
         now = {
             "rows": gauge(served, "halludecode_running_rows"),
             "running": gauge(served, "vllm:num_requests_running"),

@@ -54,7 +54,7 @@ def test_a_port_in_use_is_named(capfd):
 
 @pytest.mark.parametrize(("status", "marked"), [(500, True), (429, False), (503, False)])
 def test_clients_are_told_not_to_repeat_what_would_fail_again(status, marked):
-    from halludecode.serve.app import Failures
+    from halludecode.serve.app import NoRetryHeader
 
     sent = []
 
@@ -65,14 +65,14 @@ def test_clients_are_told_not_to_repeat_what_would_fail_again(status, marked):
     async def send(message):
         sent.append(message)
 
-    asyncio.run(Failures(failing)({"type": "http"}, None, send))
+    asyncio.run(NoRetryHeader(failing)({"type": "http"}, None, send))
     assert ((b"x-should-retry", b"false") in sent[0]["headers"]) == marked
     assert len(sent) == 2
 
 
 @pytest.mark.filterwarnings("ignore")
 def test_only_what_a_client_did_is_its_fault():
-    from halludecode.serve.chat_service import refusal
+    from halludecode.serve.errors import refusal
 
     found = {kind: refusal(kind("Why.")).error for kind in (hd.HalluDecodeError, hd.InvalidRequest)}
     found |= {hd.HookNeverFired: refusal(hd.HookNeverFired("Why.")).error}

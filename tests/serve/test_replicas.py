@@ -13,7 +13,7 @@ import pytest
 import halludecode as hd
 from tests.serve.conftest import running
 from tests.serve.test_answers import metrics
-from tests.support import families
+from tests.support import LONG, families
 from tests.support.serving import VAR, body, picture_url
 
 OPTIONS = {
@@ -59,7 +59,7 @@ async def all_of(url):
 
 def engines(url: str, name: str) -> dict[str, float]:
     """One of vLLM's own metrics, by replica."""
-    with urllib.request.urlopen(f"{url}/metrics", timeout=30) as answer:
+    with urllib.request.urlopen(f"{url}/metrics", timeout=LONG) as answer:
         lines = answer.read().decode().splitlines()
     found: dict[str, float] = {}
     for line in lines:
@@ -79,7 +79,7 @@ def test_replicas_share_the_requests_and_none_its_rows(url, testbed):
             assert tuple(ids) == want.token_ids, (spec, picture)
     counted = engines(url, "vllm:generation_tokens_total")
     assert set(counted) == {"0", "1"} and min(counted.values()) > max(counted.values()) / 4
-    for _ in range(100):
+    for _ in range(1000):
         busy = engines(url, "vllm:num_requests_running"), engines(url, "vllm:kv_cache_usage_perc")
         if not any(value for one in busy for value in one.values()):
             break

@@ -50,7 +50,7 @@ OPTIONS = {
 }
 GROUPS = 40  # answers under strategies at a time; more are refused with 429 and sent again
 KINDS = {"plain": 45, "streamed": 35, "leaves": 15, "impatient": 5}
-IDLE = 30.0  # seconds the server has to become idle
+IDLE = 120.0  # seconds the server has to become idle
 
 
 class Soak:
@@ -173,9 +173,9 @@ async def served(port: int, artifacts: Path) -> tuple[asyncio.Task[None], dict[s
     found: dict[str, Any] = {}
     stock = chat.install
 
-    def install(state: Any, front: Any) -> None:
-        stock(state, front)
-        found.update(front=front, chat=state.openai_serving_chat)
+    def install(state: Any, handler: Any) -> None:
+        stock(state, handler)
+        found.update(handler=handler, chat=state.openai_serving_chat)
 
     chat.install = install
     policy = Policy(name="testbed", groups=GROUPS)
@@ -200,8 +200,8 @@ async def left_in(found: dict[str, Any]) -> dict[str, int]:
     """What is not zero once the server has had time to become idle."""
     end = time.monotonic() + IDLE
     while True:
-        told = (await found["front"].llm.collective_rpc(inside.of_worker))[0]
-        told |= inside.of_front(found["front"], found["chat"])
+        told = (await found["handler"].llm.collective_rpc(inside.of_worker))[0]
+        told |= inside.of_front_end(found["handler"], found["chat"])
         left = {name: count for name, count in told.items() if count}
         if not left or time.monotonic() > end:
             return left
@@ -243,7 +243,7 @@ async def soak(given: argparse.Namespace, folder: Path) -> dict[str, Any]:
         spent = time.perf_counter() - started
         await run.client.close()
         left = await left_in(found)
-        counted = (await found["front"].llm.collective_rpc(inside.counts_of_worker))[0]
+        counted = (await found["handler"].llm.collective_rpc(inside.counts_of_worker))[0]
     finally:
         if not task.done():
             os.kill(os.getpid(), signal.SIGTERM)

@@ -44,13 +44,13 @@ def counts_of_worker(worker: Any) -> dict[str, int]:
     return dict(_scheduler().counts)
 
 
-def of_front(front: Any, chat: Any) -> dict[str, int]:
+def of_front_end(handler: Any, chat: Any) -> dict[str, int]:
     """The same for the process that speaks HTTP."""
-    engine, outputs = front._engine, front.llm.output_processor
+    engine, outputs = handler._engine, handler.llm.output_processor
     return {
         "answers under strategies": chat._running,
-        "front tasks": len(front._tasks),
-        "bridge pumps": len(front.bridge._pumps),
+        "tasks of the handler": len(handler._tasks),
+        "bridge pumps": len(handler.bridge._pumps),
         "requests of the output processor": outputs.get_num_unfinished_requests(),
         "waiting outputs": len(engine.loaded.router._waiting),
     }

@@ -13,6 +13,9 @@ from PIL import Image
 
 from halludecode.core.errors import InvalidRequest, UnknownStrategy
 from halludecode.engines.api import Choice, Engine, Output, Request, Sampling, Timings
+from halludecode.evals.benchmarks.registry import choose
+from halludecode.evals.data.entries import Selection
+from halludecode.evals.presets import PRESETS
 
 OBJECTS = ("dog", "cat", "car", "bus", "cup", "chair")
 IDS = {"dog": 18, "cat": 17, "car": 3, "bus": 6, "cup": 47, "chair": 62}
@@ -97,6 +100,12 @@ class FakeEngine(Engine):
         timings = Timings(0.0, 1.0, 2.0 + noise[3] / 100, len(tokens))
         choice = Choice(text, tokens, "stop")
         return Output((choice,), strategy, 0, timings, ("main",), scores)
+
+
+def select(*tasks: str, **more: Any) -> Selection:
+    """These benchmarks, with their parameters, under OPERA's prompts."""
+    chosen = choose(list(tasks))
+    return Selection(chosen, dict.fromkeys((b.name for b in chosen), PRESETS["opera"]), **more)
 
 
 def picture(path: Path, number: int) -> None:

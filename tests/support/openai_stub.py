@@ -13,9 +13,11 @@ import time
 from contextlib import suppress
 from urllib.parse import parse_qs, urlsplit
 
+from halludecode import __version__
 from halludecode.core.errors import HalluDecodeError
 from halludecode.engines.api import Request, Sampling
 from halludecode.engines.inputs.images import load_picture
+from tests.support import LONG
 from tests.support.eval_world import FakeEngine
 
 ABOUT = {
@@ -26,7 +28,7 @@ ABOUT = {
     "dtype": "float32",
     "device": "cpu",
     "versions": {"vllm": "0.32.0"},
-    "halludecode": "0.1.0",
+    "halludecode": __version__,
     "provides": ["rows"],
     "placeholder": "<image>",
     "context": 512,
@@ -41,12 +43,14 @@ class Stub:
         fault: Number of the request (from 1) and its body -> a status, "die", or None.
         about: What is told otherwise than in `ABOUT`.
         key: The key it asks for.
+        together: The first so many requests are answered when all of them are there.
     """
 
-    def __init__(self, fault=None, about=None, key=None) -> None:
+    def __init__(self, fault=None, about=None, key=None, together=1) -> None:
         self.engine, self.bodies, self.heads = FakeEngine(), [], []
         self.most = self.running = 0
         self._lock, self._fault, self._key = threading.Lock(), fault or (lambda n, body: None), key
+        self._together = threading.Barrier(together, lambda: time.sleep(0.2 * (together > 1)))
         self.about = {**ABOUT, **(about or {})}
         stub = self
 
@@ -107,9 +111,11 @@ class Stub:
             self.bodies.append(body)
             self.running += 1
             self.most = max(self.most, self.running)
-            what = self._fault(len(self.bodies), body)
+            number = len(self.bodies)
+            what = self._fault(number, body)
         try:
-            time.sleep(0.005)
+            if number <= self._together.parties:
+                self._together.wait(LONG)  # and once all are there a moment for one too many
             if what == "die":
                 self.die()
                 handler.close_connection = True

@@ -78,3 +78,23 @@ def same(a: hd.Output, b: hd.Output, gaps: Callable[[], list[float]] | None = No
             MET["near ties"] += first - second < TOLERANCE
             return first - second < TOLERANCE
     return a.token_ids == b.token_ids and a.finish_reason == b.finish_reason and a.text == b.text
+
+
+def answer_together(engine, asked: list[tuple[hd.Request, str, hd.Sampling]]) -> list[hd.Output]:
+    """Answers of requests under strategies of their own, in one batch; the first failure raises."""
+    from halludecode.engines.vllm.frontend.pending import PendingRequest, answered
+
+    pending = [(request, PendingRequest(engine.plan(spec), how)) for request, spec, how in asked]
+    *_, outcomes = engine.write(pending)
+    return answered(outcomes)
+
+
+def scheduler_of(engine):
+    """The scheduler of an engine whose core is in this process."""
+    return engine.loaded.engine.engine_core.engine_core.scheduler
+
+
+def worker_of(engine):
+    """The worker of an engine whose core is in this process."""
+    core = engine.loaded.engine.engine_core.engine_core
+    return core.model_executor.driver_worker.worker

@@ -7,6 +7,7 @@ import pytest
 
 from halludecode import testbed
 from halludecode.core.errors import InvalidModel
+from halludecode.testbed import assets
 from halludecode.testbed.categories import COLOURS, NAMES, THEMES
 from halludecode.testbed.phrases import NUMBERS, noun, plural
 
@@ -136,7 +137,7 @@ def test_the_card_tells_what_it_is():
 
 
 def test_a_missing_model_is_told(tmp_path, monkeypatch):
-    monkeypatch.setattr(testbed, "_ASSETS", tmp_path)
+    monkeypatch.setattr(assets, "_ASSETS", tmp_path)
     with pytest.raises(InvalidModel, match="reinstall"):
         testbed.model_path()
 

@@ -31,7 +31,7 @@ from halludecode.engines.explain import (
 )
 from halludecode.engines.inputs.rows import PreparedRequest, Row
 from halludecode.engines.outputs import settled
-from halludecode.engines.vllm.frontend.activations import ActivationCollector
+from halludecode.engines.vllm.frontend.activations import ActivationPasses
 from halludecode.engines.vllm.frontend.capacity import check_plan
 from halludecode.engines.vllm.frontend.loading import Loaded, load_engine
 from halludecode.engines.vllm.frontend.output_reader import OutputReader, PartialAnswer
@@ -93,7 +93,7 @@ class VLLMEngine(LocalEngine):
         config, processor = self.loaded.config, self.loaded.processor
         super().__init__(model, config, processor, VLLM_PROVIDES, artifacts)
         self._request_builder = RequestBuilder(self.loaded, self.inputs)
-        self._collector = ActivationCollector(
+        self._collector = ActivationPasses(
             self.loaded, self.row_builder, self._request_builder, self._name
         )
         self._count = self._turn = 0

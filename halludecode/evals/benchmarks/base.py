@@ -3,272 +3,399 @@
 Overriding a method is the declaration; nothing else is registered. A file in this folder, a module
 of another package (entry-point group ``halludecode.benchmarks``) or a notebook cell are all alike::
 
-    @benchmark("naturalbench", paper=PAPER)
-    class NaturalBench(YesNoBenchmark):
-        ...
+    @benchmark("mine", paper=PAPER)
+    class Mine(YesNoBenchmark):
+        title = "Mine"  # reads mine.jsonl of a data folder, or a table with the same columns
 
-Life of a sample: find -> read -> (group: limits, clusters) -> prompt -> judge -> score. Nothing
-outside a benchmark's own file compares with its name; what tables, figures, controls and exports
-need to know of it is written here as data.
+Life of a sample: find -> load (read) -> order -> limit (group) -> prompt -> judge -> answered (its
+line) -> complete -> score. Nothing outside this folder compares with a benchmark's name; what
+tables, figures, controls and exports need to know of it is written in its class as data.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Self
+
+from halludecode.core.errors import InvalidData
+from halludecode.core.params import Parameters
+from halludecode.evals.benchmarks.answer_file import score_answers
+from halludecode.evals.benchmarks.shown import (
+    YES_RATIO,
+    YES_RATIO_PLOT,
+    DetailTable,
+    LmmsEvalTask,
+    Mention,
+    Metric,
+    MetricPlot,
+    Shown,
+)
+from halludecode.evals.data.columns import Columns, map_columns, nearest
+from halludecode.evals.data.entries import Pictures, folder_pictures
+from halludecode.evals.data.records import Record, first_fields, read_records
+from halludecode.evals.data.samples import Sample
+from halludecode.evals.statistics.score import Formula, Id, Score, gather, mean_of
 
 if TYPE_CHECKING:
     from halludecode.core.paper import Paper
-    from halludecode.evals.statistics.score import Id, Score
+    from halludecode.evals.presets import Preset, Wording
+
+__all__ = [
+    "YES_RATIO",
+    "YES_RATIO_PLOT",
+    "Benchmark",
+    "DetailTable",
+    "LmmsEvalTask",
+    "Mention",
+    "Metric",
+    "MetricPlot",
+]
+
+Lines = Mapping[Id, Mapping[str, Any]]  # lines of a run folder by sample id
 
 
 @dataclass(frozen=True)
-class Metric:
-    """One metric as tables, figures and controls show it.
-
-    Args:
-        name: Its key in ``results.json``.
-        title: What people call it, with its unit: ``accuracy %``.
-        scale: What a value is multiplied by to be shown: 100 for fractions shown as percentages.
-        lower_is_better: None where neither direction is better (a caption's length).
-        beside: Further metrics shown in the same cell without interval: (name, short title).
-        unless: A metric in whose presence this one is not shown.
-        control: The control its differences must be read with: "yes_ratio" (accuracy at greedy's
-            yes-ratio), "length" (captions cut to equal length), or None.
-        headline: Whether the text under a table tells what its control came to.
-        short: What running text calls it; by default the title without its unit.
-        axis: Title of an axis that shows it; by default the title and which way is better.
-        guessing: What guessing gets, as shown: bars may start there.
-        digits: Digits behind the point.
-    """
-
-    name: str
-    title: str
-    scale: float = 100.0
-    lower_is_better: bool | None = False
-    beside: tuple[tuple[str, str], ...] = ()
-    unless: str = ""
-    control: Literal["yes_ratio", "length"] | None = None
-    headline: bool = False
-    short: str = ""
-    axis: str = ""
-    guessing: float = 0.0
-    digits: int = 1
-
-    @property
-    def words(self) -> str:
-        """What running text calls it."""
-        return self.short or self.title.removesuffix(" %")
-
-    @property
-    def direction(self) -> str:
-        """Which way is better, in words; empty where neither is."""
-        if self.lower_is_better is None:
-            return ""
-        return "lower is better" if self.lower_is_better else "higher is better"
-
-    @property
-    def axis_title(self) -> str:
-        """Title of an axis that shows it."""
-        return self.axis or ", ".join(filter(None, (self.title, self.direction)))
-
-
-@dataclass(frozen=True)
-class MetricPlot:
-    """Metrics that must be read together, as points of every strategy.
-
-    Args:
-        title: The heading.
-        pairs: (metric across, metric up) of every drawing.
-        note: How to read it.
-    """
-
-    title: str
-    pairs: tuple[tuple[str, str], ...]
-    note: str
-
-
-YES_RATIO_PLOT = MetricPlot(
-    "Yes-ratio against accuracy",
-    (("yes_ratio", "accuracy"),),
-    "A strategy that moves sideways says yes more or less often than greedy; one that moves up is "
-    "right more often. Dotted lines lead to a cross: the accuracy where the strategy's own margins "
-    "are cut at greedy's yes-ratio: what is lost on the way is the shift.",
-)
-YES_RATIO = Metric(
-    "yes_ratio", "yes %", lower_is_better=None, axis="share of answers that are yes, %"
-)
-
-
-@dataclass(frozen=True)
-class DetailTable:
-    """A folded table of many metrics of one kind, one column each, in whole numbers.
-
-    Args:
-        title: The heading.
-        suffix: What their names end in; the rest heads the column.
-    """
-
-    title: str
-    suffix: str
-
-
-@dataclass(frozen=True)
-class Mention:
-    """An object that a text names, and where.
-
-    Args:
-        start: Place of the first letter.
-        end: Place behind the last one.
-        object: What is named.
-        invented: Whether it is not in the picture.
-    """
-
-    start: int
-    end: int
-    object: str
-    invented: bool
-
-
-@dataclass(frozen=True)
-class LmmsEvalTask:
-    """How lmms-eval names a benchmark.
-
-    Args:
-        task: Its task.
-        splits: Our split to its task.
-        metrics: Our metric to (its name, factor, whether higher is better there).
-        pooled: Whether its number over all splits counts all their yes/no questions together,
-            where ours is the mean of the splits.
-    """
-
-    task: str
-    splits: Mapping[str, str] = field(default_factory=dict[str, str])
-    metrics: Mapping[str, tuple[str, float, bool]] = field(
-        default_factory=dict[str, tuple[str, float, bool]]
-    )
-    pooled: bool = False
-
-
-@dataclass(frozen=True)
-class Benchmark:
+class Benchmark(Parameters, Shown):
     """Base of all benchmarks: override what the benchmark does, leave the rest.
 
     Fields are its parameters, in the strategies' grammar: ``--tasks "chair(family=pattern)"``.
     """
 
-    name: ClassVar[str] = ""
     paper: ClassVar[Paper | None] = None
-    source: ClassVar[str] = ""
-    title: ClassVar[str] = ""  # what people call it
-    text_kind: ClassVar[Literal["yes_no", "caption", "choice"]] = "yes_no"
-    metrics: ClassVar[tuple[Metric, ...]] = ()  # what tables show, the main one first
-    more_metrics: ClassVar[tuple[Metric, ...]] = ()  # without a column: in text, plots and files
-    plots: ClassVar[tuple[MetricPlot, ...]] = ()
-    length_curves: ClassVar[tuple[str, ...]] = ()  # metrics drawn over the length of captions
-    word_budgets: ClassVar[tuple[str, ...]] = ()  # metrics of captions cut at fixed lengths
-    details: ClassVar[DetailTable | None] = None
-    tells_unparsed: ClassVar[bool] = False  # reports say how many answers could not be read
+    source: ClassVar[str] = ""  # the file it is defined in
     splits: ClassVar[tuple[str, ...]] = ()  # in order; results add their mean
+    whole: ClassVar[bool] = False  # a group counts only if all of it was answered
+    standard: ClassVar[int] = 0  # place among what is run where no task is named; 0 is none
+
+    files: ClassVar[tuple[str, ...]] = ()  # where a data folder may have its file; see `find`
     needs: ClassVar[str] = ""  # what files it reads, for "No questions for NAME; it needs ..."
-    columns: ClassVar[Mapping[str, tuple[str, ...]]] = {}  # our name to names in tables, ours first
-    lmms_eval: ClassVar[LmmsEvalTask | None] = None
-    vlmevalkit: ClassVar[str] = ""  # VLMEvalKit's name of the data set
+    columns: ClassVar[tuple[Columns, ...]] = ()  # tables and JSON lines it reads
+    categories: ClassVar[tuple[str, ...]] = ()  # the rows of a shared table that are its own
 
-    @classmethod
-    def metric(cls, name: str) -> Metric:
-        """A metric by its key in ``results.json``, whether or not it is declared."""
-        declared = (*cls.metrics, *cls.more_metrics)
-        undeclared = Metric(name, name, scale=cls.scale_of(name), lower_is_better=None)
-        return next((metric for metric in declared if metric.name == name), undeclared)
+    wording: ClassVar[Wording] = "question"  # which of a preset's words go round a question
+    max_new_tokens: ClassVar[int | Mapping[str, int]] = 16  # by kind where there are several
+    preset_tokens: ClassVar[bool] = False  # whether a preset's limit goes before its own
 
-    @classmethod
-    def scale_of(cls, name: str) -> float:
-        """The scale of a metric that is not declared: they are fractions, but for the count."""
-        return 1.0 if name == "unparsed" else 100.0
+    aliases: ClassVar[Mapping[str, str]] = {}  # options of `evaluate` to the parameter they set
+    scorer_options: ClassVar[tuple[str, ...]] = ()  # what its `score_file` takes beside parser
 
-    @classmethod
-    def controlled_by(cls, control: str) -> tuple[str, ...]:
-        """Names of the metrics that must be read with a control."""
-        return tuple(m.name for m in (*cls.metrics, *cls.more_metrics) if m.control == control)
+    # Reading ------------------------------------------------------------------------------------
 
-    @classmethod
-    def headlines(cls) -> tuple[str, ...]:
-        """Names of the metrics that running text tells of a control."""
-        return tuple(m.name for m in (*cls.metrics, *cls.more_metrics) if m.headline)
+    @property
+    def what_it_needs(self) -> str:
+        """The files it reads, or their columns, in words."""
+        if self.needs:
+            return self.needs
+        lists = (", ".join(kind.needs) for kind in self.columns)
+        return f"{self._places()[0]} in the folder, or a data set with {' or '.join(lists)}"
 
-    @classmethod
-    def cluster(cls, line: Mapping[str, Any]) -> str:
-        """What the answer of a line is resampled with: its picture."""
-        return str(line["image"])
-
-    @classmethod
-    def stratum(cls, line: Mapping[str, Any]) -> str:
-        """What clusters are resampled within; all of them together unless overridden."""
-        return ""
-
-    @classmethod
-    def mentions(
-        cls, text: str, line: Mapping[str, Any], settings: Mapping[str, str]
-    ) -> Sequence[Mention] | None:
-        """The objects that a text names, in order; None where a page has nothing to mark.
-
-        Args:
-            text: What is shown of the line's answer.
-            line: A line of ``samples.jsonl``.
-            settings: How the run read captions, as ``run.json`` keeps it.
-        """
-        return None
-
-    @classmethod
-    def shortened(cls, score: Score, words: Mapping[Id, int]) -> Score:
-        """The score with every caption cut after so many of the scorer's words.
-
-        The length control needs it: a benchmark with a metric of ``control="length"`` has it.
-
-        Args:
-            score: Of whole captions.
-            words: Item to the number of words that stay; items not named are left out.
-        """
-        raise NotImplementedError
-
-    @classmethod
-    def length_rates(cls, score: Score) -> Score:
-        """The score with metrics that hang less on length, beside the length control."""
-        raise NotImplementedError
-
-    @classmethod
-    def recipe(cls, run: Mapping[str, Any]) -> list[tuple[str, str]]:
-        """What its numbers hang on besides model, prompt and data, as (name, value).
-
-        Args:
-            run: The content of ``run.json``.
-        """
-        return []
-
-    @classmethod
-    def lmms_eval_outcome(cls, line: Mapping[str, Any]) -> dict[str, Any]:
-        """What lmms-eval keeps of a line for each of its metrics, to make its sums again."""
-        kept = {
-            "question_id": line["id"],
-            "score": line["score"],
-            "prediction": line["parsed"],
-            "ground_truth": line["label"],
-        }
-        return (
-            {name: kept for name, _, _ in cls.lmms_eval.metrics.values()} if cls.lmms_eval else {}
-        )
+    def _places(self) -> tuple[str, ...]:
+        stems = (self.name, f"{self.name}/{self.name}")
+        return self.files or tuple(f"{stem}{end}" for stem in stems for end in (".jsonl", ".json"))
 
     def find(self, folder: Path) -> Mapping[str | None, Path]:
-        """Split to the file or folder that holds its questions; empty where there are none."""
+        """Split to the file that holds its questions; empty where there are none.
+
+        By default the first of ``files`` (``NAME.jsonl``, ``NAME/NAME.jsonl``, or ``.json``) that
+        has the benchmark's columns.
+
+        Args:
+            folder: A data folder.
+        """
+        found = (folder / place for place in self._places() if (folder / place).is_file())
+        ours = next((path for path in found if self.reads(path, first_fields(path))), None)
+        return {} if ours is None else {self.split_of(ours): ours}
+
+    def reads(self, path: Path, first: Mapping[str, Any]) -> bool:
+        """Whether a file looks like one of its question files.
+
+        Args:
+            path: The file, or a folder of files.
+            first: Its first JSON object; {} where there is none.
+        """
+        return any(kind.fits(first) for kind in self.columns)
+
+    def split_of(self, path: Path) -> str | None:
+        """The split that a question file holds."""
+        return None
+
+    def taken(self, found: Sequence[str | None], where: str) -> list[str | None]:
+        """Which of the splits found are asked for, in order: its own before others.
+
+        Args:
+            found: Splits a source has.
+            where: The source, for messages.
+        """
+        own = [split for split in self.splits if split in found]
+        return [*own, *(split for split in found if split not in own)]
+
+    def bound_to(self, path: Path) -> Self:
+        """This benchmark with what lies beside a question file, such as word lists."""
+        return self
+
+    def load(
+        self, path: Path, *, limit: int | None = None, images: Path | None = None
+    ) -> list[Sample]:
+        """All samples of a question file; by default JSON lines of the names in ``columns``.
+
+        Args:
+            path: What `find` found, or ``--annotations``.
+            limit: Groups that will be taken; more may be returned.
+            images: Folder of the pictures, if the file lists more pictures than there are.
+
+        Raises:
+            InvalidData: A line cannot be used; the sentence names it.
+        """
+        records = read_records(path)
+        kind = self.table(records[0].fields)
+        if kind is None:
+            raise InvalidData(
+                f"{path}: {self.name} reads no JSON lines; it needs {self.what_it_needs}."
+            )
+        names = map_columns(kind, str(path), list(records[0].fields), {})
+        samples: list[Sample] = []
+        for record in records:
+            own = {ours: record.fields[n] for ours, n in names.items() if n in record.fields}
+            samples += self.samples(Record(record.where, own, record.line, Path(path).stem))
+        return samples
+
+    def table(self, found: Iterable[str]) -> Columns | None:
+        """The kind of table that has these columns, or that misses least."""
+        names = tuple(found)
+        fits = (kind for kind in self.columns if kind.fits(names))
+        return next(fits, None) or nearest(self.columns, names)
+
+    def samples(self, record: Record) -> tuple[Sample, ...]:
+        """What `read` makes of a row that is one of its own."""
+        if not self.owns(record):
+            return ()
+        made = self.read(record)
+        return (made,) if isinstance(made, Sample) else tuple(made)
+
+    def owns(self, record: Record) -> bool:
+        """Whether a row of a table that several benchmarks read is one of this one."""
+        return not self.categories or record.fields.get("category") in self.categories
+
+    def read(self, record: Record) -> Sample | Iterable[Sample]:
+        """The sample of one row, or several.
+
+        Args:
+            record: Its cells under our names (of pictures their names), and where it stands.
+
+        Raises:
+            InvalidData: The row cannot be used; the sentence begins with ``record.where``.
+        """
+        raise InvalidData(
+            f"{record.where}: {self.name} reads no tables; it needs {self.what_it_needs}."
+        )
+
+    def pictures(self, path: Path, folder: Path, images: Path | None) -> Pictures:
+        """Finds a picture of a question file by its name.
+
+        Args:
+            path: The question file.
+            folder: The data folder it was found in.
+            images: Where the user says the pictures are.
+        """
+        return folder_pictures(images or folder / "images")
+
+    def order(self, samples: Sequence[Sample], where: str) -> Sequence[Sample]:
+        """The samples in the order that a limit takes them.
+
+        Args:
+            samples: Those of one split, as they were read.
+            where: The source, for messages.
+        """
+        return samples
+
+    def finish(self, samples: Sequence[Sample]) -> Sequence[Sample]:
+        """The samples with what can only be told from all of them."""
+        return samples
+
+    def group(self, sample: Sample) -> str:
+        """What a limit counts and, in `whole` benchmarks, what counts only all together."""
+        return sample.group or sample.image or str(sample.id)
+
+    def enough(
+        self, groups: Mapping[str | None, Sequence[str]], limit: int, table: Columns
+    ) -> bool:
+        """Whether the rows read so far hold all that a limit takes.
+
+        Args:
+            groups: Groups met so far, by split, in order.
+            limit: Groups wanted.
+            table: The table that is read.
+        """
+        if table.apart or not groups:
+            return False
+        if table.single:
+            return any(len(names) >= limit for names in groups.values())
+        # A group's rows are neighbours: it is complete once the next one begins.
+        return all(len(names) > limit for names in groups.values())
+
+    # Asking -------------------------------------------------------------------------------------
+
+    def settled(self, preset: Preset) -> Self:
+        """This benchmark with every choice made that was left open.
+
+        Args:
+            preset: The prompt preset it is asked under.
+        """
+        return self
+
+    def kind(self, sample: Sample) -> str:
+        """What decides the length of an answer and the words it is read by."""
+        return self.name
+
+    def kinds(self) -> tuple[str, ...]:
+        """All that `kind` may say."""
+        many = self.max_new_tokens
+        return tuple(many) if isinstance(many, Mapping) else (self.name,)
+
+    def tokens(self, kind: str, preset: Preset) -> int:
+        """Most new tokens of an answer."""
+        many = self.max_new_tokens
+        own = many[kind] if isinstance(many, Mapping) else many
+        return preset.tokens(self.wording, own) if self.preset_tokens else own
+
+    def words(self, kind: str) -> tuple[str, ...]:
+        """The two words whose first-step scores make the margin; () for none."""
+        return ("yes", "no") if self.text_kind == "yes_no" else ()
+
+    def prompt(self, preset: Preset, sample: Sample) -> str:
+        """The words sent to the model."""
+        return preset.prompt(self.wording, sample.question)
+
+    # Scoring ------------------------------------------------------------------------------------
+
+    def judge(self, sample: Sample, answer: str) -> dict[str, Any]:
+        """What one answer says and how right it is: the ``parsed`` and ``score`` of its line."""
+        raise NotImplementedError
+
+    def answered(self, sample: Sample, answer: str) -> dict[str, Any]:
+        """What the line of an answer holds for `score`."""
+        truth = {"label": sample.label}
+        if sample.objects is not None:
+            truth = {"objects": list(sample.objects)}
+        judged = {"answer": answer, **self.judge(sample, answer)}
+        return {**judged, **truth, **sample.facts, **(self.marks(sample) if self.whole else {})}
+
+    def marks(self, sample: Sample) -> dict[str, Any]:
+        """What a line holds for `group_of`."""
+        return {"group": sample.group, "group_size": sample.group_size}
+
+    def group_of(self, line: Mapping[str, Any]) -> tuple[str, int]:
+        """Name and size of the group that a line counts in."""
+        return line["group"], line["group_size"]
+
+    def complete(self, lines: Lines) -> Lines:
+        """The lines that can be scored: in a `whole` benchmark those of groups answered whole."""
+        if not self.whole:
+            return lines
+        groups = {i: self.group_of(line) for i, line in lines.items()}
+        answered = Counter(name for name, _ in groups.values())
+        return {i: lines[i] for i, (name, size) in groups.items() if answered[name] == size}
+
+    def score(self, lines: Sequence[Mapping[str, Any]]) -> Score:
+        """Scores lines of a run folder, whole groups in the order of their ids."""
+        raise NotImplementedError
+
+    def tally(
+        self,
+        lines: Sequence[Mapping[str, Any]],
+        rows: Sequence[tuple[str, Mapping[str, float]]],
+        formula: Formula,
+        shares: Mapping[str, Mapping[Any, int]] | None = None,
+        wilson: tuple[str, ...] = (),
+    ) -> Score:
+        """A score from counts, for `score` to return.
+
+        Args:
+            lines: All that is scored.
+            rows: Cluster (what is resampled together) and counts; their sums go into the formula.
+            formula: Metrics from sums; NaN marks a zero denominator.
+            shares: Metrics that are plain shares: 0/1 of everything counted, by its name. By
+                default ``accuracy`` of the lines.
+            wilson: Those whose interval is Wilson's.
+        """
+        clusters, columns = gather(rows, list(dict.fromkeys(n for _, row in rows for n in row)))
+        kept = ("image", "answer", "parsed", "label")
+        outcomes = {
+            x["id"]: {**{name: x.get(name) for name in kept}, "correct": x["score"]} for x in lines
+        }
+        right = {i: outcome["correct"] for i, outcome in outcomes.items()}
+        return Score(
+            task=self.name,
+            n=len(outcomes),
+            rule="official",
+            outcomes=outcomes,
+            clusters=clusters,
+            columns=columns,
+            formula=formula,
+            shares={"accuracy": right} if shares is None else shares,
+            wilson=wilson,
+            unparsed=sum(outcome["parsed"] == "other" for outcome in outcomes.values()),
+        )
+
+    def grouped(self, lines: Sequence[Mapping[str, Any]]) -> dict[str, list[Mapping[str, Any]]]:
+        """The lines of every group of a `whole` benchmark, by its name."""
+        groups: dict[str, list[Mapping[str, Any]]] = {}
+        for line in lines:
+            groups.setdefault(self.group_of(line)[0], []).append(line)
+        return groups
+
+    def mean(self, scores: Mapping[str, Score]) -> Score:
+        """The mean over splits."""
+        return mean_of(scores)
+
+    def scored_text(self, answer: str) -> str:
+        """The part of an answer that is scored."""
+        return answer
+
+    def recipe(self) -> dict[str, Any]:
+        """What answers to be compared must share of its parameters, for ``run.json``."""
+        values = self.resolved().items()
+        return {name: list(v) if isinstance(v, tuple) else v for name, v in values}
+
+    @classmethod
+    def recorded(cls, recipe: Mapping[str, Any]) -> Self:
+        """The benchmark behind a run folder's lines; what `recipe` left out is at its default."""
+        known = {spec.name for spec in cls.params()}
+        return cls(**{name: value for name, value in recipe.items() if name in known})
+
+    def record(self) -> dict[str, Any]:
+        """What else ``run.json`` tells of it, at its top level."""
         return {}
 
-    def judge(self, sample: Any, answer: str) -> dict[str, Any]:
-        """``parsed`` and ``score`` of one answer, as its line keeps them."""
-        raise NotImplementedError
+    # Answers made elsewhere ---------------------------------------------------------------------
 
-    def score(self, lines: Sequence[Mapping[str, Any]]) -> Any:
-        """Scores lines of a run folder, in the order of their ids."""
-        raise NotImplementedError
+    def score_file(
+        self, predictions: Path, annotations: Path | None, parser: str, **options: Any
+    ) -> Score:
+        """Scores predictions: by default JSON lines of ``id`` and ``answer``.
+
+        Args:
+            predictions: The file.
+            annotations: The question file.
+            parser: Name of the rule that reads answers.
+            **options: Those of ``scorer_options`` that were given.
+
+        Raises:
+            InvalidData: A file cannot be used; the sentence names it and the line.
+        """
+        return score_answers(self, predictions, annotations, parser)
+
+    def summary(self, score: Score) -> dict[str, Any]:
+        """What ``score --json`` tells beside the metrics."""
+        return {"parser": score.rule, "unparsed": score.unparsed}
+
+    def written(self, score: Score, **options: Any) -> dict[str, Any]:
+        """Writes what ``score`` was asked to write, and tells of it."""
+        return {}
+
+    def annotation_files(self, annotations: Path) -> Mapping[str, Path]:
+        """Files of annotations by name, where ``annotations`` names several at once."""
+        return {}

@@ -1,21 +1,27 @@
-"""``@benchmark``: a class becomes a benchmark, found by file name, entry point or notebook cell."""
+"""``@benchmark``: a class becomes a benchmark, found by file name, entry point or notebook cell.
+
+Which are meant is written as strategies are: ``"pope,chair(family=pattern)"``.
+"""
 
 from __future__ import annotations
 
+import difflib
 import inspect
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeVar, dataclass_transform
+from typing import TYPE_CHECKING, Any, TypeVar, dataclass_transform
 
 from halludecode.core.errors import InvalidParameter
 from halludecode.core.params import param
 from halludecode.core.registry import Registry
+from halludecode.core.spec import check_names, read_item, split
 from halludecode.evals.benchmarks.base import Benchmark, Metric
 
 if TYPE_CHECKING:
     from halludecode.core.paper import Paper
+    from halludecode.evals.statistics.score import Score
 
 B = TypeVar("B", bound="type[Benchmark]")
 
@@ -52,6 +58,91 @@ def benchmark(name: str, *, paper: Paper | None = None) -> Callable[[B], B]:
     return register
 
 
+def standard() -> tuple[str, ...]:
+    """What is run where no benchmark is named."""
+    chosen = [cls for cls in BENCHMARKS if cls.standard]
+    return tuple(cls.name for cls in sorted(chosen, key=lambda cls: cls.standard))
+
+
+def standard_of(text_kind: str) -> type[Benchmark]:
+    """The benchmark that stands for questions ("yes_no") or descriptions ("caption")."""
+    return next(cls for cls in map(BENCHMARKS.get, standard()) if cls.text_kind == text_kind)
+
+
+def choose(tasks: Any, **options: Any) -> tuple[Benchmark, ...]:
+    """The benchmarks that are named, their parameters set.
+
+    Args:
+        tasks: ``"pope,chair(family=pattern)"``, or a list of names, of YAML's one-key maps, or of
+            benchmarks.
+        **options: Old names of single parameters (`Benchmark.aliases`); None means not given.
+
+    Raises:
+        InvalidParameter: None is named, one twice, one that does not exist, or a parameter that
+            does not exist or fit; near misses are named.
+    """
+    chosen = [_one(item) for item in _items(tasks)]
+    names = [b.name for b in chosen]
+    if not chosen or len(set(names)) < len(names):
+        raise InvalidParameter(
+            f"Tasks: name each task once; the known ones are {', '.join(BENCHMARKS.names())}."
+        )
+    options = {name: value for name, value in options.items() if value is not None}
+    for option, value in options.items():
+        owners = [cls for cls in BENCHMARKS if option in cls.aliases]
+        check_option(option)
+        if not any(cls.name in names for cls in owners):
+            who = " or ".join(cls.name for cls in owners)
+            raise InvalidParameter(f"{option} is for {who}, which is not among the tasks.")
+        for i, b in enumerate(chosen):
+            if option in b.aliases:
+                value = str(value) if isinstance(value, Path) else value
+                value = tuple(value) if isinstance(value, list) else value
+                chosen[i] = replace(b, **{b.aliases[option]: value})
+    return tuple(chosen)
+
+
+def check_option(option: str, known: Sequence[str] = ()) -> None:
+    """Refuses an option that is none of ``known`` and no old name of a parameter.
+
+    Raises:
+        InvalidParameter: With near misses.
+    """
+    old = [name for cls in BENCHMARKS for name in cls.aliases]
+    if option not in {*known, *old}:
+        close = difflib.get_close_matches(option, [*known, *old], n=2)
+        hint = f" Did you mean {' or '.join(map(repr, close))}?" if close else ""
+        raise InvalidParameter(
+            f"There is no option {option!r}.{hint} Parameters of a benchmark are written "
+            'behind its name: tasks=["chair(family=pattern)"].'
+        )
+
+
+def _items(tasks: Any) -> list[Any]:
+    """Benchmarks, item texts and one-key maps, however they are given."""
+    if isinstance(tasks, Benchmark):
+        return [tasks]
+    if isinstance(tasks, str):
+        return [text for text in split(tasks, ",", tasks, "Tasks") if text.strip()]
+    if isinstance(tasks, Mapping):
+        return [{name: values} for name, values in tasks.items()]
+    return [item for entry in tasks for item in _items(entry)]
+
+
+def _one(item: Any) -> Benchmark:
+    if isinstance(item, Benchmark):
+        return item
+    if isinstance(item, Mapping):
+        ((name, values),) = item.items()
+        if values is not None and not isinstance(values, Mapping):
+            raise InvalidParameter(f"Task {name}: parameters must be a map, not {values!r}.")
+    else:
+        name, values = read_item(item, item, "Task")
+    cls, values = BENCHMARKS.get(str(name)), dict(values or {})
+    check_names(cls.name, values, [spec.name for spec in cls.params()])
+    return cls(**values)
+
+
 class NotInstalled(Benchmark):
     """Stands in for a benchmark that a run folder names and nobody has installed here."""
 
@@ -59,6 +150,13 @@ class NotInstalled(Benchmark):
     def metric(cls, name: str) -> Metric:
         """As it stands in ``results.json``: what it means is not known here."""
         return Metric(name, name, scale=1.0, lower_is_better=None, digits=3)
+
+    def score(self, lines: Sequence[Mapping[str, Any]]) -> Score:
+        """Cannot be done without it."""
+        raise InvalidParameter(
+            f"Task {self.name!r} is not installed here, and its answers cannot be scored without "
+            f"it; known are {', '.join(BENCHMARKS.names())}."
+        )
 
 
 def benchmark_named(task: str) -> type[Benchmark]:

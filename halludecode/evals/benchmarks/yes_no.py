@@ -1,16 +1,25 @@
-"""The published ways of reading an answer as yes or no.
+"""Benchmarks of yes/no questions, and the published ways of reading an answer as yes or no.
 
-They disagree in exactly such answers as "No!", "NO" or "There is a snowboard", so they are kept
-apart by name, and nothing is stripped from an answer unless its rule does so.
+The rules disagree in exactly such answers as "No!", "NO" or "There is a snowboard", so they are
+kept apart by name, and nothing is stripped from an answer unless its rule does so.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from types import MappingProxyType
+from typing import Any, ClassVar
+
+import numpy as np
 
 from halludecode.core.errors import InvalidData
+from halludecode.evals.benchmarks.base import YES_RATIO, YES_RATIO_PLOT, Benchmark, Metric
+from halludecode.evals.data.columns import Columns, read_id, said, yes_or_no
+from halludecode.evals.data.records import Record
+from halludecode.evals.data.samples import Sample
+from halludecode.evals.statistics.score import Score, Sums, ratio
 
 
 def _official(answer: str, label: str) -> str:
@@ -135,3 +144,111 @@ def parse_mme_answer(answer: str, rule: str = "official") -> str:
             f"parser {rule!r} is unknown for MME; the known ones are {', '.join(MME_RULES)}."
         )
     return MME_RULES[rule](answer)
+
+
+# Counting ----------------------------------------------------------------------------------------
+
+COUNTS = ("n", "asked", "correct", "tp", "fp", "fn", "unparsed")
+
+
+def count(parsed: str, label: str, answer: str, rule: str = "official") -> dict[str, float]:
+    """What one answer adds to each of `COUNTS`.
+
+    Args:
+        parsed: The answer as the rule reads it.
+        label: The right one.
+        answer: The raw words.
+        rule: A key of `RULES`.
+    """
+    counts = {"asked": 1.0, "unparsed": float(is_unparsed(answer))}
+    if rule == "repope" and parsed == "other":  # which it does not count
+        return counts
+    # An unreadable answer to a yes question is a miss, except that lmms-eval forgets it.
+    missed = parsed == "no" or (parsed == "other" and rule != "lmms_eval")
+    return counts | {
+        "n": 1.0,
+        "correct": float(parsed == label),
+        "tp": float(parsed == "yes" and label == "yes"),
+        "fp": float(parsed == "yes" and label == "no"),
+        "fn": float(label == "yes" and missed),
+    }
+
+
+def rates(s: Sums) -> dict[str, np.ndarray]:
+    """Accuracy, precision, recall, F1, share of yes and number of unreadable answers."""
+    precision = ratio(s["tp"], s["tp"] + s["fp"])
+    recall = ratio(s["tp"], s["tp"] + s["fn"])
+    return {
+        "accuracy": ratio(s["correct"], s["n"]),
+        "precision": precision,
+        "recall": recall,
+        "f1": ratio(2 * precision * recall, precision + recall),
+        "yes_ratio": ratio(s["tp"] + s["fp"], s["n"]),
+        "unparsed": np.asarray(s["unparsed"], dtype=float),
+    }
+
+
+# Benchmarks --------------------------------------------------------------------------------------
+
+# Tables of questions, as POPE, MME and AMBER have them on the hub.
+QUESTIONS = Columns(
+    needs={
+        "question_id": ("question_id", "index", "id"),
+        "image": ("image",),
+        "question": ("question", "text"),
+        "answer": ("answer", "label"),
+    },
+    takes={"category": ("category",), "image_source": ("image_source", "image_path")},
+    signs=(frozenset({"question", "answer"}), frozenset({"text", "label"})),
+    names=("image_source", "question_id"),
+)
+
+
+@dataclass(frozen=True)
+class YesNoBenchmark(Benchmark):
+    """Base of benchmarks of yes/no questions.
+
+    As it is, it reads `QUESTIONS`, judges by POPE's official rule and reports accuracy, precision,
+    recall, F1 and the share of yes over pictures.
+    """
+
+    text_kind = "yes_no"
+    columns = (QUESTIONS,)
+    metrics = (
+        Metric(
+            "accuracy",
+            "accuracy %",
+            beside=(("f1", "F1"), ("yes_ratio", "yes")),
+            control="yes_ratio",
+            headline=True,
+            guessing=50.0,
+        ),
+    )
+    more_metrics = (Metric("f1", "F1 %", headline=True), YES_RATIO)
+    plots = (YES_RATIO_PLOT,)
+    rule: ClassVar[Callable[[str], str]] = staticmethod(parse_answer)
+
+    def read(self, record: Record) -> Sample | Iterable[Sample]:
+        """One question."""
+        return self.question(record)
+
+    def question(self, record: Record) -> Sample:
+        """The question of a row of `QUESTIONS`."""
+        cells = record.fields
+        return Sample(
+            read_id(cells["question_id"]),
+            said(cells["question"]),
+            cells["image"],
+            label=yes_or_no(cells["answer"], record.where),
+            where=record.where,
+        )
+
+    def judge(self, sample: Sample, answer: str) -> dict[str, Any]:
+        """``parsed`` is yes, no or other by the benchmark's rule, ``score`` 1 or 0."""
+        parsed = self.rule(answer)
+        return {"parsed": parsed, "score": int(parsed == sample.label)}
+
+    def score(self, lines: Sequence[Mapping[str, Any]]) -> Score:
+        """The counts of all answers; see `Benchmark.cluster`."""
+        rows = [(self.cluster(x), count(x["parsed"], x["label"], x["answer"])) for x in lines]
+        return self.tally(lines, rows, rates, wilson=("accuracy",))

@@ -21,11 +21,13 @@ class Record:
         where: ``file:line`` of its first character, or the row of a data set, for messages.
         fields: The object itself.
         line: The line, counted from 1.
+        split: Name of the data set's split, or of the file.
     """
 
     where: str
     fields: Mapping[str, Any]
     line: int = 0
+    split: str = ""
 
     def get(self, *names: str, kind: type | tuple[type, ...], what: str) -> Any:
         """The value under the first of ``names`` that is present.
@@ -95,6 +97,32 @@ def read_records(path: Path | str) -> list[Record]:
     if not records:
         raise InvalidData(f"{path} holds no records; write one JSON object a line.")
     return records
+
+
+def first_fields(path: Path | str) -> Mapping[str, Any]:
+    """The first JSON object of a file, or the only one; to tell what the file holds.
+
+    Returns:
+        {} for a folder and for what is no JSON: whoever reads the file says what is wrong with it.
+
+    Raises:
+        InvalidData: The file is absent, unreadable or not UTF-8.
+    """
+    path = Path(path)
+    if path.is_dir():
+        return {}
+    text = read_text(path)
+    try:
+        if text.lstrip().startswith("["):
+            _, value = next(_array(path, text), (0, {}))
+        else:
+            try:
+                _, value = next(_lines(path, text), (0, {}))
+            except InvalidData:
+                value = json.loads(text)  # an object over several lines
+    except (InvalidData, ValueError, RecursionError):
+        return {}
+    return value if isinstance(value, dict) else {}
 
 
 def _lines(path: Path, text: str) -> Iterator[tuple[int, Any]]:

@@ -1,4 +1,4 @@
-"""What is asked of a model: samples of one task on one data source, each with its picture."""
+"""What is asked of a model: samples of one benchmark on one source, each with its picture."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ from halludecode.core.errors import InvalidData, InvalidRequest
 
 if TYPE_CHECKING:
     from PIL.Image import Image
+
+    from halludecode.evals.benchmarks.base import Benchmark
 
 
 @dataclass(frozen=True)
@@ -70,28 +72,42 @@ class EvalImage:
             ) from None
 
 
+NO_PICTURE = EvalImage.none("no picture")
+
+
 @dataclass(frozen=True)
 class Sample:
-    """One question about one picture.
+    """One question about one picture, or about none.
+
+    A benchmark makes it from its data; picture, prompt and group are filled in when it is taken.
 
     Args:
-        id: POPE question id, COCO image id, ``subtask/picture#k`` for MME, AMBER's id, or
-            `HallusionQuestion.id`; unique within its unit.
-        question: The data's own words; "" for captions.
+        id: Unique within its unit, such as POPE's question id or COCO's image id.
+        question: The data's own words; "" where the prompt preset has them all.
+        image: Name of its picture; None is asked without one.
+        label: The right answer, such as "yes"; None for descriptions.
+        objects: True objects of the picture; None where there is a label.
+        facts: What else its line holds, for the scorer.
+        where: Where it stands, for messages.
+        split: The split it belongs to; None in benchmarks without any.
+        group: What a limit counts, where that is not the picture; see `Benchmark.group`.
+        group_size: Samples of its group.
         prompt: The words sent to the model.
         picture: The picture asked about.
-        label: "yes" or "no"; None for captions.
-        objects: True objects of the picture; None for yes/no tasks.
-        facts: What else its line holds, for the scorer.
     """
 
     id: int | str
     question: str
-    prompt: str
-    picture: EvalImage
+    image: str | None
     label: str | None = None
     objects: tuple[str, ...] | None = None
     facts: Mapping[str, Any] = field(default_factory=dict)
+    where: str = ""
+    split: str | None = None
+    group: str = ""
+    group_size: int = 1
+    prompt: str = ""
+    picture: EvalImage = NO_PICTURE
 
     @property
     def digest(self) -> str:
@@ -104,23 +120,26 @@ class Sample:
 
 @dataclass(frozen=True)
 class EvalUnit:
-    """One task on one data source and split: the samples of one row of results.
+    """One benchmark on one data source and split: the samples of one row of results.
 
     Args:
-        task: One of `TASKS`.
+        benchmark: Asks and judges.
         data: Name of the data source.
-        split: POPE split; None for tasks without one.
+        split: The benchmark's split; None in those without any.
         samples: In file order, pictures together.
         revision: Revision of a hub data set; None for files.
-        judge: Reads one answer: the ``parsed`` and ``score`` of its line. None is `results.judge`.
     """
 
-    task: str
+    benchmark: Benchmark
     data: str
     split: str | None
     samples: tuple[Sample, ...]
     revision: str | None = None
-    judge: Callable[[Sample, str], dict[str, Any]] | None = None
+
+    @property
+    def task(self) -> str:
+        """The benchmark's name."""
+        return self.benchmark.name
 
     @property
     def key(self) -> tuple[str, str, str | None]:

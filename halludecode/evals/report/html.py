@@ -118,7 +118,7 @@ def recipe(run: Mapping[str, Any]) -> list[tuple[str, str]]:
         ("pictures per source", ", ".join(limits)),
         *(_prompt(run, task) for task in tasks),
         *(_data(name, data) for name, data in run.get("data", {}).items()),
-        *(row for task in tasks for row in benchmark_named(task).recipe(run)),
+        *(row for task in tasks for row in benchmark_named(task).recipe_rows(run)),
         ("versions", versions),
         ("started", str(run.get("started"))),
     ]

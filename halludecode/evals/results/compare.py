@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from halludecode.core.errors import InvalidData
+from halludecode.evals.benchmarks.registry import BENCHMARKS
 from halludecode.evals.results.build import BASELINE, Answers, labels
 from halludecode.evals.results.paired import differences
 from halludecode.evals.results.run_answers import run_answers
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
     from halludecode.evals.results.build import Report
 
 # Keys of run.json that make a run what it is.
-RECIPE = ("model", "model_digest", "engine", "dtype", "seed", "prompts", "sampling", "chair")
+RECIPE = ("model", "model_digest", "engine", "dtype", "seed", "prompts", "sampling")
 
 
 @dataclass(frozen=True)
@@ -297,4 +298,5 @@ def _same_data(
 
 
 def _apart(first: Mapping[str, Any], second: Mapping[str, Any]) -> tuple[str, ...]:
-    return tuple(name for name in RECIPE if first.get(name) != second.get(name))
+    names = (*RECIPE, *BENCHMARKS.names())  # what a benchmark's numbers hang on is under its name
+    return tuple(name for name in names if first.get(name) != second.get(name))

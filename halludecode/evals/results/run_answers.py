@@ -17,4 +17,4 @@ def run_answers(folder: Path, run: Mapping[str, Any]) -> dict[tuple[str, str], A
         folder: The run folder.
         run: The content of its ``run.json``.
     """
-    return arrange(read_lines(folder / "samples.jsonl"), run.get("chair", {}))
+    return arrange(read_lines(folder / "samples.jsonl"), run)

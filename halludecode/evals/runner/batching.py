@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from itertools import groupby
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from halludecode.core.errors import (
     HalluDecodeError,
@@ -22,15 +22,16 @@ from halludecode.core.errors import (
 )
 from halludecode.engines.api import FATAL, Output, Request, Sampling
 from halludecode.evals.data.samples import EvalImage, EvalUnit, Sample
-from halludecode.evals.presets import DESCRIBED, Preset
-from halludecode.evals.results.build import judge
+from halludecode.evals.presets import Preset
 from halludecode.evals.runner.run_folder import Key, RunStore
 from halludecode.testbed import MODELS
+
+if TYPE_CHECKING:
+    from halludecode.evals.benchmarks.base import Benchmark
 
 # Requests handed to an engine at once, which splits them into forward batches itself; vLLM fills
 # its own scheduler and wants more. A killed run loses at most this much.
 BATCH = {"hf": 64, "vllm": 256, "server": 256}
-WORDS = ("yes", "no")
 HOPELESS = 2  # whole batches in a row without memory for a single request: the run ends
 
 
@@ -51,15 +52,13 @@ class Setup:
     model: str  # as the user named it
     plans: Mapping[str, Any]  # spec as given -> compiled plan, canonical strings distinct
     units: Sequence[EvalUnit]
+    benchmarks: Mapping[str, Benchmark]
     presets: Mapping[str, tuple[str, Preset]]
-    sampling: Mapping[str, Sampling]  # by `kind_of`
-    families: Mapping[str, str]  # CHAIR: word families, word path, last sentence
+    sampling: Mapping[str, Sampling]  # by `Benchmark.kind`
     seed: int
     limit: int | None
     batch: int
     controls: Mapping[str, Any] = field(default_factory=dict)  # canonical -> `controls_of` it
-    image_ids: str | None = None  # CHAIR: the list its pictures were chosen by
-    amber: Mapping[str, str] = field(default_factory=dict)  # what its descriptions are read by
 
     def jobs(self) -> Iterable[tuple[str, Any, list[Ask]]]:
         """(kind, plan, batch) in the order they are worked through."""
@@ -70,23 +69,13 @@ class Setup:
                     yield kind, plan, batch
 
 
-def kind_of(task: str, sample: Sample) -> str:
-    """What decides the length of an answer: the task, or `DESCRIBED` for AMBER's descriptions."""
-    return DESCRIBED if task == "amber" and sample.label is None else task
-
-
-def words_of(kind: str) -> Sequence[str]:
-    """The words whose scores an answer of this kind is read by."""
-    return () if kind in ("chair", DESCRIBED) else WORDS
-
-
 def _grouped(units: Sequence[EvalUnit]) -> dict[tuple[str, str], list[EvalUnit]]:
-    """Units by kind and source; AMBER's are split in two."""
+    """Units by kind and source; those with answers of several kinds are split."""
     groups: dict[tuple[str, str], list[EvalUnit]] = {}
     for unit in units:
         kinds: dict[str, list[Sample]] = {}
         for sample in unit.samples:
-            kinds.setdefault(kind_of(unit.task, sample), []).append(sample)
+            kinds.setdefault(unit.benchmark.kind(sample), []).append(sample)
         for kind, samples in kinds.items():
             part = unit if len(kinds) == 1 else replace(unit, samples=tuple(samples))
             groups.setdefault((kind, unit.data), []).append(part)
@@ -99,7 +88,7 @@ def plan_batches(
     """Batches of whole pictures with at least ``size`` requests each (the last may have fewer).
 
     Args:
-        units: Units of one task and source.
+        units: Units of one kind and source.
         share: Ask equal (picture, prompt) requests once.
         size: Requests a batch is filled up to.
     """
@@ -194,12 +183,13 @@ def _answer_batch(
     readable: list[Ask] = []
     if any(ask.picture.digest not in failed for ask in missing):
         readable = [ask for ask in batch if ask.picture.digest not in failed]
+    words = batch[0].takers[0][0].benchmark.words(kind)
     answers = generate_each(
         setup.engine,
         [requests[id(ask)] for ask in readable],
         plan.canonical,
         setup.sampling[kind],
-        words_of(kind),
+        words,
     )
     outcomes = [(a, failed[a.picture.digest]) for a in batch if a.picture.digest in failed]
     outcomes += zip(readable, answers, strict=True)
@@ -208,10 +198,10 @@ def _answer_batch(
         for unit, sample in ask.takers:
             head = _head(unit, sample, plan.canonical)
             if isinstance(outcome, HalluDecodeError):
-                kind = type(outcome).__name__
-                errors.append({**head, "kind": kind, "error": str(outcome)})
+                error = type(outcome).__name__
+                errors.append({**head, "kind": error, "error": str(outcome)})
             else:
-                lines.append({**head, **_answer(unit, sample, outcome, setup.families)})
+                lines.append({**head, **_answer(unit, sample, outcome, words)})
     store.append(lines)
     store.append_errors(errors)
     full = [answer for answer in answers if isinstance(answer, OutOfMemory)]
@@ -274,21 +264,12 @@ def _head(unit: EvalUnit, sample: Sample, strategy: str) -> dict[str, Any]:
     }
 
 
-def _answer(
-    unit: EvalUnit, sample: Sample, output: Output, families: Mapping[str, str]
-) -> dict[str, Any]:
+def _answer(unit: EvalUnit, sample: Sample, output: Output, words: Sequence[str]) -> dict[str, Any]:
     timings, scores = output.timings, output.scores
-    truth = {"label": sample.label} if sample.objects is None else {"objects": list(sample.objects)}
-    if unit.judge is None:
-        judged = judge(unit.task, sample, output.text, families)
-    else:
-        judged = unit.judge(sample, output.text)
+    first, second = (scores.get(word) for word in words) if words else (None, None)
     line = {
-        "answer": output.text,
-        **judged,
-        **truth,
-        **sample.facts,
-        "margin": scores["yes"] - scores["no"] if {"yes", "no"} <= scores.keys() else None,
+        **unit.benchmark.answered(sample, output.text),
+        "margin": None if first is None or second is None else first - second,
         "tokens": timings.tokens or len(output.token_ids),
         "ms": round(timings.prepare_ms + timings.prefill_ms + timings.decode_ms, 3),
         "effect": output.effect,

@@ -25,7 +25,6 @@ from halludecode.evals.runner.batching import (
     generate_each,
     requests_of,
     threads_for,
-    words_of,
 )
 from halludecode.evals.runner.run import prepare
 
@@ -162,7 +161,8 @@ class Prober:
     def _ask(self, kind: str, asks: list[Ask], sampling: Sampling | None = None) -> None:
         encoded = self.setup.engine.takes_bytes
         requests, _ = requests_of(asks, encoded=encoded)
-        how = (self.plan.canonical, sampling or self.setup.sampling[kind], words_of(kind))
+        words = asks[0].takers[0][0].benchmark.words(kind) if asks else ()
+        how = (self.plan.canonical, sampling or self.setup.sampling[kind], words)
         generate_each(self.setup.engine, list(requests.values()), *how)
 
     def _chunk(self) -> int:

@@ -6,6 +6,7 @@ How the answers are made is `batches`, how they are kept `store`, how they are s
 from __future__ import annotations
 
 import functools
+import inspect
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,14 +14,13 @@ from typing import Any
 
 from halludecode.core.errors import InvalidParameter
 from halludecode.engines.api import Engine, Sampling
-from halludecode.evals.benchmarks.amber.description_words import Similarity, way_name
-from halludecode.evals.benchmarks.chair import scoring as chair
-from halludecode.evals.benchmarks.chair.object_words import reader
-from halludecode.evals.data.image_ids import load_ids
-from halludecode.evals.load import Selection, load_units
-from halludecode.evals.presets import DESCRIBED, TASKS, Preset, preset_for
+from halludecode.evals.benchmarks.base import Benchmark
+from halludecode.evals.benchmarks.registry import check_option, choose, standard
+from halludecode.evals.data.entries import Selection
+from halludecode.evals.load import load_units
+from halludecode.evals.presets import Preset, preset_for
 from halludecode.evals.results import controls as hd_controls
-from halludecode.evals.results.build import Report, arrange, build_results
+from halludecode.evals.results.build import MEAN, Report, arrange, build_results
 from halludecode.evals.results.kept_pictures import save_pictures
 from halludecode.evals.runner.batching import BATCH, Setup, answer_all
 from halludecode.evals.runner.run_folder import RunStore
@@ -31,7 +31,7 @@ from halludecode.testbed import MODELS
 def run_eval(
     engine_or_loader: Any,
     *,
-    tasks: Sequence[str],
+    tasks: Any,
     strategies: Sequence[Any],
     output: str | Path,
     fresh: bool = False,
@@ -42,7 +42,7 @@ def run_eval(
 
     Args:
         engine_or_loader: A loaded engine, or a function without arguments that loads one.
-        tasks: Of `task.TASKS`.
+        tasks: Benchmarks as `registry.choose` takes them: ``["pope", "chair(family=pattern)"]``.
         strategies: Spec strings (or strategies); all share the loaded model. With greedy among them
             every other one is compared with it.
         output: The run folder.
@@ -62,15 +62,17 @@ def run_eval(
         answer_all(setup, store, progress)
         names = [plan.canonical for plan in setup.plans.values()]
         results = build_results(store.done, setup.units, names, store.run, setup.seed)
-        failed = sum(entry["failed"] for entry in results["runs"] if entry["split"] != "mean")
+        single = [entry for entry in results["runs"] if entry["split"] != MEAN]
+        failed = sum(entry["failed"] for entry in single)
+        left_out = sum(entry.get("left_out", 0) for entry in single)
         results = store.write_results(results)
         _keep_pictures(store, setup, names)
-        return Report(results, Path(output), store.run, failed)
+        return Report(results, Path(output), store.run, failed, left_out)
 
 
 def evaluate(
     engine: Any,
-    tasks: Sequence[str] = ("pope", "chair", "mme"),
+    tasks: Any = None,
     strategy: Any = "greedy",
     limit: int | None = None,
     out: str | Path | None = None,
@@ -80,7 +82,8 @@ def evaluate(
 
     Args:
         engine: A loaded engine.
-        tasks: Of `task.TASKS`.
+        tasks: Benchmarks, as ``"pope,chair(family=pattern)"`` or a list; None takes POPE, CHAIR and
+            MME.
         strategy: Spec string, strategy, or a list of them.
         limit: First N pictures per source and task.
         out: Run folder.
@@ -89,8 +92,9 @@ def evaluate(
     strategies = list(strategy) if isinstance(strategy, list | tuple) else [strategy]
     folder = out if out is not None else tempfile.mkdtemp(prefix="halludecode-")
     options = {"progress": False, **options}
+    chosen = standard() if tasks is None else tasks
     return run_eval(
-        engine, tasks=tasks, strategies=strategies, limit=limit, output=folder, **options
+        engine, tasks=chosen, strategies=strategies, limit=limit, output=folder, **options
     )
 
 
@@ -100,66 +104,67 @@ def evaluate(
 def prepare(
     engine_or_loader: Any,
     *,
-    tasks: Sequence[str],
+    tasks: Any,
     strategies: Sequence[Any],
     data: Sequence[str | Path] = (),
     images: str | Path | None = None,
     annotations: str | Path | None = None,
     prompt_preset: str | None = None,
+    limit: int | None = None,
+    columns: Mapping[str, str] | None = None,
+    testbed_images: int = 500,
     batch_size: int | None = None,
     seed: int = 0,
     temperature: float = 0.0,
     max_new_tokens: int | None = None,
     controls: bool | None = None,
-    **selection: Any,
+    **parameters: Any,
 ) -> Setup:
     """Checks every argument, reads the data, then loads the model; nothing is generated.
 
     Args:
         engine_or_loader: As for `run_eval`.
-        tasks: Of `task.TASKS`.
+        tasks: Benchmarks as `registry.choose` takes them.
         strategies: Spec strings or strategies.
         data: Testbed names, folders or hub ids; for the testbed model ``testbed-iid`` by default.
         images: Folder of pictures (with ``annotations``, or replacing a data folder's own).
-        annotations: POPE question file, COCO instances file, AMBER's annotations.json or
-            HallusionBench.json.
-        prompt_preset: A name of `task.PRESETS` or "testbed"; see `task.preset_for`.
+        annotations: A question file of the one benchmark asked for.
+        prompt_preset: A name of `presets.PRESETS` or "testbed"; see `presets.preset_for`.
+        limit: First N pictures (or groups) per source and benchmark, with all their questions.
+        columns: Our column names to a hub data set's own.
+        testbed_images: Pictures per testbed source.
         batch_size: Requests in one forward batch; None leaves the engine's own.
         seed: Seed of sampled decoding and of the bootstrap.
         temperature: Of all tasks; 0 is greedy.
         max_new_tokens: Of all tasks; None takes the preset's.
         controls: Also run what sampled results must be read against, see `results.controls`; None
             is yes above temperature 0, where alone it tells something.
-        **selection: ``limit`` (first N pictures per source and task, with all their questions),
-            ``pope_splits`` (empty takes those there are), ``columns`` (hub column map),
-            ``testbed_images`` (pictures per testbed source); of CHAIR ``family`` and ``gt_family``
-            (see `chair.families_of`), ``incomplete`` (see `chair.trim`; None is the preset's) and
-            ``image_ids`` (a list for `image_ids.load_ids`; None takes all); of AMBER ``similarity``
-            (see `amber.score`).
+        **parameters: Parameters of single benchmarks by their old names: ``pope_splits``;
+            ``family``, ``gt_family``, ``incomplete`` and ``image_ids`` of CHAIR; ``similarity`` of
+            AMBER. None means not given.
+
+    Raises:
+        HalluDecodeError: An argument, a file or the model cannot be used; of options that do not
+            exist near misses are named.
     """
-    limit, ids = selection.get("limit"), selection.get("image_ids")
-    _check_arguments(tasks, strategies, limit, batch_size)
+    for option in parameters:
+        check_option(option, _OPTIONS)
+    _check_arguments(strategies, limit, batch_size)
+    asked = choose(tasks, **parameters)
     name, engine = _model_name(engine_or_loader), None
     if not name:  # a loader that does not tell what it loads
         engine = _engine(engine_or_loader)
         name = engine.model_id
-    presets = {task: preset_for(prompt_preset, name, [task]) for task in tasks}
-    chosen = _selection(tasks, presets, **selection)
+    presets = {b.name: preset_for(prompt_preset, name, [b]) for b in asked}
+    benchmarks = {b.name: b.settled(presets[b.name][1]) for b in asked}
+    plain = {task: preset for task, (_, preset) in presets.items()}
+    chosen = Selection(tuple(benchmarks.values()), plain, limit, columns or {}, testbed_images)
     # Data come before the model: a misspelt folder should not cost the time of loading one.
     sources = _sources(data, images, annotations, name)
     units = load_units(sources, chosen, _path(images), _path(annotations))
     engine = engine or _engine(engine_or_loader)
     if batch_size is not None and engine.batch_size is not None:
         engine.batch_size = batch_size
-    sampling = {
-        kind: Sampling(
-            max_new_tokens=max_new_tokens or preset.tokens(kind),
-            temperature=temperature,
-            seed=seed if temperature > 0 else None,
-        )
-        for task, (_, preset) in presets.items()
-        for kind in ((task, DESCRIBED) if task == "amber" else (task,))
-    }
     plans = _plans(engine, strategies)
     if controls or (controls is None and temperature > 0):
         plans = hd_controls.with_controls(engine, plans)
@@ -168,63 +173,39 @@ def prepare(
         model=name,
         plans=plans,
         units=units,
+        benchmarks=benchmarks,
         presets=presets,
-        sampling=sampling,
-        families=chosen.families,
+        sampling=_sampling(benchmarks, plain, max_new_tokens, temperature, seed),
         seed=seed,
         limit=limit,
         batch=BATCH.get(engine.name, BATCH["hf"]),
         controls=hd_controls.record(plans) if temperature > 0 else {},
-        image_ids=None if ids is None else str(ids),
-        amber={"similarity": way_name(chosen.similarity)} if "amber" in tasks else {},
     )
 
 
-def _selection(
-    tasks: Sequence[str],
-    presets: Mapping[str, tuple[str, Preset]],
-    *,
-    limit: int | None = None,
-    pope_splits: Sequence[str] = (),
-    columns: Mapping[str, str] | None = None,
-    testbed_images: int = 500,
-    image_ids: str | Path | None = None,
-    similarity: Similarity | str | None = None,
-    **captions: str | None,
-) -> Selection:
-    plain = {task: preset for task, (_, preset) in presets.items()}
-    if image_ids is not None and "chair" not in tasks:
-        raise InvalidParameter("image-ids choose pictures for chair, which is not among the tasks.")
-    return Selection(
-        tuple(tasks),
-        plain,
-        limit=limit,
-        splits=tuple(pope_splits),
-        families=_families(plain.get("chair"), **captions),
-        image_ids=() if image_ids is None else load_ids(image_ids),
-        columns=columns or {},
-        testbed_images=testbed_images,
-        similarity=similarity,
-    )
+# All options of `run_eval` and `evaluate`, for near misses.
+_OPTIONS = (
+    *("out", "output", "fresh", "progress", "strategy"),
+    *(p.name for p in inspect.signature(prepare).parameters.values() if p.kind is p.KEYWORD_ONLY),
+)
 
 
-def _families(
-    preset: Preset | None,
-    family: str = "wordnet",
-    gt_family: str | None = None,
-    incomplete: str | None = None,
-) -> dict[str, str]:
-    """CHAIR's recipe: word families, what reads captions on this machine, the last sentence."""
-    family, gt_family = chair.families_of(family, gt_family)
-    if preset is None:
-        return {"family": family, "gt_family": gt_family}
-    incomplete = incomplete or preset.incomplete
-    chair.trim("", incomplete=incomplete)  # refuses what is neither keep nor drop
+def _sampling(
+    benchmarks: Mapping[str, Benchmark],
+    presets: Mapping[str, Preset],
+    max_new_tokens: int | None,
+    temperature: float,
+    seed: int,
+) -> dict[str, Sampling]:
+    """How answers of every kind are sampled."""
     return {
-        "family": family,
-        "gt_family": gt_family,
-        "path": reader(family).path,
-        "incomplete": incomplete,
+        kind: Sampling(
+            max_new_tokens=max_new_tokens or benchmark.tokens(kind, presets[name]),
+            temperature=temperature,
+            seed=seed if temperature > 0 else None,
+        )
+        for name, benchmark in benchmarks.items()
+        for kind in benchmark.kinds()
     }
 
 
@@ -266,13 +247,7 @@ def _path(value: str | Path | None) -> Path | None:
     return None if value is None else Path(value)
 
 
-def _check_arguments(
-    tasks: Sequence[str], strategies: Sequence[Any], limit: int | None, batch_size: int | None
-) -> None:
-    unknown = [task for task in tasks if task not in TASKS]
-    if unknown or not tasks or len(set(tasks)) < len(tasks):
-        name = f"no task {unknown[0]!r}" if unknown else "name each task once"
-        raise InvalidParameter(f"Tasks: {name}; the known ones are {', '.join(TASKS)}.")
+def _check_arguments(strategies: Sequence[Any], limit: int | None, batch_size: int | None) -> None:
     if not strategies:
         raise InvalidParameter("No strategy: give at least one, such as greedy.")
     for name, value in (("limit", limit), ("batch_size", batch_size)):
@@ -283,7 +258,7 @@ def _check_arguments(
 def _keep_pictures(store: RunStore, setup: Setup, strategies: Sequence[str]) -> None:
     """Copies the pictures that the report shows into the run folder."""
     keys = [(*u.key, name, s.id) for name in strategies for u in setup.units for s in u.samples]
-    groups = arrange((store.done[key] for key in keys if key in store.done), setup.families)
+    groups = arrange((store.done[key] for key in keys if key in store.done), store.run)
     asked = [(u.data, s.picture) for u in setup.units for s in u.samples]
     pictures = {(data, p.name): p for data, p in asked if p.digest}
     save_pictures(store.path, groups.values(), pictures)

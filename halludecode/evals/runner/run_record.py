@@ -10,7 +10,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from halludecode import __version__
 from halludecode.core.errors import InvalidData
+from halludecode.evals.benchmarks.registry import BENCHMARKS
 from halludecode.evals.runner.batching import Setup
 from halludecode.evals.runner.run_folder import Key
 
@@ -25,15 +27,14 @@ def recipe(setup: Setup) -> tuple[dict[str, Any], dict[str, Any]]:
         "dtype": described.pop("dtype", None),
         "seed": setup.seed,
         "prompts": {
-            task: {"preset": name, "template": preset.template(task)}
+            task: {"preset": name, "template": preset.template(setup.benchmarks[task].wording)}
             for task, (name, preset) in setup.presets.items()
         },
         "sampling": {
             task: {"max_new_tokens": s.max_new_tokens, "temperature": s.temperature}
             for task, s in setup.sampling.items()
         },
-        "chair": dict(setup.families) if "chair" in setup.presets else {},
-        "amber": dict(setup.amber),
+        **_recipes(setup),
     }
     data = {
         "/".join(part for part in unit.key if part): {
@@ -50,13 +51,20 @@ def recipe(setup: Setup) -> tuple[dict[str, Any], dict[str, Any]]:
         },
         "data": data,
         "limit": dict.fromkeys(setup.presets, setup.limit),
-        **({"image_ids": {"chair": setup.image_ids}} if setup.image_ids else {}),
+        **{k: v for benchmark in setup.benchmarks.values() for k, v in benchmark.record().items()},
         "hardware": _hardware(str(described.pop("device", "cpu"))),
         "versions": {**_versions(), **described.pop("versions", {})},
         "model_facts": described,
         "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }
     return identity, rest
+
+
+def _recipes(setup: Setup) -> dict[str, dict[str, Any]]:
+    """What is recorded of benchmarks under their names; {} of those that were not run."""
+    found = {cls.name: {} for cls in BENCHMARKS if cls().recipe()}
+    found |= {name: chosen.recipe() for name, chosen in setup.benchmarks.items()}
+    return {n: found[n] for n in sorted(found) if found[n] or n not in setup.benchmarks}
 
 
 def _controls(setup: Setup, plan: Any) -> dict[str, Any]:
@@ -81,7 +89,7 @@ def _hardware(device: str) -> dict[str, Any]:
 
 def _versions() -> dict[str, str]:
     return {
-        "halludecode": importlib.metadata.version("halludecode"),
+        "halludecode": __version__,
         "python": platform.python_version(),
         "numpy": importlib.metadata.version("numpy"),
     }

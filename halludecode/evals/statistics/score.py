@@ -6,8 +6,9 @@ matrix product: ``metrics = formula(weights @ columns)``.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -24,7 +25,7 @@ class Score:
     """Metrics of one task, with what is needed to resample, pair and explain them.
 
     Args:
-        task: ``pope``, ``chair`` or ``mme``.
+        task: Name of the benchmark.
         n: Items scored (questions or captions).
         rule: Name of the answer rule or word family that was used.
         outcomes: What was found for every item, in the order of the data.
@@ -101,6 +102,63 @@ def gather(
         for name, count in counts.items():
             columns[name][places[cluster]] += count
     return tuple(places), columns
+
+
+def mean_of(scores: Mapping[str, Score], totals: Collection[str] = ("unparsed",)) -> Score:
+    """The unweighted mean over splits, with pictures shared between splits resampled together.
+
+    Args:
+        scores: Split name to its score, all under one rule.
+        totals: Metrics that are added up instead.
+
+    Returns:
+        Mean metrics; item ids become ``split/id``.
+
+    Raises:
+        InvalidData: No splits, or splits scored under different rules.
+    """
+    rules = {s.rule for s in scores.values()}
+    if len(rules) != 1:
+        raise InvalidData(f"a mean needs splits scored under one rule, found {sorted(rules)}.")
+    rows = [
+        (cluster, {f"{split}.{name}": column[i] for name, column in s.columns.items()})
+        for split, s in scores.items()
+        for i, cluster in enumerate(s.clusters)
+    ]
+    names = {split: tuple(s.columns) for split, s in scores.items()}
+    wanted = [f"{split}.{name}" for split, own in names.items() for name in own]
+    clusters, columns = gather(rows, wanted)
+    parts = {split: (s.formula, names[split]) for split, s in scores.items()}
+    shares = {}
+    for name in next(iter(scores.values())).shares:
+        flags = [s.shares.get(name, {}) for s in scores.values()]
+        if len({len(own) for own in flags}) == 1:  # a mean of shares is a share of all
+            pairs = zip(scores, flags, strict=True)
+            shares[name] = {f"{split}/{i}": f for split, own in pairs for i, f in own.items()}
+    return Score(
+        task=next(iter(scores.values())).task,
+        n=sum(s.n for s in scores.values()),
+        rule=rules.pop(),
+        outcomes={f"{k}/{i}": o for k, s in scores.items() for i, o in s.outcomes.items()},
+        clusters=clusters,
+        columns=columns,
+        formula=partial(_mean_formula, parts, frozenset(totals)),
+        shares=shares,
+        unparsed=sum(s.unparsed for s in scores.values()),
+        notes={"splits": tuple(scores)},
+    )
+
+
+def _mean_formula(
+    splits: Mapping[str, tuple[Formula, Sequence[str]]], totals: Collection[str], s: Sums
+) -> dict[str, np.ndarray]:
+    parts = [
+        formula({name: s[f"{split}.{name}"] for name in names})
+        for split, (formula, names) in splits.items()
+    ]
+    shared = [name for name in parts[0] if all(name in part for part in parts)]
+    values = {name: [np.nan_to_num(part[name]) for part in parts] for name in shared}
+    return {n: (np.sum if n in totals else np.mean)(v, axis=0) for n, v in values.items()}
 
 
 def match(wanted: Sequence[Id], given: Mapping[Id, Any], what: str) -> None:

@@ -126,7 +126,7 @@ def test_sampling_is_sent_whole():
 
 
 def test_no_more_requests_than_allowed_are_sent_at_a_time(source, tmp_path):
-    with Stub() as stub:
+    with Stub(together=3) as stub:
         engine = hd.load(stub.url, engine="server", concurrency=3)
         run(tmp_path / "run", source, engine, tasks=["pope"])
     assert stub.most == 3

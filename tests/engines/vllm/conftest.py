@@ -76,10 +76,6 @@ def supplied(tmp_path):
         engine.forget_plans()
 
 
-def scheduler_of(engine):
-    return engine.loaded.engine.engine_core.engine_core.scheduler
-
-
 def pytest_terminal_summary(terminalreporter) -> None:
     """What was let through in comparing engines."""
     if MET["answers"]:

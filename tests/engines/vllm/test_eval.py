@@ -14,7 +14,7 @@ from halludecode.evals.runner import batching as batches
 from halludecode.evals.runner.run import run_eval
 from halludecode.testbed import write_dataset
 from tests.support import eval_world as world
-from tests.support.vllm import ACTIVE
+from tests.support.vllm import ACTIVE, scheduler_of
 
 STRATEGIES = ("greedy", "vcd", ACTIVE["var"])
 FREE = ("seconds", "tokens_per_second", "engine")
@@ -136,7 +136,7 @@ def test_samples_that_fail_are_listed_and_the_rest_is_scored(
     assert all("cannot be decoded" in line["error"] for line in by_picture)
     (other,) = [line for line in errors if line["image"] != picture.name]
     assert "the model's context is 1024" in other["error"]
-    scheduler = ours.loaded.engine.engine_core.engine_core.scheduler
+    scheduler = scheduler_of(ours)
     assert not scheduler.requests and not scheduler.groups
 
 
@@ -148,5 +148,5 @@ def test_a_strategy_that_is_not_served_is_refused_before_any_answer(
     words = ["eval", "--model", "testbed", "--engine", "vllm", "--tasks", "pope"]
     words += ["--data", str(source), "--output", str(tmp_path / "run")]
     assert main([*words, "--strategy", "greedy", "--strategy", "opera"]) == 2
-    assert "opera needs 'search'" in capsys.readouterr().err
+    assert "opera needs 'beam search'" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()

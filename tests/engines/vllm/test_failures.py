@@ -15,12 +15,9 @@ from halludecode.core.registry import STRATEGIES
 from halludecode.core.strategy import Strategy, strategy
 from halludecode.engines.inputs.processor import LRU
 from halludecode.engines.vllm import engine as engine_module
-from halludecode.engines.vllm.compat import vllm_api as names
 from halludecode.engines.vllm.worker import attention, hooks
-from tests.engines.vllm.conftest import scheduler_of
-from tests.engines.vllm.test_mixed import run
 from tests.support import families
-from tests.support.vllm import requests, same
+from tests.support.vllm import answer_together, requests, same, scheduler_of, worker_of
 
 LONG = hd.Sampling(max_new_tokens=30, min_new_tokens=29, logprobs=3)
 
@@ -39,11 +36,6 @@ def ours(vllm_engine):
     assert not state.states and not state.records and not state.captured
     plain = hd.Sampling(max_new_tokens=4, logprobs=3)
     assert len(engine.generate(requests(1), "vcd", plain)[0].token_ids) > 0
-
-
-def worker_of(engine):
-    core = engine.loaded.engine.engine_core.engine_core
-    return core.model_executor.driver_worker.worker
 
 
 def engine_requests(engine):
@@ -180,10 +172,10 @@ def test_neighbours_of_a_failing_request_are_answered(ours, faulty, testbed):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(OutputReader, "reports", reports)
         with pytest.raises(hd.HalluDecodeError, match="nothing to divide"):
-            run(ours, given)
+            answer_together(ours, given)
     assert [bool(report["error"]) for report in reported] == [True, False, False, False]
     wanted = testbed.generate(requests(3), "vcd", LONG)
-    for a, b in zip(run(ours, given[1:]), wanted, strict=True):
+    for a, b in zip(answer_together(ours, given[1:]), wanted, strict=True):
         assert same(a, b)
 
 
@@ -323,25 +315,6 @@ def test_compiled_strategies_are_bounded(ours, monkeypatch):
     plans = [ours.plan(f"vcd(alpha={n})") for n in range(1, 6)]
     assert plans_known.size == 3
     assert ours.plan("vcd(alpha=5)") is plans[-1] and ours.plan("vcd(alpha=1)") is not plans[0]
-
-
-def test_a_start_that_fails_is_one_sentence():
-    given = {"block_size": 32, "kv_cache_memory_bytes": 64 << 20, "max_model_len": 10**6}
-    with pytest.raises(
-        hd.InvalidModel, match=r"testbed: vLLM cannot start \(.*max_model"
-    ) as caught:
-        hd.load("testbed", engine="vllm", **given)
-    assert "\n" not in str(caught.value) and "or use engine='hf'" in str(caught.value)
-
-
-def test_a_name_that_vllm_no_longer_has_is_told(monkeypatch):
-    assert names.missing() == []
-    from vllm.v1.core.sched.scheduler import Scheduler
-
-    monkeypatch.delattr(Scheduler, "_preempt_request")
-    assert names.missing() == ["vllm.v1.core.sched.scheduler.Scheduler._preempt_request"]
-    with pytest.raises(hd.MissingExtra, match=r"lacks .*_preempt_request.* install the supported"):
-        hd.load("testbed", engine="vllm")
 
 
 def test_the_other_model_runner_is_refused(monkeypatch):

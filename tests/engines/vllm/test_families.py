@@ -9,9 +9,8 @@ import pytest
 
 import halludecode as hd
 from halludecode.core.registry import STRATEGIES
-from tests.engines.vllm.test_mixed import run
 from tests.support import families, specs
-from tests.support.vllm import ACTIVE, edge_gaps, same
+from tests.support.vllm import ACTIVE, answer_together, edge_gaps, same
 
 NAMES = [*STRATEGIES.names(), *specs.COMPOSED, "damro+agla"]
 CHOSEN = ("qwen2_5_vl", "internvl")
@@ -76,7 +75,7 @@ def compare(ours, hf, noted) -> int:
         for sampling in (hd.Sampling(**GREEDY), hd.Sampling(**SAMPLED)):
             given += [(name, request, spec, sampling) for request in asked]
             wanted += hf.generate(asked, spec, sampling)
-    found = run(ours, [one[1:] for one in given])
+    found = answer_together(ours, [one[1:] for one in given])
     wrong = {}
     for (name, *asked), a, b in zip(given, found, wanted, strict=True):
         if not same(a, b, functools.partial(edge_gaps, hf, *asked)):

@@ -5,9 +5,8 @@ from __future__ import annotations
 import pytest
 
 import halludecode as hd
-from tests.engines.vllm.conftest import scheduler_of
 from tests.support import families
-from tests.support.vllm import requests, same
+from tests.support.vllm import requests, same, scheduler_of
 
 ROWS = ["greedy", "vcd", "m3id", "ritual", "apc_only", "scaled(scale=2.0)", "vcd+ritual+m3id"]
 GREEDY = hd.Sampling(max_new_tokens=10, logprobs=3)

@@ -9,9 +9,15 @@ import pytest
 
 import halludecode as hd
 from halludecode.engines.vllm.row_metadata import metadata_of
-from tests.engines.vllm.conftest import scheduler_of
 from tests.support import families
-from tests.support.vllm import ACTIVE, edge_gaps, requests, same
+from tests.support.vllm import (
+    ACTIVE,
+    answer_together,
+    edge_gaps,
+    requests,
+    same,
+    scheduler_of,
+)
 
 # Prompts of these strategies start whole, so their step must hold them.
 WHOLE = ("vhr", "sid", "vhr+m3id")
@@ -32,16 +38,6 @@ def cases(names, count: int, *, sampled: bool, seed: int = 0):
             more |= {"repetition_penalty": rng.choice([1.0, 1.3])}
         made.append((request, spec, hd.Sampling(**more)))
     return made
-
-
-def run(engine, given):
-    from halludecode.engines.vllm.frontend.pending import PendingRequest, answered
-
-    asked = [
-        (request, PendingRequest(engine.plan(spec), sampling)) for request, spec, sampling in given
-    ]
-    *_, outcomes = engine.write(asked)
-    return answered(outcomes)
 
 
 @pytest.fixture
@@ -65,7 +61,7 @@ def under_pressure(tight, hf, names, *, sampled: bool, whole: bool = False) -> N
     scheduler = scheduler_of(tight)
     scheduler.counts.clear()
     given = cases(names, 40, sampled=sampled)
-    outputs = run(tight, given)
+    outputs = answer_together(tight, given)
     for (request, spec, sampling), output in zip(given, outputs, strict=True):
         want = hf.generate(request, spec, sampling)[0]
         gaps = functools.partial(edge_gaps, hf, request, spec, sampling)
@@ -111,10 +107,10 @@ def test_other_families_under_pressure(
 def test_a_request_alone_gives_the_tokens_it_gives_in_the_batch(vllm_engine, testbed, supplied):
     tight, hf = supplied(vllm_engine("testbed", tight="cut"), testbed)
     given = cases(CUT, len(CUT), sampled=True, seed=1)
-    together = run(tight, given)
+    together = answer_together(tight, given)
     for one, output in zip(given, together, strict=True):
         gaps = functools.partial(edge_gaps, hf, *one)
-        assert same(run(tight, [one])[0], output, gaps), one[1]
+        assert same(answer_together(tight, [one])[0], output, gaps), one[1]
 
 
 def test_plain_traffic_is_untouched_by_edited_neighbours(vllm_engine):
@@ -122,11 +118,11 @@ def test_plain_traffic_is_untouched_by_edited_neighbours(vllm_engine):
     tight = vllm_engine("testbed", tight="cut")
     sampling = hd.Sampling(max_new_tokens=12, logprobs=3)
     asked = hd.Request("What is in it?", families.pictures()[:1])
-    before = run(tight, [(asked, "greedy", sampling)])[0]
-    beside = run(
+    before = answer_together(tight, [(asked, "greedy", sampling)])[0]
+    beside = answer_together(
         tight, [(asked, spec, sampling) for spec in ("pai", "greedy", ACTIVE["var"], "vista")]
     )[1]
-    after = run(tight, [(asked, "greedy", sampling)])[0]
+    after = answer_together(tight, [(asked, "greedy", sampling)])[0]
     for one in (beside, after):
         assert one.token_ids == before.token_ids
         for x, y in zip(one.logprobs, before.logprobs, strict=True):

@@ -14,7 +14,7 @@ import pytest
 import halludecode as hd
 from halludecode.core.registry import STRATEGIES
 from halludecode.testbed import model_path
-from tests.support import families, specs
+from tests.support import LONG, families, specs
 
 SPECS = ("vcd", "pai", "damro", "vista", "vdgd(tokens=4)", "var")
 REST = ("qwen2_5_vl", "internvl", "qwen3_vl", "idefics3")
@@ -98,7 +98,7 @@ def run(script: Path, text: str, *words: str, ranks: int = 1) -> list[str]:
         env=env,
         capture_output=True,
         text=True,
-        timeout=400,
+        timeout=LONG,
         check=False,
     )
     assert done.returncode == 0, done.stderr[-3000:]

@@ -12,8 +12,7 @@ from halludecode.core.errors import InvalidData, MissingExtra
 from halludecode.evals.benchmarks.amber import description_words as amber_words
 from halludecode.evals.benchmarks.amber import scoring as amber
 from halludecode.evals.benchmarks.hallusionbench import scoring as hallusion
-from halludecode.evals.load import Selection, load_units
-from halludecode.evals.presets import PRESETS
+from halludecode.evals.load import load_units
 from halludecode.evals.report.render import render
 from halludecode.evals.runner import batching as batches
 from halludecode.evals.runner.run import run_eval
@@ -32,10 +31,6 @@ def quick(monkeypatch):
         return text.replace(".", "").split()
 
     monkeypatch.setattr(amber_words, "nltk_nouns", lambda: split)
-
-
-def select(task, **more):
-    return Selection((task,), {task: PRESETS["opera"]}, **more)
 
 
 def run(output, source, task, engine=None, **more):
@@ -153,20 +148,20 @@ def test_amber_lines_hold_what_the_scorer_needs(tmp_path):
 
 def test_amber_is_asked_what_its_query_files_ask(tmp_path):
     source = amber_folder(tmp_path / "AMBER", kinds=("discriminative",))
-    (unit,) = load_units([source], select("amber"))
+    (unit,) = load_units([source], world.select("amber"))
     assert {s.label for s in unit.samples} <= {"yes", "no"}
     report = run(tmp_path / "run", source, "amber", strategies=["greedy"])
     assert "chair" not in entries(report)["greedy"]["metrics"]
     shutil.rmtree(source / "data" / "query")
     with pytest.raises(InvalidData, match=r"data: no query/query_\*\.json"):
-        load_units([source], select("amber"))
+        load_units([source], world.select("amber"))
 
 
 def test_amber_limit_takes_pictures_with_everything_about_them(tmp_path):
-    (unit,) = load_units([amber_folder(tmp_path / "AMBER")], select("amber", limit=2))
+    (unit,) = load_units([amber_folder(tmp_path / "AMBER")], world.select("amber", limit=2))
     pictures = {s.picture.name for s in unit.samples}
     assert pictures == {"AMBER_0.jpg", "AMBER_1.jpg"}
-    (whole,) = load_units([tmp_path / "AMBER"], select("amber"))
+    (whole,) = load_units([tmp_path / "AMBER"], world.select("amber"))
     assert len(unit.samples) == sum(s.picture.name in pictures for s in whole.samples)
 
 
@@ -175,10 +170,10 @@ def test_amber_from_annotations_and_images(tmp_path):
     images = tmp_path / "elsewhere"
     (source / "image").rename(images)
     for given in (source / "data", source / "data" / "annotations.json"):
-        (unit,) = load_units([], select("amber"), images, given)
+        (unit,) = load_units([], world.select("amber"), images, given)
         assert unit.key == ("amber", "elsewhere", None)
     with pytest.raises(InvalidData, match="holds amber annotations, and the tasks asked for are"):
-        load_units([], select("pope"), images, source / "data" / "annotations.json")
+        load_units([], world.select("pope"), images, source / "data" / "annotations.json")
 
 
 def test_amber_bad_files_are_named_with_their_line(tmp_path):
@@ -187,17 +182,17 @@ def test_amber_bad_files_are_named_with_their_line(tmp_path):
     text = query.read_text()
     query.write_text(text.replace('"id": 1006', '"id": 1005'))
     with pytest.raises(InvalidData, match=r"query_discriminative\.json:2: id 1005 is asked diff"):
-        load_units([source], select("amber"))
+        load_units([source], world.select("amber"))
     query.write_text(text.replace('"id": 1006', '"id": 99999'))
     with pytest.raises(InvalidData, match=r"discriminative\.json:2: id 99999 is not in .*annot"):
-        load_units([source], select("amber"))
+        load_units([source], world.select("amber"))
     query.write_text(text.replace('"query": "Is it 1006', '"text": "Is it 1006'))
     with pytest.raises(InvalidData, match=r'discriminative\.json:2: key "query" is missing; the'):
-        load_units([source], select("amber"))
+        load_units([source], world.select("amber"))
     query.write_text(text)
     (source / "image" / "AMBER_3.jpg").unlink()
     with pytest.raises(InvalidData, match=r"query_generative\.json:4: picture .*AMBER_3\.jpg does"):
-        load_units([source], select("amber"))
+        load_units([source], world.select("amber"))
 
 
 def test_amber_without_what_reads_descriptions_stops_before_the_model(tmp_path, monkeypatch):
@@ -281,7 +276,9 @@ def test_not_knowing_without_a_figure_is_right(tmp_path):
 
 
 def test_hallusion_limit_takes_whole_sets(tmp_path):
-    (unit,) = load_units([hallusion_folder(tmp_path / "hb")], select("hallusionbench", limit=1))
+    (unit,) = load_units(
+        [hallusion_folder(tmp_path / "hb")], world.select("hallusionbench", limit=1)
+    )
     assert [s.id for s in unit.samples] == [f"VS_chart_0_{f}_{q}" for f in range(3) for q in (0, 1)]
 
 
@@ -301,11 +298,11 @@ def test_hallusion_bad_files_are_named_with_their_line(tmp_path):
     text = path.read_text()
     path.write_text(text.replace('"gt_answer": "1"', '"gt_answer": "yes"', 1))
     with pytest.raises(InvalidData, match=r"HallusionBench\.json:2: gt_answer is 'yes'"):
-        load_units([source], select("hallusionbench"))
+        load_units([source], world.select("hallusionbench"))
     path.write_text(text)
     (source / "hallusion_bench" / "VS" / "chart" / "0_1.png").unlink()
     with pytest.raises(InvalidData, match=r"Bench\.json:3: picture .*0_1\.png does not exist"):
-        load_units([source], select("hallusionbench"))
+        load_units([source], world.select("hallusionbench"))
 
 
 # Both

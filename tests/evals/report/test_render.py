@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
+from halludecode import __version__
 from halludecode.core.errors import InvalidData, InvalidParameter
 from halludecode.evals.benchmarks.chair import CHAIR
 from halludecode.evals.benchmarks.chair import object_words as words
@@ -99,7 +100,7 @@ def test_page_holds_every_number_of_the_table(made):
         for column in BENCHMARKS.get(entry["task"]).metrics:
             value = entry["metrics"][column.name]["value"] * column.scale
             assert f"{value:.1f}" in text
-    for word in ("POPE on set", "CHAIR on set", "MME on set", "0123", "halludecode 0.1.0"):
+    for word in ("POPE on set", "CHAIR on set", "MME on set", "0123", f"halludecode {__version__}"):
         assert word in text
     assert "Stand-in" not in text
 

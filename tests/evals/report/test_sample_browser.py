@@ -15,6 +15,7 @@ from halludecode.evals.results.kept_pictures import picture_path
 from halludecode.evals.runner import batching as batches
 from halludecode.evals.runner.run import run_eval
 from halludecode.evals.runner.run_folder import read_json, read_lines
+from tests.support import LONG
 from tests.support import eval_world as world
 
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser")
@@ -202,7 +203,7 @@ def dom(path, state=""):
         f"--user-data-dir={path.parent / 'profile'}",
         *("--virtual-time-budget=2000", "--dump-dom", f"file://{path}{state}"),
     ]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=True)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=LONG, check=True)
     return done.stdout
 
 

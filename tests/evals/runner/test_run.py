@@ -7,7 +7,6 @@ import pytest
 from rich.console import Console
 
 from halludecode.core.errors import InvalidData, InvalidParameter, OutOfMemory, UnknownStrategy
-from halludecode.evals.presets import PRESETS
 from halludecode.evals.runner import batching as batches
 from halludecode.evals.runner.run import dry_run, evaluate, run_eval
 from tests.support import eval_world as world
@@ -179,9 +178,9 @@ def test_sampled_decoding_shares_nothing(tmp_path, source):
 
 
 def test_batches_are_whole_pictures(tmp_path, source):
-    from halludecode.evals.load import Selection, load_units
+    from halludecode.evals.load import load_units
 
-    units = load_units([source], Selection(("pope",), {"pope": PRESETS["opera"]}))
+    units = load_units([source], world.select("pope"))
     made = batches.plan_batches(units, size=4)
     places = [(n, ask.picture.digest) for n, batch in enumerate(made) for ask in batch]
     assert len({digest for _, digest in places}) == len(set(places))
@@ -436,7 +435,7 @@ def test_bad_arguments_are_named_before_the_model_is_loaded(tmp_path, source):
 
     loader = functools.partial(load, "some/model")
     for change, error, said in (
-        ({"tasks": ["pop"]}, InvalidParameter, "no task 'pop'; the known ones are pope"),
+        ({"tasks": ["pop"]}, InvalidParameter, "Unknown task 'pop'. Did you mean 'pope'"),
         ({"tasks": []}, InvalidParameter, "name each task once"),
         ({"strategies": []}, InvalidParameter, "at least one"),
         ({"limit": 0}, InvalidParameter, "limit must be at least 1"),

@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from halludecode.core.errors import InvalidData
+from halludecode.core.errors import InvalidData, InvalidParameter
 from halludecode.evals.runner.score_file import score_predictions
 
 QUESTIONS = [
@@ -100,7 +100,7 @@ def test_pope_needs_questions(tmp_path):
 
 
 def test_unknown_task_is_named(tmp_path):
-    with pytest.raises(InvalidData, match="'vqa' is unknown; the known ones are pope, chair"):
+    with pytest.raises(InvalidParameter, match=r"Unknown task 'vqa'\..* Known: amber, chair, "):
         score_predictions("vqa", tmp_path)
 
 

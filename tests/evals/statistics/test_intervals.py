@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from halludecode.core.errors import InvalidData, InvalidParameter
 from halludecode.evals.benchmarks.mme import scoring as mme
 from halludecode.evals.benchmarks.pope import scoring as pope
-from halludecode.evals.runner.score_file import load_answers
+from halludecode.evals.data.answers import load_answers
 from halludecode.evals.statistics import intervals as stats
 from tests.support.published import VECTORS, public, published_score
 

@@ -1,1 +1,1 @@
-"""What of vLLM this engine leans on beyond its public options."""
+"""What of vLLM this engine leans on beyond its public options; any of its processes."""

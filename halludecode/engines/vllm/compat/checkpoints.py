@@ -1,4 +1,4 @@
-"""Checkpoints that transformers 5 saved: names vLLM 0.32 does not know, and what names them."""
+"""Checkpoints that transformers 5 saved: names vLLM 0.32 does not know, and their digest."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def accept_new_names(model_config: Any) -> None:
 
 
 def weights_digest(source: str, config: Any, dtype: torch.dtype, **shared: Any) -> str:
-    """`hf.load.model_digest` of a checkpoint, from its files: artifacts serve both engines.
+    """`models.loading.model_digest` of a checkpoint, from its files: artifacts serve both engines.
 
     Where transformers would do more than rename a tensor (merge experts, say), or the files are not
     safetensors, it is a digest of the config and the model's name alone.
@@ -47,16 +47,16 @@ def weights_digest(source: str, config: Any, dtype: torch.dtype, **shared: Any) 
         **shared: revision and trust_remote_code, where given.
     """
     config = copy.deepcopy(config)  # transformers notes the dtype in the config of a loaded model
-    for one in (config, *(getattr(config, name, None) for name in config.sub_configs)):
-        if one is not None:
-            one.dtype = dtype
-    told = re.sub(r'"_name_or_path".*', "", config.to_json_string())
+    for each in (config, *(getattr(config, name, None) for name in config.sub_configs)):
+        if each is not None:
+            each.dtype = dtype
+    config_text = re.sub(r'"_name_or_path".*', "", config.to_json_string())
     try:
         samples = _samples(source, config, dtype, **shared)
     except (ImportError, AttributeError, KeyError, OSError, TypeError, ValueError) as error:
         logger.warning("%s: its weights have no digest of their own (%r)", source, error)
-        return digest(told, source)
-    parts: list[object] = [told]
+        return digest(config_text, source)
+    parts: list[object] = [config_text]
     for name, sample in sorted(samples.items()):
         floating = sample.is_floating_point()
         parts += [name, sample.float().numpy().tobytes() if floating else sample.tolist()]
@@ -76,9 +76,9 @@ def _samples(source: str, config: Any, dtype: torch.dtype, **shared: Any) -> dic
             config, dtype=dtype, trust_remote_code=trust
         )
     state, mapping = model.state_dict(), get_model_conversion_mapping(model)
-    renamings = [one for one in mapping if isinstance(one, WeightRenaming)]
-    others = [one for one in mapping if not isinstance(one, WeightRenaming)]
-    found: dict[str, Tensor] = {}
+    renamings = [change for change in mapping if isinstance(change, WeightRenaming)]
+    others = [change for change in mapping if not isinstance(change, WeightRenaming)]
+    samples: dict[str, Tensor] = {}
     for path in _files(source, shared.get("revision")):
         with safe_open(path, framework="pt") as file:
             for key in file.keys():  # noqa: SIM118  (it is no mapping)
@@ -89,10 +89,10 @@ def _samples(source: str, config: Any, dtype: torch.dtype, **shared: Any) -> dic
                     raise ValueError(f"{key} is merged with others")
                 flat = file.get_tensor(key).flatten()
                 sample = flat[:: max(1, flat.numel() // 64)][:64]
-                found[name] = sample.to(state[name].dtype) if name in state else sample
+                samples[name] = sample.to(state[name].dtype) if name in state else sample
     for name, same in (getattr(model, "all_tied_weights_keys", None) or {}).items():
-        found.setdefault(name, found[same])
-    return {name: found[name] for name in state}
+        samples.setdefault(name, samples[same])
+    return {name: samples[name] for name in state}
 
 
 def _files(source: str, revision: str | None) -> list[Path]:

@@ -1,4 +1,9 @@
-"""Why vLLM could not start, in its own words, from whichever of its processes knew."""
+"""Why vLLM could not start, in its own words, from whichever of its processes knew.
+
+A worker that cannot load the model logs why and ends; the process that waits for it hears only that
+it ended. So the front end names a file in the environment, which the processes it starts inherit,
+and they write the last words of what they log there.
+"""
 
 from __future__ import annotations
 
@@ -26,15 +31,15 @@ def starting(model: str) -> Iterator[None]:
     Raises:
         InvalidModel: With the last line of vLLM's reason.
     """
-    with tempfile.NamedTemporaryFile("r", prefix="halludecode-", encoding="utf-8") as told:
+    with tempfile.NamedTemporaryFile("r", prefix="halludecode-", encoding="utf-8") as words:
         before = os.environ.get(VARIABLE)
-        os.environ[VARIABLE] = told.name
+        os.environ[VARIABLE] = words.name
         try:
             yield
         except HalluDecodeError:
             raise
         except Exception as error:
-            why = next(iter(told.read().splitlines()), "") or last_words(error)
+            why = next(iter(words.read().splitlines()), "") or last_words(error)
             raise InvalidModel(
                 f"{model}: vLLM cannot start ({why}). Change the option or the model that it "
                 "names, or use engine='hf'."
@@ -47,13 +52,13 @@ def starting(model: str) -> Iterator[None]:
 
 def last_words(error: BaseException) -> str:
     """The sentence of an error that says most: pydantic's reason, else its last line."""
-    found = _VALUE.search(str(error))
+    value = _VALUE.search(str(error))
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    said = " ".join(found[1].split()) if found else (lines or [type(error).__name__])[-1]
+    said = " ".join(value[1].split()) if value else (lines or [type(error).__name__])[-1]
     return said.rstrip(".")[:400]
 
 
-class Teller(logging.Handler):
+class LastWordsHandler(logging.Handler):
     """Writes the last words of errors that vLLM logs into the file of the process that waits."""
 
     def emit(self, record: logging.LogRecord) -> None:
@@ -61,12 +66,12 @@ class Teller(logging.Handler):
         path = Path(os.environ.get(VARIABLE, ""))
         error = record.exc_info[1] if record.exc_info else None
         if error is not None and path.is_file():
-            with path.open("a", encoding="utf-8") as told:
-                told.write(last_words(error) + "\n")
+            with path.open("a", encoding="utf-8") as words:
+                words.write(last_words(error) + "\n")
 
 
 def listen() -> None:
     """Called in processes of vLLM that load the model; what they log from then on is heard."""
     logger = logging.getLogger("vllm")
-    if VARIABLE in os.environ and not any(isinstance(h, Teller) for h in logger.handlers):
-        logger.addHandler(Teller(logging.ERROR))
+    if VARIABLE in os.environ and not any(isinstance(h, LastWordsHandler) for h in logger.handlers):
+        logger.addHandler(LastWordsHandler(logging.ERROR))

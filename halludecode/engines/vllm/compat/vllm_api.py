@@ -86,23 +86,23 @@ TAKES = {
 
 def missing() -> list[str]:
     """Dotted names that this vLLM lacks, in words; empty where all are there."""
-    gone: list[str] = []
+    lacking: list[str] = []
     for module, classes in USED.items():
         for name, methods in classes.items():
             cls = _get(module, name)
             absent = [f".{m}" for m in methods if not hasattr(cls, m)] if cls else [""]
-            gone += [f"{module}.{name}{method}" for method in absent]
+            lacking += [f"{module}.{name}{method}" for method in absent]
     for module, functions in FUNCTIONS.items():
-        gone += [f"{module}.{name}" for name in functions if _get(module, name) is None]
+        lacking += [f"{module}.{name}" for name in functions if _get(module, name) is None]
     for (module, name, method), parameters in TAKES.items():
-        found = getattr(_get(module, name), method, None)
-        known = inspect.signature(found).parameters if found else {}
-        gone += [
+        function = getattr(_get(module, name), method, None)
+        accepted = inspect.signature(function).parameters if function else {}
+        lacking += [
             f"{module}.{name}.{method}({parameter}=)"
             for parameter in parameters
-            if found and parameter not in known
+            if function and parameter not in accepted
         ]
-    return gone
+    return lacking
 
 
 def about() -> dict[str, Any]:

@@ -30,7 +30,7 @@ Taken = tuple[int, str]  # an activation request's replica and key
 SMALL = 64  # numbers: what a processor tells of a picture beside its pixels
 
 
-class ActivationCollector:
+class ActivationPasses:
     """Runs the passes of requests, in one batch with whatever else runs.
 
     Args:

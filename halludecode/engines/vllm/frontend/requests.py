@@ -94,22 +94,28 @@ class RequestBuilder:
                 request_name=name,
                 local_names=[[list(pair) for pair in names.items()] for names in prepared.local],
                 pictured=bool(prepared.prompt.pictures),
+                noise_key=key if sampling.temperature > 0 else -1,
                 whole=together(plan),
+                score_words=dict(score_words) or None,
             )
-            # Token masks are kept per child: none may find another's KV, which they were judged by.
-            salts = [self._salt(row.name, prepared, plan, main.group) for row in rows]
-            inputs = [self._input(row, salt) for row, salt in zip(rows, salts, strict=True)]
-            noise = key if sampling.temperature > 0 else -1
-            child_rows: list[Any] = []
-            for role, row in enumerate(rows):
-                edits, in_line = _feature_edits(row, prepared, plan), _in_line(row, self._inputs)
-                metadata = replace(main, role=role, feature_edits=edits, in_line=in_line)
-                if role == 0:
-                    words = dict(score_words) or None
-                    metadata = replace(metadata, noise_key=noise, score_words=words)
-                child_rows.append(self._request(metadata, inputs[role], rows, sampling))
-            members.append(child_rows)
+            members.append(self._child(main, prepared, plan, sampling))
         return RequestGroup(members)
+
+    def _child(
+        self, main: RowMetadata, prepared: PreparedRequest, plan: Plan, sampling: Sampling
+    ) -> list[Any]:
+        """The vLLM requests of one answer's rows."""
+        rows = list(prepared.rows.values())
+        requests: list[Any] = []
+        for role, row in enumerate(rows):
+            # Token masks are kept per child: none may find another's KV, which they were judged by.
+            given = self._input(row, self._salt(row.name, prepared, plan, main.group))
+            edits, in_line = _feature_edits(row, prepared, plan), _in_line(row, self._inputs)
+            metadata = replace(main, role=role, feature_edits=edits, in_line=in_line)
+            if role > 0:
+                metadata = replace(metadata, noise_key=-1, score_words=None)
+            requests.append(self._request(metadata, given, rows, sampling))
+        return requests
 
     def activation_group(self, metadata: RowMetadata, row: Row, write: int) -> RequestGroup:
         """The vLLM request of one pass.

@@ -1,1 +1,1 @@
-"""vLLM's scheduler process: the rows of a request take every token together."""
+"""vLLM's scheduler process: rows of a request take every token together. Knows no tensors."""

@@ -1,4 +1,4 @@
-"""Groups as the scheduler keeps them, and what can be said of one without the scheduler."""
+"""In the scheduler: a group of rows, and what can be said of one without the scheduler."""
 
 from __future__ import annotations
 
@@ -11,22 +11,26 @@ from vllm.v1.request import Request, RequestStatus
 
 @dataclass
 class RowGroup:
-    """The rows of one request.
+    """The rows of one answer, as vLLM's scheduler has them.
+
+    The front end's `RequestGroup` holds those of all children of a request; the worker's
+    `GroupRecord` holds what the edits of one answer found out.
 
     Args:
         size: Rows it was announced with.
         whole: Whether all rows must prefill unchunked in one forward.
         members: By role; 0 is the main row. Rows that live until the first token leave early.
-        brief: Roles of those.
+        prefill_only: Roles of those.
         queued: Whether all have arrived.
+        created: When the first arrived.
     """
 
     size: int
     whole: bool
     members: dict[int, Request] = field(default_factory=dict)
-    brief: set[int] = field(default_factory=set)
+    prefill_only: set[int] = field(default_factory=set)
     queued: bool = False
-    born: float = field(default_factory=time.monotonic)
+    created: float = field(default_factory=time.monotonic)
 
     @property
     def main(self) -> Request:
@@ -54,7 +58,7 @@ class RowGroup:
 
 
 @dataclass(frozen=True)
-class Limits:
+class GroupLimits:
     """What no group may exceed.
 
     Args:
@@ -72,12 +76,14 @@ class Limits:
     pictures: int
 
 
-def never_fits(group: RowGroup, limits: Limits, blocks: Callable[[Request, int], int]) -> str:
+def why_never_fits(
+    group: RowGroup, limits: GroupLimits, blocks: Callable[[Request, int], int]
+) -> str:
     """Why a group can never run, in words; "" if it can.
 
     Args:
         group: All its rows have arrived.
-        limits: See `Limits`.
+        limits: See `GroupLimits`.
         blocks: ``(row, tokens) -> blocks of KV cache``.
     """
     if group.size > limits.rows:
@@ -98,12 +104,16 @@ def never_fits(group: RowGroup, limits: Limits, blocks: Callable[[Request, int],
     return ""
 
 
-def left(row: Request) -> int:
-    """Tokens of a row that no step has been asked for yet."""
+def tokens_left(row: Request) -> int:
+    """Tokens of a row that no step has been asked for yet.
+
+    Where steps are scheduled before the one before them is done, a token that is being drawn has no
+    value yet: vLLM counts a placeholder for it, and so do we.
+    """
     return row.num_tokens_with_spec + row.num_output_placeholders - row.num_computed_tokens
 
 
-def apart(group: RowGroup) -> str:
+def why_apart(group: RowGroup) -> str:
     """Why a group is no longer one, in words; "" while it is."""
     if any(row.is_finished() for row in group.rows):
         return "one of its rows ended before the main row"

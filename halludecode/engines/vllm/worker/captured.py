@@ -35,31 +35,12 @@ def activations_of(captured: Captured, about: Mapping[str, Any]) -> Activations:
         HookNeverFired: The model did not show something that was to be kept.
     """
     capture = about["capture"]
-    starts = sorted({start for _, start in captured.hidden})
-
-    def hidden(layer: int) -> Tensor:
-        pieces = torch.cat([captured.hidden[layer, start] for start in starts])
-        return pieces if capture["every_token"] else pieces[-1]
-
-    def stacked(name: str, by_layer: Mapping[int, Tensor]) -> Tensor | None:
-        silent = [layer for layer in capture[name] if layer not in by_layer]
-        if silent:
-            raise HookNeverFired(
-                f"A pass before the answer kept nothing ({name}) of layer {silent[0]}."
-            )
-        return torch.stack([by_layer[layer] for layer in capture[name]]) if capture[name] else None
-
-    rows = {
-        layer: hidden(layer)
-        for layer in capture["hidden"]
-        if (layer, max(starts, default=0)) in captured.hidden
-    }
     steps = [captured.logits[n] for n in sorted(captured.logits)][: len(about["token_ids"])]
     vision = [captured.vision[n] for n in sorted(captured.vision)]
     return Activations(
-        hidden=stacked("hidden", rows),
-        heads=stacked("heads", captured.heads),
-        image=stacked("image", captured.image),
+        hidden=_stacked("hidden", capture, _whole_hidden(captured, capture)),
+        heads=_stacked("heads", capture, captured.heads),
+        image=_stacked("image", capture, captured.image),
         vision=torch.cat(vision, -1) if vision else None,
         image_counts=tuple(about["counts"]),
         image_mask=torch.tensor(about["mask"]) if about["mask"] is not None else None,
@@ -68,3 +49,25 @@ def activations_of(captured: Captured, about: Mapping[str, Any]) -> Activations:
         token_ids=tuple(about["token_ids"]),
         logits=torch.stack(steps) if steps and capture["logits"] else None,
     )
+
+
+def _whole_hidden(captured: Captured, capture: Mapping[str, Any]) -> dict[int, Tensor]:
+    """By layer, the residuals of all pieces a prompt was computed in; [D] of the last token."""
+    starts = sorted({start for _, start in captured.hidden})
+    hidden: dict[int, Tensor] = {}
+    for layer in capture["hidden"]:
+        if (layer, max(starts, default=0)) in captured.hidden:
+            pieces = torch.cat([captured.hidden[layer, start] for start in starts])
+            hidden[layer] = pieces if capture["every_token"] else pieces[-1]
+    return hidden
+
+
+def _stacked(
+    name: str, capture: Mapping[str, Any], by_layer: Mapping[int, Tensor]
+) -> Tensor | None:
+    silent = [layer for layer in capture[name] if layer not in by_layer]
+    if silent:
+        raise HookNeverFired(
+            f"A pass before the answer kept nothing ({name}) of layer {silent[0]}."
+        )
+    return torch.stack([by_layer[layer] for layer in capture[name]]) if capture[name] else None

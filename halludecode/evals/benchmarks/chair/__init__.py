@@ -2,17 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from functools import cache
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any, ClassVar, Self
 
+from halludecode.core.errors import InvalidData
 from halludecode.core.paper import Paper
+from halludecode.core.params import param
 from halludecode.evals.benchmarks.base import Benchmark, LmmsEvalTask, Mention, Metric, MetricPlot
+from halludecode.evals.benchmarks.chair import files, shortening
+from halludecode.evals.benchmarks.chair import scoring as chair
+from halludecode.evals.benchmarks.chair.caption_records import write_sentences
+from halludecode.evals.benchmarks.chair.image_ids import check_ids, load_ids
+from halludecode.evals.benchmarks.chair.object_words import Reader, reader, vocabulary
 from halludecode.evals.benchmarks.registry import benchmark
-
-if TYPE_CHECKING:
-    from halludecode.evals.benchmarks.chair.object_words import Reader
-    from halludecode.evals.statistics.score import Id, Score
+from halludecode.evals.data.columns import Columns, said, words_of
+from halludecode.evals.data.records import Record
+from halludecode.evals.data.samples import Sample
+from halludecode.evals.presets import Preset
+from halludecode.evals.statistics.score import Id, Score
 
 PAPER = Paper(
     "1809.02156",
@@ -24,6 +35,9 @@ PAPER = Paper(
 )
 
 
+_OPTIONS = ("family", "gt_family", "incomplete", "image_ids")
+
+
 @benchmark("chair", paper=PAPER)
 class CHAIR(Benchmark):
     """Captions, their object words counted against COCO's annotations."""
@@ -31,6 +45,29 @@ class CHAIR(Benchmark):
     title = "CHAIR"
     text_kind = "caption"
     needs = "annotations/instances*.json in the folder, or --annotations INSTANCES.json"
+    standard = 2
+    wording = "caption"
+    max_new_tokens = 512
+    preset_tokens = True
+    aliases: ClassVar[Mapping[str, str]] = {name: name for name in _OPTIONS}
+    scorer_options = ("captions", "details")
+    columns = (
+        Columns(
+            needs={
+                "image_id": ("image_id", "file_name", "question_id", "id"),
+                "image": ("image",),
+            },
+            takes={
+                "objects": ("objects", "gt_object"),
+                "image_source": ("file_name", "image_path"),
+            },
+            signs=tuple(
+                frozenset({name}) for name in ("objects", "gt_object", "file_name", "coco_url")
+            ),
+            names=("image_source", "image_id"),
+            single=True,
+        ),
+    )
     metrics = (
         Metric("chair_i", "CHAIR_i %", lower_is_better=True, control="length", headline=True),
         Metric("chair_s", "CHAIR_s %", lower_is_better=True, control="length", headline=True),
@@ -62,6 +99,185 @@ class CHAIR(Benchmark):
         },
     )
 
+    family: str = param(
+        "wordnet", "how captions' words become objects: wordnet, pattern or opera_published"
+    )
+    gt_family: str | None = param(None, "the same for the ground truth; None is as family")
+    path: str = param("auto", "what finds the words: nltk, tables, or auto, nltk if installed")
+    incomplete: str | None = param(
+        None, "keep or drop an unfinished last sentence; None is the prompt preset's"
+    )
+    image_ids: str | tuple[int, ...] | None = param(
+        None, "exactly these pictures: chair500, or a file with one image id a line"
+    )
+
+    # Reading ------------------------------------------------------------------------------------
+
+    def find(self, folder: Path) -> Mapping[str | None, Path]:
+        """``annotations/instances*.json``."""
+        found = files.first(folder / "annotations", "instances")
+        return {} if found is None else {None: found}
+
+    def reads(self, path: Path, first: Mapping[str, Any]) -> bool:
+        """Whether a file is a COCO instances file."""
+        return "images" in first and "annotations" in first
+
+    def load(
+        self, path: Path, *, limit: int | None = None, images: Path | None = None
+    ) -> list[Sample]:
+        """The pictures of a COCO instances file, with their true objects."""
+        listed, captions = files.pictures(path), files.captions_beside(path, images is not None)
+        if images is not None:  # COCO lists tens of thousands: the folder says which are meant
+            present = {picture.name for picture in images.iterdir()}
+            listed = [(i, name) for i, name in listed if name in present]
+        if wanted := self.ids():
+            names = dict(listed)
+            check_ids(wanted, names, f"{path} and its pictures")
+            listed = [(i, names[i]) for i in wanted]
+        # Reference captions are tagged word by word, which is slow for all of COCO.
+        chosen = listed[:limit]
+        _, gt_family = self._families()
+        told = {"family": gt_family, "path": self.path, "images": {i for i, _ in chosen}}
+        truth = chair.ground_truth(path, captions, **told)
+        return [
+            Sample(i, "", name, objects=tuple(sorted(truth[i])), where=f"{path}: image {i}")
+            for i, name in chosen
+        ]
+
+    def read(self, record: Record) -> Sample | Iterable[Sample]:
+        """A picture with its objects, which of COCO 2014 are known."""
+        where, given = record.where, said(record.fields["image_id"])
+        digits = re.fullmatch(r"(?:COCO_\w+_)?(\d+)(?:\.jpg)?", given)
+        if digits is None:
+            raise InvalidData(
+                f"{where}: image id {given!r} is neither a number nor COCO's file name."
+            )
+        name = int(digits[1])
+        objects = self._objects(name, record)
+        foreign = [thing for thing in objects if thing not in set(vocabulary().values())]
+        if foreign:
+            raise InvalidData(
+                f"{where}: object {foreign[0]!r} is not among CHAIR's 80 COCO categories."
+            )
+        objects = tuple(sorted(set(objects)))
+        return Sample(name, "", record.fields["image"], objects=objects, where=where)
+
+    def _objects(self, image: int, record: Record) -> Iterable[str]:
+        if "objects" in record.fields:
+            return words_of(record.fields["objects"], record.where)
+        _, gt_family = self._families()
+        if gt_family != "wordnet":
+            raise InvalidData(
+                f"{record.where}: without a column of objects the shipped sets are the truth, "
+                f"which are of the wordnet family, not {gt_family!r}."
+            )
+        if image not in _shipped():
+            raise InvalidData(
+                f"{record.where}: image id {image} is none of COCO 2014, whose objects are known; "
+                "give a column of objects."
+            )
+        return _shipped()[image]
+
+    def order(self, samples: Sequence[Sample], where: str) -> Sequence[Sample]:
+        """The pictures of ``image_ids`` in their order; `load` has taken no others."""
+        wanted = self.ids()
+        if [s.id for s in samples] == list(wanted[: len(samples)]) or not wanted:
+            return samples
+        by_id = {sample.id: sample for sample in samples}
+        check_ids(wanted, [int(i) for i in by_id], where)
+        return [by_id[i] for i in wanted]
+
+    def enough(
+        self, groups: Mapping[str | None, Sequence[str]], limit: int, table: Columns
+    ) -> bool:
+        """Pictures of a list may stand anywhere."""
+        return not self.ids() and super().enough(groups, limit, table)
+
+    def ids(self) -> tuple[int, ...]:
+        """The pictures asked for; () is all."""
+        given = self.image_ids
+        return given if isinstance(given, tuple) else load_ids(given) if given else ()
+
+    # Scoring ------------------------------------------------------------------------------------
+
+    def _families(self) -> tuple[str, str]:
+        return chair.families_of(self.family, self.gt_family)
+
+    def settled(self, preset: Preset) -> Self:
+        """Families, what reads captions on this machine, the last sentence; refuses bad ones."""
+        (family, gt_family), incomplete = self._families(), self.incomplete or preset.incomplete
+        chair.trim("", incomplete=incomplete)
+        self.ids()
+        path = reader(family, self.path).path
+        made = {"family": family, "gt_family": gt_family, "path": path, "incomplete": incomplete}
+        return replace(self, **made)
+
+    def recipe(self) -> dict[str, Any]:
+        """How captions are scored."""
+        made = {"family": self.family, "gt_family": self.gt_family, "path": self.path}
+        return {**made, "incomplete": self.incomplete}
+
+    def record(self) -> dict[str, Any]:
+        """The list its pictures were chosen by."""
+        return {} if self.image_ids is None else {"image_ids": {self.name: str(self.image_ids)}}
+
+    def scored_text(self, answer: str) -> str:
+        """An answer, perhaps without its unfinished sentence."""
+        return chair.trim(answer, incomplete=self.incomplete or "keep")
+
+    def judge(self, sample: Sample, answer: str) -> dict[str, Any]:
+        """What a caption names.
+
+        Returns:
+            ``parsed`` lists the objects mentioned, those not in the picture, the caption's words as
+            the scorer counts them, and which of these name what is not there; ``score`` is the
+            share of mentions that are (1 when nothing is mentioned).
+        """
+        reading = _reader(self._families()[0], self.path).read(self.scored_text(answer))
+        wrong = [m for m in reading.mentions if m.object not in (sample.objects or ())]
+        named = len(reading.mentions)
+        parsed = {
+            "generated": reading.objects,
+            "hallucinated": [m.object for m in wrong],
+            "words": list(reading.words),
+            "hallucinated_words": [[reading.words[m.index], m.object] for m in wrong],
+        }
+        return {"parsed": parsed, "score": 1 - len(wrong) / named if named else 1.0}
+
+    def score(self, lines: Sequence[Mapping[str, Any]], max_words: int | None = None) -> Score:
+        """Scores captions, perhaps cut after a number of words."""
+        # An unfinished sentence goes before the cut: a cut caption seldom ends with a period.
+        texts = [chair.Caption(x["id"], self.scored_text(x["answer"])) for x in lines]
+        truth = {line["id"]: frozenset(line["objects"]) for line in lines}
+        named = {"family": self.family, "gt_family": self.gt_family, "path": self.path}
+        scored = chair.score(texts, truth, **named, incomplete="keep", max_words=max_words)
+        return replace(scored, notes={**scored.notes, "incomplete": self.incomplete or "keep"})
+
+    # Answers made elsewhere ---------------------------------------------------------------------
+
+    def score_file(
+        self, predictions: Path, annotations: Path | None, parser: str, **options: Any
+    ) -> Score:
+        """Captions against COCO files or finished sets; see `files.score_captions`."""
+        families, incomplete = self._families(), self.incomplete or "keep"
+        captions, wanted = options.get("captions"), self.ids()
+        given = (predictions, annotations, captions, families, incomplete)
+        return files.score_captions(*given, wanted, str(self.image_ids))
+
+    def summary(self, score: Score) -> dict[str, Any]:
+        """The mentions of every caption."""
+        keys = ("image_id", "generated", "hallucinated", "mentions")
+        return {"sentences": [{key: o[key] for key in keys} for o in score.outcomes.values()]}
+
+    def written(self, score: Score, **options: Any) -> dict[str, Any]:
+        """The list of pictures, and the words of every caption where a file is given for them."""
+        told: dict[str, Any] = {}
+        if self.image_ids is not None:
+            told["image_ids"] = str(self.image_ids)
+        if (details := options.get("details")) is not None:
+            told["details"] = {"file": str(details), "words": write_sentences(score, details)}
+        return told
+
     @classmethod
     def mentions(
         cls, text: str, line: Mapping[str, Any], settings: Mapping[str, str]
@@ -78,21 +294,17 @@ class CHAIR(Benchmark):
     @classmethod
     def shortened(cls, score: Score, words: Mapping[Id, int]) -> Score:
         """What a caption names is read from the whole of it and kept up to the cut."""
-        from halludecode.evals.benchmarks.chair.shortening import shortened
-
-        return shortened(score, words)
+        return shortening.shortened(score, words)
 
     @classmethod
     def length_rates(cls, score: Score) -> Score:
         """Invented mentions per 100 words, precision and F1 over object types."""
-        from halludecode.evals.benchmarks.chair.shortening import length_rates
-
-        return length_rates(score)
+        return shortening.length_rates(score)
 
     @classmethod
-    def recipe(cls, run: Mapping[str, Any]) -> list[tuple[str, str]]:
+    def recipe_rows(cls, run: Mapping[str, Any]) -> list[tuple[str, str]]:
         """How objects are found in captions."""
-        settings = run.get("chair")
+        settings = run.get(cls.name)
         words = ", ".join(f"{name} {value}" for name, value in (settings or {}).items())
         return [("CHAIR words", words)] if settings else []
 
@@ -109,6 +321,9 @@ class CHAIR(Benchmark):
 
 @cache
 def _reader(family: str, path: str) -> Reader:
-    from halludecode.evals.benchmarks.chair.object_words import reader
-
     return reader(family, path)
+
+
+@cache
+def _shipped() -> Mapping[int, frozenset[str]]:
+    return chair.load_truth()

@@ -2,9 +2,24 @@
 
 from __future__ import annotations
 
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from halludecode.core.errors import InvalidData
 from halludecode.core.paper import Paper
 from halludecode.evals.benchmarks.base import Benchmark, Metric
+from halludecode.evals.benchmarks.hallusionbench import scoring as hallusion
+from halludecode.evals.benchmarks.hallusionbench.files import ID, HallusionQuestion
 from halludecode.evals.benchmarks.registry import benchmark
+from halludecode.evals.data.answers import naming
+from halludecode.evals.data.columns import Columns, said
+from halludecode.evals.data.entries import Pictures, first_folder, folder_pictures
+from halludecode.evals.data.records import Record
+from halludecode.evals.data.samples import Sample
+from halludecode.evals.statistics.score import Score
 
 PAPER = Paper(
     "2310.14566",
@@ -18,10 +33,119 @@ PAPER = Paper(
 
 @benchmark("hallusionbench", paper=PAPER)
 class HallusionBench(Benchmark):
-    """Sets of questions and figures; a pair or a figure counts only when all of it is right."""
+    """Sets of questions and figures; a pair or a figure counts only when all of it is right.
+
+    Questions without a figure are asked without one.
+    """
 
     title = "HallusionBench"
     needs = "hallusionbench/HallusionBench.json, or --annotations that file"
+    whole = True  # sets
+    scorer_options = ("allow_missing",)
+    columns = (
+        Columns(
+            needs={name: (name,) for name in ("category", "subcategory", "set_id", "figure_id")}
+            | {name: (name,) for name in ("question_id", "question", "gt_answer")},
+            takes={name: (name,) for name in ("visual_input", "filename", "image")},
+            signs=(frozenset({"set_id", "figure_id", "gt_answer"}),),
+            names=("filename",),
+            apart=True,
+        ),
+        Columns(  # VLMEvalKit's
+            needs={
+                "index": ("index",),
+                "category": ("category",),
+                "subcategory": ("l2-category",),
+                "question": ("question",),
+                "gt_answer": ("answer",),
+                "image": ("image",),
+            },
+            takes={"filename": ("image_path",)},
+            signs=(frozenset({"index", "l2-category"}),),
+            names=("filename",),
+            apart=True,
+        ),
+    )
     metrics = tuple(Metric(name, f"{name} %") for name in ("aAcc", "qAcc", "fAcc", "hard"))
     tells_unparsed = True
     vlmevalkit = "HallusionBench"
+
+    def find(self, folder: Path) -> Mapping[str | None, Path]:
+        """``HallusionBench.json`` in its folder or at the top."""
+        files = (folder / place / "HallusionBench.json" for place in ("hallusionbench", ""))
+        found = next((file for file in files if file.is_file()), None)
+        return {} if found is None else {None: found}
+
+    def reads(self, path: Path, first: Mapping[str, Any]) -> bool:
+        """Whether a file has its keys."""
+        return {"gt_answer", "set_id"} <= first.keys()
+
+    def load(
+        self, path: Path, *, limit: int | None = None, images: Path | None = None
+    ) -> list[Sample]:
+        """All questions of ``HallusionBench.json``."""
+        return [_sample(question) for question in hallusion.load_questions(path)]
+
+    def pictures(self, path: Path, folder: Path, images: Path | None) -> Pictures:
+        """Figures in hallusion_bench/ or images/ beside the file, or beside it themselves."""
+        return folder_pictures(images or first_folder(path.parent, "hallusion_bench", "images"))
+
+    def read(self, record: Record) -> Sample | Iterable[Sample]:
+        """A row of its set on the hub, or of VLMEvalKit's table."""
+        cells = {k: v if v is None else said(v) for k, v in record.fields.items() if k != "image"}
+        cells.setdefault("visual_input", None)
+        if "index" in cells:  # VLMEvalKit's: its last three parts are set, figure and question
+            parts = str(cells["index"]).rsplit("_", 3)
+            if len(parts) != 4:
+                raise InvalidData(
+                    f"{record.where}: index {cells['index']!r} does not end in three numbers."
+                )
+            cells |= dict(zip(("set_id", "figure_id", "question_id"), parts[1:], strict=True))
+        answer = str(cells["gt_answer"])
+        cells["gt_answer"] = {"yes": "1", "no": "0"}.get(answer.strip().lower(), answer)
+        question = hallusion.make_question(Record(record.where, cells))
+        return _sample(replace(question, image=record.fields.get("image") or None))
+
+    def finish(self, samples: Sequence[Sample]) -> Sequence[Sample]:
+        """Samples with the size of their set, which counts only if it is answered whole."""
+        sizes = Counter(sample.group for sample in samples)
+        return [replace(s, facts={**s.facts, "set_size": sizes[s.group]}) for s in samples]
+
+    def marks(self, sample: Sample) -> dict[str, Any]:
+        """Nothing beside the facts."""
+        return {}
+
+    def group_of(self, line: Mapping[str, Any]) -> tuple[str, int]:
+        """The set."""
+        name = "_".join(str(line[key]) for key in ("category", "subcategory", "set_id"))
+        return name, line["set_size"]
+
+    def judge(self, sample: Sample, answer: str) -> dict[str, Any]:
+        """Not knowing is right where there is no figure."""
+        named = {name: sample.facts[name] for name in (*ID, "visual_input")}
+        question = HallusionQuestion(**named, text=sample.question, label=str(sample.label))
+        found = hallusion.judge(question, answer)
+        return {"parsed": found["parsed"], "score": found["correct"]}
+
+    def score(self, lines: Sequence[Mapping[str, Any]]) -> Score:
+        """Answers, pairs, figures; see `hallusion.score`."""
+        return hallusion.score_lines(lines)
+
+    def score_file(
+        self, predictions: Path, annotations: Path | None, parser: str, **options: Any
+    ) -> Score:
+        """The official results, or answers by id."""
+        if annotations is None:
+            raise InvalidData("HallusionBench needs HallusionBench.json; give --annotations.")
+        questions = hallusion.load_questions(annotations)
+        answers = hallusion.load_answers(predictions)
+        missing = bool(options.get("allow_missing"))
+        with naming(predictions):
+            return hallusion.score(questions, answers, parser, allow_missing=missing)
+
+
+def _sample(question: HallusionQuestion) -> Sample:
+    image = None if question.blind else question.image
+    facts = {name: getattr(question, name) for name in (*ID, "visual_input")}
+    told = {"facts": facts, "where": question.where, "group": hallusion.set_of(question)}
+    return Sample(question.id, question.text, image, question.label, **told)

@@ -2,12 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path, PurePosixPath
 from typing import Any
 
+from halludecode.core.errors import InvalidData
 from halludecode.core.paper import Paper
-from halludecode.evals.benchmarks.base import Benchmark, DetailTable, LmmsEvalTask, Metric
+from halludecode.evals.benchmarks.base import DetailTable, LmmsEvalTask, Metric
+from halludecode.evals.benchmarks.mme.scoring import (
+    COGNITION,
+    SUBTASKS,
+    MmeQuestion,
+    load_questions,
+    score,
+    score_results,
+)
 from halludecode.evals.benchmarks.registry import benchmark
+from halludecode.evals.benchmarks.yes_no import YesNoBenchmark, parse_mme_answer
+from halludecode.evals.data.columns import Columns
+from halludecode.evals.data.entries import Pictures
+from halludecode.evals.data.records import Record
+from halludecode.evals.data.samples import EvalImage, Sample
+from halludecode.evals.statistics.score import Score
 
 PAPER = Paper(
     "2306.13394",
@@ -19,11 +36,20 @@ PAPER = Paper(
 
 
 @benchmark("mme", paper=PAPER)
-class MME(Benchmark):
-    """Pairs of questions in subtasks of perception and cognition."""
+class MME(YesNoBenchmark):
+    """Pairs of questions in subtasks of perception and cognition.
+
+    Pictures are named ``subtask/picture``, questions ``subtask/picture#k`` from 1.
+    """
 
     title = "MME"
     needs = "mme/<subtask>/*.txt in the folder, or a hub data set with MME's columns"
+    standard = 3
+    whole = True
+    categories = SUBTASKS
+    wording = "instructed"
+    preset_tokens = True
+    rule = staticmethod(parse_mme_answer)
     metrics = (
         Metric("total", "MME total", scale=1.0, headline=True, short="total"),
         Metric(
@@ -34,6 +60,7 @@ class MME(Benchmark):
             short="hallucination_subset",
         ),
     )
+    more_metrics, plots = (), ()
     details = DetailTable("Score of every subtask (0 to 200)", suffix=".score")
     lmms_eval = LmmsEvalTask(
         "mme",
@@ -43,6 +70,97 @@ class MME(Benchmark):
         },
     )
     vlmevalkit = "MME"
+
+    def find(self, folder: Path) -> Mapping[str | None, Path]:
+        """``mme/``, or the folder itself, if it has a text file a subtask."""
+        roots = (folder / "mme", folder)
+        found = next((root for root in roots if next(root.glob("*/*.txt"), None)), None)
+        return {} if found is None else {None: found}
+
+    def load(
+        self, path: Path, *, limit: int | None = None, images: Path | None = None
+    ) -> list[Sample]:
+        """The questions of a folder of subtasks."""
+        return [
+            Sample(
+                q.id,
+                q.text,
+                f"{q.subtask}/{q.image}",
+                q.label,
+                where=q.where or f"{path}: {q.id}",
+            )
+            for q in load_questions(path)
+        ]
+
+    def pictures(self, path: Path, folder: Path, images: Path | None) -> Pictures:
+        """Pictures lie beside the questions of their subtask, or in its ``images/``."""
+        paths = {f"{q.subtask}/{q.image}": q.path for q in load_questions(path)}
+
+        def find(name: str, where: str) -> EvalImage:
+            picture = paths[name]
+            if picture is None:
+                raise InvalidData(f"{where}: picture {path / name} does not exist.")
+            return EvalImage.from_file(picture, name)
+
+        return find
+
+    def read(self, record: Record) -> Sample | Iterable[Sample]:
+        """A row of the hub's set, whose id names the picture; `finish` counts its questions."""
+        sample = self.question(record)
+        named = str(sample.id) if "/" in str(sample.id) else str(sample.image)
+        name = f"{record.fields['category']}/{PurePosixPath(named).name}"
+        return replace(sample, id=name, image=name)
+
+    def finish(self, samples: Sequence[Sample]) -> Sequence[Sample]:
+        """Numbers the questions of a picture where the data do not."""
+        asked: dict[str, int] = {}
+        numbered = []
+        for sample in samples:
+            if sample.id == sample.image:
+                k = asked[sample.image] = asked.get(sample.image, 0) + 1
+                sample = replace(sample, id=f"{sample.id}#{k}")
+            numbered.append(sample)
+        return numbered
+
+    def order(self, samples: Sequence[Sample], where: str) -> Sequence[Sample]:
+        """The subtasks in turn: the first picture of each, then the second ..."""
+        subtasks: dict[str, dict[str, list[Sample]]] = {}
+        for sample in samples:
+            by_picture = subtasks.setdefault(_subtask(str(sample.image)), {})
+            by_picture.setdefault(str(sample.image), []).append(sample)
+        turns = [list(by_picture.values()) for by_picture in subtasks.values()]
+        longest = max(map(len, turns), default=0)
+        return [s for i in range(longest) for turn in turns if i < len(turn) for s in turn[i]]
+
+    def enough(
+        self, groups: Mapping[str | None, Sequence[str]], limit: int, table: Columns
+    ) -> bool:
+        """The subtasks' first pictures are taken; one that has begun ends the one before."""
+        parts: dict[str, int] = {}
+        for name in groups.get(None, ()):
+            parts[_subtask(name)] = parts.get(_subtask(name), 0) + 1
+        counts = list(parts.values())
+        return len(counts) > limit or (len(counts) == limit and counts[-1] > 1)
+
+    def marks(self, sample: Sample) -> dict[str, Any]:
+        """Nothing: the id tells."""
+        return {}
+
+    def group_of(self, line: Mapping[str, Any]) -> tuple[str, int]:
+        """The pair of a picture's questions 1 and 2, 3 and 4 ..."""
+        picture, _, k = str(line["id"]).rpartition("#")
+        return f"{picture}#{(int(k) + 1) // 2}", 2
+
+    def score(self, lines: Sequence[Mapping[str, Any]]) -> Score:
+        """Scores of subtasks and their sums."""
+        asked = [MmeQuestion.from_id(x["id"], x["prompt"], x["label"]) for x in lines]
+        return score(asked, {line["id"]: line["answer"] for line in lines})
+
+    def score_file(
+        self, predictions: Path, annotations: Path | None, parser: str, **options: Any
+    ) -> Score:
+        """The official results folder; see `score_results`."""
+        return score_results(predictions, annotations, parser)
 
     @classmethod
     def scale_of(cls, name: str) -> float:
@@ -62,9 +180,11 @@ class MME(Benchmark):
     @classmethod
     def lmms_eval_outcome(cls, line: Mapping[str, Any]) -> dict[str, Any]:
         """lmms-eval sums over the two questions of a picture, by group of subtasks."""
-        from halludecode.evals.benchmarks.mme.scoring import COGNITION
-
         subtask = cls.stratum(line)
         group = "cognition" if subtask in COGNITION else "perception"
         kept = {"question_id": cls.cluster(line), "category": subtask, "score": line["score"]}
         return {cls.lmms_eval.metrics[group][0]: kept}
+
+
+def _subtask(picture: str) -> str:
+    return picture.partition("/")[0]

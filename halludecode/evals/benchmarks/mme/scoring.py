@@ -17,6 +17,7 @@ import numpy as np
 
 from halludecode.core.errors import InvalidData
 from halludecode.evals.benchmarks.yes_no import MME_RULES, parse_mme_answer
+from halludecode.evals.data.answers import naming
 from halludecode.evals.data.records import read_text
 from halludecode.evals.statistics.score import Id, Score, Sums, gather, match, ratio
 
@@ -31,6 +32,7 @@ __all__ = [
     "load_results",
     "parse_mme_answer",
     "score",
+    "score_results",
 ]
 
 PERCEPTION = (
@@ -303,3 +305,36 @@ def _formula(present: tuple[str, ...], s: Sums) -> dict[str, np.ndarray]:
         metrics[group] = sum(scores, start=zero)
     metrics["total"] = metrics["perception"] + metrics["cognition"]
     return metrics
+
+
+def score_results(results: Path, annotations: Path | None, rule: str = "official") -> Score:
+    """Scores an official results folder.
+
+    Args:
+        results: See `load_results`.
+        annotations: Folder of questions that must all be answered; None asks for nothing.
+        rule: A key of `MME_RULES`.
+
+    Raises:
+        InvalidData: A file cannot be used, or results and annotations differ.
+    """
+    questions, answers = load_results(results)
+    if annotations is not None:
+        wanted = {q.id: q.label for q in load_questions(annotations)}
+        given = {q.id: q.label for q in questions}
+        for q in questions:
+            if wanted.get(q.id, q.label) != q.label:
+                raise InvalidData(
+                    f"{q.where}: the truth of {q.id} is {q.label!r}, the annotations say "
+                    f"{wanted[q.id]!r}; use results of the same questions."
+                )
+        missing = [name for name in wanted if name not in given]
+        extra = [name for name in given if name not in wanted]
+        if missing or extra:
+            what = "is not answered" if missing else "is not in the annotations"
+            raise InvalidData(
+                f"{results}: {(missing or extra)[0]} {what} "
+                f"({len(missing)} missing, {len(extra)} extra); answer every question once."
+            )
+    with naming(results):
+        return score(questions, answers, rule)

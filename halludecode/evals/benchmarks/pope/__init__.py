@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, ClassVar
+
+from halludecode.core.errors import InvalidData
 from halludecode.core.paper import Paper
-from halludecode.evals.benchmarks.base import (
-    YES_RATIO,
-    YES_RATIO_PLOT,
-    Benchmark,
-    LmmsEvalTask,
-    Metric,
-)
+from halludecode.core.params import param
+from halludecode.evals.benchmarks.base import LmmsEvalTask
+from halludecode.evals.benchmarks.pope.answer_files import score_answers, split_files, split_in
+from halludecode.evals.benchmarks.pope.scoring import SETTINGS, load_questions
 from halludecode.evals.benchmarks.registry import benchmark
+from halludecode.evals.benchmarks.yes_no import YesNoBenchmark
+from halludecode.evals.data.columns import Columns, said
+from halludecode.evals.data.records import Record
+from halludecode.evals.data.samples import Sample
+from halludecode.evals.statistics.score import Score
 
 PAPER = Paper(
     "2305.10355",
@@ -22,24 +30,16 @@ PAPER = Paper(
 
 
 @benchmark("pope", paper=PAPER)
-class POPE(Benchmark):
+class POPE(YesNoBenchmark):
     """Questions about objects that are, and are not, in the picture; three ways to choose them."""
 
     title = "POPE"
-    splits = ("random", "popular", "adversarial")
+    splits = categories = SETTINGS
+    standard = 1
+    preset_tokens = True
+    aliases: ClassVar[Mapping[str, str]] = {"pope_splits": "split"}
+    scorer_options = ("relabel",)
     needs = "pope/{random,popular,adversarial}.jsonl in the folder, or --annotations F.jsonl"
-    metrics = (
-        Metric(
-            "accuracy",
-            "accuracy %",
-            beside=(("f1", "F1"), ("yes_ratio", "yes")),
-            control="yes_ratio",
-            headline=True,
-            guessing=50.0,
-        ),
-    )
-    more_metrics = (Metric("f1", "F1 %", headline=True), YES_RATIO)
-    plots = (YES_RATIO_PLOT,)
     lmms_eval = LmmsEvalTask(
         "pope",
         {"random": "pope_random", "popular": "pope_pop", "adversarial": "pope_adv"},
@@ -53,3 +53,57 @@ class POPE(Benchmark):
         pooled=True,
     )
     vlmevalkit = "POPE"
+
+    split: tuple[str, ...] = param((), "only these of its splits, such as random; () takes all")
+
+    def find(self, folder: Path) -> Mapping[str | None, Path]:
+        """The files of ``pope/`` by the split in their name."""
+        found = split_files(folder / "pope")
+        return {split: found[str(split)] for split in self.taken(list(found), f"{folder / 'pope'}")}
+
+    def taken(self, found: Sequence[str | None], where: str) -> list[str | None]:
+        """Those of ``split``, which must all be there."""
+        missing = [name for name in self.split if name not in found]
+        if found and missing:
+            known = ", ".join(map(str, found))
+            raise InvalidData(f"{where}: no {missing[0]} split; found {known}.")
+        return [s for s in super().taken(found, where) if not self.split or s in self.split]
+
+    def split_of(self, path: Path) -> str | None:
+        """The split a file is named after, else its name."""
+        return split_in(path.stem)
+
+    def load(
+        self, path: Path, *, limit: int | None = None, images: Path | None = None
+    ) -> list[Sample]:
+        """The questions of a POPE file."""
+        return [
+            Sample(q.question_id, q.text, q.image, q.label, where=q.where)
+            for q in load_questions(path)
+        ]
+
+    def samples(self, record: Record) -> tuple[Sample, ...]:
+        """A row's question in every split that it names; without any in that of the data set."""
+        category = record.fields.get("category")
+        named = [split_in(record.split)]
+        if category is not None:
+            named = [s for s in map(str.strip, said(category).split(",")) if s in self.splits]
+        return tuple(replace(self.question(record), split=split) for split in named)
+
+    def enough(
+        self, groups: Mapping[str | None, Sequence[str]], limit: int, table: Columns
+    ) -> bool:
+        """Further splits may follow, unless the data set has only its own name for one."""
+        own = groups.keys() & {*self.splits}
+        wanted = self.split or (self.splits if own else groups)
+        return bool(groups) and all(len(groups.get(split, ())) > limit for split in wanted)
+
+    def recipe(self) -> dict[str, Any]:
+        """Nothing: splits are scored apart."""
+        return {}
+
+    def score_file(
+        self, predictions: Path, annotations: Path | None, parser: str, **options: Any
+    ) -> Score:
+        """Answers to a question file, or a folder of them to a folder; see `score_answers`."""
+        return score_answers(predictions, annotations, parser, options.get("relabel"))

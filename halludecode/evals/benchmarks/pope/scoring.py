@@ -12,16 +12,14 @@ import random
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from halludecode.core.errors import InvalidData
-from halludecode.evals.benchmarks.yes_no import RULES, is_unparsed, parse_answer
+from halludecode.evals.benchmarks.yes_no import COUNTS, RULES, count, parse_answer, rates
 from halludecode.evals.data.records import Record, read_records, read_text
-from halludecode.evals.statistics.score import Id, Score, Sums, gather, match, ratio
+from halludecode.evals.statistics.score import Id, Score, gather, match
+from halludecode.evals.statistics.score import mean_of as mean
 
 __all__ = [
     "RULES",
@@ -219,8 +217,6 @@ def _ask(name: str, typo: bool) -> str:
 
 # Scoring ----------------------------------------------------------------------------------------
 
-_COLUMNS = ("n", "asked", "correct", "tp", "fp", "fn", "unparsed")
-
 
 def score(
     questions: Sequence[PopeQuestion], answers: Mapping[Id, str], rule: str = "official"
@@ -246,7 +242,6 @@ def score(
     for q in questions:
         answer = answers[q.question_id]
         parsed = parse_answer(answer, rule, q.label)
-        counted = not (rule == "repope" and parsed == "other")
         outcomes[q.question_id] = {
             "image": q.image,
             "answer": answer,
@@ -254,8 +249,8 @@ def score(
             "label": q.label,
             "correct": int(parsed == q.label),
         }
-        rows.append((q.image, _counts(parsed, q.label, rule, counted, is_unparsed(answer))))
-    clusters, columns = gather(rows, _COLUMNS)
+        rows.append((q.image, count(parsed, q.label, answer, rule)))
+    clusters, columns = gather(rows, COUNTS)
     unparsed = int(columns["unparsed"].sum())
     right = {i: o["correct"] for i, o in outcomes.items()}
     if rule == "repope":
@@ -267,83 +262,8 @@ def score(
         outcomes=outcomes,
         clusters=clusters,
         columns=columns,
-        formula=_formula,
+        formula=rates,
         shares={"accuracy": right},
         wilson=("accuracy",),
         unparsed=unparsed,
     )
-
-
-def _counts(parsed: str, label: str, rule: str, counted: bool, unparsed: bool) -> dict[str, float]:
-    counts = {"asked": 1.0, "unparsed": float(unparsed)}
-    if counted:
-        # An unreadable answer to a yes question is a miss, except that lmms-eval forgets it.
-        missed = parsed == "no" or (parsed == "other" and rule != "lmms_eval")
-        counts |= {
-            "n": 1.0,
-            "correct": float(parsed == label),
-            "tp": float(parsed == "yes" and label == "yes"),
-            "fp": float(parsed == "yes" and label == "no"),
-            "fn": float(label == "yes" and missed),
-        }
-    return counts
-
-
-def _formula(s: Sums) -> dict[str, np.ndarray]:
-    precision = ratio(s["tp"], s["tp"] + s["fp"])
-    recall = ratio(s["tp"], s["tp"] + s["fn"])
-    return {
-        "accuracy": ratio(s["correct"], s["n"]),
-        "precision": precision,
-        "recall": recall,
-        "f1": ratio(2 * precision * recall, precision + recall),
-        "yes_ratio": ratio(s["tp"] + s["fp"], s["n"]),
-        "unparsed": np.asarray(s["unparsed"], dtype=float),
-    }
-
-
-def mean(scores: Mapping[str, Score]) -> Score:
-    """The unweighted mean over splits, with pictures shared between splits resampled together.
-
-    Args:
-        scores: Split name to its score, all under one rule.
-
-    Returns:
-        Mean metrics (``unparsed`` is the total); item ids become ``split/id``.
-
-    Raises:
-        InvalidData: No splits, or splits scored under different rules.
-    """
-    rules = {s.rule for s in scores.values()}
-    if len(rules) != 1:
-        raise InvalidData(f"a mean needs splits scored under one rule, found {sorted(rules)}.")
-    rows = [
-        (cluster, {f"{split}.{name}": column[i] for name, column in s.columns.items()})
-        for split, s in scores.items()
-        for i, cluster in enumerate(s.clusters)
-    ]
-    clusters, columns = gather(rows, [f"{split}.{name}" for split in scores for name in _COLUMNS])
-    outcomes = {f"{k}/{i}": o for k, s in scores.items() for i, o in s.outcomes.items()}
-    right = {f"{k}/{i}": f for k, s in scores.items() for i, f in s.shares["accuracy"].items()}
-    sizes = {len(s.shares["accuracy"]) for s in scores.values()}
-    return Score(
-        task="pope",
-        n=sum(s.n for s in scores.values()),
-        rule=rules.pop(),
-        outcomes=outcomes,
-        clusters=clusters,
-        columns=columns,
-        formula=partial(_mean_formula, tuple(scores)),
-        shares={"accuracy": right} if len(sizes) == 1 else {},
-        unparsed=sum(s.unparsed for s in scores.values()),
-        notes={"splits": tuple(scores)},
-    )
-
-
-def _mean_formula(splits: tuple[str, ...], s: Sums) -> dict[str, np.ndarray]:
-    parts = [_formula({name: s[f"{split}.{name}"] for name in _COLUMNS}) for split in splits]
-    metrics = {
-        name: np.mean([np.nan_to_num(part[name]) for part in parts], axis=0) for name in parts[0]
-    }
-    metrics["unparsed"] = np.sum([part["unparsed"] for part in parts], axis=0)
-    return metrics

@@ -11,11 +11,10 @@ import pytest
 from PIL import Image
 
 import halludecode as hd
-from tests.engines.vllm.conftest import scheduler_of
 from tests.serve.test_refusals import bomb
 from tests.support import families
 from tests.support.serving import png
-from tests.support.vllm import requests
+from tests.support.vllm import requests, scheduler_of, worker_of
 
 SHORT = hd.Sampling(max_new_tokens=4)
 PICTURE = png(families.pictures()[0])
@@ -37,7 +36,7 @@ BAD = {
     "out of bounds": (asked(), "vcd(alpha=-1)", SHORT, hd.InvalidParameter, "alpha must be >= 0"),
     "unknown parameter": (asked(), "vcd(alfa=1)", SHORT, hd.InvalidParameter, "'alfa'"),
     "malformed": (asked(), "vcd(" + "(" * 300, SHORT, hd.HalluDecodeError, "vcd"),
-    "needs more": (asked(), "opera", SHORT, hd.UnsupportedStrategy, "opera needs 'search'"),
+    "needs more": (asked(), "opera", SHORT, hd.UnsupportedStrategy, "opera needs 'beam search'"),
     "larger than the cache": (
         asked(),
         "vcd+ritual+m3id",
@@ -97,9 +96,7 @@ def tight(vllm_engine):
 def idle(tight):
     """Nothing is left in the scheduler, the worker and the cache."""
     yield
-    core = tight.loaded.engine.engine_core.engine_core
-    scheduler, worker = core.scheduler, core.model_executor.driver_worker.worker
-    state = worker.model_runner.hd_state
+    scheduler, state = scheduler_of(tight), worker_of(tight).model_runner.hd_state
     assert not (scheduler.groups or scheduler.requests or scheduler.running)
     assert not (state.states or state.records or state.captured)
     free = scheduler.kv_cache_manager.block_pool.get_num_free_blocks()

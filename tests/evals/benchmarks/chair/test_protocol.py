@@ -9,10 +9,11 @@ import shutil
 import pytest
 
 from halludecode.core.errors import InvalidData, InvalidParameter
+from halludecode.evals.benchmarks.chair import CHAIR
 from halludecode.evals.benchmarks.chair import object_words as words
 from halludecode.evals.benchmarks.chair import scoring as chair
-from halludecode.evals.data.image_ids import LISTS, load_ids
-from halludecode.evals.load import Selection, load_units
+from halludecode.evals.benchmarks.chair.image_ids import LISTS, load_ids
+from halludecode.evals.load import load_units
 from halludecode.evals.presets import PRESETS
 from halludecode.evals.results.build import score_lines
 from halludecode.evals.runner.run import run_eval
@@ -129,7 +130,8 @@ def entry(report):
 def test_a_protocol_is_prompt_tokens_and_last_sentence():
     def recipe(name):
         preset = PRESETS[name]
-        return (preset.prompt("chair", ""), preset.tokens("chair"), preset.incomplete)
+        tokens = CHAIR().tokens("chair", preset)
+        return (preset.prompt("caption", ""), tokens, preset.incomplete)
 
     prompt = "Please describe this image in detail."
     assert recipe("opera") == recipe("opera-512") == (prompt, 512, "keep")
@@ -232,7 +234,7 @@ def test_unknown_lists_name_the_shipped_ones():
 
 def chosen(tmp_path, ids, **more):
     source = world.folder(tmp_path / "set")
-    selection = Selection(("chair",), {"chair": PRESETS["opera"]}, image_ids=ids, **more)
+    selection = world.select(CHAIR(image_ids=ids), **more)
     instances = source / "annotations" / "instances.json"
     return load_units([], selection, source / "images", instances)
 
@@ -249,7 +251,7 @@ def test_missing_pictures_of_a_list_are_counted(tmp_path):
     with pytest.raises(InvalidData, match=r"instances\.json .* 2 of the 3 image ids .* 99 first"):
         chosen(tmp_path, (10, 99, 98))
     (tmp_path / "set" / "images" / "pic_1.png").unlink()
-    selection = Selection(("chair",), {"chair": PRESETS["opera"]}, image_ids=(10, 11))
+    selection = world.select("chair(image_ids=(10,11))")
     instances = tmp_path / "set" / "annotations" / "instances.json"
     with pytest.raises(InvalidData, match="1 of the 2 image ids asked for are missing, 11 first"):
         load_units([], selection, tmp_path / "set" / "images", instances)
@@ -263,7 +265,7 @@ def test_a_run_over_a_list_records_it(tmp_path):
     assert report.run["image_ids"] == {"chair": str(ids)}
     lines = world.lines(tmp_path / "run" / "samples.jsonl")
     assert {line["id"] for line in lines} == {10, 12}
-    with pytest.raises(InvalidParameter, match="choose pictures for chair"):
+    with pytest.raises(InvalidParameter, match="image_ids is for chair, which is not among"):
         captioned(tmp_path, "other", tasks=["pope"], image_ids=ids)
 
 

@@ -10,9 +10,8 @@ from halludecode.core.errors import InvalidData
 from halludecode.evals.benchmarks.pope import make_questions as pope_make
 from halludecode.evals.benchmarks.pope import scoring as pope
 from halludecode.evals.benchmarks.pope.relabel import relabel
-from halludecode.evals.load import Selection, load_units
-from halludecode.evals.presets import PRESETS
-from halludecode.evals.runner.score_file import load_answers
+from halludecode.evals.data.answers import load_answers
+from halludecode.evals.load import load_units
 from tests.support import eval_world as world
 from tests.support.published import public
 
@@ -123,7 +122,7 @@ def test_written_files_are_read_by_the_evaluation(tmp_path):
     objects = pope_make.picture_objects(source / "annotations" / "instances.json")
     made = pope_make.make_questions(objects, per_image=1)
     pope_make.write_questions(tmp_path / "made", made)
-    selection = Selection(("pope",), {"pope": PRESETS["opera"]})
+    selection = world.select("pope")
     units = load_units([tmp_path / "made"], selection, source / "images")
     assert [unit.split for unit in units] == list(pope.SETTINGS)
     assert [s.label for s in units[1].samples] == [q["label"] for q in made["popular"]]

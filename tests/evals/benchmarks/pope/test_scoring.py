@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from halludecode.core.errors import InvalidData
 from halludecode.evals.benchmarks.pope import scoring as pope
-from halludecode.evals.runner.score_file import load_answers
+from halludecode.evals.data.answers import load_answers
 from tests.support.published import VECTORS, public
 
 POPE = VECTORS["pope"]

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 import halludecode as hd
+from tests.support import LONG
 from tests.support.vllm import ACTIVE, requests
 
 # One for each way to act inside the model, and one that acts on the logits alone.
@@ -46,7 +47,7 @@ def test_edits_act_in_a_compiled_model(testbed, tmp_path, backend):
         **os.environ,
         "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
         "VLLM_CPU_CI_ENV": "1" if backend == "eager" else "0",
-        "PYTHONPATH": str(Path(__file__).parents[3]),
+        "PYTHONPATH": str(Path(__file__).parents[4]),
     }
     env.pop("TORCHDYNAMO_DISABLE", None)
     script = tmp_path / "ask.py"
@@ -56,7 +57,7 @@ def test_edits_act_in_a_compiled_model(testbed, tmp_path, backend):
         env=env,
         capture_output=True,
         text=True,
-        timeout=500,
+        timeout=LONG,
         check=False,
     )
     assert done.returncode == 0, done.stderr[-3000:]
