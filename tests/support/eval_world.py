@@ -12,7 +12,7 @@ from typing import Any
 from PIL import Image
 
 from halludecode.core.errors import InvalidRequest, UnknownStrategy
-from halludecode.engines.api import Choice, Output, Request, Sampling, Timings
+from halludecode.engines.api import Choice, Engine, Output, Request, Sampling, Timings
 from halludecode.evals.benchmarks.registry import choose
 from halludecode.evals.data.entries import Selection
 from halludecode.evals.presets import PRESETS
@@ -33,7 +33,7 @@ class FakePlan:
 
 
 @dataclass
-class FakeEngine:
+class FakeEngine(Engine):
     """Answers are a function of strategy, prompt and pixels alone.
 
     Args:

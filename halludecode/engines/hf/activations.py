@@ -127,7 +127,7 @@ class ActivationCollector:
             for i, request in enumerate(requests)
         ]
         if first.write:
-            batch.run.capture = None  # nothing is kept of what is written
+            batch.context.capture = None  # nothing is kept of what is written
             answers = self._write(batch, logits, first)
             activations = [_with_text(*both) for both in zip(activations, answers, strict=True)]
         return activations

@@ -56,7 +56,7 @@ def applied(model: Any, processor: Any, strategy: Spec) -> Iterator[Plan]:
     before = model.register_forward_pre_hook(tracker.before, with_kwargs=True)
     after = model.register_forward_hook(tracker.after)
     try:
-        with lock_of(model), hooked(model, engine.hf_model.family, tracker.run):
+        with lock_of(model), hooked(model, engine.hf_model.family, tracker.context):
             yield plan
     finally:
         before.remove()
@@ -74,7 +74,7 @@ class _Tracker:
         self, plan: Plan, image_token: int, decode: Callable[[Tensor, bool], Tensor]
     ) -> None:
         self.plan, self.image_token, self.decode = plan, image_token, decode
-        self.run = ForwardContext(plan.acting, decode=decode)
+        self.context = ForwardContext(plan.acting, decode=decode)
         self.kind = torch.empty(0)
         self.length = torch.empty(0)
         self.state: dict[int, State] = {}
@@ -98,11 +98,13 @@ class _Tracker:
             position = self.length[:, None] + self.written + at
             self.written += ids.shape[1]
         picture = (self.kind == IMAGE).to(torch.int16) - 1
-        self.run.begin(AttentionMetadata(self.kind, picture, position, self.length), emitting=True)
+        self.context.begin(
+            AttentionMetadata(self.kind, picture, position, self.length), emitting=True
+        )
 
     def after(self, module: Any, args: tuple[Any, ...], output: Any) -> Any:
         if self.written == 0:
-            self.run.check_fired()
+            self.context.check_fired()
         combining = [part for part in self.plan.parts if part.combines]
         if combining:
             main: Tensor = output.logits[:, -1].float()
@@ -129,7 +131,7 @@ class _Tracker:
         return output
 
     def _early(self, part: TracedStrategy) -> dict[int, Tensor]:
-        return {layer: self.run.early[layer] for layer in part.early}
+        return {layer: self.context.early[layer] for layer in part.early}
 
     def _begin(self, ids: Tensor, mask: Tensor | None) -> None:
         image = ids == self.image_token
@@ -141,13 +143,11 @@ class _Tracker:
             kind[mask[:, -ids.shape[1] :] == 0] = PAD
         self.kind, self.written = kind, 0
         self.length = (kind != PAD).sum(-1)
-        self.run.index = [{"main": RowPlacement.of(range(len(ids)))} for _ in self.run.parts]
+        self.context.index = [
+            {"main": RowPlacement.of(range(len(ids)))} for _ in self.context.parts
+        ]
         self.state = {
             id(p): stack([p.strategy.prepare({}, p.model_info)] * len(ids)) for p in self.plan.parts
         }
-        self.run.state = [self.state[id(part)] for part in self.run.parts]
-        self.run.token_masks.clear()
-        self.run.kept.clear()
-        self.run.fired.clear()
-        self.run.early.clear()
-        self.run.changed = None
+        self.context.states = [self.state[id(part)] for part in self.context.parts]
+        self.context.forget()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -15,19 +15,20 @@ from halludecode.core.attention_block import IMAGE, RowKeys
 class RowPlacement:
     """The batch rows of one named row, one per request: a slice where they are contiguous.
 
-    Main rows always are, so the usual case takes views and copies nothing.
+    Main rows always are, so the usual case takes views and copies nothing. Two placements are the
+    same if their rows are.
     """
 
-    at: slice | Tensor
+    at: slice | Tensor = field(compare=False)
     rows: tuple[int, ...]
 
     @classmethod
     def of(cls, rows: Sequence[int]) -> RowPlacement:
         """From batch row numbers."""
-        known, first = tuple(rows), rows[0]
-        if known == tuple(range(first, first + len(known))):
-            return cls(slice(first, first + len(known)), known)
-        return cls(torch.tensor(known), known)
+        numbers, first = tuple(rows), rows[0]
+        if numbers == tuple(range(first, first + len(numbers))):
+            return cls(slice(first, first + len(numbers)), numbers)
+        return cls(torch.tensor(numbers), numbers)
 
     def of_mask(self, mask: Tensor) -> Tensor:
         """Rows of a mask that may be shared by all."""

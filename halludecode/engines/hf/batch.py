@@ -78,9 +78,9 @@ class Batch:
         ]
         self.index = self._make_index()
         self.states = self._stack_states()
-        run_states = [self.states[i] for i in self.order]
-        self.run = ForwardContext(
-            plan.acting, self._run_index(), run_states, capture, decode=self.decode
+        states = [self.states[i] for i in self.order]
+        self.context = ForwardContext(
+            plan.acting, self._context_index(), states, capture, decode=self.decode
         )
         self.cache: Any = hf_model.cache()
         self.kind = self.picture = self.mask = torch.empty(0)
@@ -104,7 +104,7 @@ class Batch:
         uncut = [self._row(place) for place, n in zip(self.rows, cut, strict=True) if n == 0]
         feeds = [feed for row in uncut for feed in row.feeds]
         logits = self._forward(rest, self.hf_model.features(feeds) if feeds else [])
-        self.run.check_fired()
+        self.context.check_fired()
         self.position = torch.tensor([int(tokens.position.max()) + 1 for tokens in self.tokens])
         self.length_now = self.length.clone()
         return logits
@@ -116,9 +116,9 @@ class Batch:
         position = self.position[None, :, None].expand(channels, -1, -1)
         ones = torch.ones(len(self.rows), 1)
         self._extend((ones * GENERATED).to(torch.int8), (ones * -1).to(torch.int16), ones.bool())
-        geometry = self._geometry(self.length_now[:, None], prompting=False)
+        metadata = self._metadata(self.length_now[:, None], prompting=False)
         self.position, self.length_now = self.position + 1, self.length_now + 1
-        return self._call(fed, position, geometry, [])
+        return self._call(fed, position, metadata, [])
 
     def decode(self, x: Tensor, norm: bool) -> Tensor:
         """float32 [.., V]: the LM head on residuals [.., D], after the final norm or not."""
@@ -129,7 +129,7 @@ class Batch:
         place = explaining(self.plan)
         if place is None:
             return []
-        seen = carried(self.run.carried(self.order.index(place)))
+        seen = carried(self.context.carry[self.order.index(place)])
         made: list[Glance] = []
         for j, job in enumerate(self.jobs):
             at, row = self.rows.index((j, "main")), job.rows["main"]
@@ -162,7 +162,7 @@ class Batch:
         )
         self.index = self._make_index()
         self.states = self._stack_states()
-        self.run.select(at, chosen, self._run_index(), [self.states[i] for i in self.order])
+        self.context.select(at, chosen, self._context_index(), [self.states[i] for i in self.order])
 
     def _row(self, place: tuple[int, str]) -> Row:
         return self.jobs[place[0]].rows[place[1]]
@@ -192,7 +192,7 @@ class Batch:
             made.append({k: _on(v, self.hf_model.device) for k, v in state.items()})
         return made
 
-    def _run_index(self) -> list[dict[str, RowPlacement]]:
+    def _context_index(self) -> list[dict[str, RowPlacement]]:
         return [self.index[i] for i in self.order]
 
     def _forward(self, rows: Sequence[Tokens], features: Sequence[Tensor]) -> Tensor:
@@ -202,14 +202,14 @@ class Batch:
         self._extend(kind, picture, (kind != PAD) & ~hidden)
         done = self.length[:, None] - torch.tensor([len(row.ids) for row in rows])[:, None]
         inside = (kind != PAD).cumsum(-1) - 1 + done
-        geometry = self._geometry(inside.where(kind != PAD, torch.tensor(-1)))
-        return self._call(ids, position, geometry, features)
+        metadata = self._metadata(inside.where(kind != PAD, torch.tensor(-1)))
+        return self._call(ids, position, metadata, features)
 
     def _call(
-        self, ids: Tensor, position: Tensor, geometry: AttentionMetadata, features: Sequence[Tensor]
+        self, ids: Tensor, position: Tensor, metadata: AttentionMetadata, features: Sequence[Tensor]
     ) -> Tensor:
-        self.run.begin(geometry, emitting=True)
-        with hooked(self.hf_model.model, self.hf_model.family, self.run):
+        self.context.begin(metadata, emitting=True)
+        with hooked(self.hf_model.model, self.hf_model.family, self.context):
             return self.hf_model.forward(ids, position, self.mask.long(), self.cache, features)
 
     def _extend(self, kind: Tensor, picture: Tensor, mask: Tensor) -> None:
@@ -217,7 +217,7 @@ class Batch:
         self.picture = torch.cat([self.picture, picture], 1)
         self.mask = torch.cat([self.mask, mask], 1)
 
-    def _geometry(self, position: Tensor, *, prompting: bool = True) -> AttentionMetadata:
+    def _metadata(self, position: Tensor, *, prompting: bool = True) -> AttentionMetadata:
         device = self.hf_model.device
         tensors = (self.kind, self.picture, position, self.length)
         return AttentionMetadata(*(x.to(device) for x in tensors), prompting)
@@ -245,35 +245,35 @@ class Batch:
         return [have[key] if key else None for key in keys]
 
     def _prefix_hooks(self, name: str) -> str:
-        if name != "main" or not self.run.parts:
+        if name != "main" or not self.context.parts:
             return ""
         return str(
-            [(p.strategy.name, sorted(p.strategy.resolved().items())) for p in self.run.parts]
+            [(p.strategy.name, sorted(p.strategy.resolved().items())) for p in self.context.parts]
         )
 
     def _fill_prefixes(self, missing: Mapping[str, int]) -> dict[str, Prefix]:
         at = list(missing.values())
         tokens = [self.tokens[i].cut(0, self._row(self.rows[i]).prefix) for i in at]
         main = [n for n, i in enumerate(at) if self.rows[i][1] == "main"]
-        parts = self.run.parts if main else ()
+        parts = self.context.parts if main else ()
         places = [{"main": RowPlacement.of(main)} for _ in parts]
-        run = ForwardContext(parts, places, [{} for _ in parts], decode=self.decode)
+        context = ForwardContext(parts, places, [{} for _ in parts], decode=self.decode)
         ids, position, kind, picture, hidden = pad_left(
             tokens, tokens[0].position.shape[0], self.row_builder.inputs.pad_token
         )
         inside = ((kind != PAD).cumsum(-1) - 1).where(kind != PAD, torch.tensor(-1))
         length = torch.full((len(at),), ANY_LENGTH)
         device = self.hf_model.device
-        run.begin(
+        context.begin(
             AttentionMetadata(*(x.to(device) for x in (kind, picture, inside, length))),
             emitting=False,
         )
         cache: Any = self.hf_model.cache()
         features = self.hf_model.features([f for i in at for f in self._row(self.rows[i]).feeds])
         mask = ((kind != PAD) & ~hidden).long()
-        with hooked(self.hf_model.model, self.hf_model.family, run):
+        with hooked(self.hf_model.model, self.hf_model.family, context):
             self.hf_model.forward(ids, position, mask, cache, features)
-        run.check_fired()
+        context.check_fired()
         width = ids.shape[1]
         made: dict[str, Prefix] = {}
         for n, key in enumerate(missing):
@@ -281,7 +281,7 @@ class Batch:
             made[key] = Prefix(
                 [layer.keys[n, :, pad:].clone() for layer in cache.layers],
                 [layer.values[n, :, pad:].clone() for layer in cache.layers],
-                {k: f[n, pad:].clone() for k, f in run.token_masks.items()} if n in main else {},
+                _of_row(context.token_masks, n, pad) if n in main else {},
             )
         return made
 
@@ -304,7 +304,13 @@ class Batch:
             for i, prefix in enumerate(found):
                 if prefix is not None and name in prefix.token_masks:
                     mask[i, width - len(prefix.token_masks[name]) :] = prefix.token_masks[name]
-            self.run.token_masks[name] = mask
+            self.context.token_masks[name] = mask
+
+
+def _of_row(
+    masks: Mapping[tuple[int, int, str], Tensor], row: int, pad: int
+) -> dict[tuple[int, int, str], Tensor]:
+    return {name: mask[row, pad:].clone() for name, mask in masks.items()}
 
 
 def _on(value: Any, device: torch.device) -> Any:

@@ -141,7 +141,7 @@ class DecodeLoop:
         plain = self.sampler.draw(self.sampler.penalise(main, history, step), step)
         self._keep_logprobs(combined, token, live)
         differs, ids = (token != plain).tolist(), token.tolist()
-        changed = self.batch.run.changed
+        changed = self.batch.context.changed
         touched = changed.tolist() if changed is not None else [False] * len(live)
         for i, answer in enumerate(live):
             if not answer.finish:
@@ -160,7 +160,7 @@ class DecodeLoop:
             if part.combines:
                 rows = {name: logits[place.at] for name, place in self.batch.index[i].items()}
                 state = self.batch.states[i]
-                early = {n: self.batch.run.early[n] for n in part.early}
+                early = {n: self.batch.context.early[n] for n in part.early}
                 made = Step(
                     rows,
                     t,

@@ -1,7 +1,10 @@
 """State of one batch while it runs: where each row's keys are, and what each layer keeps of it.
 
-A `ForwardContext` belongs to one batch of requests; nothing of it is stored on modules. Rows of the
-batch are "batch rows"; a strategy's row name maps to one batch row per request (``index``).
+A `ForwardContext` belongs to one batch of requests; nothing of it is stored on modules. Two things
+are counted here and must not be mixed up: *requests* 0..R-1, which is what strategies see, and
+*batch rows*, the first axis of every tensor of the model, where each request has one row for every
+name (main, noised, ...). An ``index`` maps a strategy's row name to the batch rows of all requests;
+masks and KV are by batch row, states, `changed` and what is kept of the first token by request.
 """
 
 from __future__ import annotations
@@ -10,19 +13,24 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from halludecode.core.attention import Attention, Hooks
-from halludecode.core.attention_block import GENERATED, PAD, AttentionBlock, RowKeys
+from halludecode.core.attention_block import RowKeys
 from halludecode.core.errors import HookNeverFired
-from halludecode.core.residual import ResidualStream
 from halludecode.core.state import State
 from halludecode.core.tracing import TracedStrategy
+from halludecode.engines.hf.attention_layer import HFAttentionLayer
 from halludecode.engines.hf.attention_metadata import AttentionMetadata, RowPlacement
+from halludecode.engines.layer_edits import (
+    EditedRows,
+    Fired,
+    check_fired,
+    edit_attention,
+    never_called,
+    steer,
+)
 
-AHEAD = 128  # generated tokens for which token masks are laid out at once
-BLOCK = 64  # query rows recomputed at a time: memory grows with the prompt, not with its square
+MODEL = "this model"  # what sentences call it
 
 
 @dataclass
@@ -37,34 +45,41 @@ class Capture:
 
 
 @dataclass
-class ForwardContext:
+class ForwardContext(EditedRows[RowPlacement]):
     """One batch under one plan.
 
     Args:
-        parts: The plan's parts that act inside a forward, in the order they act.
-        index: Per part (by its place in ``parts``): local row name -> batch rows [B].
-        state: Per part, what `prepare` returned, stacked.
+        parts: The plan's strategies that act inside a forward, in the order they act.
+        index: Per strategy (by its place in ``parts``): local row name -> batch rows.
+        states: Per strategy, what `prepare` returned, stacked over requests.
         capture: For passes of the plain model, what to keep.
         decode: ``([.., D], norm) -> float32 [.., V]``, the model's LM head.
+        metadata: Where keys and queries lie in the current forward.
+        emitting: False in a forward that only fills a prefix.
+        token_masks: Bool [rows, N] by strategy, layer and name.
+        first_token: What `at_first_token` gave, [R, ...] by strategy, layer and name.
+        early: [R, D] of the main rows' last token, by layer.
+
+    What follows these is made once per forward: see `begin`.
     """
 
     parts: Sequence[TracedStrategy] = ()
     index: list[dict[str, RowPlacement]] = field(default_factory=list)
-    state: Sequence[Mapping[str, Any]] = ()
+    states: Sequence[Mapping[str, Any]] = ()
     capture: Capture | None = None
     decode: Callable[[Tensor, bool], Tensor] | None = None
-    geometry: AttentionMetadata | None = None
-    emitting: bool = True  # False in a forward that only fills a prefix
+    metadata: AttentionMetadata | None = None
+    emitting: bool = True
     token_masks: dict[tuple[int, int, str], Tensor] = field(default_factory=dict)
-    kept: dict[tuple[int, int, str], Any] = field(default_factory=dict)
-    fired: set[tuple[str, int, int]] = field(default_factory=set)
-    early: dict[int, Tensor] = field(default_factory=dict)  # [B, D] of the main rows' last token
-    changed: Tensor | None = None  # bool [B]
-    _inputs: dict[int, Tensor] = field(default_factory=dict)
-    _carry: list[dict[str, Any]] = field(default_factory=list)
-    _columns: dict[tuple[int, ...], tuple[int, int]] = field(default_factory=dict)
-    _keys: dict[tuple[tuple[int, ...], int, int], RowKeys] = field(default_factory=dict)
-    _causal: dict[tuple[int, int, int], Tensor] = field(default_factory=dict)
+    first_token: dict[tuple[int, int, str], Any] = field(default_factory=dict)
+    fired: set[Fired] = field(default_factory=set)
+    early: dict[int, Tensor] = field(default_factory=dict)
+    changed: Tensor | None = None
+    inputs: dict[int, Tensor] = field(default_factory=dict)  # [rows, Q, D] entering a layer
+    carry: list[dict[str, Any]] = field(default_factory=list)
+    columns: dict[tuple[int, ...], tuple[int, int]] = field(default_factory=dict)
+    causal: dict[tuple[int, int, int], Tensor] = field(default_factory=dict)
+    _keys: dict[tuple[RowPlacement, int, int], RowKeys] = field(default_factory=dict)
 
     @property
     def needs_attention(self) -> bool:
@@ -93,52 +108,89 @@ class ForwardContext:
         here = [p.layers for p in self.parts if p.steers and p.strategy.site == site]
         return frozenset[int]().union(*here)
 
-    def begin(self, geometry: AttentionMetadata, *, emitting: bool) -> None:
+    def begin(self, metadata: AttentionMetadata, *, emitting: bool) -> None:
         """Call before every forward."""
-        self.geometry, self.emitting = geometry, emitting
-        self._inputs.clear()
-        self._columns.clear()
+        self.metadata, self.emitting = metadata, emitting
+        self.inputs.clear()
+        self.columns.clear()
+        self.causal.clear()
         self._keys.clear()
-        self._causal.clear()
-        self._carry = [{} for _ in self.parts]
+        self.carry = [{} for _ in self.parts]
 
     def check_fired(self) -> None:
         """Raise if a declared hook was not called in the first forward pass."""
-        for i, part in enumerate(self.parts):
-            hooks = [("attend", part.phase is not None), ("steer", part.steers)]
-            for hook, declared in hooks:
-                silent = [n for n in sorted(part.layers) if (hook, i, n) not in self.fired]
-                if declared and silent:
-                    raise HookNeverFired(_silent(part.strategy.name, hook, silent))
+        check_fired(list(enumerate(self.parts)), self.fired, MODEL)
+        for part in self.parts:
             unread = [n for n in part.early if self.emitting and n not in self.early]
             if unread:
-                raise HookNeverFired(_silent(part.strategy.name, "early", unread))
+                raise HookNeverFired(never_called(part.strategy.name, "early", unread, MODEL))
 
     def select(
         self,
         rows: Tensor,
         requests: Tensor,
         index: list[dict[str, RowPlacement]],
-        state: Sequence[State],
+        states: Sequence[State],
     ) -> None:
-        """Keep (or repeat) some batch rows and requests, under a new index and state."""
+        """Keep (or repeat) some batch rows and requests, under a new index and states."""
         self.token_masks = {k: v[rows] for k, v in self.token_masks.items()}
-        self.kept = {k: v[requests] for k, v in self.kept.items()}
+        self.first_token = {k: v[requests] for k, v in self.first_token.items()}
         self.early = {k: v[requests] for k, v in self.early.items()}
         self.changed = self.changed[requests] if self.changed is not None else None
-        self.index, self.state = index, state
+        self.index, self.states = index, states
 
-    def carried(self, place: int) -> dict[str, Any]:
-        """What a part (by its place in ``parts``) left in the last forward."""
-        return self._carry[place]
+    def forget(self) -> None:
+        """Forget what was kept of one prompt, before another."""
+        for kept in (self.token_masks, self.first_token, self.fired, self.early):
+            kept.clear()
+        self.changed = None
 
-    # Called from the model's forward ------------------------------------------------------------
+    # What `layer_edits` asks ----------------------------------------------------------------------
+    def named_rows(self, i: int) -> Mapping[str, RowPlacement]:
+        """The i-th strategy's rows."""
+        return self.index[i]
+
+    def row_keys(self, row: RowPlacement, start: int, stop: int) -> RowKeys:
+        """Keys of a row for some queries: the same for every layer of a forward, so made once."""
+        which = (row, start, stop)
+        if which not in self._keys:
+            self._keys[which] = self._here().keys(row, start, stop)
+        return self._keys[which]
+
+    def whole_keys(self, row: RowPlacement) -> RowKeys:
+        """Keys of a row for all queries."""
+        return self.row_keys(row, 0, self._here().width)
+
+    def stream_keys(self, row: RowPlacement, like: Tensor) -> RowKeys:
+        """The same."""
+        return self.row_keys(row, 0, like.shape[1])
+
+    def stream_places(self, row: RowPlacement, like: Tensor) -> slice | Tensor:
+        """Batch rows."""
+        return row.at
+
+    def put_stream(self, x: Tensor, places: Any, new: Tensor) -> Tensor:
+        """A new stream: what a strategy was shown may be a view of the old one."""
+        out = x.clone()
+        out[places] = new
+        return out
+
+    def note_fired(self, hook: str, i: int, layer: int) -> None:
+        """The i-th strategy's hook was called in a layer."""
+        self.fired.add((hook, i, layer))
+
+    def _here(self) -> AttentionMetadata:
+        if self.metadata is None:
+            raise HookNeverFired("attention was asked about before the forward began")
+        return self.metadata
+
+    # Called from the model's forward --------------------------------------------------------------
     def layer_input(self, layer: int, x: Tensor) -> None:
         """The residual entering a layer, [rows, Q, D]; kept until the layer is done."""
         if any(layer in part.layers for part in self.parts if part.steers or part.verbs):
-            self._inputs[layer] = x
+            self.inputs[layer] = x
         if self.emitting and any(layer in part.early for part in self.parts):
-            main = next(i["main"] for i in self.index if "main" in i)
+            main = next(index["main"] for index in self.index if "main" in index)
             self.early[layer] = x[main.at, -1]
 
     def layer_output(self, layer: int, x: Tensor) -> Tensor:
@@ -146,49 +198,22 @@ class ForwardContext:
         if self.capture is not None and layer in self.capture.hidden and self.emitting:
             kept = x if self.capture.every_token else x[:, -1]
             self.capture.kept["hidden", layer] = kept.detach().float().cpu()
-        inp = self._inputs.pop(layer, None)
+        inp = self.inputs.pop(layer, None)
         return x if inp is None else self.steer("residual", layer, x, inp)
 
     def steer(self, site: str, layer: int, x: Tensor, inp: Tensor) -> Tensor:
-        """The stream [rows, Q, D] with every part's `steer` put in its rows and positions."""
-        if self.geometry is None:
+        """The stream [rows, Q, D] with every strategy's `steer` put in its rows and positions."""
+        if self.metadata is None:
             return x
         for i, part in enumerate(self.parts):
-            if not part.steers or part.strategy.site != site or layer not in part.layers:
-                continue
-            for row in part.strategy.steer_rows:
-                place = self.index[i].get(row)
-                if place is not None:
-                    x = self._steer_row(i, part, layer, row, place, x, inp)
-            self.fired.add(("steer", i, layer))
+            if part.steers and part.strategy.site == site and layer in part.layers:
+                x = steer(self, i, part, layer, x, inp, self._decode_last)
         return x
 
-    def _steer_row(
-        self,
-        i: int,
-        part: TracedStrategy,
-        layer: int,
-        row: str,
-        place: RowPlacement,
-        x: Tensor,
-        inp: Tensor,
-    ) -> Tensor:
-        def decode(last: Tensor) -> Tensor:
-            if self.decode is None:
-                raise HookNeverFired(f"{part.strategy.name}.steer: no LM head to decode with.")
-            return self.decode(last, True)
-
-        old = x[place.at]
-        hidden = ResidualStream(
-            layer, part.model_info, row, old, inp[place.at], decode, self.state[i], self._carry[i]
-        )
-        chosen = self._row_keys(place, 0, x.shape[1]).queries(part.strategy.steer_at)
-        new = part.strategy.steer(hidden).to(x.dtype).where(chosen[..., None], old)
-        differs = (new != old).flatten(1).any(-1)
-        self.changed = differs if self.changed is None else self.changed | differs
-        out = x.clone()
-        out[place.at] = new
-        return out
+    def _decode_last(self, last: Tensor) -> Tensor:
+        if self.decode is None:
+            raise HookNeverFired("steer: no LM head to decode with.")
+        return self.decode(last, True)
 
     def attention(
         self,
@@ -200,172 +225,21 @@ class ForwardContext:
         scaling: float,
         out: Tensor,
     ) -> None:
-        """Edit ``out`` [rows, Q, H, d] in place where parts say so; keep what is captured."""
-        if self.geometry is None:
+        """Edit ``out`` [rows, Q, H, d] in place where strategies say so; keep what is captured."""
+        if self.metadata is None:
             return
-        acting = [(i, part) for i, part in enumerate(self.parts) if part.phase is not None]
-        here = [(i, part) for i, part in acting if layer in part.layers]
-        scored = [(i, part) for i, part in here if part.phase == "scores"]
-        plain = [(i, part) for i, part in here if part.phase == "outputs"]
-        tensors = (q, k, v, mask, scaling, out)
-        if scored:
-            start, stop = self._span(scored)
-            for at in range(start, stop, BLOCK):
-                self._block(layer, scored, at, min(at + BLOCK, stop), tensors)
-        if plain:
-            self._block(layer, plain, 0, q.shape[2], tensors)
-        self.fired |= {("attend", i, layer) for i, _ in here}
+        shown = HFAttentionLayer(self, self.metadata, layer, q, k, v, mask, scaling, out)
+        attending = [(i, part) for i, part in enumerate(self.parts) if part.phase is not None]
+        edit_attention(shown, attending)
         if layer not in self.steered("residual"):
-            self._inputs.pop(layer, None)
+            self.inputs.pop(layer, None)
         if self.capture is not None and self.emitting:
-            self._capture(layer, tensors)
+            self._keep(self.capture, shown)
 
-    def _block(
-        self,
-        layer: int,
-        acting: list[tuple[int, TracedStrategy]],
-        start: int,
-        stop: int,
-        tensors: Any,
-    ) -> None:
-        made: dict[tuple[int, ...], AttentionBlock] = {}
-        places: dict[tuple[int, ...], RowPlacement] = {}
-        for i, part in acting:
-            blocks: dict[str, AttentionBlock] = {}
-            for name in part.attend_rows:
-                place = self.index[i].get(name)
-                if place is not None:
-                    where = place.rows
-                    if where not in made:
-                        made[where] = self._row_block(
-                            place, start, stop, tensors, part.phase == "scores"
-                        )
-                    blocks[name], places[where] = made[where], place
-            if not blocks:
-                continue
-            gone = frozenset(part.attend_rows) - blocks.keys()
-            part.strategy.attend(
-                Attention(
-                    layer,
-                    part.model_info,
-                    blocks,
-                    self._hooks(i, part, layer, gone),
-                    part.strategy.name,
-                )
-            )
-        out = tensors[-1]
-        for where, block in made.items():
-            if block.touched:
-                edited = block.edited()
-                out[places[where].at, start:stop] = block.output(edited).transpose(1, 2)
-                changed = edited.any(dim=-1)
-                self.changed = changed if self.changed is None else self.changed | changed
-
-    def _row_block(
-        self, place: RowPlacement, start: int, stop: int, tensors: Any, scores: bool
-    ) -> AttentionBlock:
-        q, k, v, mask, scaling, out = tensors
-        keys = self._row_keys(place, start, stop)
-        base = out[place.at, start:stop].transpose(1, 2)
-        if not scores:
-            return AttentionBlock(keys, None, None, None, None, scaling, base)
-        return AttentionBlock(
-            keys,
-            q[place.at][:, :, start:stop],
-            k[place.at],
-            v[place.at],
-            self._visible(mask, place, start, stop, k.shape[2]),
-            scaling,
-            base,
-        )
-
-    def _row_keys(self, place: RowPlacement, start: int, stop: int) -> RowKeys:
-        """The same for every layer of a forward, so made once."""
-        which = (place.rows, start, stop)
-        if which not in self._keys:
-            self._keys[which] = self.geometry.keys(place, start, stop)  # type: ignore[union-attr]
-        return self._keys[which]
-
-    def _visible(
-        self, mask: Tensor | None, place: RowPlacement, start: int, stop: int, n: int
-    ) -> Tensor:
-        geometry: AttentionMetadata = self.geometry  # type: ignore[assignment]
-        if mask is not None:
-            return place.of_mask(mask)[:, :, start:stop, :n]
-        if (start, stop, n) not in self._causal:
-            at = torch.arange(n, device=geometry.kind.device)
-            first = n - geometry.width + start
-            self._causal[start, stop, n] = at <= at[first : first + stop - start, None]
-        return self._causal[start, stop, n][None, None]
-
-    def _span(self, scored: list[tuple[int, TracedStrategy]]) -> tuple[int, int]:
-        """First and last query any part of a layer may edit, found once per forward."""
-        ids = tuple(i for i, _ in scored)
-        if ids not in self._columns:
-            geometry: AttentionMetadata = self.geometry  # type: ignore[assignment]
-            used = torch.zeros(geometry.width, dtype=torch.bool, device=geometry.kind.device)
-            for i, part in scored:
-                for name in part.attend_rows:
-                    if name in self.index[i]:
-                        keys = geometry.keys(self.index[i][name], 0, geometry.width)
-                        for which in part.queries:
-                            used |= keys.queries(which).any(0)
-            where = used.nonzero().flatten().tolist()
-            if not where and any("token_mask" in part.verbs for _, part in scored):
-                # Nothing to edit, but every prompt token must be judged.
-                where = [geometry.width - 1]
-            self._columns[ids] = (where[0], where[-1] + 1) if where else (0, 0)
-        return self._columns[ids]
-
-    def _hooks(self, i: int, part: TracedStrategy, layer: int, gone: frozenset[str]) -> Hooks:
-        def token_mask(name: str, fn: Callable[[Tensor], Tensor], row: str) -> Tensor:
-            return self._token_mask(i, layer, name, fn)[self.index[i][row].at]
-
-        def at_first_token(name: str, fn: Callable[[], Any]) -> Any:
-            if (i, layer, name) not in self.kept:
-                self.kept[i, layer, name] = fn()
-            return self.kept[i, layer, name]
-
-        return Hooks(
-            token_mask, at_first_token, self.state[i], self._carry[i], allowed=part.verbs, gone=gone
-        )
-
-    def _token_mask(self, i: int, layer: int, name: str, fn: Callable[[Tensor], Tensor]) -> Tensor:
-        """Bool [rows, N]: judged once per prompt token, False for generated ones, kept."""
-        geometry: AttentionMetadata = self.geometry  # type: ignore[assignment]
-        n = geometry.kind.shape[1]
-        known = self.token_masks.get((i, layer, name))
-        if known is None or known.shape[1] < n:
-            have = 0 if known is None else known.shape[1]
-            fresh = geometry.kind[:, have:]
-            if geometry.prompting:
-                x = self._inputs.get(layer)
-                if x is None:
-                    raise HookNeverFired(
-                        f"The residual entering layer {layer} never reached token_mask {name!r}."
-                    )
-                judged = fn(x.reshape(-1, x.shape[-1])).reshape(x.shape[:2]).bool()
-                judged = judged & (fresh != GENERATED) & (fresh != PAD)
-            else:  # generated tokens are False, for some steps ahead
-                judged = fresh.new_zeros(len(fresh), n - have + AHEAD, dtype=torch.bool)
-            known = judged if known is None else torch.cat([known, judged], 1)
-            self.token_masks[i, layer, name] = known
-        return known[:, :n]
-
-    def _capture(self, layer: int, tensors: Any) -> None:
-        q, *_, out = tensors
-        capture: Capture = self.capture  # type: ignore[assignment]
-        if layer in capture.heads:
-            capture.kept["heads", layer] = out[:, -1].detach().float().cpu()
-        if layer in capture.image:
-            every = RowPlacement.of(range(q.shape[0]))
-            block = self._row_block(every, q.shape[2] - 1, q.shape[2], tensors, scores=True)
-            capture.kept["image", layer] = block.weights()[:, :, 0].detach().cpu()
-
-
-def _silent(name: str, hook: str, layers: list[int]) -> str:
-    return (
-        f"{name}.{hook} was not called in layer(s) {layers} during the first forward pass, so the "
-        "strategy was off; this model did not reach halludecode's hooks (report it with "
-        "`halludecode doctor`)."
-    )
+    def _keep(self, capture: Capture, layer: HFAttentionLayer) -> None:
+        if layer.number in capture.heads:
+            capture.kept["heads", layer.number] = layer.out[:, -1].detach().float().cpu()
+        if layer.number in capture.image:
+            rows, _, width, _ = layer.q.shape
+            block = layer.block(RowPlacement.of(range(rows)), (width - 1, width), scores=True)
+            capture.kept["image", layer.number] = block.weights()[:, :, 0].detach().cpu()

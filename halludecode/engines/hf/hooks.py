@@ -2,8 +2,8 @@
 
 One attention function is registered under the name "halludecode". It runs the stock SDPA kernel for
 every row and recomputes, exactly, only the queries a strategy edits, in blocks of rows; without an
-active `ForwardContext` it is SDPA. The active run is a context variable, so threads never see each
-other's.
+active `ForwardContext` it is SDPA. Which one is active is kept in a context variable, so threads
+never see each other's.
 """
 
 from __future__ import annotations
@@ -39,12 +39,16 @@ def _attention(
     attention_mask: Tensor | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
-    """Stock SDPA, then the active run's edits; shapes as transformers': out is [rows, Q, H, d]."""
+    """Stock SDPA, then the edits of the active context; shapes as transformers' are.
+
+    Returns:
+        Head outputs [rows, Q, H, d], and no weights.
+    """
     out, _ = sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
-    run, layer = _ACTIVE.get(), getattr(module, "layer_idx", None)
-    if run is not None and layer is not None:
+    context, layer = _ACTIVE.get(), getattr(module, "layer_idx", None)
+    if context is not None and layer is not None:
         scaling = kwargs.get("scaling") or query.shape[-1] ** -0.5
-        run.attention(layer, query, key, value, attention_mask, scaling, out)
+        context.attention(layer, query, key, value, attention_mask, scaling, out)
     return out, None
 
 
@@ -67,19 +71,23 @@ def decode(model: Any, family: ModelFamily, x: Tensor, *, norm: bool) -> Tensor:
 
 
 @contextmanager
-def hooked(model: Any, family: ModelFamily, run: ForwardContext) -> Iterator[None]:
-    """Within this block the model's forward passes obey ``run``; afterwards it is as it was."""
+def hooked(model: Any, family: ModelFamily, context: ForwardContext) -> Iterator[None]:
+    """Within this block the model's forward passes obey ``context``; afterwards it is as it was."""
     handles: list[Any] = []
-    token = _ACTIVE.set(run)
+    token = _ACTIVE.set(context)
     try:
         layers = decoder_layers(model, family)
-        for i in run.input_layers:
-            handles.append(layers[i].register_forward_pre_hook(_on_input(run, i), with_kwargs=True))
-        for i in run.output_layers:
-            handles.append(layers[i].register_forward_hook(_on_output(run, i)))
-        for i in sorted(run.steered("mlp")):
-            handles.append(layers[i].mlp.register_forward_hook(_on_mlp(run, i), with_kwargs=True))
-        with attention_set(model, run.needs_attention):
+        for i in context.input_layers:
+            handles.append(
+                layers[i].register_forward_pre_hook(_on_input(context, i), with_kwargs=True)
+            )
+        for i in context.output_layers:
+            handles.append(layers[i].register_forward_hook(_on_output(context, i)))
+        for i in sorted(context.steered("mlp")):
+            handles.append(
+                layers[i].mlp.register_forward_hook(_on_mlp(context, i), with_kwargs=True)
+            )
+        with attention_set(model, context.needs_attention):
             yield
     finally:
         for handle in handles:
@@ -105,27 +113,27 @@ def attention_set(model: Any, needed: bool) -> Iterator[None]:
         model.set_attn_implementation({"text_config": before})
 
 
-def _on_input(run: ForwardContext, layer: int) -> Callable[..., None]:
+def _on_input(context: ForwardContext, layer: int) -> Callable[..., None]:
     def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        run.layer_input(layer, args[0] if args else kwargs["hidden_states"])
+        context.layer_input(layer, args[0] if args else kwargs["hidden_states"])
 
     return hook
 
 
-def _on_output(run: ForwardContext, layer: int) -> Callable[..., Any]:
+def _on_output(context: ForwardContext, layer: int) -> Callable[..., Any]:
     def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
         if isinstance(output, tuple):
-            return (run.layer_output(layer, output[0]), *output[1:])
-        return run.layer_output(layer, output)
+            return (context.layer_output(layer, output[0]), *output[1:])
+        return context.layer_output(layer, output)
 
     return hook
 
 
-def _on_mlp(run: ForwardContext, layer: int) -> Callable[..., Any]:
+def _on_mlp(context: ForwardContext, layer: int) -> Callable[..., Any]:
     def hook(
         module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor
     ) -> Tensor:
         inp = args[0] if args else next(iter(kwargs.values()))
-        return run.steer("mlp", layer, output, inp)
+        return context.steer("mlp", layer, output, inp)
 
     return hook

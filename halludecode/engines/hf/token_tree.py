@@ -18,6 +18,7 @@ from transformers.cache_utils import DynamicLayer
 
 from halludecode.core.attention_block import GENERATED, IMAGE
 from halludecode.core.errors import HookNeverFired, UnsupportedStrategy
+from halludecode.engines.hf.attention_layer import HFAttentionLayer
 from halludecode.engines.hf.attention_metadata import AttentionMetadata, RowPlacement
 from halludecode.engines.hf.batch import Batch
 from halludecode.engines.hf.forward_context import ForwardContext
@@ -88,8 +89,9 @@ class TreeContext(ForwardContext):
     ) -> None:
         """Keep the rows of the watched layer; edits nothing."""
         if layer == self.layer:
-            every, tensors = RowPlacement.of(range(len(q))), (q, k, v, mask, scaling, out)
-            block = self._row_block(every, 0, q.shape[2], tensors, scores=True)
+            shown = HFAttentionLayer(self, self._here(), layer, q, k, v, mask, scaling, out)
+            every = RowPlacement.of(range(len(q)))
+            block = shown.block(every, shown.all_queries(), scores=True)
             largest = block.weights().amax(1)
             self.seen = largest / largest.sum(-1, keepdim=True)
 
@@ -206,8 +208,8 @@ class TokenTree:
         hf_model, device = self.hf_model, self.hf_model.device
         kind = torch.full((len(ids), visible.shape[-1]), GENERATED, dtype=torch.int8)
         tensors = (kind, kind.to(torch.int16), position, self.batch.length)
-        geometry = AttentionMetadata(*(x.to(device) for x in tensors), prompting=False)
-        self.watch.begin(geometry, emitting=True)
+        metadata = AttentionMetadata(*(x.to(device) for x in tensors), prompting=False)
+        self.watch.begin(metadata, emitting=True)
         hf_model.calls += 1
         position = position.expand(3, -1, -1) if hf_model.family.mrope else position
         with hooked(hf_model.model, hf_model.family, self.watch):

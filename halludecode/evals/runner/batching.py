@@ -18,16 +18,9 @@ from typing import TYPE_CHECKING, Any
 
 from halludecode.core.errors import (
     HalluDecodeError,
-    HookNeverFired,
-    IncompatibleStrategies,
-    InvalidModel,
-    InvalidParameter,
-    MissingExtra,
     OutOfMemory,
-    UnknownStrategy,
-    UnsupportedStrategy,
 )
-from halludecode.engines.api import Output, Request, Sampling
+from halludecode.engines.api import FATAL, Output, Request, Sampling
 from halludecode.evals.data.samples import EvalImage, EvalUnit, Sample
 from halludecode.evals.presets import Preset
 from halludecode.evals.runner.run_folder import Key, RunStore
@@ -39,16 +32,6 @@ if TYPE_CHECKING:
 # Requests handed to an engine at once, which splits them into forward batches itself; vLLM fills
 # its own scheduler and wants more. A killed run loses at most this much.
 BATCH = {"hf": 64, "vllm": 256, "server": 256}
-# Errors of the strategy, model or machine: they would repeat for every sample, so they end the run.
-FATAL = (
-    HookNeverFired,
-    IncompatibleStrategies,
-    InvalidModel,
-    InvalidParameter,
-    MissingExtra,
-    UnknownStrategy,
-    UnsupportedStrategy,
-)
 HOPELESS = 2  # whole batches in a row without memory for a single request: the run ends
 
 
@@ -195,7 +178,7 @@ def _answer_batch(
     missing = [ask for ask in batch if any(k not in store.done for k in _keys(ask, plan))]
     if not missing:
         return None
-    encoded = getattr(setup.engine, "takes_bytes", False)
+    encoded = setup.engine.takes_bytes
     requests, failed = requests_of(batch, encoded=encoded)
     readable: list[Ask] = []
     if any(ask.picture.digest not in failed for ask in missing):
@@ -255,43 +238,17 @@ def requests_of(
 def generate_each(
     engine: Any, requests: list[Request], strategy: str, sampling: Sampling, words: Sequence[str]
 ) -> list[Output | HalluDecodeError]:
-    """One output or error per request; a batch that fails is halved until the culprit is found.
-
-    Memory that is too small for a batch may do for its halves, so it is treated alike.
+    """One output or error per request.
 
     Raises:
         HalluDecodeError: One of `FATAL`, which would repeat for every sample.
     """
     if not requests:
         return []
-    if hasattr(engine, "generate_each"):  # nothing is shared, so none need be asked again
-        made = engine.generate_each(requests, strategy, sampling, score_words=words)
-        for error in (one for one in made if isinstance(one, FATAL)):
-            raise error
-        return made
-    try:
-        return list(engine.generate(requests, strategy, sampling, score_words=words))
-    except FATAL:
-        raise
-    except (HalluDecodeError, RuntimeError, MemoryError) as error:
-        failure = _failure(error)
-        if failure is None:
-            raise
-        if len(requests) == 1:
-            return [failure]
-    middle = len(requests) // 2
-    halves = (requests[:middle], requests[middle:])
-    return [o for half in halves for o in generate_each(engine, half, strategy, sampling, words)]
-
-
-def _failure(error: Exception) -> HalluDecodeError | None:
-    """The error as one sentence; None for what is no failure of a sample."""
-    full = isinstance(error, OutOfMemory | MemoryError)
-    if not full and type(error).__name__ != "OutOfMemoryError":  # torch's
-        return error if isinstance(error, HalluDecodeError) else None
-    said = next(iter(str(error).splitlines()), "") or "Out of memory."
-    said = said.partition(" Try batch_size=")[0].rstrip(".")  # which does not help a lone request
-    return OutOfMemory(f"{said}, with one request alone; use a smaller picture, model or dtype.")
+    outcomes = engine.generate_each(requests, strategy, sampling, score_words=words)
+    for error in (outcome for outcome in outcomes if isinstance(outcome, FATAL)):
+        raise error
+    return outcomes
 
 
 def _head(unit: EvalUnit, sample: Sample, strategy: str) -> dict[str, Any]:

@@ -159,14 +159,14 @@ class Prober:
         return spent / len(asks), share
 
     def _ask(self, kind: str, asks: list[Ask], sampling: Sampling | None = None) -> None:
-        encoded = getattr(self.setup.engine, "takes_bytes", False)
+        encoded = self.setup.engine.takes_bytes
         requests, _ = requests_of(asks, encoded=encoded)
         words = asks[0].takers[0][0].benchmark.words(kind) if asks else ()
         how = (self.plan.canonical, sampling or self.setup.sampling[kind], words)
         generate_each(self.setup.engine, list(requests.values()), *how)
 
     def _chunk(self) -> int:
-        return getattr(self.setup.engine, "batch_size", None) or CHUNK
+        return self.setup.engine.batch_size or CHUNK
 
 
 def probe_size(batches: Sequence[int], chunk: int) -> int:

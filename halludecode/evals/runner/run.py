@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from halludecode.core.errors import InvalidParameter
-from halludecode.engines.api import Sampling
+from halludecode.engines.api import Engine, Sampling
 from halludecode.evals.benchmarks.base import Benchmark
 from halludecode.evals.benchmarks.registry import check_option, choose, standard
 from halludecode.evals.data.entries import Selection
@@ -163,7 +163,7 @@ def prepare(
     sources = _sources(data, images, annotations, name)
     units = load_units(sources, chosen, _path(images), _path(annotations))
     engine = engine or _engine(engine_or_loader)
-    if batch_size is not None and hasattr(engine, "batch_size"):
+    if batch_size is not None and engine.batch_size is not None:
         engine.batch_size = batch_size
     plans = _plans(engine, strategies)
     if controls or (controls is None and temperature > 0):
@@ -178,7 +178,7 @@ def prepare(
         sampling=_sampling(benchmarks, plain, max_new_tokens, temperature, seed),
         seed=seed,
         limit=limit,
-        batch=BATCH.get(getattr(engine, "name", ""), BATCH["hf"]),
+        batch=BATCH.get(engine.name, BATCH["hf"]),
         controls=hd_controls.record(plans) if temperature > 0 else {},
     )
 
@@ -233,7 +233,7 @@ def _plans(engine: Any, strategies: Sequence[Any]) -> dict[str, Any]:
 
 
 def _engine(engine_or_loader: Any) -> Any:
-    return engine_or_loader if hasattr(engine_or_loader, "generate") else engine_or_loader()
+    return engine_or_loader if isinstance(engine_or_loader, Engine) else engine_or_loader()
 
 
 def _model_name(engine_or_loader: Any) -> str:

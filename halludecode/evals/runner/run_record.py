@@ -23,7 +23,7 @@ def recipe(setup: Setup) -> tuple[dict[str, Any], dict[str, Any]]:
     identity = {
         "model": setup.model,
         "model_digest": described.pop("model_digest", None),
-        "engine": described.pop("engine", getattr(setup.engine, "name", "hf")),
+        "engine": described.pop("engine", setup.engine.name),
         "dtype": described.pop("dtype", None),
         "seed": setup.seed,
         "prompts": {

@@ -1,4 +1,4 @@
-"""In a worker: vLLM's attention kernel runs for everyone, edited queries are computed again.
+"""In a worker: attention edits: vLLM's kernel runs for everyone, then edited queries do again.
 
 Only queries that some strategy edits are overwritten; all other output is the kernel's, bit for
 bit. Keys and values come from the paged cache, which already holds those of this step. Where ranks
@@ -7,7 +7,7 @@ have a part of the heads each, edits are of all of them (see `tensor_parallel`).
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,16 +16,23 @@ from torch import Tensor
 from torch.nn.functional import pad
 from torch.nn.utils.rnn import pad_sequence
 
-from halludecode.core.attention import Attention, Hooks
 from halludecode.core.attention_block import AttentionBlock, RowKeys
 from halludecode.core.errors import HookNeverFired, UnsupportedStrategy
 from halludecode.core.tracing import TracedStrategy
+from halludecode.engines.layer_edits import (
+    BLOCK,
+    AttentionLayer,
+    Parts,
+    edit_attention,
+    judges_tokens,
+    reached,
+)
 from halludecode.engines.vllm.worker import kv_cache as paged
 from halludecode.engines.vllm.worker.edit_batch import EditBatch, acting
 from halludecode.engines.vllm.worker.tensor_parallel import all_heads, own_heads
 
-BLOCK = 64  # query rows recomputed at a time: memory grows with the prompt, not with its square
 CHECK = 2e-2  # relative difference from the kernel above which the cache was read wrongly
+FromEnd = tuple[int, int]  # queries from so many to so many tokens before every row's end
 
 
 @dataclass
@@ -51,12 +58,12 @@ class Layer:
     x: Tensor | None = None
     kv: dict[tuple[int, str], tuple[Tensor, Tensor]] = field(default_factory=dict)
 
-    def keys_values(self, unit: EditBatch, row: str) -> tuple[Tensor, Tensor]:
-        """[R, G, N, d] of a unit's row, N up to its last query."""
-        which = (id(unit), row)
+    def keys_values(self, batch: EditBatch, row: str) -> tuple[Tensor, Tensor]:
+        """[R, G, N, d] of a row of a batch, N up to its last query."""
+        which = (id(batch), row)
         if which not in self.kv:
-            table = unit.blocks(row, self.table, self.cache.shape[2])
-            keys, values = self.read(table, unit.reach(row))
+            table = batch.blocks(row, self.table, self.cache.shape[2])
+            keys, values = self.read(table, batch.reach(row))
             self.kv[which] = all_heads(keys, 1), all_heads(values, 1)
         return self.kv[which]
 
@@ -85,7 +92,7 @@ class Checked:
     def __init__(self) -> None:
         self._done: set[int] = set()
 
-    def check(self, layer: Layer, unit: EditBatch, row: str) -> None:
+    def check(self, layer: Layer, batch: EditBatch, row: str) -> None:
         """Compare one unedited query with the kernel's output.
 
         Raises:
@@ -93,8 +100,8 @@ class Checked:
         """
         if layer.number in self._done:
             return
-        keys, values = layer.keys_values(unit, row)
-        span = unit.spans[row][0]
+        keys, values = layer.keys_values(batch, row)
+        span = batch.spans[row][0]
         at = span.flat.stop - 1
         want = all_heads(layer.out[at], 0).float()
         query = all_heads(layer.query[at], 0)
@@ -109,184 +116,138 @@ class Checked:
         self._done.add(layer.number)
 
 
-def edit(layer: Layer, unit: EditBatch, checked: Checked) -> None:
-    """Let every part of a unit's plan act on one layer."""
-    here = [
-        (i, part)
-        for i, part in acting(unit.plan, unit.plan.attending)
-        if layer.number in part.layers
-    ]
-    scored = [(i, part) for i, part in here if part.phase == "scores"]
-    plain = [(i, part) for i, part in here if part.phase == "outputs"]
-    if scored:
-        which = tuple(i for i, _ in scored)
-        if which not in unit.cuts:  # the same in every layer
-            unit.cuts[which] = _blocks(unit, scored)
-        for far, near in unit.cuts[which]:
-            _block(layer, unit, scored, far, near, checked)
-    if plain:
-        width = max(unit.width(row) for row in unit.spans)
-        _block(layer, unit, plain, width, 0, checked)
-    for i, _ in here:
-        unit.fire("attend", i, layer.number)
+def edit(layer: Layer, batch: EditBatch, checked: Checked) -> None:
+    """Let every strategy of a batch's plan act on one layer."""
+    edit_attention(BatchAttention(layer, batch, checked), acting(batch.plan, batch.plan.attending))
 
 
-def _blocks(unit: EditBatch, scored: list[tuple[int, TracedStrategy]]) -> list[tuple[int, int]]:
-    """Query ranges, counted from the end of every row, that any part may edit; last one last."""
-    device = torch.device("cpu")
-    rows = {row for i, part in scored for n, row in unit.names(i).items() if n in part.attend_rows}
-    if not rows:
-        return []
-    far = 0
-    for i, part in scored:
-        for name, row in unit.names(i).items():
-            if name in part.attend_rows:
-                width = unit.width(row)
-                keys = unit.keys(row, 0, width, device)
-                for which in part.queries:
-                    used = keys.queries(which).any(0).nonzero().flatten()
-                    if len(used):
-                        far = max(far, width - int(used[0]))
-    if not far and unit.prompting and any("token_mask" in part.verbs for _, part in scored):
-        far = 1  # nothing to edit, but every prompt token must be judged
-    if len(rows) > 1 or far <= BLOCK:
-        return [(far, 0)] if far else []
-    return [(at, max(at - BLOCK, 0)) for at in range(far, 0, -BLOCK)]
+class BatchAttention(AttentionLayer[str, FromEnd]):
+    """One layer of one batch, as `layer_edits` wants it shown.
 
+    Rows of a batch have different lengths, so ranges of queries are counted from their ends, where
+    the emitting ones lie side by side.
 
-def _block(
-    layer: Layer,
-    unit: EditBatch,
-    parts: list[tuple[int, TracedStrategy]],
-    far: int,
-    near: int,
-    checked: Checked,
-) -> None:
-    """One block of queries: those from ``far`` to ``near`` tokens before a row's end."""
-    made: dict[str, AttentionBlock] = {}
-    places: dict[str, slice] = {}
-    for i, part in parts:
-        names = unit.names(i)
-        blocks: dict[str, AttentionBlock] = {}
+    Args:
+        layer: The tensors of all batches.
+        batch: Whose rows are edited.
+        checked: Layers that were compared with the kernel.
+    """
+
+    rows: EditBatch
+
+    def __init__(self, layer: Layer, batch: EditBatch, checked: Checked) -> None:
+        self.number, self.rows = layer.number, batch
+        self.layer, self.checked = layer, checked
+
+    def query_blocks(self, parts: Parts) -> list[FromEnd]:
+        """From the first query any of these may edit to the end, the same in every layer."""
+        places = tuple(i for i, _ in parts)
+        if places not in self.rows.query_blocks:
+            self.rows.query_blocks[places] = self._query_blocks(parts)
+        return self.rows.query_blocks[places]
+
+    def _query_blocks(self, parts: Parts) -> list[FromEnd]:
+        far, names = 0, set[str]()
+        for row, queries in reached(self.rows, parts):
+            names.add(row)
+            used = queries.nonzero().flatten()
+            if len(used):
+                far = max(far, self.rows.width(row) - int(used[0]))
+        if not names:
+            return []
+        if not far and self.rows.prompting and judges_tokens(parts):
+            far = 1  # nothing to edit, but every prompt token must be judged
+        if len(names) > 1 or far <= BLOCK:
+            return [(far, 0)] if far else []
+        return [(at, max(at - BLOCK, 0)) for at in range(far, 0, -BLOCK)]
+
+    def all_queries(self) -> FromEnd:
+        """As many as the longest row has."""
+        return max(self.rows.width(row) for row in self.rows.spans), 0
+
+    def _slice(self, row: str, queries: FromEnd) -> slice:
+        width = self.rows.width(row)
+        return slice(max(width - queries[0], 0), width - queries[1])
+
+    def block(self, row: str, queries: FromEnd, *, scores: bool) -> AttentionBlock:
+        """A row's tensors, all heads of them."""
+        layer, place = self.layer, self._slice(row, queries)
+        device = layer.out.device
+        keys = self.rows.keys(row, place.start, place.stop, device)
+        at = self.rows.flat(row, device)[:, place]
+        base = all_heads(layer.out[at].transpose(1, 2), 1)
+        if not scores:
+            return AttentionBlock(keys, None, None, None, None, layer.scaling, base)
+        self.checked.check(layer, self.rows, row)
+        k, v = layer.keys_values(self.rows, row)
+        visible = keys.cached("before", _before)
+        q = all_heads(layer.query[at].transpose(1, 2), 1)
+        return AttentionBlock(keys, q, k, v, visible[:, None], layer.scaling, base)
+
+    def put_output(self, row: str, queries: FromEnd, output: Tensor) -> None:
+        """Write this rank's head outputs in the kernel's place."""
+        out = self.layer.out
+        at = self.rows.flat(row, out.device)[:, self._slice(row, queries)]
+        out[at] = own_heads(output, 1).transpose(1, 2).to(out.dtype)
+
+    def check_present(self, i: int, part: TracedStrategy, names: Collection[str]) -> None:
+        """Rows that are edited by what another row shows must be computed in the same step."""
+        metadata = self.rows.metadata[0]
+        lives = dict(zip(metadata.rows, metadata.lives, strict=True))
+        local = dict(metadata.local_names[i]) if metadata.local_names else {}
         for name in part.attend_rows:
-            row = names.get(name)
-            if row is None:
-                continue
-            if row not in made:
-                width = unit.width(row)
-                places[row] = slice(max(width - far, 0), width - near)
-                made[row] = _row_block(layer, unit, row, places[row], part.phase, checked)
-            blocks[name] = made[row]
-        if not blocks:
-            continue
-        _check_together(unit, i, part, blocks.keys())
-        hooks = _hooks(layer, unit, i, part, blocks, places)
-        part.strategy.attend(
-            Attention(layer.number, part.model_info, blocks, hooks, part.strategy.name)
-        )
-    for row, block in made.items():
-        if block.touched:
-            edited = block.edited()
-            at = unit.flat(row, layer.out.device)[:, places[row]]
-            made_here = own_heads(block.output(edited), 1)
-            layer.out[at] = made_here.transpose(1, 2).to(layer.out.dtype)
-            unit.note_change(edited.any(dim=-1))
+            row = local.get(name)
+            missing = name not in names and row is not None
+            needed = self.rows.emits() or not self.rows.prompting
+            if missing and needed and lives[row] == "answer":
+                raise HookNeverFired(
+                    f"{part.strategy.name}.attend needs row {name!r}, which vLLM did not compute "
+                    "in the same step."
+                )
 
+    def token_mask(
+        self,
+        i: int,
+        name: str,
+        fn: Callable[[Tensor], Tensor],
+        row: str,
+        block: AttentionBlock,
+    ) -> Tensor:
+        """Bool [R, N]: judged once per prompt token, False for generated ones, kept."""
+        layer, which = self.layer, (row, i, self.number, name)
+        width = block.keys.kind.shape[1]
+        masks: list[Tensor] = []
+        for record, span in zip(self.rows.records, self.rows.spans[row], strict=True):
+            mask = record.token_masks.get(which)
+            have = 0 if mask is None else len(mask)
+            want = min(span.stop, span.row.prompt)
+            if have < want:
+                if layer.x is None or have < span.start:
+                    raise HookNeverFired(
+                        f"The residual entering layer {self.number} never reached token_mask "
+                        f"{name!r}."
+                    )
+                judged = fn(layer.x[span.flat][have - span.start :]).bool()
+                mask = judged if mask is None else torch.cat([mask, judged])
+                record.token_masks[which] = mask
+            if mask is None:
+                mask = torch.zeros(0, dtype=torch.bool, device=layer.out.device)
+            masks.append(mask[:width])
+        padded = pad_sequence(masks, batch_first=True)
+        return pad(padded, (0, width - padded.shape[1]))
 
-def _row_block(
-    layer: Layer, unit: EditBatch, row: str, place: slice, phase: str | None, checked: Checked
-) -> AttentionBlock:
-    device = layer.out.device
-    keys = unit.keys(row, place.start, place.stop, device)
-    at = unit.flat(row, device)[:, place]
-    base = all_heads(layer.out[at].transpose(1, 2), 1)
-    if phase != "scores":
-        return AttentionBlock(keys, None, None, None, None, layer.scaling, base)
-    checked.check(layer, unit, row)
-    k, v = layer.keys_values(unit, row)
-    seen = keys.cached("before", _before)
-    q = all_heads(layer.query[at].transpose(1, 2), 1)
-    return AttentionBlock(keys, q, k, v, seen[:, None], layer.scaling, base)
+    def at_first_token(self, i: int, name: str, fn: Callable[[], Any]) -> Any:
+        """``fn() -> [R, ...]``, evaluated in the forward that emits token 1 and kept."""
+        which, records = (i, self.number, name), self.rows.records
+        if any(which not in record.first_token for record in records):
+            if not self.rows.emits():
+                raise HookNeverFired(f"{name!r} was not found when the first token was written.")
+            records[0].first_token[which] = fn()
+        values = [record.first_token[which] for record in records]
+        return values[0] if len(values) == 1 else torch.cat(values)
 
 
 def _before(keys: RowKeys) -> Tensor:
     """Bool [R, T, N]: keys that a query may see."""
     at = torch.arange(keys.kind.shape[1], device=keys.kind.device)
     return at[None, None] <= keys.position[..., None]
-
-
-def _check_together(unit: EditBatch, i: int, part: TracedStrategy, present: Any) -> None:
-    """Rows that are edited by what another row shows must be computed in the same step."""
-    tag = unit.tags[0]
-    lives = dict(zip(tag.rows, tag.lives, strict=True))
-    local = dict(tag.local_names[i]) if tag.local_names else {}
-    for name in part.attend_rows:
-        row = local.get(name)
-        missing = name not in present and row is not None
-        if missing and (unit.emits() or not unit.prompting) and lives[row] == "answer":
-            raise HookNeverFired(
-                f"{part.strategy.name}.attend needs row {name!r}, which vLLM did not compute in "
-                "the same step."
-            )
-
-
-def _hooks(
-    layer: Layer,
-    unit: EditBatch,
-    i: int,
-    part: TracedStrategy,
-    blocks: dict[str, AttentionBlock],
-    places: dict[str, slice],
-) -> Hooks:
-    names = unit.names(i)
-
-    def token_mask(name: str, fn: Callable[[Tensor], Tensor], row: str) -> Tensor:
-        wide = blocks[row].keys.kind.shape[1]
-        return _token_mask(layer, unit, (names[row], i, layer.number, name), fn, wide)
-
-    def at_first_token(name: str, fn: Callable[[], Any]) -> Any:
-        return _at_first_token(unit, (i, layer.number, name), fn)
-
-    gone = frozenset(part.attend_rows) - blocks.keys()
-    return Hooks(
-        token_mask, at_first_token, unit.states[i], unit.carry[i], allowed=part.verbs, gone=gone
-    )
-
-
-def _token_mask(
-    layer: Layer,
-    unit: EditBatch,
-    which: tuple[str, int, int, str],
-    fn: Callable[[Tensor], Tensor],
-    wide: int,
-) -> Tensor:
-    """Bool [R, N]: judged once per prompt token, False for generated ones, kept."""
-    row, _, number, name = which
-    judged: list[Tensor] = []
-    for note, span in zip(unit.notes, unit.spans[row], strict=True):
-        known = note.token_masks.get(which)
-        have = 0 if known is None else len(known)
-        want = min(span.stop, span.row.prompt)
-        if have < want:
-            if layer.x is None or have < span.start:
-                raise HookNeverFired(
-                    f"The residual entering layer {number} never reached token_mask {name!r}."
-                )
-            fresh = fn(layer.x[span.flat][have - span.start :]).bool()
-            known = fresh if known is None else torch.cat([known, fresh])
-            note.token_masks[which] = known
-        if known is None:
-            known = torch.zeros(0, dtype=torch.bool, device=layer.out.device)
-        judged.append(known[:wide])
-    found = pad_sequence(judged, batch_first=True)
-    return pad(found, (0, wide - found.shape[1]))
-
-
-def _at_first_token(unit: EditBatch, which: tuple[int, int, str], fn: Callable[[], Any]) -> Any:
-    """[R, ...], evaluated in the forward that emits token 1 and kept."""
-    if any(which not in note.first_token for note in unit.notes):
-        if not unit.emits():
-            raise HookNeverFired(f"{which[2]!r} was not found when the first token was written.")
-        unit.notes[0].first_token[which] = fn()
-    made = [note.first_token[which] for note in unit.notes]
-    return made[0] if len(made) == 1 else torch.cat(made)

@@ -1,9 +1,10 @@
 """In a worker: stretches of rows that are edited together inside one forward.
 
-A unit is what a forward of the HF engine would be: a chunk of one request's prompt, or one token
-each of several requests. A row that is computed again after preemption takes part with its prompt
-and with each token it wrote, apart from each other, so that every token meets the edits it met
-before.
+One forward of vLLM holds tokens of many requests, of prompts and answers, in one flat axis. An
+`EditBatch` is the part of it that would be a forward of its own on the HF engine: a chunk of one
+request's prompt, or one token each of several requests. A row that is computed again after
+preemption takes part with its prompt and with each token it wrote, apart from each other, so that
+every token meets the edits it met before.
 """
 
 from __future__ import annotations
@@ -19,12 +20,13 @@ from halludecode.core.attention_block import GENERATED, PAD, RowKeys
 from halludecode.core.plan import Plan
 from halludecode.core.state import State, stack
 from halludecode.core.tracing import TracedStrategy
+from halludecode.engines.layer_edits import EditedRows
 from halludecode.engines.vllm.row_metadata import RowMetadata
 from halludecode.engines.vllm.worker import kv_cache as paged
 from halludecode.engines.vllm.worker.state import GroupRecord, WorkerState
 from halludecode.engines.vllm.worker.step_batch import ScheduledRow, StepBatch, placed
 
-MOST = 64  # requests of one unit: their keys are gathered side by side
+MOST = 64  # requests of one batch: their keys are gathered side by side
 
 
 @dataclass(frozen=True)
@@ -43,39 +45,69 @@ class Span:
 
 
 @dataclass
-class EditBatch:
-    """See the module.
+class EditBatch(EditedRows[str]):
+    """R requests (1 if these are prompt tokens), each with the same named rows.
 
     Args:
         plan: What acts on it.
-        tags: One per request (R).
+        metadata: One per request, of any of its rows.
         spans: Row name -> one stretch per request, all of one length.
-        notes: One per request.
+        records: One per request.
+        states: Per strategy, what `prepare` returned, stacked over requests.
         prompting: Whether these are prompt tokens; then R is 1.
-        cuts: Blocks of queries that some parts, by their places in the plan, may edit.
+        carry: Per strategy, what it hands from layer to layer.
+        changed: Bool [R], requests in which an edit made a difference.
+        dead: Whether an edit failed; nothing is edited from then on.
+        query_blocks: Ranges of queries that some strategies, by their places, may edit.
     """
 
     plan: Plan
-    tags: list[RowMetadata]
+    metadata: list[RowMetadata]
     spans: dict[str, list[Span]]
-    notes: list[GroupRecord]
+    records: list[GroupRecord]
     states: list[State]
     prompting: bool
     carry: list[dict[str, Any]] = field(default_factory=list)
     changed: Tensor | None = None
     dead: bool = False
-    cuts: dict[tuple[int, ...], list[tuple[int, int]]] = field(default_factory=dict)
+    query_blocks: dict[tuple[int, ...], list[tuple[int, int]]] = field(default_factory=dict)
     _keys: dict[tuple[str, int, int, str], RowKeys] = field(default_factory=dict)
     _flat: dict[str, Tensor] = field(default_factory=dict)
     _blocks: dict[tuple[str, int], Tensor] = field(default_factory=dict)
 
-    def names(self, i: int) -> dict[str, str]:
-        """Local names of part ``i`` -> names of the rows that are here."""
-        local = dict(self.tags[0].local_names[i]) if self.tags[0].local_names else {}
+    # What `layer_edits` asks ----------------------------------------------------------------------
+    def named_rows(self, i: int) -> dict[str, str]:
+        """Local names of strategy ``i`` -> names of the rows that are here."""
+        names = self.metadata[0].local_names
+        local = dict(names[i]) if names else {}
         return {name: row for name, row in local.items() if row in self.spans}
 
+    def whole_keys(self, row: str) -> RowKeys:
+        """Keys of a row for all queries, on the CPU: looking there waits for no device."""
+        return self.keys(row, 0, self.width(row), torch.device("cpu"))
+
+    def stream_keys(self, row: str, like: Tensor) -> RowKeys:
+        """The same where the stream is."""
+        return self.keys(row, 0, self.width(row), like.device)
+
+    def stream_places(self, row: str, like: Tensor) -> Tensor:
+        """Places [R, T] in the flat axis."""
+        return self.flat(row, like.device)
+
+    def put_stream(self, x: Tensor, places: Tensor, new: Tensor) -> Tensor:
+        """In place: the stream is a copy already, and what a strategy was shown another."""
+        x[places] = new
+        return x
+
+    def note_fired(self, hook: str, i: int, layer: int) -> None:
+        """A declared hook was called; only the forward that emits token 1 is checked."""
+        if self.emits():
+            for record in self.records:
+                record.fired.add((hook, i, layer))
+
+    # Where its tokens are -------------------------------------------------------------------------
     def width(self, row: str) -> int:
-        """Tokens of a row in this unit."""
+        """Tokens of a row in this batch."""
         span = self.spans[row][0]
         return span.stop - span.start
 
@@ -102,11 +134,11 @@ class EditBatch:
         return self._blocks[which]
 
     def keys(self, row: str, start: int, stop: int, device: torch.device) -> RowKeys:
-        """Where keys and queries lie, for queries start..stop of the unit."""
+        """Where keys and queries lie, for queries start..stop of the batch."""
         which = (row, start, stop, device.type)
         if which not in self._keys:
-            made = self._make_keys(row, start, stop)
-            self._keys[which] = RowKeys(*(placed(x, device) for x in made))
+            tensors = self._make_keys(row, start, stop)
+            self._keys[which] = RowKeys(*(placed(x, device) for x in tensors))
         return self._keys[which]
 
     def _make_keys(self, row: str, start: int, stop: int) -> tuple[Tensor, ...]:
@@ -124,28 +156,19 @@ class EditBatch:
         return kinds, pictures, position, kinds.gather(1, position), length
 
     def emits(self) -> bool:
-        """Whether the first token is drawn after this unit."""
+        """Whether the first token is drawn after this batch."""
         main = self.spans.get("main")
         return main is not None and main[0].start < main[0].row.prompt <= main[0].stop
 
-    def fire(self, hook: str, i: int, layer: int) -> None:
-        """A declared hook was called in the forward that emits token 1."""
-        if self.emits():
-            for note in self.notes:
-                note.fired.add((hook, i, layer))
 
-    def note_change(self, differs: Tensor) -> None:
-        """Requests (bool [R]) in which an edit made a difference."""
-        self.changed = differs if self.changed is None else self.changed | differs
-
-
-def edit_batches(view: StepBatch, desk: WorkerState) -> list[EditBatch]:
-    """Everything of one step that some part acts on."""
-    made: list[EditBatch] = []
-    singles: dict[tuple[str, str, tuple[str, ...]], list[tuple[RowMetadata, dict[str, Span]]]] = {}
-    for rows in view.groups.values():
-        tag = next(iter(rows.values())).metadata
-        plan = desk.plan(tag.plan)
+def edit_batches(step: StepBatch, worker_state: WorkerState) -> list[EditBatch]:
+    """Everything of one step that some strategy acts on."""
+    batches: list[EditBatch] = []
+    # Single tokens of requests under one plan with the same rows, which are edited side by side.
+    alike: dict[tuple[str, str, tuple[str, ...]], list[tuple[RowMetadata, dict[str, Span]]]] = {}
+    for rows in step.groups.values():
+        metadata = next(iter(rows.values())).metadata
+        plan = worker_state.plan(metadata.plan)
         if plan is None or not plan.acting:
             continue
         prompt = {
@@ -154,43 +177,46 @@ def edit_batches(view: StepBatch, desk: WorkerState) -> list[EditBatch]:
             if row.start < row.prompt
         }
         if prompt:
-            made.append(_unit(desk, plan, [tag], prompt, prompting=True))
-        for one in _written(rows):
-            singles.setdefault((tag.plan, str(tag.local_names), tuple(one)), []).append((tag, one))
-    for (text, _, names), entries in singles.items():
-        plan = desk.plan(text)
+            batches.append(_edit_batch(worker_state, plan, [metadata], prompt, prompting=True))
+        for token in _written(rows):
+            kind = (metadata.plan, str(metadata.local_names), tuple(token))
+            alike.setdefault(kind, []).append((metadata, token))
+    for (text, _, names), tokens in alike.items():
+        plan = worker_state.plan(text)
         if plan is None:
             continue
-        for at in range(0, len(entries), MOST):
-            some = entries[at : at + MOST]
-            spans = {name: [one[name] for _, one in some] for name in names}
-            made.append(_unit(desk, plan, [tag for tag, _ in some], spans, prompting=False))
-    return made
+        for at in range(0, len(tokens), MOST):
+            chunk = tokens[at : at + MOST]
+            spans = {name: [token[name] for _, token in chunk] for name in names}
+            requests = [metadata for metadata, _ in chunk]
+            batches.append(_edit_batch(worker_state, plan, requests, spans, prompting=False))
+    return batches
 
 
 def _written(rows: Mapping[str, ScheduledRow]) -> list[dict[str, Span]]:
     """Generated tokens computed in this step: per token, the rows that compute it."""
-    found: dict[int, dict[str, Span]] = {}
+    by_token: dict[int, dict[str, Span]] = {}
     for name, row in rows.items():
         for at in range(max(row.start, row.prompt), row.stop):
-            found.setdefault(at - row.prompt, {})[name] = Span(row, at, at + 1)
-    return [found[offset] for offset in sorted(found)]
+            by_token.setdefault(at - row.prompt, {})[name] = Span(row, at, at + 1)
+    return [by_token[number] for number in sorted(by_token)]
 
 
-def _unit(
-    desk: WorkerState,
+def _edit_batch(
+    worker_state: WorkerState,
     plan: Plan,
-    tags: list[RowMetadata],
+    metadata: list[RowMetadata],
     spans: dict[str, list[Span]],
     *,
     prompting: bool,
 ) -> EditBatch:
-    states = [stack([desk.states_of(tag)[i] for tag in tags]) for i in range(len(plan.parts))]
-    notes = [desk.record(tag.group) for tag in tags]
+    by_request = [worker_state.states_of(each) for each in metadata]
+    states = [stack([state[i] for state in by_request]) for i in range(len(plan.parts))]
+    records = [worker_state.record(each.group) for each in metadata]
     carry: list[dict[str, Any]] = [{} for _ in plan.parts]
-    return EditBatch(plan, tags, spans, notes, states, prompting, carry)
+    return EditBatch(plan, metadata, spans, records, states, prompting, carry)
 
 
 def acting(plan: Plan, parts: Sequence[TracedStrategy]) -> list[tuple[int, TracedStrategy]]:
-    """Parts with their places in the plan."""
+    """Strategies with their places in the plan."""
     return [(next(i for i, p in enumerate(plan.parts) if p is part), part) for part in parts]

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from halludecode.core.errors import HookNeverFired
-from halludecode.core.residual import ResidualStream
 from halludecode.core.tracing import TracedStrategy
+from halludecode.engines.layer_edits import check_fired, steer
 from halludecode.engines.vllm.worker import attention
 from halludecode.engines.vllm.worker.capture import keep_attention, keep_hidden
 from halludecode.engines.vllm.worker.captured import Captured
@@ -23,6 +23,7 @@ from halludecode.engines.vllm.worker.edit_batch import EditBatch, acting, edit_b
 from halludecode.engines.vllm.worker.state import WorkerState
 from halludecode.engines.vllm.worker.step_batch import StepBatch
 
+MODEL = "this vLLM model"  # what sentences call it
 Decode = Callable[[Tensor, bool], Tensor]
 
 
@@ -30,27 +31,27 @@ class WorkerForward:
     """One forward.
 
     Args:
-        view: Our rows of the step.
-        desk: Plans and notes.
+        step: Our rows of the step.
+        worker_state: Plans and records.
         checked: See `attention.Checked`; lives as long as the worker.
         decode: ``([.., D], norm) -> float32 [.., V]``.
     """
 
     def __init__(
-        self, view: StepBatch, desk: WorkerState, checked: attention.Checked, decode: Decode
+        self, step: StepBatch, worker_state: WorkerState, checked: attention.Checked, decode: Decode
     ) -> None:
-        self.view, self.desk, self.decode = view, desk, decode
-        self.edit_batches = edit_batches(view, desk)
+        self.step, self.worker_state, self.decode = step, worker_state, decode
+        self.edit_batches = edit_batches(step, worker_state)
         self.captures = [
-            (row, desk.captured.setdefault(row.metadata.group, Captured()))
-            for rows in view.groups.values()
+            (row, worker_state.captured.setdefault(row.metadata.group, Captured()))
+            for rows in step.groups.values()
             for row in rows.values()
             if row.metadata.capture
         ]
         self.early: dict[tuple[str, int], Tensor] = {}  # (group, layer) -> [D]
         self._checked = checked
         self._inputs: dict[int, Tensor] = {}
-        parts = [part for unit in self.edit_batches for part in unit.plan.parts]
+        parts = [part for batch in self.edit_batches for part in batch.plan.parts]
         self._reads = _layers(parts, lambda p: "token_mask" in p.verbs or p.steers)
         self._decodes = frozenset(n for part in parts for n in part.early)
         self._edits = _layers(parts, lambda p: p.phase is not None)
@@ -66,7 +67,7 @@ class WorkerForward:
         x = hidden if residual is None else hidden + residual
         self._inputs[layer] = x
         if layer in self._decodes:
-            for rows in self.view.sampling():
+            for rows in self.step.sampling():
                 main = rows["main"]
                 self.early[main.metadata.group, layer] = x[main.first + main.stop - main.start - 1]
 
@@ -96,21 +97,22 @@ class WorkerForward:
             try:
                 keep_attention(row, kept, layer)
             except Exception as error:
-                self.desk.record(row.metadata.group).fail(error, "reading attention")
+                self.worker_state.record(row.metadata.group).fail(error, "reading attention")
         if layer.number not in self._edits:
             return
         layer.x = self._inputs.get(layer.number)
-        for unit in self.edit_batches:
-            self._guard(unit, lambda u=unit: attention.edit(layer, u, self._checked))
+        for batch in self.edit_batches:
+            self._guard(batch, lambda b=batch: attention.edit(layer, b, self._checked))
 
     def finish(self) -> None:
         """After the forward: note what changed, and that every declared hook was called."""
-        for unit in self.edit_batches:
-            if unit.changed is not None:
-                for r, note in enumerate(unit.notes):
-                    note.changed.append((unit.changed, r))
-            if unit.emits():
-                self._guard(unit, lambda u=unit: self._check_fired(u))
+        for batch in self.edit_batches:
+            if batch.changed is not None:
+                for r, record in enumerate(batch.records):
+                    record.changed.append((batch.changed, r))
+            if batch.emits():
+                given = (list(enumerate(batch.plan.parts)), batch.records[0].fired, MODEL)
+                self._guard(batch, lambda given=given: check_fired(*given))
 
     def early_of(self, groups: Sequence[str], layer: int) -> Tensor:
         """[B, D]: residuals entering a layer, of groups that draw a token in this step.
@@ -126,65 +128,28 @@ class WorkerForward:
             )
         return torch.stack([self.early[group, layer] for group in groups])
 
-    def _check_fired(self, unit: EditBatch) -> None:
-        for i, part in enumerate(unit.plan.parts):
-            for hook, declared in (("attend", part.phase is not None), ("steer", part.steers)):
-                fired = unit.notes[0].fired
-                silent = [n for n in sorted(part.layers) if (hook, i, n) not in fired]
-                if declared and silent:
-                    raise HookNeverFired(
-                        f"{part.strategy.name}.{hook} was not called in layer(s) {silent} during "
-                        "the first forward pass, so the strategy was off; this vLLM model did not "
-                        "reach halludecode's hooks (report it with `halludecode doctor`)."
-                    )
-
     def _steer(self, site: str, layer: int, x: Tensor, inp: Tensor) -> Tensor:
         out = x.clone()
-        for unit in self.edit_batches:
-            for i, part in acting(unit.plan, unit.plan.steering):
+        for batch in self.edit_batches:
+            for i, part in acting(batch.plan, batch.plan.steering):
                 if part.strategy.site == site and layer in part.layers:
-                    self._guard(
-                        unit, lambda u=unit, i=i, p=part: self._steer_unit(u, i, p, layer, out, inp)
-                    )
+                    given = (batch, i, part, layer, out, inp, self._decode_last)
+                    self._guard(batch, lambda given=given: steer(*given))
         return out
 
-    def _steer_unit(
-        self, unit: EditBatch, i: int, part: TracedStrategy, layer: int, out: Tensor, inp: Tensor
-    ) -> None:
-        names = unit.names(i)
-        for name in part.strategy.steer_rows:
-            row = names.get(name)
-            if row is None:
-                continue
-            at = unit.flat(row, out.device)
-            old = out[at]
-            hidden = ResidualStream(
-                layer,
-                part.model_info,
-                name,
-                old,
-                inp[at],
-                lambda last: self.decode(last, True),
-                unit.states[i],
-                unit.carry[i],
-            )
-            keys = unit.keys(row, 0, unit.width(row), out.device)
-            chosen = keys.queries(part.strategy.steer_at)
-            new = part.strategy.steer(hidden).to(out.dtype).where(chosen[..., None], old)
-            unit.note_change((new != old).flatten(1).any(-1))
-            out[at] = new
-        unit.fire("steer", i, layer)
+    def _decode_last(self, last: Tensor) -> Tensor:
+        return self.decode(last, True)
 
-    def _guard(self, unit: EditBatch, act: Callable[[], None]) -> None:
-        """What fails in one unit ends its requests alone, with a sentence."""
-        if unit.dead:
+    def _guard(self, batch: EditBatch, act: Callable[[], None]) -> None:
+        """What fails in one batch ends its requests alone, with a sentence."""
+        if batch.dead:
             return
         try:
             act()
         except Exception as error:
-            unit.dead = True
-            for note in unit.notes:
-                note.fail(error, unit.plan.canonical)
+            batch.dead = True
+            for record in batch.records:
+                record.fail(error, batch.plan.canonical)
 
 
 def _layers(
