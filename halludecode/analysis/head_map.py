@@ -144,7 +144,7 @@ class HeadMap:
 
     def save(self, path: str | Path) -> Path:
         """Write the map as JSON, in one step; a strategy takes it as ``map=PATH``."""
-        from halludecode.evals.runner.run_folder import write_json
+        from halludecode.evals.data.run_files import write_json
 
         path = Path(path)
         try:

@@ -143,7 +143,7 @@ def _what(run: dict[str, Any]) -> dict[str, Any]:
 
 
 def _predict(run: dict[str, Any], json: bool) -> int:
-    from halludecode.evals.runner.run import dry_run
+    from halludecode.evals.runner.dry_run import dry_run
 
     with json_document(json) as documents, memory_advice(run["batch_size"]):
         predicted = dry_run(_loader(run), **_what(run))

@@ -163,7 +163,7 @@ def _summary(made: Mapping[str, HeadMap], output: Path, top: int) -> dict[str, A
     """
     from halludecode.analysis.head_map import HeadMap
     from halludecode.analysis.head_sensitivity import METRICS
-    from halludecode.evals.runner.run_folder import write_json
+    from halludecode.evals.data.run_files import write_json
 
     first = next(iter(made.values()))
     every = dict(made)

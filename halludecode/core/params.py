@@ -89,7 +89,7 @@ class Param:
                 if all(isinstance(item, int) and not isinstance(item, bool) for item in items):
                     return items
             if kind.startswith("tuple[str") and isinstance(value, tuple | str):
-                words = (value,) if isinstance(value, str) else cast("tuple[Any, ...]", value)
+                words: tuple[Any, ...] = (value,) if isinstance(value, str) else value
                 if all(isinstance(word, str) for word in words):
                     return words
             if kind.startswith("Callable") and callable(value):

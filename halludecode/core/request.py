@@ -63,6 +63,7 @@ class Sampling:
         if isinstance(self.stop, str):
             object.__setattr__(self, "stop", (self.stop,))
         object.__setattr__(self, "stop", tuple(self.stop))
+        stops: tuple[Any, ...] = self.stop  # what callers really gave
         rules = (
             ("max_new_tokens", self.max_new_tokens >= 1, ">= 1"),
             (
@@ -78,7 +79,7 @@ class Sampling:
             ("top_p", 0 < self.top_p <= 1, "in (0, 1]"),
             ("top_k", self.top_k >= 0, ">= 0 (0 keeps all tokens)"),
             ("repetition_penalty", self.repetition_penalty > 0, "> 0"),
-            ("stop", all(isinstance(s, str) and s for s in self.stop), "non-empty strings"),
+            ("stop", all(isinstance(s, str) and s for s in stops), "non-empty strings"),
             ("n", self.n >= 1, ">= 1"),
             ("logprobs", self.logprobs is None or self.logprobs >= 0, "None or >= 0"),
         )

@@ -15,10 +15,10 @@ from typing import Any
 
 from halludecode.core.errors import InvalidData
 from halludecode.engines.api import Request, Sampling
+from halludecode.evals.data.run_files import write_json
 from halludecode.evals.results.build import Report
 from halludecode.evals.runner.batching import threads_for
 from halludecode.evals.runner.run import run_eval
-from halludecode.evals.runner.run_folder import write_json
 
 STRATEGIES = ("greedy", "vcd", "m3id", "var", "vhr", "agla", "var+vcd")
 SOURCES = ("testbed-iid", "testbed-broken")

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal
 
 from halludecode.core.errors import InvalidParameter
-from halludecode.testbed import MODELS
+from halludecode.testbed.assets import MODELS
 
 if TYPE_CHECKING:
     from halludecode.evals.benchmarks.base import Benchmark
@@ -180,7 +180,7 @@ def describing(name: str | None, model_id: str) -> tuple[str, Preset]:
 
 
 def _testbed_preset() -> Preset:
-    from halludecode.testbed import CAPTION, QUESTION
+    from halludecode.testbed.assets import CAPTION, QUESTION
 
     return Preset(
         "the embedded testbed",

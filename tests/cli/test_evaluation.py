@@ -46,7 +46,8 @@ def runs(monkeypatch, engines):
         calls.append((engine_or_loader, given))
         return {"passes": 12, "seconds": 3.5}
 
-    replace(monkeypatch, "halludecode.evals.runner.run", run_eval=run_eval, dry_run=dry_run)
+    replace(monkeypatch, "halludecode.evals.runner.run", run_eval=run_eval)
+    replace(monkeypatch, "halludecode.evals.runner.dry_run", dry_run=dry_run)
     return calls
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
@@ -15,8 +15,10 @@ from halludecode.evals.benchmarks.registry import benchmark
 from halludecode.evals.data.columns import Columns, said
 from halludecode.evals.data.records import Record
 from halludecode.evals.data.samples import Sample
-from halludecode.evals.presets import Preset
 from halludecode.evals.statistics.score import Score, Sums, ratio
+
+if TYPE_CHECKING:
+    from halludecode.evals.presets import Preset
 
 PAPER = Paper(
     "2410.14669",

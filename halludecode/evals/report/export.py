@@ -22,10 +22,10 @@ from typing import Any
 from halludecode.core.errors import InvalidData
 from halludecode.evals.benchmarks.base import LmmsEvalTask
 from halludecode.evals.benchmarks.registry import BENCHMARKS, benchmark_named
+from halludecode.evals.data.run_files import read_json, write_json
 from halludecode.evals.results.build import Answers, labels
 from halludecode.evals.results.run_answers import run_answers
 from halludecode.evals.results.sections import MEAN
-from halludecode.evals.runner.run_folder import read_json, write_json
 
 Part = tuple[Answers, str | None, list[Mapping[str, Any]]]  # answers, split, its lines
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from halludecode.evals.benchmarks.base import Metric
 from halludecode.evals.benchmarks.registry import benchmark_named
+from halludecode.evals.data.run_files import read_json
 from halludecode.evals.report import gallery
 from halludecode.evals.report import sample_browser as browser
 from halludecode.evals.report.figures import figures, verdict
@@ -28,9 +29,8 @@ from halludecode.evals.results.sections import (
     groups,
     section,
 )
-from halludecode.evals.runner.run_folder import read_json
 from halludecode.evals.statistics.intervals import excludes_zero
-from halludecode.testbed import MODELS
+from halludecode.testbed.assets import MODELS
 
 WIDTH, HEIGHT = 132, 16  # pixels of the drawing of one difference
 STAND_IN = (

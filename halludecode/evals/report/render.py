@@ -12,12 +12,12 @@ from typing import Any
 from halludecode.core.errors import InvalidData, InvalidParameter
 from halludecode.evals.benchmarks.base import Metric
 from halludecode.evals.benchmarks.registry import benchmark_named
+from halludecode.evals.data.run_files import read_json
 from halludecode.evals.results import control_text
 from halludecode.evals.results.build import labels
 from halludecode.evals.results.notes import notes
 from halludecode.evals.results.sections import Section, cell, groups, heading, section
-from halludecode.evals.runner.run_folder import read_json
-from halludecode.testbed import MODELS
+from halludecode.testbed.assets import MODELS
 
 FORMATS = ("html", "md", "csv", "lmms-eval", "vlmevalkit")
 COLUMNS = (

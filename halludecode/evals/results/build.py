@@ -16,8 +16,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from halludecode.evals.benchmarks.registry import benchmark_named
+from halludecode.evals.data.run_files import SCHEMA, Key
 from halludecode.evals.results.paired import differences
-from halludecode.evals.runner.run_folder import SCHEMA, Key
 from halludecode.evals.statistics import intervals as stats
 
 if TYPE_CHECKING:

@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any
 
 from halludecode.core.errors import InvalidData
 from halludecode.evals.benchmarks.registry import BENCHMARKS
+from halludecode.evals.data.run_files import read_json
 from halludecode.evals.results.build import BASELINE, Answers, labels
 from halludecode.evals.results.paired import differences
 from halludecode.evals.results.run_answers import run_answers
-from halludecode.evals.runner.run_folder import read_json
 from halludecode.evals.statistics import intervals as stats
 
 if TYPE_CHECKING:

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from halludecode.evals.data.run_files import read_lines
 from halludecode.evals.results.build import Answers, arrange
-from halludecode.evals.runner.run_folder import read_lines
 
 
 def run_answers(folder: Path, run: Mapping[str, Any]) -> dict[tuple[str, str], Answers]:

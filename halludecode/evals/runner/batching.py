@@ -21,10 +21,11 @@ from halludecode.core.errors import (
     OutOfMemory,
 )
 from halludecode.engines.api import FATAL, Output, Request, Sampling
+from halludecode.evals.data.run_files import Key
 from halludecode.evals.data.samples import EvalImage, EvalUnit, Sample
 from halludecode.evals.presets import Preset
-from halludecode.evals.runner.run_folder import Key, RunStore
-from halludecode.testbed import MODELS
+from halludecode.evals.runner.run_folder import RunStore
+from halludecode.testbed.assets import MODELS
 
 if TYPE_CHECKING:
     from halludecode.evals.benchmarks.base import Benchmark

@@ -25,7 +25,7 @@ from halludecode.evals.results.kept_pictures import save_pictures
 from halludecode.evals.runner.batching import BATCH, Setup, answer_all
 from halludecode.evals.runner.run_folder import RunStore
 from halludecode.evals.runner.run_record import check_data, recipe
-from halludecode.testbed import MODELS
+from halludecode.testbed.assets import MODELS
 
 
 def run_eval(
@@ -262,10 +262,3 @@ def _keep_pictures(store: RunStore, setup: Setup, strategies: Sequence[str]) -> 
     asked = [(u.data, s.picture) for u in setup.units for s in u.samples]
     pictures = {(data, p.name): p for data, p in asked if p.digest}
     save_pictures(store.path, groups.values(), pictures)
-
-
-def dry_run(engine_or_loader: Any, **options: Any) -> dict[str, Any]:
-    """Rows, passes and predicted time per strategy; see `runner.dry_run`."""
-    from halludecode.evals.runner import dry_run as forecast
-
-    return forecast.dry_run(engine_or_loader, **options)

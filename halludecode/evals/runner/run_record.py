@@ -13,8 +13,8 @@ from typing import Any
 from halludecode import __version__
 from halludecode.core.errors import InvalidData
 from halludecode.evals.benchmarks.registry import BENCHMARKS
+from halludecode.evals.data.run_files import Key
 from halludecode.evals.runner.batching import Setup
-from halludecode.evals.runner.run_folder import Key
 
 
 def recipe(setup: Setup) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -15,6 +15,7 @@ from halludecode.core.errors import HalluDecodeError, InvalidData
 from halludecode.core.spec import format_item
 from halludecode.evals.benchmarks.base import Benchmark
 from halludecode.evals.benchmarks.registry import BENCHMARKS, choose
+from halludecode.evals.data.run_files import read_lines
 from halludecode.evals.data.samples import EvalImage
 from halludecode.evals.load import load_units
 from halludecode.evals.presets import preset_for
@@ -22,7 +23,6 @@ from halludecode.evals.report.render import render
 from halludecode.evals.results.compare import compare_runs
 from halludecode.evals.runner import batching
 from halludecode.evals.runner.run import run_eval
-from halludecode.evals.runner.run_folder import read_lines
 from halludecode.evals.runner.score_file import score_predictions
 from tests.support import eval_world as world
 

@@ -12,11 +12,11 @@ from halludecode.core.errors import InvalidData, MissingExtra
 from halludecode.evals.benchmarks.amber import description_words as amber_words
 from halludecode.evals.benchmarks.amber import scoring as amber
 from halludecode.evals.benchmarks.hallusionbench import scoring as hallusion
+from halludecode.evals.data.run_files import read_lines
 from halludecode.evals.load import load_units
 from halludecode.evals.report.render import render
 from halludecode.evals.runner import batching as batches
 from halludecode.evals.runner.run import run_eval
-from halludecode.evals.runner.run_folder import read_lines
 from tests.support import eval_world as world
 
 DATA = Path(__file__).parents[2] / "data" / "amber"

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 
+from halludecode.evals.data.run_files import read_json, read_lines
 from halludecode.evals.report import sample_browser as browser
 from halludecode.evals.report.render import render
 from halludecode.evals.results import chosen_samples as chosen
@@ -14,7 +15,6 @@ from halludecode.evals.results.build import Answers, arrange, labels
 from halludecode.evals.results.kept_pictures import picture_path
 from halludecode.evals.runner import batching as batches
 from halludecode.evals.runner.run import run_eval
-from halludecode.evals.runner.run_folder import read_json, read_lines
 from tests.support import LONG
 from tests.support import eval_world as world
 

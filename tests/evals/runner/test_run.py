@@ -8,7 +8,8 @@ from rich.console import Console
 
 from halludecode.core.errors import InvalidData, InvalidParameter, OutOfMemory, UnknownStrategy
 from halludecode.evals.runner import batching as batches
-from halludecode.evals.runner.run import dry_run, evaluate, run_eval
+from halludecode.evals.runner.dry_run import dry_run
+from halludecode.evals.runner.run import evaluate, run_eval
 from tests.support import eval_world as world
 
 TASKS = ("pope", "chair", "mme")

@@ -7,7 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from halludecode.core.errors import InvalidData
-from halludecode.evals.runner.run_folder import RunStore, key_of, read_lines
+from halludecode.evals.data.run_files import key_of, read_lines
+from halludecode.evals.runner.run_folder import RunStore
 
 IDENTITY = {"model": "m", "seed": 0, "prompts": {"pope": "q"}, "sampling": {"pope": 16}}
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from halludecode.core.errors import InvalidData
 from halludecode.core.paper import Paper
@@ -23,8 +23,10 @@ from halludecode.evals.data.columns import Columns, read_id, said, words_of, yes
 from halludecode.evals.data.entries import Pictures, first_folder, folder_pictures
 from halludecode.evals.data.records import Record
 from halludecode.evals.data.samples import Sample
-from halludecode.evals.presets import Preset
 from halludecode.evals.statistics.score import Score
+
+if TYPE_CHECKING:
+    from halludecode.evals.presets import Preset
 
 DESCRIBE = "Describe this image."  # its query for all its descriptions
 DESCRIBED = "amber/generative"  # descriptions, beside the questions, which are "amber"

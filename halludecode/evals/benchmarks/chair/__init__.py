@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from halludecode.core.errors import InvalidData
 from halludecode.core.paper import Paper
@@ -22,8 +22,10 @@ from halludecode.evals.benchmarks.registry import benchmark
 from halludecode.evals.data.columns import Columns, said, words_of
 from halludecode.evals.data.records import Record
 from halludecode.evals.data.samples import Sample
-from halludecode.evals.presets import Preset
 from halludecode.evals.statistics.score import Id, Score
+
+if TYPE_CHECKING:
+    from halludecode.evals.presets import Preset
 
 PAPER = Paper(
     "1809.02156",
