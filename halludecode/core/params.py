@@ -89,7 +89,8 @@ class Param:
                 if all(isinstance(item, int) and not isinstance(item, bool) for item in items):
                     return items
             if kind.startswith("tuple[str") and isinstance(value, tuple | str):
-                words: tuple[Any, ...] = (value,) if isinstance(value, str) else value
+                given = (value,) if isinstance(value, str) else value
+                words = cast("tuple[Any, ...]", given)
                 if all(isinstance(word, str) for word in words):
                     return words
             if kind.startswith("Callable") and callable(value):
