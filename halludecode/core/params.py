@@ -93,7 +93,7 @@ class Param:
                 if all(isinstance(word, str) for word in words):
                     return words
             if kind.startswith("Callable") and callable(cast("Any", value)):
-                return value
+                return cast("Any", value)
         raise InvalidParameter(
             f"{where}: {self.name} must be a {self.type.replace(' | ', ' or ')}."
         )
