@@ -48,7 +48,7 @@ def write_page(path: Path, engine: Any, request: Request, output: Output) -> Non
         InvalidRequest: The answer was not explained.
     """
     row = engine.rows(request, "greedy")["main"]
-    pictures = [row.picture(i) for i in range(len(row.feeds))]
+    pictures = [row.picture(i) for i in range(len(row.images))]
     text = render(request, output, pictures, engine.describe())
     try:
         path.write_text(text, encoding="utf-8")

@@ -105,10 +105,10 @@ def unprobed(plan: Plan) -> Plan:
 def parts_of(text: str) -> list[Any]:
     """The text of a plan's parts as `compile_plan` takes it, the probe among them."""
     head, _, last = text.rpartition("+")
-    known = {hd_spec.format((probe,)): probe for probe in (Probe(maps=False), Probe(maps=True))}
-    if last not in known:
+    probes = {hd_spec.format((probe,)): probe for probe in (Probe(maps=False), Probe(maps=True))}
+    if last not in probes:
         return [text]
-    return [*([head] if head else []), known[last]]
+    return [*([head] if head else []), probes[last]]
 
 
 @cache
@@ -147,7 +147,7 @@ def glance(seen: Tensor, row: Row, spans: Sequence[Span]) -> Glance:
     """
     if not seen.dim() or not spans:
         return Glance(float(seen.sum()))
-    each = seen.split([feed.count for feed in row.feeds])
+    each = seen.split([image.count for image in row.images])
     maps = tuple(
         own[first : first + rows * columns].reshape(rows, columns).numpy()
         for own, (first, rows, columns) in zip(each, spans, strict=True)
@@ -183,24 +183,29 @@ def explanation(
         ends: Per token, characters of the answer that stood once it was written.
         read: Per token.
     """
-    made, start = list[ExplainedToken](), 0
-    for token, end, one in zip(ids, ends, read, strict=True):
+    tokens, start = list[ExplainedToken](), 0
+    for token, end, reading in zip(ids, ends, read, strict=True):
         stop = max(start, min(end, len(text)))
-        seen = one.glance
-        made.append(
+        glance = reading.glance
+        tokens.append(
             ExplainedToken(
-                text[start:stop], token, one.grounding, one.entropy, seen.mass, seen.maps
+                text[start:stop],
+                token,
+                reading.grounding,
+                reading.entropy,
+                glance.mass,
+                glance.maps,
             )
         )
         start = stop
-    return Explanation(tuple(made))
+    return Explanation(tuple(tokens))
 
 
 def rasters(row: Row, inputs: InputProcessor, family: ModelFamily) -> tuple[Span, ...]:
     """Where the tokens of each picture of a main row form a raster; empty where none do."""
-    known = [inputs.picture(feed.picture) for feed in row.feeds]
-    chosen = any(feed.count != one.count for feed, one in zip(row.feeds, known, strict=True))
-    return () if chosen or "raster" in family.lacks else tuple(one.span for one in known)
+    whole = [inputs.picture(image.picture) for image in row.images]
+    chosen = any(image.count != w.count for image, w in zip(row.images, whole, strict=True))
+    return () if chosen or "raster" in family.lacks else tuple(w.span for w in whole)
 
 
 def warnings(explain: Explain, family: ModelFamily, *, pictured: bool) -> tuple[str, ...]:

@@ -12,7 +12,7 @@ from halludecode.core.plan import Plan
 from halludecode.engines.inputs.rows import PreparedRequest
 
 
-class Seen(Protocol):
+class Traces(Protocol):
     """What an engine noted while it wrote an answer."""
 
     @property
@@ -26,11 +26,13 @@ class Seen(Protocol):
         ...
 
 
-def effect_of(plan: Plan, answer: Seen, job: PreparedRequest) -> tuple[int | None, tuple[str, ...]]:
+def effect_of(
+    plan: Plan, answer: Traces, request: PreparedRequest
+) -> tuple[int | None, tuple[str, ...]]:
     """Tokens that differ from the plain model's, where that is known without a second run."""
     attends = [part for part in plan.parts if part.phase is not None or part.steers]
     warnings: list[str] = []
-    if plan.parts and not job.prompt.pictures:
+    if plan.parts and not request.prompt.pictures:
         warnings.append(
             f"{plan.canonical}: the request has no image, so there is nothing to ground in."
         )

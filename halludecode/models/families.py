@@ -39,7 +39,7 @@ class ModelFamily:
             it; "" for families whose processors only repeat the image token.
         leading: Whether the words hold no placeholder: the tokens of the one picture come first,
             before the begin token.
-        asked: Inputs of the picture encoder that the processor makes of the prompt's words.
+        encoder_words: Inputs of the picture encoder that the processor makes of the prompt's words.
         unused: Arguments of the forward without a default, which pictures already encoded replace.
         nested: Whether the picture encoder takes views as [1, views, ..].
         packed: Whether the model wants picture features as one tensor instead of a list.
@@ -57,7 +57,7 @@ class ModelFamily:
     patches: Callable[[Tensor, Mapping[str, Any], Any], Tensor] | None = None
     frame: str = ""
     leading: bool = False
-    asked: tuple[str, ...] = ()
+    encoder_words: tuple[str, ...] = ()
     unused: tuple[str, ...] = ()
     nested: bool = False
     packed: bool = False
@@ -214,7 +214,7 @@ FAMILIES: Mapping[str, ModelFamily] = {
         span=_whole_span,
         view=_last_view,
         leading=True,
-        asked=("qformer_input_ids", "qformer_attention_mask"),
+        encoder_words=("qformer_input_ids", "qformer_attention_mask"),
         unused=("pixel_values", "qformer_input_ids"),
         packed=True,
         unshared="its Q-Former reads the question, so a picture's features belong to one question",
@@ -294,9 +294,9 @@ def check_family(config: Any, needs: Collection[str], strategy: str) -> None:
             )
 
 
-def decoder_layers(model: Any, layout: ModelFamily) -> Any:
+def decoder_layers(model: Any, family: ModelFamily) -> Any:
     """The decoder layers of a loaded model."""
-    found = model
-    for name in layout.layers.split("."):
-        found = getattr(found, name)
-    return found
+    layers = model
+    for name in family.layers.split("."):
+        layers = getattr(layers, name)
+    return layers

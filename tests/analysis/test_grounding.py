@@ -168,8 +168,8 @@ def test_maps_lie_on_the_familys_raster(family_engine, family):
     sampling = hd.Sampling(max_new_tokens=2, min_new_tokens=2)
     output = engine.generate(hd.Request("What?", pictures), "greedy", sampling, explain="maps")[0]
     row = engine.rows(hd.Request("What?", pictures))["main"]
-    spans = [engine.inputs.picture(feed.picture).span for feed in row.feeds]
-    counts = [feed.count for feed in row.feeds]
+    spans = [engine.inputs.picture(image.picture).span for image in row.images]
+    counts = [image.count for image in row.images]
     for token in output.explanation.tokens:
         assert [one.shape for one in token.maps] == [span[1:] for span in spans]
         total = sum(float(one.sum()) for one in token.maps)

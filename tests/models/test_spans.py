@@ -69,18 +69,18 @@ def test_tokens_are_plain_transformers(family_engine, family):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_pictures_encoded_together_are_as_encoded_apart(family_engine, family, monkeypatch):
     engine = family_engine(family)
-    feeds = [
-        engine.rows(hd.Request(question, [picture]))["main"].feeds[0]
+    images = [
+        engine.rows(hd.Request(question, [picture]))["main"].images[0]
         for question, picture in zip(("Is this red?", "Hm?", "?"), families.pictures(), strict=True)
     ]
-    together = engine.hf_model.encode(feeds)
+    together = engine.hf_model.encode(images)
     monkeypatch.setattr(net, "VISION_BATCH", 6)  # two batches where pictures have several views
     engine.hf_model.clear_features()
-    in_turn = engine.hf_model.features(feeds)
-    for feed in feeds:
-        alone = engine.hf_model.encode([feed])[feed.pixel_key]
-        assert len(alone) == feed.count
-        torch.testing.assert_close(together[feed.pixel_key], alone, atol=1e-4, rtol=1e-4)
+    in_turn = engine.hf_model.features(images)
+    for image in images:
+        alone = engine.hf_model.encode([image])[image.pixel_key]
+        assert len(alone) == image.count
+        torch.testing.assert_close(together[image.pixel_key], alone, atol=1e-4, rtol=1e-4)
         torch.testing.assert_close(in_turn.pop(0), alone, atol=1e-4, rtol=1e-4)
 
 
@@ -94,9 +94,9 @@ def test_spans_are_rasters_of_the_whole_picture(family_engine, family, across, d
     spotted.paste(
         (250, 20, 20), (16 + 64 * across, 16 + 64 * down, 48 + 64 * across, 48 + 64 * down)
     )
-    feeds = [engine.rows(hd.Request("Hm?", [p]))["main"].feeds[0] for p in (bare, spotted)]
-    before, after = engine.hf_model.features(feeds)
-    start, rows, columns = engine.inputs.picture(feeds[0].picture).span
+    images = [engine.rows(hd.Request("Hm?", [p]))["main"].images[0] for p in (bare, spotted)]
+    before, after = engine.hf_model.features(images)
+    start, rows, columns = engine.inputs.picture(images[0].picture).span
     change = (after - before).norm(dim=-1)[start : start + rows * columns]
     assert len(change) == rows * columns
     place = int(change.argmax())
@@ -138,17 +138,17 @@ def _tower(engine) -> str:
 def test_patches_are_laid_onto_the_tokens_they_make(family_engine, family, share):
     """Tokens that change with a patch of the tower are those its value is laid onto."""
     engine = family_engine(family)
-    feed = engine.rows(hd.Request("Hm?", families.pictures()[2:]))["main"].feeds[0]
-    pixels = feed.pixels["pixel_values"]
+    image = engine.rows(hd.Request("Hm?", families.pictures()[2:]))["main"].images[0]
+    pixels = image.pixels["pixel_values"]
     views, count = (1, len(pixels)) if pixels.dim() == 2 else (len(pixels), 64)
     view, patch = round(share * (views - 1)), round((1 - share / 2) * (count - 1))
-    before = engine.hf_model.encode([feed])[feed.pixel_key]
+    before = engine.hf_model.encode([image])[image.pixel_key]
     with nudged(engine, view, patch):
-        after = engine.hf_model.encode([feed])[feed.pixel_key]
+        after = engine.hf_model.encode([image])[image.pixel_key]
     values = torch.zeros(1, views, 1, count)
     values[0, view, 0, patch] = 1
-    laid = engine.family.patches(values, feed.pixels, engine.model.config)
-    assert laid.shape == (1, 1, feed.count)
+    laid = engine.family.patches(values, image.pixels, engine.model.config)
+    assert laid.shape == (1, 1, image.count)
     changed = (after - before).norm(dim=-1) > 1e-4
     assert torch.equal(laid[0, 0] > 0, changed)
     assert int(changed.sum()) > 0 or family.startswith("llava_")  # where padding is cut off
@@ -161,7 +161,7 @@ def test_a_checkpoint_without_a_template_gets_the_familys(family_engine, family,
     row = engine.rows(hd.Request("Hm?", families.pictures()[:1]))["main"]
     images = "" if layout.leading else layout.placeholder
     assert row.prompt == layout.turn.format(images=images, text="Hm?")
-    assert int((row.input_ids == engine.model.config.image_token_id).sum()) == row.feeds[0].count
+    assert int((row.input_ids == engine.model.config.image_token_id).sum()) == row.images[0].count
     blind = engine.rows(hd.Request("Hm?"))["main"].prompt
     assert layout.placeholder not in blind
     assert "\n\n" not in blind
@@ -181,9 +181,9 @@ def test_features_may_belong_to_a_question(family_engine):
     engine = family_engine("instructblip")
     picture = families.pictures()[0]
     rows = [engine.rows(hd.Request(q, [picture]))["main"] for q in ("Is it red?", "What is it?")]
-    first, second = engine.hf_model.features([row.feeds[0] for row in rows])
+    first, second = engine.hf_model.features([row.images[0] for row in rows])
     assert (first - second).abs().max() > 1e-2
-    assert rows[0].feeds[0].key != rows[1].feeds[0].key
+    assert rows[0].images[0].key != rows[1].images[0].key
     with pytest.raises(InvalidRequest, match="no chat template"):
         engine.generate(hd.Request([{"role": "user", "content": "a"}] * 2))
     with pytest.raises(InvalidRequest, match=r"\d+ tokens to the Q-Former, .* at most 512"):

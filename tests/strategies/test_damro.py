@@ -84,7 +84,7 @@ def test_outlier_row_holds_the_chosen_features_in_falling_order(family_engine):
     layer = engine.model.config.vision_config.num_hidden_layers - 2
     received = tower_attention(engine, image, layer)[:, 0, 1:].mean(0)
     main = engine.rows(request)["main"]
-    features = engine.hf_model.features(main.feeds)[0]
+    features = engine.hf_model.features(main.images)[0]
     assert torch.allclose(row.embeds, features[received.topk(3).indices], atol=1e-5)
     assert len(main.input_ids) - len(row.input_ids) == len(features) - 3
 

@@ -74,7 +74,7 @@ def test_each_picture_of_a_request_draws_for_itself(family_engine):
     engine = family_engine("llava")
     image = families.pictures()[0]
     row = engine.rows(hd.Request("Same?", [image] * 4), "ritual")["transformed"]
-    seen = [feed.picture.image for feed in row.feeds]
+    seen = [image.picture.image for image in row.images]
     assert len({made.tobytes() for made in seen}) > 1, "the place of a picture is part of its draw"
     edit = get("ritual").branches(prompt_of(image), {}, None)["transformed"].images
     for index, made in enumerate(seen):
@@ -90,7 +90,7 @@ def test_a_whole_run(family_engine, family, draw):
     text = families.FAMILIES[family].prompt("What is this?")
     spec = f"ritual(draw={draw})"
     shown = engine.rows(hd.Request("What is this?", [image]), spec)["transformed"]
-    view = [shown.feeds[0].picture.image]
+    view = [shown.images[0].picture.image]
     expected = naive.agla(
         engine.model, engine.processor, text, [image], N, masked=view, alpha=3.0, beta=0.1
     )

@@ -1,6 +1,6 @@
 """Ground truth for the engines: the strategies written out slowly, on plain transformers calls.
 
-Batch 1, no KV cache: every step feeds prompt and answer again. Loops go over heads, rows and keys
+Batch 1, no KV cache: every step images prompt and answer again. Loops go over heads, rows and keys
 one by one. Nothing here imports the package, and none of its helpers may move there: an error would
 then agree with itself.
 

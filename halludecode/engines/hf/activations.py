@@ -56,8 +56,8 @@ class ActivationCollector:
         ]
         every = {
             request.key: request
-            for one in by_prompt
-            for requests in one
+            for by_part in by_prompt
+            for requests in by_part
             for request in requests.values()
         }
         self.run(list(every.values()), batch_size, reuse=reuse)
@@ -66,9 +66,9 @@ class ActivationCollector:
                 part.strategy.prepare(
                     {n: self.collect(request) for n, request in requests.items()}, part.model_info
                 )
-                for part, requests in zip(parts, one, strict=True)
+                for part, requests in zip(parts, by_part, strict=True)
             ]
-            for one in by_prompt
+            for by_part in by_prompt
         ]
 
     def run(self, requests: Sequence[ActivationRequest], batch_size: int, *, reuse: bool) -> None:
@@ -80,8 +80,8 @@ class ActivationCollector:
         for same in kinds.values():
             for at in range(0, len(same), batch_size):
                 chunk = same[at : at + batch_size]
-                for request, made in zip(chunk, self._take(chunk, reuse=reuse), strict=True):
-                    self._kept.put(request.key, made)
+                for request, kept in zip(chunk, self._take(chunk, reuse=reuse), strict=True):
+                    self._kept.put(request.key, kept)
 
     def collect(self, request: ActivationRequest, *, remember: bool = True) -> Activations:
         """What one pass kept.
@@ -92,11 +92,11 @@ class ActivationCollector:
         """
         if not remember:
             return self._take([request], reuse=False)[0]
-        known = self._kept.get(request.key)
-        if known is None:
+        kept = self._kept.get(request.key)
+        if kept is None:
             self.run([request], 1, reuse=False)
             return self.collect(request)
-        return known
+        return kept
 
     def clear(self) -> None:
         """Forget everything."""
@@ -132,17 +132,17 @@ class ActivationCollector:
             activations = [_with_text(*both) for both in zip(activations, answers, strict=True)]
         return activations
 
-    def _vision(self, job: PreparedRequest, request: ActivationRequest) -> Activations:
-        feeds = job.rows["main"].feeds
-        counts = tuple(feed.count for feed in feeds)
-        if not request.vision or not feeds:
+    def _vision(self, prepared: PreparedRequest, request: ActivationRequest) -> Activations:
+        images = prepared.rows["main"].images
+        counts = tuple(image.count for image in images)
+        if not request.vision or not images:
             return Activations(image_counts=counts)
         wide = request.vision_heads == "fullwidth"
         vision = received(
             self.hf_model.model,
             self.hf_model.family,
-            feeds,
-            lambda feed: self.hf_model.encode([feed]),
+            images,
+            lambda image: self.hf_model.encode([image]),
             request.vision,
             fullwidth=wide,
         )
@@ -177,13 +177,13 @@ class ActivationCollector:
                 raise HookNeverFired(
                     f"A pass before the answer kept nothing ({kind}) of layer {silent[0]}."
                 )
-            made = [capture.kept[kind, layer][i] for layer in layers]
-            if not made:
+            kept = [capture.kept[kind, layer][i] for layer in layers]
+            if not kept:
                 return None
             if kind == "image":
-                return torch.stack([m[:, columns] for m in made])
+                return torch.stack([own[:, columns] for own in kept])
             every = kind == "hidden" and request.every_token
-            return torch.stack([m[-real:] if every else m for m in made])
+            return torch.stack([own[-real:] if every else own for own in kept])
 
         return replace(
             activations,
@@ -191,7 +191,7 @@ class ActivationCollector:
             heads=stacked("heads", request.heads),
             image=stacked("image", request.image),
             image_mask=(batch.tokens[i].ids == self.row_builder.inputs.image_token),
-            image_spans=seen_spans(batch.jobs[i].rows["main"], self.row_builder.inputs),
+            image_spans=seen_spans(batch.requests[i].rows["main"], self.row_builder.inputs),
         )
 
 

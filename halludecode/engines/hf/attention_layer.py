@@ -145,7 +145,7 @@ class HFAttentionLayer(AttentionLayer[RowPlacement, Columns]):
 
     def at_first_token(self, i: int, name: str, fn: Callable[[], Any]) -> Any:
         """``fn() -> [R, ...]``, evaluated in the forward that emits token 1 and kept."""
-        known = self.rows.first_token
-        if (i, self.number, name) not in known:
-            known[i, self.number, name] = fn()
-        return known[i, self.number, name]
+        kept, which = self.rows.first_token, (i, self.number, name)
+        if which not in kept:
+            kept[which] = fn()
+        return kept[which]

@@ -45,11 +45,14 @@ class Prefix:
 class Batch:
     """Rows of several requests, from prefill to the last token.
 
+    `rows` says of every batch row which request it belongs to and its name there; the first R are
+    the main rows, so what is by request and what is by batch row agree there, and only there.
+
     Args:
         hf_model: The model.
         row_builder: Where rows come from.
         plan: What runs.
-        jobs: The requests.
+        requests: R of them.
         capture: For activation requests, what to keep of the prefill.
     """
 
@@ -58,18 +61,21 @@ class Batch:
         hf_model: HFModel,
         row_builder: RowBuilder,
         plan: Plan,
-        jobs: Sequence[PreparedRequest],
+        requests: Sequence[PreparedRequest],
         capture: Capture | None = None,
     ) -> None:
-        self.hf_model, self.row_builder, self.plan, self.jobs = (
+        self.hf_model, self.row_builder, self.plan, self.requests = (
             hf_model,
             row_builder,
             plan,
-            list(jobs),
+            list(requests),
         )
-        names = dict.fromkeys(name for job in jobs for name in job.rows)
+        names = dict.fromkeys(name for request in requests for name in request.rows)
         self.rows: list[tuple[int, str]] = [
-            (j, name) for name in names for j, job in enumerate(jobs) if name in job.rows
+            (r, name)
+            for name in names
+            for r, request in enumerate(requests)
+            if name in request.rows
         ]
         self.tokens = [hf_model.tokens(self._row(place)) for place in self.rows]
         self.length = torch.tensor([len(t.ids) for t in self.tokens])
@@ -93,17 +99,16 @@ class Batch:
         """
         cut = [0] * len(self.rows)
         if prefixes is not None:
-            found = self._prefixes(prefixes)
             cut = [self._row(place).prefix for place in self.rows]
-            self._lay(found, cut)
+            self._lay(self._prefixes(prefixes), cut)
         else:
             self.kind = torch.empty(len(self.rows), 0, dtype=torch.int8)
             self.picture = torch.empty(len(self.rows), 0, dtype=torch.int16)
             self.mask = torch.empty(len(self.rows), 0, dtype=torch.bool)
         rest = [tokens.cut(n) for tokens, n in zip(self.tokens, cut, strict=True)]
         uncut = [self._row(place) for place, n in zip(self.rows, cut, strict=True) if n == 0]
-        feeds = [feed for row in uncut for feed in row.feeds]
-        logits = self._forward(rest, self.hf_model.features(feeds) if feeds else [])
+        images = [image for row in uncut for image in row.images]
+        logits = self._forward(rest, self.hf_model.features(images) if images else [])
         self.context.check_fired()
         self.position = torch.tensor([int(tokens.position.max()) + 1 for tokens in self.tokens])
         self.length_now = self.length.clone()
@@ -111,7 +116,7 @@ class Batch:
 
     def step(self, token: Tensor) -> Tensor:
         """Feed one token [B] per request to all its rows; float32 logits [rows, V] of the next."""
-        fed = token[torch.tensor([j for j, _ in self.rows])][:, None]
+        fed = token[torch.tensor([r for r, _ in self.rows])][:, None]
         channels = self.tokens[0].position.shape[0]
         position = self.position[None, :, None].expand(channels, -1, -1)
         ones = torch.ones(len(self.rows), 1)
@@ -130,12 +135,12 @@ class Batch:
         if place is None:
             return []
         seen = carried(self.context.carry[self.order.index(place)])
-        made: list[Glance] = []
-        for j, job in enumerate(self.jobs):
-            at, row = self.rows.index((j, "main")), job.rows["main"]
+        glances: list[Glance] = []
+        for r, request in enumerate(self.requests):
+            at, row = self.rows.index((r, "main")), request.rows["main"]
             spans = rasters(row, self.row_builder.inputs, self.hf_model.family)
-            made.append(glance(on_image(seen[j], self.picture[at]), row, spans))
-        return made
+            glances.append(glance(on_image(seen[r], self.picture[at]), row, spans))
+        return glances
 
     def select(self, requests: Sequence[int], *, drop_prefill_rows: bool = False) -> None:
         """Keep or repeat requests, in the order given."""
@@ -150,7 +155,7 @@ class Batch:
         ]
         at = torch.tensor([row for _, _, row in kept])
         chosen = torch.tensor(list(requests))
-        self.jobs = [self.jobs[r] for r in requests]
+        self.requests = [self.requests[r] for r in requests]
         self.rows = [(j, name) for j, name, _ in kept]
         self.tokens = [self.tokens[int(i)] for i in at]
         self.cache.batch_select_indices(at.to(self.hf_model.device))
@@ -165,7 +170,7 @@ class Batch:
         self.context.select(at, chosen, self._context_index(), [self.states[i] for i in self.order])
 
     def _row(self, place: tuple[int, str]) -> Row:
-        return self.jobs[place[0]].rows[place[1]]
+        return self.requests[place[0]].rows[place[1]]
 
     def _make_index(self) -> list[dict[str, RowPlacement]]:
         """Per part: local row name -> its batch row for every request.
@@ -174,23 +179,25 @@ class Batch:
         there; a row that was dropped is left out.
         """
         place = {key: i for i, key in enumerate(self.rows)}
-        made: list[dict[str, RowPlacement]] = []
+        index: list[dict[str, RowPlacement]] = []
         for i in range(len(self.plan.parts)):
             named: dict[str, RowPlacement] = {}
-            for name in dict.fromkeys(name for job in self.jobs for name in job.local[i]):
-                labels = enumerate(job.local[i].get(name, "main") for job in self.jobs)
+            for name in dict.fromkeys(
+                name for request in self.requests for name in request.local[i]
+            ):
+                labels = enumerate(request.local[i].get(name, "main") for request in self.requests)
                 at = [place.get(label) for label in labels]
                 if None not in at:
                     named[name] = RowPlacement.of([row for row in at if row is not None])
-            made.append(named)
-        return made
+            index.append(named)
+        return index
 
     def _stack_states(self) -> list[State]:
-        made: list[State] = []
+        states: list[State] = []
         for i in range(len(self.plan.parts)):
-            state = stack([job.state[i] for job in self.jobs])
-            made.append({k: _on(v, self.hf_model.device) for k, v in state.items()})
-        return made
+            state = stack([request.state[i] for request in self.requests])
+            states.append({k: _on(v, self.hf_model.device) for k, v in state.items()})
+        return states
 
     def _context_index(self) -> list[dict[str, RowPlacement]]:
         return [self.index[i] for i in self.order]
@@ -223,26 +230,26 @@ class Batch:
         return AttentionMetadata(*(x.to(device) for x in tensors), prompting)
 
     # Image prefixes -------------------------------------------------------------------------------
-    def _prefixes(self, known: LRU[Prefix]) -> list[Prefix | None]:
+    def _prefixes(self, kept: LRU[Prefix]) -> list[Prefix | None]:
         """Each row's prefix (None for rows without pictures), missing ones computed at once."""
         hooks = [self._prefix_hooks(name) for _, name in self.rows]
         keys = [
             self.row_builder.prefix_key(self._row(place), hook) if self._row(place).prefix else None
             for place, hook in zip(self.rows, hooks, strict=True)
         ]
-        have: dict[str, Prefix] = {}
+        by_key: dict[str, Prefix] = {}
         missing: dict[str, int] = {}
         for i, key in enumerate(keys):
-            entry = known.get(key) if key else None
+            entry = kept.get(key) if key else None
             if entry is not None and key:
-                have[key] = entry
-            elif key and key not in have:
+                by_key[key] = entry
+            elif key and key not in by_key:
                 missing.setdefault(key, i)
         if missing:
-            have |= self._fill_prefixes(missing)
+            by_key |= self._fill_prefixes(missing)
             for key in missing:
-                known.put(key, have[key])
-        return [have[key] if key else None for key in keys]
+                kept.put(key, by_key[key])
+        return [by_key[key] if key else None for key in keys]
 
     def _prefix_hooks(self, name: str) -> str:
         if name != "main" or not self.context.parts:
@@ -269,39 +276,39 @@ class Batch:
             emitting=False,
         )
         cache: Any = self.hf_model.cache()
-        features = self.hf_model.features([f for i in at for f in self._row(self.rows[i]).feeds])
+        features = self.hf_model.features([f for i in at for f in self._row(self.rows[i]).images])
         mask = ((kind != PAD) & ~hidden).long()
         with hooked(self.hf_model.model, self.hf_model.family, context):
             self.hf_model.forward(ids, position, mask, cache, features)
         context.check_fired()
         width = ids.shape[1]
-        made: dict[str, Prefix] = {}
+        prefixes: dict[str, Prefix] = {}
         for n, key in enumerate(missing):
             pad = width - len(tokens[n].ids)
-            made[key] = Prefix(
+            prefixes[key] = Prefix(
                 [layer.keys[n, :, pad:].clone() for layer in cache.layers],
                 [layer.values[n, :, pad:].clone() for layer in cache.layers],
                 _of_row(context.token_masks, n, pad) if n in main else {},
             )
-        return made
+        return prefixes
 
-    def _lay(self, found: Sequence[Prefix | None], cut: Sequence[int]) -> None:
+    def _lay(self, prefixes: Sequence[Prefix | None], cut: Sequence[int]) -> None:
         """Put prefixes into the cache, right-aligned, with their kinds and token masks."""
         heads = [self.tokens[i].cut(0, n) for i, n in enumerate(cut)]
         _, _, self.kind, self.picture, hidden = pad_left(heads, heads[0].position.shape[0], 0)
         self.mask = (self.kind != PAD) & ~hidden
         width = self.kind.shape[1]
-        some = next((prefix for prefix in found if prefix is not None), None)
-        if some is None:
+        any_prefix = next((prefix for prefix in prefixes if prefix is not None), None)
+        if any_prefix is None:
             return
-        for layer in range(len(some.keys)):
-            key = _right_aligned([p.keys[layer] if p else None for p in found], width)
-            value = _right_aligned([p.values[layer] if p else None for p in found], width)
+        for layer in range(len(any_prefix.keys)):
+            key = _right_aligned([p.keys[layer] if p else None for p in prefixes], width)
+            value = _right_aligned([p.values[layer] if p else None for p in prefixes], width)
             self.cache.update(key, value, layer)
-        names = {name for prefix in found if prefix for name in prefix.token_masks}
+        names = {name for prefix in prefixes if prefix for name in prefix.token_masks}
         for name in names:
-            mask = torch.zeros(len(found), width, dtype=torch.bool, device=self.hf_model.device)
-            for i, prefix in enumerate(found):
+            mask = torch.zeros(len(prefixes), width, dtype=torch.bool, device=self.hf_model.device)
+            for i, prefix in enumerate(prefixes):
                 if prefix is not None and name in prefix.token_masks:
                     mask[i, width - len(prefix.token_masks[name]) :] = prefix.token_masks[name]
             self.context.token_masks[name] = mask
@@ -319,8 +326,8 @@ def _on(value: Any, device: torch.device) -> Any:
 
 def _right_aligned(parts: Sequence[Tensor | None], width: int) -> Tensor:
     """[rows, G, width, d] with every part at the right end and zeros before it."""
-    some = next(part for part in parts if part is not None)
-    out = some.new_zeros(len(parts), some.shape[0], width, some.shape[2])
+    shown = next(part for part in parts if part is not None)
+    out = shown.new_zeros(len(parts), shown.shape[0], width, shown.shape[2])
     for i, part in enumerate(parts):
         if part is not None:
             out[i, :, width - part.shape[1] :] = part

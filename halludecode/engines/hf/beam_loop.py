@@ -1,7 +1,7 @@
 """A search over beams in the token loop's place: one forward a step for all requests' candidates.
 
-Each request's search (`beams`) says what it needs of the next forward; the forward holds them all
-(`tree`).
+Each request's search (`beam_search`) says what it needs of the next forward; the forward holds them
+all (`token_tree`).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from halludecode.engines.hf.batch import Batch
 from halludecode.engines.hf.beam_search import Beam, BeamScorer, BeamSearchRun
 from halludecode.engines.hf.decode_loop import AnswerState
 from halludecode.engines.hf.hooks import attention_set
-from halludecode.engines.hf.token_tree import Ask, Fed, TokenTree
+from halludecode.engines.hf.token_tree import TokenTree, TreeResult, TreeStep
 
 PLAIN = BeamSearch(1)  # greedy: without an image every strategy is the identity
 
@@ -59,39 +59,48 @@ class BeamLoop:
         limit: int,
     ) -> None:
         self.batch, self.rules = batch, batch.plan.search or PLAIN
-        self._pen = BeamScorer(sampling, eos, batch.row_builder.inputs.tokenizer, words, limit)
+        self._scorer = BeamScorer(sampling, eos, batch.row_builder.inputs.tokenizer, words, limit)
         self.answers = [
-            AnswerState(r, job.rows["main"].input_ids) for r, job in enumerate(batch.jobs)
+            AnswerState(r, request.rows["main"].input_ids)
+            for r, request in enumerate(batch.requests)
         ]
 
     def run(self, logits: Tensor) -> Iterator[list[AnswerState]]:
         """From the prefill's logits to the end; nothing is settled, and yielded, before."""
-        tree, hunts = TokenTree(self.batch, self.rules.layer), self._hunts(logits)
+        tree, searches = TokenTree(self.batch, self.rules.layer), self._searches(logits)
         with attention_set(self.batch.hf_model.model, True):
-            held = list(range(len(hunts)))
-            asks = {r: ask for r in held if (ask := self._next(r, hunts[r])) is not None}
-            while asks:
-                if len(asks) < len(held):
-                    tree.select([i for i, r in enumerate(held) if r in asks])
-                    held = list(asks)
-                fed = tree.feed(list(asks.values()))
-                told = {r: self._next(r, hunts[r], own) for r, own in zip(held, fed, strict=True)}
-                asks = {r: ask for r, ask in told.items() if ask is not None}
+            held = list(range(len(searches)))
+            steps = {r: step for r in held if (step := self._next(r, searches[r])) is not None}
+            while steps:
+                if len(steps) < len(held):
+                    tree.select([i for i, r in enumerate(held) if r in steps])
+                    held = list(steps)
+                results = tree.feed(list(steps.values()))
+                following = {
+                    r: self._next(r, searches[r], result)
+                    for r, result in zip(held, results, strict=True)
+                }
+                steps = {r: step for r, step in following.items() if step is not None}
         yield from ()
 
-    def _hunts(self, logits: Tensor) -> list[Generator[Ask, Fed, Beam]]:
-        sees = [bool(job.prompt.pictures) for job in self.batch.jobs]
+    def _searches(self, logits: Tensor) -> list[Generator[TreeStep, TreeResult, Beam]]:
+        sees = [bool(request.prompt.pictures) for request in self.batch.requests]
         return [
-            BeamSearchRun(self._pen, answer, self.rules if sees[r] else PLAIN).run(
+            BeamSearchRun(self._scorer, answer, self.rules if sees[r] else PLAIN).run(
                 logits[r : r + 1]
             )
             for r, answer in enumerate(self.answers)
         ]
 
-    def _next(self, r: int, hunt: Generator[Ask, Fed, Beam], fed: Fed | None = None) -> Ask | None:
+    def _next(
+        self,
+        r: int,
+        search: Generator[TreeStep, TreeResult, Beam],
+        result: TreeResult | None = None,
+    ) -> TreeStep | None:
         """Drive one request's search to its next forward; None once its answer is written."""
         try:
-            return next(hunt) if fed is None else hunt.send(fed)
+            return next(search) if result is None else search.send(result)
         except StopIteration as end:
             best: Beam = end.value
             answer = self.answers[r]

@@ -18,7 +18,7 @@ from torch import Tensor
 from halludecode.core.beam_search import BeamSearch, Peek
 from halludecode.engines.api import Sampling, TokenLogprob
 from halludecode.engines.hf.decode_loop import AnswerState
-from halludecode.engines.hf.token_tree import Ask, Fed
+from halludecode.engines.hf.token_tree import TreeResult, TreeStep
 from halludecode.engines.sampling import NEG_INF, Sampler
 
 
@@ -128,8 +128,8 @@ class BeamScorer:
         k = min(k + len(self.eos), scores.shape[-1])
         top = scores.topk(k, dim=-1)
         rest = scores.scatter(-1, top.indices, NEG_INF).logsumexp(-1, keepdim=True)
-        made = torch.cat([top.values.double(), rest.double(), top.indices.double()], -1).cpu()
-        return [Top(one[k + 1 :].long(), one[:k], one[k : k + 1]) for one in made]
+        rows = torch.cat([top.values.double(), rest.double(), top.indices.double()], -1).cpu()
+        return [Top(row[k + 1 :].long(), row[:k], row[k : k + 1]) for row in rows]
 
     def ending(self, ids: tuple[int, ...]) -> str | None:
         """The text of an answer that has ended, by an end token or a stop string; else None."""
@@ -138,9 +138,9 @@ class BeamScorer:
             return None
         text = self.decode(ids)
         for stop in self.sampling.stop:
-            found = text.find(stop)
-            if found >= 0:
-                text, ended = text[:found], True
+            at = text.find(stop)
+            if at >= 0:
+                text, ended = text[:at], True
         return text if ended else None
 
     def decode(self, ids: Sequence[int]) -> str:
@@ -149,10 +149,10 @@ class BeamScorer:
 
     def logprob(self, own: Choices, option: Option) -> tuple[TokenLogprob, ...]:
         """What is reported of a token, nothing unless `Sampling.logprobs` asks."""
-        wanted = self.sampling.logprobs
-        if wanted is None:
+        count = self.sampling.logprobs
+        if count is None:
             return ()
-        best = own.logprobs.topk(min(wanted, len(own.ids)))
+        best = own.logprobs.topk(min(count, len(own.ids)))
         top = dict(zip(own.ids[best.indices].tolist(), best.values.tolist(), strict=True))
         word = self.tokenizer.decode([option.token])
         return (TokenLogprob(option.token, word, float(own.logprobs[option.place]), top),)
@@ -162,69 +162,71 @@ class BeamSearchRun:
     """The search for one request's answer.
 
     Args:
-        pen: What it shares with the batch's others.
+        scorer: What it shares with the batch's others.
         answer: The request; first-step scores of words are put there.
         rules: The strategy's search.
     """
 
-    def __init__(self, pen: BeamScorer, answer: AnswerState, rules: BeamSearch) -> None:
-        self.pen, self.answer, self.rules = pen, answer, rules
-        self.room = min(pen.sampling.max_new_tokens, pen.limit - len(answer.prompt))
+    def __init__(self, scorer: BeamScorer, answer: AnswerState, rules: BeamSearch) -> None:
+        self.scorer, self.answer, self.rules = scorer, answer, rules
+        self.room = min(scorer.sampling.max_new_tokens, scorer.limit - len(answer.prompt))
         self.ended: tuple[Beam, ...] = ()
         self.past: dict[int, tuple[list[Beam], tuple[Beam, ...]]] = {}  # step -> beams, ended
         self.chosen: dict[int, set[tuple[int, int]]] = {}  # step -> (beam, token) that went on
         self.forbidden: dict[int, set[tuple[int, int]]] = {}
         self.used: Counter[int] = Counter()
 
-    def run(self, logits: Tensor) -> Generator[Ask, Fed, Beam]:
+    def run(self, logits: Tensor) -> Generator[TreeStep, TreeResult, Beam]:
         """Yields what the next forward must hold; returns the best beam.
 
         Args:
             logits: float32 [1, V] of the first token.
         """
         beams = [Beam(self._tops(logits, [()])[0], torch.zeros(0, dtype=torch.float64))]
-        keep, extra = list[int](), sorted({t for ids in self.pen.words.values() for t in ids})
+        keep, extra = list[int](), sorted({t for ids in self.scorer.words.values() for t in ids})
         choices, n = list[Choices](), self.rules.peek
         while True:
-            fed = None
+            result = None
             if n:
                 tokens = [[*beam.top.ids[:n].tolist(), *extra] for beam in beams]
-                fed = yield Ask(keep, [beam.columns for beam in beams], tokens)
-                beams, choices, phi = self._peek(beams, fed)
+                result = yield TreeStep(keep, [beam.columns for beam in beams], tokens)
+                beams, choices, phi = self._peek(beams, result)
                 back = self._turn(beams)
                 if back is not None:
-                    beams, fed, keep = back, None, []
+                    beams, result, keep = back, None, []
             written = len(beams[0].ids)
             if extra:  # only before the first token, of a single beam
                 self._score_words(logits[0], extra, phi[0, -len(extra) :] if n else None)
                 extra = []
-            if fed is None:
+            if result is None:
                 choices = [self._open(i, beam) for i, beam in enumerate(beams)]
             going = self._settle(beams, choices)
             self.chosen[written] = {(option.beam, option.token) for option in going}
             if self._is_done(going, written + 1):
                 cut = going if written + 1 == self.room else []
                 return self._best([self._child(beams, choices, option) for option in cut])
-            if fed is None:
+            if result is None:
                 paths = [beams[option.beam].columns for option in going]
-                fed = yield Ask(keep, paths, [[option.token] for option in going])
+                result = yield TreeStep(keep, paths, [[option.token] for option in going])
                 keep = list(range(len(going)))
             else:
                 keep = [option.beam * len(choices[0].ids) + option.place for option in going]
-            beams = self._grow(beams, choices, going, fed, keep)
+            beams = self._grow(beams, choices, going, result, keep)
 
     # One step -------------------------------------------------------------------------------------
     def _tops(self, logits: Tensor, ids: Sequence[tuple[int, ...]]) -> list[Top]:
         # `width` beams must be left to go on after every token that returns may forbid.
         many = self.rules.width * (self.rules.peek + 1)
-        return self.pen.tops(logits, self.answer.prompt, ids, max(many, 2 * self.rules.width))
+        return self.scorer.tops(logits, self.answer.prompt, ids, max(many, 2 * self.rules.width))
 
-    def _peek(self, beams: list[Beam], fed: Fed) -> tuple[list[Beam], list[Choices], Tensor]:
+    def _peek(
+        self, beams: list[Beam], result: TreeResult
+    ) -> tuple[list[Beam], list[Choices], Tensor]:
         """Beams with where they point, their candidates' log-probabilities, and the penalties."""
         past = torch.stack([beam.kept for beam in beams])[:, None]
-        rows = fed.rows.unflatten(0, (len(beams), -1))
+        rows = result.rows.unflatten(0, (len(beams), -1))
         kept = self.rules.fold(past.expand(-1, rows.shape[1], -1), rows)
-        image = fed.image.view(len(beams), -1)
+        image = result.image.view(len(beams), -1)
         phi, pointed = self.rules.penalty(Peek(len(beams[0].ids), kept, image))
         turned, choices = list[Beam](), list[Choices]()
         for beam, cost, at in zip(beams, phi, pointed.tolist(), strict=True):
@@ -253,7 +255,7 @@ class BeamSearchRun:
         options.sort(key=lambda option: -option.total)
         going, ended = list[Option](), list(self.ended)
         for rank, option in enumerate(options):
-            text = self.pen.ending((*beams[option.beam].ids, option.token))
+            text = self.scorer.ending((*beams[option.beam].ids, option.token))
             if text is None:
                 going.append(option)
             elif rank < self.rules.width:
@@ -273,7 +275,7 @@ class BeamSearchRun:
 
     def _best(self, last: list[Beam]) -> Beam:
         """The best ended beam, those cut off by the length included."""
-        cut = [replace(b, finish="length", text=self.pen.decode(b.ids)) for b in last]
+        cut = [replace(b, finish="length", text=self.scorer.decode(b.ids)) for b in last]
         return max((*self.ended, *cut), key=lambda beam: beam.mean)
 
     def _child(self, beams: list[Beam], choices: list[Choices], option: Option) -> Beam:
@@ -283,7 +285,7 @@ class BeamSearchRun:
             ids=(*parent.ids, option.token),
             score=option.total,
             differs=parent.differs + int(option.token != int(parent.top.ids[0])),
-            logprobs=(*parent.logprobs, *self.pen.logprob(choices[option.beam], option)),
+            logprobs=(*parent.logprobs, *self.scorer.logprob(choices[option.beam], option)),
         )
 
     def _grow(
@@ -291,16 +293,16 @@ class BeamSearchRun:
         beams: list[Beam],
         choices: list[Choices],
         going: list[Option],
-        fed: Fed,
+        result: TreeResult,
         slots: list[int],
     ) -> list[Beam]:
         """The beams of the next step: what goes on, with what its forward gave."""
         children = [self._child(beams, choices, option) for option in going]
         past = torch.stack([beam.kept for beam in children])
-        kept = self.rules.fold(past, fed.rows[slots])
-        tops = self._tops(fed.logits[slots], [child.ids for child in children])
+        kept = self.rules.fold(past, result.rows[slots])
+        tops = self._tops(result.logits[slots], [child.ids for child in children])
         return [
-            replace(child, top=top, kept=row, columns=(*child.columns, fed.first + i))
+            replace(child, top=top, kept=row, columns=(*child.columns, result.first + i))
             for i, (child, top, row) in enumerate(zip(children, tops, kept, strict=True))
         ]
 
@@ -310,19 +312,19 @@ class BeamSearchRun:
         written = len(beams[0].ids)
         self.past[written] = (beams, self.ended)
         self.past.pop(written - self.rules.history, None)
-        wanted = self.rules.rollback(torch.tensor([beam.pointed for beam in beams]), self.used)
-        at = None if wanted is None else max(wanted, min(self.past))
-        if at is None or wanted is None or at >= written:
+        target = self.rules.rollback(torch.tensor([beam.pointed for beam in beams]), self.used)
+        at = None if target is None else max(target, min(self.past))
+        if at is None or target is None or at >= written:
             return None
-        self.used[wanted] += 1
+        self.used[target] += 1
         earlier, self.ended = self.past[at]
         self.forbidden = {step: pairs for step, pairs in self.forbidden.items() if step <= at}
         self.forbidden.setdefault(at, set()).update(self.chosen[at])
-        self.past = {step: known for step, known in self.past.items() if step <= at}
+        self.past = {step: state for step, state in self.past.items() if step <= at}
         return earlier
 
     def _score_words(self, logits: Tensor, extra: list[int], penalty: Tensor | None) -> None:
         scores = logits[extra].double().cpu()
         scores = dict(zip(extra, scores if penalty is None else scores - penalty, strict=True))
-        for word, ids in self.pen.words.items():
+        for word, ids in self.scorer.words.items():
             self.answer.scores[word] = max(float(scores[t]) for t in ids)

@@ -52,8 +52,8 @@ class AnswerState:
     def choice(self, sampling: Sampling) -> Choice:
         """The finished answer."""
         logprobs = tuple(self.logprobs) if sampling.logprobs is not None else None
-        told = explanation(self.text, self.ids, self.ends, self.read) if self.read else None
-        return Choice(self.text, tuple(self.ids), self.finish or "length", logprobs, told)
+        explained = explanation(self.text, self.ids, self.ends, self.read) if self.read else None
+        return Choice(self.text, tuple(self.ids), self.finish or "length", logprobs, explained)
 
 
 class DecodeLoop:
@@ -82,9 +82,9 @@ class DecodeLoop:
         self._eos = frozenset(eos)
         self._keep_logits = keep_logits
         self._tokenizer = batch.row_builder.inputs.tokenizer
-        count = len(batch.jobs)
+        count = len(batch.requests)
         self.answers = [
-            AnswerState(r, batch.jobs[r].rows["main"].input_ids)
+            AnswerState(r, batch.requests[r].rows["main"].input_ids)
             for r in range(count)
             for _ in range(sampling.n)
         ]
@@ -93,7 +93,9 @@ class DecodeLoop:
 
     def run(self, logits: Tensor) -> Iterator[list[AnswerState]]:
         """From the prefill's logits to the end; yields the live answers after every token."""
-        at = torch.tensor([r for r in range(len(self.batch.jobs)) for _ in range(self.sampling.n)])
+        at = torch.tensor(
+            [r for r in range(len(self.batch.requests)) for _ in range(self.sampling.n)]
+        )
         rows = self._rows_of(at)
         logits = logits[rows]
         glances = self.batch.glances()
@@ -108,7 +110,9 @@ class DecodeLoop:
             if not keep or step + 1 == self.sampling.max_new_tokens:
                 return
             first = step == 0 and any(
-                row.life == "prefill" for job in self.batch.jobs for row in job.rows.values()
+                row.life == "prefill"
+                for request in self.batch.requests
+                for row in request.rows.values()
             )
             if len(keep) <= COMPACT * len(live) or first:
                 token = token[keep]
@@ -126,7 +130,7 @@ class DecodeLoop:
         )
 
     def _select(self, requests: list[int], *, drop_prefill_rows: bool) -> None:
-        if drop_prefill_rows or requests != list(range(len(self.batch.jobs))):
+        if drop_prefill_rows or requests != list(range(len(self.batch.requests))):
             self.batch.select(requests, drop_prefill_rows=drop_prefill_rows)
 
     def _choose(self, logits: Tensor, live: list[AnswerState], step: int) -> Tensor:
@@ -161,7 +165,7 @@ class DecodeLoop:
                 rows = {name: logits[place.at] for name, place in self.batch.index[i].items()}
                 state = self.batch.states[i]
                 early = {n: self.batch.context.early[n] for n in part.early}
-                made = Step(
+                shown = Step(
                     rows,
                     t,
                     state,
@@ -170,9 +174,9 @@ class DecodeLoop:
                     masking=masking,
                     owner=part.strategy.name,
                 )
-                parts.append((part.strategy, made))
+                parts.append((part.strategy, shown))
         combined = hd_step.combine(parts, main)
-        sees = [bool(job.prompt.pictures) for job in self.batch.jobs]
+        sees = [bool(request.prompt.pictures) for request in self.batch.requests]
         if parts and not all(sees):  # without an image every strategy is the identity
             combined = combined.where(torch.tensor(sees, device=main.device)[:, None], main)
         return combined
@@ -191,10 +195,10 @@ class DecodeLoop:
         if place is None:
             return
         blind = logits[self.batch.index[place].get(BLIND, self.batch.index[place]["main"]).at]
-        made = readings(logits[: len(live)], blind, token, glances)
-        for job, answer, one in zip(self.batch.jobs, live, made, strict=True):
-            if job.prompt.pictures and len(answer.read) < len(answer.ids):
-                answer.read.append(one)
+        by_answer = readings(logits[: len(live)], blind, token, glances)
+        for request, answer, reading in zip(self.batch.requests, live, by_answer, strict=True):
+            if request.prompt.pictures and len(answer.read) < len(answer.ids):
+                answer.read.append(reading)
                 answer.ends.append(len(settled(answer.text, ())))
 
     def _append(self, answer: AnswerState, token: int) -> None:
@@ -205,9 +209,9 @@ class DecodeLoop:
             answer.finish = "length"
         answer.text = self._decode(answer.ids)
         for stop in self.sampling.stop:
-            found = answer.text.find(stop)
-            if found >= 0:
-                answer.text, answer.finish = answer.text[:found], "stop"
+            at = answer.text.find(stop)
+            if at >= 0:
+                answer.text, answer.finish = answer.text[:at], "stop"
 
     def _decode(self, ids: list[int]) -> str:
         return self._tokenizer.decode(ids, skip_special_tokens=True).strip()

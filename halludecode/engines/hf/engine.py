@@ -139,8 +139,8 @@ class HFEngine(LocalEngine):
             prepared = self.prepare([self.prompt_of(request)], plan)[0]
             rows: dict[str, Row] = {}
             for name, row in prepared.rows.items():
-                edits = any(feed.features is not None for feed in row.feeds)
-                rows[name] = with_embeds(row, self.hf_model.features(row.feeds)) if edits else row
+                edits = any(image.features is not None for image in row.images)
+                rows[name] = with_embeds(row, self.hf_model.features(row.images)) if edits else row
         return rows
 
     def activations(self, request: ActivationRequest, *, remember: bool = True) -> Activations:

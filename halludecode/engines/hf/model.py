@@ -108,29 +108,30 @@ class HFModel:
         kind = torch.full(ids.shape, SYSTEM, dtype=torch.int8)
         number = torch.full(ids.shape, -1, dtype=torch.int16)
         hidden = torch.zeros(ids.shape, dtype=torch.bool)
-        if row.feeds:
+        if row.images:
             first = int(is_image.nonzero()[0])
             kind[first:] = TEXT
             kind[is_image] = IMAGE
-            counts = torch.tensor([feed.count for feed in row.feeds])
+            counts = torch.tensor([image.count for image in row.images])
             number[is_image] = torch.arange(len(counts)).repeat_interleave(counts).to(torch.int16)
         if row.hidden is not None:
             hidden[is_image] = row.hidden
         return Tokens(ids, self._positions(row, is_image), kind, number, hidden)
 
     @torch.no_grad()
-    def features(self, feeds: Sequence[ImageInput]) -> list[Tensor]:
+    def features(self, images: Sequence[ImageInput]) -> list[Tensor]:
         """Projected features [n, D] of pictures, each encoded once; edits applied in float32."""
-        missing = {f.pixel_key: f for f in feeds if self._features.get(f.pixel_key) is None}
+        missing = {f.pixel_key: f for f in images if self._features.get(f.pixel_key) is None}
         fresh: dict[str, Tensor] = {}
-        for some in _batches(list(missing.values())):
-            fresh |= self.encode(some)
+        for chunk in _batches(list(missing.values())):
+            fresh |= self.encode(chunk)
         out: list[Tensor] = []
-        for feed in feeds:
-            known = fresh.get(feed.pixel_key)
-            base = _need(self._features.get(feed.pixel_key) if known is None else known, feed)
-            if feed.features is not None:
-                edit, edited, index, state = feed.features
+        for image in images:
+            base = fresh.get(image.pixel_key)
+            if base is None:
+                base = _need(self._features.get(image.pixel_key), image)
+            if image.features is not None:
+                edit, edited, index, state = image.features
                 base = edit(base.float(), edited=edited, index=index, state=state).to(base.dtype)
             out.append(base)
         for key, value in fresh.items():
@@ -168,10 +169,10 @@ class HFModel:
         )
         return out.logits[:, -1].float()
 
-    def encode(self, feeds: Sequence[ImageInput]) -> dict[str, Tensor]:
+    def encode(self, images: Sequence[ImageInput]) -> dict[str, Tensor]:
         """One pass of the vision tower and projector: features [N, D] by the pictures' keys."""
-        names = feeds[0].pixels.keys()
-        inputs = {n: _joined([feed.pixels[n] for feed in feeds]).to(self.device) for n in names}
+        names = images[0].pixels.keys()
+        inputs = {n: _joined([image.pixels[n] for image in images]).to(self.device) for n in names}
         inputs["pixel_values"] = inputs["pixel_values"].to(self.model.dtype)
         if self.family.nested:
             if not inputs["pixel_values"].flatten(1).any(1).all():
@@ -181,11 +182,12 @@ class HFModel:
                     "that leaves something to see."
                 )
             inputs = {name: value[None] for name, value in inputs.items()}
-        made = self.model.get_image_features(**inputs, return_dict=True)
-        levels = [made.pooler_output, *(getattr(made, "deepstack_features", None) or ())]
-        views = [len(feed.pixels["pixel_values"]) for feed in feeds]
+        encoded = self.model.get_image_features(**inputs, return_dict=True)
+        deep = getattr(encoded, "deepstack_features", None) or ()
+        levels = [encoded.pooler_output, *deep]
+        views = [len(image.pixels["pixel_values"]) for image in images]
         own = zip(*(_by_picture(level, views) for level in levels), strict=True)
-        return {feed.pixel_key: torch.cat(f, -1) for feed, f in zip(feeds, own, strict=True)}
+        return {image.pixel_key: torch.cat(f, -1) for image, f in zip(images, own, strict=True)}
 
     def given(self, ids: Tensor, features: Sequence[Tensor]) -> dict[str, Any]:
         """Arguments that carry picture features, those of deepstack layers side by side."""
@@ -199,7 +201,7 @@ class HFModel:
         # A model that insists gets what image tokens are without pictures: words.
         given = list(features) or [embed(ids.to(self.device)[image])]
         width = self.model.config.get_text_config().hidden_size
-        pooled, *deep = zip(*(one.split(width, -1) for one in given), strict=True)
+        pooled, *deep = zip(*(levels.split(width, -1) for levels in given), strict=True)
         extra["mm_encoder_outputs"] = {
             "image": EncodedImages(
                 pooler_output=torch.cat(pooled)[:, None] if family.packed else list(pooled),
@@ -211,9 +213,9 @@ class HFModel:
     def _positions(self, row: Row, is_image: Tensor) -> Tensor:
         if not self.family.mrope:
             return torch.arange(len(row.input_ids))[None]
-        if not row.feeds:
+        if not row.images:
             return torch.arange(len(row.input_ids)).expand(3, -1)
-        grid = torch.cat([feed.pixels["image_grid_thw"] for feed in row.feeds])
+        grid = torch.cat([image.pixels["image_grid_thw"] for image in row.images])
         merge = self.model.config.vision_config.spatial_merge_size**2
         if int(is_image.sum()) * merge != int(grid.prod(-1).sum()):
             # Chosen tokens are no raster any more: they stand in line, like words.
@@ -224,19 +226,19 @@ class HFModel:
         return position[:, 0].cpu()
 
 
-def _batches(feeds: Sequence[ImageInput]) -> Iterator[list[ImageInput]]:
+def _batches(images: Sequence[ImageInput]) -> Iterator[list[ImageInput]]:
     """Pictures in order, as many at a time as have `VISION_BATCH` views, or one with more."""
-    some, views = list[ImageInput](), 0
-    for feed in feeds:
-        pixels = feed.pixels["pixel_values"]
+    chunk, views = list[ImageInput](), 0
+    for image in images:
+        pixels = image.pixels["pixel_values"]
         more = len(pixels) if pixels.dim() == 4 else 1  # else a picture is one list of patches
-        if some and views + more > VISION_BATCH:
-            yield some
-            some, views = [], 0
-        some.append(feed)
+        if chunk and views + more > VISION_BATCH:
+            yield chunk
+            chunk, views = [], 0
+        chunk.append(image)
         views += more
-    if some:
-        yield some
+    if chunk:
+        yield chunk
 
 
 def _joined(parts: Sequence[Tensor]) -> Tensor:
@@ -250,14 +252,14 @@ def _joined(parts: Sequence[Tensor]) -> Tensor:
 def _by_picture(features: Any, views: Sequence[int]) -> list[Tensor]:
     """[n, D] per picture, from a list of them or from [views, n, D] over all pictures."""
     if isinstance(features, list | tuple):
-        return [one.flatten(0, -2) for one in features]
-    return [one.flatten(0, -2) for one in features.split(list(views))]
+        return [own.flatten(0, -2) for own in features]
+    return [own.flatten(0, -2) for own in features.split(list(views))]
 
 
-def _need(base: Tensor | None, feed: ImageInput) -> Tensor:
+def _need(base: Tensor | None, image: ImageInput) -> Tensor:
     """Features must be there; a bound smaller than one batch would be a bug."""
     if base is None:
-        raise RuntimeError(f"features of picture {feed.pixel_key} were dropped while in use")
+        raise RuntimeError(f"features of picture {image.pixel_key} were dropped while in use")
     return base
 
 

@@ -125,17 +125,19 @@ def _fit(
 
 def _example(hf_model: HFModel, row_builder: RowBuilder, prompt: Prompt, answer: str) -> Example:
     row = row_builder.activation_row(ActivationRequest(prompt))
-    known = hf_model.tokens(row)
+    question = hf_model.tokens(row)
     ids = torch.tensor(_answer_ids(row_builder.inputs, row.prompt, answer))
-    n, after = len(ids), int(known.position.max()) + 1
+    n, after = len(ids), int(question.position.max()) + 1
     tokens = Tokens(
-        torch.cat([known.ids, ids]),
-        torch.cat([known.position, (after + torch.arange(n)).expand(len(known.position), n)], 1),
-        torch.cat([known.kind, torch.full((n,), GENERATED, dtype=torch.int8)]),
-        torch.cat([known.picture, torch.full((n,), -1, dtype=torch.int16)]),
-        torch.cat([known.hidden, torch.zeros(n, dtype=torch.bool)]),
+        torch.cat([question.ids, ids]),
+        torch.cat(
+            [question.position, (after + torch.arange(n)).expand(len(question.position), n)], 1
+        ),
+        torch.cat([question.kind, torch.full((n,), GENERATED, dtype=torch.int8)]),
+        torch.cat([question.picture, torch.full((n,), -1, dtype=torch.int16)]),
+        torch.cat([question.hidden, torch.zeros(n, dtype=torch.bool)]),
     )
-    return Example(tokens, n, tuple(feed.count for feed in row.feeds))
+    return Example(tokens, n, tuple(image.count for image in row.images))
 
 
 def _answer_ids(inputs: InputProcessor, prompt: str, answer: str) -> list[int]:
@@ -186,8 +188,8 @@ def _loss(
         logits_to_keep=longest + 1,
         **hf_model.given(ids, features),
     ).logits[:, :-1]
-    told = ids[:, -longest:].to(logits.device)
-    nats = nn.functional.cross_entropy(logits.float().transpose(1, 2), told, reduction="none")
+    answers = ids[:, -longest:].to(logits.device)
+    nats = nn.functional.cross_entropy(logits.float().transpose(1, 2), answers, reduction="none")
     sizes = torch.tensor([example.answer for example in batch], device=logits.device)
     from_end = torch.arange(longest, 0, -1, device=logits.device)
     counted = from_end <= sizes[:, None]

@@ -28,11 +28,12 @@ FULL, SLIDING = {"full_attention"}, {"sliding_attention"}
 
 
 @dataclass(frozen=True)
-class Ask:
+class TreeStep:
     """What one request wants of the next forward.
 
     Args:
-        keep: Tokens of its last `Ask` that stay, by their number there; the others are forgotten.
+        keep: Tokens of its last `TreeStep` that stay, by their number there; the others are
+            forgotten.
         paths: Columns of the answers that are continued, all of one length.
         tokens: For every path the tokens tried after it.
     """
@@ -48,8 +49,8 @@ class Ask:
 
 
 @dataclass(frozen=True)
-class Fed:
-    """What came of an `Ask` with S tokens after answers of A - 1 tokens.
+class TreeResult:
+    """What came of an `TreeStep` with S tokens after answers of A - 1 tokens.
 
     Args:
         first: Column of the first token that will be kept, the next one's follows.
@@ -121,7 +122,7 @@ class TokenTree:
     def __init__(self, batch: Batch, layer: int) -> None:
         self.batch, self.hf_model = batch, batch.hf_model
         self.window = self._window()
-        self.watch = TreeContext(layer)
+        self.context = TreeContext(layer)
         self.prompt = batch.mask.shape[1]  # columns of the prompts, padding included
         self.width = self.prompt  # columns that are kept
         self.line = torch.arange(self.prompt).repeat(len(batch.mask), 1)  # columns without a tree
@@ -146,49 +147,49 @@ class TokenTree:
         self.batch.select(requests)
         self.line = self.line[list(requests)]
 
-    def feed(self, asks: Sequence[Ask]) -> list[Fed]:
-        """One forward for every request's `Ask`."""
-        self._keep([ask.keep for ask in asks])
-        size = max(ask.size for ask in asks)
-        ids = torch.zeros(len(asks), size, dtype=torch.long)
-        depth = torch.zeros(len(asks), size, dtype=torch.long)
-        for r, ask in enumerate(asks):
-            ids[r, : ask.size] = torch.tensor([t for tokens in ask.tokens for t in tokens])
-            depth[r, : ask.size] = len(ask.paths[0])
+    def feed(self, steps: Sequence[TreeStep]) -> list[TreeResult]:
+        """One forward for every request's `TreeStep`."""
+        self._keep([step.keep for step in steps])
+        size = max(step.size for step in steps)
+        ids = torch.zeros(len(steps), size, dtype=torch.long)
+        depth = torch.zeros(len(steps), size, dtype=torch.long)
+        for r, step in enumerate(steps):
+            ids[r, : step.size] = torch.tensor([t for tokens in step.tokens for t in tokens])
+            depth[r, : step.size] = len(step.paths[0])
         self.line = torch.cat([self.line, self.prompt + depth], 1)
         logits, seen = self._forward(
-            ids, self.batch.position[:, None] + depth, self._visible(asks, size)
+            ids, self.batch.position[:, None] + depth, self._visible(steps, size)
         )
         image = (self.batch.kind == IMAGE).to(seen.device)
         on_image = (seen[:, :, : self.prompt] * image[:, None]).sum(-1).double().cpu()
         behind = seen[:, :, self.prompt :].double().cpu()
         return [
-            Fed(
+            TreeResult(
                 self.width,
-                logits[r, : ask.size],
-                self._rows(ask, behind[r]),
-                on_image[r, : ask.size],
+                logits[r, : step.size],
+                self._rows(step, behind[r]),
+                on_image[r, : step.size],
             )
-            for r, ask in enumerate(asks)
+            for r, step in enumerate(steps)
         ]
 
-    def _rows(self, ask: Ask, seen: Tensor) -> Tensor:
+    def _rows(self, step: TreeStep, seen: Tensor) -> Tensor:
         """[S, A] of a request's attention [Q, columns behind the prompt]."""
         path = torch.tensor(
-            [path for path, tokens in zip(ask.paths, ask.tokens, strict=True) for _ in tokens],
+            [path for path, tokens in zip(step.paths, step.tokens, strict=True) for _ in tokens],
             dtype=torch.long,
         )
-        own = torch.arange(ask.size)[:, None] + self.width
-        return seen[: ask.size].gather(1, torch.cat([path, own], 1) - self.prompt)
+        own = torch.arange(step.size)[:, None] + self.width
+        return seen[: step.size].gather(1, torch.cat([path, own], 1) - self.prompt)
 
-    def _visible(self, asks: Sequence[Ask], size: int) -> Tensor:
+    def _visible(self, steps: Sequence[TreeStep], size: int) -> Tensor:
         """Bool [R, Q, N]; a request with fewer tokens fills up with ones that see no answer."""
-        visible = torch.zeros(len(asks), size, self.width + size, dtype=torch.bool)
+        visible = torch.zeros(len(steps), size, self.width + size, dtype=torch.bool)
         visible[:, :, : self.prompt] = self.batch.mask[:, None]
         visible[:, range(size), range(self.width, self.width + size)] = True
-        for r, ask in enumerate(asks):
+        for r, step in enumerate(steps):
             at = 0
-            for path, tokens in zip(ask.paths, ask.tokens, strict=True):
+            for path, tokens in zip(step.paths, step.tokens, strict=True):
                 visible[r, at : at + len(tokens)][:, list(path)] = True
                 at += len(tokens)
         return visible
@@ -209,10 +210,10 @@ class TokenTree:
         kind = torch.full((len(ids), visible.shape[-1]), GENERATED, dtype=torch.int8)
         tensors = (kind, kind.to(torch.int16), position, self.batch.length)
         metadata = AttentionMetadata(*(x.to(device) for x in tensors), prompting=False)
-        self.watch.begin(metadata, emitting=True)
+        self.context.begin(metadata, emitting=True)
         hf_model.calls += 1
         position = position.expand(3, -1, -1) if hf_model.family.mrope else position
-        with hooked(hf_model.model, hf_model.family, self.watch):
+        with hooked(hf_model.model, hf_model.family, self.context):
             out: Any = hf_model.model(
                 input_ids=ids.to(device),
                 position_ids=position.to(device),
@@ -221,7 +222,7 @@ class TokenTree:
                 use_cache=True,
                 **hf_model.given(ids, ()),
             )
-        return out.logits.float(), self.watch.take()
+        return out.logits.float(), self.context.take()
 
     def _keep(self, chosen: Sequence[Sequence[int]]) -> None:
         """Move the tokens that stay to the front of the last forward's columns, drop the rest."""

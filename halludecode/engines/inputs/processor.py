@@ -131,10 +131,10 @@ class InputProcessor:
                 "about each by itself."
             )
         ids = self.short(text, given)
-        found = ids.count(self.image_token)
-        if found != given:
+        count = ids.count(self.image_token)
+        if count != given:
             raise InvalidRequest(
-                f"The prompt holds {found} image placeholder(s) but {given} image(s) were given; "
+                f"The prompt holds {count} image placeholder(s) but {given} image(s) were given; "
                 "make the counts equal and keep the model's placeholder out of the question's "
                 "words."
             )
@@ -149,30 +149,30 @@ class InputProcessor:
 
     def picture(self, picture: Picture) -> ProcessedImage:
         """Preprocess one picture, or remember having done so."""
-        known = self._pictures.get(picture.key)
-        if known is None:
-            known = self._preprocess(picture)
-            self._pictures.put(picture.key, known)
-        return known
+        processed = self._pictures.get(picture.key)
+        if processed is None:
+            processed = self._preprocess(picture)
+            self._pictures.put(picture.key, processed)
+        return processed
 
-    def asked(self, text: str) -> Mapping[str, Tensor]:
+    def encoder_words(self, text: str) -> Mapping[str, Tensor]:
         """What the picture encoder reads of a prompt's words; empty for most families.
 
         Raises:
             InvalidRequest: More words than it can read.
         """
-        if not self._family.asked:
+        if not self._family.encoder_words:
             return {}
-        every = self.processor(text=[text], return_tensors="pt")
-        made = {name: every[name] for name in self._family.asked}
+        encoded = self.processor(text=[text], return_tensors="pt")
+        words = {name: encoded[name] for name in self._family.encoder_words}
         most = self._config.qformer_config.max_position_embeddings
-        length = max(value.shape[-1] for value in made.values())
+        length = max(value.shape[-1] for value in words.values())
         if length > most:
             raise InvalidRequest(
                 f"The prompt's words are {length} tokens to the Q-Former, which reads at most "
                 f"{most}; shorten the prompt."
             )
-        return made
+        return words
 
     def word_ids(self, word: str) -> list[int]:
         """First token of every usual spelling of a word (case, leading space), for scores."""
@@ -187,19 +187,20 @@ class InputProcessor:
         placeholder = "" if family.leading else family.placeholder
         short = self.short(placeholder, 1)
         try:
-            made = self.processor(text=[placeholder], images=[picture.image], return_tensors="pt")
+            inputs = self.processor(text=[placeholder], images=[picture.image], return_tensors="pt")
         except (ValueError, ZeroDivisionError) as error:
             width, height = picture.image.size
             raise InvalidRequest(
                 f"An image of {width} x {height} pixels cannot be preprocessed for this model: "
                 f"{error}"
             ) from None
-        long = made["input_ids"][0].tolist()
+        long = inputs["input_ids"][0].tolist()
         before = short.index(self.image_token)
         stop = len(long) - (len(short) - before - 1)
         expansion = tuple(long[before:stop])
         count = expansion.count(self.image_token)
-        pixels = _views({k: v for k, v in made.items() if k not in (*WORDS, *family.asked)})
+        words = (*WORDS, *family.encoder_words)
+        pixels = _views({k: v for k, v in inputs.items() if k not in words})
         return ProcessedImage(pixels, expansion, count, family.span(pixels, count, self._config))
 
     def short(self, text: str, pictures: int) -> list[int]:

@@ -65,24 +65,31 @@ class Row:
     hidden: Tensor | None
     life: str
     key: str
-    feeds: tuple[ImageInput, ...] = field(repr=False)
+    images: tuple[ImageInput, ...] = field(repr=False)
     prefix: int = field(repr=False, default=0)  # tokens up to the last image token
     _view: Any = field(repr=False, default=None)
 
     def picture(self, index: int = 0) -> Image:
         """The picture as this row sees it, un-normalised, as a PIL image."""
-        if not self.feeds:
+        if not self.images:
             raise InvalidRequest(f"Row {self.name!r} has no picture.")
-        return self._view(self.feeds[index].pixels)
+        return self._view(self.images[index].pixels)
 
 
 @dataclass(frozen=True)
 class PreparedRequest:
-    """One request: its rows, each part's names for them, and each part's state."""
+    """One request: its rows, each strategy's names for them, and each strategy's state.
+
+    Args:
+        prompt: As the main row reads it.
+        rows: By their names in the batch, "main" first.
+        local: Per strategy: its own name for a row -> the name in ``rows``.
+        state: Per strategy, what `prepare` returned.
+    """
 
     prompt: Prompt
     rows: Mapping[str, Row]
-    local: tuple[Mapping[str, str], ...]  # per part: local row name -> name in `rows`
+    local: tuple[Mapping[str, str], ...]
     state: tuple[Mapping[str, Any], ...]
 
 
@@ -96,19 +103,19 @@ class RowBuilder:
     def prepare(
         self, prompt: Prompt, plan: Plan, state: Sequence[Mapping[str, Any]]
     ) -> PreparedRequest:
-        """Branches of every part: main edits first, equal rows shared."""
+        """Rows of every strategy's branches: main edits first, equal rows shared."""
         main, owner = Branch(prompt), dict[str, Any]()
-        made: list[tuple[int, str, Branch]] = []
+        extra: list[tuple[int, str, Branch]] = []
         for i, part in enumerate(plan.parts):
             edited = part.strategy.branches(main.prompt, state[i], part.model_info).get("main")
             if edited is not None:
                 main, owner = edited, state[i]
         for i, part in enumerate(plan.parts):
             branches = part.strategy.branches(main.prompt, state[i], part.model_info)
-            made += [(i, name, b) for name, b in branches.items() if name != "main"]
+            extra += [(i, name, b) for name, b in branches.items() if name != "main"]
         rows = {"main": self._row("main", main, row_hooks(plan.parts, None, "main"), owner)}
         local: list[dict[str, str]] = [{"main": "main"} for _ in plan.parts]
-        for i, name, branch in made:
+        for i, name, branch in extra:
             part = plan.parts[i]
             label = free_name(name, part.strategy.name, rows)
             row = self._row(label, branch, row_hooks(plan.parts, part, name), state[i])
@@ -125,33 +132,33 @@ class RowBuilder:
     def _row(self, name: str, branch: Branch, hooks: str, state: Mapping[str, Any]) -> Row:
         prompt = branch.prompt
         if branch.images is not None:
-            altered = [
+            edited = [
                 Picture.of(branch.images(p.image, edited=p.key, index=i, state=state))
                 for i, p in enumerate(prompt.pictures)
             ]
-            prompt = prompt.replace_pictures(altered)
+            prompt = prompt.replace_pictures(edited)
         text, short = self.inputs.encode(prompt)
-        inputs = [self.inputs.picture(p) for p in prompt.pictures]
-        asked = self.inputs.asked(text) if inputs else {}
-        feeds = [
-            _feed(branch, p, x, i, state, asked)
-            for i, (p, x) in enumerate(zip(prompt.pictures, inputs, strict=True))
+        processed = [self.inputs.picture(p) for p in prompt.pictures]
+        words = self.inputs.encoder_words(text) if processed else {}
+        images = [
+            _image_input(branch, picture, image, i, state, words)
+            for i, (picture, image) in enumerate(zip(prompt.pictures, processed, strict=True))
         ]
         if branch.tokens is not None:
-            inputs = [_shrink(x, branch.tokens, self.inputs.image_token) for x in inputs]
-        ids = self.inputs.expand(short, inputs)
-        hidden = [f.hidden for f in feeds if f.hidden is not None]
+            processed = [_shrink(x, branch.tokens, self.inputs.image_token) for x in processed]
+        ids = self.inputs.expand(short, processed)
+        hidden = [image.hidden for image in images if image.hidden is not None]
         last = max((i + 1 for i, t in enumerate(ids) if t == self.inputs.image_token), default=0)
         return Row(
             name=name,
             prompt=text,
             input_ids=torch.tensor(ids),
-            pixel_values=torch.cat([f.pixels["pixel_values"] for f in feeds]) if feeds else None,
+            pixel_values=_pixels_of(images),
             embeds=None,
             hidden=torch.cat(hidden) if hidden else None,
             life=branch.life,
-            key=digest(text, *(f.key for f in feeds), hooks, branch.life),
-            feeds=tuple(feeds),
+            key=digest(text, *(image.key for image in images), hooks, branch.life),
+            images=tuple(images),
             prefix=last if last < len(ids) else 0,  # a question must remain
             _view=self._show,
         )
@@ -159,52 +166,52 @@ class RowBuilder:
     def prefix_key(self, row: Row, hooks: str) -> str:
         """Identity of a row's KV up to its last image token."""
         ids = row.input_ids[: row.prefix].tolist()
-        return digest(ids, *(feed.key for feed in row.feeds), hooks)
+        return digest(ids, *(image.key for image in row.images), hooks)
 
 
 def seen_spans(row: Row, inputs: InputProcessor) -> tuple[tuple[int, int, int], ...]:
     """Per picture of a row: where its overview lies among all its image tokens."""
     spans, offset = list[tuple[int, int, int]](), 0
-    for feed in row.feeds:
-        known = inputs.picture(feed.picture)
-        spans.append((offset + known.span[0], *known.span[1:]))
-        offset += known.count
+    for image in row.images:
+        processed = inputs.picture(image.picture)
+        spans.append((offset + processed.span[0], *processed.span[1:]))
+        offset += processed.count
     return tuple(spans)
 
 
 def with_embeds(row: Row, features: Sequence[Tensor]) -> Row:
     """The row with its edited features shown, if it edits any."""
-    edited = any(feed.features is not None for feed in row.feeds)
+    edited = any(image.features is not None for image in row.images)
     return replace(row, embeds=torch.cat(list(features))) if edited else row
 
 
-def _feed(
+def _image_input(
     branch: Branch,
     picture: Picture,
-    made: ProcessedImage,
+    processed: ProcessedImage,
     index: int,
     state: Mapping[str, Any],
-    asked: Mapping[str, Tensor],
+    words: Mapping[str, Tensor],
 ) -> ImageInput:
-    key, pixels = picture.key, dict(made.pixels)
+    key, pixels = picture.key, dict(processed.pixels)
     if branch.pixels is not None:
-        altered = branch.pixels(pixels["pixel_values"], edited=key, index=index, state=state)
-        if altered.shape != pixels["pixel_values"].shape:
+        edited = branch.pixels(pixels["pixel_values"], edited=key, index=index, state=state)
+        if edited.shape != pixels["pixel_values"].shape:
             raise InvalidRequest(
                 f"Edit {branch.pixels.fn.__qualname__}: pixels changed shape from "
-                f"{list(pixels['pixel_values'].shape)} to {list(altered.shape)}; it must be kept."
+                f"{list(pixels['pixel_values'].shape)} to {list(edited.shape)}; it must be kept."
             )
-        pixels["pixel_values"] = altered.float()
-        key = digest(key, "pixels", branch.pixels.key, index, altered.numpy().tobytes())
-    if asked:  # the features belong to these words
-        pixels |= asked
-        key = digest(key, "asked", *(value.tolist() for value in asked.values()))
+        pixels["pixel_values"] = edited.float()
+        key = digest(key, "pixels", branch.pixels.key, index, edited.numpy().tobytes())
+    if words:  # the features belong to these words
+        pixels |= words
+        key = digest(key, "asked", *(value.tolist() for value in words.values()))
     pixel_key, features = key, None
     if branch.features is not None:
         features = (branch.features, key, index, state)
         used = [state[name][index].numpy().tobytes() for name in branch.features.use]
         key = digest(key, "features", branch.features.key, index, branch.tokens, *used)
-    count = made.count if branch.tokens is None else branch.tokens
+    count = processed.count if branch.tokens is None else branch.tokens
     hidden = None
     if branch.mask is not None:
         hidden = branch.mask(
@@ -214,9 +221,13 @@ def _feed(
     return ImageInput(key, pixel_key, picture, pixels, count, features, hidden)
 
 
-def _shrink(made: ProcessedImage, count: int, image_token: int) -> ProcessedImage:
-    first = made.expansion.index(image_token)
-    kept = tuple(t for t in made.expansion if t != image_token)
+def _pixels_of(images: Sequence[ImageInput]) -> Tensor | None:
+    return torch.cat([image.pixels["pixel_values"] for image in images]) if images else None
+
+
+def _shrink(image: ProcessedImage, count: int, image_token: int) -> ProcessedImage:
+    first = image.expansion.index(image_token)
+    kept = tuple(t for t in image.expansion if t != image_token)
     return replace(
-        made, expansion=kept[:first] + (image_token,) * count + kept[first:], count=count
+        image, expansion=kept[:first] + (image_token,) * count + kept[first:], count=count
     )

@@ -59,7 +59,7 @@ FEW = hd.Sampling(max_new_tokens=4, min_new_tokens=4, logprobs=1)
 
 def features_of(engine):
     row = engine.rows(ask())["main"]
-    return row, engine.hf_model.features(row.feeds)[0]
+    return row, engine.hf_model.features(row.images)[0]
 
 
 def written(engine, ids, features, n=4):
@@ -234,7 +234,7 @@ def test_agla_with_the_papers_matcher(family_engine, tmp_path):
     engine = family_engine("llava")
     spec = f"agla(matcher=blip,blip={str(path)!r})"
     row = engine.rows(ask(), spec)["masked"]
-    assert row.feeds[0].picture.image.size == (384, 384)
+    assert row.images[0].picture.image.size == (384, 384)
     output = engine.generate(ask(), spec, FEW)[0]
     assert "matcher=blip" in output.strategy
     assert output.rows == ("main", "masked")

@@ -90,7 +90,7 @@ def test_agla(world):
         pytest.skip("the family refuses agla's own matcher; the contract suite holds it to that")
     image = families.pictures()[1]
     row = engine.rows(hd.Request("What is this?", [image]), "agla(drop=0.5)")["masked"]
-    masked = row.feeds[0].picture.image
+    masked = row.images[0].picture.image
     black = sum(pixel == (0, 0, 0) for pixel in masked.get_flattened_data())
     assert black / (masked.width * masked.height) == pytest.approx(0.5, abs=0.02)
     expected = naive.agla(model, processor, text, [image], N, masked=[masked], alpha=2.0, beta=0.5)

@@ -86,11 +86,11 @@ def test_the_model_stays_as_it_is(family, family_engine):
     assert all(p.grad is None for p in engine.model.parameters())
     assert made["soft"].shape[1] == engine.model_info.hidden_size
     assert len(made["soft"]) == max(
-        feed.count
+        image.count
         for prompt, _ in pairs_of(engine)
-        for feed in engine.row_builder.activation_row(
+        for image in engine.row_builder.activation_row(
             hd.core.activations.ActivationRequest(prompt)
-        ).feeds
+        ).images
     ), "as many vectors as the largest picture has tokens"
 
 

@@ -145,10 +145,10 @@ class ActivationPasses:
         sizes = [
             {
                 key: value.tolist()
-                for key, value in feed.pixels.items()
+                for key, value in image.pixels.items()
                 if isinstance(value, Tensor) and value.numel() <= SMALL
             }
-            for feed in row.feeds
+            for image in row.images
         ]
         tag = RowMetadata(
             group=name,
@@ -156,7 +156,7 @@ class ActivationPasses:
             rows=["main"],
             lives=["answer"],
             request_name=name,
-            pictured=bool(row.feeds),
+            pictured=bool(row.images),
             capture={**capture_of(request), "sizes": sizes if request.vision else []},
         )
         return self._request_builder.activation_group(tag, row, request.write)
@@ -168,7 +168,7 @@ class ActivationPasses:
         mask = (row.input_ids == inputs.image_token).tolist() if request.every_token else None
         return {
             "capture": capture_of(request),
-            "counts": [feed.count for feed in row.feeds],
+            "counts": [image.count for image in row.images],
             "spans": [list(span) for span in seen_spans(row, inputs)],
             "mask": mask,
             "text": answer.text if request.write else "",

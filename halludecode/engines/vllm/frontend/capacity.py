@@ -114,7 +114,7 @@ def _check_one_step(rows: Sequence[Row], plan: Plan, config: Any) -> None:
             f"vLLM holds {budget} (max_num_batched_tokens - max_num_seqs); raise "
             f"max_num_batched_tokens to {prompts + config.max_num_seqs} or more."
         )
-    pictures = sum({feed.key: feed.count for row in rows for feed in row.feeds}.values())
+    pictures = sum({image.key: image.count for row in rows for image in row.images}.values())
     if pictures > config.max_num_encoder_input_tokens:
         raise InvalidRequest(
             f"{plan.canonical} encodes all its pictures in one step: {pictures} tokens, and vLLM "

@@ -181,42 +181,42 @@ class RequestBuilder:
 
         ids = row.input_ids.tolist()
         extra = {"cache_salt": salt} if salt else {}
-        if not row.feeds:
+        if not row.images:
             return tokens_input(ids, **extra)
         is_image = row.input_ids == self._inputs.image_token
         at = is_image.nonzero().flatten()
         places: list[Any] = []
-        for chosen in at.split([feed.count for feed in row.feeds]):
+        for chosen in at.split([image.count for image in row.images]):
             first, last = int(chosen[0]), int(chosen[-1])
             mask = is_image[first : last + 1]
             places.append(PlaceholderRange(first, len(mask), None if bool(mask.all()) else mask))
-        items = [self._item(feed) for feed in row.feeds]
+        items = [self._item(image) for image in row.images]
         return mm_input(
             ids,
             MultiModalKwargsItems({"image": items}),
-            {"image": [feed.key + own for feed in row.feeds]},
+            {"image": [image.key + own for image in row.images]},
             {"image": places},
             **extra,
         )
 
-    def _item(self, feed: ImageInput) -> Any:
+    def _item(self, image: ImageInput) -> Any:
         """VLLM's item of one picture with the row's own pixels in it."""
-        unedited = self._items.get(feed.picture.key)
+        unedited = self._items.get(image.picture.key)
         if unedited is None:
-            unedited = self._preprocess(feed.picture)
-            self._items.put(feed.picture.key, unedited)
-        if feed.pixel_key == feed.picture.key:
+            unedited = self._preprocess(image.picture)
+            self._items.put(image.picture.key, unedited)
+        if image.pixel_key == image.picture.key:
             return unedited
         item = copy.copy(unedited)
         item.data = dict(unedited.data)
         pixels = copy.copy(item["pixel_values"])
-        plain = self._inputs.picture(feed.picture).pixels["pixel_values"]
+        plain = self._inputs.picture(image.picture).pixels["pixel_values"]
         if not _alike(pixels.data, plain):
             raise UnsupportedStrategy(
                 "vLLM prepares the pixels of this family in a way of its own, so they cannot be "
                 "edited; use a strategy without 'pixels', or engine='hf'."
             )
-        pixels.data = feed.pixels["pixel_values"].reshape(pixels.data.shape).to(pixels.data.dtype)
+        pixels.data = image.pixels["pixel_values"].reshape(pixels.data.shape).to(pixels.data.dtype)
         item.data["pixel_values"] = pixels
         return item
 
@@ -265,17 +265,17 @@ def _alike(theirs: Any, ours: Tensor) -> bool:
 
 
 def _feature_edits(row: Row, prepared: PreparedRequest, plan: Plan) -> list[list[Any]] | None:
-    if all(feed.features is None for feed in row.feeds):
+    if all(image.features is None for image in row.images):
         return None
     edits: list[list[Any]] = []
-    for feed in row.feeds:
-        edit, edited, index, state = feed.features  # type: ignore[misc]
+    for image in row.images:
+        edit, edited, index, state = image.features  # type: ignore[misc]
         i = next(n for n, own in enumerate(prepared.state) if own is state)
         name = next(local for local, label in prepared.local[i].items() if label == row.name)
-        edits.append([i, name, edited, index, edit.key, feed.count])
+        edits.append([i, name, edited, index, edit.key, image.count])
     return edits
 
 
 def _in_line(row: Row, inputs: InputProcessor) -> bool:
-    natural = sum(inputs.picture(feed.picture).count for feed in row.feeds)
-    return sum(feed.count for feed in row.feeds) != natural
+    natural = sum(inputs.picture(image.picture).count for image in row.images)
+    return sum(image.count for image in row.images) != natural
