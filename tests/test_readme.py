@@ -1,6 +1,7 @@
 """The README says what is true: its table is current and its code runs."""
 
 import json
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -10,11 +11,16 @@ import pytest
 from halludecode.cli import main
 from halludecode.core.errors import InvalidData
 from halludecode.core.registry import STRATEGIES
+from tests.support import commands
 from tests.support import readme_tables as _readme
 from tests.support.readme import TEXT, fences, strategy
 
 ROOT = Path(__file__).parent.parent
-COMMANDS = [line for line in "".join(fences("")).splitlines() if line.startswith("halludecode ")]
+COMMANDS = commands.shown("".join(fences("")))
+
+
+def test_it_can_be_read_in_one_go():
+    assert len(TEXT.splitlines()) <= 200
 
 
 def test_the_tables_are_current():
@@ -90,12 +96,12 @@ def test_a_readme_without_markers_is_refused():
 
 @pytest.mark.parametrize("line", COMMANDS)
 def test_every_command_shown_is_understood(line, capsys):
-    words = line.split()[1:]
-    command = words[0]
-    assert main([command, "--help"]) == 0
-    known = capsys.readouterr().out
-    for option in (word for word in words if word.startswith("--")):
-        assert option in known
+    commands.check(line, main, capsys)
+
+
+@pytest.mark.parametrize("target", sorted(set(re.findall(r"\]\((?!http)([^)]+)\)", TEXT))))
+def test_every_link_leads_somewhere(target):
+    assert (ROOT / target).exists()
 
 
 def run(code, cwd):

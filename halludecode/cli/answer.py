@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from halludecode.cli import options
+from halludecode.cli import epilogs, options
 from halludecode.cli.output import json_document, memory_advice, note
 from halludecode.core.errors import InvalidRequest
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 def register(app: typer.Typer) -> None:
     """Add this module's command."""
-    app.command()(generate)
+    app.command(epilog=epilogs.GENERATE)(generate)
 
 
 def generate(

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from halludecode.cli import options
+from halludecode.cli import epilogs, options
 from halludecode.cli.output import json_document, memory_advice
 from halludecode.core.artifact import PIN
 from halludecode.core.errors import InvalidParameter
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 def register(app: typer.Typer) -> None:
     """Add this module's command."""
-    app.command()(calibrate)
+    app.command(epilog=epilogs.CALIBRATE)(calibrate)
 
 
 def calibrate(

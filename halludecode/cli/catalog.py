@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from halludecode.cli import epilogs
 from halludecode.cli.options import Json
 from halludecode.cli.output import json_document, plain, show
 from halludecode.core.errors import HalluDecodeError
@@ -21,7 +22,7 @@ _CITATION = re.compile(r"\s*\([^()]*( et al\.[^()]*\)|$)")  # whole, or cut by t
 
 def register(app: typer.Typer) -> None:
     """Add this module's commands."""
-    app.command("list")(list_)
+    app.command("list", epilog=epilogs.LIST)(list_)
     app.command()(cite)
 
 

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from halludecode.cli import options
+from halludecode.cli import epilogs, options
 from halludecode.cli.config import merge
 from halludecode.cli.output import fail, json_document, memory_advice, note, show
 from halludecode.core.errors import InvalidParameter
@@ -17,10 +17,10 @@ from halludecode.core.errors import InvalidParameter
 
 def register(app: typer.Typer) -> None:
     """Add this module's commands."""
-    app.command("eval")(eval_)
-    app.command()(score)
+    app.command("eval", epilog=epilogs.EVAL)(eval_)
+    app.command(epilog=epilogs.SCORE)(score)
     app.command("pope-questions")(pope_questions)
-    app.command()(compare)
+    app.command(epilog=epilogs.COMPARE)(compare)
     app.command()(report)
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from halludecode.cli import options
+from halludecode.cli import epilogs, options
 from halludecode.cli.output import json_document, memory_advice, note, show
 from halludecode.core.errors import InvalidData, InvalidParameter
 from halludecode.testbed.assets import MODELS
@@ -23,7 +23,7 @@ SUMMARY = "heads.json"  # beside the maps: their best heads, and how far they ag
 
 def register(app: typer.Typer) -> None:
     """Add this module's command."""
-    app.command()(heads)
+    app.command(epilog=epilogs.HEADS)(heads)
 
 
 def heads(

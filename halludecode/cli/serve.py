@@ -7,6 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
+from halludecode.cli import epilogs
 from halludecode.core.errors import InvalidRequest
 
 
@@ -14,7 +15,7 @@ def register(app: typer.Typer) -> None:
     """Add this module's command."""
     # What it does not know belongs to vLLM.
     passing = {"allow_extra_args": True, "ignore_unknown_options": True}
-    app.command(context_settings=passing)(serve)
+    app.command(context_settings=passing, epilog=epilogs.SERVE)(serve)
 
 
 def serve(

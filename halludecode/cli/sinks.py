@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from halludecode.cli import options
+from halludecode.cli import epilogs, options
 from halludecode.cli.output import json_document, memory_advice
 from halludecode.core.errors import InvalidParameter
 from halludecode.testbed.assets import MODELS
@@ -16,7 +16,7 @@ from halludecode.testbed.assets import MODELS
 
 def register(app: typer.Typer) -> None:
     """Add this module's command."""
-    app.command()(sinks)
+    app.command(epilog=epilogs.SINKS)(sinks)
 
 
 def sinks(

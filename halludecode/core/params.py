@@ -89,11 +89,11 @@ class Param:
                 if all(isinstance(item, int) and not isinstance(item, bool) for item in items):
                     return items
             if kind.startswith("tuple[str") and isinstance(value, tuple | str):
-                words: tuple[Any, ...] = (value,) if isinstance(value, str) else value
+                words = (value,) if isinstance(value, str) else cast("tuple[Any, ...]", value)
                 if all(isinstance(word, str) for word in words):
                     return words
-            if kind.startswith("Callable") and callable(value):
-                return value
+            if kind.startswith("Callable") and callable(cast("Any", value)):
+                return cast("Any", value)
         raise InvalidParameter(
             f"{where}: {self.name} must be a {self.type.replace(' | ', ' or ')}."
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 from halludecode.core.errors import InvalidParameter
 
@@ -63,7 +63,7 @@ class Sampling:
         if isinstance(self.stop, str):
             object.__setattr__(self, "stop", (self.stop,))
         object.__setattr__(self, "stop", tuple(self.stop))
-        stops: tuple[Any, ...] = self.stop  # what callers really gave
+        stops = cast("tuple[Any, ...]", self.stop)  # whatever callers gave
         rules = (
             ("max_new_tokens", self.max_new_tokens >= 1, ">= 1"),
             (

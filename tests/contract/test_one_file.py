@@ -21,7 +21,7 @@ ROOT = Path(__file__).parents[2]
 METHOD = '''\
 """Louder: trust the first choice more (a test, arXiv:0000.00000).
 
-    z = (1 + by) * l
+z = (1 + by) * l
 """
 
 from halludecode.core.strategy import Paper, Strategy, param, strategy

@@ -1,0 +1,168 @@
+r"""What a command's help says after its options: how it is used, and what to know of its numbers.
+
+Lines after a ``\b`` are shown as they stand; the others are wrapped to the terminal.
+"""
+
+from __future__ import annotations
+
+from halludecode import serve
+
+
+def as_it_stands(doc: str) -> str:
+    """The code at the end of a docstring, from its ``::`` on, which is not to be wrapped."""
+    code = doc.partition("::\n\n")[2].rstrip()
+    return "\n\n".join(f"\b\n{part}" for part in code.split("\n\n"))
+
+
+LIST = """
+A strategy is named by a string: NAME, NAME(parameter=value,...), or several joined by +, such as
+"var+vcd(alpha=0.5)". Results name the same string with every parameter spelt out. NAME@PRESET
+takes a paper's own numbers for a model (configs/strategies). Strategies of other packages join
+through the entry-point group halludecode.strategies.
+
+"needs" is what a strategy asks of an engine, "rows" are the copies of a prompt that share one
+forward pass, "cost" is what that adds to plain decoding, "equals greedy at" are the values at
+which it must write greedy's tokens, one by one, which the tests hold it to.
+"""
+
+GENERATE = """
+\b
+  halludecode generate --model testbed --image street.png --prompt "What is it?" --strategy vcd
+  halludecode generate --model testbed --image street.png --prompt "What is it?" --explain why.html
+
+--engine vllm runs the same strategies inside vLLM's continuous batching, on the stock wheel; in
+float32 both engines write the same tokens. opera needs engine hf. In Python, hd.load(model,
+engine="vllm") takes vLLM's own options too (max_model_len=, kv_cache_memory_bytes=, ...);
+tensor_parallel_size= and data_parallel_size= serve every strategy that one process does (tensor
+parallel on a CPU with one NUMA node needs VLLM_CPU_OMP_THREADS_BIND=nobind).
+
+--explain writes one page: each word shaded by its grounding (log p with the image minus log p
+without it, in nats), suspicious object words underlined, and under the pointer or the Tab key
+where the model looked. In Python hd.generate(..., explain=True) fills output.explanation;
+explain="maps" adds maps. Tokens stay the same; the cost is one image-free row, which m3id and pai
+have anyway. How well the numbers find invented words is in benchmarks/grounding.md: better than
+chance, far from a verdict.
+
+A request without a picture is answered greedily, and says so.
+"""
+
+EVAL = """
+\b
+  halludecode eval --model testbed --tasks pope,chair,mme --strategy greedy --strategy vcd \\
+      --output runs/first
+  halludecode compare runs/first
+  halludecode report runs/first --format html --output first.html
+
+Rules are the official ones of each benchmark. Where published scripts disagree (three POPE
+parsers, two CHAIR word families) the official one is the default, the others are options, and the
+number of unparsed answers is always reported. CHAIR's wordnet family needs NLTK's data to be
+NLTK's to the letter; where that is not installed, an own tokeniser and a shipped tagger take its
+place, which agree with it on every published caption we have. Which one ran is in run.json.
+
+Prompts: the words put around a question move POPE more than most strategies do, so they are part
+of a named protocol (--prompt-preset): words, token limit, last sentence. opera-512 and opera-64
+are OPERA's (the latter drops the unfinished sentence, which moves CHAIR_s by five points), ritual
+is 64 tokens as they come. --image-ids chair500 takes the 500 COCO images that OPERA published
+captions of; --family opera_published scores as its table does.
+
+Data: for a model other than the testbed, say where they are. --data takes a hub id
+(owner/name[:config][@revision], read as a stream under --limit), a folder or a VLMEvalKit table;
+--images and --annotations take pictures with a question file or COCO instances; --columns
+OURS=THEIRS names columns that are called otherwise.
+
+Runs: a run folder holds every answer with the resolved parameters, data hash, model hash, seed
+and versions. A run that was interrupted resumes and ends with the same results. Every metric has
+a 95 % interval; `halludecode compare` sets controls beside each difference.
+
+Servers: --server http://host:8000 (repeat it for replicas) takes a running `halludecode serve`
+for the engine: the same samples, strategies and scores, a bounded number of requests at a time
+(--concurrency), tried again with growing pauses when the server is busy; what it refuses is a
+failed sample with its sentence. In Python: hd.load(url, engine="server").
+
+Any option may come from a file instead, where flags win over the file:
+
+\b
+  halludecode eval --config run.yaml
+
+\b
+  model: llava-hf/llava-1.5-7b-hf
+  engine: {name: hf, dtype: bfloat16, batch_size: 8}
+  strategies: [greedy, vcd, {vcd: {alpha: 0.5}}, "var+vcd"]
+  tasks: [pope]
+  data: [path/to/pope]
+  output: runs/llava
+"""
+
+SCORE = """
+\b
+  halludecode score --task pope --predictions answers.jsonl --annotations questions.jsonl
+
+Scores answers made elsewhere. AMBER (descriptions and questions) and HallusionBench (read by a
+rule in place of GPT-4) need their annotation files. --details F writes every caption's words and
+objects as the CHAIR script does; --relabel F scores POPE answers again under RePOPE's labels;
+folders in place of files score all splits and their mean.
+"""
+
+COMPARE = """
+Comparisons are paired, sample by sample, with exact or bootstrapped p-values and Holm's
+correction. Beside a difference stand its controls: accuracy at greedy's yes-ratio, CHAIR at equal
+length, and, where tokens are sampled, truncation alone (apc_only) and temperature alone (scaled).
+"""
+
+CALIBRATE = """
+\b
+  halludecode calibrate --model testbed zerotuning
+
+Some strategies need numbers of a model that only the model can give: which heads matter, or a
+trained prompt. --data says from what they are made. The result is named by its content and kept
+in your own folder; a spec that names the strategy finds it, the run record says which it was, and
+nothing else ever uses it. Without one such a strategy refuses and prints this command.
+"""
+
+HEADS = """
+\b
+  halludecode heads --model testbed --metric vhd --metric mass --output runs/heads
+
+vhd is how far a head's output moves when the image goes, mass its attention on the image, sinks
+apart, ablation what silencing it does to the right answer (needs --data). Written are pictures,
+JSON with intervals, stability over halves, and how far metrics agree. A map becomes a strategy:
+vhr(map=runs/heads/vhd.json), spin(map=...), adhh(map=runs/heads/ablation.json). A page to read:
+notebooks/head_sensitivity.ipynb.
+"""
+
+SINKS = """
+\b
+  halludecode sinks --model testbed --output runs/sinks
+
+Sinks are dimensions and visual tokens that take attention whatever they show.
+"""
+
+SERVE = f"""
+\b
+  halludecode serve --model testbed --strategy vcd --api-key secret --alias m3id
+
+This is vLLM's own OpenAI server with strategies. A request names its strategy in vllm_xargs, by
+the model name MODEL:STRATEGY (those given with --alias are listed in /v1/models), or takes the
+server's default. Any OpenAI client works unchanged:
+
+{as_it_stands(serve.__doc__ or "")}
+
+Every answer, and every chunk of a streamed one, names the canonical strategy applied. stream, n,
+seed, stop, logprobs and penalties act on the combined distribution; greedy and seeded answers
+have the tokens of engine hf. Tools, structured output and other endpoints are for plain requests
+(greedy, or no picture); with a strategy they are refused.
+
+What cannot be served is one sentence with HTTP 400 (numbers included where a group cannot fit),
+404 for a model, 413 for a body, 422 for a picture that cannot be fetched, 429 for more answers
+under strategies at a time than --max-groups. Remote images are fetched without following
+redirects. A client that leaves frees every row.
+
+/metrics has, by strategy, halludecode_requests_total, _request_seconds, _prepare_seconds,
+_generated_tokens_total, _changed_tokens_total and _running_rows. --tensor-parallel-size and
+--data-parallel-size work as in vLLM (all rows of a request go to one replica); there is one front
+end per server.
+
+Plain chats begin with the tokenizer's own first token where the model's processor writes it,
+unlike bare vLLM, so that every strategy and greedy read the same prompt; add_special_tokens in a
+request decides otherwise.
+"""
