@@ -1,1 +1,1 @@
-"""Things that are trained, not found: soft prompts."""
+"""What a strategy must know of a model before it runs there: artifacts, made once and kept."""

@@ -98,9 +98,9 @@ class ArtifactStore:
         path = self.folder / (pin + SUFFIX)
         where = f"{strategy.name}(pin={pin})"
         if not _NAME.fullmatch(pin) or not path.is_file():
-            known = ", ".join(p.stem for p in self._of(strategy.name)) or "none"
+            names = ", ".join(p.stem for p in self._of(strategy.name)) or "none"
             raise InvalidParameter(
-                f"{where}: no such artifact in {self.folder}; of {strategy.name} there is {known}."
+                f"{where}: no such artifact in {self.folder}; of {strategy.name} there is {names}."
             )
         reason = _misfit(_about(path), strategy, model)
         if reason is not None:
@@ -159,12 +159,12 @@ def _load(path: Path) -> Artifact:
     about = _about(path)
     given = ("strategy", "parameters", "model", "source", "notes")
     try:
-        found = Artifact(tensors=load_file(path), **{key: about[key] for key in given})
-        if found.digest != about["digest"]:
+        artifact = Artifact(tensors=load_file(path), **{key: about[key] for key in given})
+        if artifact.digest != about["digest"]:
             raise ValueError("its content is not what its digest says")
     except (OSError, SafetensorError, ValueError) as error:
         raise _damaged(path, error) from None
-    return found
+    return artifact
 
 
 def _damaged(path: Path, error: Exception) -> InvalidData:

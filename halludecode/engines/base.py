@@ -51,7 +51,8 @@ class LocalEngine(Engine):
         config: As transformers loads it.
         processor: The model's own.
         serves: Needs this kind of engine serves; a family may lack some.
-        artifacts: Folder of what `calibrate` made; None is the user's own.
+        artifacts: Folder of what `calibrate` made; None is the user's own, see
+            `ArtifactStore`.
 
     Attributes:
         family: What sets the model's family apart.

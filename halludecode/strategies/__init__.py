@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 class _Listed(ModuleType):
     def __call__(self) -> list[Info]:
         """All strategies; see `halludecode.catalog.strategies`."""
+        # The one import that points up: only when called, as `hd.strategies()` lists what is here.
         from halludecode.catalog import strategies
 
         return strategies()

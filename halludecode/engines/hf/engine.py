@@ -46,7 +46,8 @@ class HFEngine(LocalEngine):
         processor: The processor of a model given as an object.
         batch_size: Most requests in flight at once; extra rows come on top.
         prefix_cache_mb: Memory for image-prefix KV kept between batches; 0 switches reuse off.
-        artifacts: Folder of what `calibrate` made; None is the user's own (`hf.artifacts`).
+        artifacts: Folder of what `calibrate` made; None is the user's own, see
+            `ArtifactStore`.
         **load_args: dtype, device, device_map, revision, trust_remote_code and whatever
             `from_pretrained` takes.
 

@@ -189,25 +189,29 @@ class ServerEngine(Engine):
             return strategy
         text = strategy if isinstance(strategy, str) else hd_spec.format(hd_spec.parse(strategy))
         if text not in self._plans:
-            told = self._ask_all("/halludecode/plan", {"strategy": text})
-            one = _agreed(told, ("canonical", "describe"))
-            self._plans[text] = self._plans[one["canonical"]] = ServedPlan(
-                one["canonical"], tuple(one["rows"]), one["cost"], one["controls"], one["describe"]
+            answers = self._ask_all("/halludecode/plan", {"strategy": text})
+            plan = _agreed(answers, ("canonical", "describe"))
+            self._plans[text] = self._plans[plan["canonical"]] = ServedPlan(
+                plan["canonical"],
+                tuple(plan["rows"]),
+                plan["cost"],
+                plan["controls"],
+                plan["describe"],
             )
         return self._plans[text]
 
     def describe(self) -> dict[str, Any]:
         """The servers' model, dtype and library versions, for run records."""
-        told = dict(self._about)
-        device = told.pop("device", None)
+        about = dict(self._about)
+        device = about.pop("device", None)
         return {
-            **{name: told[name] for name in ("model", "model_digest", "family", "dtype")},
+            **{name: about[name] for name in ("model", "model_digest", "family", "dtype")},
             "engine": self.name,
             "device": f"server ({device})",
-            "versions": {**told["versions"], "halludecode of the server": told["halludecode"]},
+            "versions": {**about["versions"], "halludecode of the server": about["halludecode"]},
             "servers": self.servers,
-            "served_by": told["engine"],
-            "limits": told["limits"],
+            "served_by": about["engine"],
+            "limits": about["limits"],
         }
 
     # Private --------------------------------------------------------------------------------------
@@ -215,8 +219,8 @@ class ServerEngine(Engine):
         """What every server tells at a path of ours."""
 
         async def every(servers: list[Server]) -> list[Any]:
-            asked = [self._about_of(server, path, query, FIRST_TRIES) for server in servers]
-            return await asyncio.gather(*asked)
+            answers = [self._about_of(server, path, query, FIRST_TRIES) for server in servers]
+            return await asyncio.gather(*answers)
 
         return self._run(every)
 
@@ -235,32 +239,32 @@ class ServerEngine(Engine):
 
     async def _greet(self, server: Server, tries: int) -> None:
         try:
-            told = await self._about_of(server, "/halludecode", {}, tries)
+            about = await self._about_of(server, "/halludecode", {}, tries)
         except Unreachable as error:
             server.gone = str(error)
         else:
             server.gone = ""
-            _agreed([self._about, told], SAME)
+            _agreed([self._about, about], SAME)
 
     async def _about_of(
         self, server: Server, path: str, query: Mapping[str, str], tries: int
     ) -> dict[str, Any]:
         options = {"params": query, "max_retries": tries - 1}
         try:
-            told = await server.client.get(path, cast_to=object, options=options)
+            about = await server.client.get(path, cast_to=object, options=options)
         except _openai().NotFoundError:
-            told = None
+            about = None
         except _openai().OpenAIError as error:
             raise _error(error, server) from None
-        if not isinstance(told, dict):
+        if not isinstance(about, dict):
             raise Unreachable(f"{server.url} is not a server started by `halludecode serve`.")
-        return told
+        return about
 
     async def _answer(self, request: Request, ask: Ask) -> Output | HalluDecodeError:
         async with ask.turns:
             try:
-                asked = (ask.strategy, ask.sampling, ask.words)
-                body = body_of(request, *asked, self.model_id, self._about["placeholder"])
+                how = (ask.strategy, ask.sampling, ask.words)
+                body = body_of(request, *how, self.model_id, self._about["placeholder"])
                 return output_of(await self._send(body, ask))
             except HalluDecodeError as error:
                 return error
@@ -271,16 +275,16 @@ class ServerEngine(Engine):
             there = [server for server in ask.servers if not server.gone]
             if not there:
                 raise Unreachable(_unreachable(ask.servers[0].gone))
-            server = min(there, key=lambda one: one.running)
+            server = min(there, key=lambda each: each.running)
             server.running += 1
             try:
-                made = await server.client.chat.completions.create(**body)
-                return made.model_dump()
+                response = await server.client.chat.completions.create(**body)
+                return response.model_dump()
             except _openai().OpenAIError as error:
-                told = _error(error, server)
-                if not isinstance(told, Unreachable):
-                    raise told from None
-                server.gone = str(told)
+                ours = _error(error, server)
+                if not isinstance(ours, Unreachable):
+                    raise ours from None
+                server.gone = str(ours)
             finally:
                 server.running -= 1
 
@@ -292,13 +296,13 @@ class ServerEngine(Engine):
             async with AsyncExitStack() as stack:
                 servers = []
                 for url in self.servers:
-                    made = openai.AsyncOpenAI(
+                    client = openai.AsyncOpenAI(
                         base_url=f"{url}/v1",
                         api_key=self._key,
                         max_retries=self._tries - 1,
                         timeout=self._timeout,
                     )
-                    servers.append(Server(url, await stack.enter_async_context(made)))
+                    servers.append(Server(url, await stack.enter_async_context(client)))
                 return await call(servers)
 
         try:
@@ -322,17 +326,22 @@ def base_url(url: str) -> str:
 
 
 def _shared(
-    made: Sequence[Output | HalluDecodeError], spent: float
+    outcomes: Sequence[Output | HalluDecodeError], spent: float
 ) -> list[Output | HalluDecodeError]:
     """Outputs whose times add up to the milliseconds that all took together, side by side."""
-    outputs = [one.timings for one in made if isinstance(one, Output)]
-    each = sum(t.prepare_ms + t.prefill_ms + t.decode_ms for t in outputs)
-    part = spent / each if each else 1.0
+    timings = [outcome.timings for outcome in outcomes if isinstance(outcome, Output)]
+    total = sum(t.prepare_ms + t.prefill_ms + t.decode_ms for t in timings)
+    part = spent / total if total else 1.0
 
     def scaled(t: Timings) -> Timings:
         return Timings(t.prepare_ms * part, t.prefill_ms * part, t.decode_ms * part, t.tokens)
 
-    return [replace(m, timings=scaled(m.timings)) if isinstance(m, Output) else m for m in made]
+    return [
+        replace(outcome, timings=scaled(outcome.timings))
+        if isinstance(outcome, Output)
+        else outcome
+        for outcome in outcomes
+    ]
 
 
 # Errors -------------------------------------------------------------------------------------------
@@ -354,8 +363,8 @@ def _error(error: Any, server: Server) -> HalluDecodeError:
     if status is None:
         slow = isinstance(error, _openai().APITimeoutError)
         what = "takes too long" if slow else "cannot be reached"
-        made = InvalidRequest if slow else Unreachable
-        return made(f"{server.url} {what} ({error.__cause__ or error}).")
+        kind = InvalidRequest if slow else Unreachable
+        return kind(f"{server.url} {what} ({error.__cause__ or error}).")
     body = error.body if isinstance(error.body, Mapping) else {}
     said = str(body.get("message") or f"status {status}").strip()
     if status in GONE:
@@ -364,9 +373,9 @@ def _error(error: Any, server: Server) -> HalluDecodeError:
         return InvalidModel(
             f"{server.url} refuses the key ({said}); give --api-key or set {KEY} to the server's."
         )
-    known = getattr(errors, str(body.get("type")), None)
-    ours = isinstance(known, type) and issubclass(known, HalluDecodeError)
-    return known(said) if ours else (InvalidRequest if status < 429 else HalluDecodeError)(said)
+    kind = getattr(errors, str(body.get("type")), None)
+    ours = isinstance(kind, type) and issubclass(kind, HalluDecodeError)
+    return kind(said) if ours else (InvalidRequest if status < 429 else HalluDecodeError)(said)
 
 
 def _unreachable(why: str) -> str:
@@ -376,13 +385,14 @@ def _unreachable(why: str) -> str:
     )
 
 
-def _agreed(told: Sequence[dict[str, Any]], names: Sequence[str]) -> dict[str, Any]:
-    """What the first server tells, if the others tell the same of ``names``."""
+def _agreed(answers: Sequence[dict[str, Any]], names: Sequence[str]) -> dict[str, Any]:
+    """What the first server answers, if the others answer the same of ``names``."""
+    first = answers[0]
     for name in names:
-        for one in told[1:]:
-            if one.get(name) != told[0].get(name):
+        for other in answers[1:]:
+            if other.get(name) != first.get(name):
                 raise InvalidModel(
-                    f"The servers differ in {name}: {told[0].get(name)!r} and {one.get(name)!r}; "
+                    f"The servers differ in {name}: {first.get(name)!r} and {other.get(name)!r}; "
                     "use servers that are alike."
                 )
-    return told[0]
+    return first

@@ -67,25 +67,27 @@ def _drawn(sampling: Sampling) -> tuple[dict[str, Any], dict[str, Any]]:
     }
 
 
-def output_of(made: Mapping[str, Any]) -> Output:
+def output_of(response: Mapping[str, Any]) -> Output:
     """An answer as the engines give it.
 
     Raises:
         InvalidRequest: It lacks what `halludecode serve` adds.
     """
-    told = made.get("halludecode")
-    if not isinstance(told, Mapping):
+    details = response.get("halludecode")
+    if not isinstance(details, Mapping):
         raise InvalidRequest("The server's answer has no field 'halludecode'; update the server.")
-    theirs = sorted(made["choices"], key=lambda choice: choice["index"])
-    choices = tuple(_choice(*pair) for pair in zip(told["choices"], theirs, strict=True))
+    theirs = sorted(response["choices"], key=lambda choice: choice["index"])
+    choices = tuple(_choice(*pair) for pair in zip(details["choices"], theirs, strict=True))
     return Output(
         choices=choices,
-        strategy=made["strategy"],
-        effect=told["effect"],
-        timings=Timings(**told["timings"], tokens=sum(len(one.token_ids) for one in choices)),
-        rows=tuple(told["rows"]),
-        scores=told["scores"],
-        warnings=tuple(told["warnings"]),
+        strategy=response["strategy"],
+        effect=details["effect"],
+        timings=Timings(
+            **details["timings"], tokens=sum(len(choice.token_ids) for choice in choices)
+        ),
+        rows=tuple(details["rows"]),
+        scores=details["scores"],
+        warnings=tuple(details["warnings"]),
     )
 
 
@@ -170,9 +172,9 @@ def data_url(source: Any, where: str = "image") -> str:
 
 def _kind(data: bytes) -> str:
     """Media type by a file's first bytes; the server looks for itself."""
-    known = {b"\x89PNG": "image/png", b"\xff\xd8\xff": "image/jpeg", b"RIFF": "image/webp"}
-    found = (kind for start, kind in known.items() if data.startswith(start))
-    return next(found, "application/octet-stream")
+    kinds = {b"\x89PNG": "image/png", b"\xff\xd8\xff": "image/jpeg", b"RIFF": "image/webp"}
+    fitting = (kind for start, kind in kinds.items() if data.startswith(start))
+    return next(fitting, "application/octet-stream")
 
 
 def _url(data: bytes, kind: str) -> str:

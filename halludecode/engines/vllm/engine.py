@@ -65,7 +65,7 @@ class VLLMEngine(LocalEngine):
 
     Args:
         model: Hub id, path, or "testbed".
-        artifacts: Folder of what `calibrate` made; None is the user's own (`hf.artifacts`).
+        artifacts: Folder of what `calibrate` made; None is the user's own, see `ArtifactStore`.
         start: Starts vLLM in another way (the server's); see `load_engine`.
         **options: Whatever vLLM's `EngineArgs` take (max_model_len, dtype, tensor_parallel_size,
             kv_cache_memory_bytes, max_num_seqs, ...).
@@ -355,14 +355,14 @@ class VLLMEngine(LocalEngine):
         clock: tuple[float, float, float, float],
     ) -> list[Output | HalluDecodeError]:
         share = [(b - a) * 1000 / max(len(works), 1) for a, b in pairwise(clock)]
-        made: list[Output | HalluDecodeError] = []
+        outcomes: list[Output | HalluDecodeError] = []
         start = 0
         for work in works:
             stop = start + (work.group.children if work.group is not None else 0)
             own = answers[start:stop], reports[start:stop]
-            made.append(outcome(work, *own, share, self._explained))
+            outcomes.append(outcome(work, *own, share, self._explained))
             start = stop
-        return made
+        return outcomes
 
     def _explained(
         self, work: PendingAnswer, answer: PartialAnswer, report: GroupReport

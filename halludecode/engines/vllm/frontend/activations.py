@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from torch import Tensor
@@ -26,8 +27,21 @@ from halludecode.engines.vllm.protocol import (
 )
 from halludecode.engines.vllm.row_metadata import RowMetadata, replica_of
 
-Taken = tuple[int, str]  # an activation request's replica and key
+PassKey = tuple[int, str]  # an activation request's replica and key
 SMALL = 64  # numbers: what a processor tells of a picture beside its pixels
+
+
+@dataclass(frozen=True)
+class Pass:
+    """A pass that was run.
+
+    Args:
+        name: Under which the workers keep its activations.
+        facts: What this side knows of it and they do not, as plain values.
+    """
+
+    name: str
+    facts: Mapping[str, Any]
 
 
 class ActivationPasses:
@@ -51,78 +65,76 @@ class ActivationPasses:
         self._request_builder, self._name = request_builder, name
 
     def states(
-        self, prompts: Sequence[Prompt], plan: Plan, jobs: Sequence[str]
+        self, prompts: Sequence[Prompt], plan: Plan, names: Sequence[str]
     ) -> list[list[Mapping[str, Any]]]:
         """Per prompt and part, what rows need of the state; the rest stays in the workers."""
         parts = plan.parts
         by_prompt = [
             [dict(part.strategy.activations(p, part.model_info)) for part in parts] for p in prompts
         ]
-        places = [replica_of(job) for job in jobs]
+        places = [replica_of(name) for name in names]
         every = {
             (at, request.key): request
-            for at, one in zip(places, by_prompt, strict=True)
-            for requests in one
+            for at, by_part in zip(places, by_prompt, strict=True)
+            for requests in by_part
             for request in requests.values()
         }
         if not every:
-            made = [part.strategy.prepare({}, part.model_info) for part in parts]
-            return [list(made) for _ in prompts]
-        told, names = self._take(every)
+            states = [part.strategy.prepare({}, part.model_info) for part in parts]
+            return [list(states) for _ in prompts]
+        passes = self._take(every)
         try:
             text = hd_spec.format([part.strategy for part in parts])
             return [
-                self._prepare(job, text, parts, one, told, names)
-                for job, one in zip(jobs, by_prompt, strict=True)
+                self._prepare(name, text, parts, by_part, passes)
+                for name, by_part in zip(names, by_prompt, strict=True)
             ]
         finally:
-            self._loaded.call_workers(DROP_ACTIVATIONS, list(names.values()))
+            self._drop(each.name for each in passes.values())
 
     def collect(self, request: ActivationRequest) -> Activations:
         """What one pass kept, brought to this side; for calibration."""
-        here = (0, request.key)
-        told, names = self._take({here: request})
+        (ran,) = self._take({(0, request.key): request}).values()
         try:
-            return Activations(
-                **unpack(
-                    self._loaded.call_workers(READ_ACTIVATIONS, names[here], told[here], at=0)[0]
-                )
-            )
+            answers = self._loaded.call_workers(READ_ACTIVATIONS, ran.name, ran.facts, at=0)
+            return Activations(**unpack(answers[0]))
         finally:
-            self._loaded.call_workers(DROP_ACTIVATIONS, list(names.values()))
+            self._drop([ran.name])
+
+    def _drop(self, names: Iterable[str]) -> None:
+        self._loaded.call_workers(DROP_ACTIVATIONS, list(names))
 
     def _prepare(
         self,
-        job: str,
+        name: str,
         text: str,
         parts: Sequence[TracedStrategy],
-        by_prompt: Sequence[Mapping[str, ActivationRequest]],
-        told: Mapping[Taken, Mapping[str, Any]],
-        names: Mapping[Taken, str],
+        by_part: Sequence[Mapping[str, ActivationRequest]],
+        passes: Mapping[PassKey, Pass],
     ) -> list[Mapping[str, Any]]:
-        at = replica_of(job)
-        wanted = [
-            {n: [names[at, request.key], told[at, request.key]] for n, request in requests.items()}
-            for requests in by_prompt
+        """Have `prepare` run where the activations are; what rows need of its states."""
+        at = replica_of(name)
+        kept = [
+            {
+                local: [passes[at, request.key].name, passes[at, request.key].facts]
+                for local, request in requests.items()
+            }
+            for requests in by_part
         ]
         fetch = [list(part.strategy.fetch) for part in parts]
-        made = self._loaded.call_workers(PREPARE_STATE, job, text, wanted, fetch, at=at)[0]
-        if isinstance(made, Mapping):
-            raise error_class(made["kind"])(made["error"])
-        return unpack(made)
+        states = self._loaded.call_workers(PREPARE_STATE, name, text, kept, fetch, at=at)[0]
+        if isinstance(states, Mapping):
+            raise error_class(states["kind"])(states["error"])
+        return unpack(states)
 
-    def _take(
-        self, requests: Mapping[Taken, ActivationRequest]
-    ) -> tuple[dict[Taken, Mapping[str, Any]], dict[Taken, str]]:
-        """Run the passes; of each, what this side knows and the name it is kept under."""
-        rows = {
-            taken: self._row_builder.activation_row(request) for taken, request in requests.items()
-        }
-        names = {taken: self._name(taken[0]) for taken in requests}
+    def _take(self, requests: Mapping[PassKey, ActivationRequest]) -> dict[PassKey, Pass]:
+        """Run the passes."""
+        rows = {key: self._row_builder.activation_row(each) for key, each in requests.items()}
+        names = {key: self._name(key[0]) for key in requests}
         reader = OutputReader(self._loaded)
         try:
-            for taken, request in requests.items():
-                reader.add(self._request(request, rows[taken], names[taken]), Sampling())
+            for key, request in requests.items():
+                reader.add(self._request(request, rows[key], names[key]), Sampling())
             for _ in reader.steps():
                 pass
             for error in (answer.error for answer in reader.answers):
@@ -133,13 +145,12 @@ class ActivationPasses:
                     raise error_class(report["kind"])(report["error"])
         except BaseException:
             reader.abort()  # first, or its rows would keep more
-            self._loaded.call_workers(DROP_ACTIVATIONS, list(names.values()))
+            self._drop(names.values())
             raise
-        told = {
-            taken: self._told(request, rows[taken], answer)
-            for (taken, request), answer in zip(requests.items(), reader.answers, strict=True)
+        return {
+            key: Pass(names[key], self._facts(request, rows[key], answer))
+            for (key, request), answer in zip(requests.items(), reader.answers, strict=True)
         }
-        return told, names
 
     def _request(self, request: ActivationRequest, row: Row, name: str) -> RequestGroup:
         sizes = [
@@ -150,7 +161,7 @@ class ActivationPasses:
             }
             for image in row.images
         ]
-        tag = RowMetadata(
+        metadata = RowMetadata(
             group=name,
             role=0,
             rows=["main"],
@@ -159,11 +170,12 @@ class ActivationPasses:
             pictured=bool(row.images),
             capture={**capture_of(request), "sizes": sizes if request.vision else []},
         )
-        return self._request_builder.activation_group(tag, row, request.write)
+        return self._request_builder.activation_group(metadata, row, request.write)
 
-    def _told(
+    def _facts(
         self, request: ActivationRequest, row: Row, answer: PartialAnswer
     ) -> Mapping[str, Any]:
+        """What the workers cannot know of a pass."""
         inputs = self._row_builder.inputs
         mask = (row.input_ids == inputs.image_token).tolist() if request.every_token else None
         return {
