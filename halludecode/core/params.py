@@ -92,8 +92,8 @@ class Param:
                 words = (value,) if isinstance(value, str) else cast("tuple[Any, ...]", value)
                 if all(isinstance(word, str) for word in words):
                     return words
-            if kind.startswith("Callable") and callable(value):
-                return value
+            if kind.startswith("Callable") and callable(cast("Any", value)):
+                return cast("Any", value)
         raise InvalidParameter(
             f"{where}: {self.name} must be a {self.type.replace(' | ', ' or ')}."
         )
