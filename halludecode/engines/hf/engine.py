@@ -234,7 +234,7 @@ class HFEngine(LocalEngine):
             batch = Batch(self.hf_model, self.row_builder, acting, requests)
             logits = batch.prefill(self.prefixes if reuse else None)
         clock.append(time.perf_counter())
-        word_ids = {word: self.inputs.word_ids(word) for word in score_words}
+        word_ids = self.inputs.scored_words(score_words)
         loop_class = DecodeLoop if plan.search is None else BeamLoop
         loop = loop_class(batch, sampling, self.end_tokens, word_ids, self.context)
         steps = loop.run(logits)

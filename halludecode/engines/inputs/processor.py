@@ -8,7 +8,7 @@ output.
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
@@ -181,6 +181,10 @@ class InputProcessor:
         single = {ids[0] for ids in encoded if len(ids) == 1}
         unknown = getattr(self.tokenizer, "unk_token_id", None)
         return sorted((single or {ids[0] for ids in encoded if ids}) - {unknown})
+
+    def scored_words(self, words: Sequence[str]) -> dict[str, list[int]]:
+        """`word_ids` of words to be scored; one that the vocabulary lacks has no score."""
+        return {word: ids for word in words if (ids := self.word_ids(word))}
 
     def _preprocess(self, picture: Picture) -> ProcessedImage:
         family = self._family

@@ -312,7 +312,7 @@ class VLLMEngine(LocalEngine):
             work.prepared = prepared
 
     def _word_ids(self, words: Sequence[str]) -> dict[str, list[int]]:
-        return {word: self.inputs.word_ids(word) for word in words}
+        return self.inputs.scored_words(words)
 
     def _forget(self, names: Sequence[str]) -> None:
         self.loaded.call_workers(DROP_STATE, list(names))

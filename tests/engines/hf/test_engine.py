@@ -66,6 +66,14 @@ def test_finish_reasons_and_minimum_length(engine):
     assert not set(output.token_ids) & set(eos)
 
 
+def test_a_word_that_the_vocabulary_lacks_has_no_score(engine, monkeypatch):
+    monkeypatch.setattr(engine.inputs, "word_ids", lambda word: [] if word == "B" else [5])
+    short = hd.Sampling(max_new_tokens=1)
+    for strategy in ("greedy", "vcd", "opera"):
+        (output,) = engine.generate([ask()], strategy, short, score_words=("A", "B"))
+        assert output.scores.keys() == {"A"}
+
+
 def test_score_words_are_unmasked_first_step_scores(engine):
     words = ("yes", "no")
     vcd = engine.generate(ask(), "vcd(beta=1)", hd.Sampling(max_new_tokens=1), score_words=words)[0]
