@@ -283,6 +283,29 @@ def family_of(config: Any) -> ModelFamily:
     return FAMILIES[family]
 
 
+def switch_to_try(error: Exception, family: ModelFamily, *, encoding: bool) -> str:
+    """The switch of a family's row that an error of the model's own code speaks for.
+
+    Args:
+        error: What the model raised.
+        family: The row as it is.
+        encoding: Whether it was given a picture; else features, in a forward that also runs
+            strategies, whose errors must not be taken for the model's.
+
+    Returns:
+        ``packed=True`` and the like; "" where nothing is known.
+    """
+    text = str(error)
+    if encoding:
+        misshapen = isinstance(error, IndexError) or "values to unpack (expected" in text
+        return f"nested={not family.nested}" if misshapen else ""
+    if "'list' object has no attribute 'to'" in text and not family.packed:
+        return "packed=True"
+    if "must be tuple of Tensors, not Tensor" in text and family.packed:
+        return "packed=False"
+    return ""
+
+
 def check_family(config: Any, needs: Collection[str], strategy: str) -> None:
     """Raise UnsupportedStrategy if a model's family lacks a need of a strategy, saying why."""
     lacks = family_of(config).lacks

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,10 +14,10 @@ from transformers import DynamicCache
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from halludecode.core.attention_block import IMAGE, PAD, SYSTEM, TEXT
-from halludecode.core.errors import InvalidRequest
+from halludecode.core.errors import InvalidModel, InvalidRequest
 from halludecode.engines.inputs.processor import LRU
 from halludecode.engines.inputs.rows import ImageInput, Row
-from halludecode.models.families import ModelFamily
+from halludecode.models.families import ModelFamily, switch_to_try
 from halludecode.models.info import model_info
 
 VISION_BATCH = 64  # views of pictures per call of the vision tower
@@ -158,15 +159,16 @@ class HFModel:
         """
         self.calls += 1
         device = self.device
-        out = self.model(
-            input_ids=ids.to(device),
-            position_ids=(position if self.family.mrope else position[0]).to(device),
-            attention_mask=mask.to(device),
-            past_key_values=cache,
-            use_cache=True,
-            logits_to_keep=1,
-            **self.given(ids, features),
-        )
+        with self._told_by_switch(encoding=False):
+            out = self.model(
+                input_ids=ids.to(device),
+                position_ids=(position if self.family.mrope else position[0]).to(device),
+                attention_mask=mask.to(device),
+                past_key_values=cache,
+                use_cache=True,
+                logits_to_keep=1,
+                **self.given(ids, features),
+            )
         return out.logits[:, -1].float()
 
     def encode(self, images: Sequence[ImageInput]) -> dict[str, Tensor]:
@@ -182,7 +184,8 @@ class HFModel:
                     "that leaves something to see."
                 )
             inputs = {name: value[None] for name, value in inputs.items()}
-        encoded = self.model.get_image_features(**inputs, return_dict=True)
+        with self._told_by_switch(encoding=True):
+            encoded = self.model.get_image_features(**inputs, return_dict=True)
         deep = getattr(encoded, "deepstack_features", None) or ()
         levels = [encoded.pooler_output, *deep]
         views = [len(image.pixels["pixel_values"]) for image in images]
@@ -209,6 +212,21 @@ class HFModel:
             )
         }
         return extra
+
+    @contextmanager
+    def _told_by_switch(self, *, encoding: bool) -> Iterator[None]:
+        """A row of `FAMILIES` that does not fit its model ends in the switch to try."""
+        try:
+            yield
+        except (AttributeError, IndexError, TypeError, ValueError) as error:
+            switch = switch_to_try(error, self.family, encoding=encoding)
+            if not switch:
+                raise
+            raise InvalidModel(
+                f"Family {self.model.config.model_type!r} does not take pictures as its row says "
+                f"({type(error).__name__}: {error}); try {switch} in its row of "
+                "halludecode/models/families.py."
+            ) from error
 
     def _positions(self, row: Row, is_image: Tensor) -> Tensor:
         if not self.family.mrope:
