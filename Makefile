@@ -49,12 +49,12 @@ lint: $(STAMP)
 strategy: $(STAMP)
 	@$(BIN)/python -m tests.support.scaffold $(NAME)
 
-## make laws      NAME=x proves one strategy: lint, and every law on every model family
+## make laws      NAME=x proves one strategy, benchmark or model family: lint, and every law it is under
 laws: $(STAMP)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/pyright
-	$(TEST_ENV) $(BIN)/pytest tests/contract -k "$(NAME)"
+	$(TEST_ENV) $(BIN)/pytest tests/contract tests/evals/benchmarks tests/models -k "$(NAME)"
 
 ## make record    every strategy on every model family, into the table of README.md; NAME=x: one strategy
 record: $(STAMP)

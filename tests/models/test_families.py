@@ -7,10 +7,15 @@ import time
 import pytest
 import torch
 
+from halludecode.models import families as rows
 from tests.support import families
 
 MANY = list(families.FAMILIES)
 CHATTING = [name for name, row in families.FAMILIES.items() if row.chat]
+
+
+def test_every_family_that_is_served_is_tried():
+    assert set(families.FAMILIES) == set(rows.FAMILIES)
 
 
 @pytest.mark.parametrize("family", MANY)

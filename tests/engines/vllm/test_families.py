@@ -14,7 +14,8 @@ from tests.support.vllm import ACTIVE, answer_together, edge_gaps, same
 
 NAMES = [*STRATEGIES.names(), *specs.COMPOSED, "damro+agla"]
 CHOSEN = ("qwen2_5_vl", "internvl")
-REST = ("llava", "qwen2_vl", "qwen3_vl", "llava_next", "llava_onevision", "idefics3", "smolvlm")
+REFUSED = {"gemma3": "Gemma 3.*engine='hf'", "instructblip": "InstructBLIP"}
+REST = [name for name in families.FAMILIES if name not in (*CHOSEN, *REFUSED)]
 GREEDY = {"max_new_tokens": 8, "logprobs": 3}
 SAMPLED = {**GREEDY, "temperature": 1.3, "top_p": 0.95, "seed": 11, "repetition_penalty": 1.1}
 
@@ -114,9 +115,7 @@ def test_a_picture_that_vllm_cuts_into_other_tokens_is_refused(vllm_engine, fami
     assert refused == 1
 
 
-@pytest.mark.parametrize(
-    ("family", "why"), [("gemma3", "Gemma 3.*engine='hf'"), ("instructblip", "InstructBLIP")]
-)
+@pytest.mark.parametrize(("family", "why"), REFUSED.items())
 def test_families_that_vllm_answers_otherwise_are_refused(tmp_path_factory, noted, family, why):
     path = families.family_path(family, tmp_path_factory)
     with pytest.raises(hd.InvalidModel, match=why) as caught:
