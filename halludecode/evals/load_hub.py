@@ -25,7 +25,7 @@ from typing import Any
 from halludecode.core.errors import HalluDecodeError, InvalidData, MissingExtra
 from halludecode.evals.benchmarks.base import Benchmark
 from halludecode.evals.benchmarks.registry import BENCHMARKS
-from halludecode.evals.data.columns import Columns, map_columns, said
+from halludecode.evals.data.columns import Columns, map_columns, refuse_null, said
 from halludecode.evals.data.entries import Pictures, Selection, limited, make_unit
 from halludecode.evals.data.records import Record
 from halludecode.evals.data.samples import EvalImage, EvalUnit, Sample
@@ -137,6 +137,8 @@ def _collect(
         cells = {name: row[column] for name, column in wanted.items()}
         cells |= _picture_names(shown or kind.pictures[:1], named, table, cells, where)
         record = Record(where, cells, split=table.name)
+        if benchmark.owns(record):
+            refuse_null(kind, cells, where)
         samples = benchmark.samples(record)
         for sample in samples:
             found.add(benchmark, sample)

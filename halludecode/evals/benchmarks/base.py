@@ -33,7 +33,7 @@ from halludecode.evals.benchmarks.shown import (
     MetricPlot,
     Shown,
 )
-from halludecode.evals.data.columns import Columns, map_columns, nearest
+from halludecode.evals.data.columns import Columns, cells_of, map_columns, nearest
 from halludecode.evals.data.entries import Pictures, folder_pictures
 from halludecode.evals.data.records import Record, first_fields, read_records
 from halludecode.evals.data.samples import Sample
@@ -95,13 +95,14 @@ class Benchmark(Parameters, Shown):
         """Split to the file that holds its questions; empty where there are none.
 
         By default the first of ``files`` (``NAME.jsonl``, ``NAME/NAME.jsonl``, or ``.json``) that
-        has the benchmark's columns.
+        has the benchmark's columns; where none has, the first, for `load` to say what is wrong.
 
         Args:
             folder: A data folder.
         """
-        found = (folder / place for place in self._places() if (folder / place).is_file())
-        ours = next((path for path in found if self.reads(path, first_fields(path))), None)
+        found = [folder / place for place in self._places() if (folder / place).is_file()]
+        fitting = (path for path in found if self.reads(path, first_fields(path)))
+        ours = next(fitting, next(iter(found), None))
         return {} if ours is None else {self.split_of(ours): ours}
 
     def reads(self, path: Path, first: Mapping[str, Any]) -> bool:
@@ -153,8 +154,8 @@ class Benchmark(Parameters, Shown):
         names = map_columns(kind, str(path), list(records[0].fields), {})
         samples: list[Sample] = []
         for record in records:
-            own = {ours: record.fields[n] for ours, n in names.items() if n in record.fields}
-            samples += self.samples(Record(record.where, own, record.line, Path(path).stem))
+            cells = cells_of(kind, names, record)
+            samples += self.samples(Record(record.where, cells, record.line, Path(path).stem))
         return samples
 
     def table(self, found: Iterable[str]) -> Columns | None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from halludecode.core.errors import InvalidData
+from halludecode.evals.data.records import Record
 
 
 @dataclass(frozen=True)
@@ -78,6 +79,32 @@ def map_columns(
                 f"{', '.join(found)}. Map it with --columns {name}=THEIRS."
             )
     return mapped
+
+
+def cells_of(columns: Columns, names: Mapping[str, str], record: Record) -> dict[str, Any]:
+    """A line's cells under our names.
+
+    Args:
+        columns: The kind of table.
+        names: Our names to the file's, as its first line has them.
+        record: The line.
+
+    Raises:
+        InvalidData: A cell that is needed is missing or null, or a picture is no name of a file.
+    """
+    for ours in columns.needs:
+        if ours in columns.pictures or names[ours] not in record.fields:
+            record.get(names[ours], kind=str, what="a file name")
+    cells = {ours: record.fields[n] for ours, n in names.items() if n in record.fields}
+    refuse_null(columns, cells, record.where)
+    return cells
+
+
+def refuse_null(columns: Columns, cells: Mapping[str, Any], where: str) -> None:
+    """Refuses a row that has nothing in a cell that is needed: it would be asked as ``None``."""
+    for name in columns.needs:
+        if name in cells and cells[name] is None:
+            raise InvalidData(f"{where}: {name} is empty; every row needs it.")
 
 
 def said(value: Any) -> str:

@@ -46,11 +46,13 @@ def rows_of(name, rows=None):
 def written(root, name, rows=None, file="test.jsonl"):
     """A folder of rows, as the hub has them, with their pictures."""
     cls = BENCHMARKS.get(name)
+    beside = (root / file).parent
     world.write_lines(root / file, rows_of(name) if rows is None else rows)
     shown = [row[column] for row in cls.examples for column in cls.columns[0].pictures]
     for number, picture in enumerate(dict.fromkeys(shown)):
         world.picture(root / picture, number)
-        world.picture(root / "images" / picture, number)
+        for place in {root / "images", beside}:
+            world.picture(place / picture, number)
     return root
 
 
@@ -155,6 +157,52 @@ def test_nonsense_in_a_cell_is_at_most_one_sentence(name, tmp_path, nonsense):
             load_units([source], select(name))
         except HalluDecodeError as error:
             assert "\n" not in str(error)
+
+
+def own_file(name):
+    """The file a data folder has of it; None where it has a layout of its own."""
+    cls = BENCHMARKS.get(name)
+    return cls()._places()[0] if cls.load is Benchmark.load else None
+
+
+@pytest.mark.parametrize("nonsense", ["~~~", "", 7, None, "missing"])
+def test_nonsense_in_its_own_file_is_at_most_one_sentence(name, tmp_path, nonsense):
+    if not (file := own_file(name)):
+        pytest.skip("has files of its own, and tests of its own")
+    needed = {n for names in BENCHMARKS.get(name).columns[0].needs.values() for n in names}
+    for number, column in enumerate(rows_of(name)[0]):
+        rows = [dict(row) for row in rows_of(name)]
+        rows[-1][column] = nonsense
+        if nonsense == "missing":
+            del rows[-1][column]
+        source = written(tmp_path / str(number), name, rows, file)
+        try:
+            load_units([source], select(name))
+        except HalluDecodeError as error:
+            assert re.search(rf"{re.escape(file)}:{len(rows)}", str(error))
+        else:
+            assert column not in needed or nonsense not in (None, "missing")
+
+
+def test_a_cell_without_anything_is_not_asked(name, tmp_path):
+    kind = BENCHMARKS.get(name).columns[0]
+    for column, names in kind.needs.items():
+        if column in BENCHMARKS.get(name).examples[-1] and column not in kind.pictures:
+            rows = rows_of(name)
+            rows[-1][names[0]] = None
+            source = written(tmp_path / column, name, rows)
+            with pytest.raises(InvalidData, match="every row needs it"):
+                load_units([source], select(name))
+
+
+@pytest.mark.parametrize("text", ["", "not JSON\n", '{"prompt": "x"}\n'])
+def test_its_own_file_is_complained_of_by_name(name, tmp_path, text):
+    if not (file := own_file(name)):
+        pytest.skip("has files of its own, and tests of its own")
+    (tmp_path / file).parent.mkdir(exist_ok=True)
+    (tmp_path / file).write_text(text)
+    with pytest.raises(InvalidData, match=re.escape(str(tmp_path / file))):
+        load_units([tmp_path], select(name))
 
 
 def test_a_folder_of_something_else_is_one_sentence(name, tmp_path):

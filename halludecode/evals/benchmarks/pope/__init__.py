@@ -85,11 +85,18 @@ class POPE(YesNoBenchmark):
 
     def samples(self, record: Record) -> tuple[Sample, ...]:
         """A row's question in every split that it names; without any in that of the data set."""
-        category = record.fields.get("category")
-        named = [split_in(record.split)]
-        if category is not None:
-            named = [s for s in map(str.strip, said(category).split(",")) if s in self.splits]
+        named = self._named(record)
         return tuple(replace(self.question(record), split=split) for split in named)
+
+    def owns(self, record: Record) -> bool:
+        """A row may name several splits, or none."""
+        return bool(self._named(record))
+
+    def _named(self, record: Record) -> list[str]:
+        category = record.fields.get("category")
+        if category is None:
+            return [split_in(record.split)]
+        return [s for s in map(str.strip, said(category).split(",")) if s in self.splits]
 
     def enough(
         self, groups: Mapping[str | None, Sequence[str]], limit: int, table: Columns
