@@ -315,7 +315,7 @@ def _scored(scored: dict[str, Any]) -> Any:
 
 def _values(scored: dict[str, Any]) -> dict[str, Any]:
     values = {name: metric["value"] for name, metric in scored["metrics"].items()}
-    counts = {k: scored[k] for k in ("unparsed", "missing") if k in scored}
+    counts = {k: scored[k] for k in ("unparsed", "missing", "left_out") if k in scored}
     if "unparsed" in values:
         counts["unparsed"] = int(values["unparsed"])
     return {"n": scored["n"], **values, **counts, **scored.get("relabelled", {})}

@@ -43,11 +43,16 @@ def score_answers(
     with naming(predictions):
         match([sample.id for sample in samples], answers, "id")
     sizes = Counter(map(benchmark.group, samples))
-    lines = []
+    lines = {}
     for sample in samples:
         group = benchmark.group(sample)
         filled = replace(sample, group=group, group_size=sizes[group])
         asked = {"id": sample.id, "image": sample.image, "prompt": sample.question}
-        lines.append({**asked, **benchmark.answered(filled, answers[sample.id])})
+        lines[sample.id] = {**asked, **benchmark.answered(filled, answers[sample.id])}
+    whole = benchmark.complete(lines)
+    if not whole:
+        raise InvalidData(f"{annotations} holds no group of questions that {title} counts whole.")
     with naming(predictions):
-        return benchmark.score(lines)
+        score = benchmark.score(list(whole.values()))
+    left_out = len(lines) - len(whole)
+    return replace(score, notes={**score.notes, "left_out": left_out}) if left_out else score

@@ -78,6 +78,10 @@ class POPEv2(YesNoBenchmark):
         sides = ((False, "normal"), (True, "counterfactual"))
         return [_sample(record, e, cells[side], cells[f"{side}_label"]) for e, side in sides]
 
+    def group_of(self, line: Mapping[str, Any]) -> tuple[str, int]:
+        """A pair is two, also where the data hold one of them."""
+        return line["group"], 2
+
     def score(self, lines: Sequence[Mapping[str, Any]]) -> Score:
         """POPE's counts over all questions, and those of pairs."""
         rows = [(self.cluster(x), count(x["parsed"], x["label"], x["answer"])) for x in lines]

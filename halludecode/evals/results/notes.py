@@ -46,6 +46,11 @@ def _losses(entry: Mapping[str, Any], labels: Labels) -> Iterator[str]:
     if entry["failed"]:
         split = f" ({entry['split']})" if entry["split"] else ""
         yield f"{where}{split}: {entry['failed']} failed, see errors.jsonl."
+    if left_out := entry.get("left_out"):
+        yield (
+            f"{where}: {left_out} answered but not scored, as others that they count together with "
+            f"{'failed' if entry['failed'] else 'are not in the data'}."
+        )
     if benchmark_named(entry["task"]).tells_unparsed and entry.get("unparsed"):
         yield (
             f"{where}: {entry['unparsed']} of {entry['n']} "

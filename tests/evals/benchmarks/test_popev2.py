@@ -9,7 +9,11 @@ import pytest
 from halludecode.core.errors import InvalidData
 from halludecode.evals.benchmarks.popev2 import POPEv2
 from halludecode.evals.data.records import Record
+from halludecode.evals.data.run_files import read_lines
 from halludecode.evals.load import load_units
+from halludecode.evals.report.render import render
+from halludecode.evals.runner.run import evaluate
+from halludecode.evals.runner.score_file import score_predictions
 from tests.support import eval_world as world
 
 
@@ -95,3 +99,27 @@ def test_saying_yes_to_everything_follows_no_edit():
     metrics = score(("Yes", "Yes"), ("Yes", "Yes")).metrics
     assert (metrics["accuracy"], metrics["follows_edit"], metrics["pair_accuracy"]) == (0.5, 0, 0)
     assert "follows_edit" in score(("No", "No")).degenerate  # nothing was seen in an original
+
+
+def test_half_a_pair_in_the_data_is_left_out_and_told(tmp_path):
+    root = released(tmp_path / "set" / "popev2")
+    records = json.loads((root / "annotations.json").read_text())
+    (root / "annotations.json").write_text(json.dumps(records[:-1]))
+    options = {"data": [tmp_path / "set"], "out": tmp_path / "run"}
+    report = evaluate(world.FakeEngine(), "popev2", **options)
+    (entry,) = report.results["runs"]
+    assert (entry["n"], entry["failed"], entry["left_out"], report.left_out) == (4, 0, 1, 1)
+    told = render([tmp_path / "run"], "md", None)
+    assert "1 answered but not scored, as others that they count together with are not in" in told
+    answers = [
+        {"id": x["id"], "answer": x["answer"]}
+        for x in read_lines(tmp_path / "run" / "samples.jsonl")
+    ]
+    world.write_lines(tmp_path / "answers.jsonl", answers)
+    scored = score_predictions("popev2", tmp_path / "answers.jsonl", root / "annotations.json")
+    assert (scored["n"], scored["left_out"]) == (4, 1)
+    assert scored["metrics"] == {n: {"value": m["value"]} for n, m in entry["metrics"].items()}
+    (root / "annotations.json").write_text(json.dumps(records[:1]))
+    world.write_lines(tmp_path / "answers.jsonl", answers[:1])
+    with pytest.raises(InvalidData, match="holds no group of questions that POPEv2 counts whole"):
+        score_predictions("popev2", tmp_path / "answers.jsonl", root / "annotations.json")
