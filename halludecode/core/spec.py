@@ -56,7 +56,8 @@ def parse(spec: Spec) -> tuple[Strategy, ...]:
 def _from_map(name: str, values: Any) -> Strategy:
     if values is not None and not isinstance(values, Mapping):
         raise InvalidParameter(f"Strategy {name}: parameters must be a map, not {values!r}.")
-    return get(name, **cast("dict[str, Any]", values or {}))
+    given = cast("dict[Any, Any]", values or {})  # YAML's names need not be text
+    return get(str(name), **{str(key): value for key, value in given.items()})
 
 
 def get(name: str, /, **values: Any) -> Strategy:

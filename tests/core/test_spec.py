@@ -120,6 +120,13 @@ def test_things_that_are_no_specs_are_refused(bad):
         hd_spec.parse(bad)
 
 
+def test_names_of_yaml_that_are_no_text_are_refused_as_names():
+    with pytest.raises(InvalidParameter, match="vcd has no parameter '1'"):
+        hd_spec.parse({"vcd": {1: 2}})
+    with pytest.raises(UnknownStrategy, match="'3'"):
+        hd_spec.parse({3: None})
+
+
 def test_annotations_may_be_evaluated_or_not():
     """A notebook cell has no `from __future__ import annotations`."""
     import halludecode as hd

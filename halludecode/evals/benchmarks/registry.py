@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -126,6 +126,13 @@ def _items(tasks: Any) -> list[Any]:
         return [text for text in split(tasks, ",", tasks, "Tasks") if text.strip()]
     if isinstance(tasks, Mapping):
         return [{name: values} for name, values in tasks.items()]
+    if isinstance(tasks, type) and issubclass(tasks, Benchmark):
+        return [tasks()]
+    if not isinstance(tasks, Iterable):
+        raise InvalidParameter(
+            f"Tasks: {tasks!r} names none; write 'pope,chair(family=pattern)', or a list of names "
+            "and one-key maps."
+        )
     return [item for entry in tasks for item in _items(entry)]
 
 
@@ -138,7 +145,8 @@ def _one(item: Any) -> Benchmark:
             raise InvalidParameter(f"Task {name}: parameters must be a map, not {values!r}.")
     else:
         name, values = read_item(item, item, "Task")
-    cls, values = BENCHMARKS.get(str(name)), dict(values or {})
+    cls = BENCHMARKS.get(str(name))
+    values = {str(key): value for key, value in (values or {}).items()}
     check_names(cls.name, values, [spec.name for spec in cls.params()])
     return cls(**values)
 

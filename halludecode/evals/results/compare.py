@@ -240,9 +240,14 @@ def _spread(spreads: Mapping[str, stats.SeedSpread]) -> dict[str, dict[str, floa
     return {name: spread._asdict() for name, spread in spreads.items()}
 
 
-def compare(a: Report, b: Report) -> Comparison:
-    """Compares two reports, each of a single strategy (greedy beside it does not count)."""
-    return compare_runs([str(a.path), str(b.path)])
+def compare(a: Report | str | Path, b: Report | str | Path) -> Comparison:
+    """Compares two reports, each of a single strategy (greedy beside it does not count).
+
+    Args:
+        a: A report, its run folder, or ``RUN:STRATEGY``.
+        b: What it is compared with.
+    """
+    return compare_runs([str(getattr(side, "path", side)) for side in (a, b)])
 
 
 def _against_greedy(side: _Side, name: str) -> Comparison:

@@ -106,7 +106,7 @@ def prepare(
     *,
     tasks: Any,
     strategies: Sequence[Any],
-    data: Sequence[str | Path] = (),
+    data: str | Path | Sequence[str | Path] = (),
     images: str | Path | None = None,
     annotations: str | Path | None = None,
     prompt_preset: str | None = None,
@@ -126,7 +126,8 @@ def prepare(
         engine_or_loader: As for `run_eval`.
         tasks: Benchmarks as `registry.choose` takes them.
         strategies: Spec strings or strategies.
-        data: Testbed names, folders or hub ids; for the testbed model ``testbed-iid`` by default.
+        data: Testbed names, folders or hub ids, or one of them; for the testbed model
+            ``testbed-iid`` by default.
         images: Folder of pictures (with ``annotations``, or replacing a data folder's own).
         annotations: A question file of the one benchmark asked for.
         prompt_preset: A name of `presets.PRESETS` or "testbed"; see `presets.preset_for`.
@@ -149,7 +150,10 @@ def prepare(
     """
     for option in parameters:
         check_option(option, _OPTIONS)
-    _check_arguments(strategies, limit, batch_size)
+    _check_arguments(strategies, limit=limit, batch_size=batch_size, max_new_tokens=max_new_tokens)
+    if not isinstance(seed, int):
+        raise InvalidParameter(f"seed={seed!r}: seed must be a whole number.")
+    data = [data] if isinstance(data, str | Path) else data
     asked = choose(tasks, **parameters)
     name, engine = _model_name(engine_or_loader), None
     if not name:  # a loader that does not tell what it loads
@@ -247,12 +251,12 @@ def _path(value: str | Path | None) -> Path | None:
     return None if value is None else Path(value)
 
 
-def _check_arguments(strategies: Sequence[Any], limit: int | None, batch_size: int | None) -> None:
+def _check_arguments(strategies: Sequence[Any], **counts: int | None) -> None:
     if not strategies:
         raise InvalidParameter("No strategy: give at least one, such as greedy.")
-    for name, value in (("limit", limit), ("batch_size", batch_size)):
-        if value is not None and value < 1:
-            raise InvalidParameter(f"{name}={value}: {name} must be at least 1.")
+    for name, value in counts.items():
+        if value is not None and (not isinstance(value, int) or value < 1):
+            raise InvalidParameter(f"{name}={value!r}: {name} must be a whole number, at least 1.")
 
 
 def _keep_pictures(store: RunStore, setup: Setup, strategies: Sequence[str]) -> None:

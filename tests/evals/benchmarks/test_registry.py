@@ -38,6 +38,7 @@ never.model_id = "some/model"
         ["pope", {"chair": {"family": "pattern"}}],
         {"pope": None, "chair": {"family": "pattern"}},
         [BENCHMARKS.get("pope")(), "chair(family=pattern)"],
+        [BENCHMARKS.get("pope"), "chair(family=pattern)"],
     ],
 )
 def test_tasks_are_written_as_strategies_are(tasks):

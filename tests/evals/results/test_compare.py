@@ -81,6 +81,10 @@ def test_equal_answers_in_two_folders_differ_by_nothing(made):
         assert all(d["p"] == 1 for d in entry["metrics"].values())
     assert found.apart == ()
     assert compare(reports["alone"], reports["alone"]).differences
+    folder = reports["alone"].path
+    assert compare(folder, str(folder)) == compare(reports["alone"], reports["alone"])
+    with pytest.raises(InvalidData, match="no such run folder"):
+        compare(folder, "nowhere")
 
 
 def test_what_else_differs_is_named(made):

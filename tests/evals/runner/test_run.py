@@ -439,7 +439,14 @@ def test_bad_arguments_are_named_before_the_model_is_loaded(tmp_path, source):
         ({"tasks": ["pop"]}, InvalidParameter, "Unknown task 'pop'. Did you mean 'pope'"),
         ({"tasks": []}, InvalidParameter, "name each task once"),
         ({"strategies": []}, InvalidParameter, "at least one"),
-        ({"limit": 0}, InvalidParameter, "limit must be at least 1"),
+        ({"tasks": 3}, InvalidParameter, "3 names none; write 'pope,chair"),
+        ({"tasks": ["pope", None]}, InvalidParameter, "None names none"),
+        ({"tasks": {"chair": {1: 2}}}, InvalidParameter, "chair has no parameter '1'"),
+        ({"limit": 0}, InvalidParameter, "limit must be a whole number, at least 1"),
+        ({"limit": "3"}, InvalidParameter, "limit='3': limit must be a whole number"),
+        ({"batch_size": 2.5}, InvalidParameter, "batch_size must be a whole number"),
+        ({"max_new_tokens": 0}, InvalidParameter, "max_new_tokens must be a whole number"),
+        ({"seed": "x"}, InvalidParameter, "seed must be a whole number"),
         ({"data": [tmp_path / "gone"]}, InvalidData, "no such folder"),
         ({"data": []}, InvalidParameter, "No data"),
         ({"prompt_preset": "x"}, InvalidParameter, "No prompt preset 'x'"),
@@ -447,6 +454,12 @@ def test_bad_arguments_are_named_before_the_model_is_loaded(tmp_path, source):
         with pytest.raises(error, match=said):
             run(tmp_path / "run", source, loader, **change)
     assert not (tmp_path / "run").exists()
+
+
+def test_one_source_needs_no_list(tmp_path, source):
+    for data in (source, str(source)):
+        report = run(tmp_path / type(data).__name__, source, tasks=["pope"], data=data)
+        assert {entry["data"] for entry in report.results["runs"]} == {"set"}
 
 
 def test_unknown_strategy_writes_nothing(tmp_path, source):
