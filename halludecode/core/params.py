@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import difflib
 import math
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, cast
@@ -132,12 +133,55 @@ class Parameters:
 
     @classmethod
     def params(cls) -> tuple[Param, ...]:
-        """The parameters in the order they are declared."""
+        """The parameters in the order they are declared.
+
+        Raises:
+            InvalidParameter: A field was not made by `param`.
+        """
+        fields = dataclasses.fields(cast("Any", cls))
+        for bare in (f.name for f in fields if "help" not in f.metadata):
+            raise InvalidParameter(
+                f"{cls.name}: {bare} is no parameter yet; write {bare}: TYPE = "
+                "param(DEFAULT, HELP), or ClassVar[TYPE] if it is none."
+            )
         return tuple(
             Param(name=f.name, default=f.default, type=type_name(f.type), **f.metadata)
-            for f in dataclasses.fields(cast("Any", cls))
+            for f in fields
         )
 
     def resolved(self) -> dict[str, Any]:
         """Every parameter with its value."""
         return {spec.name: getattr(self, spec.name) for spec in self.params()}
+
+
+def check_name(name: Any, kind: str) -> None:
+    """Refuses a decorator that was not called with a name.
+
+    Raises:
+        InvalidParameter: It was put before its class without brackets, for one.
+    """
+    if not isinstance(name, str):
+        raise InvalidParameter(f'@{kind} needs a name: @{kind}("my_name").')
+
+
+def check_class(cls: Any, base: type[Parameters], name: str) -> None:
+    """Refuses a class that cannot be registered as a ``base``.
+
+    Overriding is the declaration, so that a misspelt hook would silently do nothing.
+
+    Raises:
+        InvalidParameter: The class is no ``base``, or what it defines is nearly, but not quite,
+            something a ``base`` has.
+    """
+    kind = base.__name__
+    if not (isinstance(cls, type) and issubclass(cls, base)):
+        raise InvalidParameter(f"{name}: {cls!r} must be a class derived from {kind}.")
+    known = sorted({attr for parent in cls.__mro__[1:] for attr in vars(parent)})
+    for attr, value in vars(cls).items():
+        if attr.startswith("_") or attr in known or isinstance(value, dataclasses.Field):
+            continue
+        if close := difflib.get_close_matches(attr, known, n=1, cutoff=0.8):
+            raise InvalidParameter(
+                f"{name}: {cls.__name__}.{attr} is nothing that a {kind} has. Did you mean "
+                f"{close[0]!r}? If it is your own, begin its name with _."
+            )

@@ -41,6 +41,8 @@ class Registry(Generic[T]):
             raise InvalidParameter(
                 f"{self.kind} name {name!r} must be lower-case letters, digits and _."
             )
+        if name in self._files():  # the package's own goes first, whichever is imported first
+            importlib.import_module(f"{self.package}.{name}")
         earlier = self._entries.get(name)
         if earlier is not None and getattr(earlier, "source", 0) != getattr(entry, "source", 1):
             raise InvalidParameter(

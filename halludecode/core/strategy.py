@@ -8,7 +8,6 @@ Shapes: R or B requests, T tokens, D hidden size, V vocabulary size.
 
 from __future__ import annotations
 
-import dataclasses
 import inspect
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -19,7 +18,7 @@ from halludecode.core.calibration import Calibration
 from halludecode.core.errors import InvalidParameter
 from halludecode.core.model_info import ModelInfo
 from halludecode.core.paper import Paper
-from halludecode.core.params import Param, param, type_name
+from halludecode.core.params import Parameters, check_class, check_name, param
 from halludecode.core.prompt import Prompt
 from halludecode.core.state import State
 
@@ -49,14 +48,13 @@ S = TypeVar("S", bound="type[Strategy]")
 
 
 @dataclass(frozen=True)
-class Strategy:
+class Strategy(Parameters):
     """Base of all strategies: override what the paper does, leave the rest.
 
     Life of a request: activations -> prepare -> branches -> attend and steer in every forward ->
     combine for every token. Hooks are pure; nothing writes strategy state after `prepare`.
     """
 
-    name: ClassVar[str] = ""
     paper: ClassVar[Paper | None] = None
     off: ClassVar[Mapping[str, Any]] = {}
     source: ClassVar[str] = ""
@@ -66,10 +64,6 @@ class Strategy:
     site: ClassVar[Literal["residual", "mlp"]] = "residual"  # the stream that `steer` rewrites
     steer_at: ClassVar[Queries] = "all"
     steer_rows: ClassVar[tuple[str, ...]] = ("main",)
-
-    def __post_init__(self) -> None:
-        for spec in self.params():
-            object.__setattr__(self, spec.name, spec.check(self.name, getattr(self, spec.name)))
 
     def layers(self, m: ModelInfo) -> Iterable[int]:
         """Decoder layers where `attend` and `steer` run; all by default."""
@@ -115,18 +109,6 @@ class Strategy:
         """Whether this strategy overrides ``hook``."""
         return getattr(cls, hook) is not getattr(Strategy, hook)
 
-    @classmethod
-    def params(cls) -> tuple[Param, ...]:
-        """The parameters in the order they are declared."""
-        return tuple(
-            Param(name=f.name, default=f.default, type=type_name(f.type), **f.metadata)
-            for f in dataclasses.fields(cls)
-        )
-
-    def resolved(self) -> dict[str, Any]:
-        """Every parameter with its value."""
-        return {spec.name: getattr(self, spec.name) for spec in self.params()}
-
 
 @dataclass_transform(frozen_default=True, field_specifiers=(param,))
 def strategy(
@@ -140,18 +122,22 @@ def strategy(
         off: Parameter values at which the strategy must equal greedy, token for token.
 
     Raises:
-        InvalidParameter: The name is taken by another file or is not a plain word.
+        InvalidParameter: The name is taken by another file or is not a plain word, or the class
+            has a misspelt hook or a field that is no `param`.
     """
+    check_name(name, "strategy")
 
     def register(cls: S) -> S:
         from halludecode.core.registry import STRATEGIES
 
+        check_class(cls, Strategy, name)
         cls.name, cls.paper, cls.off = name, paper, dict(off or {})
         try:
             cls.source = str(Path(inspect.getfile(cls)))
         except (OSError, TypeError):  # typed in a notebook cell
             cls.source = f"<{cls.__module__}>"
         frozen = dataclass(frozen=True)(cls)
+        frozen.params()
         STRATEGIES.add(name, frozen)
         return frozen
 

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from halludecode.core import spec as hd_spec
 from halludecode.core.errors import HalluDecodeError, InvalidParameter, UnknownStrategy
 from halludecode.core.registry import STRATEGIES
+from halludecode.core.strategy import Strategy, strategy
 
 floats = st.floats(0, 4, allow_nan=False)
 
@@ -125,6 +126,23 @@ def test_names_of_yaml_that_are_no_text_are_refused_as_names():
         hd_spec.parse({"vcd": {1: 2}})
     with pytest.raises(UnknownStrategy, match="'3'"):
         hd_spec.parse({3: None})
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        ({"conbine": lambda self, step: step["main"]}, "Did you mean 'combine'"),
+        ({"brances": lambda self, prompt, state, m: {}}, "Did you mean 'branches'"),
+        ({"alpha": 0.5, "__annotations__": {"alpha": float}}, "alpha is no parameter yet"),
+    ],
+)
+def test_a_misspelt_hook_or_a_bare_field_is_refused_and_not_registered(body, message):
+    with pytest.raises(InvalidParameter) as caught:
+        strategy("misspelt")(type("Misspelt", (Strategy,), dict(body)))
+    assert message in str(caught.value)
+    assert "misspelt" not in STRATEGIES.names()
+    with pytest.raises(InvalidParameter, match="@strategy needs a name"):
+        strategy(Strategy)
 
 
 def test_annotations_may_be_evaluated_or_not():

@@ -84,8 +84,9 @@ class Benchmark(Parameters, Shown):
         """The files it reads, or their columns, in words."""
         if self.needs:
             return self.needs
-        lists = (", ".join(kind.needs) for kind in self.columns)
-        return f"{self._places()[0]} in the folder, or a data set with {' or '.join(lists)}"
+        lists = [", ".join(kind.needs) for kind in self.columns]
+        table = f", or a data set with {' or '.join(lists)}" if lists else ""
+        return f"{self._places()[0]} in the folder{table}"
 
     def _places(self) -> tuple[str, ...]:
         stems = (self.name, f"{self.name}/{self.name}")

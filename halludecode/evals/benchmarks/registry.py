@@ -14,10 +14,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar, dataclass_transform
 
 from halludecode.core.errors import InvalidParameter
-from halludecode.core.params import param
+from halludecode.core.params import check_class, check_name, param
 from halludecode.core.registry import Registry
 from halludecode.core.spec import check_names, read_item, split
 from halludecode.evals.benchmarks.base import Benchmark, Metric
+from halludecode.evals.data.run_files import RUN_FACTS
 
 if TYPE_CHECKING:
     from halludecode.core.paper import Paper
@@ -42,16 +43,22 @@ def benchmark(name: str, *, paper: Paper | None = None) -> Callable[[B], B]:
         paper: The citation.
 
     Raises:
-        InvalidParameter: The name is taken by another file or is not a plain word.
+        InvalidParameter: The name is taken by another file or is not a plain word, or the class
+            has a misspelt method or a field that is no `param`.
     """
+    check_name(name, "benchmark")
 
     def register(cls: B) -> B:
+        check_class(cls, Benchmark, name)
+        if name in RUN_FACTS:
+            raise InvalidParameter(f"task name {name!r} is a word of run.json; choose another.")
         cls.name, cls.paper = name, paper
         try:
             cls.source = str(Path(inspect.getfile(cls)))
         except (OSError, TypeError):  # typed in a notebook cell
             cls.source = f"<{cls.__module__}>"
         frozen = dataclass(frozen=True)(cls)
+        frozen.params()
         BENCHMARKS.add(name, frozen)
         return frozen
 
@@ -138,6 +145,10 @@ def _items(tasks: Any) -> list[Any]:
 
 def _one(item: Any) -> Benchmark:
     if isinstance(item, Benchmark):
+        if not item.name:
+            raise InvalidParameter(
+                f"Task {type(item).__name__} has no name; write @benchmark(NAME) before its class."
+            )
         return item
     if isinstance(item, Mapping):
         ((name, values),) = item.items()

@@ -11,7 +11,10 @@ from typing import Any
 from halludecode.core.errors import InvalidData
 
 SCHEMA = 1
-
+# What run.json tells of a run itself; beside it stand benchmarks, under their names.
+RUN_FACTS = ("schema", "model", "model_digest", "model_facts", "engine", "dtype", "seed", "prompts")
+RUN_FACTS += ("sampling", "strategies", "data", "limit", "hardware", "versions", "started")
+RUN_FACTS += ("resumed",)
 
 Key = tuple[str, str, str | None, str, int | str]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -36,7 +37,7 @@ def notes(results: Mapping[str, Any], labels: Labels) -> list[str]:
     entries = [entry for entry in results["runs"] if entry["split"] != MEAN]
     for entry in entries:
         sentences += _losses(entry, labels)
-    return [*sentences, *_warnings(entries, labels), *_strangers(entries)]
+    return [*sentences, *_warnings(entries, labels), *_misspelt(entries), *_strangers(entries)]
 
 
 def _losses(entry: Mapping[str, Any], labels: Labels) -> Iterator[str]:
@@ -69,6 +70,21 @@ def _warnings(entries: Sequence[Mapping[str, Any]], labels: Labels) -> Iterator[
     for (strategy, sentence), count in warned.items():
         name = labels.get(strategy, strategy)
         yield f"{name}, {count} of {answers[strategy]} answers: {sentence}"
+
+
+def _misspelt(entries: Sequence[Mapping[str, Any]]) -> Iterator[str]:
+    """Columns that stay empty as no score has a metric of that name, though one has a like one."""
+    given: dict[str, set[str]] = {}
+    for entry in entries:
+        given.setdefault(entry["task"], set()).update(entry["metrics"])
+    for task, names in given.items():
+        for metric in benchmark_named(task).metrics:
+            close = difflib.get_close_matches(metric.name, names, n=1, cutoff=0.8)
+            if metric.name not in names and close:
+                yield (
+                    f"{task}: no score has the metric {metric.name!r} that it declares, but "
+                    f"{close[0]!r}; its column is empty."
+                )
 
 
 def _strangers(entries: Sequence[Mapping[str, Any]]) -> Iterator[str]:

@@ -8,7 +8,10 @@ import pytest
 
 import halludecode as hd
 from halludecode.core.errors import InvalidData, InvalidParameter
+from halludecode.evals.benchmarks.base import Metric
 from halludecode.evals.benchmarks.registry import BENCHMARKS, choose, standard, standard_of
+from halludecode.evals.data.run_files import RUN_FACTS
+from halludecode.evals.report.render import render
 from halludecode.evals.results.compare import compare_runs
 from halludecode.evals.runner.run import evaluate
 from halludecode.evals.runner.run_folder import read_lines
@@ -155,6 +158,68 @@ def test_a_benchmark_that_declares_nothing_is_still_shown(cell, tmp_path):
     assert report.results["runs"][0]["metrics"]["accuracy"]
     report.table()
     compare_runs([str(tmp_path / "run")]).table()
+
+
+@pytest.mark.parametrize(
+    ("name", "body", "message"),
+    [
+        ("bare", {"jugde": lambda self, sample, answer: {}}, "Bare.jugde is nothing that a Bench"),
+        ("bare", {"metrcs": ()}, "Did you mean 'metrics'"),
+        ("bare", {"k": 3, "__annotations__": {"k": int}}, "k is no parameter yet; write k: TYPE"),
+        ("pope", {}, "task 'pope' is already defined in "),
+        ("seed", {}, "task name 'seed' is a word of run.json"),
+        ("Bare", {}, "must be lower-case"),
+    ],
+)
+def test_a_class_that_cannot_be_meant_is_refused_and_not_registered(cell, name, body, message):
+    made = type("Bare", (hd.YesNoBenchmark,), {"__doc__": "Bare.", **body})
+    with pytest.raises(InvalidParameter) as caught:
+        cell(name)(made)
+    assert message in str(caught.value)
+    assert "bare" not in BENCHMARKS.names()
+
+
+def test_a_decorator_without_a_name_or_a_benchmark_is_refused(cell):
+    with pytest.raises(InvalidParameter, match=r"@benchmark needs a name: @benchmark\("):
+        cell(hd.YesNoBenchmark)
+    with pytest.raises(InvalidParameter, match="must be a class derived from Benchmark"):
+        cell("bare")(object)
+    with pytest.raises(InvalidParameter, match=r"Nameless has no name; write @benchmark\(NAME\)"):
+        choose([type("Nameless", (hd.YesNoBenchmark,), {})])
+
+
+def test_own_methods_and_names_of_parameters_are_free(cell):
+    @cell("bare")
+    class Bare(hd.YesNoBenchmark):
+        """Bare."""
+
+        metric_s: int = hd.param(1, "a number")
+
+        def _scores(self):
+            return 0
+
+    assert choose("bare(metric_s=2)")[0].metric_s == 2
+    assert not hd.Benchmark().what_it_needs.endswith("with ")
+
+
+def test_a_metric_that_no_score_has_is_told(cell, source, tmp_path):
+    @cell("bare")
+    class Bare(hd.YesNoBenchmark):
+        """Bare."""
+
+        metrics = (Metric("acuracy", "accuracy %"),)
+
+    questions = [json.loads(x) for x in (source / "pope" / "random.jsonl").read_text().splitlines()]
+    rows = [{**q, "question": q["text"], "answer": q["label"]} for q in questions]
+    world.write_lines(source / "bare.jsonl", rows)
+    evaluate(world.FakeEngine(), "bare", data=[source], out=tmp_path / "run")
+    told = render([tmp_path / "run"], "md", None)
+    assert "no score has the metric 'acuracy' that it declares, but 'accuracy'" in told
+
+
+def test_what_runs_record_are_no_names_of_benchmarks(source):
+    report = evaluate(world.FakeEngine(), data=[source])
+    assert set(report.run) <= {*RUN_FACTS, *BENCHMARKS.names()}
 
 
 def test_a_folder_that_nobody_reads_is_one_sentence(tmp_path):
