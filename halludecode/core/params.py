@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import inspect
 import math
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, cast
@@ -170,18 +171,39 @@ def check_class(cls: Any, base: type[Parameters], name: str) -> None:
     Overriding is the declaration, so that a misspelt hook would silently do nothing.
 
     Raises:
-        InvalidParameter: The class is no ``base``, or what it defines is nearly, but not quite,
-            something a ``base`` has.
+        InvalidParameter: The class is no ``base``, what it defines is nearly, but not quite,
+            something a ``base`` has, or a method cannot be called as that of the ``base`` is.
     """
     kind = base.__name__
     if not (isinstance(cls, type) and issubclass(cls, base)):
         raise InvalidParameter(f"{name}: {cls!r} must be a class derived from {kind}.")
     known = sorted({attr for parent in cls.__mro__[1:] for attr in vars(parent)})
     for attr, value in vars(cls).items():
-        if attr.startswith("_") or attr in known or isinstance(value, dataclasses.Field):
+        if attr.startswith("_") or isinstance(value, dataclasses.Field):
+            continue
+        if attr in known:
+            _check_call(cls, attr, name)
             continue
         if close := difflib.get_close_matches(attr, known, n=1, cutoff=0.8):
             raise InvalidParameter(
                 f"{name}: {cls.__name__}.{attr} is nothing that a {kind} has. Did you mean "
                 f"{close[0]!r}? If it is your own, begin its name with _."
             )
+
+
+def _check_call(cls: Any, attr: str, name: str) -> None:
+    """Refuses a method that cannot be called as the one it overrides is."""
+    ours, theirs = getattr(cls, attr), getattr(cast("Any", super(cls, cls)), attr)
+    if not (inspect.isroutine(ours) and inspect.isroutine(theirs)):
+        return
+    wanted = inspect.signature(theirs).parameters.values()
+    places = [p for p in wanted if p.kind is p.POSITIONAL_OR_KEYWORD and p.default is p.empty]
+    named = {p.name: None for p in wanted if p.kind is p.KEYWORD_ONLY}
+    try:
+        inspect.signature(ours).bind(*places, **named)
+    except TypeError:
+        taken = inspect.signature(ours)
+        raise InvalidParameter(
+            f"{name}: {cls.__name__}.{attr}{taken} cannot be called as "
+            f"({', '.join([*(p.name for p in places), *(f'{word}=' for word in named)])})."
+        ) from None

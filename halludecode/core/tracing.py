@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cache
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
 
 from halludecode.core.activations import ActivationRequest, Activations
 from halludecode.core.attention import SCORE_VERBS, Attention, Hooks, Trace
@@ -26,6 +26,7 @@ from halludecode.core.strategy import Strategy
 if TYPE_CHECKING:
     from torch import Tensor
 
+N = TypeVar("N")
 _WHOLE_READS = frozenset({"at_first_token", "head_outputs", "scores", "weights"})
 
 
@@ -79,12 +80,12 @@ def _probe_prompt() -> Prompt:
 def trace(strategy: Strategy, model_info: ModelInfo) -> TracedStrategy:
     """Run every hook once on small random tensors and write down what it used."""
     prompt = _probe_prompt()
-    requests = strategy.activations(prompt, model_info)
+    requests = _named(strategy, "activations", prompt, model_info, kind=ActivationRequest)
     state = strategy.prepare(
         {name: _fake_activations(request, model_info) for name, request in requests.items()},
         model_info,
     )
-    branches = strategy.branches(prompt, state, model_info)
+    branches = _named(strategy, "branches", prompt, state, model_info, kind=Branch)
     early = tuple(sorted(set(strategy.early(model_info))))
     layers = (
         sorted(set(strategy.layers(model_info)))
@@ -118,6 +119,21 @@ def trace(strategy: Strategy, model_info: ModelInfo) -> TracedStrategy:
     )
 
 
+def _named(strategy: Strategy, hook: str, *given: Any, kind: type[N]) -> Mapping[str, N]:
+    """What a hook gives by name, if that is what it gives."""
+    found: Any = getattr(strategy, hook)(*given)
+    things = (
+        list(cast("Mapping[str, N]", found).values()) if isinstance(found, Mapping) else [found]
+    )
+    for thing in things:
+        if not isinstance(thing, kind):
+            raise InvalidParameter(
+                f"{strategy.name}.{hook} gave {type(thing).__name__}; it must give names and "
+                f"their {kind.__name__}, {{}} for none."
+            )
+    return cast("Mapping[str, N]", found)
+
+
 def _trace_steer(strategy: Strategy, layer: int, state: State, model_info: ModelInfo) -> None:
     """Run `steer` on random tensors, so that a wrong shape shows before any token."""
     import torch
@@ -128,10 +144,12 @@ def _trace_steer(strategy: Strategy, layer: int, state: State, model_info: Model
     def decode(last: Tensor) -> Tensor:
         return last.new_zeros(len(last), model_info.vocab_size)
 
-    steered = strategy.steer(ResidualStream(layer, model_info, "main", x, inp, decode, state))
-    if steered.shape != x.shape:
+    steered: Any = strategy.steer(ResidualStream(layer, model_info, "main", x, inp, decode, state))
+    shape = getattr(steered, "shape", None)
+    if shape != x.shape:
+        gave = type(steered).__name__ if shape is None else list(shape)
         raise InvalidParameter(
-            f"{strategy.name}.steer gave {list(steered.shape)} for a stream of {list(x.shape)}; "
+            f"{strategy.name}.steer gave {gave} for a stream of {list(x.shape)}; "
             "the shape must be kept."
         )
 

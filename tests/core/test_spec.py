@@ -134,6 +134,10 @@ def test_names_of_yaml_that_are_no_text_are_refused_as_names():
         ({"conbine": lambda self, step: step["main"]}, "Did you mean 'combine'"),
         ({"brances": lambda self, prompt, state, m: {}}, "Did you mean 'branches'"),
         ({"alpha": 0.5, "__annotations__": {"alpha": float}}, "alpha is no parameter yet"),
+        (
+            {"activations": lambda self, prompt: {}},
+            "activations(self, prompt) cannot be called as (self, prompt, m)",
+        ),
     ],
 )
 def test_a_misspelt_hook_or_a_bare_field_is_refused_and_not_registered(body, message):

@@ -69,6 +69,22 @@ def test_scores_of_another_shape_are_a_sentence(scores, gave):
         compile_plan(Wrong(), MODEL_INFO)
 
 
+@pytest.mark.parametrize(
+    ("hook", "given", "said"),
+    [
+        ("branches", None, "rows.branches gave NoneType; it must give names and their Branch"),
+        ("branches", {"noised": 3}, "rows.branches gave int"),
+        ("activations", None, "rows.activations gave NoneType; .* their ActivationRequest"),
+        ("activations", {"early": 3}, "rows.activations gave int"),
+        ("steer", None, "rows.steer gave NoneType for a stream of"),
+    ],
+)
+def test_what_a_hook_should_not_give_is_a_sentence(hook, given, said):
+    body = {hook: lambda self, *_: given, "combine": lambda self, step: step["main"]}
+    with pytest.raises(InvalidParameter, match=said):
+        compile_plan(type("Wrong", (Rows,), body)(), MODEL_INFO)
+
+
 @pytest.mark.parametrize("name", STRATEGIES.names())
 def test_tracing_draws_none_of_the_callers_random_numbers(name):
     torch.manual_seed(5)

@@ -166,6 +166,8 @@ def test_a_benchmark_that_declares_nothing_is_still_shown(cell, tmp_path):
         ("bare", {"jugde": lambda self, sample, answer: {}}, "Bare.jugde is nothing that a Bench"),
         ("bare", {"metrcs": ()}, "Did you mean 'metrics'"),
         ("bare", {"k": 3, "__annotations__": {"k": int}}, "k is no parameter yet; write k: TYPE"),
+        ("bare", {"judge": lambda self, sample: {}}, "as (self, sample, answer)"),
+        ("bare", {"load": lambda self, path: []}, "as (self, path, limit=, images=)"),
         ("pope", {}, "task 'pope' is already defined in "),
         ("seed", {}, "task name 'seed' is a word of run.json"),
         ("Bare", {}, "must be lower-case"),
