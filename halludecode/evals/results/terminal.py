@@ -32,6 +32,11 @@ if TYPE_CHECKING:
     from rich.table import Table
 
 
+WIDTH = 120
+NAME, FOLDED = 22, 10  # most and least width of the strategies' names
+Column = tuple[str | None, Metric]  # a split and what is shown of it
+
+
 def results_tables(results: Mapping[str, Any], labels: Mapping[str, str]) -> Group:
     """All tables of a run.
 
@@ -45,14 +50,33 @@ def results_tables(results: Mapping[str, Any], labels: Mapping[str, str]) -> Gro
     parts: list[RenderableType] = []
     for task, data in groups(results):
         part = section(results, task, data)
-        parts += [_table(part, labels), Text()]
+        for columns in _side_by_side(part, labels):
+            parts += [_table(part, labels, columns), Text()]
         if rows := control_text.rivals(part.gaps):
             parts += [_control_table(part, rows, labels), Text()]
     parts += [Text(sentence) for sentence in notes(results, labels)]
     return Group(*parts)
 
 
-def _table(part: Section, labels: Mapping[str, str]) -> Table:
+def _side_by_side(part: Section, labels: Mapping[str, str]) -> list[Sequence[Column]]:
+    """The columns that fit beside the strategies' names, and those of further tables."""
+    names = [labels.get(strategy, strategy) for strategy in part.strategies]
+    room = WIDTH - min(FOLDED, max(map(len, ["strategy", *names]))) - len("  token   ")
+    tables: list[list[Column]] = [[]]
+    left = room
+    for split, column in part.cells:
+        texts = [cell(part, strategy, split, column) for strategy in part.strategies]
+        lines = "\n".join([heading(split, column), *texts]).split("\n")
+        width = max(map(len, lines)) + 3
+        if width > left and tables[-1]:
+            tables.append([])
+            left = room
+        tables[-1].append((split, column))
+        left -= width
+    return list(tables)
+
+
+def _table(part: Section, labels: Mapping[str, str], columns: Sequence[Column]) -> Table:
     from rich import box
     from rich.table import Table
 
@@ -71,12 +95,12 @@ def _table(part: Section, labels: Mapping[str, str]) -> Table:
         title_style="bold",
         pad_edge=False,
     )
-    table.add_column("strategy", overflow="fold", max_width=22)
-    for split, column in part.cells:
+    table.add_column("strategy", overflow="fold", max_width=NAME)
+    for split, column in columns:
         table.add_column(heading(split, column), no_wrap=True)
     table.add_column("time/\ntoken", justify="right", no_wrap=True)
     for strategy in part.strategies:
-        cells = [cell(part, strategy, split, column) for split, column in part.cells]
+        cells = [cell(part, strategy, split, column) for split, column in columns]
         ratio = part.cost(strategy)
         name = labels.get(strategy, strategy)
         table.add_row(name, *cells, "" if ratio is None else f"{ratio:.2f}x")

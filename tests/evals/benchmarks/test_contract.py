@@ -5,11 +5,13 @@ Each is tried on its own ``examples``, written as JSON lines with pictures besid
 
 from __future__ import annotations
 
+import io
 import json
 import re
 
 import numpy as np
 import pytest
+from rich.console import Console
 
 from halludecode.core.errors import HalluDecodeError, InvalidData
 from halludecode.core.spec import format_item
@@ -259,7 +261,10 @@ def test_a_run_is_scored_compared_and_reported(name, tmp_path):
     report = run(tmp_path / "run", written(tmp_path / "set", name), name)
     assert report.failed == report.left_out == 0
     assert name.upper() in str(report.to_dict()).upper()
-    report.table()
+    table = io.StringIO()
+    Console(width=120, file=table).print(report.table())
+    first = [line.split()[:1] for line in table.getvalue().splitlines()]
+    assert first.count(["strategy"]) == first.count(["greedy"]) > 0  # not squeezed to a letter
     assert compare_runs([str(tmp_path / "run")]).to_dict()["differences"]
     for form in ("md", "csv"):
         assert render([tmp_path / "run"], form, None)
