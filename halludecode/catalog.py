@@ -40,7 +40,7 @@ class BenchmarkInfo:
     splits: tuple[str, ...]
     asks: str  # yes_no, caption or choice
     needs: str
-    example: dict[str, Any]  # a row of its data
+    example: dict[str, Any]  # a row of its first table, under the names it has there
     doc: str
 
 
@@ -78,6 +78,9 @@ def benchmark_info(name: str) -> BenchmarkInfo:
 
     cls = BENCHMARKS.get(name)
     doc = inspect.cleandoc(cls.__doc__ or "")
+    kinds = cls.columns[:1]
+    named = {ours: theirs[0] for k in kinds for ours, theirs in {**k.needs, **k.takes}.items()}
+    row = next(iter(cls.examples), {})
     return BenchmarkInfo(
         name=name,
         title=cls.title or name,
@@ -88,7 +91,7 @@ def benchmark_info(name: str) -> BenchmarkInfo:
         splits=cls.splits,
         asks=cls.text_kind,
         needs=cls().what_it_needs,
-        example=dict(next(iter(cls.examples), {})),
+        example={named.get(ours, ours): cell for ours, cell in row.items()},
         doc=doc,
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import re
 import sys
 from typing import TYPE_CHECKING, Annotated, Any
@@ -11,7 +12,7 @@ import typer
 from halludecode.cli import epilogs
 from halludecode.cli.options import Json
 from halludecode.cli.output import json_document, plain, show
-from halludecode.core.errors import HalluDecodeError
+from halludecode.core.errors import HalluDecodeError, UnknownStrategy
 from halludecode.core.needs import in_words
 
 if TYPE_CHECKING:
@@ -50,19 +51,28 @@ def _all(tasks: bool) -> list[Any]:
 
 
 def _one(name: str) -> Info | BenchmarkInfo:
-    """A strategy or else a benchmark; an unknown name is refused as a strategy's."""
+    """A strategy or else a benchmark."""
     from halludecode import catalog
     from halludecode.core.registry import STRATEGIES
 
-    if name not in STRATEGIES.names() and name in _benchmarks().names():
-        return catalog.benchmark_info(name)
-    return catalog.info(name)
+    return catalog.info(name) if _owner(name) is STRATEGIES else catalog.benchmark_info(name)
 
 
-def _benchmarks() -> Any:
+def _owner(name: str) -> Any:
+    """The registry that has a name: that of the strategies, or else that of the benchmarks."""
+    from halludecode.core.registry import STRATEGIES
     from halludecode.evals.benchmarks.registry import BENCHMARKS
 
-    return BENCHMARKS
+    kinds = {"strategies": STRATEGIES, "benchmarks": BENCHMARKS}
+    names = {kind: registry.names() for kind, registry in kinds.items()}
+    for kind, registry in kinds.items():
+        if name in names[kind]:
+            return registry
+    both = [*names["strategies"], *names["benchmarks"]]
+    close = difflib.get_close_matches(name.lower(), both, n=3, cutoff=0.5)
+    hint = f" Did you mean {' or '.join(map(repr, close))}?" if close else ""
+    known = "; ".join(f"{kind}: {', '.join(own)}" for kind, own in names.items())
+    raise UnknownStrategy(f"No strategy or benchmark {name!r}.{hint} Known {known}.")
 
 
 def cite(
@@ -71,13 +81,9 @@ def cite(
     ],
 ) -> None:
     """Print BibTeX of the papers behind strategies and benchmarks."""
-    from halludecode.core.registry import STRATEGIES
-
     entries = []
     for name in dict.fromkeys(names):
-        known = STRATEGIES.names()
-        benchmark = name not in known and name in _benchmarks().names()
-        paper = (_benchmarks() if benchmark else STRATEGIES).get(name).paper
+        paper = _owner(name).get(name).paper
         if paper is None:
             raise HalluDecodeError(f"{name} has no paper to cite.")
         entries.append(paper.bibtex(name))
@@ -159,7 +165,10 @@ def _entries(info: Info | BenchmarkInfo) -> list[tuple[str, str]]:
             ("metrics", " ".join(info.metrics)),
             ("splits", " ".join(info.splits)),
             ("data", info.needs),
-            ("a row of it", ", ".join(f"{key}={value}" for key, value in info.example.items())),
+            (
+                "a row of a data set",
+                ", ".join(f"{key}={value}" for key, value in info.example.items()),
+            ),
         ]
     return [
         ("rows", " ".join(info.rows)),

@@ -45,6 +45,17 @@ def test_unknown_name_gives_near_misses(cli, command):
     result = cli(command, "vdc")
     assert (result.code, result.out) == (2, "")
     assert "'vcd'" in result.err
+    result = cli(command, "naturalbenhc")
+    assert (result.code, result.out) == (2, "")
+    assert "Did you mean 'naturalbench'" in result.err
+    assert "benchmarks: amber" in result.err
+
+
+def test_list_shows_a_row_under_the_names_it_has_in_data(cli):
+    shown = cli("list", "popev2").out
+    assert "image_name=edited_0.png" in shown
+    assert "label=No" in shown
+    assert "answer=" not in shown
 
 
 def test_cite_prints_bibtex_once_per_name(cli):
