@@ -11,6 +11,7 @@ from halludecode.evals.benchmarks.registry import NotInstalled, benchmark_named
 from halludecode.evals.results import control_text
 from halludecode.evals.results.sections import MARK, MEAN
 
+NEITHER = "neither yes nor no"
 Labels = Mapping[str, str]  # canonical strategy to a shorter name
 
 
@@ -55,8 +56,13 @@ def _losses(entry: Mapping[str, Any], labels: Labels) -> Iterator[str]:
     if benchmark_named(entry["task"]).tells_unparsed and entry.get("unparsed"):
         yield (
             f"{where}: {entry['unparsed']} of {entry['n']} "
-            "answers say neither yes nor no as the official rule reads them."
+            f"answers say {_choices(entry['task'])} as the official rule reads them."
         )
+
+
+def _choices(task: str) -> str:
+    """What an answer that cannot be read does not say."""
+    return "none of the choices" if benchmark_named(task).text_kind == "choice" else NEITHER
 
 
 def _warnings(entries: Sequence[Mapping[str, Any]], labels: Labels) -> Iterator[str]:

@@ -6,6 +6,7 @@ import pytest
 
 from halludecode.core.errors import InvalidData
 from halludecode.evals.benchmarks.naturalbench import NaturalBench
+from halludecode.evals.results.notes import notes
 from halludecode.evals.data.records import Record
 from halludecode.evals.presets import PRESETS
 
@@ -119,3 +120,10 @@ def test_an_answer_of_another_type_is_refused():
         samples({**ROW, "image_1_question_0": "Maybe"})
     with pytest.raises(InvalidData, match="to a free_form question"):
         samples({**ROW, "question_type": "free_form"})
+
+
+def test_what_cannot_be_read_is_told_in_words_that_fit_letters():
+    entry = {"task": "naturalbench", "data": "set", "split": None, "strategy": "greedy"}
+    entry |= {"n": 4, "failed": 0, "unparsed": 2, "metrics": {}}
+    (told,) = [text for text in notes({"runs": [entry]}, {}) if "official rule" in text]
+    assert "2 of 4 answers say none of the choices" in told
