@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 import importlib
 import pkgutil
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from importlib.metadata import entry_points
@@ -34,6 +35,7 @@ class Registry(Generic[T]):
     group: str
     missing: type[HalluDecodeError]
     _entries: dict[str, T] = field(default_factory=dict[str, T])
+    _broken: set[str] = field(default_factory=set[str])  # entry points that cannot be loaded
 
     def add(self, name: str, entry: T) -> None:
         """Register; the same definition may come again (a notebook cell or module re-run)."""
@@ -81,7 +83,18 @@ class Registry(Generic[T]):
 
     def _plugins(self) -> None:
         for entry in entry_points(group=self.group):
-            entry.load()
+            if entry.value in self._broken:
+                continue
+            try:
+                entry.load()
+            except Exception as error:  # another package's fault must not stop everything else
+                self._broken.add(entry.value)
+                package = entry.dist.name if entry.dist else entry.value
+                warnings.warn(
+                    f"{self.kind} {entry.name!r} of {package} cannot be loaded and is left out "
+                    f"({type(error).__name__}: {error})",
+                    stacklevel=2,
+                )
 
 
 STRATEGIES: Registry[type[Strategy]] = Registry(
