@@ -117,6 +117,33 @@ def test_a_run_is_shown_where_it_is_not_installed(made):
     shown = subprocess.run(words, cwd=ROOT, capture_output=True, text=True)
     assert shown.returncode == 0, shown.stderr
     assert "REDNESS on set" in shown.stdout
+    words = (sys.executable, "-m", "halludecode", "compare", str(made / "run"))
+    shown = subprocess.run(words, cwd=ROOT, capture_output=True, text=True)
+    assert shown.returncode == 0, shown.stderr
+    assert "'redness' is not installed here and stands as in results.json" in shown.stdout
+    assert "REDNESS, set, n = 4" in shown.stdout
+    two = (*words[:-1], f"{made / 'run'}:greedy", f"{made / 'run'}:vcd")
+    refused = subprocess.run(two, cwd=ROOT, capture_output=True, text=True)
+    assert refused.returncode == 2
+    assert "'redness' is not installed here, and its answers cannot be scored" in refused.stderr
+
+
+def test_a_package_that_cannot_be_loaded_is_told_and_left_out(made, tmp_path):
+    info = tmp_path / "broken-1.0.dist-info"
+    info.mkdir()
+    (tmp_path / "broken.py").write_text("import nothing_of_that_name\n")
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: broken\nVersion: 1.0\n")
+    groups = ("halludecode.benchmarks", "halludecode.strategies")
+    (info / "entry_points.txt").write_text("".join(f"[{g}]\nbroken = broken\n" for g in groups))
+    paths = [str(tmp_path), os.environ.get("PYTHONPATH", "")]
+    env = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
+    for words, kind in ((("list", "--tasks"), "task"), (("list",), "strategy")):
+        command = (sys.executable, "-m", "halludecode", *words, "--json")
+        done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        assert json.loads(done.stdout)
+        told = f"{kind} 'broken' of broken cannot be loaded and is left out (ModuleNotFoundError"
+        assert done.stderr.count(told) == 1
 
 
 def test_the_contract_suite_covers_it(run):

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from halludecode.core.errors import InvalidData
-from halludecode.evals.benchmarks.registry import BENCHMARKS
+from halludecode.evals.benchmarks.registry import BENCHMARKS, NotInstalled
 from halludecode.evals.data.run_files import read_json
 from halludecode.evals.results.build import BASELINE, Answers, labels
 from halludecode.evals.results.paired import differences
@@ -37,11 +37,14 @@ class Comparison:
         differences: One entry per task, source, split and strategy: first side minus baseline.
         labels: Canonical strategy to the words it was asked for with.
         apart: What else differs between two folders, such as the model.
+        strangers: Tasks that are not installed here: differences to greedy stand as the run left
+            them, others cannot be made.
     """
 
     differences: tuple[dict[str, Any], ...]
     labels: Mapping[str, str]
     apart: tuple[str, ...] = ()
+    strangers: tuple[str, ...] = ()
 
     def table(self) -> Group:
         """One table per task, source, split and strategy."""
@@ -51,11 +54,16 @@ class Comparison:
         from halludecode.evals.results.terminal import comparison_tables
 
         also = [Text(f"The runs also differ in {', '.join(self.apart)}.")] if self.apart else []
+        for task in self.strangers:
+            there = any(gap["task"] == task for gap in self.differences)
+            became = "stands as in results.json" if there else "is left out"
+            also.append(Text(f"Task {task!r} is not installed here and {became}."))
         return Group(*also, comparison_tables(self.differences, self.labels))
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON: ``{"schema", "differences", "apart"}``."""
-        return {"schema": 1, "differences": list(self.differences), "apart": list(self.apart)}
+        """For JSON: ``{"schema", "differences", "apart"}``, and ``strangers`` if there are."""
+        found = {"schema": 1, "differences": list(self.differences), "apart": list(self.apart)}
+        return {**found, "strangers": list(self.strangers)} if self.strangers else found
 
 
 @dataclass(frozen=True)
@@ -97,6 +105,19 @@ class _Side:
         if not answers:
             raise InvalidData(f"{path} has no answers yet; run eval first.")
         return cls(path, run, answers)
+
+    @property
+    def strangers(self) -> tuple[str, ...]:
+        """Tasks that cannot be scored here."""
+        found = (a.task for a in self.answers.values() if isinstance(a.benchmark, NotInstalled))
+        return tuple(dict.fromkeys(found))
+
+    def stored(self, strategies: Sequence[str]) -> list[dict[str, Any]]:
+        """Differences to greedy that the run left of what cannot be scored here."""
+        file = self.path / "results.json"
+        gaps = read_json(file).get("differences", []) if file.exists() and self.strangers else []
+        mine = [gap for gap in gaps if gap["task"] in self.strangers]
+        return [gap for gap in mine if gap["strategy"] in strategies]
 
     @property
     def strategies(self) -> list[str]:
@@ -148,9 +169,9 @@ def compare_runs(specs: Sequence[str]) -> Comparison:
         return _against_greedy(sides[0], pairs[0][1])
     first, second = sides
     names = [s.find(name) if name else s.only() for s, (_, name) in zip(sides, pairs, strict=True)]
-    gaps = []
+    gaps, strangers = [], first.strangers
     for key, group in first.answers.items():
-        if key in second.answers:
+        if key in second.answers and group.task not in strangers:
             other = second.answers[key]
             _same_data(group, names[0], other, names[1], first.path, second.path)
             gaps += differences(
@@ -162,9 +183,8 @@ def compare_runs(specs: Sequence[str]) -> Comparison:
                 run=first.run,
                 curve=True,
             )
-    return _comparison(
-        gaps, {**labels(second.run), **labels(first.run)}, _apart(first.run, second.run)
-    )
+    apart = _apart(first.run, second.run)
+    return _comparison(gaps, {**labels(second.run), **labels(first.run)}, apart, strangers)
 
 
 def compare_seeds(specs: Sequence[str]) -> SeedComparison:
@@ -186,7 +206,7 @@ def compare_seeds(specs: Sequence[str]) -> SeedComparison:
     spreads = [
         entry
         for key in sides[0].answers
-        if all(key in side.answers for side in sides)
+        if key[0] not in sides[0].strangers and all(key in side.answers for side in sides)
         for strategy in strategies
         for entry in _spreads([side.answers[key] for side in sides], strategy, seeds[0])
     ]
@@ -256,19 +276,29 @@ def _against_greedy(side: _Side, name: str) -> Comparison:
     strategies = [side.find(name)] if name else [s for s in side.strategies if s != BASELINE]
     if not strategies:
         raise InvalidData(f"{side.path} holds greedy alone; name two runs to compare.")
-    gaps = []
+    gaps = side.stored(strategies)
     for group in side.answers.values():
+        if group.task in side.strangers:
+            continue
         answered = [s for s in strategies if s in group.lines]
         gaps += differences(group, answered, BASELINE, _seed(side.run), run=side.run, curve=True)
-    return _comparison(gaps, labels(side.run), ())
+    return _comparison(gaps, labels(side.run), (), side.strangers)
 
 
 def _comparison(
-    gaps: list[dict[str, Any]], named: Mapping[str, str], apart: tuple[str, ...]
+    gaps: list[dict[str, Any]],
+    named: Mapping[str, str],
+    apart: tuple[str, ...],
+    strangers: tuple[str, ...],
 ) -> Comparison:
+    if not gaps and strangers:
+        raise InvalidData(
+            f"Task {strangers[0]!r} is not installed here, and its answers cannot be scored "
+            f"without it; known are {', '.join(BENCHMARKS.names())}."
+        )
     if not gaps:
         raise InvalidData("The two sides have no answered sample in common.")
-    return Comparison(tuple(gaps), named, apart)
+    return Comparison(tuple(gaps), named, apart, strangers)
 
 
 def _split(spec: str) -> tuple[Path, str]:
