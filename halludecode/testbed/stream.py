@@ -67,11 +67,14 @@ class Stream:
 
     def shuffled(self, items: Sequence[T]) -> list[T]:
         """Returns the items in random order (Fisher-Yates)."""
-        out = list(items)
-        for last in range(len(out) - 1, 0, -1):
+        order = list(items)
+        for last in range(len(order) - 1, 0, -1):
             other = self.below(last + 1)
-            out[last], out[other] = out[other], out[last]
-        return out
+            order[last], order[other] = (
+                order[other],
+                order[last],
+            )
+        return order
 
     def normal(self) -> int:
         """Returns one Gaussian draw with mean 0 and standard deviation `SIGMA`."""
