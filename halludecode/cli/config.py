@@ -92,7 +92,7 @@ def read(path: Path) -> dict[str, Any]:
     return found
 
 
-def _take(found: dict[str, Any], key: str, value: Any, path: Path) -> None:
+def _take(settings: dict[str, Any], key: str, value: Any, path: Path) -> None:
     name = key.replace("-", "_")
     name = ALIASES.get(name, name)
     if name not in KINDS:
@@ -101,7 +101,7 @@ def _take(found: dict[str, Any], key: str, value: Any, path: Path) -> None:
         raise InvalidData(
             f"--config {path}: unknown option {key!r}.{hint} Known: {', '.join(KINDS)}."
         )
-    if name in found:
+    if name in settings:
         raise InvalidData(f"--config {path}: {key!r} gives {name!r} again; keep one.")
     if value is None:
         return
@@ -111,10 +111,10 @@ def _take(found: dict[str, Any], key: str, value: Any, path: Path) -> None:
         expected = " or ".join(kind.__name__ for kind in KINDS[name])
         raise InvalidData(f"--config {path}: {key} must be {expected}, not {value!r}.")
     if name == "engine" and isinstance(value, dict):
-        for inner, given in value.items():
-            _take(found, "engine" if inner == "name" else str(inner), given, path)
+        for inner, inner_value in value.items():
+            _take(settings, "engine" if inner == "name" else str(inner), inner_value, path)
     else:
-        found[name] = value
+        settings[name] = value
 
 
 def _listed(value: Any) -> list[Any]:
