@@ -232,7 +232,7 @@ def _example(
     """The first picture that has a raster, with its sinks."""
     import numpy as np
 
-    for at, prompt in _pictured(prompts):
+    for i, prompt in _pictured(prompts):
         before = tuple(layer - 1 for layer in surveyed.middle)
         seen = activations(
             ActivationRequest(prompt, hidden=before, image=surveyed.middle, every_token=True)
@@ -247,7 +247,7 @@ def _example(
         share = (weights / weights.sum(-1, keepdim=True)).mean(0)[first_picture]
         shape = (rows, columns)
         return SinkExample(
-            engine.rows(prompts.requests[at])["main"].picture(),
+            engine.rows(prompts.requests[i])["main"].picture(),
             (votes >= 0.5).reshape(shape).numpy(),
             np.asarray(share.reshape(shape), dtype="float32"),
         )
@@ -255,7 +255,7 @@ def _example(
 
 
 def _pictured(prompts: _Prompts) -> Iterator[tuple[int, Prompt]]:
-    for at in range(len(prompts)):
-        prompt = prompts[at]
+    for i in range(len(prompts)):
+        prompt = prompts[i]
         if prompt.pictures:
-            yield at, prompt
+            yield i, prompt

@@ -68,8 +68,8 @@ def _phi(axes: Axes, report: SinkReport) -> None:
     axes.set_ylim(bottom=0)
     axes.margins(y=0.12)
     _layers(axes, report)
-    what = f"dims {', '.join(map(str, report.dims))}" if report.dims else "any dimension"
-    axes.set_ylabel(f"phi = |x| / rms(x), {what}", fontsize=SMALL)
+    dims = f"dims {', '.join(map(str, report.dims))}" if report.dims else "any dimension"
+    axes.set_ylabel(f"phi = |x| / rms(x), {dims}", fontsize=SMALL)
     axes.set_title("How massive tokens are", loc="left", fontsize=SMALL + 1)
     place = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.17)}
     axes.legend(fontsize=SMALL - 1, frameon=False, ncols=3, **place)

@@ -54,7 +54,7 @@ def calibrate(
 
     An artifact is named by its content and used only where a spec names its strategy.
     """
-    settings = dict(locals())
+    settings = dict(locals())  # the options alone: nothing else is a local yet
     import halludecode
     from halludecode.analysis.calibration_samples import samples
     from halludecode.calibration.store import ArtifactStore

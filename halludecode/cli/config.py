@@ -86,10 +86,10 @@ def read(path: Path) -> dict[str, Any]:
         raise InvalidData(f"--config {path}{line}: not YAML ({problem}).") from error
     if not isinstance(content, dict):
         raise InvalidData(f"--config {path}: expected options, one `name: value` a line.")
-    found: dict[str, Any] = {}
+    settings: dict[str, Any] = {}
     for key, value in content.items():
-        _take(found, str(key), value, path)
-    return found
+        _take(settings, str(key), value, path)
+    return settings
 
 
 def _take(settings: dict[str, Any], key: str, value: Any, path: Path) -> None:

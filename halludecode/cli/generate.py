@@ -51,7 +51,7 @@ def generate(
     json: options.Json = False,
 ) -> None:
     """Answer one prompt about pictures under a strategy."""
-    settings = dict(locals())
+    settings = dict(locals())  # the options alone: nothing else is a local yet
     import halludecode
     from halludecode.core.spec import parse
     from halludecode.engines.api import Request, Sampling

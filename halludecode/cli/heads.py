@@ -73,7 +73,7 @@ def heads(
     A killed run continues where it stopped. A map feeds vhr(map=FILE), spin(map=FILE) and, made by
     ablation, adhh(map=FILE).
     """
-    settings = dict(locals())
+    settings = dict(locals())  # the options alone: nothing else is a local yet
     import halludecode
     from halludecode.analysis.head_map_plot import check
     from halludecode.analysis.head_sensitivity import head_sensitivity

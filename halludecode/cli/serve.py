@@ -53,7 +53,7 @@ def serve(
     ] = None,
 ) -> None:
     """Serve a model as OpenAI does; other options are vLLM's, such as --api-key."""
-    settings = dict(locals())
+    settings = dict(locals())  # the options alone: nothing else is a local yet
     from halludecode.core.spec import format as canonical
     from halludecode.core.spec import parse
 

@@ -48,7 +48,7 @@ def sinks(
 
     `calibrate --model M var` keeps the dimensions for var.
     """
-    settings = dict(locals())
+    settings = dict(locals())  # the options alone: nothing else is a local yet
     import halludecode
     from halludecode.analysis import sinks as analysis
     from halludecode.analysis.calibration_samples import samples

@@ -131,8 +131,8 @@ def smoothed(image: np.ndarray, sigma: int) -> np.ndarray:
     for _ in range(passes):
         for axis in (0, 1):
             edge = np.concatenate([image.take([0], axis), image, image.take([-1], axis)], axis)
-            both = edge.take(range(2, edge.shape[axis]), axis) + edge.take(
+            neighbours = edge.take(range(2, edge.shape[axis]), axis) + edge.take(
                 range(image.shape[axis]), axis
             )
-            image = image + (k * (both - 2 * image) + (1 << _FINE - 1) >> _FINE)
+            image = image + (k * (neighbours - 2 * image) + (1 << _FINE - 1) >> _FINE)
     return image

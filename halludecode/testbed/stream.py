@@ -58,10 +58,10 @@ class Stream:
 
     def weighted(self, items: Sequence[T], weights: Sequence[int]) -> T:
         """Returns one item, drawn in proportion to whole-number weights."""
-        at = self.below(sum(weights))
+        place = self.below(sum(weights))
         for item, weight in zip(items, weights, strict=True):
-            at -= weight
-            if at < 0:
+            place -= weight
+            if place < 0:
                 return item
         raise ValueError("weights must be positive")
 

@@ -19,14 +19,15 @@ _ASKED = re.compile(r"is there an? (.+) in the image\?", re.IGNORECASE)
 Json = dict[str, Any]
 
 
-def judge(model: Path, out: Path, count: int, seen: int, progress: bool = True) -> Json:
+def judge(model: Path, out: Path, count: int, train_scenes: int, progress: bool = True) -> Json:
     """Runs POPE, CHAIR and the MME-style set under greedy decoding and sums them up.
 
     Args:
         model: Folder of the model.
         out: Run folder, resumed.
         count: Pictures per split.
-        seen: Training scenes; a test scene whose multiset of objects is among them is no new one.
+        train_scenes: How many scenes were trained on; a test scene whose multiset of objects is
+            among theirs is no new one.
         progress: Show a progress bar.
 
     Returns:
@@ -48,7 +49,7 @@ def judge(model: Path, out: Path, count: int, seen: int, progress: bool = True) 
         progress=progress,
     )
     lines = [json.loads(line) for line in (out / "samples.jsonl").read_text("utf-8").splitlines()]
-    trained_on = {_multiset(names) for names in casts("train", seen)}
+    trained_on = {_multiset(names) for names in casts("train", train_scenes)}
     figures: Json = {}
     for split in SPLITS:
         split_lines = [line for line in lines if line["data"] == f"testbed-{split}"]
