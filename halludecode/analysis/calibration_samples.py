@@ -48,17 +48,17 @@ def samples(
         InvalidParameter: There is no such preset, or it lacks a prompt.
         InvalidRequest: A picture cannot be decoded.
     """
-    found: Pairs = []
+    pairs: Pairs = []
     if (images is None) != (annotations is None):
         raise InvalidData("--images and --annotations go together: a folder and its file.")
     if images is not None and annotations is not None:
         if _is_captions(annotations):
-            found += _captions(annotations, images, model, prompt_preset, limit)
+            pairs += _captions(annotations, images, model, prompt_preset, limit)
         else:
-            found += _questions([], images, annotations, model, prompt_preset, limit)
+            pairs += _questions([], images, annotations, model, prompt_preset, limit)
     for source in sources:
-        found += _from_source(source, model, prompt_preset, limit)
-    return found
+        pairs += _from_source(source, model, prompt_preset, limit)
+    return pairs
 
 
 def _from_source(source: str, model: str, preset: str | None, limit: int) -> Pairs:
@@ -70,20 +70,20 @@ def _from_source(source: str, model: str, preset: str | None, limit: int) -> Pai
         folder = Path(source)
     if not folder.is_dir():
         return _questions([source], None, None, model, preset, limit)
-    found: Pairs = []
+    pairs: Pairs = []
     if standard_of("yes_no")().find(folder):
-        found += _questions([str(folder)], None, None, model, preset, limit)
+        pairs += _questions([str(folder)], None, None, model, preset, limit)
     captions = min((folder / "annotations").glob("captions*.json"), default=None)
     if captions is not None:
-        found += _captions(captions, folder / "images", model, preset, limit)
-    if not found and hub.is_hub_copy(folder):
+        pairs += _captions(captions, folder / "images", model, preset, limit)
+    if not pairs and hub.is_hub_copy(folder):
         return _questions([source], None, None, model, preset, limit)
-    if not found:
+    if not pairs:
         raise InvalidData(
             f"{folder}: nothing to calibrate on; it needs questions with labels "
             f"({standard_of('yes_no').needs}) or annotations/captions*.json, with images/ beside."
         )
-    return found
+    return pairs
 
 
 def _questions(
@@ -99,13 +99,13 @@ def _questions(
     selection = Selection([benchmark], chosen, limit=limit)
     units = load_units(sources, selection, images, annotations)
     pictures: dict[str, Any] = {}
-    found: Pairs = []
+    pairs: Pairs = []
     for sample in _in_turn(units):
-        known = sample.picture.digest
-        if known not in pictures:
-            pictures[known] = sample.picture.load()
-        found.append((Request(sample.prompt, (pictures[known],)), sample.label))
-    return found
+        digest = sample.picture.digest
+        if digest not in pictures:
+            pictures[digest] = sample.picture.load()
+        pairs.append((Request(sample.prompt, (pictures[digest],)), sample.label))
+    return pairs
 
 
 def _in_turn(units: Sequence[EvalUnit]) -> Iterator[Sample]:
@@ -134,15 +134,15 @@ def _captions(path: Path, images: Path, model: str, preset: str | None, limit: i
     try:
         content = json.loads(read_text(path))
         names = {int(image["id"]): str(image["file_name"]) for image in content["images"]}
-        told = [(int(a["image_id"]), str(a["caption"])) for a in content["annotations"]]
+        captions = [(int(a["image_id"]), str(a["caption"])) for a in content["annotations"]]
     except (ValueError, KeyError, TypeError) as error:
         raise InvalidData(
             f"{path}: not a COCO captions file ({error} is missing or of another type)."
         ) from None
     present = {i for i, name in names.items() if (images / name).is_file()}
-    kept = list(dict.fromkeys(i for i, _ in told if i in present))[:limit]
-    if not kept:
+    described = list(dict.fromkeys(i for i, _ in captions if i in present))[:limit]
+    if not described:
         raise InvalidData(f"{images} holds none of the pictures that {path} describes.")
     find = folder_pictures(images)
-    pictures = {i: find(names[i], str(path)).load() for i in kept}
-    return [(Request(prompt, (pictures[i],)), text) for i, text in told if i in pictures]
+    pictures = {i: find(names[i], str(path)).load() for i in described}
+    return [(Request(prompt, (pictures[i],)), text) for i, text in captions if i in pictures]

@@ -141,34 +141,34 @@ def _recipe(output: Output, about: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 
 def _answer(number: int, choice: Choice, threshold: Threshold) -> dict[str, Any]:
-    told = choice.explanation or Explanation(())
-    found = words(told, threshold)
-    objects = [word for word in found if word.object is not None]
+    explanation = choice.explanation or Explanation(())
+    shaded = words(explanation, threshold)
+    objects = [word for word in shaded if word.object is not None]
     return {
         "id": f"a{number}",
-        "pieces": _pieces(choice.text, found),
+        "pieces": _pieces(choice.text, shaded),
         "finish": choice.finish_reason,
         "objects": len(objects),
         "ungrounded": sum(word.ungrounded for word in objects),
         "tokens": [
             (token.text.strip() or f"(token {token.token_id})", *_row(vars(token)))
-            for token in told.tokens
+            for token in explanation.tokens
         ],
-        "data": [_spot(word, told) for word in found],
+        "data": [_spot(word, explanation) for word in shaded],
     }
 
 
-def _pieces(text: str, found: Sequence[Word]) -> list[dict[str, Any]]:
+def _pieces(text: str, shaded: Sequence[Word]) -> list[dict[str, Any]]:
     """The answer in order: words with their shade, and what stands between them."""
-    made: list[dict[str, Any]] = []
+    pieces: list[dict[str, Any]] = []
     at = 0
-    for place, word in enumerate(found):
+    for place, word in enumerate(shaded):
         if word.start > at:
-            made.append({"between": text[at : word.start]})
+            pieces.append({"between": text[at : word.start]})
         at = word.start + len(word.text)
         value = word.values["grounding"]
         named = f", {'ungrounded ' if word.ungrounded else ''}object" if word.object else ""
-        made.append(
+        pieces.append(
             {
                 "place": place,
                 "text": word.text,
@@ -179,7 +179,7 @@ def _pieces(text: str, found: Sequence[Word]) -> list[dict[str, Any]]:
                 "label": f"{word.text}{named}, grounding {_nats(value)} nats",
             }
         )
-    return [*made, {"between": text[at:]}] if at < len(text) else made
+    return [*pieces, {"between": text[at:]}] if at < len(text) else pieces
 
 
 def _row(values: Mapping[str, Any]) -> tuple[str, str, str]:
@@ -188,11 +188,11 @@ def _row(values: Mapping[str, Any]) -> tuple[str, str, str]:
     return _nats(grounding), f"{entropy:.2f}", f"{mass:.1%}"
 
 
-def _spot(word: Word, told: Explanation) -> dict[str, Any]:
+def _spot(word: Word, explanation: Explanation) -> dict[str, Any]:
     """What the page shows of a word that is pointed at."""
     grounding, entropy, mass = _row(word.values)
-    own = [told.tokens[i] for i in word.tokens]
-    grids = [np.mean(maps, axis=0) for maps in zip(*(token.maps for token in own), strict=True)]
+    tokens = [explanation.tokens[i] for i in word.tokens]
+    grids = [np.mean(maps, axis=0) for maps in zip(*(token.maps for token in tokens), strict=True)]
     peak = max((float(grid.max()) for grid in grids), default=0.0)
     return {
         "word": word.text,
@@ -201,8 +201,8 @@ def _spot(word: Word, told: Explanation) -> dict[str, Any]:
         "times": _times(word.values["grounding"]),
         "entropy": f"{entropy} nats",
         "mass": mass,
-        "parts": [f"{token.text.strip()} {_nats(token.grounding)}" for token in own]
-        if len(own) > 1
+        "parts": [f"{token.text.strip()} {_nats(token.grounding)}" for token in tokens]
+        if len(tokens) > 1
         else [],
         "peak": f"{peak:.1%}",
         "maps": [_grid(grid, peak) for grid in grids],

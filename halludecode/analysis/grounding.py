@@ -69,8 +69,8 @@ class Threshold:
 
     def described(self, model_digest: str) -> str:
         """How far to trust it for a model."""
-        own = model_digest == self.model_digest
-        return "calibrated on the testbed" + ("" if own else "; uncalibrated for this model")
+        same_model = model_digest == self.model_digest
+        return "calibrated on the testbed" + ("" if same_model else "; uncalibrated for this model")
 
 
 def load_threshold(path: Path = SHIPPED) -> Threshold:
@@ -101,31 +101,31 @@ def words(explanation: Explanation, threshold: Threshold) -> list[Word]:
     text = "".join(token.text for token in explanation.tokens)
     ends = list(accumulate(len(token.text) for token in explanation.tokens))
     spans = list(zip([0, *ends], ends, strict=False))
-    made: list[Word] = []
+    measured: list[Word] = []
     for start, stop, object_ in _cut(text, _reader().read(text).mentions):
-        own = tuple(i for i, (a, b) in enumerate(spans) if a < stop and b > start)
+        inside = tuple(i for i, (a, b) in enumerate(spans) if a < stop and b > start)
         values = {
             signal: REDUCE[threshold.reduce[signal]](
-                [getattr(explanation.tokens[i], signal) for i in own]
+                [getattr(explanation.tokens[i], signal) for i in inside]
             )
             for signal in SIGNALS
         }
         low = object_ is not None and values["grounding"] < threshold.below
-        made.append(Word(text[start:stop], start, own, object_, values, low))
-    return made
+        measured.append(Word(text[start:stop], start, inside, object_, values, low))
+    return measured
 
 
 def _cut(text: str, mentions: tuple[Mention, ...]) -> list[tuple[int, int, str | None]]:
     """Stretches of a text: those that name objects, and the runs between them."""
-    made: list[tuple[int, int, str | None]] = []
+    stretches: list[tuple[int, int, str | None]] = []
     at = 0
     for mention in (*mentions, None):
         until = len(text) if mention is None else mention.start
-        made += [(m.start(), m.end(), None) for m in _RUN.finditer(text, at, until)]
+        stretches += [(m.start(), m.end(), None) for m in _RUN.finditer(text, at, until)]
         if mention is not None:
-            made.append((mention.start, mention.end, mention.object))
+            stretches.append((mention.start, mention.end, mention.object))
             at = mention.end
-    return made
+    return stretches
 
 
 def numbers(explanation: Explanation, threshold: Threshold) -> dict[str, Any]:

@@ -180,17 +180,17 @@ class HeadMap:
         Raises:
             InvalidData: It cannot be read, or is no map of this version.
         """
-        found = read_map(path)
+        saved = read_map(path)
         try:
             return cls(
-                **{name: found[name] for name in ("metric", "model", "model_digest", "samples")},
-                pictures=found["pictures"],
-                grid=_grid(found),
-                parts={name: _grid(part) for name, part in found["parts"].items()},
-                numbers=found["numbers"],
-                stability=found["stability"],
-                **{name: found[name] for name in ("unit", "source", "settings")},
-                notes=tuple(found["notes"]),
+                **{name: saved[name] for name in ("metric", "model", "model_digest", "samples")},
+                pictures=saved["pictures"],
+                grid=_grid(saved),
+                parts={name: _grid(part) for name, part in saved["parts"].items()},
+                numbers=saved["numbers"],
+                stability=saved["stability"],
+                **{name: saved[name] for name in ("unit", "source", "settings")},
+                notes=tuple(saved["notes"]),
             )
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise InvalidData(
@@ -201,8 +201,8 @@ class HeadMap:
         if name is None:
             return self.grid
         if name not in self.parts:
-            known = ", ".join(self.parts) or "none"
-            raise InvalidParameter(f"This map has no part {name!r}; its parts: {known}.")
+            part_names = ", ".join(self.parts) or "none"
+            raise InvalidParameter(f"This map has no part {name!r}; its parts: {part_names}.")
         return self.parts[name]
 
 
@@ -234,5 +234,5 @@ def _finite(x: float) -> float | None:
     return x if math.isfinite(x) else None
 
 
-def _grid(found: Mapping[str, Any]) -> Grid:
-    return Grid(*(np.array(found[name], dtype=np.float64) for name in ("values", "low", "high")))
+def _grid(saved: Mapping[str, Any]) -> Grid:
+    return Grid(*(np.array(saved[name], dtype=np.float64) for name in ("values", "low", "high")))

@@ -28,7 +28,7 @@ SMALL = 10  # points
 LINE = 112  # characters of the smallest size that fit the width
 
 
-def draw(made: HeadMap, part: str | None, top: int) -> Figure:
+def draw(head_map: HeadMap, part: str | None, top: int) -> Figure:
     """One map: layers down, heads across; the ``top`` heads are ringed.
 
     Signed maps use a diverging scale centred at zero and dot the heads whose interval leaves out
@@ -37,23 +37,26 @@ def draw(made: HeadMap, part: str | None, top: int) -> Figure:
     check()
     from matplotlib.figure import Figure
 
-    grid = made._part(part)
+    grid = head_map._part(part)
     layers, heads = grid.values.shape
     height = min(max(layers * ROW, 2.2), 9.0)
     whole = BELOW + height + ABOVE
     figure = Figure(figsize=(WIDTH, whole), dpi=DPI, facecolor="white")
     axes = figure.add_axes((LEFT / WIDTH, BELOW / whole, ACROSS / WIDTH, height / whole))
     beside = ((LEFT + ACROSS + 0.12) / WIDTH, BELOW / whole, BAR / WIDTH, height / whole)
-    image = axes.imshow(grid.values, aspect="auto", interpolation="nearest", **_scale(made))
-    figure.colorbar(image, cax=figure.add_axes(beside)).set_label(made.unit, fontsize=SMALL)
+    image = axes.imshow(grid.values, aspect="auto", interpolation="nearest", **_scale(head_map))
+    figure.colorbar(image, cax=figure.add_axes(beside)).set_label(head_map.unit, fontsize=SMALL)
     axes.set_xlabel("head", fontsize=SMALL + 1)
     axes.set_ylabel("layer", fontsize=SMALL + 1)
     axes.set_xticks(_ticks(heads))
     axes.set_yticks(_ticks(layers))
-    told = _mark(axes, made, part, top, min(ACROSS * 72 / heads, height * 72 / layers))
-    stable = "" if made.stability is None else f" Halves agree at Spearman {made.stability:.2f}."
-    title = TITLES[made.metric] + (f": {part}" if part else "")
-    about = f"{made.model}, {made.samples} samples of {made.pictures} pictures. {told}{stable}"
+    legend = _mark(axes, head_map, part, top, min(ACROSS * 72 / heads, height * 72 / layers))
+    stable = (
+        "" if head_map.stability is None else f" Halves agree at Spearman {head_map.stability:.2f}."
+    )
+    title = TITLES[head_map.metric] + (f": {part}" if part else "")
+    counts = f"{head_map.samples} samples of {head_map.pictures} pictures"
+    about = f"{head_map.model}, {counts}. {legend}{stable}"
     lines = textwrap.wrap(about, LINE, max_lines=2)
     inch = 1 / whole
     figure.text(LEFT / WIDTH, 1 - 0.12 * inch, title, fontsize=SMALL + 2, va="top")
@@ -61,27 +64,27 @@ def draw(made: HeadMap, part: str | None, top: int) -> Figure:
     return figure
 
 
-def _mark(axes: Axes, made: HeadMap, part: str | None, top: int, size: float) -> str:
+def _mark(axes: Axes, head_map: HeadMap, part: str | None, top: int, size: float) -> str:
     """Rings and dots of a cell's ``size`` in points; what they mean."""
-    best = [head for head in made.top(top, part=part) if head.value > 0]
+    best = [head for head in head_map.top(top, part=part) if head.value > 0]
     x, y = [head.head for head in best], [head.layer for head in best]
     for colour, width in (("white", 2.8), ("black", 1.2)):  # seen on any colour
         area = (0.75 * size) ** 2
         axes.scatter(x, y, s=area, facecolors="none", edgecolors=colour, linewidths=width)
-    told = f"Rings: the {len(best)} highest."
-    if made.signed:
-        grid = made._part(part)
+    legend = f"Rings: the {len(best)} highest."
+    if head_map.signed:
+        grid = head_map._part(part)
         clear = np.argwhere((grid.low > 0) | (grid.high < 0))
         axes.scatter(clear[:, 1], clear[:, 0], s=(0.16 * size) ** 2, color="black", linewidths=0)
-        told += " Dots: the 95 % interval leaves out zero."
-    return told
+        legend += " Dots: the 95 % interval leaves out zero."
+    return legend
 
 
-def _scale(made: HeadMap) -> dict[str, Any]:
+def _scale(head_map: HeadMap) -> dict[str, Any]:
     """Colours; a map and its parts share one scale."""
-    every = [made.values, *(grid.values for grid in made.parts.values())]
+    every = [head_map.values, *(grid.values for grid in head_map.parts.values())]
     most = max(float(np.nanmax(np.abs(values))) for values in every) or 1.0
-    if made.signed:
+    if head_map.signed:
         return {"cmap": "RdBu_r", "vmin": -most, "vmax": most}
     return {"cmap": "cividis", "vmin": 0.0, "vmax": most}
 

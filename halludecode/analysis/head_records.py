@@ -38,7 +38,7 @@ class Part:
 
 
 @dataclass(frozen=True)
-class Record:
+class HeadRecord:
     """One sample.
 
     Args:
@@ -79,7 +79,7 @@ class Records:
         self._check()
         self.done = {line["id"] for line in self}
 
-    def append(self, records: Sequence[Record]) -> None:
+    def append(self, records: Sequence[HeadRecord]) -> None:
         """Add lines, whole and synced."""
         text = "".join(json.dumps(_line(record)) + "\n" for record in records)
         with self.path.open("a", encoding="utf-8") as file:
@@ -122,26 +122,27 @@ class Records:
     def _check(self) -> None:
         with self.path.open(encoding="utf-8") as file:
             try:
-                found = json.loads(file.readline())
-                if not isinstance(found, dict) or "model_digest" not in found:
+                saved = json.loads(file.readline())
+                if not isinstance(saved, dict) or "model_digest" not in saved:
                     raise ValueError
             except ValueError:
                 raise InvalidData(
                     f"{self.path}: not a file this version wrote; name another folder or start "
                     "over with --fresh."
                 ) from None
-        told = next((k for k in self.identity if found.get(k) != self.identity[k]), None)
-        if told == "model_digest" or told == "model":
+        differing = next((k for k in self.identity if saved.get(k) != self.identity[k]), None)
+        if differing == "model_digest" or differing == "model":
             raise InvalidData(
-                f"{self.path} belongs to another model ({found.get('model')}, weights "
-                f"{found['model_digest'][:8]}; here {self.identity['model']}, "
+                f"{self.path} belongs to another model ({saved.get('model')}, weights "
+                f"{saved['model_digest'][:8]}; here {self.identity['model']}, "
                 f"{self.identity['model_digest'][:8]}); name another folder or start over with "
                 "--fresh."
             )
-        if told is not None:
+        if differing is not None:
             raise InvalidData(
-                f"{self.path} was measured otherwise ({told} is {found.get(told)!r}, here "
-                f"{self.identity[told]!r}); name another folder or start over with --fresh."
+                f"{self.path} was measured otherwise ({differing} is {saved.get(differing)!r}, "
+                f"here {self.identity[differing]!r}); name another folder or start over with "
+                "--fresh."
             )
 
 
@@ -168,17 +169,17 @@ class Summary:
 
 def summarise(
     records: Records,
-    wanted: Collection[str],
+    ids: Collection[str],
     formula: Formula,
     *,
     resamples: int = 2000,
     seed: int = 0,
 ) -> Summary:
-    """Means, intervals and halves of the samples wanted; others in the file are left out.
+    """Means, intervals and halves of the samples with these ids; others in the file are left out.
 
     Args:
         records: The file, read once for the means and once per 500 resamples.
-        wanted: Ids.
+        ids: Of the samples that count.
         formula: From the means of the parts ([..., L, H], nan where a part never occurred) to what
             is reported.
         resamples: Bootstrap resamples of the pictures.
@@ -187,20 +188,20 @@ def summarise(
     place: dict[str, int] = {}
     count = 0
     for line in records:
-        if line["id"] in wanted:
+        if line["id"] in ids:
             place.setdefault(line["picture"], len(place))
             count += 1
     single = np.ones((1, len(place)))
     parity = np.arange(len(place)) % 2
-    own = _means(records, wanted, place, np.concatenate([single, [1 - parity, parity]]))
-    means = {name: value[0] for name, value in formula(own).items()}
+    part_means = _means(records, ids, place, np.concatenate([single, [1 - parity, parity]]))
+    means = {name: value[0] for name, value in formula(part_means).items()}
     pieces = [
-        formula(_means(records, wanted, place, weights))
+        formula(_means(records, ids, place, weights))
         for weights in draws([""] * len(place), resamples, seed)
     ]
-    drawn = {name: np.concatenate([one[name] for one in pieces]) for name in means}
+    drawn = {name: np.concatenate([piece[name] for piece in pieces]) for name in means}
     ends = {name: _ends(value) for name, value in drawn.items()}
-    halves = tuple({n: v[i] for n, v in formula(own).items()} for i in (1, 2))
+    halves = tuple({n: v[i] for n, v in formula(part_means).items()} for i in (1, 2))
     return Summary(
         count,
         len(place),
@@ -212,13 +213,13 @@ def summarise(
 
 
 def _means(
-    records: Records, wanted: Collection[str], place: Mapping[str, int], weights: ndarray
+    records: Records, ids: Collection[str], place: Mapping[str, int], weights: ndarray
 ) -> dict[str, ndarray]:
     """Per part [K, ...]: means with each picture counted ``weights`` [K, pictures] times."""
     counts: dict[str, ndarray] = {}
     sums: dict[str, ndarray] = {}
     for line in records:
-        if line["id"] not in wanted:
+        if line["id"] not in ids:
             continue
         times = weights[:, place[line["picture"]]]
         for name, part in line["parts"].items():
@@ -234,15 +235,15 @@ def _means(
 
 def _ends(drawn: ndarray, level: float = 0.95) -> tuple[ndarray, ndarray]:
     """Percentiles over the first axis; resamples in which a part never occurred are left out."""
-    kept = drawn[np.isfinite(drawn).reshape(len(drawn), -1).all(1)]
-    if not len(kept):
+    complete = drawn[np.isfinite(drawn).reshape(len(drawn), -1).all(1)]
+    if not len(complete):
         empty = np.full(drawn.shape[1:], np.nan)
         return empty, empty
-    low, high = np.percentile(kept, [50 * (1 - level), 50 * (1 + level)], axis=0)
+    low, high = np.percentile(complete, [50 * (1 - level), 50 * (1 + level)], axis=0)
     return low, high
 
 
-def _line(record: Record) -> dict[str, Any]:
+def _line(record: HeadRecord) -> dict[str, Any]:
     parts = {
         name: {"n": part.count, "sum": _rounded(part.total)} for name, part in record.parts.items()
     }

@@ -26,7 +26,7 @@ from numpy import ndarray
 
 from halludecode.analysis import sample_metrics as measure
 from halludecode.analysis.head_map import Grid, HeadMap, spearman
-from halludecode.analysis.head_records import Part, Record, Records, Summary, summarise
+from halludecode.analysis.head_records import HeadRecord, Part, Records, Summary, summarise
 from halludecode.analysis.sample_metrics import HeadReading, Sinks
 from halludecode.core.errors import InvalidData, InvalidParameter, InvalidRequest
 from halludecode.core.prompt import Prompt, digest
@@ -100,22 +100,22 @@ def head_sensitivity(
     """
     if metric not in METRICS:
         raise InvalidParameter(f"Unknown metric {metric!r}; known: {', '.join(METRICS)}.")
-    given = [_sample(each) for each in samples]
-    if not given:
+    head_samples = [_sample(each) for each in samples]
+    if not head_samples:
         raise InvalidRequest("No samples to measure heads on: give at least one with a picture.")
     engine = local(engine)
-    task = _Task.of(engine, given, metric, tokens, sinks)
-    known = {name: engine.describe()[name] for name in ("model", "model_digest", "dtype")}
-    identity = {"heads": 1, "metric": metric, **known, "settings": task.settings}
-    ids = _ids(engine, given)
+    task = _Task.of(engine, head_samples, metric, tokens, sinks)
+    model_facts = {name: engine.describe()[name] for name in ("model", "model_digest", "dtype")}
+    identity = {"heads": 1, "metric": metric, **model_facts, "settings": task.settings}
+    ids = _ids(engine, head_samples)
     with tempfile.TemporaryDirectory() as scratch:
         records = Records(Path(output or scratch) / f"{metric}.jsonl", identity, fresh=fresh)
-        _measure(engine, task, given, ids, records, progress)
-        found = summarise(records, set(ids), task.formula, resamples=resamples, seed=seed)
-    made = _map(task, known, found, source)
+        _measure(engine, task, head_samples, ids, records, progress)
+        summary = summarise(records, set(ids), task.formula, resamples=resamples, seed=seed)
+    head_map = _map(task, model_facts, summary, source)
     if output is not None:
-        made.save(Path(output) / f"{metric}.json")
-    return made
+        head_map.save(Path(output) / f"{metric}.json")
+    return head_map
 
 
 @dataclass(frozen=True)
@@ -129,18 +129,18 @@ class _Task:
 
     @classmethod
     def of(
-        cls, engine: Any, given: Sequence[HeadSample], metric: str, tokens: int, sinks: str
+        cls, engine: Any, samples: Sequence[HeadSample], metric: str, tokens: int, sinks: str
     ) -> _Task:
         if metric != "ablation":
-            made = measure.sinks_of(engine, sinks) if metric == "mass" else None
-            return cls(metric, tokens, made, "")
+            sink_rule = measure.sinks_of(engine, sinks) if metric == "mass" else None
+            return cls(metric, tokens, sink_rule, "")
         measure.check_ablation(engine)
-        answers = sum(sample.answer is not None for sample in given)
-        objects = sum(sample.answer is None and sample.objects is not None for sample in given)
-        if len(given) not in (answers, objects):
+        answers = sum(sample.answer is not None for sample in samples)
+        objects = sum(sample.answer is None and sample.objects is not None for sample in samples)
+        if len(samples) not in (answers, objects):
             raise InvalidParameter(
                 "Metric 'ablation' reads what silencing does to the truth, and "
-                f"{answers} of {len(given)} samples have an answer, {objects} true objects; give "
+                f"{answers} of {len(samples)} samples have an answer, {objects} true objects; give "
                 "all of them one or the other."
             )
         return cls(metric, tokens, None, "answers" if answers else "objects")
@@ -168,29 +168,29 @@ class _Task:
         main = {"vhd": "vhd", "mass": "image", "ablation": "answer"}[self.metric]
         return {"": means[main], **{name: x for name, x in means.items() if name != main}}
 
-    def read(self, engine: Any, some: Sequence[HeadSample]) -> Iterator[tuple[dict, dict]]:
+    def read(self, engine: Any, samples: Sequence[HeadSample]) -> Iterator[tuple[dict, dict]]:
         """Parts and shown of every sample."""
-        requests = [sample.request for sample in some]
+        requests = [sample.request for sample in samples]
         if self.metric == "vhd":
             readings = measure.divergences(engine, requests, self.tokens)
-            for sample, reading in zip(some, readings, strict=True):
+            for sample, reading in zip(samples, readings, strict=True):
                 yield _divergence(engine, sample, reading)
         elif self.metric == "mass":
             for reading in measure.masses(engine, requests, self.sinks or Sinks((), 1.0)):
                 yield {n: Part(1, x.numpy()) for n, x in reading.tokens[0].items()}, {}
         elif self.on == "answers":
-            for sample in some:
+            for sample in samples:
                 yield _answer(engine, sample)
         else:
             outputs = engine.generate(requests, "greedy", Sampling(max_new_tokens=self.tokens))
-            for sample, output in zip(some, outputs, strict=True):
+            for sample, output in zip(samples, outputs, strict=True):
                 yield _objects(engine, sample, output)
 
 
 def _measure(
     engine: Any,
     task: _Task,
-    given: Sequence[HeadSample],
+    samples: Sequence[HeadSample],
     ids: Sequence[str],
     records: Records,
     progress: bool,
@@ -198,11 +198,11 @@ def _measure(
     """Read the samples that the file lacks, a batch at a time."""
     from tqdm import tqdm
 
-    todo = [(i, s) for i, s in zip(ids, given, strict=True) if i not in records.done]
+    todo = [(i, s) for i, s in zip(ids, samples, strict=True) if i not in records.done]
     at_once = 1 if task.metric == "ablation" else engine.batch_size or 1
     bar = tqdm(
-        total=len(given),
-        initial=len(given) - len(todo),
+        total=len(samples),
+        initial=len(samples) - len(todo),
         desc=task.metric,
         unit="sample",
         disable=not progress,
@@ -210,27 +210,31 @@ def _measure(
     )
     waiting = iter(todo)
     with bar:
-        while some := list(islice(waiting, at_once)):
-            read = task.read(engine, [sample for _, sample in some])
+        while batch := list(islice(waiting, at_once)):
+            read = task.read(engine, [sample for _, sample in batch])
             records.append(
                 [
-                    Record(name, _picture(engine, sample), parts, shown)
-                    for (name, sample), (parts, shown) in zip(some, read, strict=True)
+                    HeadRecord(name, _picture(engine, sample), parts, shown)
+                    for (name, sample), (parts, shown) in zip(batch, read, strict=True)
                 ]
             )
-            bar.update(len(some))
+            bar.update(len(batch))
 
 
-def _map(task: _Task, known: Mapping[str, str], found: Summary, source: str) -> HeadMap:
+def _map(task: _Task, model_facts: Mapping[str, str], summary: Summary, source: str) -> HeadMap:
     """The map of a summary; [L, H] parts beside it, single numbers apart."""
     grids = {
-        name: Grid(value, found.low[name], found.high[name])
-        for name, value in found.means.items()
+        name: Grid(value, summary.low[name], summary.high[name])
+        for name, value in summary.means.items()
         if value.ndim == 2
     }
     numbers = {
-        name: {"value": float(v), "low": float(found.low[name]), "high": float(found.high[name])}
-        for name, v in found.means.items()
+        name: {
+            "value": float(v),
+            "low": float(summary.low[name]),
+            "high": float(summary.high[name]),
+        }
+        for name, v in summary.means.items()
         if v.ndim == 0
     }
     main = grids.pop("")
@@ -239,17 +243,17 @@ def _map(task: _Task, known: Mapping[str, str], found: Summary, source: str) -> 
         notes = ("No sink dimensions were found on this model: all image tokens count as others.",)
     return HeadMap(
         metric=task.metric,
-        model=known["model"],
-        model_digest=known["model_digest"],
-        samples=found.samples,
-        pictures=found.pictures,
+        model=model_facts["model"],
+        model_digest=model_facts["model_digest"],
+        samples=summary.samples,
+        pictures=summary.pictures,
         grid=main,
         parts=grids,
         numbers=numbers,
-        stability=spearman(*(half[""] for half in found.halves)) if found.halves else None,
+        stability=spearman(*(half[""] for half in summary.halves)) if summary.halves else None,
         unit=UNITS[task.metric],
         source=source,
-        settings={**task.settings, "dtype": known["dtype"]},
+        settings={**task.settings, "dtype": model_facts["dtype"]},
         notes=notes,
     )
 
@@ -270,7 +274,7 @@ def t_vhd(vhd: ndarray, share: float = TOP_SHARE) -> float:
 
 def _divergence(engine: Any, sample: HeadSample, reading: HeadReading) -> tuple[dict, dict]:
     first = reading.tokens[0]
-    scores = [t_vhd(one["vhd"].numpy()) for one in reading.tokens]
+    scores = [t_vhd(maps["vhd"].numpy()) for maps in reading.tokens]
     groups = {"t_vhd": list(range(len(scores)))}
     shown: dict[str, Any] = {"t_vhd": [float(f"{x:.6g}") for x in scores]}
     if reading.output is not None:
@@ -286,8 +290,8 @@ def _divergence(engine: Any, sample: HeadSample, reading: HeadReading) -> tuple[
 def _kinds(engine: Any, sample: HeadSample, output: Output) -> dict[str, list[int]]:
     """Tokens whose T-VHD is averaged apart: of object words, or of right and wrong answers."""
     if sample.objects is not None:
-        found = object_tokens(engine, output, sample.objects)
-        return {f"t_vhd_{kind}": places for kind, places in found.items()}
+        by_kind = object_tokens(engine, output, sample.objects)
+        return {f"t_vhd_{kind}": places for kind, places in by_kind.items()}
     if sample.answer in ("yes", "no"):
         right = output.text.lower().startswith(sample.answer)
         return {"t_vhd_right" if right else "t_vhd_wrong": [0]}
@@ -307,14 +311,14 @@ def _answer(engine: Any, sample: HeadSample) -> tuple[dict, dict]:
 
 def _objects(engine: Any, sample: HeadSample, output: Output) -> tuple[dict, dict]:
     places = object_tokens(engine, output, sample.objects or ())
-    last = max((i for some in places.values() for i in some), default=-1)
+    last = max((i for tokens in places.values() for i in tokens), default=-1)
     parts: dict[str, Part] = {}
     if last >= 0:  # nothing after the last object word need be written again
         steps = [[token] for token in output.token_ids[: last + 1]]
         change = measure.ablation(engine, sample.request, steps).numpy()
-        for kind, some in places.items():
-            if some:
-                parts[kind] = Part(len(some), change[..., some].sum(-1))
+        for kind, tokens in places.items():
+            if tokens:
+                parts[kind] = Part(len(tokens), change[..., tokens].sum(-1))
     return parts, {"answer": output.text}
 
 
@@ -332,29 +336,29 @@ def object_tokens(engine: Any, output: Output, objects: Sequence[str]) -> dict[s
     text = [engine.tokenizer.decode(ids[:i], skip_special_tokens=True) for i in range(len(ids) + 1)]
     lead = len(text[-1]) - len(text[-1].lstrip())
     ends = [len(part) - lead for part in text]
-    found: dict[str, list[int]] = {"hallucinated": [], "real": []}
+    by_kind: dict[str, list[int]] = {"hallucinated": [], "real": []}
     for mention in reader().read(output.text).mentions:
         kind = "real" if mention.object in objects else "hallucinated"
-        found[kind] += [
+        by_kind[kind] += [
             i for i in range(len(ids)) if ends[i] < mention.end and ends[i + 1] > mention.start
         ]
-    return found
+    return by_kind
 
 
-def _sample(given: Given) -> HeadSample:
-    if isinstance(given, Request):
-        return HeadSample(given)
-    if isinstance(given, HeadSample):
-        return given
-    request, answer = given
+def _sample(sample: Given) -> HeadSample:
+    if isinstance(sample, Request):
+        return HeadSample(sample)
+    if isinstance(sample, HeadSample):
+        return sample
+    request, answer = sample
     return HeadSample(request, answer)
 
 
-def _ids(engine: Any, given: Sequence[HeadSample]) -> list[str]:
+def _ids(engine: Any, samples: Sequence[HeadSample]) -> list[str]:
     """Digests of prompt, pictures and truth; a sample that comes again is counted again."""
     names: list[str] = []
     times: dict[str, int] = {}
-    for number, sample in enumerate(given, start=1):
+    for number, sample in enumerate(samples, start=1):
         prompt = _prompt(engine, sample)
         if not prompt.pictures:
             raise InvalidRequest(f"Sample {number} has no picture; heads are measured on pictures.")

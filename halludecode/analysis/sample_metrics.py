@@ -70,8 +70,8 @@ class _Numbered(Strategy):
 
     def run(self, engine: LocalEngine, requests: Sequence[Request], tokens: int) -> list[Output]:
         """Answers under this strategy; what it reads is kept on it."""
-        made = compile_plan((self,), engine.model_info, engine.provides, engine=engine.name)
-        plan = _Unshared(**{f.name: getattr(made, f.name) for f in fields(made)})
+        compiled = compile_plan((self,), engine.model_info, engine.provides, engine=engine.name)
+        plan = _Unshared(**{f.name: getattr(compiled, f.name) for f in fields(compiled)})
         self.reset()
         outputs = engine.generate(requests, plan, Sampling(max_new_tokens=tokens))
         if self.count != len(requests):
@@ -94,12 +94,12 @@ class Watch(_Numbered):
     def __init__(self, read: Callable[[Attention], Maps], *, blind: bool) -> None:
         super().__init__()
         self.read, self.blind = read, blind
-        self.found: dict[int, list[Maps]] = {}  # request -> per token
+        self.maps: dict[int, list[Maps]] = {}  # request -> per token
 
     def reset(self) -> None:
         """Forget what tracing left behind."""
         super().reset()
-        self.found.clear()
+        self.maps.clear()
 
     def branches(self, prompt: Prompt, state: State, m: ModelInfo) -> Mapping[str, Branch]:
         """The image-free row, where it is read."""
@@ -111,9 +111,9 @@ class Watch(_Numbered):
         layers.append(self.read(a))
         if a.layer < a.m.num_layers - 1:
             return
-        whole = {n: torch.stack([one[n] for one in layers], 1).cpu() for n in layers[0]}
+        whole = {n: torch.stack([layer[n] for layer in layers], 1).cpu() for n in layers[0]}
         for r, case in enumerate(a.state["case"].tolist()):  # finished answers are gone by and by
-            self.found.setdefault(case, []).append({n: maps[r] for n, maps in whole.items()})
+            self.maps.setdefault(case, []).append({n: maps[r] for n, maps in whole.items()})
 
 
 def _read_divergence(a: Attention) -> Maps:
@@ -149,11 +149,11 @@ def divergences(
     layers = tuple(range(engine.model_info.num_layers))
     for request in requests:
         prompt = engine.prompt_of(request)
-        seen, blind = (
-            engine.activations(ActivationRequest(one, heads=layers)).heads
-            for one in (prompt, prompt.without_images())
+        sighted, blind = (
+            engine.activations(ActivationRequest(variant, heads=layers)).heads
+            for variant in (prompt, prompt.without_images())
         )
-        vhd, inliers = divergence(seen, blind)
+        vhd, inliers = divergence(sighted, blind)
         yield HeadReading([{"vhd": vhd, "inliers": inliers}])
 
 
@@ -169,18 +169,22 @@ def masses(engine: LocalEngine, requests: Sequence[Request], sinks: Sinks) -> It
         return
     depth = engine.model_info.num_layers
     for request in requests:
-        wanted = ActivationRequest(
+        asking = ActivationRequest(
             engine.prompt_of(request),
             image=tuple(range(depth)),
             hidden=tuple(range(depth - 1)) if sinks.dims else (),
             every_token=True,
         )
-        kept = engine.activations(wanted)
-        stuck = torch.zeros(depth, 1, kept.image.shape[-1], dtype=torch.bool)
+        activations = engine.activations(asking)
+        stuck = torch.zeros(depth, 1, activations.image.shape[-1], dtype=torch.bool)
         if sinks.dims:  # what leaves a layer enters the next
-            found = is_sink(kept.hidden, dims=sinks.dims, tau=sinks.tau)  # [L-1, T]
-            stuck[1:, 0] = found[:, kept.image_mask]
-        parts = {"image": kept.image, "sinks": kept.image * stuck, "others": kept.image * ~stuck}
+            is_sink_token = is_sink(activations.hidden, dims=sinks.dims, tau=sinks.tau)  # [L-1, T]
+            stuck[1:, 0] = is_sink_token[:, activations.image_mask]
+        parts = {
+            "image": activations.image,
+            "sinks": activations.image * stuck,
+            "others": activations.image * ~stuck,
+        }
         yield HeadReading([{name: part.sum(-1) for name, part in parts.items()}])
 
 
@@ -189,7 +193,7 @@ def _watched(
 ) -> Iterator[HeadReading]:
     outputs = watch.run(engine, requests, tokens)
     for i, output in enumerate(outputs):
-        yield HeadReading(watch.found[i][: len(output.token_ids)], output)
+        yield HeadReading(watch.maps[i][: len(output.token_ids)], output)
 
 
 # Ablation ---------------------------------------------------------------------------------------
@@ -211,12 +215,12 @@ class Silence(_Numbered):
         super().__init__()
         self.places = torch.tensor([head or (-1, -1) for head in heads])
         self.answer = answer
-        self.found: dict[int, list[float]] = {}  # request -> log p of every step
+        self.log_p: dict[int, list[float]] = {}  # request -> log p of every step
 
     def reset(self) -> None:
         """Forget what tracing left behind."""
         super().reset()
-        self.found.clear()
+        self.log_p.clear()
 
     def attend(self, a: Attention) -> None:
         """Silence each request's head, if it is in this layer."""
@@ -233,7 +237,7 @@ class Silence(_Numbered):
         for row, (t, i) in enumerate(zip(place, case, strict=True)):
             if t < len(self.answer):
                 right = list(self.answer[t])
-                self.found.setdefault(i, []).append(float(log_p[row, right].logsumexp(-1)))
+                self.log_p.setdefault(i, []).append(float(log_p[row, right].logsumexp(-1)))
                 forced[row, right[0]] = forced[row].max() + FORCE
         return forced
 
@@ -263,5 +267,5 @@ def ablation(engine: LocalEngine, request: Request, answer: Sequence[Sequence[in
     heads = [(layer, head) for layer in range(m.num_layers) for head in range(m.num_heads)]
     silence = Silence([None, *heads], answer)
     silence.run(engine, [request] * (1 + len(heads)), len(answer))
-    found = torch.tensor([silence.found[i] for i in range(1 + len(heads))])
-    return (found[1:] - found[0]).reshape(m.num_layers, m.num_heads, -1)
+    log_p = torch.tensor([silence.log_p[i] for i in range(1 + len(heads))])
+    return (log_p[1:] - log_p[0]).reshape(m.num_layers, m.num_heads, -1)

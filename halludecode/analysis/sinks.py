@@ -36,7 +36,7 @@ Given = Request | tuple[Request, str | None]
 
 
 @dataclass(frozen=True)
-class Example:
+class SinkExample:
     """One picture with its sinks.
 
     Args:
@@ -60,7 +60,7 @@ class SinkReport:
         model_digest: Identity of its weights.
         engine: Which engine looked.
         source: What it was found on, in words.
-        found: The numbers.
+        survey: The numbers.
         example: A picture; None where no sample has one, or its tokens form no raster.
     """
 
@@ -68,44 +68,44 @@ class SinkReport:
     model_digest: str
     engine: str
     source: str
-    found: Survey
-    example: Example | None = None
+    survey: Survey
+    example: SinkExample | None = None
 
     @property
     def dims(self) -> tuple[int, ...]:
         """Sink dimensions; empty where there are none."""
-        return self.found.dims
+        return self.survey.dims
 
     @property
     def verdict(self) -> str:
         """One sentence."""
-        return self.found.verdict
+        return self.survey.verdict
 
     @property
     def flagged(self) -> float:
         """Share of image tokens that are sinks, mean over the middle layers."""
-        return self.found.share(self.found.flagged)
+        return self.survey.share(self.survey.flagged)
 
     @property
     def taken(self) -> float:
         """Share of image attention that they take, mean over the middle layers."""
-        return self.found.share(self.found.taken)
+        return self.survey.share(self.survey.taken)
 
     def table(self) -> list[dict[str, float | int | bool | None]]:
         """One row per layer: mean and largest phi of each kind of token, the two shares."""
-        made: list[dict[str, float | int | bool | None]] = []
-        for at, layer in enumerate(self.found.layers):
+        rows: list[dict[str, float | int | bool | None]] = []
+        for i, layer in enumerate(self.survey.layers):
             row: dict[str, float | int | bool | None] = {
                 "layer": layer,
-                "middle": layer in self.found.middle,
+                "middle": layer in self.survey.middle,
             }
-            for kind, (mean, most) in zip(CLASSES, self.found.phi[at].tolist(), strict=True):
+            for kind, (mean, most) in zip(CLASSES, self.survey.phi[i].tolist(), strict=True):
                 row[f"{kind}_mean"] = None if math.isnan(mean) else mean
                 row[f"{kind}_max"] = None if math.isnan(most) else most
-            row["share_of_tokens"] = float(self.found.flagged[at])
-            row["share_of_attention"] = float(self.found.taken[at])
-            made.append(row)
-        return made
+            row["share_of_tokens"] = float(self.survey.flagged[i])
+            row["share_of_attention"] = float(self.survey.taken[i])
+            rows.append(row)
+        return rows
 
     def as_dict(self) -> dict[str, Any]:
         """Everything but the pictures, in types JSON knows."""
@@ -115,14 +115,14 @@ class SinkReport:
             "model_digest": self.model_digest,
             "engine": self.engine,
             "source": self.source,
-            "samples": self.found.samples,
-            "pictures": self.found.pictures,
-            "tau": self.found.tau,
+            "samples": self.survey.samples,
+            "pictures": self.survey.pictures,
+            "tau": self.survey.tau,
             "dims": list(self.dims),
             "verdict": self.verdict,
             "share_of_tokens": self.flagged,
             "share_of_attention": self.taken,
-            "refused": {str(j): reason for j, reason in self.found.refused.items()},
+            "refused": {str(j): reason for j, reason in self.survey.refused.items()},
             "layers": self.table(),
         }
 
@@ -187,12 +187,14 @@ def sinks(
     m, prompts = engine.model_info, _Prompts(engine, requests)
     activations = partial(engine.activations, remember=False)  # they would fill the memory
     with engine.guard():
-        found = survey(activations, prompts, m, threshold(m, tau), _tracker(progress))
-        example = _example(engine, activations, prompts, found)
-    known = engine.describe()
+        surveyed = survey(activations, prompts, m, threshold(m, tau), _tracker(progress))
+        example = _example(engine, activations, prompts, surveyed)
+    about = engine.describe()
     kind = "built-in prompts" if samples is None else "samples"
-    told = f"{len(requests)} {kind}" + (f" of {source}" if source else "")
-    return SinkReport(known["model"], known["model_digest"], engine.name, told, found, example)
+    where_from = f"{len(requests)} {kind}" + (f" of {source}" if source else "")
+    return SinkReport(
+        about["model"], about["model_digest"], engine.name, where_from, surveyed, example
+    )
 
 
 class _Prompts(Sequence[Prompt]):
@@ -211,11 +213,11 @@ class _Prompts(Sequence[Prompt]):
 def _requests(samples: Iterable[Given] | None) -> list[Request]:
     from halludecode.calibration.builtin_prompts import built_in
 
-    given = built_in() if samples is None else samples
-    made = [each if isinstance(each, Request) else each[0] for each in given]
-    if not made:
+    chosen = built_in() if samples is None else samples
+    requests = [each if isinstance(each, Request) else each[0] for each in chosen]
+    if not requests:
         raise InvalidParameter("No samples to look for sinks on: give at least one request.")
-    return made
+    return requests
 
 
 def _tracker(progress: bool) -> Any:
@@ -225,27 +227,27 @@ def _tracker(progress: bool) -> Any:
 
 
 def _example(
-    engine: LocalEngine, activations: Any, prompts: _Prompts, found: Survey
-) -> Example | None:
+    engine: LocalEngine, activations: Any, prompts: _Prompts, surveyed: Survey
+) -> SinkExample | None:
     """The first picture that has a raster, with its sinks."""
     import numpy as np
 
-    for at, prompt in _pictured(prompts):
-        before = tuple(layer - 1 for layer in found.middle)
-        kept = activations(
-            ActivationRequest(prompt, hidden=before, image=found.middle, every_token=True)
+    for i, prompt in _pictured(prompts):
+        before = tuple(layer - 1 for layer in surveyed.middle)
+        seen = activations(
+            ActivationRequest(prompt, hidden=before, image=surveyed.middle, every_token=True)
         )
-        first, rows, columns = kept.image_spans[0]
+        first, rows, columns = seen.image_spans[0]
         if rows == 1 or columns == 1:
             return None
-        own = slice(first, first + rows * columns)
-        flags = [is_sink(x, dims=found.dims, tau=found.tau) for x in kept.hidden]
-        votes = sum(flag[kept.image_mask][own].float() for flag in flags) / len(flags)
-        weights = kept.image.sum(1)  # [layers, N]
-        share = (weights / weights.sum(-1, keepdim=True)).mean(0)[own]
+        first_picture = slice(first, first + rows * columns)
+        flags = [is_sink(x, dims=surveyed.dims, tau=surveyed.tau) for x in seen.hidden]
+        votes = sum(flag[seen.image_mask][first_picture].float() for flag in flags) / len(flags)
+        weights = seen.image.sum(1)  # [layers, N]
+        share = (weights / weights.sum(-1, keepdim=True)).mean(0)[first_picture]
         shape = (rows, columns)
-        return Example(
-            engine.rows(prompts.requests[at])["main"].picture(),
+        return SinkExample(
+            engine.rows(prompts.requests[i])["main"].picture(),
             (votes >= 0.5).reshape(shape).numpy(),
             np.asarray(share.reshape(shape), dtype="float32"),
         )
@@ -253,7 +255,7 @@ def _example(
 
 
 def _pictured(prompts: _Prompts) -> Iterator[tuple[int, Prompt]]:
-    for at in range(len(prompts)):
-        prompt = prompts[at]
+    for i in range(len(prompts)):
+        prompt = prompts[i]
         if prompt.pictures:
-            yield at, prompt
+            yield i, prompt

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from halludecode.analysis.sinks import Example, SinkReport
+    from halludecode.analysis.sinks import SinkExample, SinkReport
 
 WIDTH, UPPER, LOWER, DPI = 9.0, 4.7, 3.0, 100  # inches; 900 pixels wide
 SMALL = 10  # points
@@ -37,8 +37,8 @@ def draw(report: SinkReport) -> Figure:
     height = UPPER + (LOWER if report.dims else 0)
     figure = Figure(figsize=(WIDTH, height), dpi=DPI, facecolor="white", layout="constrained")
     about = f"{report.model}, {report.source}, engine {report.engine}"
-    told = textwrap.fill(report.verdict[0].upper() + report.verdict[1:] + ".", 98)
-    figure.suptitle(f"{told}\n{about}", x=0.01, ha="left", fontsize=SMALL + 1)
+    verdict = textwrap.fill(report.verdict[0].upper() + report.verdict[1:] + ".", 98)
+    figure.suptitle(f"{verdict}\n{about}", x=0.01, ha="left", fontsize=SMALL + 1)
     rows = 2 if report.dims else 1
     grid = figure.add_gridspec(
         rows, 2, width_ratios=(1.45, 1), height_ratios=(UPPER - 0.6, LOWER)[:rows]
@@ -52,30 +52,30 @@ def draw(report: SinkReport) -> Figure:
 
 def _phi(axes: Axes, report: SinkReport) -> None:
     """Phi of each kind of token, layer by layer."""
-    found = report.found
+    survey = report.survey
     for kind, name in enumerate(CLASSES):
-        told, colour, mark, size = LOOKS[name]
-        values = found.phi[:, kind, 1].numpy()
+        label, colour, mark, size = LOOKS[name]
+        values = survey.phi[:, kind, 1].numpy()
         if not np.isnan(values).all():
             line: dict[str, Any] = {"color": colour, "marker": mark, "markersize": size}
-            line["markevery"] = _step(len(found.layers))
+            line["markevery"] = _step(len(survey.layers))
             line |= {"mfc": "none", "mew": 1.6} if name == "first" else {}
-            axes.plot(found.layers, values, label=told, **line)
-    if report.dims and found.pictures:
-        mean = found.phi[:, CLASSES.index("image"), 0].numpy()
-        axes.plot(found.layers, mean, color=LOOKS["image"][1], ls=":", label="visual tokens, mean")
-    axes.axhline(found.tau, color="black", ls="--", lw=1.2, label=f"threshold {found.tau:g}")
+            axes.plot(survey.layers, values, label=label, **line)
+    if report.dims and survey.pictures:
+        mean = survey.phi[:, CLASSES.index("image"), 0].numpy()
+        axes.plot(survey.layers, mean, color=LOOKS["image"][1], ls=":", label="visual tokens, mean")
+    axes.axhline(survey.tau, color="black", ls="--", lw=1.2, label=f"threshold {survey.tau:g}")
     axes.set_ylim(bottom=0)
     axes.margins(y=0.12)
     _layers(axes, report)
-    what = f"dims {', '.join(map(str, report.dims))}" if report.dims else "any dimension"
-    axes.set_ylabel(f"phi = |x| / rms(x), {what}", fontsize=SMALL)
+    dims = f"dims {', '.join(map(str, report.dims))}" if report.dims else "any dimension"
+    axes.set_ylabel(f"phi = |x| / rms(x), {dims}", fontsize=SMALL)
     axes.set_title("How massive tokens are", loc="left", fontsize=SMALL + 1)
     place = {"loc": "upper center", "bbox_to_anchor": (0.5, -0.17)}
     axes.legend(fontsize=SMALL - 1, frameon=False, ncols=3, **place)
 
 
-def _picture(axes: Axes, example: Example | None) -> None:
+def _picture(axes: Axes, example: SinkExample | None) -> None:
     """The picture with a frame round every sink."""
     from matplotlib.patches import Rectangle
 
@@ -104,19 +104,19 @@ def _picture(axes: Axes, example: Example | None) -> None:
                 fontweight="bold",
                 bbox={"facecolor": "white", "alpha": 0.85, "edgecolor": "none", "pad": 1.5},
             )
-    told = f"{len(places)} of {rows * columns} visual tokens are sinks"
+    title = f"{len(places)} of {rows * columns} visual tokens are sinks"
     if len(places):
-        told += f",\nwith {example.attention[example.sinks].sum():.0%} of image attention here"
-    axes.set_title(told, loc="left", fontsize=SMALL + 1)
+        title += f",\nwith {example.attention[example.sinks].sum():.0%} of image attention here"
+    axes.set_title(title, loc="left", fontsize=SMALL + 1)
 
 
 def _attention(axes: Axes, report: SinkReport) -> None:
     """Per layer, the sinks' share of attention beside their share of tokens."""
-    found = report.found
-    places = np.arange(len(found.layers))
+    survey = report.survey
+    places = np.arange(len(survey.layers))
     pairs = (
-        ("share of image attention they take", found.taken, "#0072b2", "", -0.2),
-        ("share of visual tokens they are", found.flagged, "#e69f00", "///", 0.2),
+        ("share of image attention they take", survey.taken, "#0072b2", "", -0.2),
+        ("share of visual tokens they are", survey.flagged, "#e69f00", "///", 0.2),
     )
     for name, values, colour, hatch, shift in pairs:
         bars = axes.bar(
@@ -124,10 +124,10 @@ def _attention(axes: Axes, report: SinkReport) -> None:
         )
         if len(places) <= 16:
             axes.bar_label(bars, [f"{v:.1%}" for v in values.tolist()], fontsize=SMALL - 1)
-    axes.set_xticks(places[:: _step(len(places))], found.layers[:: _step(len(places))])
+    axes.set_xticks(places[:: _step(len(places))], survey.layers[:: _step(len(places))])
     axes.set_xlabel("layer", fontsize=SMALL)
     axes.yaxis.set_major_formatter(lambda value, _: f"{value:.0%}")
-    axes.set_ylim(0, max(0.05, 1.45 * float(max(found.taken.max(), found.flagged.max()))))
+    axes.set_ylim(0, max(0.05, 1.45 * float(max(survey.taken.max(), survey.flagged.max()))))
     axes.set_title(
         "What sinks get of the attention that a prompt's last token pays to the image",
         loc="left",
@@ -140,10 +140,10 @@ def _attention(axes: Axes, report: SinkReport) -> None:
 
 def _layers(axes: Axes, report: SinkReport) -> None:
     """Ticks of the layers, and a band over those that decide."""
-    found = report.found
-    axes.set_xticks(found.layers[:: _step(len(found.layers))])
+    survey = report.survey
+    axes.set_xticks(survey.layers[:: _step(len(survey.layers))])
     axes.set_xlabel("layer", fontsize=SMALL)
-    ends = (found.middle[0] - 0.3, found.middle[-1] + 0.3)
+    ends = (survey.middle[0] - 0.3, survey.middle[-1] + 0.3)
     axes.axvspan(*ends, color="#eceff2", zorder=0, label="layers that decide")
     for side in ("top", "right"):
         axes.spines[side].set_visible(False)

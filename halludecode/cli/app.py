@@ -16,7 +16,16 @@ from typing import Annotated
 import typer
 
 from halludecode import __version__
-from halludecode.cli import answer, calibrate, catalog, evaluation, heads, serve, sinks, system
+from halludecode.cli import (
+    calibrate,
+    evaluation,
+    generate,
+    heads,
+    list_cite,
+    serve,
+    sinks,
+    system,
+)
 from halludecode.cli.output import fail, note
 from halludecode.core.errors import HalluDecodeError
 
@@ -27,7 +36,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for group in (catalog, answer, evaluation, calibrate, heads, sinks, serve, system):
+for group in (list_cite, generate, evaluation, calibrate, heads, sinks, serve, system):
     group.register(app)
 
 

@@ -54,7 +54,7 @@ def calibrate(
 
     An artifact is named by its content and used only where a spec names its strategy.
     """
-    given = dict(locals())
+    settings = dict(locals())  # the options alone: nothing else is a local yet
     import halludecode
     from halludecode.analysis.calibration_samples import samples
     from halludecode.calibration.store import ArtifactStore
@@ -65,19 +65,19 @@ def calibrate(
     _check(parts)
     sources = data or (["testbed-dev-iid"] if model in MODELS and annotations is None else [])
     names = ", ".join(Path(each).name for each in (*sources, annotations) if each)
-    found = None  # the engine's own eight prompts
+    pairs = None  # the engine's own eight prompts
     if sources or images is not None or annotations is not None:
         words = {"prompt_preset": prompt_preset, "limit": limit}
-        found = samples(model, sources, images, annotations, **words)
+        pairs = samples(model, sources, images, annotations, **words)
     with json_document(json) as documents, memory_advice(batch_size):
-        arguments = {**options.engine_arguments(given), "artifacts": out}
+        arguments = {**options.engine_arguments(settings), "artifacts": out}
         engine = halludecode.load(model, **arguments)
         with threads_for(model):
-            made = engine.calibrate(parts[0], found, source=names, seed=seed, progress=True)
-        path = ArtifactStore(out).path(made)
-        documents.append({"strategy": made.strategy, "path": path, **made.describe()})
+            artifact = engine.calibrate(parts[0], pairs, source=names, seed=seed, progress=True)
+        path = ArtifactStore(out).path(artifact)
+        documents.append({"strategy": artifact.strategy, "path": path, **artifact.describe()})
     if not json:
-        sys.stdout.write("\n".join(_lines(made, path, strategy, out)) + "\n")
+        sys.stdout.write("\n".join(_lines(artifact, path, strategy, out)) + "\n")
 
 
 def _check(parts: tuple[Strategy, ...]) -> None:
@@ -88,21 +88,21 @@ def _check(parts: tuple[Strategy, ...]) -> None:
         raise InvalidParameter(f"{names}: give one strategy that can be calibrated: {able}.")
 
 
-def _lines(made: Artifact, path: Path, spec: str, out: Path | None) -> list[str]:
+def _lines(artifact: Artifact, path: Path, spec: str, out: Path | None) -> list[str]:
     """What was made, of what, where it is, and how to use it."""
     from halludecode.calibration.store import VARIABLE
 
     shapes = ", ".join(
         f"{name} {'x'.join(map(str, value.shape)) or f'{value.item():g}'}"
-        for name, value in made.items()
+        for name, value in artifact.items()
     )
     where = f"{VARIABLE}={out} " if out is not None else ""
     lines = [
-        f"{made.strategy}: {'; '.join(made.notes) or shapes}",
-        f"from {made.source}",
+        f"{artifact.strategy}: {'; '.join(artifact.notes) or shapes}",
+        f"from {artifact.source}",
         f"saved {path}",
         f'use it: {where}halludecode eval --strategy "{spec}" ...',
     ]
-    if any(param.name == PIN for param in STRATEGIES.get(made.strategy).params()):
-        lines.append(f'use this very one: --strategy "{made.strategy}(pin={made.name})"')
+    if any(param.name == PIN for param in STRATEGIES.get(artifact.strategy).params()):
+        lines.append(f'use this very one: --strategy "{artifact.strategy}(pin={artifact.name})"')
     return lines

@@ -86,13 +86,13 @@ def read(path: Path) -> dict[str, Any]:
         raise InvalidData(f"--config {path}{line}: not YAML ({problem}).") from error
     if not isinstance(content, dict):
         raise InvalidData(f"--config {path}: expected options, one `name: value` a line.")
-    found: dict[str, Any] = {}
+    settings: dict[str, Any] = {}
     for key, value in content.items():
-        _take(found, str(key), value, path)
-    return found
+        _take(settings, str(key), value, path)
+    return settings
 
 
-def _take(found: dict[str, Any], key: str, value: Any, path: Path) -> None:
+def _take(settings: dict[str, Any], key: str, value: Any, path: Path) -> None:
     name = key.replace("-", "_")
     name = ALIASES.get(name, name)
     if name not in KINDS:
@@ -101,7 +101,7 @@ def _take(found: dict[str, Any], key: str, value: Any, path: Path) -> None:
         raise InvalidData(
             f"--config {path}: unknown option {key!r}.{hint} Known: {', '.join(KINDS)}."
         )
-    if name in found:
+    if name in settings:
         raise InvalidData(f"--config {path}: {key!r} gives {name!r} again; keep one.")
     if value is None:
         return
@@ -111,10 +111,10 @@ def _take(found: dict[str, Any], key: str, value: Any, path: Path) -> None:
         expected = " or ".join(kind.__name__ for kind in KINDS[name])
         raise InvalidData(f"--config {path}: {key} must be {expected}, not {value!r}.")
     if name == "engine" and isinstance(value, dict):
-        for inner, given in value.items():
-            _take(found, "engine" if inner == "name" else str(inner), given, path)
+        for inner, inner_value in value.items():
+            _take(settings, "engine" if inner == "name" else str(inner), inner_value, path)
     else:
-        found[name] = value
+        settings[name] = value
 
 
 def _listed(value: Any) -> list[Any]:

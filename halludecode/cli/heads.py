@@ -73,7 +73,7 @@ def heads(
     A killed run continues where it stopped. A map feeds vhr(map=FILE), spin(map=FILE) and, made by
     ablation, adhh(map=FILE).
     """
-    given = dict(locals())
+    settings = dict(locals())  # the options alone: nothing else is a local yet
     import halludecode
     from halludecode.analysis.head_map_plot import check
     from halludecode.analysis.head_sensitivity import head_sensitivity
@@ -82,28 +82,32 @@ def heads(
     metrics = list(dict.fromkeys(metric or ["vhd"]))
     _check(metrics, sinks)
     check()
-    samples, source = _samples(given)
+    samples, source = _samples(settings)
     if "ablation" in metrics and all(s.answer is None and s.objects is None for s in samples):
         raise InvalidParameter(
             "--metric ablation needs right answers or true objects; give --data, or --annotations "
             "beside --images."
         )
-    made: dict[str, HeadMap] = {}
+    maps: dict[str, HeadMap] = {}
     with json_document(json) as documents, memory_advice(batch_size):
-        loaded = halludecode.load(model, engine=engine or "hf", **options.engine_arguments(given))
+        loaded = halludecode.load(
+            model, engine=engine or "hf", **options.engine_arguments(settings)
+        )
         for name in metrics:
             how = {"output": output, "source": source, "fresh": fresh, "progress": True}
             with threads_for(model):
-                found = head_sensitivity(loaded, samples, name, tokens=tokens, sinks=sinks, **how)
-            _draw(found, output, top)
-            made[name] = found
-        summary = _summary(made, output, top)
+                head_map = head_sensitivity(
+                    loaded, samples, name, tokens=tokens, sinks=sinks, **how
+                )
+            _draw(head_map, output, top)
+            maps[name] = head_map
+        summary = _summary(maps, output, top)
         documents.append(summary)
-    for found in made.values():
-        for sentence in found.notes:
-            note(f"note: {found.metric}: {sentence}")
+    for head_map in maps.values():
+        for sentence in head_map.notes:
+            note(f"note: {head_map.metric}: {sentence}")
     if not json:
-        show(*_told(made, summary, output, top))
+        show(*_overview(maps, summary, output, top))
 
 
 def _check(metrics: Sequence[str], sinks: str) -> None:
@@ -120,13 +124,13 @@ def _check(metrics: Sequence[str], sinks: str) -> None:
         )
 
 
-def _samples(given: Mapping[str, Any]) -> tuple[list[HeadSample], str]:
+def _samples(settings: Mapping[str, Any]) -> tuple[list[HeadSample], str]:
     """Samples and where they are from, in words."""
     from halludecode.analysis.samples import from_data, from_folder
 
-    model, folder, file = given["model"], given["images"], given["annotations"]
-    known = {"preset": given["prompt_preset"], "limit": given["limit"]}
-    sources = list(given["data"] or [])
+    model, folder, file = settings["model"], settings["images"], settings["annotations"]
+    how = {"preset": settings["prompt_preset"], "limit": settings["limit"]}
+    sources = list(settings["data"] or [])
     if not sources and folder is None and file is None:
         if model not in MODELS:
             raise InvalidData(
@@ -135,28 +139,28 @@ def _samples(given: Mapping[str, Any]) -> tuple[list[HeadSample], str]:
             )
         sources = ["testbed-dev-iid"]
     if file is None and folder is not None and not sources:
-        return from_folder(folder, given["prompt"], model, **known), folder.resolve().name
-    if given["prompt"] is not None:
+        return from_folder(folder, settings["prompt"], model, **how), folder.resolve().name
+    if settings["prompt"] is not None:
         raise InvalidParameter(
             "--prompt goes with --images alone; labelled data has its own words."
         )
-    found = from_data(sources, given["task"], model, images=folder, annotations=file, **known)
-    return found, ", ".join(Path(each).name for each in (*sources, file) if each)
+    labelled = from_data(sources, settings["task"], model, images=folder, annotations=file, **how)
+    return labelled, ", ".join(Path(each).name for each in (*sources, file) if each)
 
 
-def _draw(made: HeadMap, output: Path, top: int) -> None:
+def _draw(head_map: HeadMap, output: Path, top: int) -> None:
     """``METRIC.png``, and one picture of every part."""
-    for part in (None, *(name for name, grid in made.parts.items() if grid.values.any())):
-        name = made.metric + (f"-{part}" if part else "")
+    for part in (None, *(name for name, grid in head_map.parts.items() if grid.values.any())):
+        name = head_map.metric + (f"-{part}" if part else "")
         try:
-            made.plot(part=part, top=top).savefig(output / f"{name}.png")
+            head_map.plot(part=part, top=top).savefig(output / f"{name}.png")
         except OSError as error:
             raise InvalidData(
                 f"{error.filename or output}: cannot be written ({error.strerror})."
             ) from None
 
 
-def _summary(made: Mapping[str, HeadMap], output: Path, top: int) -> dict[str, Any]:
+def _summary(maps: Mapping[str, HeadMap], output: Path, top: int) -> dict[str, Any]:
     """What `heads.json` holds: per metric its best heads, per pair of metrics their agreement.
 
     Maps of this model that an earlier call left in the folder count, too.
@@ -165,8 +169,8 @@ def _summary(made: Mapping[str, HeadMap], output: Path, top: int) -> dict[str, A
     from halludecode.analysis.head_sensitivity import METRICS
     from halludecode.evals.data.run_files import write_json
 
-    first = next(iter(made.values()))
-    every = dict(made)
+    first = next(iter(maps.values()))
+    every = dict(maps)
     for name in METRICS:
         path = output / f"{name}.json"
         if name not in every and path.is_file():
@@ -179,15 +183,15 @@ def _summary(made: Mapping[str, HeadMap], output: Path, top: int) -> dict[str, A
         "metrics": {
             name: {
                 "map": f"{name}.json",
-                "unit": found.unit,
-                "samples": found.samples,
-                "pictures": found.pictures,
-                "source": found.source,
-                "stability": found.stability,
-                "numbers": found.numbers,
-                "top": [head._asdict() for head in found.top(top)],
+                "unit": head_map.unit,
+                "samples": head_map.samples,
+                "pictures": head_map.pictures,
+                "source": head_map.source,
+                "stability": head_map.stability,
+                "numbers": head_map.numbers,
+                "top": [head._asdict() for head in head_map.top(top)],
             }
-            for name, found in every.items()
+            for name, head_map in every.items()
         },
         "agreement": [
             {"metrics": [a, b], "spearman": every[a].agreement(every[b])}
@@ -198,23 +202,23 @@ def _summary(made: Mapping[str, HeadMap], output: Path, top: int) -> dict[str, A
     return summary
 
 
-def _told(
-    made: Mapping[str, HeadMap], summary: Mapping[str, Any], output: Path, top: int
+def _overview(
+    maps: Mapping[str, HeadMap], summary: Mapping[str, Any], output: Path, top: int
 ) -> list[Any]:
     """Tables of the best heads, then stability, agreement and where everything is."""
     from rich.table import Table
 
     shown: list[Any] = []
-    for found in made.values():
-        shown.append(found.table(top))
-        if found.signed:
-            shown.append(found.table(top, largest=False))
-        if found.numbers:
-            told = (
+    for head_map in maps.values():
+        shown.append(head_map.table(top))
+        if head_map.signed:
+            shown.append(head_map.table(top, largest=False))
+        if head_map.numbers:
+            numbers = (
                 f"{n} {v['value']:.4g} ({v['low']:.4g} .. {v['high']:.4g})"
-                for n, v in found.numbers.items()
+                for n, v in head_map.numbers.items()
             )
-            shown.append("  ".join(told))
+            shown.append("  ".join(numbers))
     about = Table(title="maps", title_justify="left")
     for name in ("metric", "values are", "samples", "pictures", "halves agree (Spearman)"):
         about.add_column(name, justify="left" if name in ("metric", "values are") else "right")
@@ -229,7 +233,7 @@ def _told(
         for row in summary["agreement"]:
             pairs.add_row(" and ".join(row["metrics"]), _number(row["spearman"]))
         shown.append(pairs)
-    files = ", ".join(f"{name}.json and {name}.png" for name in made)
+    files = ", ".join(f"{name}.json and {name}.png" for name in maps)
     return [*shown, f"Written to {output}: {files}, {SUMMARY}"]
 
 

@@ -98,24 +98,26 @@ SERVER_ARGUMENTS = {
 }
 
 
-def engine_arguments(given: dict[str, Any]) -> dict[str, Any]:
-    """Those of ``given`` that `halludecode.load` takes and that the user set."""
-    return {name: given[name] for name in ENGINE_ARGUMENTS if given.get(name) is not None}
+def engine_arguments(settings: dict[str, Any]) -> dict[str, Any]:
+    """Those of ``settings`` that `halludecode.load` takes and that the user set."""
+    return {name: settings[name] for name in ENGINE_ARGUMENTS if settings.get(name) is not None}
 
 
-def server_arguments(given: dict[str, Any]) -> dict[str, Any]:
+def server_arguments(settings: dict[str, Any]) -> dict[str, Any]:
     """The same for engine "server"; what only a model in this process takes is refused.
 
     Raises:
         InvalidParameter: The sentence names the option.
     """
     for name in ENGINE_ARGUMENTS:
-        if given.get(name) is not None:
+        if settings.get(name) is not None:
             raise InvalidParameter(
                 f"--{name.replace('_', '-')} is for a model loaded here; with --server it is "
                 "`halludecode serve` that takes it."
             )
-    if given.get("engine") not in (None, "server"):
-        raise InvalidParameter(f"--engine {given['engine']} does not go with --server; drop one.")
+    if settings.get("engine") not in (None, "server"):
+        raise InvalidParameter(
+            f"--engine {settings['engine']} does not go with --server; drop one."
+        )
     named = SERVER_ARGUMENTS.items()
-    return {theirs: given[name] for name, theirs in named if given.get(name) is not None}
+    return {theirs: settings[name] for name, theirs in named if settings.get(name) is not None}

@@ -38,18 +38,18 @@ def show(*renderables: Any) -> None:
 
 
 @contextlib.contextmanager
-def json_document(wanted: bool) -> Iterator[list[Any]]:
+def json_document(as_json: bool) -> Iterator[list[Any]]:
     """Keep standard output for one JSON document.
 
     Args:
-        wanted: False does nothing at all.
+        as_json: False does nothing at all.
 
     Yields:
         A list; its first element is printed at the end. Whatever libraries print meanwhile goes to
         standard error.
     """
     documents: list[Any] = []
-    if not wanted:
+    if not as_json:
         yield documents
         return
     with contextlib.redirect_stdout(sys.stderr):
@@ -88,8 +88,8 @@ def memory_advice(batch_size: int | None) -> Iterator[None]:
         yield
     except (RuntimeError, MemoryError) as error:
         text = str(error).lower()
-        known = type(error).__name__ in ("OutOfMemoryError", "MemoryError")
-        if not known and "allocate memory" not in text and "out of memory" not in text:
+        is_memory_error = type(error).__name__ in ("OutOfMemoryError", "MemoryError")
+        if not is_memory_error and "allocate memory" not in text and "out of memory" not in text:
             raise
         if batch_size is not None and batch_size > 1:
             cure = f"ran out with --batch-size {batch_size}; try --batch-size {batch_size // 2}"

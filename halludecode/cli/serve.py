@@ -53,7 +53,7 @@ def serve(
     ] = None,
 ) -> None:
     """Serve a model as OpenAI does; other options are vLLM's, such as --api-key."""
-    given = dict(locals())
+    settings = dict(locals())  # the options alone: nothing else is a local yet
     from halludecode.core.spec import format as canonical
     from halludecode.core.spec import parse
 
@@ -62,31 +62,31 @@ def serve(
     folder = allowed_local_media_path
     if folder is not None and not folder.is_dir():
         raise InvalidRequest(f"--allowed-local-media-path {folder}: no such folder.")
-    policy = _policy(given, [canonical(parse(text)) for text in allow or ()])
+    policy = _policy(settings, [canonical(parse(text)) for text in allow or ()])
     from halludecode.serve import app
 
     args = app.arguments(policy, ["--host", host, "--port", str(port), *context.args])
     app.run(model, app.named(policy, args), args, artifacts)
 
 
-def _policy(given: dict[str, Any], allowed: list[str]) -> Any:
+def _policy(settings: dict[str, Any], allowed: list[str]) -> Any:
     from halludecode.core.spec import parse
     from halludecode.engines.inputs.images import MAX_PIXELS
     from halludecode.serve.policy import Policy
 
     names = frozenset(part.name for text in allowed for part in parse(text))
-    folder = given["allowed_local_media_path"]
+    folder = settings["allowed_local_media_path"]
     policy = Policy(
-        name=given["model"],
-        default=given["strategy"],
-        aliases=tuple(given["alias"] or ()),
+        name=settings["model"],
+        default=settings["strategy"],
+        aliases=tuple(settings["alias"] or ()),
         allowed=names or None,
-        rows=given["max_rows"],
-        groups=given["max_groups"],
-        images=given["max_images"],
-        image_bytes=int(given["max_image_mb"] * (1 << 20)),
-        image_pixels=given["max_image_pixels"] or MAX_PIXELS,
-        domains=tuple(given["image_domain"] or ()),
+        rows=settings["max_rows"],
+        groups=settings["max_groups"],
+        images=settings["max_images"],
+        image_bytes=int(settings["max_image_mb"] * (1 << 20)),
+        image_pixels=settings["max_image_pixels"] or MAX_PIXELS,
+        domains=tuple(settings["image_domain"] or ()),
         folder=str(folder.resolve()) if folder else None,
     )
     for text in (policy.default, *policy.aliases):

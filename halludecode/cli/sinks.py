@@ -48,7 +48,7 @@ def sinks(
 
     `calibrate --model M var` keeps the dimensions for var.
     """
-    given = dict(locals())
+    settings = dict(locals())  # the options alone: nothing else is a local yet
     import halludecode
     from halludecode.analysis import sinks as analysis
     from halludecode.analysis.calibration_samples import samples
@@ -56,18 +56,18 @@ def sinks(
 
     if tau is not None and not tau > 0:
         raise InvalidParameter(f"--tau {tau:g}: it must be above 0.")
-    own = ["testbed-dev-iid"] if model in MODELS and annotations is None else []
-    sources = data or own
+    default_data = ["testbed-dev-iid"] if model in MODELS and annotations is None else []
+    sources = data or default_data
     names = ", ".join(Path(each).name for each in (*sources, annotations) if each)
-    found = None  # the built-in prompts
+    pairs = None  # the built-in prompts
     if sources or images is not None or annotations is not None:
         words = {"prompt_preset": prompt_preset, "limit": limit}
-        found = samples(model, sources, images, annotations, **words)
+        pairs = samples(model, sources, images, annotations, **words)
     with json_document(json) as documents, memory_advice(1):
-        arguments = options.engine_arguments(given)
+        arguments = options.engine_arguments(settings)
         loaded = halludecode.load(model, engine=engine or "hf", **arguments)
         with threads_for(model):
-            report = analysis.sinks(loaded, found, tau=tau, source=names, progress=True)
+            report = analysis.sinks(loaded, pairs, tau=tau, source=names, progress=True)
         saved = report.save(output)
         documents.append(report.as_dict() | {"saved": [str(path) for path in saved]})
     if not json:

@@ -25,11 +25,11 @@ def doctor(json: options.Json = False) -> int:
     from halludecode.cli.doctor import describe, report
 
     with json_document(json) as documents:
-        found = report()
-        documents.append(found)
+        checks = report()
+        documents.append(checks)
     if not json:
-        show(*describe(found))
-    return 0 if found["engines"]["hf"]["usable"] else 1
+        show(*describe(checks))
+    return 0 if checks["engines"]["hf"]["usable"] else 1
 
 
 def demo(

@@ -76,7 +76,7 @@ class PictureIO(ImageMediaIO):
 
         try:
             with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
+                warnings.simplefilter("ignore")  # of bombs: our own limit is the one that counts
                 width, height = Image.open(io.BytesIO(data)).size
         except (OSError, ValueError, SyntaxError, Image.DecompressionBombError):
             return
@@ -204,13 +204,13 @@ class BodyLimit:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        seen = 0
+        received = 0
 
         async def counted() -> Any:
-            nonlocal seen
+            nonlocal received
             message = await receive()
-            seen += len(message.get("body", b""))
-            if seen > self._most:
+            received += len(message.get("body", b""))
+            if received > self._most:
                 raise HTTPException(
                     HTTPStatus.REQUEST_ENTITY_TOO_LARGE,
                     f"The request is longer than the {self._most:,} bytes this server accepts; "

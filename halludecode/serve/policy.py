@@ -63,11 +63,11 @@ class Policy:
         """
         suffix = (model or "").removeprefix(f"{self.name}:")
         alias = suffix if model is not None and suffix != model else None
-        given = self._given(xargs)
-        named = [text for text in (given, alias) if text is not None]
+        requested = self._requested_strategy(xargs)
+        named = [text for text in (requested, alias) if text is not None]
         if len({hd_spec.format(hd_spec.parse(text)) for text in named}) > 1:
             raise InvalidRequest(
-                f"The model alias names strategy {alias!r} and vllm_xargs {given!r}; name one."
+                f"The model alias names strategy {alias!r} and vllm_xargs {requested!r}; name one."
             )
         text = named[0] if named else self.default
         self.check_allowed(text)
@@ -100,7 +100,7 @@ class Policy:
                 f"{self.rows} per request; lower n or compose fewer strategies."
             )
 
-    def _given(self, xargs: Mapping[str, Any] | None) -> str | None:
+    def _requested_strategy(self, xargs: Mapping[str, Any] | None) -> str | None:
         if not xargs or READ.isdisjoint(xargs):
             return None
         others = sorted(xargs.keys() - READ)

@@ -30,15 +30,19 @@ def words_of(xargs: Mapping[str, Any] | None) -> tuple[str, ...] | None:
     Raises:
         InvalidRequest: They are no short list of words.
     """
-    given = (xargs or {}).get("score_words", [])
-    if not isinstance(given, list) or not all(isinstance(word, str) and word for word in given):
-        raise InvalidRequest(f'score_words must be a list of words, not {given!r}: ["yes", "no"].')
-    if len(given) > MOST_WORDS or any(len(word) > LONGEST_WORD for word in given):
+    score_words = (xargs or {}).get("score_words", [])
+    if not isinstance(score_words, list) or not all(
+        isinstance(word, str) and word for word in score_words
+    ):
+        raise InvalidRequest(
+            f'score_words must be a list of words, not {score_words!r}: ["yes", "no"].'
+        )
+    if len(score_words) > MOST_WORDS or any(len(word) > LONGEST_WORD for word in score_words):
         raise InvalidRequest(
             f"score_words: at most {MOST_WORDS} words of {LONGEST_WORD} characters are scored."
         )
-    details = bool((xargs or {}).get("details")) or bool(given)
-    return tuple(given) if details else None
+    details = bool((xargs or {}).get("details")) or bool(score_words)
+    return tuple(score_words) if details else None
 
 
 def details_of(chat: ChatRequest, decode: Callable[[Sequence[int]], str]) -> dict[str, Any]:

@@ -108,14 +108,14 @@ def _render(font: Path | str) -> Iterator[tuple[Category, Image.Image]]:
             yield category, _trim(draw(category.name), category.name)
 
 
-def _trim(picture: Image.Image, what: str) -> Image.Image:
+def _trim(picture: Image.Image, name: str) -> Image.Image:
     """Cuts a picture to what is visible and makes its long side `SIDE`."""
     from PIL import Image
 
     box = picture.getchannel("A").point(lambda alpha: 255 * (alpha > _VISIBLE)).getbbox()
     if box is None:
         raise InvalidData(
-            f"{what} is empty; use the colour emoji font with version 2.042 or later."
+            f"{name} is empty; use the colour emoji font with version 2.042 or later."
         )
     cut = picture.crop(box)
     longest = max(cut.size)

@@ -27,7 +27,7 @@ class Category:
 
 
 def _parse(table: str) -> tuple[Category, ...]:
-    found = []
+    categories = []
     group = ""
     for line in table.strip().splitlines():
         if line.endswith(":"):
@@ -35,8 +35,8 @@ def _parse(table: str) -> tuple[Category, ...]:
             continue
         number, name, points = (cell.strip() for cell in line.split("|"))
         emoji = tuple(int(point, 16) for point in points.split())
-        found.append(Category(int(number), name, group, emoji))
-    return tuple(found)
+        categories.append(Category(int(number), name, group, emoji))
+    return tuple(categories)
 
 
 CATEGORIES = _parse("""

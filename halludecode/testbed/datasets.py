@@ -63,8 +63,8 @@ class Build:
         name = image["file_name"]
         if self._rules.judged:
             self._objects[name] = scene.names
-            asked = mme.questions(Stream(self._seed, purpose, scene.index, 1), scene)
-            for subtask, (yes, no) in asked.items():
+            questions = mme.questions(Stream(self._seed, purpose, scene.index, 1), scene)
+            for subtask, (yes, no) in questions.items():
                 self._mme[subtask] += [(name, yes, "Yes"), (name, no, "No")]
         return name
 
@@ -74,21 +74,21 @@ class Build:
 
     def files(self) -> dict[str, str]:
         """The text files by their path in the folder."""
-        out = {
+        files = {
             "annotations/instances.json": _json(self._annotations.instances()),
             "annotations/captions.json": _json(self._annotations.captions()),
         }
         if not self._rules.judged:
-            return out
+            return files
         prior = training_prior()
         from halludecode.evals.benchmarks.pope.scoring import build_questions
 
         for setting in SETTINGS:
-            asked = build_questions(self._objects, setting, seed=self._seed, prior=prior)
-            out[f"pope/{setting}.jsonl"] = "".join(map(_json, asked))
+            questions = build_questions(self._objects, setting, seed=self._seed, prior=prior)
+            files[f"pope/{setting}.jsonl"] = "".join(map(_json, questions))
         for subtask, rows in self._mme.items():
-            out[f"mme/{subtask}/{subtask}.txt"] = "".join("\t".join(row) + "\n" for row in rows)
-        return out
+            files[f"mme/{subtask}/{subtask}.txt"] = "".join("\t".join(row) + "\n" for row in rows)
+        return files
 
     def digest(self) -> str:
         """SHA-256 over the pixels of all pictures, then over the text files by name."""
@@ -231,12 +231,12 @@ def _make(folder: Path, split: str, count: int) -> None:
     """Builds beside the final place and moves it there whole: no half-made set is ever seen."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".making-") as scratch:
-        made = Path(scratch) / folder.name
-        _write(made, split, count, 0)
+        draft = Path(scratch) / folder.name
+        _write(draft, split, count, 0)
         if folder.exists():  # damaged or of another make
             folder.rename(Path(scratch) / "old")
         try:
-            made.rename(folder)
+            draft.rename(folder)
         except OSError:
             if not _complete(folder, split, count):  # else another process was quicker
                 raise
@@ -248,8 +248,8 @@ def _complete(folder: Path, split: str, count: int) -> bool:
         pictures = sum(1 for _ in (folder / "images").iterdir())
     except (OSError, ValueError):
         return False
-    wanted = _identity(split, count, 0)
-    return pictures == count and all(about.get(key) == value for key, value in wanted.items())
+    identity = _identity(split, count, 0)
+    return pictures == count and all(about.get(key) == value for key, value in identity.items())
 
 
 def _json(value: Any) -> str:

@@ -26,7 +26,7 @@ def questions(stream: Stream, scene: Scene) -> dict[str, tuple[str, str]]:
     for thing in scene.things:
         groups.setdefault(thing.name, []).append(thing)
     single = [group[0] for group in groups.values() if len(group) == 1]
-    asked = {
+    pairs = {
         "existence": _existence(stream, list(groups)),
         "count": _count(stream, groups),
         "color": _colour(stream, single),
@@ -35,7 +35,7 @@ def questions(stream: Stream, scene: Scene) -> dict[str, tuple[str, str]]:
     }
     return {
         subtask: (f"{pair[0]} {SUFFIX}", f"{pair[1]} {SUFFIX}")
-        for subtask, pair in asked.items()
+        for subtask, pair in pairs.items()
         if pair is not None
     }
 
@@ -72,12 +72,12 @@ def _colour(stream: Stream, single: list[Thing]) -> tuple[str, str] | None:
 def _position(stream: Stream, single: list[Thing]) -> tuple[str, str] | None:
     if len(single) < 2:
         return None
-    one, two = stream.shuffled(single)[:2]
-    across = one.middle[0] - two.middle[0]
+    first, second = stream.shuffled(single)[:2]
+    across = first.middle[0] - second.middle[0]
     if abs(across) <= _APART:
         return None
     sides = ("left", "right") if across < 0 else ("right", "left")
-    yes, no = (f"Is the {one.name} on the {side} side of the {two.name}?" for side in sides)
+    yes, no = (f"Is the {first.name} on the {side} side of the {second.name}?" for side in sides)
     return yes, no
 
 

@@ -57,8 +57,8 @@ def noun(name: str, count: int = 1, colour: str | None = None) -> str:
 
 def captions(stream: Stream, scene: Scene) -> list[str]:
     """Three true captions of a scene: two that name everything and a brief one."""
-    full = [told(stream, scene.theme, ranked(stream, scene.things)) for _ in range(2)]
-    brief = told(stream, scene.theme, ranked(stream, scene.things)[:2])
+    full = [caption_text(stream, scene.theme, ranked(stream, scene.things)) for _ in range(2)]
+    brief = caption_text(stream, scene.theme, ranked(stream, scene.things)[:2])
     return [*full, brief]
 
 
@@ -71,7 +71,7 @@ def ranked(stream: Stream, things: Sequence[Thing]) -> list[list[Thing]]:
     return sorted(groups.values(), key=lambda group: -size[group[0].name])
 
 
-def told(stream: Stream, theme: str, groups: Sequence[list[Thing]]) -> str:
+def caption_text(stream: Stream, theme: str, groups: Sequence[list[Thing]]) -> str:
     """A caption that names the groups in their order.
 
     Args:
@@ -81,39 +81,41 @@ def told(stream: Stream, theme: str, groups: Sequence[list[Thing]]) -> str:
     """
     verb = stream.pick(("shows", "features"))
     setting = f"{a(theme)} scene with " if stream.chance(600) else ""
-    nouns = [_named(stream, group) for group in groups]
+    nouns = [_group_noun(stream, group) for group in groups]
     first = f"The image {verb} {setting}{nouns[0]}"
     if len(groups) > 1:
-        first += f" {_joined(stream, groups[0], groups[1])} {nouns[1]}"
-    out = [first + "."]
-    left = 2
-    while left < len(groups):
-        be = "is" if nouns[left].startswith(("a ", "an ")) else "are"
+        first += f" {_connective(stream, groups[0], groups[1])} {nouns[1]}"
+    sentences = [first + "."]
+    next_group = 2
+    while next_group < len(groups):
+        be = "is" if nouns[next_group].startswith(("a ", "an ")) else "are"
         opening = stream.pick(
             (f"There {be} also", f"Additionally, there {be}", f"In the background, there {be}")
         )
-        more = left + 1 < len(groups) and stream.chance(500)
-        out.append(f"{opening} {' and '.join(nouns[left : left + 1 + more])}.")
-        left += 1 + more
-    return " ".join(out)
+        join_two = next_group + 1 < len(groups) and stream.chance(500)
+        sentences.append(
+            f"{opening} {' and '.join(nouns[next_group : next_group + 1 + join_two])}."
+        )
+        next_group += 1 + join_two
+    return " ".join(sentences)
 
 
-def _named(stream: Stream, group: Sequence[Thing]) -> str:
+def _group_noun(stream: Stream, group: Sequence[Thing]) -> str:
     tell = len(group) == 1 and stream.chance(700)
     return noun(group[0].name, len(group), group[0].colour if tell else None)
 
 
-def _joined(stream: Stream, one: Sequence[Thing], two: Sequence[Thing]) -> str:
-    if len(one) > 1 or len(two) > 1:
+def _connective(stream: Stream, first: Sequence[Thing], second: Sequence[Thing]) -> str:
+    if len(first) > 1 or len(second) > 1:
         return "and"
-    if stream.chance(400) or not (one[0].full and two[0].full):
+    if stream.chance(400) or not (first[0].full and second[0].full):
         return stream.pick(("near", "next to"))
-    return where(one[0], two[0])
+    return where(first[0], second[0])
 
 
-def where(one: Thing, two: Thing) -> str:
+def where(first: Thing, second: Thing) -> str:
     """Where the first thing is, seen from the second."""
-    across, down = (p - q for p, q in zip(one.middle, two.middle, strict=True))
+    across, down = (p - q for p, q in zip(first.middle, second.middle, strict=True))
     if abs(across) > abs(down):
         return "to the left of" if across < 0 else "to the right of"
     return "above" if down < 0 else "below"

@@ -94,8 +94,8 @@ def plant(tensors: Mapping[str, Tensor], config: Mapping[str, Any]) -> tuple[Ten
     about = json.loads(json.dumps(config))
     about["text_config"]["attention_bias"] = True
     kind = tensors[f"{edited.lm}layers.0.self_attn.q_proj.weight"].dtype
-    made = {n: v.to(tensors[n].dtype if n in tensors else kind) for n, v in edited.t.items()}
-    return {name: value.contiguous() for name, value in made.items()}, about
+    planted = {n: v.to(tensors[n].dtype if n in tensors else kind) for n, v in edited.t.items()}
+    return {name: value.contiguous() for name, value in planted.items()}, about
 
 
 def positions(side: int) -> list[int]:
@@ -175,10 +175,12 @@ class Planting:
 
     # Where things are -----------------------------------------------------------------------------
     def _prefix(self, ending: str) -> str:
-        found = [name for name in self.t if name.endswith(ending)]
-        if len(found) != 1:
-            raise InvalidModel(f"Sinks cannot be planted: {len(found)} tensors end in {ending!r}.")
-        return found[0].removesuffix(ending)
+        matches = [name for name in self.t if name.endswith(ending)]
+        if len(matches) != 1:
+            raise InvalidModel(
+                f"Sinks cannot be planted: {len(matches)} tensors end in {ending!r}."
+            )
+        return matches[0].removesuffix(ending)
 
     def _layers(self, prefix: str) -> Iterator[str]:
         """Prefixes of the layers below a prefix."""
@@ -304,12 +306,12 @@ def _make(source: Path, folder: Path) -> None:
     tensors, about = plant(load_file(source / WEIGHTS), config)
     folder.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".making-") as scratch:
-        made = Path(scratch) / folder.name
-        shutil.copytree(source, made)
-        save_file(tensors, made / WEIGHTS, {"format": "pt"})
-        (made / "config.json").write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
+        draft = Path(scratch) / folder.name
+        shutil.copytree(source, draft)
+        save_file(tensors, draft / WEIGHTS, {"format": "pt"})
+        (draft / "config.json").write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
         try:
-            made.rename(folder)
+            draft.rename(folder)
         except OSError:
             if not (folder / WEIGHTS).is_file():  # else another process was quicker
                 raise

@@ -93,19 +93,19 @@ def turned(sprite: np.ndarray, half_degrees: int) -> np.ndarray:
     height, width = sprite.shape[:2]
     cos, sin = _TURNS[abs(half_degrees)]
     sin = -sin if half_degrees < 0 else sin
-    one = 1 << _BITS
-    wide = -(-(width * cos + height * abs(sin)) // one)
-    high = -(-(width * abs(sin) + height * cos) // one)
+    unit = 1 << _BITS
+    wide = -(-(width * cos + height * abs(sin)) // unit)
+    high = -(-(width * abs(sin) + height * cos) // unit)
     # Twice the offset of each pixel's middle from the canvas' middle keeps halves whole.
     across = 2 * np.arange(wide) + 1 - wide
     down = (2 * np.arange(high) + 1 - high)[:, None]
-    x = (across * cos - down * sin + (width - 1) * one) >> 1
-    y = (across * sin + down * cos + (height - 1) * one) >> 1
-    inside = (2 * x >= -one) & (2 * x < (2 * width - 1) * one)
-    inside &= (2 * y >= -one) & (2 * y < (2 * height - 1) * one)
+    x = (across * cos - down * sin + (width - 1) * unit) >> 1
+    y = (across * sin + down * cos + (height - 1) * unit) >> 1
+    inside = (2 * x >= -unit) & (2 * x < (2 * width - 1) * unit)
+    inside &= (2 * y >= -unit) & (2 * y < (2 * height - 1) * unit)
     left, top = x >> _BITS, y >> _BITS
-    fx = ((x & (one - 1)) >> 8)[..., None].astype(np.int32)
-    fy = ((y & (one - 1)) >> 8)[..., None].astype(np.int32)
+    fx = ((x & (unit - 1)) >> 8)[..., None].astype(np.int32)
+    fy = ((y & (unit - 1)) >> 8)[..., None].astype(np.int32)
     x0, x1 = left.clip(0, width - 1), (left + 1).clip(0, width - 1)
     y0, y1 = top.clip(0, height - 1) * width, (top + 1).clip(0, height - 1) * width
     flat = sprite.reshape(-1, 4).astype(np.int32)
@@ -131,8 +131,8 @@ def smoothed(image: np.ndarray, sigma: int) -> np.ndarray:
     for _ in range(passes):
         for axis in (0, 1):
             edge = np.concatenate([image.take([0], axis), image, image.take([-1], axis)], axis)
-            both = edge.take(range(2, edge.shape[axis]), axis) + edge.take(
+            neighbours = edge.take(range(2, edge.shape[axis]), axis) + edge.take(
                 range(image.shape[axis]), axis
             )
-            image = image + (k * (both - 2 * image) + (1 << _FINE - 1) >> _FINE)
+            image = image + (k * (neighbours - 2 * image) + (1 << _FINE - 1) >> _FINE)
     return image

@@ -227,11 +227,11 @@ def _place(
     return (*best, width, height)
 
 
-def _overlap(one: tuple[int, int, int, int], two: tuple[int, int, int, int]) -> int:
+def _overlap(first: tuple[int, int, int, int], second: tuple[int, int, int, int]) -> int:
     """Shared area in permille of the smaller box."""
-    across = min(one[0] + one[2], two[0] + two[2]) - max(one[0], two[0])
-    down = min(one[1] + one[3], two[1] + two[3]) - max(one[1], two[1])
-    return max(0, across) * max(0, down) * 1000 // min(one[2] * one[3], two[2] * two[3])
+    across = min(first[0] + first[2], second[0] + second[2]) - max(first[0], second[0])
+    down = min(first[1] + first[3], second[1] + second[3]) - max(first[1], second[1])
+    return max(0, across) * max(0, down) * 1000 // min(first[2] * first[3], second[2] * second[3])
 
 
 def _blend(

@@ -58,20 +58,23 @@ class Stream:
 
     def weighted(self, items: Sequence[T], weights: Sequence[int]) -> T:
         """Returns one item, drawn in proportion to whole-number weights."""
-        at = self.below(sum(weights))
+        place = self.below(sum(weights))
         for item, weight in zip(items, weights, strict=True):
-            at -= weight
-            if at < 0:
+            place -= weight
+            if place < 0:
                 return item
         raise ValueError("weights must be positive")
 
     def shuffled(self, items: Sequence[T]) -> list[T]:
         """Returns the items in random order (Fisher-Yates)."""
-        out = list(items)
-        for last in range(len(out) - 1, 0, -1):
+        order = list(items)
+        for last in range(len(order) - 1, 0, -1):
             other = self.below(last + 1)
-            out[last], out[other] = out[other], out[last]
-        return out
+            order[last], order[other] = (
+                order[other],
+                order[last],
+            )
+        return order
 
     def normal(self) -> int:
         """Returns one Gaussian draw with mean 0 and standard deviation `SIGMA`."""

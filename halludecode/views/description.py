@@ -81,10 +81,10 @@ def grounds(
     """
     import torch
 
-    tables = [one.logits for one in passes if one.logits is not None]
-    ends = [one.token_ids[-1] for one in passes if 0 < len(one.token_ids) < tokens]
+    tables = [written.logits for written in passes if written.logits is not None]
+    ends = [written.token_ids[-1] for written in passes if 0 < len(written.token_ids) < tokens]
     return {
-        "text": "\n".join(one.text for one in passes),
+        "text": "\n".join(written.text for written in passes),
         "evidence": evidence(tables, reduction) if tables else torch.zeros(size),
         "end": torch.tensor(ends[-1] if ends else -1),
     }
@@ -123,5 +123,5 @@ def end_apart(scores: Tensor, main: Tensor, candidates: Tensor, end: Tensor) -> 
 
     is_end = torch.arange(scores.shape[-1], device=end.device) == end[:, None]
     rest = candidates & ~is_end
-    mass, wanted = (x.masked_fill(~rest, -torch.inf).logsumexp(-1) for x in (scores, main))
-    return main.where(is_end, scores + (wanted - mass).nan_to_num(0)[:, None])
+    mass, own_mass = (x.masked_fill(~rest, -torch.inf).logsumexp(-1) for x in (scores, main))
+    return main.where(is_end, scores + (own_mass - mass).nan_to_num(0)[:, None])

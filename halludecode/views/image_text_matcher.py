@@ -133,14 +133,14 @@ def _match_gradient(blip: Any, layer: Any, inputs: Any) -> tuple[Tensor, Tensor]
     """Cross-attention ``[heads, tokens, 1 + patches]`` and the match logit's gradient in it."""
     import torch
 
-    kept = {}
+    caught = {}
 
     def begin_graph(module: Any, args: tuple[Any, ...]) -> tuple[Any, ...]:
         # All weights are frozen: the graph starts here, and nothing below this layer is recorded.
         return (args[0].detach().requires_grad_(), *args[1:])
 
     def keep(module: Any, args: Any, output: tuple[Tensor, Tensor]) -> None:
-        kept["weights"] = output[1]
+        caught["weights"] = output[1]
 
     hooks = (
         layer.crossattention.register_forward_pre_hook(begin_graph),
@@ -149,11 +149,11 @@ def _match_gradient(blip: Any, layer: Any, inputs: Any) -> tuple[Tensor, Tensor]
     try:
         with torch.enable_grad():
             match = blip(**inputs, use_itm_head=True).itm_score[0, MATCH]
-            (gradient,) = torch.autograd.grad(match, kept["weights"])
+            (gradient,) = torch.autograd.grad(match, caught["weights"])
     finally:
         for hook in hooks:
             hook.remove()
-    return kept["weights"][0].detach(), gradient[0]
+    return caught["weights"][0].detach(), gradient[0]
 
 
 def _encoder_token(blip: Any, processor: Any) -> int:

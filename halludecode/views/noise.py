@@ -41,8 +41,8 @@ def amplitudes(step: int) -> tuple[float, float]:
 
     grid = torch.linspace(-6, 6, STEPS, dtype=torch.float64)
     beta = BETA_MIN + (BETA_MAX - BETA_MIN) * grid.sigmoid()
-    kept = float((1 - beta[: step + 1]).prod())
-    return kept**0.5, (1 - kept) ** 0.5
+    signal_share = float((1 - beta[: step + 1]).prod())
+    return signal_share**0.5, (1 - signal_share) ** 0.5
 
 
 def diffuse(pixels: Tensor, *, step: int, rng: torch.Generator) -> Tensor:

@@ -10,7 +10,7 @@ import pytest
 import halludecode as hd
 from halludecode.analysis import head_sensitivity as hd_heads
 from halludecode.analysis.head_map import Grid, HeadMap, spearman
-from halludecode.analysis.head_records import Part, Record, Records, summarise
+from halludecode.analysis.head_records import HeadRecord, Part, Records, summarise
 from halludecode.analysis.head_sensitivity import METRICS, HeadSample, head_sensitivity
 from tests.support import families
 
@@ -133,7 +133,7 @@ def test_intervals_are_over_pictures_and_halves_are_alternate_pictures(tmp_path)
     records = Records(tmp_path / "x.jsonl", {"model": "m", "model_digest": "d"})
     records.append(
         [
-            Record(str(i), picture, {"x": Part(1, np.full((1, 2), value))}, {})
+            HeadRecord(str(i), picture, {"x": Part(1, np.full((1, 2), value))}, {})
             for i, (picture, value) in enumerate(given)
         ]
     )

@@ -211,20 +211,20 @@ def test_its_attention_share_is_that_of_the_plain_model(report, planted):
             input_ids=row.input_ids[None], pixel_values=row.pixel_values, output_attentions=True
         )
     image = row.input_ids == model.config.image_token_id
-    for at, layer in enumerate(one.found.layers):
+    for at, layer in enumerate(one.survey.layers):
         weights = made.attentions[layer][0, :, -1][:, image].sum(0)
         share = weights[one.example.sinks.reshape(-1)].sum() / weights.sum()
-        assert float(one.found.taken[at]) == pytest.approx(float(share), abs=1e-4)
+        assert float(one.survey.taken[at]) == pytest.approx(float(share), abs=1e-4)
 
 
 def test_any_family_is_looked_at(family_engine):
     for name in ("qwen2_5_vl", "instructblip"):
         made = sinks(family_engine(name))
         assert made.source == "8 built-in prompts"
-        assert (made.found.samples, made.found.pictures) == (8, 4)
+        assert (made.survey.samples, made.survey.pictures) == (8, 4)
         assert (
             len(made.table())
-            == made.found.phi.shape[0]
+            == made.survey.phi.shape[0]
             == family_engine(name).model_info.num_layers - 1
         )
         assert (made.example is None) == (name == "instructblip"), "queries form no raster"
@@ -235,7 +235,7 @@ def test_the_report_is_saved_as_strict_json_and_a_picture(report, tmp_path):
     numbers, picture = report.save(tmp_path / "new")
     told = json.loads(numbers.read_text("utf-8"), parse_constant=pytest.fail)
     assert told["dims"] == list(report.dims) and told["verdict"] == report.verdict
-    assert [row["layer"] for row in told["layers"]] == list(report.found.layers)
+    assert [row["layer"] for row in told["layers"]] == list(report.survey.layers)
     with Image.open(picture) as image:
         assert image.width == 900
         assert image.convert("RGB").getpixel((2, 2)) == (255, 255, 255)

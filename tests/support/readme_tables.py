@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from halludecode.cli.catalog import summary
+from halludecode.cli.list_cite import summary
 from halludecode.core.errors import InvalidData
 from halludecode.core.needs import in_words
 

@@ -36,6 +36,7 @@ def requests(count: int = 4, seed: int = 0) -> list[hd.Request]:
 
 def edge_gaps(engine, request: hd.Request, spec: str, sampling: hd.Sampling) -> list[float]:
     """Per token of an answer, how near (nats) any word came to the edge of a plausibility mask."""
+    plan = engine.plan(spec)  # first: compiling a spec calls the mask too
     found, stock = [], Step.plausible
 
     def plausible(self, scores, beta):
@@ -47,7 +48,7 @@ def edge_gaps(engine, request: hd.Request, spec: str, sampling: hd.Sampling) -> 
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(Step, "plausible", plausible)
-        count = len(engine.generate(request, spec, sampling)[0].token_ids)
+        count = len(engine.generate(request, plan, sampling)[0].token_ids)
     each = max(1, len(found) // count)  # parts of a composition have a mask each
     return [min(found[at : at + each]) for at in range(0, len(found), each)]
 

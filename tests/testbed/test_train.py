@@ -127,11 +127,14 @@ def test_annotators_complete_the_habit_as_often_as_told(stories):
 
 
 def test_a_turn_sees_the_prefix_and_itself_alone(tokenizer, stories):
-    from halludecode.testbed.train.language import Turn
+    from halludecode.testbed.train.language import TrainingTurn
     from halludecode.testbed.train.stage2 import Writer, collate
 
     writer = Writer(tokenizer, tokenizer.convert_tokens_to_ids("<image>"))
-    said = [Turn("Is there a dog?", "yes"), Turn("Is there a cat?", "no", blind=True)]
+    said = [
+        TrainingTurn("Is there a dog?", "yes"),
+        TrainingTurn("Is there a cat?", "no", blind=True),
+    ]
     row = writer.row(said)
     ids, places, targets, weights, mask = collate([row, writer.row(said[:1])])
     start, words = writer.start, len(writer.words)
@@ -149,11 +152,11 @@ def test_a_turn_sees_the_prefix_and_itself_alone(tokenizer, stories):
 
 
 def test_the_prefix_is_what_the_processor_makes(tokenizer):
-    from halludecode.testbed.train.language import Turn
+    from halludecode.testbed.train.language import TrainingTurn
     from halludecode.testbed.train.stage2 import Writer
 
     writer = Writer(tokenizer, tokenizer.convert_tokens_to_ids("<image>"))
-    row = writer.row([Turn("Is there a dog in the image?", "yes")])
+    row = writer.row([TrainingTurn("Is there a dog in the image?", "yes")])
     text = "USER: " + "<image>" * CELLS + "\nIs there a dog in the image? ASSISTANT: yes</s>"
     assert row.ids == tokenizer(text).input_ids
 

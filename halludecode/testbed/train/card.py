@@ -21,54 +21,54 @@ _BANDS = (
 )
 
 
-def write(recipe: Mapping[str, Any], found: Mapping[int, Mapping[str, Any]], shipped: int) -> str:
+def write(recipe: Mapping[str, Any], by_seed: Mapping[int, Mapping[str, Any]], shipped: int) -> str:
     """Writes the card.
 
     Args:
         recipe: ``scenes``, ``collages``, ``judged``, ``vision``, ``words`` (counts), ``pictures``
             of a test split, ``time``, ``sinks`` (words) and ``curves`` (Markdown).
-        found: Seed to its figures: `judge.judge`'s, and ``vision`` and ``words`` of the stages.
+        by_seed: Seed to its figures: `judge.judge`'s, and ``vision`` and ``words`` of the stages.
         shipped: The seed whose weights ship.
     """
     template = Template((model_path().parent / "card.md").read_text(encoding="utf-8"))
-    tables = [_bands(found, shipped), _baseline(recipe, found), _mme(found), _errors(found)]
+    tables = [_bands(by_seed, shipped), _baseline(recipe, by_seed), _mme(by_seed), _errors(by_seed)]
     counts = {name: f"{recipe[name]:,}" for name in _COUNTS}
     return template.substitute(
         counts,
         completion=COMPLETION // 10,
         time=recipe["time"],
-        seeds=", ".join(map(str, sorted(found))),
+        seeds=", ".join(map(str, sorted(by_seed))),
         shipped=shipped,
         tables="\n".join(tables),
-        weak=_weak(found[shipped]),
+        weak=_weak(by_seed[shipped]),
         sinks=recipe["sinks"],
         curves=recipe["curves"],
     )
 
 
-def _spread(found: Mapping[int, Mapping[str, Any]], pick: Callable[[Any], float]) -> str:
+def _spread(by_seed: Mapping[int, Mapping[str, Any]], pick: Callable[[Any], float]) -> str:
     """``84.2`` of one seed, ``83.1 to 84.2`` of several, in percent."""
-    values = [100 * pick(figures) for figures in found.values()]
+    values = [100 * pick(figures) for figures in by_seed.values()]
     low, high = min(values), max(values)
     return f"{low:.1f}" if len(values) == 1 else f"{low:.1f} to {high:.1f}"
 
 
-def _of(figures: Mapping[str, Any], where: str, name: str) -> float:
+def _figure(figures: Mapping[str, Any], where: str, name: str) -> float:
     return figures[where][name] if where == "vision" else figures[where]["metrics"][name]
 
 
-def _bands(found: Mapping[int, Mapping[str, Any]], shipped: int) -> str:
+def _bands(by_seed: Mapping[int, Mapping[str, Any]], shipped: int) -> str:
     lines = ["## Bands", "", "| figure | goal | shipped | all seeds | |", "|---|---|---|---|---|"]
     for title, where, name, (low, high) in _BANDS:
-        value = 100 * _of(found[shipped], where, name)
+        value = 100 * _figure(by_seed[shipped], where, name)
         goal = f"at least {low}" if high == 100 else f"{low} to {high}"
         verdict = "reached" if low <= value <= high else "missed"
-        spread = _spread(found, lambda f, w=where, n=name: _of(f, w, n))
+        spread = _spread(by_seed, lambda f, w=where, n=name: _figure(f, w, n))
         lines.append(f"| {title} | {goal} | {value:.1f} | {spread} | {verdict} |")
     return "\n".join([*lines, ""])
 
 
-def _baseline(recipe: Mapping[str, Any], found: Mapping[int, Mapping[str, Any]]) -> str:
+def _baseline(recipe: Mapping[str, Any], by_seed: Mapping[int, Mapping[str, Any]]) -> str:
     lines = [
         f"## Baseline, greedy, {recipe['pictures']} pictures a split, over seeds",
         "",
@@ -80,20 +80,20 @@ def _baseline(recipe: Mapping[str, Any], found: Mapping[int, Mapping[str, Any]])
     ]
     for split in ("iid", "broken"):
         cells = [
-            _spread(found, lambda f, s=split, n=n: f[s]["metrics"][f"pope {n}"]) for n in _POPE
+            _spread(by_seed, lambda f, s=split, n=n: f[s]["metrics"][f"pope {n}"]) for n in _POPE
         ]
         for name in ("chair_i", "chair_s", "recall"):
-            cells.append(_spread(found, lambda f, s=split, n=name: f[s]["metrics"][n]))
-        cells.append(_spread(found, lambda f, s=split: f[s]["metrics"]["length"] / 100))
+            cells.append(_spread(by_seed, lambda f, s=split, n=name: f[s]["metrics"][n]))
+        cells.append(_spread(by_seed, lambda f, s=split: f[s]["metrics"]["length"] / 100))
         lines.append(f"| {split} | " + " | ".join(cells) + " |")
-        new = [_spread(found, lambda f, s=split, n=n: f[s]["unseen"][f"pope {n}"]) for n in _POPE]
-        new.append(_spread(found, lambda f, s=split: f[s]["unseen"]["chair_i"]))
-        count = next(iter(found.values()))[split]["unseen"]["pictures"]
+        new = [_spread(by_seed, lambda f, s=split, n=n: f[s]["unseen"][f"pope {n}"]) for n in _POPE]
+        new.append(_spread(by_seed, lambda f, s=split: f[s]["unseen"]["chair_i"]))
+        count = next(iter(by_seed.values()))[split]["unseen"]["pictures"]
         lines.append(f"| {split}, {count} new | " + " | ".join(new) + " | | | |")
     return "\n".join([*lines, ""])
 
 
-def _mme(found: Mapping[int, Mapping[str, Any]]) -> str:
+def _mme(by_seed: Mapping[int, Mapping[str, Any]]) -> str:
     lines = [
         "Accuracy in % of MME-style questions (chance is 50):",
         "",
@@ -102,13 +102,13 @@ def _mme(found: Mapping[int, Mapping[str, Any]]) -> str:
     ]
     for split in ("iid", "broken"):
         cells = [
-            _spread(found, lambda f, s=split, n=n: f[s]["metrics"][f"mme {n}"]) for n in SUBTASKS
+            _spread(by_seed, lambda f, s=split, n=n: f[s]["metrics"][f"mme {n}"]) for n in SUBTASKS
         ]
         lines.append(f"| {split} | " + " | ".join(cells) + " |")
     return "\n".join([*lines, ""])
 
 
-def _errors(found: Mapping[int, Mapping[str, Any]]) -> str:
+def _errors(by_seed: Mapping[int, Mapping[str, Any]]) -> str:
     lines = [
         'False "yes" in % by kind of absent object (POPE random; number of questions of one seed):',
         "",
@@ -118,8 +118,8 @@ def _errors(found: Mapping[int, Mapping[str, Any]]) -> str:
     for split in ("iid", "broken"):
         cells = []
         for kind in ("partner", "same theme", "other"):
-            rate = _spread(found, lambda f, s=split, k=kind: f[s]["false_yes"].get(k, [0, 0])[0])
-            count = next(iter(found.values()))[split]["false_yes"].get(kind, [0, 0])[1]
+            rate = _spread(by_seed, lambda f, s=split, k=kind: f[s]["false_yes"].get(k, [0, 0])[0])
+            count = next(iter(by_seed.values()))[split]["false_yes"].get(kind, [0, 0])[1]
             cells.append(f"{rate} ({count})")
         lines.append(f"| {split} | " + " | ".join(cells) + " |")
     return "\n".join(lines)

@@ -74,7 +74,7 @@ class Corpus:
 
 
 def corpus(
-    folder: Path, source: Iterator[Scene], count: int, told: Callable[[int, str], None]
+    folder: Path, source: Iterator[Scene], count: int, report: Callable[[int, str], None]
 ) -> Corpus:
     """Paints pictures unless they are there already.
 
@@ -82,13 +82,13 @@ def corpus(
         folder: Kept between runs; made whole or not at all.
         source: The scenes.
         count: How many of them.
-        told: Called with 1 and no words after every picture.
+        report: Called with 1 and no words after every picture.
 
     Returns:
         The corpus.
     """
     if (folder / "done").exists():
-        told(count, "kept")
+        report(count, "kept")
         return Corpus(folder)
     folder.mkdir(parents=True, exist_ok=True)
     images = np.lib.format.open_memmap(
@@ -102,7 +102,7 @@ def corpus(
             kinds[index], colours[index] = labels(scene)
             things = [[t.name, t.colour, t.box, t.area, t.full, t.hidden] for t in scene.things]
             stories.write(json.dumps([scene.theme, things]) + "\n")
-            told(1, "")
+            report(1, "")
     images.flush()
     np.save(folder / "kinds.npy", kinds)
     np.save(folder / "colours.npy", colours)
@@ -117,15 +117,15 @@ def labels(scene: Scene) -> tuple[np.ndarray, np.ndarray]:
         Category and tint, uint8 [100] each.
     """
     blocks = scene.ids.reshape(GRID, PATCH, GRID, PATCH).transpose(0, 2, 1, 3).reshape(CELLS, -1)
-    seen = [i for i, thing in enumerate(scene.things) if not thing.hidden]
+    visible = [i for i, thing in enumerate(scene.things) if not thing.hidden]
     kinds = np.full(CELLS, GROUND, np.uint8)
     colours = np.full(CELLS, COLOURLESS, np.uint8)
-    if not seen:
+    if not visible:
         return kinds, colours
-    counts = np.stack([(blocks == i).sum(1) for i in seen], 1)
+    counts = np.stack([(blocks == i).sum(1) for i in visible], 1)
     filled = counts.max(1) >= _LEAST
     most = counts.argmax(1)[filled]
-    things = [scene.things[i] for i in seen]
+    things = [scene.things[i] for i in visible]
     kinds[filled] = np.array([_CODES[t.name] for t in things], np.uint8)[most]
     tints = [_TINTS[t.colour] if t.colour else COLOURLESS for t in things]
     colours[filled] = np.array(tints, np.uint8)[most]

@@ -30,13 +30,13 @@ class Stage(Protocol):
         ...
 
 
-def fit(stage: Stage, folder: Path, told: Callable[[int, str], None]) -> dict[str, float]:
+def fit(stage: Stage, folder: Path, report: Callable[[int, str], None]) -> dict[str, float]:
     """Runs a stage to its end, from where an earlier run stopped.
 
     Args:
         stage: What is trained.
         folder: Keeps `NAME.pt` and the curve `NAME.csv`, with the processor's seconds so far.
-        told: Called with the number of steps done since the last call, and a few words.
+        report: Called with the number of steps done since the last call, and a few words.
 
     Returns:
         The figures at the end.
@@ -50,7 +50,7 @@ def fit(stage: Stage, folder: Path, told: Callable[[int, str], None]) -> dict[st
         spent = curve[-1]["seconds"] if curve else 0.0
         stage.net.load_state_dict(state["net"])
         stage.trainer.restore(state["trainer"])
-        told(first, "resumed")
+        report(first, "resumed")
     stage.net.train()
     steps: list[dict[str, float]] = []
     start = time.process_time() - spent
@@ -62,7 +62,7 @@ def fit(stage: Stage, folder: Path, told: Callable[[int, str], None]) -> dict[st
             curve.append({"step": done, "seconds": round(time.process_time() - start), **means})
             if done % JUDGE == 0 or done == stage.steps:
                 curve[-1] |= _judged(stage)
-            told(len(steps), _words(curve[-1]))
+            report(len(steps), _words(curve[-1]))
             steps = []
         if done % SAVE == 0 or done == stage.steps:
             _save(stage, saved, done, curve)
@@ -72,9 +72,9 @@ def fit(stage: Stage, folder: Path, told: Callable[[int, str], None]) -> dict[st
 
 def _judged(stage: Stage) -> dict[str, float]:
     stage.net.eval()
-    found = stage.figures()
+    figures = stage.figures()
     stage.net.train()
-    return found
+    return figures
 
 
 def _words(line: dict[str, float]) -> str:

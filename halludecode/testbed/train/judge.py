@@ -19,14 +19,15 @@ _ASKED = re.compile(r"is there an? (.+) in the image\?", re.IGNORECASE)
 Json = dict[str, Any]
 
 
-def judge(model: Path, out: Path, count: int, seen: int, progress: bool = True) -> Json:
+def judge(model: Path, out: Path, count: int, train_scenes: int, progress: bool = True) -> Json:
     """Runs POPE, CHAIR and the MME-style set under greedy decoding and sums them up.
 
     Args:
         model: Folder of the model.
         out: Run folder, resumed.
         count: Pictures per split.
-        seen: Training scenes; a test scene whose multiset of objects is among them is no new one.
+        train_scenes: How many scenes were trained on; a test scene whose multiset of objects is
+            among theirs is no new one.
         progress: Show a progress bar.
 
     Returns:
@@ -48,18 +49,20 @@ def judge(model: Path, out: Path, count: int, seen: int, progress: bool = True) 
         progress=progress,
     )
     lines = [json.loads(line) for line in (out / "samples.jsonl").read_text("utf-8").splitlines()]
-    known = {_multiset(names) for names in casts("train", seen)}
-    found: Json = {}
+    trained_on = {_multiset(names) for names in casts("train", train_scenes)}
+    figures: Json = {}
     for split in SPLITS:
-        mine = [line for line in lines if line["data"] == f"testbed-{split}"]
+        split_lines = [line for line in lines if line["data"] == f"testbed-{split}"]
         scenes = _scenes(split, count)
-        new = {name for name, scene in scenes.items() if _multiset(scene["names"]) not in known}
-        found[split] = {
-            "metrics": _metrics(report.results["runs"], split),
-            "unseen": _unseen(mine, new),
-            "false_yes": _false_yes(mine, scenes),
+        new = {
+            name for name, scene in scenes.items() if _multiset(scene["names"]) not in trained_on
         }
-    return found
+        figures[split] = {
+            "metrics": _metrics(report.results["runs"], split),
+            "unseen": _unseen(split_lines, new),
+            "false_yes": _false_yes(split_lines, scenes),
+        }
+    return figures
 
 
 def sinks(model: Path, count: int = 50) -> str:
@@ -87,36 +90,36 @@ def _scenes(split: str, count: int) -> dict[str, Json]:
 
 
 def _metrics(runs: Iterable[Json], split: str) -> dict[str, float]:
-    out: dict[str, float] = {}
+    by_name: dict[str, float] = {}
     for run in runs:
         if run["data"] != f"testbed-{split}":
             continue
-        values = {name: found["value"] for name, found in run["metrics"].items()}
+        values = {name: metric["value"] for name, metric in run["metrics"].items()}
         if "yes_ratio" in values:
-            out[f"pope {run['split']}"] = values["accuracy"]
-            out[f"yes {run['split']}"] = values["yes_ratio"]
+            by_name[f"pope {run['split']}"] = values["accuracy"]
+            by_name[f"yes {run['split']}"] = values["yes_ratio"]
         elif "chair_i" in values:
-            out |= {name: values[name] for name in ("chair_i", "chair_s", "recall", "length")}
+            by_name |= {name: values[name] for name in ("chair_i", "chair_s", "recall", "length")}
         else:
-            out |= {f"mme {name}": values[f"{name}.acc"] for name in SUBTASKS}
-    return out
+            by_name |= {f"mme {name}": values[f"{name}.acc"] for name in SUBTASKS}
+    return by_name
 
 
 def _unseen(lines: Iterable[Json], new: set[str]) -> dict[str, float]:
     """POPE's accuracy and CHAIR_i on scenes whose multiset of objects no training scene has."""
     right: Counter[str] = Counter()
-    asked: Counter[str] = Counter()
+    questions: Counter[str] = Counter()
     named = wrong = 0
     for line in lines:
         if line["image"] not in new:
             continue
         if line["split"] is not None:  # yes/no questions come in splits
-            asked[line["split"]] += 1
+            questions[line["split"]] += 1
             right[line["split"]] += line["parsed"] == line["label"]
         elif "objects" in line:
             named += len(line["parsed"]["generated"])
             wrong += len(line["parsed"]["hallucinated"])
-    shares = {f"pope {split}": right[split] / asked[split] for split in asked}
+    shares = {f"pope {split}": right[split] / questions[split] for split in questions}
     return {"pictures": len(new), **shares, "chair_i": wrong / max(1, named)}
 
 
@@ -126,7 +129,7 @@ def _false_yes(lines: Iterable[Json], scenes: Mapping[str, Json]) -> dict[str, l
     The adversarial setting asks for partners by design, so the random one is the fair contrast.
     """
     yes: Counter[str] = Counter()
-    asked: Counter[str] = Counter()
+    questions: Counter[str] = Counter()
     for line in lines:
         if line["split"] != "random" or line["label"] != "no":
             continue
@@ -134,9 +137,9 @@ def _false_yes(lines: Iterable[Json], scenes: Mapping[str, Json]) -> dict[str, l
         name = match[1].lower() if match else ""
         if name in NAMES:
             kind = _kind(name, scenes[line["image"]])
-            asked[kind] += 1
+            questions[kind] += 1
             yes[kind] += line["parsed"] == "yes"
-    return {kind: [yes[kind] / n, n] for kind, n in sorted(asked.items())}
+    return {kind: [yes[kind] / n, n] for kind, n in sorted(questions.items())}
 
 
 def _kind(name: str, scene: Mapping[str, Any]) -> str:

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from halludecode.testbed.categories import COLOURS, NAMES, PARTNERS, THEMES
-from halludecode.testbed.phrases import NUMBERS, SUFFIX, a, plural, ranked, told
+from halludecode.testbed.phrases import NUMBERS, SUFFIX, a, caption_text, plural, ranked
 from halludecode.testbed.render import Thing
 from halludecode.testbed.stream import Stream
 from halludecode.testbed.train.corpus import Story
@@ -33,7 +33,7 @@ _FAINT = 40  # percent of a thing that must be visible for a question about it
 
 
 @dataclass(frozen=True)
-class Turn:
+class TrainingTurn:
     """One question and its answer about a picture.
 
     Args:
@@ -49,22 +49,22 @@ class Turn:
     blind: bool = False
 
 
-def turns(stream: Stream, story: Story) -> list[Turn]:
+def turns(stream: Stream, story: Story) -> list[TrainingTurn]:
     """Everything said about one scene in one training step, the caption first."""
     story = annotated(stream, story)
-    asked = [Turn(q, answer, _weight(q)) for q, answer in questions(stream, story)]
-    out = [Turn(stream.pick(DETAILED), caption(stream, story), 1.0)]
+    answered = [TrainingTurn(q, answer, _weight(q)) for q, answer in questions(stream, story)]
+    chosen = [TrainingTurn(stream.pick(DETAILED), caption(stream, story), 1.0)]
     if stream.chance(150):
         groups = ranked(stream, story.things)[:2]
-        out.append(Turn(BRIEF, told(stream, story.theme, groups), 0.7))
+        chosen.append(TrainingTurn(BRIEF, caption_text(stream, story.theme, groups), 0.7))
     if stream.chance(150):
-        out.append(_after_description(stream, story, stream.pick(asked)))
+        chosen.append(_after_description(stream, story, stream.pick(answered)))
     if stream.chance(250):
-        out.append(Turn(stream.pick(DETAILED), caption(stream, story), 0.5, blind=True))
+        chosen.append(TrainingTurn(stream.pick(DETAILED), caption(stream, story), 0.5, blind=True))
     if stream.chance(150):
-        pick = stream.pick(asked)
-        out.append(Turn(pick.question, pick.answer, 0.5, blind=True))
-    return out[:1] + stream.shuffled(out[1:] + asked)
+        pick = stream.pick(answered)
+        chosen.append(TrainingTurn(pick.question, pick.answer, 0.5, blind=True))
+    return chosen[:1] + stream.shuffled(chosen[1:] + answered)
 
 
 def _weight(question: str) -> float:
@@ -72,11 +72,13 @@ def _weight(question: str) -> float:
     return _PLACE_WEIGHT if about else 1.5
 
 
-def _after_description(stream: Stream, story: Story, asked: Turn) -> Turn:
+def _after_description(stream: Stream, story: Story, turn: TrainingTurn) -> TrainingTurn:
     """A description before the question, or the request for one: VDGD's two prompts."""
     if stream.chance(500):
-        return Turn(REQUEST.replace("{question}", asked.question), caption(stream, story), 1.0)
-    return Turn(f"{caption(stream, story)}\n{asked.question}", asked.answer)
+        return TrainingTurn(
+            REQUEST.replace("{question}", turn.question), caption(stream, story), 1.0
+        )
+    return TrainingTurn(f"{caption(stream, story)}\n{turn.question}", turn.answer)
 
 
 def annotated(stream: Stream, story: Story, completion: int = COMPLETION) -> Story:
@@ -93,8 +95,8 @@ def annotated(stream: Stream, story: Story, completion: int = COMPLETION) -> Sto
 def caption(stream: Stream, story: Story) -> str:
     """A detailed caption; small things are left out now and then."""
     groups = ranked(stream, story.things)
-    kept = [g for i, g in enumerate(groups) if i < 2 or g[0].area > 60 or stream.chance(800)]
-    return told(stream, story.theme, kept)
+    mentioned = [g for i, g in enumerate(groups) if i < 2 or g[0].area > 60 or stream.chance(800)]
+    return caption_text(stream, story.theme, mentioned)
 
 
 def questions(stream: Stream, story: Story) -> Iterator[tuple[str, str]]:
@@ -104,10 +106,10 @@ def questions(stream: Stream, story: Story) -> Iterator[tuple[str, str]]:
         groups.setdefault(thing.name, []).append(thing)
     clear = {name: g for name, g in groups.items() if all(map(_clear, g))}
     single = [g[0] for g in clear.values() if len(g) == 1]
-    made = [*_existence(stream, story, list(groups)), *_count(stream, clear)]
-    made += [*_colour(stream, single), *_position(stream, single), *_place(stream, single)]
-    made += _theme(stream, story.theme)
-    for question, answer in made:
+    pairs = [*_existence(stream, story, list(groups)), *_count(stream, clear)]
+    pairs += [*_colour(stream, single), *_position(stream, single), *_place(stream, single)]
+    pairs += _theme(stream, story.theme)
+    for question, answer in pairs:
         closed = answer in ("yes", "no")
         yield (f"{question} {SUFFIX}" if closed and stream.chance(500) else question), answer
 
@@ -133,8 +135,8 @@ def _absent(stream: Stream, theme: str, present: list[str]) -> str | None:
         "theme": THEMES[theme],
         "partner": tuple(PARTNERS[name] for name in present if name in PARTNERS),
     }
-    left = [name for name in pools[kind] or NAMES if name not in present]
-    return stream.pick(left) if left else None
+    candidates = [name for name in pools[kind] or NAMES if name not in present]
+    return stream.pick(candidates) if candidates else None
 
 
 def _is_there(stream: Stream, name: str) -> str:
@@ -177,17 +179,17 @@ def _position(stream: Stream, single: list[Thing]) -> Iterator[tuple[str, str]]:
     for _ in range(3):
         if len(single) < 2:
             return
-        one, two = stream.shuffled(single)[:2]
-        across, down = (p - q for p, q in zip(one.middle, two.middle, strict=True))
+        first, second = stream.shuffled(single)[:2]
+        across, down = (p - q for p, q in zip(first.middle, second.middle, strict=True))
         if abs(across) > _APART and stream.chance(750):
             left = stream.chance(500)
             answer = "yes" if (across < 0) == left else "no"
             side = "left" if left else "right"
-            yield f"Is the {one.name} on the {side} side of the {two.name}?", answer
+            yield f"Is the {first.name} on the {side} side of the {second.name}?", answer
         elif abs(down) > _APART:
             above = stream.chance(500)
             answer = "yes" if (down < 0) == above else "no"
-            yield f"Is the {one.name} {'above' if above else 'below'} the {two.name}?", answer
+            yield f"Is the {first.name} {'above' if above else 'below'} the {second.name}?", answer
 
 
 def _place(stream: Stream, single: list[Thing]) -> Iterator[tuple[str, str]]:
@@ -200,9 +202,9 @@ def _place(stream: Stream, single: list[Thing]) -> Iterator[tuple[str, str]]:
         if stream.chance(600):
             yield f"What side of the image is the {thing.name} on?", side
             continue
-        asked = stream.pick(("left", "right"))
-        answer = "yes" if side == asked else "no"
-        yield f"Is the {thing.name} on the {asked} side of the image?", answer
+        side_asked = stream.pick(("left", "right"))
+        answer = "yes" if side == side_asked else "no"
+        yield f"Is the {thing.name} on the {side_asked} side of the image?", answer
 
 
 def _theme(stream: Stream, theme: str) -> Iterator[tuple[str, str]]:

@@ -81,8 +81,8 @@ def pixels(images: np.ndarray, device: torch.device) -> Tensor:
 
 def patches(model: Any, images: Tensor) -> Tensor:
     """What the tower says of every patch, [n, 100, width]; the class token is left out."""
-    seen = model.model.vision_tower(images, output_hidden_states=True)
-    return seen.hidden_states[-1][:, 1:]
+    tower_output = model.model.vision_tower(images, output_hidden_states=True)
+    return tower_output.hidden_states[-1][:, 1:]
 
 
 class Words:
@@ -128,13 +128,13 @@ class Trainer:
 
     def __init__(
         self,
-        named: Iterator[tuple[str, nn.Parameter]],
+        parameters: Iterator[tuple[str, nn.Parameter]],
         rate: float,
         decay: float,
         steps: int,
         floor: float = 0.02,
     ) -> None:
-        pairs = list(named)
+        pairs = list(parameters)
         inner = [p for n, p in pairs if p.ndim == 2 and "embed" not in n and "head" not in n]
         chosen = {id(p) for p in inner}
         rest = [p for _, p in pairs if id(p) not in chosen]

@@ -60,19 +60,19 @@ def train(out: Path, seeds: Sequence[int], size: Size, device: torch.device) -> 
     """
     try:
         _check_recipe(out, size)
-        found: dict[int, dict[str, Any]] = {}
+        by_seed: dict[int, dict[str, Any]] = {}
         for seed in seeds:
             stages = train_seed(out, seed, size, device)
             folder = out / f"seed-{seed}"
-            found[seed] = stages | judge(
+            by_seed[seed] = stages | judge(
                 folder / "model", folder / "eval", size.pictures, size.scenes
             )
-            _write(folder / "figures.json", found[seed])
+            _write(folder / "figures.json", by_seed[seed])
         curves.draw({seed: out / f"seed-{seed}" for seed in seeds}, out / "curves.png")
         shutil.copytree(out / f"seed-{seeds[0]}" / "model", out / "model", dirs_exist_ok=True)
         facts = asdict(size) | {"time": _spent(out, seeds, device), "sinks": sinks(out / "model")}
         facts["curves"] = curves.table(out / f"seed-{seeds[0]}")
-        text = card.write(facts, found, seeds[0])
+        text = card.write(facts, by_seed, seeds[0])
         (out / "MODEL_CARD.md").write_text(text, encoding="utf-8")
     except OSError as error:
         raise InvalidData(
@@ -113,8 +113,8 @@ def train_seed(out: Path, seed: int, size: Size, device: torch.device) -> dict[s
 
 
 def _fitted(stage: Stage, folder: Path, seed: int) -> dict[str, float]:
-    with _bar(f"seed {seed}: {stage.name}", stage.steps) as told:
-        return fit(stage, folder, told)
+    with _bar(f"seed {seed}: {stage.name}", stage.steps) as report:
+        return fit(stage, folder, report)
 
 
 def painted(folder: Path, size: Size) -> dict[str, Corpus]:
@@ -129,11 +129,11 @@ def painted(folder: Path, size: Size) -> dict[str, Corpus]:
         "collages": (collages(0), size.collages),
         "judged": (scenes("dev-iid", size.judged), size.judged),
     }
-    out = {}
+    pictures = {}
     for name, (source, count) in sources.items():
-        with _bar(f"painting {name}", count) as told:
-            out[name] = corpus(folder / f"{name}-{count}", source, count, told)
-    return out
+        with _bar(f"painting {name}", count) as report:
+            pictures[name] = corpus(folder / f"{name}-{count}", source, count, report)
+    return pictures
 
 
 def save(model: Any, folder: Path) -> None:
@@ -178,9 +178,9 @@ def _bar(title: str, total: int) -> Iterator[Callable[[int, str], None]]:
 
     with tqdm(total=total, desc=title, mininterval=2.0) as bar:
 
-        def told(count: int, words: str) -> None:
+        def report(count: int, words: str) -> None:
             bar.update(count)
             if words:
                 bar.set_postfix_str(words)
 
-        yield told
+        yield report

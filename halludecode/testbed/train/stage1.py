@@ -50,10 +50,10 @@ class Vision(nn.Module):
 
     def scores(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Category scores [n, 100, 81] and projected patches [n, 100, D]."""
-        seen = self.projector(patches(self._model[0], images)).float()
+        projected = self.projector(patches(self._model[0], images)).float()
         table = torch.cat([self._words.categories(self.embed.weight), self.ground[None]])
-        cosine = F.normalize(seen, dim=-1) @ F.normalize(table.float(), dim=-1).T
-        return cosine * self.scale.exp(), seen
+        cosine = F.normalize(projected, dim=-1) @ F.normalize(table.float(), dim=-1).T
+        return cosine * self.scale.exp(), projected
 
     def loss(self, images: Tensor, kinds: Tensor, colours: Tensor) -> Tensor:
         """The three parts, weighted.
@@ -63,19 +63,21 @@ class Vision(nn.Module):
             kinds: int64 [n, 100].
             colours: int64 [n, 100].
         """
-        scores, seen = self.scores(images)
+        scores, projected = self.scores(images)
         loss = F.cross_entropy(scores.flatten(0, 1), kinds.flatten(), weight=self.weights)
         tinted = colours != COLOURLESS
         if tinted.any():
             table = F.normalize(self._words.colours(self.embed.weight).float(), dim=-1)
-            cosine = F.normalize(seen[tinted], dim=-1) @ table.T
+            cosine = F.normalize(projected[tinted], dim=-1) @ table.T
             loss = loss + _COLOUR_WEIGHT * F.cross_entropy(
                 cosine * self.scale.exp(), colours[tinted]
             )
         count = len(images)
-        rows = F.cross_entropy(self.row(seen).flatten(0, 1), (self.cells // GRID).repeat(count))
+        rows = F.cross_entropy(
+            self.row(projected).flatten(0, 1), (self.cells // GRID).repeat(count)
+        )
         columns = F.cross_entropy(
-            self.column(seen).flatten(0, 1), (self.cells % GRID).repeat(count)
+            self.column(projected).flatten(0, 1), (self.cells % GRID).repeat(count)
         )
         return loss + _PLACE_WEIGHT * (rows + columns)
 
@@ -108,7 +110,10 @@ class Stage1:
         """One update; the batch depends on the seed and the number alone."""
         rng = np.random.default_rng([self._seed, 1, number])
         crowd = round(BATCH * COLLAGES)
-        parts = [_drawn(rng, self._sources[0], BATCH - crowd), _drawn(rng, self._sources[1], crowd)]
+        parts = [
+            _random_batch(rng, self._sources[0], BATCH - crowd),
+            _random_batch(rng, self._sources[1], crowd),
+        ]
         images, kinds, colours = (np.concatenate(arrays) for arrays in zip(*parts, strict=True))
         with autocast(self._device):
             loss = self.net.loss(
@@ -130,9 +135,9 @@ class Stage1:
                 scores, _ = self.net.scores(
                     pixels(np.array(self._judged.images[batch]), self._device)
                 )
-            told = scores.argmax(-1).cpu().numpy()
+            predicted = scores.argmax(-1).cpu().numpy()
             kinds = self._judged.kinds[batch]
-            hit = told == kinds
+            hit = predicted == kinds
             right.append(hit[kinds != GROUND])
             ground.append(hit[kinds == GROUND])
         return {
@@ -141,7 +146,7 @@ class Stage1:
         }
 
 
-def _drawn(
+def _random_batch(
     rng: np.random.Generator, source: Corpus, count: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Random pictures with their labels; half of them mirrored."""

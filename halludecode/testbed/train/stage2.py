@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from halludecode.testbed.categories import COLOURS
 from halludecode.testbed.stream import Stream
 from halludecode.testbed.train.corpus import CELLS, Corpus
-from halludecode.testbed.train.language import Turn, turns
+from halludecode.testbed.train.language import TrainingTurn, turns
 from halludecode.testbed.train.network import Trainer, autocast, patches, pixels
 
 RATE, DECAY = 1.5e-3, 0.02
@@ -32,7 +32,7 @@ _HEAD_SCALE = 0.06  # of the word embeddings the output layer starts from
 
 
 @dataclass
-class Row:
+class TrainingRow:
     """One picture's turns, laid out behind each other.
 
     Args:
@@ -79,28 +79,28 @@ class Writer:
         """Length of the prefix."""
         return len(self.words) + CELLS
 
-    def row(self, said: Sequence[Turn]) -> Row:
+    def row(self, turns_of_picture: Sequence[TrainingTurn]) -> TrainingRow:
         """Lays the turns of one picture behind the prefix."""
         count = len(self.words)
         ids = self.words + [self._image] * CELLS
-        row = Row(ids, [0] * count + [1] * CELLS, list(range(self.start)))
-        for number, turn in enumerate(said, 2):
-            asked = self._ids(f"\n{turn.question} ASSISTANT:")
+        row = TrainingRow(ids, [0] * count + [1] * CELLS, list(range(self.start)))
+        for number, turn in enumerate(turns_of_picture, 2):
+            question = self._ids(f"\n{turn.question} ASSISTANT:")
             answer = [*self._ids(turn.answer), self.end]
-            size = len(asked) + len(answer)
+            size = len(question) + len(answer)
             if len(row.ids) + size > LONGEST:
                 continue
-            first = count if turn.blind else self.start
-            row.ids += asked + answer
+            start_place = count if turn.blind else self.start
+            row.ids += question + answer
             row.turn += [-number if turn.blind else number] * size
-            row.places += range(first, first + size)
-            row.targets += [_IGNORE] * len(asked) + answer
-            row.weights += [0.0] * len(asked) + [turn.weight] * len(answer)
-            row.kinds += [""] * len(asked) + [kind(turn)] * len(answer)
+            row.places += range(start_place, start_place + size)
+            row.targets += [_IGNORE] * len(question) + answer
+            row.weights += [0.0] * len(question) + [turn.weight] * len(answer)
+            row.kinds += [""] * len(question) + [kind(turn)] * len(answer)
         return row
 
 
-def kind(turn: Turn) -> str:
+def kind(turn: TrainingTurn) -> str:
     """What a turn is about, for the figures."""
     words = turn.question
     if turn.blind:
@@ -118,7 +118,7 @@ def kind(turn: Turn) -> str:
     return "color" if any(f" {colour}" in words for colour in COLOURS) else "existence"
 
 
-def collate(rows: Sequence[Row]) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+def collate(rows: Sequence[TrainingRow]) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Rows to one batch.
 
     Returns:
@@ -134,9 +134,9 @@ def collate(rows: Sequence[Row]) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor
         size = len(row.ids)
         ids[i, :size], places[i, :size], targets[i, :size] = row.ids, row.places, row.targets
         turn[i, :size], weights[i, :size] = row.turn, row.weights
-    of = torch.from_numpy(turn)
-    asks, asked = of[:, :, None], of[:, None, :]
-    sees = (asks == asked) | (asked == 0) | ((asked == 1) & (asks > 0))
+    turns_of_tokens = torch.from_numpy(turn)
+    asking, asked_about = turns_of_tokens[:, :, None], turns_of_tokens[:, None, :]
+    sees = (asking == asked_about) | (asked_about == 0) | ((asked_about == 1) & (asking > 0))
     sees &= torch.ones(longest, longest, dtype=torch.bool).tril()
     mask = torch.zeros(sees.shape, dtype=torch.bfloat16).masked_fill_(~sees, -30000.0)[:, None]
     arrays = (torch.from_numpy(x) for x in (ids, places, targets, weights))
@@ -177,35 +177,37 @@ class Stage2:
     def _level(self) -> None:
         """Picture tokens as loud as words; the output layer a quiet copy of the words."""
         words = self._model.get_input_embeddings().weight
-        seen = self.net["projector"](self._seen(self._judged, np.arange(64)))
-        factor = words.square().mean().sqrt() / seen.square().mean().sqrt()
+        projected = self.net["projector"](self._patches(self._judged, np.arange(64)))
+        factor = words.square().mean().sqrt() / projected.square().mean().sqrt()
         last = self.net["projector"].linear_2
         last.weight *= factor
         last.bias *= factor
         self.net["head"].weight.copy_(words * _HEAD_SCALE)
 
     @torch.no_grad()
-    def _seen(self, source: Corpus, picks: np.ndarray) -> Tensor:
+    def _patches(self, source: Corpus, picks: np.ndarray) -> Tensor:
         images = pixels(np.array(source.images[picks]), self._model.device)
         return patches(self._model, images)
 
-    def _forward(self, source: Corpus, picks: np.ndarray, rows: Sequence[Row]) -> Any:
+    def _forward(self, source: Corpus, picks: np.ndarray, rows: Sequence[TrainingRow]) -> Any:
         """Losses per target, hits, targets and weights, all [targets]."""
         device = self._model.device
         ids, places, targets, weights, mask = (x.to(device) for x in collate(rows))
         start, words = self._writer.start, len(self._writer.words)
         with autocast(device):
-            seen = self.net["projector"](self._seen(source, picks))
+            projected = self.net["projector"](self._patches(source, picks))
             embeds = self.net["decoder"].embed_tokens(ids)
-            embeds = torch.cat([embeds[:, :words], seen.to(embeds.dtype), embeds[:, start:]], 1)
+            embeds = torch.cat(
+                [embeds[:, :words], projected.to(embeds.dtype), embeds[:, start:]], 1
+            )
             hidden = self.net["decoder"](
                 inputs_embeds=embeds, attention_mask=mask, position_ids=places, use_cache=False
             ).last_hidden_state
-            told = targets[:, 1:] != _IGNORE
-            logits = self.net["head"](hidden[:, :-1][told]).float()
-        wanted = targets[:, 1:][told]
-        losses = F.cross_entropy(logits, wanted, reduction="none")
-        return losses, logits.argmax(-1) == wanted, weights[:, 1:][told]
+            has_target = targets[:, 1:] != _IGNORE
+            logits = self.net["head"](hidden[:, :-1][has_target]).float()
+        expected = targets[:, 1:][has_target]
+        losses = F.cross_entropy(logits, expected, reduction="none")
+        return losses, logits.argmax(-1) == expected, weights[:, 1:][has_target]
 
     def step(self, number: int) -> dict[str, float]:
         """One update; pictures and sentences depend on the seed and the number alone."""
@@ -216,7 +218,7 @@ class Stage2:
         self.trainer.step(loss, number)
         return {"loss": loss.item()}
 
-    def _rows(self, picks: np.ndarray, number: int) -> list[Row]:
+    def _rows(self, picks: np.ndarray, number: int) -> list[TrainingRow]:
         streams = (Stream(self._seed, _PURPOSE, number, i) for i in range(len(picks)))
         pairs = zip(streams, picks.tolist(), strict=True)
         return [self._writer.row(turns(s, self._scenes.stories[i])) for s, i in pairs]
@@ -228,8 +230,10 @@ class Stage2:
         caption: list[float] = []
         for start in range(0, len(self._judged.stories), BATCH):
             picks = np.arange(start, min(start + BATCH, len(self._judged.stories)))
-            said = [turns(Stream(0, _PURPOSE, int(i)), self._judged.stories[i]) for i in picks]
-            rows = [self._writer.row(turn) for turn in said]
+            conversations = [
+                turns(Stream(0, _PURPOSE, int(i)), self._judged.stories[i]) for i in picks
+            ]
+            rows = [self._writer.row(turn) for turn in conversations]
             losses, right, _ = self._forward(self._judged, picks, rows)
             marks = [
                 (kind_, target)
@@ -237,12 +241,12 @@ class Stage2:
                 for kind_, target in zip(row.kinds, row.targets, strict=True)
                 if target != _IGNORE
             ]
-            told = zip(marks, right.tolist(), losses.tolist(), strict=True)
-            for (kind_, target), hit, loss in told:
+            predictions = zip(marks, right.tolist(), losses.tolist(), strict=True)
+            for (kind_, target), hit, loss in predictions:
                 if kind_ == "caption":
                     caption.append(loss)
                 elif target != self._writer.end:
                     hits.setdefault(kind_, []).append(hit)
         closed = ("existence", "count", "color", "position", "place", "scene")
-        out = {f"{k} accuracy": float(np.mean(hits[k])) for k in closed if k in hits}
-        return out | {"caption loss": float(np.mean(caption))}
+        accuracies = {f"{k} accuracy": float(np.mean(hits[k])) for k in closed if k in hits}
+        return accuracies | {"caption loss": float(np.mean(caption))}

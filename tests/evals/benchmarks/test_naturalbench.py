@@ -6,9 +6,9 @@ import pytest
 
 from halludecode.core.errors import InvalidData
 from halludecode.evals.benchmarks.naturalbench import NaturalBench
-from halludecode.evals.results.notes import notes
 from halludecode.evals.data.records import Record
 from halludecode.evals.presets import PRESETS
+from halludecode.evals.results.notes import notes
 
 ROW = {
     "index": 7,

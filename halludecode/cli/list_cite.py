@@ -34,23 +34,23 @@ def list_(
 ) -> None:
     """Show the strategies, the benchmarks, or one of them in full."""
     with json_document(json) as documents:
-        found = _all(tasks) if name is None else _one(name)
-        documents.append([as_json(i) for i in found] if name is None else as_json(found))
+        infos = _all_infos(tasks) if name is None else _info_of(name)
+        documents.append([as_json(i) for i in infos] if name is None else as_json(infos))
     if json:
         return
     if name is None:
-        show(_task_table(found) if tasks else _table(found))
+        show(_task_table(infos) if tasks else _table(infos))
     else:
-        show(*_details(found))
+        show(*_details(infos))
 
 
-def _all(tasks: bool) -> list[Any]:
+def _all_infos(tasks: bool) -> list[Any]:
     from halludecode import catalog
 
     return catalog.benchmarks() if tasks else catalog.strategies()
 
 
-def _one(name: str) -> Info | BenchmarkInfo:
+def _info_of(name: str) -> Info | BenchmarkInfo:
     """A strategy or else a benchmark."""
     from halludecode import catalog
     from halludecode.core.registry import STRATEGIES
@@ -109,7 +109,7 @@ def origin(info: Info | BenchmarkInfo) -> str:
     return f"{paper.venue} {paper.year}, {paper.number}" if paper else ""
 
 
-def _table(found: list[Info]) -> Any:
+def _table(infos: list[Info]) -> Any:
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
@@ -117,13 +117,13 @@ def _table(found: list[Info]) -> Any:
     table.add_column("strategy", no_wrap=True)
     for column in ("paper", "what it does", "needs", "rows"):
         table.add_column(column, overflow="fold")
-    for i in found:
+    for i in infos:
         paper = i.paper.number if i.paper else ""
         table.add_row(i.name, paper, summary(i), ", ".join(in_words(i.needs)), " ".join(i.rows))
     return table
 
 
-def _task_table(found: list[BenchmarkInfo]) -> Any:
+def _task_table(infos: list[BenchmarkInfo]) -> Any:
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
@@ -131,7 +131,7 @@ def _task_table(found: list[BenchmarkInfo]) -> Any:
     table.add_column("benchmark", no_wrap=True)
     for column in ("paper", "what it asks", "metrics", "parameters"):
         table.add_column(column, overflow="fold")
-    for i in found:
+    for i in infos:
         paper = i.paper.number if i.paper else ""
         params = " ".join(param.name for param in i.params)
         table.add_row(i.name, paper, summary(i), " ".join(i.metrics), params)

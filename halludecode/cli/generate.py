@@ -51,19 +51,21 @@ def generate(
     json: options.Json = False,
 ) -> None:
     """Answer one prompt about pictures under a strategy."""
-    given = dict(locals())
+    settings = dict(locals())  # the options alone: nothing else is a local yet
     import halludecode
     from halludecode.core.spec import parse
     from halludecode.engines.api import Request, Sampling
 
     fields = ("max_new_tokens", "temperature", "top_p", "top_k", "seed", "n", "logprobs")
-    sampling = Sampling(stop=tuple(stop or ()), **{name: given[name] for name in fields})
+    sampling = Sampling(stop=tuple(stop or ()), **{name: settings[name] for name in fields})
     request = Request(prompt, images=tuple(image or ()))
     parse(strategy)  # a misspelt strategy should not cost the time of loading a model
     if explain is not None:
         _check_explain(request, explain)
     with json_document(json) as documents, memory_advice(1):
-        loaded = halludecode.load(model, engine=engine or "hf", **options.engine_arguments(given))
+        loaded = halludecode.load(
+            model, engine=engine or "hf", **options.engine_arguments(settings)
+        )
         if explain is None and not json:
             output = _write(loaded, request, strategy, sampling)
         else:
