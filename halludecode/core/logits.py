@@ -32,6 +32,16 @@ def plausible(scores: Tensor, *, like: Tensor, beta: float) -> Tensor:
     return mask.add_(scores)
 
 
+def alone(like: Tensor, beta: float) -> Tensor:
+    """Bool [B]: rows of which `plausible` keeps one token.
+
+    Args:
+        like: Raw logits of the main row, float32 [B, V].
+        beta: As there, above 0.
+    """
+    return (like - (like.amax(-1, keepdim=True) + math.log(beta)) >= 0).sum(-1) == 1
+
+
 def contrast(main: Tensor, other: Tensor, weight: float) -> Tensor:
     """``(1 + weight) * main - weight * other``, both logits float32 [B, V]."""
     if weight == 0:

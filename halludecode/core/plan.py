@@ -113,6 +113,16 @@ class Plan:
         )
 
     @property
+    def can_wait(self) -> bool:
+        """Whether rows beside main may begin to read at the first token that needs them.
+
+        That is where some tokens need none: see `core.step.decided`.
+        """
+        extra = [part for part in self.parts if part.extra]
+        may = any(part.cut is not None for part in self.parts) or all(p.decides for p in extra)
+        return bool(extra) and may and all(p.can_wait for p in self.parts)
+
+    @property
     def attending(self) -> tuple[TracedStrategy, ...]:
         """Parts with `attend`, score edits first, head outputs last."""
         used = [part for part in self.parts if part.phase is not None]

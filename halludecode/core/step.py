@@ -5,7 +5,7 @@ Shapes: B requests, V vocabulary size, D hidden size.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from halludecode.core import logits as hd_math
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from halludecode.core.strategy import Strategy
+    from halludecode.core.tracing import TracedStrategy
 
 
 class Step:
@@ -32,6 +33,11 @@ class Step:
         masking: False while the engine asks for unmasked scores (the yes/no margin of a first
             step).
         owner: The strategy's name, for messages.
+
+    Attributes:
+        reads: While compiling: rows other than main that were read.
+        cuts: While compiling: every `plausible` call's share and what it gave.
+        reads_state: While compiling: whether `state` was asked for.
     """
 
     def __init__(
@@ -47,12 +53,21 @@ class Step:
     ) -> None:
         self._logits = logits
         self.t = t
-        self.state = state or {}
+        self._state = state or {}
         self._decode = decode
         self._residuals = residuals or {}
         self._early: dict[bool, Tensor] = {}
         self._masking = masking
         self._owner = owner
+        self.reads: set[str] = set()
+        self.cuts: list[tuple[float, Tensor]] = []
+        self.reads_state = False
+
+    @property
+    def state(self) -> Mapping[str, Any]:
+        """What `prepare` returned, stacked to [B, ...]."""
+        self.reads_state = True
+        return self._state
 
     def __getitem__(self, row: str) -> Tensor:
         if row not in self._logits:
@@ -62,6 +77,7 @@ class Step:
             )
         if row == "main":
             return self._logits[row]
+        self.reads.add(row)
         return hd_math.unban(self._logits[row], self._logits["main"])
 
     @property
@@ -93,11 +109,36 @@ class Step:
         """``scores`` with tokens implausible under the main row banned, see `core.logits`."""
         if not self._masking:
             return scores
-        return hd_math.plausible(scores, like=self["main"], beta=beta)
+        masked = hd_math.plausible(scores, like=self["main"], beta=beta)
+        self.cuts.append((beta, masked))
+        return masked
 
     def among(self, scores: Tensor, candidates: Tensor) -> Tensor:
         """``scores`` with all tokens but the candidates (bool [B, V]) banned, like `plausible`."""
         return scores.masked_fill(~candidates, hd_math.NEG_INF) if self._masking else scores
+
+
+def decided(parts: Sequence[tuple[TracedStrategy, Step]], main: Tensor) -> Tensor:
+    """Bool [B]: requests whose next token is the same whatever the rows beside main hold.
+
+    Every cut keeps the main row's best token, so where one part leaves it alone, all parts are
+    decided; else each has to be.
+
+    Args:
+        parts: Those that override `combine`, each with a step that has its main row.
+        main: Raw logits of the main row, float32 [B, V].
+    """
+    alone = main.new_zeros(len(main)).bool()
+    each = ~alone
+    for part, step in parts:
+        own = part.strategy.decided(step)
+        if own is None:
+            own = alone if part.reads else ~alone
+        if part.cut is not None:
+            lone = hd_math.alone(main, part.cut)
+            alone, own = alone | lone, own | lone
+        each = each & own
+    return alone | each
 
 
 def combine(parts: list[tuple[Strategy, Step]], main: Tensor) -> Tensor:

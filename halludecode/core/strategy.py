@@ -104,6 +104,15 @@ class Strategy(Parameters):
         """Float32 [B, V] scores of the next token from the rows' logits."""
         return step["main"]
 
+    def decided(self, step: Step) -> Tensor | None:
+        """Bool [B]: tokens for which `combine` gives the same whatever the extra rows hold.
+
+        ``step`` has the main row alone. A cut that leaves one token (`Step.plausible` as the last
+        thing `combine` does) is found without this; a rule of the paper's own, such as a gate, is
+        told here. None, the default, is never.
+        """
+        return None
+
     @classmethod
     def declares(cls, hook: str) -> bool:
         """Whether this strategy overrides ``hook``."""

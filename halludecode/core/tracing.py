@@ -45,6 +45,9 @@ class TracedStrategy:
         default_factory=dict[str, ActivationRequest]
     )
     early: tuple[int, ...] = ()
+    reads: frozenset[str] = frozenset()  # rows beside main that `combine` reads
+    cut: float | None = None  # share of the mask that is the last thing `combine` does
+    reads_state: bool = False  # whether `combine` does
 
     @property
     def steers(self) -> bool:
@@ -67,6 +70,38 @@ class TracedStrategy:
     def combines(self) -> bool:
         """Whether `combine` is overridden."""
         return self.strategy.declares("combine")
+
+    @property
+    def extra(self) -> frozenset[str]:
+        """Rows beside main."""
+        return frozenset(self.branches) - {"main"}
+
+    @property
+    def decides(self) -> str:
+        """How its main row can decide a token alone, in words; empty where it never does."""
+        import torch
+
+        step = Step({"main": torch.zeros(1, 2)}, torch.ones(1, 1, dtype=torch.long))
+        own = self.strategy.decided(step) is not None
+        ways = [f"its cut at {self.cut:g} leaves one token"] if self.cut is not None else []
+        return " or ".join(ways + ["its own rule says so"] * own)
+
+    @property
+    def can_wait(self) -> bool:
+        """Whether its extra rows may begin to read when a token first needs them.
+
+        `combine` alone may read them, and what edits them may look at nothing else.
+        """
+        lasting = all(b.life == "answer" for n, b in self.branches.items() if n in self.extra)
+        edited = {*self.attend_rows, *(self.strategy.steer_rows if self.steers else ())}
+        apart = edited <= self.extra and not self.verbs & {"at_first_token", "token_mask"}
+        return lasting and self.extra <= self.reads and (edited <= {"main"} or apart)
+
+    @property
+    def late_activations(self) -> bool:
+        """Whether only the extra rows need its passes before the answer."""
+        acts = self.attend_rows or self.steers or "main" in self.branches or self.reads_state
+        return self.can_wait and not acts and not self.strategy.declares("decided")
 
 
 @cache
@@ -104,8 +139,10 @@ def trace(strategy: Strategy, model_info: ModelInfo) -> TracedStrategy:
             _trace_attend(strategy, layer, branches, states, model_info, used, carry)
         if strategy.declares("steer"):
             _trace_steer(strategy, layer, states, model_info)
+    steps = list[Step]()
+    cuts = {cast("float | None", None)}
     if strategy.declares("combine"):
-        _trace_combine(strategy, branches, states, early, model_info)
+        steps, cuts = _trace_combine(strategy, branches, states, early, model_info)
     return TracedStrategy(
         strategy,
         model_info,
@@ -116,6 +153,9 @@ def trace(strategy: Strategy, model_info: ModelInfo) -> TracedStrategy:
         branches,
         requests,
         early,
+        frozenset[str]().union(*(step.reads for step in steps)),
+        next(iter(cuts)) if len(cuts) == 1 else None,
+        any(step.reads_state for step in steps),
     )
 
 
@@ -160,10 +200,13 @@ def _trace_combine(
     states: State,
     early: tuple[int, ...],
     model_info: ModelInfo,
-) -> None:
+) -> tuple[list[Step], set[float | None]]:
     """Run `combine` on random logits, so that a missing row or a wrong shape shows at once.
 
-    Where rows live only until the first token, the second token is tried without them.
+    Where rows live only until the first token, later tokens are tried without them.
+
+    Returns:
+        What was read, and at which shares the result was masked last of all.
     """
     import torch
 
@@ -178,9 +221,10 @@ def _trace_combine(
     residuals = {
         layer: torch.randn(requests, model_info.hidden_size, generator=rng) for layer in early
     }
-    for token, gone in enumerate((set[str](), brief) if brief else (brief,), start=1):
+    steps, cuts = list[Step](), set[float | None]()
+    for token, gone in ((1, set[str]()), (2, brief), (50, brief)):
         step = Step(
-            {name: logits.clone() for name, logits in rows.items() if name not in gone},
+            {name: logits * token for name, logits in rows.items() if name not in gone},
             torch.full((requests, 1), token),
             states,
             decode,
@@ -195,6 +239,10 @@ def _trace_combine(
                 f"{strategy.name}.combine gave {gave} for {requests} requests of {vocab} tokens; "
                 f'it must give scores of shape {[requests, vocab]}, those of step["main"].'
             )
+        steps.append(step)
+        beta, masked = step.cuts[-1] if step.cuts else (0, None)
+        cuts.add(beta if beta > 0 and masked is scores else None)
+    return steps, cuts
 
 
 def _trace_attend(

@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from halludecode.core.spec import Spec
 
 __all__ = [
+    "EXTRA_ROWS",
     "FATAL",
     "Choice",
     "Chunk",
@@ -37,6 +38,7 @@ __all__ = [
     "Explain",
     "ExplainedToken",
     "Explanation",
+    "ExtraRows",
     "Output",
     "Request",
     "Sampling",
@@ -46,6 +48,8 @@ __all__ = [
 ]
 
 Explain = bool | Literal["maps"]  # what `generate` takes as ``explain``
+ExtraRows = Literal["on_demand", "always"]  # when rows beside main begin to read
+EXTRA_ROWS = ("on_demand", "always")
 # Errors of the strategy, model or machine: they would repeat for every request.
 FATAL = (
     HookNeverFired,
@@ -142,6 +146,8 @@ class Output:
         scores: First-step combined scores (no plausibility mask) of the words asked for with
             ``score_words``.
         warnings: Sentences a user should read, such as a strategy that changed nothing.
+        decided: The main row decided the first token and the others never began: ``scores`` are
+            the main row's own, whose order of words is that of the combined ones.
     """
 
     choices: tuple[Choice, ...]
@@ -151,6 +157,7 @@ class Output:
     rows: tuple[str, ...]
     scores: Mapping[str, float] = field(default_factory=dict)
     warnings: tuple[str, ...] = ()
+    decided: bool = False
 
     @property
     def text(self) -> str:

@@ -21,6 +21,11 @@ class Traces(Protocol):
         ...
 
     @property
+    def started(self) -> bool:
+        """Rows beside main took part."""
+        ...
+
+    @property
     def differs(self) -> int | None:
         """Emitted tokens that are not the main row's own choice."""
         ...
@@ -30,7 +35,12 @@ def effect_of(
     plan: Plan, answer: Traces, request: PreparedRequest
 ) -> tuple[int | None, tuple[str, ...]]:
     """Tokens that differ from the plain model's, where that is known without a second run."""
-    attends = [part for part in plan.parts if part.phase is not None or part.steers]
+    attends = [
+        part
+        for part in plan.parts
+        if part.steers
+        or (part.phase is not None and (answer.started or "main" in part.attend_rows))
+    ]
     warnings: list[str] = []
     if plan.parts and not request.prompt.pictures:
         warnings.append(

@@ -44,12 +44,20 @@ class M3ID(Strategy):
         """The same prompt without the image."""
         return {"blind": Branch(prompt.without_images())}
 
+    def decided(self, step: Step) -> Tensor | None:
+        """Where the gate is closed."""
+        return ~self.shaky(step["main"].log_softmax(-1))[:, 0] if self.gate < 1 else None
+
+    def shaky(self, l_c: Tensor) -> Tensor:
+        """Bool [B, 1]: whether the gate is open."""
+        return l_c.amax(-1, keepdim=True) < math.log(self.gate)
+
     def combine(self, step: Step) -> Tensor:
         """Equation 5, gated."""
         l_c = step["main"].log_softmax(-1)
         l_u = step["blind"].log_softmax(-1)
         weight = (self.lam * step.t).exp() - 1
         weight = weight if self.cap is None else weight.clamp(max=self.cap)
-        shaky = l_c.amax(-1, keepdim=True) < math.log(self.gate) if self.gate < 1 else weight >= 0
+        shaky = self.shaky(l_c) if self.gate < 1 else weight >= 0
         information = l_u.neg_().add_(l_c).nan_to_num_(nan=0, neginf=0)  # 0 for banned tokens
         return information.mul_(shaky * weight).add_(l_c)

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from halludecode.core.attention_block import GENERATED, PAD
 from halludecode.core.plan import Plan
@@ -21,7 +22,7 @@ from halludecode.engines.explain import Glance, carried, explaining, glance, on_
 from halludecode.engines.hf.attention_metadata import AttentionMetadata, RowPlacement
 from halludecode.engines.hf.forward_context import Capture, ForwardContext
 from halludecode.engines.hf.hooks import decode, hooked
-from halludecode.engines.hf.model import HFModel, Tokens, pad_left
+from halludecode.engines.hf.model import HFModel, pad_left
 from halludecode.engines.inputs.processor import LRU
 from halludecode.engines.inputs.rows import PreparedRequest, Row, RowBuilder
 
@@ -35,6 +36,11 @@ class Prefix:
     keys: list[Tensor]  # per layer [G, n, d]
     values: list[Tensor]
     token_masks: dict[tuple[int, int, str], Tensor] = field(default_factory=dict)  # bool [n]
+
+    @property
+    def length(self) -> int:
+        """Tokens."""
+        return self.keys[0].shape[1]
 
     @property
     def size(self) -> float:
@@ -97,22 +103,52 @@ class Batch:
         Args:
             prefixes: Where image prefixes are kept; None runs every prompt in one piece.
         """
-        cut = [0] * len(self.rows)
+        return self.resume([None] * len(self.rows), prefixes)
+
+    def resume(self, kept: Sequence[Prefix | None], prefixes: LRU[Prefix] | None = None) -> Tensor:
+        """Read what rows have not read yet; float32 logits [rows, V] of the token after it.
+
+        Args:
+            kept: Per row, the KV of what it has read; None if that is nothing.
+            prefixes: Where image prefixes are kept for those; None reads them in one piece.
+        """
+        laid = list(kept)
         if prefixes is not None:
-            cut = [self._row(place).prefix for place in self.rows]
-            self._lay(self._prefixes(prefixes), cut)
-        else:
-            self.kind = torch.empty(len(self.rows), 0, dtype=torch.int8)
-            self.picture = torch.empty(len(self.rows), 0, dtype=torch.int16)
-            self.mask = torch.empty(len(self.rows), 0, dtype=torch.bool)
-        rest = [tokens.cut(n) for tokens, n in zip(self.tokens, cut, strict=True)]
+            laid = self._prefixes(prefixes, laid)
+        cut = [prefix.length if prefix else 0 for prefix in laid]
+        self._lay(laid, cut)
         uncut = [self._row(place) for place, n in zip(self.rows, cut, strict=True) if n == 0]
         images = [image for row in uncut for image in row.images]
-        logits = self._forward(rest, self.hf_model.features(images) if images else [])
+        logits = self._read_on(cut, self.hf_model.features(images) if images else [])
         self.context.check_fired()
         self.position = torch.tensor([int(tokens.position.max()) + 1 for tokens in self.tokens])
-        self.length_now = self.length.clone()
+        self.length_now = torch.tensor([len(tokens.ids) for tokens in self.tokens])
         return logits
+
+    def read(self, written: Sequence[Sequence[int]]) -> Tensor:
+        """Further tokens of every row, at least one each; float32 logits [rows, V] after them."""
+        cut = [len(tokens.ids) for tokens in self.tokens]
+        self.write(written)
+        return self._read_on(cut, [])
+
+    def write(self, written: Sequence[Sequence[int]]) -> None:
+        """Let every row have further tokens of its answer, which are to be read."""
+        self.tokens = [
+            tokens.written(ids) for tokens, ids in zip(self.tokens, written, strict=True)
+        ]
+
+    def kept(self) -> list[Prefix]:
+        """Per row, the KV of all it has read."""
+        layers, kept = self.cache.layers, list[Prefix]()
+        for i, kind in enumerate(self.kind):
+            own = (kind != PAD).to(self.hf_model.device)
+            kept.append(
+                Prefix(
+                    [layer.keys[i][:, own] for layer in layers],
+                    [layer.values[i][:, own] for layer in layers],
+                )
+            )
+        return kept
 
     def step(self, token: Tensor) -> Tensor:
         """Feed one token [B] per request to all its rows; float32 logits [rows, V] of the next."""
@@ -169,6 +205,47 @@ class Batch:
         self.states = self._stack_states()
         self.context.select(at, chosen, self._context_index(), [self.states[i] for i in self.order])
 
+    def admit(
+        self, late: Mapping[int, PreparedRequest], kept: Mapping[tuple[int, str], Prefix]
+    ) -> None:
+        """Let further rows run in the forwards to come.
+
+        Args:
+            late: Numbers of requests -> the same requests with all their rows.
+            kept: The further rows' KV; they have read as much as their main rows.
+        """
+        self.requests = [late.get(r, request) for r, request in enumerate(self.requests)]
+        self.rows += kept
+        tokens = [self.hf_model.tokens(self._row(place)) for place in kept]
+        prompt = torch.tensor([len(row.ids) for row in tokens])
+        read = torch.tensor([prefix.length for prefix in kept.values()])
+        after = torch.tensor([int(row.position.max()) + 1 for row in tokens]) + read - prompt
+        self.tokens += tokens
+        self.length = torch.cat([self.length, prompt])
+        self.length_now = torch.cat([self.length_now, read])
+        self.position = torch.cat([self.position, after])
+        whole = [
+            row.written([0] * (prefix.length - len(row.ids)))
+            for row, prefix in zip(tokens, kept.values(), strict=True)
+        ]
+        _, _, kind, picture, hidden = pad_left(whole, whole[0].position.shape[0], 0)
+        self.kind = _stacked(self.kind, kind, PAD)
+        self.picture = _stacked(self.picture, picture, -1)
+        self.mask = _stacked(self.mask, (kind != PAD) & ~hidden, False)
+        grown = self.kind.shape[1] - self.cache.layers[0].keys.shape[2]
+        self.context.admit(grown, len(kept))
+        width = self.kind.shape[1]
+        for i, layer in enumerate(self.cache.layers):
+            for name in ("keys", "values"):
+                here = getattr(layer, name)
+                more = _right_aligned([getattr(p, name)[i] for p in kept.values()], width)
+                here = functional.pad(here, (0, 0, width - here.shape[2], 0))
+                setattr(layer, name, torch.cat([here, more]))
+        self.index = self._make_index()
+        self.states = self._stack_states()
+        self.context.index = self._context_index()
+        self.context.states = [self.states[i] for i in self.order]
+
     def _row(self, place: tuple[int, str]) -> Row:
         return self.requests[place[0]].rows[place[1]]
 
@@ -176,7 +253,8 @@ class Batch:
         """Per part: local row name -> its batch row for every request.
 
         A request whose branches lack a row another one has (no picture, say) reads its main row
-        there; a row that was dropped is left out.
+        there; a row that was dropped is left out. Where only some requests' rows have begun, the
+        others are shown one of these: nothing of theirs depends on it until they begin.
         """
         place = {key: i for i, key in enumerate(self.rows)}
         index: list[dict[str, RowPlacement]] = []
@@ -185,10 +263,21 @@ class Batch:
             for name in dict.fromkeys(
                 name for request in self.requests for name in request.local[i]
             ):
-                labels = enumerate(request.local[i].get(name, "main") for request in self.requests)
-                at = [place.get(label) for label in labels]
-                if None not in at:
-                    named[name] = RowPlacement.of([row for row in at if row is not None])
+                at = [
+                    place.get((r, request.local[i].get(name, "main")))
+                    for r, request in enumerate(self.requests)
+                    if name == "main" or not request.main_only
+                ]
+                rows = [row for row in at if row is not None]
+                if len(rows) < len(at):
+                    continue
+                begun = iter(rows)
+                named[name] = RowPlacement.of(
+                    [
+                        rows[0] if request.main_only and name != "main" else next(begun)
+                        for request in self.requests
+                    ]
+                )
             index.append(named)
         return index
 
@@ -202,13 +291,13 @@ class Batch:
     def _context_index(self) -> list[dict[str, RowPlacement]]:
         return [self.index[i] for i in self.order]
 
-    def _forward(self, rows: Sequence[Tokens], features: Sequence[Tensor]) -> Tensor:
-        """A prefill forward over the given stretch of every row."""
+    def _read_on(self, cut: Sequence[int], features: Sequence[Tensor]) -> Tensor:
+        """A forward over what every row has beyond its first ``cut`` tokens, which were read."""
+        rest = [tokens.cut(n) for tokens, n in zip(self.tokens, cut, strict=True)]
         pad = self.row_builder.inputs.pad_token
-        ids, position, kind, picture, hidden = pad_left(rows, rows[0].position.shape[0], pad)
+        ids, position, kind, picture, hidden = pad_left(rest, rest[0].position.shape[0], pad)
         self._extend(kind, picture, (kind != PAD) & ~hidden)
-        done = self.length[:, None] - torch.tensor([len(row.ids) for row in rows])[:, None]
-        inside = (kind != PAD).cumsum(-1) - 1 + done
+        inside = (kind != PAD).cumsum(-1) - 1 + torch.tensor(cut)[:, None]
         metadata = self._metadata(inside.where(kind != PAD, torch.tensor(-1)))
         return self._call(ids, position, metadata, features)
 
@@ -230,12 +319,14 @@ class Batch:
         return AttentionMetadata(*(x.to(device) for x in tensors), prompting)
 
     # Image prefixes -------------------------------------------------------------------------------
-    def _prefixes(self, kept: LRU[Prefix]) -> list[Prefix | None]:
-        """Each row's prefix (None for rows without pictures), missing ones computed at once."""
+    def _prefixes(self, kept: LRU[Prefix], own: Sequence[Prefix | None]) -> list[Prefix | None]:
+        """Each row's own KV or its image prefix (None without pictures), missing ones computed."""
         hooks = [self._prefix_hooks(name) for _, name in self.rows]
         keys = [
-            self.row_builder.prefix_key(self._row(place), hook) if self._row(place).prefix else None
-            for place, hook in zip(self.rows, hooks, strict=True)
+            self.row_builder.prefix_key(self._row(place), hook)
+            if self._row(place).prefix and has is None
+            else None
+            for place, hook, has in zip(self.rows, hooks, own, strict=True)
         ]
         by_key: dict[str, Prefix] = {}
         missing: dict[str, int] = {}
@@ -249,7 +340,7 @@ class Batch:
             by_key |= self._fill_prefixes(missing)
             for key in missing:
                 kept.put(key, by_key[key])
-        return [by_key[key] if key else None for key in keys]
+        return [by_key[key] if key else has for key, has in zip(keys, own, strict=True)]
 
     def _prefix_hooks(self, name: str) -> str:
         if name != "main" or not self.context.parts:
@@ -312,6 +403,13 @@ class Batch:
                 if prefix is not None and name in prefix.token_masks:
                     mask[i, width - len(prefix.token_masks[name]) :] = prefix.token_masks[name]
             self.context.token_masks[name] = mask
+
+
+def _stacked(here: Tensor, more: Tensor, fill: Any) -> Tensor:
+    """Two blocks of rows [.., N] of different widths, the shorter one filled on the left."""
+    width = max(here.shape[1], more.shape[1])
+    blocks = (functional.pad(x, (width - x.shape[1], 0), value=fill) for x in (here, more))
+    return torch.cat(list(blocks))
 
 
 def _of_row(

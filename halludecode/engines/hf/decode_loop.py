@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from halludecode.core import step as hd_step
 from halludecode.core.step import Step
+from halludecode.core.tracing import TracedStrategy
 from halludecode.engines.api import Choice, Sampling, TokenLogprob
 from halludecode.engines.explain import (
     BLIND,
@@ -21,6 +21,7 @@ from halludecode.engines.explain import (
     readings,
 )
 from halludecode.engines.hf.batch import Batch
+from halludecode.engines.hf.late_rows import Asked, LateRows, Logits
 from halludecode.engines.outputs import settled
 from halludecode.engines.sampling import Sampler
 
@@ -44,6 +45,8 @@ class AnswerState:
     logprobs: list[TokenLogprob] = field(default_factory=list)
     differs: int = 0
     changed: bool = False
+    started: bool = True
+    decided: bool = False
     scores: dict[str, float] = field(default_factory=dict)
     raw: list[Tensor] = field(default_factory=list)  # float32 [V] each, on the CPU
     read: list[TokenReading] = field(default_factory=list)
@@ -66,6 +69,7 @@ class DecodeLoop:
         words: Words whose first-step scores are wanted -> their token ids.
         limit: Most tokens a row may reach (the model's context).
         keep_logits: Keep the main row's raw logits of every written token.
+        late: Rows beside main, where they wait until they are needed.
     """
 
     def __init__(
@@ -77,10 +81,11 @@ class DecodeLoop:
         limit: int,
         *,
         keep_logits: bool = False,
+        late: LateRows | None = None,
     ) -> None:
         self.batch, self.sampling, self.words, self.limit = batch, sampling, words, limit
         self._eos = frozenset(eos)
-        self._keep_logits = keep_logits
+        self._keep_logits, self._late = keep_logits, late
         self._tokenizer = batch.row_builder.inputs.tokenizer
         count = len(batch.requests)
         self.answers = [
@@ -109,6 +114,8 @@ class DecodeLoop:
             keep = [i for i, answer in enumerate(live) if not answer.finish]
             if not keep or step + 1 == self.sampling.max_new_tokens:
                 return
+            if self._late is not None:
+                self._late.admit_to(self.batch, self._alive, [a.request for a in live])
             first = step == 0 and any(
                 row.life == "prefill"
                 for request in self.batch.requests
@@ -116,7 +123,10 @@ class DecodeLoop:
             )
             if len(keep) <= COMPACT * len(live) or first:
                 token = token[keep]
+                gone = set(self._alive)
                 self._alive = [self._alive[i] for i in keep]
+                if self._late is not None:
+                    self._late.forget(list(gone - set(self._alive)))
                 self.sampler.select(torch.tensor(keep))
                 self._select(keep, drop_prefill_rows=first)
             logits = self.batch.step(token.cpu())
@@ -137,9 +147,10 @@ class DecodeLoop:
         """Combine, penalise, draw, and write the token into every live answer."""
         logits = self.sampler.ban(logits, step)
         main = logits[: len(live)]
-        combined = self._combine(logits, step)
+        found = self._undecided(logits, live, step)
+        combined = self._combine(logits, step, found)
         if step == 0 and self.words:
-            self._score_words(self._combine(logits, step, masking=False), live)
+            self._score_words(self._combine(logits, step, found, masking=False), live)
         history = self._history(live) if self.sampling.repetition_penalty != 1 else []
         token = self.sampler.draw(self.sampler.penalise(combined, history, step), step)
         plain = self.sampler.draw(self.sampler.penalise(main, history, step), step)
@@ -147,6 +158,10 @@ class DecodeLoop:
         differs, ids = (token != plain).tolist(), token.tolist()
         changed = self.batch.context.changed
         touched = changed.tolist() if changed is not None else [False] * len(live)
+        if self._late is not None:
+            touched = [
+                hit or a in self._late.changed for hit, a in zip(touched, self._alive, strict=False)
+            ]
         for i, answer in enumerate(live):
             if not answer.finish:
                 answer.differs += differs[i]
@@ -156,29 +171,89 @@ class DecodeLoop:
                 self._append(answer, ids[i])
         return token
 
-    def _combine(self, logits: Tensor, step: int, *, masking: bool = True) -> Tensor:
+    def _undecided(
+        self, logits: Tensor, live: list[AnswerState], step: int
+    ) -> dict[int, Logits] | None:
+        """Per live answer that its main row does not decide, the other rows' logits, bans applied.
+
+        None where all rows are in the batch.
+        """
+        if self._late is None:
+            return None
+        sees = torch.tensor([bool(r.prompt.pictures) for r in self.batch.requests])
+        parts = self._steps({}, logits, step)
+        decided = hd_step.decided(parts, logits[: len(live)]).cpu() | ~sees
+        here = [a in self._late.admitted for a in self._alive]
+        open_ = [i for i, a in enumerate(live) if not (a.finish or decided[i] or here[i])]
+        asked = [Asked(self._alive[i], live[i].request, tuple(live[i].ids)) for i in open_]
+        rows = self._late.logits(asked) if asked else []
+        for i, answer in enumerate(live):
+            answer.started = self._alive[i] in self._late.started_answers
+            answer.decided |= step == 0 and bool(sees[i]) and bool(decided[i])
+        return {
+            i: {name: self.sampler.ban(x, step) for name, x in own.items()}
+            for i, own in zip(open_, rows, strict=True)
+        }
+
+    def _rows_of_part(
+        self, i: int, part: TracedStrategy, logits: Tensor, found: dict[int, Logits] | None
+    ) -> dict[str, Tensor]:
+        """Logits [B, V] of a part's rows; where a row was not needed, or is none, main's."""
+        if found is None:
+            return {name: logits[place.at] for name, place in self.batch.index[i].items()}
         main = logits[: len(self._alive)]
-        t = torch.full((len(main), 1), step + 1, device=logits.device)
-        parts: list[Any] = []
-        for i, part in enumerate(self.batch.plan.parts):
-            if part.combines:
-                rows = {name: logits[place.at] for name, place in self.batch.index[i].items()}
-                state = self.batch.states[i]
-                early = {n: self.batch.context.early[n] for n in part.early}
-                shown = Step(
-                    rows,
+        rows = {"main": main}
+        for name in part.extra:
+            place = self.batch.index[i].get(name)
+            rows[name] = main if place is None else logits[place.at]
+            own = {n: x[i, name] for n, x in found.items() if (i, name) in x}
+            if own:
+                at = torch.tensor(list(own), device=main.device)
+                rows[name] = rows[name].index_copy(0, at, torch.stack(list(own.values())))
+        return rows
+
+    def _steps(
+        self,
+        found: dict[int, Logits] | None,
+        logits: Tensor,
+        step: int,
+        *,
+        masking: bool = True,
+    ) -> list[tuple[TracedStrategy, Step]]:
+        t = torch.full((len(self._alive), 1), step + 1, device=logits.device)
+        return [
+            (
+                part,
+                Step(
+                    self._rows_of_part(i, part, logits, found),
                     t,
-                    state,
+                    self.batch.states[i],
                     self.batch.decode,
-                    early,
+                    {n: self.batch.context.early[n] for n in part.early},
                     masking=masking,
                     owner=part.strategy.name,
-                )
-                parts.append((part.strategy, shown))
-        combined = hd_step.combine(parts, main)
-        sees = [bool(request.prompt.pictures) for request in self.batch.requests]
-        if parts and not all(sees):  # without an image every strategy is the identity
-            combined = combined.where(torch.tensor(sees, device=main.device)[:, None], main)
+                ),
+            )
+            for i, part in enumerate(self.batch.plan.parts)
+            if part.combines
+        ]
+
+    def _combine(
+        self,
+        logits: Tensor,
+        step: int,
+        found: dict[int, Logits] | None = None,
+        *,
+        masking: bool = True,
+    ) -> Tensor:
+        main = logits[: len(self._alive)]
+        steps = self._steps(found, logits, step, masking=masking)
+        combined = hd_step.combine([(part.strategy, shown) for part, shown in steps], main)
+        own = [bool(request.prompt.pictures) for request in self.batch.requests]
+        if found is not None and not masking:
+            own = [i in found for i in range(len(own))]  # a decided answer's scores are main's
+        if steps and not all(own):  # without an image every strategy is the identity
+            combined = combined.where(torch.tensor(own, device=main.device)[:, None], main)
         return combined
 
     def _history(self, live: list[AnswerState]) -> list[Tensor]:

@@ -15,11 +15,25 @@ from torch import Tensor
 
 from halludecode.core import spec as hd_spec
 from halludecode.core.activations import ActivationRequest, Activations
-from halludecode.core.errors import HalluDecodeError, InvalidModel, InvalidRequest, OutOfMemory
+from halludecode.core.errors import (
+    HalluDecodeError,
+    InvalidModel,
+    InvalidParameter,
+    InvalidRequest,
+    OutOfMemory,
+)
 from halludecode.core.plan import Plan
 from halludecode.core.prompt import Prompt
 from halludecode.engines import HF_PROVIDES
-from halludecode.engines.api import Explain, Output, Request, Sampling, Timings
+from halludecode.engines.api import (
+    EXTRA_ROWS,
+    Explain,
+    ExtraRows,
+    Output,
+    Request,
+    Sampling,
+    Timings,
+)
 from halludecode.engines.base import LocalEngine, Writing, listed
 from halludecode.engines.explain import probed, warnings
 from halludecode.engines.hf import soft_prompt
@@ -28,6 +42,7 @@ from halludecode.engines.hf.batch import Batch, Prefix
 from halludecode.engines.hf.beam_loop import BeamLoop, check_search
 from halludecode.engines.hf.decode_loop import AnswerState, DecodeLoop
 from halludecode.engines.hf.hooks import attention_set, lock_of
+from halludecode.engines.hf.late_rows import LateRows
 from halludecode.engines.hf.model import HFModel
 from halludecode.engines.inputs.processor import LRU
 from halludecode.engines.inputs.rows import PreparedRequest, Row, with_embeds
@@ -48,6 +63,8 @@ class HFEngine(LocalEngine):
         prefix_cache_mb: Memory for image-prefix KV kept between batches; 0 switches reuse off.
         artifacts: Folder of what `calibrate` made; None is the user's own, see
             `ArtifactStore`.
+        extra_rows: "on_demand" lets rows beside main begin at the first token that they can
+            change, "always" with the prompt; the tokens are the same.
         **load_args: dtype, device, device_map, revision, trust_remote_code and whatever
             `from_pretrained` takes.
 
@@ -71,8 +88,14 @@ class HFEngine(LocalEngine):
         batch_size: int | None = None,
         prefix_cache_mb: float = 1024,
         artifacts: str | Path | None = None,
+        extra_rows: ExtraRows = "on_demand",
         **load_args: Any,
     ) -> None:
+        if extra_rows not in EXTRA_ROWS:
+            raise InvalidParameter(
+                f'extra_rows={extra_rows!r}: it must be "on_demand" or "always".'
+            )
+        self.extra_rows = extra_rows
         if isinstance(model, str):
             model_id = model
             self.model, processor = load_model(model, **load_args)
@@ -192,12 +215,21 @@ class HFEngine(LocalEngine):
 
     # Batches --------------------------------------------------------------------------------------
     def prepare(
-        self, prompts: Sequence[Prompt], plan: Plan, *, reuse: bool = False
+        self,
+        prompts: Sequence[Prompt],
+        plan: Plan,
+        *,
+        reuse: bool = False,
+        main_only: bool = False,
     ) -> list[PreparedRequest]:
-        """Rows of some requests, passes before their answers run."""
-        states = self._collector.states(prompts, plan.parts, self.batch_size, reuse=reuse)
+        """Rows of some requests, passes before their answers run; or their main rows alone."""
+        needed = [not (main_only and part.late_activations) for part in plan.parts]
+        parts = [part for part, now in zip(plan.parts, needed, strict=True) if now]
+        states = self._collector.states(prompts, parts, self.batch_size, reuse=reuse)
+        spread = [iter(state) for state in states]
+        states = [[next(own) if now else {} for now in needed] for own in spread]
         return [
-            self.row_builder.prepare(prompt, plan, state)
+            self.row_builder.prepare(prompt, plan, state, main_only=main_only)
             for prompt, state in zip(prompts, states, strict=True)
         ]
 
@@ -228,15 +260,18 @@ class HFEngine(LocalEngine):
         clock = [time.perf_counter()]
         acting = probed(plan, self.model_info, explain)
         with self.guard():
-            requests = self.prepare(prompts, acting, reuse=reuse)
+            late = self._late_rows(prompts, acting, reuse=reuse)
+            requests = self.prepare(prompts, acting, reuse=reuse, main_only=late is not None)
             self._check_length(requests)
             clock.append(time.perf_counter())
             batch = Batch(self.hf_model, self.row_builder, acting, requests)
             logits = batch.prefill(self.prefixes if reuse else None)
         clock.append(time.perf_counter())
         word_ids = self.inputs.scored_words(score_words)
-        loop_class = DecodeLoop if plan.search is None else BeamLoop
-        loop = loop_class(batch, sampling, self.end_tokens, word_ids, self.context)
+        if plan.search is None:
+            loop = DecodeLoop(batch, sampling, self.end_tokens, word_ids, self.context, late=late)
+        else:
+            loop = BeamLoop(batch, sampling, self.end_tokens, word_ids, self.context)
         steps = loop.run(logits)
         while True:
             with self.guard():
@@ -245,7 +280,22 @@ class HFEngine(LocalEngine):
                 break
             yield live
         clock.append(time.perf_counter())
+        if late is not None:
+            requests = [late.started.get(r, request) for r, request in enumerate(requests)]
         yield self._outputs(requests, plan, sampling, loop.answers, clock, explain)
+
+    def _late_rows(self, prompts: Sequence[Prompt], plan: Plan, *, reuse: bool) -> LateRows | None:
+        """Rows beside main that wait until they are needed; None where all run from the start."""
+        if self.extra_rows == "always" or not plan.can_wait:
+            return None
+
+        def prepare(numbers: Sequence[int]) -> list[PreparedRequest]:
+            requests = self.prepare([prompts[i] for i in numbers], plan, reuse=reuse)
+            self._check_length(requests)
+            return requests
+
+        prefixes = self.prefixes if reuse else None
+        return LateRows(self.hf_model, self.row_builder, plan, prepare, prefixes)
 
     # What `LocalEngine` asks ----------------------------------------------------------------------
     def _written(
@@ -288,6 +338,7 @@ class HFEngine(LocalEngine):
                     timings=Timings(*share, tokens=tokens),
                     rows=tuple(request.rows),
                     scores=first.scores,
+                    decided=first.decided,
                     warnings=warning,
                 )
             )

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor
+from torch.nn import functional
 
 from halludecode.core.attention_block import RowKeys
 from halludecode.core.errors import HookNeverFired
@@ -138,6 +139,12 @@ class ForwardContext(EditedRows[RowPlacement]):
         self.early = {k: v[requests] for k, v in self.early.items()}
         self.changed = self.changed[requests] if self.changed is not None else None
         self.index, self.states = index, states
+
+    def admit(self, width: int, rows: int) -> None:
+        """Make room for further batch rows, none of them marked, and for padding on the left."""
+        self.token_masks = {
+            k: functional.pad(v, (width, 0, 0, rows)) for k, v in self.token_masks.items()
+        }
 
     def forget(self) -> None:
         """Forget what was kept of one prompt, before another."""

@@ -13,7 +13,7 @@ from torch.nn import functional
 from transformers import DynamicCache
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
-from halludecode.core.attention_block import IMAGE, PAD, SYSTEM, TEXT
+from halludecode.core.attention_block import GENERATED, IMAGE, PAD, SYSTEM, TEXT
 from halludecode.core.errors import InvalidModel, InvalidRequest
 from halludecode.engines.inputs.processor import LRU
 from halludecode.engines.inputs.rows import ImageInput, Row
@@ -47,6 +47,20 @@ class Tokens:
         return Tokens(
             self.ids[at], self.position[:, at], self.kind[at], self.picture[at], self.hidden[at]
         )
+
+    def written(self, ids: Sequence[int]) -> Tokens:
+        """The row with the answer's tokens after its prompt."""
+        count = len(ids)
+        after = int(self.position.max()) + 1 + torch.arange(count)
+        fields = (
+            torch.tensor(ids, dtype=self.ids.dtype),
+            after.expand(len(self.position), -1),
+            torch.full((count,), GENERATED, dtype=torch.int8),
+            torch.full((count,), -1, dtype=torch.int16),
+            torch.zeros(count, dtype=torch.bool),
+        )
+        own = (self.ids, self.position, self.kind, self.picture, self.hidden)
+        return Tokens(*(torch.cat([a, b], -1) for a, b in zip(own, fields, strict=True)))
 
 
 @dataclass

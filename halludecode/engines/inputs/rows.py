@@ -85,12 +85,14 @@ class PreparedRequest:
         rows: By their names in the batch, "main" first.
         local: Per strategy: its own name for a row -> the name in ``rows``.
         state: Per strategy, what `prepare` returned.
+        main_only: The other rows have not begun, and are not among ``rows``.
     """
 
     prompt: Prompt
     rows: Mapping[str, Row]
     local: tuple[Mapping[str, str], ...]
     state: tuple[Mapping[str, Any], ...]
+    main_only: bool = False
 
 
 class RowBuilder:
@@ -101,16 +103,30 @@ class RowBuilder:
         self._show = show
 
     def prepare(
-        self, prompt: Prompt, plan: Plan, state: Sequence[Mapping[str, Any]]
+        self,
+        prompt: Prompt,
+        plan: Plan,
+        state: Sequence[Mapping[str, Any]],
+        *,
+        main_only: bool = False,
     ) -> PreparedRequest:
-        """Rows of every strategy's branches: main edits first, equal rows shared."""
+        """Rows of every strategy's branches: main edits first, equal rows shared.
+
+        Args:
+            prompt: As it was asked.
+            plan: What runs.
+            state: Per strategy, what its `prepare` gave.
+            main_only: Leave out all other rows, and ask nothing of what only they need.
+        """
         main, owner = Branch(prompt), dict[str, Any]()
         extra: list[tuple[int, str, Branch]] = []
         for i, part in enumerate(plan.parts):
+            if main_only and "main" not in part.branches:
+                continue
             edited = part.strategy.branches(main.prompt, state[i], part.model_info).get("main")
             if edited is not None:
                 main, owner = edited, state[i]
-        for i, part in enumerate(plan.parts):
+        for i, part in enumerate(() if main_only else plan.parts):
             branches = part.strategy.branches(main.prompt, state[i], part.model_info)
             extra += [(i, name, b) for name, b in branches.items() if name != "main"]
         rows = {"main": self._row("main", main, row_hooks(plan.parts, None, "main"), owner)}
@@ -123,7 +139,7 @@ class RowBuilder:
             if same is None:
                 rows[label] = row
             local[i][name] = same or label
-        return PreparedRequest(main.prompt, rows, tuple(local), tuple(state))
+        return PreparedRequest(main.prompt, rows, tuple(local), tuple(state), main_only)
 
     def activation_row(self, request: ActivationRequest) -> Row:
         """The single row of a pass of the plain model."""
