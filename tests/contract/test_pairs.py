@@ -53,8 +53,11 @@ def test_any_two_compose(llava, one, two):
         made = llava.generate(asked, plan, SHORT)
     finally:
         hook.remove()
-    assert forwards[1:] == [len(asked) * plan.cost.rows] * 2, "one forward a token, as foretold"
-    assert forwards[0] == len(asked) * (plan.cost.rows + plan.cost.prefill_rows)
+    first, *later = forwards
+    if plan.can_wait:  # random weights decide nothing, so the other rows begin at the first token
+        first += later.pop(0)
+    assert later == [len(asked) * plan.cost.rows] * 2, "one forward a token, as foretold"
+    assert first == len(asked) * (plan.cost.rows + plan.cost.prefill_rows)
     swapped = llava.generate(asked, back, SHORT)
     assert all(same(a, b) for a, b in zip(made, swapped, strict=True))
 

@@ -14,9 +14,10 @@ from halludecode.core.prompt import Prompt
 from halludecode.core.tracing import TracedStrategy
 from halludecode.engines.api import Sampling
 from halludecode.engines.hf.attention_metadata import image_columns
-from halludecode.engines.hf.batch import Batch, Prefix
+from halludecode.engines.hf.batch import Batch
 from halludecode.engines.hf.decode_loop import AnswerState, DecodeLoop
 from halludecode.engines.hf.forward_context import Capture
+from halludecode.engines.hf.kept_rows import Prefix
 from halludecode.engines.hf.model import HFModel
 from halludecode.engines.inputs.processor import LRU
 from halludecode.engines.inputs.rows import PreparedRequest, RowBuilder, seen_spans

@@ -8,7 +8,6 @@ padded on its own, so the same picture's questions cost only their words.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -22,30 +21,12 @@ from halludecode.engines.explain import Glance, carried, explaining, glance, on_
 from halludecode.engines.hf.attention_metadata import AttentionMetadata, RowPlacement
 from halludecode.engines.hf.forward_context import Capture, ForwardContext
 from halludecode.engines.hf.hooks import decode, hooked
+from halludecode.engines.hf.kept_rows import Prefix, of_row, right_aligned, stacked
 from halludecode.engines.hf.model import HFModel, pad_left
 from halludecode.engines.inputs.processor import LRU
 from halludecode.engines.inputs.rows import PreparedRequest, Row, RowBuilder
 
 ANY_LENGTH = 1 << 40  # a prefix has no emitting query, whatever prompt it will serve
-
-
-@dataclass
-class Prefix:
-    """KV of one row up to its last image token, with the token masks its layers computed."""
-
-    keys: list[Tensor]  # per layer [G, n, d]
-    values: list[Tensor]
-    token_masks: dict[tuple[int, int, str], Tensor] = field(default_factory=dict)  # bool [n]
-
-    @property
-    def length(self) -> int:
-        """Tokens."""
-        return self.keys[0].shape[1]
-
-    @property
-    def size(self) -> float:
-        """Bytes."""
-        return sum(x.numel() * x.element_size() for x in (*self.keys, *self.values))
 
 
 class Batch:
@@ -215,36 +196,37 @@ class Batch:
             kept: The further rows' KV; they have read as much as their main rows.
         """
         self.requests = [late.get(r, request) for r, request in enumerate(self.requests)]
-        self.rows += kept
-        tokens = [self.hf_model.tokens(self._row(place)) for place in kept]
-        prompt = torch.tensor([len(row.ids) for row in tokens])
-        read = torch.tensor([prefix.length for prefix in kept.values()])
-        after = torch.tensor([int(row.position.max()) + 1 for row in tokens]) + read - prompt
-        self.tokens += tokens
-        self.length = torch.cat([self.length, prompt])
-        self.length_now = torch.cat([self.length_now, read])
-        self.position = torch.cat([self.position, after])
-        whole = [
-            row.written([0] * (prefix.length - len(row.ids)))
-            for row, prefix in zip(tokens, kept.values(), strict=True)
-        ]
-        _, _, kind, picture, hidden = pad_left(whole, whole[0].position.shape[0], 0)
-        self.kind = _stacked(self.kind, kind, PAD)
-        self.picture = _stacked(self.picture, picture, -1)
-        self.mask = _stacked(self.mask, (kind != PAD) & ~hidden, False)
-        grown = self.kind.shape[1] - self.cache.layers[0].keys.shape[2]
-        self.context.admit(grown, len(kept))
-        width = self.kind.shape[1]
-        for i, layer in enumerate(self.cache.layers):
-            for name in ("keys", "values"):
-                here = getattr(layer, name)
-                more = _right_aligned([getattr(p, name)[i] for p in kept.values()], width)
-                here = functional.pad(here, (0, 0, width - here.shape[2], 0))
-                setattr(layer, name, torch.cat([here, more]))
+        if kept:
+            self._add_rows(kept)
         self.index = self._make_index()
         self.states = self._stack_states()
         self.context.index = self._context_index()
         self.context.states = [self.states[i] for i in self.order]
+
+    def _add_rows(self, kept: Mapping[tuple[int, str], Prefix]) -> None:
+        tokens = [self.hf_model.tokens(self._row(place)) for place in kept]
+        written = [
+            own.length - len(row.ids) for row, own in zip(tokens, kept.values(), strict=True)
+        ]
+        whole = [row.written([0] * n) for row, n in zip(tokens, written, strict=True)]
+        self.rows += kept
+        self.tokens += tokens
+        self.length = torch.cat([self.length, torch.tensor([len(row.ids) for row in tokens])])
+        self.length_now = torch.cat([self.length_now, torch.tensor([len(r.ids) for r in whole])])
+        after = torch.tensor([int(row.position.max()) + 1 for row in whole])
+        self.position = torch.cat([self.position, after])
+        _, _, kind, picture, hidden = pad_left(whole, whole[0].position.shape[0], 0)
+        before = self.kind.shape[1]
+        self.kind = stacked(self.kind, kind, PAD)
+        self.picture = stacked(self.picture, picture, -1)
+        self.mask = stacked(self.mask, (kind != PAD) & ~hidden, 0)
+        width = self.kind.shape[1]
+        self.context.admit(width - before, len(kept))
+        for i, layer in enumerate(self.cache.layers):
+            for name in ("keys", "values"):
+                here = functional.pad(getattr(layer, name), (0, 0, width - before, 0))
+                more = right_aligned([getattr(own, name)[i] for own in kept.values()], width)
+                setattr(layer, name, torch.cat([here, more]))
 
     def _row(self, place: tuple[int, str]) -> Row:
         return self.requests[place[0]].rows[place[1]]
@@ -379,7 +361,7 @@ class Batch:
             prefixes[key] = Prefix(
                 [layer.keys[n, :, pad:].clone() for layer in cache.layers],
                 [layer.values[n, :, pad:].clone() for layer in cache.layers],
-                _of_row(context.token_masks, n, pad) if n in main else {},
+                of_row(context.token_masks, n, pad) if n in main else {},
             )
         return prefixes
 
@@ -393,8 +375,8 @@ class Batch:
         if any_prefix is None:
             return
         for layer in range(len(any_prefix.keys)):
-            key = _right_aligned([p.keys[layer] if p else None for p in prefixes], width)
-            value = _right_aligned([p.values[layer] if p else None for p in prefixes], width)
+            key = right_aligned([p.keys[layer] if p else None for p in prefixes], width)
+            value = right_aligned([p.values[layer] if p else None for p in prefixes], width)
             self.cache.update(key, value, layer)
         names = {name for prefix in prefixes if prefix for name in prefix.token_masks}
         for name in names:
@@ -405,28 +387,5 @@ class Batch:
             self.context.token_masks[name] = mask
 
 
-def _stacked(here: Tensor, more: Tensor, fill: Any) -> Tensor:
-    """Two blocks of rows [.., N] of different widths, the shorter one filled on the left."""
-    width = max(here.shape[1], more.shape[1])
-    blocks = (functional.pad(x, (width - x.shape[1], 0), value=fill) for x in (here, more))
-    return torch.cat(list(blocks))
-
-
-def _of_row(
-    masks: Mapping[tuple[int, int, str], Tensor], row: int, pad: int
-) -> dict[tuple[int, int, str], Tensor]:
-    return {name: mask[row, pad:].clone() for name, mask in masks.items()}
-
-
 def _on(value: Any, device: torch.device) -> Any:
     return value.to(device) if isinstance(value, Tensor) else value
-
-
-def _right_aligned(parts: Sequence[Tensor | None], width: int) -> Tensor:
-    """[rows, G, width, d] with every part at the right end and zeros before it."""
-    shown = next(part for part in parts if part is not None)
-    out = shown.new_zeros(len(parts), shown.shape[0], width, shown.shape[2])
-    for i, part in enumerate(parts):
-        if part is not None:
-            out[i, :, width - part.shape[1] :] = part
-    return out

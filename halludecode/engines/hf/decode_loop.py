@@ -206,7 +206,7 @@ class DecodeLoop:
         for name in part.extra:
             place = self.batch.index[i].get(name)
             rows[name] = main if place is None else logits[place.at]
-            own = {n: x[i, name] for n, x in found.items() if (i, name) in x}
+            own = {n: x.get((i, name), main[n]) for n, x in found.items()}
             if own:
                 at = torch.tensor(list(own), device=main.device)
                 rows[name] = rows[name].index_copy(0, at, torch.stack(list(own.values())))

@@ -38,10 +38,11 @@ from halludecode.engines.base import LocalEngine, Writing, listed
 from halludecode.engines.explain import probed, warnings
 from halludecode.engines.hf import soft_prompt
 from halludecode.engines.hf.activations import ActivationCollector
-from halludecode.engines.hf.batch import Batch, Prefix
+from halludecode.engines.hf.batch import Batch
 from halludecode.engines.hf.beam_loop import BeamLoop, check_search
 from halludecode.engines.hf.decode_loop import AnswerState, DecodeLoop
 from halludecode.engines.hf.hooks import attention_set, lock_of
+from halludecode.engines.hf.kept_rows import Prefix
 from halludecode.engines.hf.late_rows import LateRows
 from halludecode.engines.hf.model import HFModel
 from halludecode.engines.inputs.processor import LRU

@@ -90,6 +90,11 @@ class ForwardContext(EditedRows[RowPlacement]):
         return edits or bool(capture and (capture.heads or capture.image))
 
     @property
+    def _main(self) -> RowPlacement | None:
+        """The main rows, where they are in this batch."""
+        return next((index["main"] for index in self.index if "main" in index), None)
+
+    @property
     def input_layers(self) -> list[int]:
         """Layers whose entering residual `token_mask` or `steer` needs, or to be decoded."""
         needed = {i for part in self.parts for i in part.early}
@@ -121,8 +126,9 @@ class ForwardContext(EditedRows[RowPlacement]):
     def check_fired(self) -> None:
         """Raise if a declared hook was not called in the first forward pass."""
         check_fired(list(enumerate(self.parts)), self.fired, MODEL)
+        decodes = self.emitting and self._main is not None
         for part in self.parts:
-            unread = [n for n in part.early if self.emitting and n not in self.early]
+            unread = [n for n in part.early if decodes and n not in self.early]
             if unread:
                 raise HookNeverFired(never_called(part.strategy.name, "early", unread, MODEL))
 
@@ -196,8 +202,8 @@ class ForwardContext(EditedRows[RowPlacement]):
         """The residual entering a layer, [rows, Q, D]; kept until the layer is done."""
         if any(layer in part.layers for part in self.parts if part.steers or part.verbs):
             self.inputs[layer] = x
-        if self.emitting and any(layer in part.early for part in self.parts):
-            main = next(index["main"] for index in self.index if "main" in index)
+        main = self._main
+        if main and self.emitting and any(layer in part.early for part in self.parts):
             self.early[layer] = x[main.at, -1]
 
     def layer_output(self, layer: int, x: Tensor) -> Tensor:

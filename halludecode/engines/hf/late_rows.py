@@ -16,7 +16,8 @@ from typing import TypeAlias
 from torch import Tensor
 
 from halludecode.core.plan import Plan
-from halludecode.engines.hf.batch import Batch, Prefix
+from halludecode.engines.hf.batch import Batch
+from halludecode.engines.hf.kept_rows import Prefix
 from halludecode.engines.hf.model import HFModel
 from halludecode.engines.inputs.processor import LRU
 from halludecode.engines.inputs.rows import PreparedRequest, RowBuilder
@@ -131,17 +132,17 @@ class LateRows:
             answers: Those of its requests, in order.
             requests: The numbers of those requests where all rows are told.
         """
-        if self.waits or (not self._read and not self._open):
+        if self.waits:
             return
         self._close()
         late, kept = dict[int, PreparedRequest](), dict[tuple[int, str], Prefix]()
         for r, (answer, request) in enumerate(zip(answers, requests, strict=True)):
-            read = self._read.pop(answer, None)
-            if read is not None:
+            if answer in self.started_answers - self.admitted:
                 late[r] = self.started[request]
-                kept |= {(r, name): prefix for name, prefix in read.kept.items()}
-                self.admitted.add(answer)
-        if kept:
+                read = self._read.pop(answer, None)  # None where every row is the main row
+                kept |= {(r, name): own for name, own in read.kept.items()} if read else {}
+        self.admitted |= {answers[r] for r in late}
+        if late:
             batch.admit(late, kept)
 
     def forget(self, answers: Sequence[int]) -> None:

@@ -7,6 +7,9 @@ baseline gave, and accuracy is compared there. The cut belongs to the estimate: 
 the pictures makes its own. Answers with one margin at the cut count as yes in the share that is
 needed, which is the mean over all orders of them.
 
+Answers that the main row decided alone (``"decided": true``) carry its own margin: no other row
+could have turned them, so they lie beyond all others, on their side.
+
 Where the baseline is strongly biased, few answers near its cut are left to tell two rules apart, so
 the mirror image is taken too: the baseline's margins cut at the strategy's yes-ratio. Only a
 difference that neither view shows is called a shift.
@@ -114,7 +117,10 @@ class Ranked:
         return weights @ self._negative + base + part
 
     def threshold(self, yes: int) -> float | None:
-        """The margin above which ``yes`` answers lie; None where all or none are yes."""
+        """The margin above which ``yes`` answers lie; None where all or none are yes.
+
+        Margins are those of `ordered`.
+        """
         if not 0 < yes < len(self._values):
             return None
         return float(self._values[yes - 1] + self._values[yes]) / 2
@@ -267,7 +273,7 @@ def _arrays(pairs: Pairs, places: Mapping[str, int], sampled: bool) -> _Split:
     positive = [a["label"] == "yes" for a, _ in pairs]
     mirrored = all(_finite(b.get("margin")) for _, b in pairs)
     ours, theirs = (
-        Ranked([pair[side]["margin"] for pair in pairs], positive, pictures, len(places))
+        Ranked(ordered([pair[side] for pair in pairs]), positive, pictures, len(places))
         if side == 0 or mirrored
         else None
         for side in (0, 1)
@@ -277,6 +283,18 @@ def _arrays(pairs: Pairs, places: Mapping[str, int], sampled: bool) -> _Split:
         right = (a["parsed"] == a["label"], b["parsed"] == b["label"])
         sums[place] += (1, *right, a["parsed"] == "yes", b["parsed"] == "yes")
     return _Split(sums, ours, theirs, sampled)
+
+
+def ordered(lines: Sequence[Line]) -> list[float]:
+    """Margins in one order: those of decided answers pushed beyond all others, sign kept."""
+    open_ = [abs(line["margin"]) for line in lines if not line.get("decided")]
+    beyond = max(open_, default=0.0)
+    return [
+        line["margin"] + math.copysign(beyond, line["margin"])
+        if line.get("decided")
+        else line["margin"]
+        for line in lines
+    ]
 
 
 def _numbers(

@@ -276,4 +276,6 @@ def _answer(unit: EvalUnit, sample: Sample, output: Output, words: Sequence[str]
         "effect": output.effect,
         "finish": output.finish_reason,
     }
-    return {**line, "warnings": list(output.warnings)} if output.warnings else line
+    decided = {"decided": True} if output.decided and line["margin"] is not None else {}
+    warned = {"warnings": list(output.warnings)} if output.warnings else {}
+    return {**line, **decided, **warned}
