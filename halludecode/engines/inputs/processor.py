@@ -7,11 +7,14 @@ output.
 
 from __future__ import annotations
 
+import json
+import re
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
+import jinja2
 from torch import Tensor
 
 from halludecode.core.errors import InvalidRequest
@@ -96,7 +99,11 @@ class InputProcessor:
         self._pictures: LRU[ProcessedImage] = LRU(256)
 
     def render(self, prompt: Prompt) -> str:
-        """Text in the model's chat template, one placeholder per picture."""
+        """Text in the model's chat template, one placeholder per picture.
+
+        Raises:
+            InvalidRequest: The template refuses the chat; the sentence has its reason.
+        """
         if prompt.raw or not self.processor.chat_template:
             return self._render_plain(prompt)
         messages = [
@@ -108,15 +115,30 @@ class InputProcessor:
                     else {"type": "text", "text": part}
                     for part in turn.parts
                 ],
+                **(json.loads(turn.more) if turn.more else {}),
             }
             for turn in prompt.turns
         ]
-        return self.processor.apply_chat_template(
-            messages,
-            add_generation_prompt=True,
-            tokenize=False,
-            processor_kwargs={"padding": False},  # without any, SmolVLM's warns at every call
-        )
+        told = json.loads(prompt.template) if prompt.template else {}
+        try:
+            return self.processor.apply_chat_template(
+                messages,
+                add_generation_prompt=prompt.opened and not prompt.open_ended,
+                continue_final_message=prompt.open_ended,
+                tokenize=False,
+                processor_kwargs={"padding": False},  # without any, SmolVLM's warns at every call
+                **{name: value for name, value in told.items() if self._reads(name)},
+            )
+        except (jinja2.TemplateError, ValueError, TypeError, AttributeError, KeyError) as error:
+            raise InvalidRequest(
+                f"The model's chat template does not take this chat: {error}"
+            ) from error
+
+    def _reads(self, name: str) -> bool:
+        """Whether the chat template has a word of that name; transformers warns of others."""
+        template = self.processor.chat_template
+        text = template if isinstance(template, str) else " ".join(template.values())
+        return re.search(rf"\b{re.escape(name)}\b", text) is not None
 
     def encode(self, prompt: Prompt) -> tuple[str, list[int]]:
         """Rendered text and its token ids, one image token per picture, not yet expanded.
@@ -226,7 +248,7 @@ class InputProcessor:
             return "".join(
                 spot if isinstance(p, Picture) else p for t in prompt.turns for p in t.parts
             )
-        if len(prompt.turns) > 1:
+        if len(prompt.turns) > 1 or prompt.open_ended:
             raise InvalidRequest(
                 "This checkpoint has no chat template, so several turns cannot be rendered; "
                 "give one question, or text that is already in the model's format."
