@@ -29,8 +29,8 @@ class Request:
         chat_template_kwargs: What else the model's chat template reads, by name, such as
             ``{"enable_thinking": False}``; names that it does not read change nothing.
             ``add_generation_prompt`` False leaves the answer's opening out.
-        continue_final_message: The last message, the assistant's, is the beginning of the answer,
-            which is written on from there.
+        continue_final_message: The last message, mostly the assistant's, is the beginning of the
+            answer, which is written on from there.
     """
 
     prompt: str | Sequence[Mapping[str, Any]]

@@ -1,8 +1,8 @@
 """From combined scores to a token: penalties, temperature, top-k, top-p, and counter-based noise.
 
 Order as in the contrastive codes: bans and biases of every row -> combine -> repetition penalty,
-minimum length -> temperature -> top-k -> top-p -> draw. The draw is Gumbel noise hashed in integers from (seed, child, step, token
-id): the same on every engine, device and batch.
+minimum length -> temperature -> top-k -> top-p -> draw. The draw is Gumbel noise hashed in integers
+from (seed, child, step, token id): the same on every engine, device and batch.
 """
 
 from __future__ import annotations

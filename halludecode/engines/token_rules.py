@@ -111,8 +111,8 @@ def rules_of(sampling: Sampling, tokenizer: Any, size: int, eos: Sequence[int]) 
         )
     if rules and sampling.min_new_tokens and not left - set(eos):
         raise InvalidRequest(
-            f"min_new_tokens={sampling.min_new_tokens} bans the end token at first, and no other is "
-            "allowed; allow more tokens or leave the minimum out."
+            f"min_new_tokens={sampling.min_new_tokens} bans the end token at first, and no other "
+            "is allowed; allow more tokens or leave the minimum out."
         )
     return rules
 

@@ -1,4 +1,4 @@
-"""What a request bans, allows or pushes: on every row, before the cut, as transformers itself does."""
+"""What a request bans, allows or pushes: on every row, before the cut, as transformers has it."""
 
 from __future__ import annotations
 

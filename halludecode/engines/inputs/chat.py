@@ -55,12 +55,11 @@ def _under_template(prompt: Prompt, request: Request) -> Prompt:
             "the placeholder or them out."
         )
     if request.continue_final_message:
-        last = prompt.turns[-1]
-        text = last.parts[-1] if last.parts else None
-        if last.role != "assistant" or not isinstance(text, str) or not text.strip():
+        parts = prompt.turns[-1].parts
+        text = parts[-1] if parts else None
+        if not isinstance(text, str) or not text.strip():
             raise InvalidRequest(
-                "continue_final_message: the last message must be the assistant's and end with the "
-                "words to go on from."
+                "continue_final_message: the last message must end with the words to go on from."
             )
     rest, opened = _told(told or {})
     open_ended = bool(request.continue_final_message)

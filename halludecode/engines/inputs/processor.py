@@ -18,10 +18,11 @@ import jinja2
 from torch import Tensor
 
 from halludecode.core.errors import InvalidRequest
-from halludecode.core.prompt import Picture, Prompt
+from halludecode.core.prompt import Picture, Prompt, Turn
 from halludecode.models.families import ModelFamily, Span
 
 V = TypeVar("V")
+CACHED = 256e6  # bytes of preprocessed pictures that are remembered
 
 # What a processor returns for the words, not for the pictures.
 WORDS = ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids")
@@ -78,6 +79,11 @@ class ProcessedImage:
     count: int
     span: Span
 
+    @property
+    def size(self) -> float:
+        """Bytes of its tensors."""
+        return sum(value.numel() * value.element_size() for value in self.pixels.values())
+
 
 class InputProcessor:
     """Renders prompts and preprocesses pictures for one model.
@@ -96,7 +102,7 @@ class InputProcessor:
         self.pad_token = next((i for i in (self.tokenizer.pad_token_id, eos) if i is not None), 0)
         self._config = config
         self._family = family
-        self._pictures: LRU[ProcessedImage] = LRU(256)
+        self._pictures: LRU[ProcessedImage] = LRU(CACHED, lambda image: image.size)
 
     def render(self, prompt: Prompt) -> str:
         """Text in the model's chat template, one placeholder per picture.
@@ -106,19 +112,7 @@ class InputProcessor:
         """
         if prompt.raw or not self.processor.chat_template:
             return self._render_plain(prompt)
-        messages = [
-            {
-                "role": turn.role,
-                "content": [
-                    {"type": "image"}
-                    if isinstance(part, Picture)
-                    else {"type": "text", "text": part}
-                    for part in turn.parts
-                ],
-                **(json.loads(turn.more) if turn.more else {}),
-            }
-            for turn in prompt.turns
-        ]
+        messages = [_message(turn) for turn in prompt.turns]
         told = json.loads(prompt.template) if prompt.template else {}
         try:
             return self.processor.apply_chat_template(
@@ -257,6 +251,17 @@ class InputProcessor:
         images = "\n".join(spot for _ in prompt.pictures)
         text = self._family.turn.format(images=images, text=words)
         return text if images else text.replace(": \n", ": ").replace("user\n\n", "user\n")
+
+
+def _message(turn: Turn) -> dict[str, Any]:
+    """A turn as chat templates read it; what a tool said is one text, as most of them want it."""
+    content: Any = [
+        {"type": "image"} if isinstance(part, Picture) else {"type": "text", "text": part}
+        for part in turn.parts
+    ]
+    if turn.role == "tool" and all(isinstance(part, str) for part in turn.parts):
+        content = "\n".join(map(str, turn.parts))
+    return {"role": turn.role, "content": content, **(json.loads(turn.more) if turn.more else {})}
 
 
 def _views(pixels: dict[str, Tensor]) -> dict[str, Tensor]:

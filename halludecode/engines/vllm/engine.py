@@ -192,8 +192,8 @@ class VLLMEngine(LocalEngine):
         prompt, most = super().prompt_of(request), self.loaded.picture_limit
         if len(prompt.pictures) > most:
             raise InvalidRequest(
-                f"The request has {len(prompt.pictures)} images, limit_mm_per_prompt allows {most}; "
-                "give fewer or start the engine with a higher limit."
+                f"The request has {len(prompt.pictures)} images, limit_mm_per_prompt allows "
+                f"{most}; give fewer or start the engine with a higher limit."
             )
         return prompt
 

@@ -22,11 +22,11 @@ def engines(vllm_engine, testbed):
 def drawn(rng: random.Random, engine, spoken: list[int]) -> dict:
     """Random rules of which some touch what would be written."""
     words = [engine.tokenizer.decode([t]) for t in rng.sample(spoken, 2)]
-    phrase = engine.tokenizer.decode(spoken[1:3])
+    phrase, size = engine.tokenizer.decode(spoken[1:3]), engine.model_info.vocab_size
     kinds = {
         "bad_words": [word for word in [words[0], phrase] if word.strip()],
         "logit_bias": {rng.choice(spoken): rng.choice([-100.0, -2.5, 3.0])},
-        "allowed_token_ids": sorted({*rng.sample(range(engine.model_info.vocab_size), 40), *spoken}),
+        "allowed_token_ids": sorted({*rng.sample(range(size), 40), *spoken}),
         "repetition_penalty": 1.3,
         "min_new_tokens": 5,
     }

@@ -15,7 +15,7 @@ from halludecode.core.errors import InvalidRequest, UnsupportedStrategy
 from halludecode.core.plan import Cost, Plan
 from halludecode.core.prompt import Picture
 from halludecode.engines.api import Sampling
-from halludecode.engines.inputs.processor import LRU, InputProcessor
+from halludecode.engines.inputs.processor import CACHED, LRU, InputProcessor
 from halludecode.engines.inputs.rows import ImageInput, PreparedRequest, Row
 from halludecode.engines.sampling import Sampler
 from halludecode.engines.token_rules import TokenRules
@@ -58,7 +58,7 @@ class RequestBuilder:
         self._loaded, self._inputs = loaded, inputs
         self._engine = loaded.engine
         self._processor = MULTIMODAL_REGISTRY.create_processor(loaded.vllm_config.model_config)
-        self._items: LRU[Any] = LRU(256)
+        self._items: LRU[Any] = LRU(CACHED, _bytes)
         self._tasks = self._engine.get_supported_tasks()
 
     def group(
@@ -262,6 +262,12 @@ class RequestBuilder:
         if any(p.steers or p.whole or p.verbs & OWN or p.activations for p in acting):
             return f"hd:{group}"
         return f"hd:{prepared.rows[name].key}"
+
+
+def _bytes(item: Any) -> float:
+    """Of an item's tensors."""
+    tensors = (element.data for element in item.data.values())
+    return sum(t.numel() * t.element_size() for t in tensors if isinstance(t, Tensor))
 
 
 def vllm_temperature(temperature: float) -> float:

@@ -65,5 +65,5 @@ def _ban_group(
 
 
 def _empty(rows: Tensor) -> Tensor:
-    """bool [rows, 1]: no token is left."""
+    """Bool [rows, 1]: no token is left."""
     return rows.amax(-1, keepdim=True) == NEG_INF
