@@ -22,7 +22,8 @@ from halludecode.engines.explain import (
 )
 from halludecode.engines.hf.batch import Batch
 from halludecode.engines.outputs import settled
-from halludecode.engines.sampling import Sampler
+from halludecode.engines.sampling import FREE, Sampler
+from halludecode.engines.token_rules import NEG_INF, TokenRules, exhausted
 
 COMPACT = 0.75  # drop finished rows from the batch once fewer than this share is alive
 
@@ -66,6 +67,10 @@ class DecodeLoop:
         words: Words whose first-step scores are wanted -> their token ids.
         limit: Most tokens a row may reach (the model's context).
         keep_logits: Keep the main row's raw logits of every written token.
+        rules: Tokens that are banned, allowed or pushed.
+
+    Raises:
+        InvalidRequest: The rules leave no token to go on with.
     """
 
     def __init__(
@@ -77,6 +82,7 @@ class DecodeLoop:
         limit: int,
         *,
         keep_logits: bool = False,
+        rules: TokenRules = FREE,
     ) -> None:
         self.batch, self.sampling, self.words, self.limit = batch, sampling, words, limit
         self._eos = frozenset(eos)
@@ -88,7 +94,8 @@ class DecodeLoop:
             for r in range(count)
             for _ in range(sampling.n)
         ]
-        self.sampler = Sampler(sampling, [c for _ in range(count) for c in range(sampling.n)], eos)
+        children = [child for _ in range(count) for child in range(sampling.n)]
+        self.sampler = Sampler(sampling, children, eos, rules)
         self._alive = list(range(len(self.answers)))  # answer of every request now in the batch
 
     def run(self, logits: Tensor) -> Iterator[list[AnswerState]]:
@@ -135,8 +142,10 @@ class DecodeLoop:
 
     def _choose(self, logits: Tensor, live: list[AnswerState], step: int) -> Tensor:
         """Combine, penalise, draw, and write the token into every live answer."""
-        logits = self.sampler.ban(logits, step)
+        written = [live[request].ids for request, _ in self.batch.rows]
+        logits = self.sampler.ban(logits, step, written)
         main = logits[: len(live)]
+        self._check_left(main, live)
         combined = self._combine(logits, step)
         if step == 0 and self.words:
             self._score_words(self._combine(logits, step, masking=False), live)
@@ -155,6 +164,14 @@ class DecodeLoop:
                 answer.changed = touched[i]
                 self._append(answer, ids[i])
         return token
+
+    def _check_left(self, main: Tensor, live: list[AnswerState]) -> None:
+        """Something must be left to write; only rules of a request can ban everything."""
+        if self.sampler.rules:
+            empty = (main.amax(-1) == NEG_INF).tolist()
+            for answer, nothing in zip(live, empty, strict=True):
+                if nothing and not answer.finish:
+                    raise exhausted(len(answer.ids))
 
     def _combine(self, logits: Tensor, step: int, *, masking: bool = True) -> Tensor:
         main = logits[: len(self._alive)]

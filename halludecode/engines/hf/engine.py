@@ -229,6 +229,7 @@ class HFEngine(LocalEngine):
     ) -> Iterator[list[Any]]:
         """Answer one batch: yields the live answers after every token, at the end the outputs."""
         clock = [time.perf_counter()]
+        rules = self.token_rules(sampling)
         acting = probed(plan, self.model_info, explain)
         with self.guard():
             requests = self.prepare(prompts, acting, reuse=reuse)
@@ -239,7 +240,7 @@ class HFEngine(LocalEngine):
         clock.append(time.perf_counter())
         word_ids = self.inputs.scored_words(score_words)
         loop_class = DecodeLoop if plan.search is None else BeamLoop
-        loop = loop_class(batch, sampling, self.end_tokens, word_ids, self.context)
+        loop = loop_class(batch, sampling, self.end_tokens, word_ids, self.context, rules=rules)
         steps = loop.run(logits)
         while True:
             with self.guard():

@@ -7,18 +7,22 @@ output.
 
 from __future__ import annotations
 
+import json
+import re
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
+import jinja2
 from torch import Tensor
 
 from halludecode.core.errors import InvalidRequest
-from halludecode.core.prompt import Picture, Prompt
+from halludecode.core.prompt import Picture, Prompt, Turn
 from halludecode.models.families import ModelFamily, Span
 
 V = TypeVar("V")
+CACHED = 256e6  # bytes of preprocessed pictures that are remembered
 
 # What a processor returns for the words, not for the pictures.
 WORDS = ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids")
@@ -75,6 +79,11 @@ class ProcessedImage:
     count: int
     span: Span
 
+    @property
+    def size(self) -> float:
+        """Bytes of its tensors."""
+        return sum(value.numel() * value.element_size() for value in self.pixels.values())
+
 
 class InputProcessor:
     """Renders prompts and preprocesses pictures for one model.
@@ -93,30 +102,37 @@ class InputProcessor:
         self.pad_token = next((i for i in (self.tokenizer.pad_token_id, eos) if i is not None), 0)
         self._config = config
         self._family = family
-        self._pictures: LRU[ProcessedImage] = LRU(256)
+        self._pictures: LRU[ProcessedImage] = LRU(CACHED, lambda image: image.size)
 
     def render(self, prompt: Prompt) -> str:
-        """Text in the model's chat template, one placeholder per picture."""
+        """Text in the model's chat template, one placeholder per picture.
+
+        Raises:
+            InvalidRequest: The template refuses the chat; the sentence has its reason.
+        """
         if prompt.raw or not self.processor.chat_template:
             return self._render_plain(prompt)
-        messages = [
-            {
-                "role": turn.role,
-                "content": [
-                    {"type": "image"}
-                    if isinstance(part, Picture)
-                    else {"type": "text", "text": part}
-                    for part in turn.parts
-                ],
-            }
-            for turn in prompt.turns
-        ]
-        return self.processor.apply_chat_template(
-            messages,
-            add_generation_prompt=True,
-            tokenize=False,
-            processor_kwargs={"padding": False},  # without any, SmolVLM's warns at every call
-        )
+        messages = [_message(turn) for turn in prompt.turns]
+        told = json.loads(prompt.template) if prompt.template else {}
+        try:
+            return self.processor.apply_chat_template(
+                messages,
+                add_generation_prompt=prompt.opened and not prompt.open_ended,
+                continue_final_message=prompt.open_ended,
+                tokenize=False,
+                processor_kwargs={"padding": False},  # without any, SmolVLM's warns at every call
+                **{name: value for name, value in told.items() if self._reads(name)},
+            )
+        except (jinja2.TemplateError, ValueError, TypeError, AttributeError, KeyError) as error:
+            raise InvalidRequest(
+                f"The model's chat template does not take this chat: {error}"
+            ) from error
+
+    def _reads(self, name: str) -> bool:
+        """Whether the chat template has a word of that name; transformers warns of others."""
+        template = self.processor.chat_template
+        text = template if isinstance(template, str) else " ".join(template.values())
+        return re.search(rf"\b{re.escape(name)}\b", text) is not None
 
     def encode(self, prompt: Prompt) -> tuple[str, list[int]]:
         """Rendered text and its token ids, one image token per picture, not yet expanded.
@@ -226,7 +242,7 @@ class InputProcessor:
             return "".join(
                 spot if isinstance(p, Picture) else p for t in prompt.turns for p in t.parts
             )
-        if len(prompt.turns) > 1:
+        if len(prompt.turns) > 1 or prompt.open_ended:
             raise InvalidRequest(
                 "This checkpoint has no chat template, so several turns cannot be rendered; "
                 "give one question, or text that is already in the model's format."
@@ -235,6 +251,17 @@ class InputProcessor:
         images = "\n".join(spot for _ in prompt.pictures)
         text = self._family.turn.format(images=images, text=words)
         return text if images else text.replace(": \n", ": ").replace("user\n\n", "user\n")
+
+
+def _message(turn: Turn) -> dict[str, Any]:
+    """A turn as chat templates read it; what a tool said is one text, as most of them want it."""
+    content: Any = [
+        {"type": "image"} if isinstance(part, Picture) else {"type": "text", "text": part}
+        for part in turn.parts
+    ]
+    if turn.role == "tool" and all(isinstance(part, str) for part in turn.parts):
+        content = "\n".join(map(str, turn.parts))
+    return {"role": turn.role, "content": content, **(json.loads(turn.more) if turn.more else {})}
 
 
 def _views(pixels: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -15,15 +15,17 @@ from halludecode.core.errors import InvalidRequest, UnsupportedStrategy
 from halludecode.core.plan import Cost, Plan
 from halludecode.core.prompt import Picture
 from halludecode.engines.api import Sampling
-from halludecode.engines.inputs.processor import LRU, InputProcessor
+from halludecode.engines.inputs.processor import CACHED, LRU, InputProcessor
 from halludecode.engines.inputs.rows import ImageInput, PreparedRequest, Row
 from halludecode.engines.sampling import Sampler
+from halludecode.engines.token_rules import TokenRules
 from halludecode.engines.vllm.frontend.capacity import check_rows, edited_rows, together
 from halludecode.engines.vllm.frontend.loading import Loaded
 from halludecode.engines.vllm.row_metadata import RowMetadata
 
 GREEDY = Plan((), "greedy", frozenset(), ("main",), Cost())
 ROUNDING = 0.05  # of normalised pixels in bfloat16
+COOLEST, HOTTEST = 0.01, 2.0  # what vLLM takes beside 0; our sampler knows the true temperature
 OWN = frozenset({"token_mask", "at_first_token", "key"})  # verbs whose values belong to one request
 
 
@@ -56,7 +58,7 @@ class RequestBuilder:
         self._loaded, self._inputs = loaded, inputs
         self._engine = loaded.engine
         self._processor = MULTIMODAL_REGISTRY.create_processor(loaded.vllm_config.model_config)
-        self._items: LRU[Any] = LRU(256)
+        self._items: LRU[Any] = LRU(CACHED, _bytes)
         self._tasks = self._engine.get_supported_tasks()
 
     def group(
@@ -66,6 +68,7 @@ class RequestBuilder:
         sampling: Sampling,
         name: str,
         score_words: Mapping[str, list[int]],
+        rules: TokenRules,
     ) -> RequestGroup:
         """The vLLM requests of one user request.
 
@@ -75,6 +78,7 @@ class RequestBuilder:
             sampling: How tokens are drawn.
             name: Unused so far; says the replica, see `row_metadata.name_of`.
             score_words: Words whose first-step scores are wanted, with their token ids.
+            rules: Tokens that are banned, allowed or pushed.
 
         Raises:
             InvalidRequest: It can never fit; the sentence names the numbers.
@@ -97,6 +101,8 @@ class RequestBuilder:
                 noise_key=key if sampling.temperature > 0 else -1,
                 whole=together(plan),
                 score_words=dict(score_words) or None,
+                token_rules=rules.plain() if rules else None,
+                temperature=_beyond(sampling.temperature),
             )
             members.append(self._child(main, prepared, plan, sampling))
         return RequestGroup(members)
@@ -113,7 +119,7 @@ class RequestBuilder:
             edits, in_line = _feature_edits(row, prepared, plan), _in_line(row, self._inputs)
             metadata = replace(main, role=role, feature_edits=edits, in_line=in_line)
             if role > 0:
-                metadata = replace(metadata, noise_key=-1, score_words=None)
+                metadata = replace(metadata, noise_key=-1, score_words=None, token_rules=None)
             requests.append(self._request(metadata, given, rows, sampling))
         return requests
 
@@ -153,13 +159,14 @@ class RequestBuilder:
             ignore_eos=True,
             detokenize=False,
             output_kind=RequestOutputKind.DELTA,
-            temperature=sampling.temperature if main else 0.0,
+            temperature=vllm_temperature(sampling.temperature) if main else 0.0,
             top_p=sampling.top_p if main else 1.0,
             top_k=sampling.top_k if main else 0,
             repetition_penalty=sampling.repetition_penalty if main else 1.0,
             min_tokens=sampling.min_new_tokens if main else 0,
             stop_token_ids=self._loaded.eos if main else None,
             logprobs=sampling.logprobs if main else None,
+            bad_words=list(sampling.bad_words) if main else None,  # or it keeps no tokens for us
             skip_reading_prefix_cache=metadata.whole or every_token,
             extra_args=metadata.extra_args(),
         )
@@ -255,6 +262,21 @@ class RequestBuilder:
         if any(p.steers or p.whole or p.verbs & OWN or p.activations for p in acting):
             return f"hd:{group}"
         return f"hd:{prepared.rows[name].key}"
+
+
+def _bytes(item: Any) -> float:
+    """Of an item's tensors."""
+    tensors = (element.data for element in item.data.values())
+    return sum(t.numel() * t.element_size() for t in tensors if isinstance(t, Tensor))
+
+
+def vllm_temperature(temperature: float) -> float:
+    """The temperature as far as vLLM takes it."""
+    return min(max(temperature, COOLEST), HOTTEST) if temperature > 0 else 0.0
+
+
+def _beyond(temperature: float) -> float:
+    return 0.0 if temperature == vllm_temperature(temperature) else temperature
 
 
 def _alike(theirs: Any, ours: Tensor) -> bool:
