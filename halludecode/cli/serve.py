@@ -38,9 +38,13 @@ def serve(
     ] = 256,
     max_images: Annotated[int, typer.Option(min=1, help="Images of one request.")] = 8,
     max_image_mb: Annotated[float, typer.Option(min=0, help="MiB of one image as sent.")] = 20.0,
-    max_image_pixels: Annotated[
-        int | None, typer.Option(min=1, help="Pixels of one image; default 89,478,485.")
-    ] = None,
+    max_image_pixels: Annotated[int, typer.Option(min=1, help="Pixels of one image.")] = 25_000_000,
+    max_request_pixels: Annotated[
+        int, typer.Option(min=1, help="Pixels of all images of one request.")
+    ] = 50_000_000,
+    image_fetch_seconds: Annotated[
+        float, typer.Option(min=0.1, help="Seconds that a remote image may take.")
+    ] = 10.0,
     image_domain: Annotated[
         list[str] | None,
         typer.Option(help="Host that images may be fetched from; repeat. Without it: none."),
@@ -71,7 +75,6 @@ def serve(
 
 def _policy(settings: dict[str, Any], allowed: list[str]) -> Any:
     from halludecode.core.spec import parse
-    from halludecode.engines.inputs.images import MAX_PIXELS
     from halludecode.serve.policy import Policy
 
     names = frozenset(part.name for text in allowed for part in parse(text))
@@ -85,7 +88,9 @@ def _policy(settings: dict[str, Any], allowed: list[str]) -> Any:
         groups=settings["max_groups"],
         images=settings["max_images"],
         image_bytes=int(settings["max_image_mb"] * (1 << 20)),
-        image_pixels=settings["max_image_pixels"] or MAX_PIXELS,
+        image_pixels=min(settings["max_image_pixels"], settings["max_request_pixels"]),
+        request_pixels=settings["max_request_pixels"],
+        fetch_seconds=settings["image_fetch_seconds"],
         domains=tuple(settings["image_domain"] or ()),
         folder=str(folder.resolve()) if folder else None,
     )

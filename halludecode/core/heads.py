@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 PROBE = 4.0
 UP, DOWN = (1.5, 2.0, 3.0, 4.0, 6.0, 10.0), (0.7, 0.5, 0.3, 0.2, 0.1)
 SCHEMA = 1  # of a saved map
+MOST_BYTES = 64 << 20  # of a saved map; those of the largest models have a few hundred KiB
 
 
 def alone(cal: Calibration, m: ModelInfo, score: Callable[[Tensor], float]) -> Tensor:
@@ -91,7 +92,13 @@ def read_map(path: str | Path) -> dict[str, Any]:
         InvalidData: It cannot be read, or is no map of this version.
     """
     try:
-        content: Any = json.loads(Path(path).expanduser().read_text(encoding="utf-8"))
+        file = Path(path).expanduser()
+        # Devices and pipes have no end.
+        if file.exists() and not (file.is_file() and file.stat().st_size <= MOST_BYTES):
+            raise InvalidData(
+                f"{path}: not a map that `halludecode heads` saved; make one with it."
+            )
+        content: Any = json.loads(file.read_text(encoding="utf-8"))
     except OSError as error:
         raise InvalidData(
             f"{path}: the map cannot be read ({error.strerror}); make one with `halludecode heads`."

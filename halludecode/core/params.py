@@ -11,6 +11,8 @@ from typing import Any, ClassVar, cast
 
 from halludecode.core.errors import InvalidParameter
 
+LARGEST = 1e30
+
 
 @dataclass(frozen=True)
 class Param:
@@ -69,6 +71,11 @@ class Param:
             )
             if not inside:
                 raise InvalidParameter(f"{where}: {self.name} must be {self.bounds or 'finite'}.")
+            if abs(value) > LARGEST:
+                raise InvalidParameter(
+                    f"{where}: {self.name} must be at most {LARGEST:g} in size, as scores times it "
+                    "must be numbers in float32."
+                )
         return value
 
     def _typed(self, where: str, value: Any) -> Any:

@@ -52,18 +52,36 @@ Part = str | Picture
 
 @dataclass(frozen=True)
 class Turn:
-    """One turn of a chat: a role and its text and pictures in order."""
+    """One turn of a chat: a role and its text and pictures in order.
+
+    Args:
+        role: As chat templates name it.
+        parts: What it says.
+        more: What else its message has for the template (``name``, ``tool_calls``), as JSON.
+    """
 
     role: str
     parts: tuple[Part, ...]
+    more: str = ""
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """Chat turns with pictures in place; ``raw`` text is already in the model's own template."""
+    """Chat turns with pictures in place.
+
+    Args:
+        turns: What was said.
+        raw: The text is already in the model's own template.
+        template: What the chat template is told beside the turns, as JSON; "" for nothing.
+        open_ended: The last turn is the beginning of the answer.
+        opened: The template opens the assistant's turn at the end.
+    """
 
     turns: tuple[Turn, ...]
     raw: bool = False
+    template: str = ""
+    open_ended: bool = False
+    opened: bool = True
 
     @property
     def pictures(self) -> tuple[Picture, ...]:
@@ -80,8 +98,12 @@ class Prompt:
     def key(self) -> str:
         """Digest of text, roles and picture content."""
         flat: list[str] = ["raw" if self.raw else "chat"]
+        if self.template or self.open_ended or not self.opened:
+            flat.append(f"template:{self.open_ended}{self.opened}{self.template}")
         for turn in self.turns:
             flat.append("role:" + turn.role)
+            if turn.more:
+                flat.append("more:" + turn.more)
             flat += [
                 f"picture:{p.key}" if isinstance(p, Picture) else f"text:{p}" for p in turn.parts
             ]
@@ -120,7 +142,7 @@ class Prompt:
         keeps them.
         """
         self._refuse_raw("asks this prompt another question")
-        return Prompt((Turn("user", (*self.pictures, text)),))
+        return Prompt((Turn("user", (*self.pictures, text)),), template=self.template)
 
     def map_question(self, fn: Callable[[str], str]) -> Prompt:
         """The same chat with ``fn(question)`` as the words of the last user turn.

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
 from halludecode.core.errors import InvalidParameter
 
-ImageLike = Any  # PIL.Image.Image | str | Path | bytes; a str is a path or a data URL
+MOST_BIAS = 100  # as in OpenAI's protocol
+# PIL image, path, file URL, bytes, data URL, base64 text, numpy array or tensor
+ImageLike = Any
 
 
 @dataclass(frozen=True)
@@ -20,17 +22,37 @@ class Request:
         prompt: The user's words, or chat messages in the OpenAI form: ``[{"role": "user",
             "content": [{"type": "image"}, {"type": "text", "text": "..."}]}]``. Words without a
             placeholder are put into the model's own chat template, pictures first; words that hold
-            the model's placeholder (``<image>`` for LLaVA) are used as they stand.
-        images: Pictures in the order of their placeholders: PIL images, paths, bytes or data URLs.
+            the model's placeholder (``<image>`` for LLaVA) are used as they stand. Here, in the
+            words of messages, on the command line and in what a server is sent alike, a
+            placeholder is the place of a picture: as many as there are pictures, or the request is
+            refused.
+            A part may name its picture itself (``image``, ``url``, ``path``, ``base64``,
+            ``image_url``), and is then that picture.
+        images: Pictures in the order of their placeholders: PIL images, paths, bytes, data URLs,
+            arrays or tensors. Deeper pixels than 8 bits are scaled to them.
+        chat_template_kwargs: What else the model's chat template reads, by name, such as
+            ``{"enable_thinking": False}``; names that it does not read change nothing.
+            ``add_generation_prompt`` False leaves the answer's opening out.
+        continue_final_message: The last message, mostly the assistant's, is the beginning of the
+            answer, which is written on from there.
+        background: What transparent pictures are put on: a colour's name, "#rrggbb", or three
+            integers in 0..255. White, as vLLM has it.
     """
 
     prompt: str | Sequence[Mapping[str, Any]]
     images: Sequence[ImageLike] = ()
+    chat_template_kwargs: Mapping[str, Any] | None = None
+    continue_final_message: bool = False
+    background: str | Sequence[int] = "white"
 
 
 @dataclass(frozen=True)
 class Sampling:
     """How tokens are drawn from the combined distribution; ``temperature=0`` is greedy.
+
+    What bans, allows or pushes tokens acts on the logits of every row, before rows are combined and
+    before implausible tokens are cut off, so that a cut never leaves only tokens that are banned.
+    ``repetition_penalty`` acts on the combined scores, as in the strategies' own codes.
 
     Args:
         max_new_tokens: Most tokens written.
@@ -43,6 +65,13 @@ class Sampling:
         seed: Seed of the counter-based noise; None draws one.
         n: Number of answers per request.
         logprobs: Number of most likely tokens reported beside the chosen one; None reports nothing.
+            They are of the combined scores: a token that is banned, or cut off as implausible, has
+            -inf, the rest share the whole mass, and where one token is left its own is 0.
+        allowed_token_ids: Ids of the only tokens that may be written; None allows all. Without an
+            end token among them an answer ends at its length.
+        bad_words: Words that are not written: their tokens, or the last token where the answer
+            already ends with the others; at the beginning of a text and after a blank, as in vLLM.
+        logit_bias: Added to logits, by token id; in [-100, 100].
 
     Raises:
         InvalidParameter: A value is out of bounds; the sentence names them.
@@ -58,8 +87,12 @@ class Sampling:
     seed: int | None = None
     n: int = 1
     logprobs: int | None = None
+    allowed_token_ids: Sequence[int] | None = None
+    bad_words: Sequence[str] = ()
+    logit_bias: Mapping[int, float] | None = None
 
     def __post_init__(self) -> None:
+        self._check_token_choice()
         if isinstance(self.stop, str):
             object.__setattr__(self, "stop", (self.stop,))
         object.__setattr__(self, "stop", tuple(self.stop))
@@ -93,3 +126,40 @@ class Sampling:
                 f"Sampling(n={self.n}, temperature=0): greedy decoding gives {self.n} equal "
                 "answers; set temperature > 0 or n=1."
             )
+
+    def _check_token_choice(self) -> None:
+        """Fields that ban, allow or push tokens; ids are held against the vocabulary later."""
+        if isinstance(self.bad_words, str):
+            object.__setattr__(self, "bad_words", (self.bad_words,))
+        bad: Any = self.bad_words
+        allowed: Any = self.allowed_token_ids
+        bias: Any = self.logit_bias
+        for name, holds, bounds in (
+            ("bad_words", _all(bad, lambda word: isinstance(word, str) and word.strip() != ""),
+             "words, none of them empty"),
+            ("allowed_token_ids", allowed is None or (_all(allowed, _is_id) and len(allowed) > 0),
+             "None or one token id at least, each an integer >= 0"),
+            ("logit_bias", bias is None or (isinstance(bias, Mapping) and _all(bias, _is_id)
+             and all(_is_bias(value) for value in bias.values())),
+             f"numbers in [-{MOST_BIAS}, {MOST_BIAS}] by token id"),
+        ):  # fmt: skip
+            if not holds:
+                raise InvalidParameter(
+                    f"Sampling({name}={getattr(self, name)!r}): {name} must be {bounds}."
+                )
+        object.__setattr__(self, "bad_words", tuple(bad))
+        if allowed is not None:
+            object.__setattr__(self, "allowed_token_ids", tuple(dict.fromkeys(allowed)))
+
+
+def _all(values: Any, holds: Callable[[Any], bool]) -> bool:
+    return isinstance(values, Iterable) and not isinstance(values, str) and all(map(holds, values))
+
+
+def _is_id(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+def _is_bias(value: Any) -> bool:
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    return number and -MOST_BIAS <= value <= MOST_BIAS

@@ -23,6 +23,7 @@ from halludecode.engines.inputs.chat import to_prompt
 from halludecode.engines.inputs.processor import LRU, InputProcessor
 from halludecode.engines.inputs.rows import Row, RowBuilder
 from halludecode.engines.outputs import settled, shower
+from halludecode.engines.token_rules import TokenRules, rules_of
 from halludecode.models.families import check_family, family_of
 from halludecode.models.info import model_info
 
@@ -135,6 +136,15 @@ class LocalEngine(Engine):
             InvalidRequest: A picture or message cannot be used.
         """
         return to_prompt(request, self.family.placeholder)
+
+    def token_rules(self, sampling: Sampling) -> TokenRules:
+        """Tokens a request bans, allows or pushes.
+
+        Raises:
+            InvalidRequest: They are not of this model, or leave nothing to write.
+        """
+        size = self.model_info.vocab_size
+        return rules_of(sampling, self.tokenizer, size, self.end_tokens)
 
     def guard(self) -> AbstractContextManager[None]:
         """Held while somebody looks inside the model; nobody else's forward runs meanwhile."""

@@ -95,12 +95,18 @@ async def _start(
     sock: Any,
 ) -> asyncio.Task[Any]:
     """Start the engine, then the application; the task ends when the server does."""
-    from halludecode.serve import chat_service, images, response_fields
+    from halludecode.serve import chat_service, images, limits, response_fields
     from halludecode.serve.handler import ChatHandler
 
     engine = await _engine(model, args, artifacts, stack)
+    if args.chat_template is not None:  # the operator's is for rows, too
+        from vllm.renderers.chat_utils import load_chat_template
+
+        engine.processor.chat_template = load_chat_template(args.chat_template)
     bridge: Any = engine.loaded.engine
-    handler = ChatHandler(engine, bridge, policy, images.install(policy))
+    media = engine.loaded.vllm_config.model_config.multimodal_config.media_io_kwargs
+    pictures = images.install(policy, media, trusting=args.trust_request_mm_kwargs)
+    handler = ChatHandler(engine, bridge, policy, pictures)
     for text in dict.fromkeys((policy.default, *policy.aliases)):
         plan = await handler.plan(text)
         policy.check_rows(plan.canonical, len(plan.rows), 1)
@@ -109,8 +115,16 @@ async def _start(
     chat_service.install(app.state, handler)
     response_fields.install(app, handler)
     stack_of_app = NoRetryHeader(app.middleware_stack)
-    app.middleware_stack = images.BodyLimit(stack_of_app, policy.body_bytes)
+    limited = limits.RequestLimits(stack_of_app, policy)
+    app.middleware_stack = limits.KeyGuard(limited, _keys(args))
     return await _listen(app, sock, args)
+
+
+def _keys(args: Any) -> list[str]:
+    """Keys that vLLM would take, of its option or its environment."""
+    import vllm.envs as envs
+
+    return [key for key in (args.api_key or [envs.VLLM_API_KEY]) if key]
 
 
 class NoRetryHeader:
@@ -176,6 +190,8 @@ async def _listen(app: Any, sock: Any, args: Any) -> asyncio.Task[Any]:
     from vllm.entrypoints.launchers.launcher import serve_http
     from vllm.entrypoints.launchers.utils.server_utils import get_uvicorn_log_config
 
+    from halludecode.serve.limits import END_SECONDS, TimedProtocol
+
     log_config = get_uvicorn_log_config(args)
     given = {"log_config": log_config} if log_config is not None else {}
     return await serve_http(
@@ -187,6 +203,8 @@ async def _listen(app: Any, sock: Any, args: Any) -> asyncio.Task[Any]:
         log_level=args.uvicorn_log_level,
         access_log=not args.disable_uvicorn_access_log,
         timeout_keep_alive=envs.VLLM_HTTP_TIMEOUT_KEEP_ALIVE,
+        timeout_graceful_shutdown=END_SECONDS,
+        http=TimedProtocol,
         ssl_keyfile=args.ssl_keyfile,
         ssl_certfile=args.ssl_certfile,
         ssl_ca_certs=args.ssl_ca_certs,

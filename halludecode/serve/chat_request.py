@@ -1,13 +1,10 @@
-"""A chat request under a strategy: what is read of it, and what is kept of it until its answer.
-
-Fields that only plain requests are served with are refused here, in one sentence each.
-"""
+"""A chat request whose rows are ours: its messages, and what is kept of it until its answer."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from halludecode.core.errors import InvalidRequest
@@ -15,19 +12,6 @@ from halludecode.core.plan import Plan
 from halludecode.engines.vllm.engine import OpenRequest
 from halludecode.engines.vllm.frontend.requests import RequestGroup
 from halludecode.engines.vllm.protocol import GroupReport
-
-# What a request under a strategy may set; the rest belongs to plain requests.
-SERVED = frozenset(
-    {
-        *("model", "messages", "stream", "stream_options", "max_tokens", "max_completion_tokens"),
-        *("temperature", "top_p", "top_k", "min_p", "min_tokens", "ignore_eos", "seed", "n"),
-        *("repetition_penalty", "presence_penalty", "frequency_penalty", "logit_bias", "bad_words"),
-        *("allowed_token_ids", "stop", "stop_token_ids", "include_stop_str_in_output"),
-        *("skip_special_tokens", "spaces_between_special_tokens", "logprobs", "top_logprobs"),
-        *("return_token_ids", "return_tokens_as_token_ids", "request_id", "user", "vllm_xargs"),
-        *("metadata", "parallel_tool_calls", "include_reasoning", "stream_interval"),
-    }
-)
 
 
 @dataclass(eq=False)
@@ -89,23 +73,13 @@ class ChatRequest:
         return sum(len(choice.token_ids) for choice in output.outputs)
 
 
-def check_served(request: Any, canonical: str) -> None:
-    """Refuse fields that only plain requests are served with.
-
-    Raises:
-        InvalidRequest: The sentence names the field.
-    """
-    for name, definition in type(request).model_fields.items():
-        value = getattr(request, name)
-        default = definition.get_default(call_default_factory=True)
-        if name in SERVED or not value or value == default:
-            continue
-        if getattr(value, "type", None) == "text":  # response_format's default
-            continue
-        raise InvalidRequest(
-            f"{name} is not served with strategy {canonical}; leave it out, or ask for strategy "
-            "'greedy'."
-        )
+def without_pictures(opened: OpenRequest) -> OpenRequest:
+    """The same with pictures that have no pixels, once its rows are handed to vLLM's processor."""
+    prepared = opened.prepared
+    pictures = [replace(picture, image=None) for picture in prepared.prompt.pictures]
+    prompt = prepared.prompt.replace_pictures(pictures)
+    rows = {name: replace(row, images=()) for name, row in prepared.rows.items()}
+    return replace(opened, prepared=replace(prepared, prompt=prompt, rows=rows))
 
 
 def split_pictures(messages: Sequence[Any]) -> tuple[list[dict[str, Any]], list[str]]:
@@ -118,9 +92,11 @@ def split_pictures(messages: Sequence[Any]) -> tuple[list[dict[str, Any]], list[
     urls: list[str] = []
     for i, message in enumerate(messages):
         content = message.get("content")
-        if not isinstance(content, str):
-            content = [_part(part, f"message {i + 1}", urls) for part in content or ()]
-        bare.append({"role": message["role"], "content": content})
+        if content is not None and not isinstance(content, str):
+            content = [_part(part, f"message {i + 1}", urls) for part in content]
+        if content is None and not message.get("tool_calls"):
+            content = []
+        bare.append({**message, "content": content})
     return bare, urls
 
 
@@ -140,12 +116,17 @@ def has_pictures(messages: Sequence[Any]) -> bool:
 
 def _part(part: Any, where: str, urls: list[str]) -> dict[str, Any]:
     kind = part.get("type") if isinstance(part, Mapping) else None
-    if isinstance(part, str) or kind == "text":
-        return {"type": "text", "text": part if isinstance(part, str) else part["text"]}
+    if isinstance(part, str) or kind in ("text", "input_text"):
+        text = part if isinstance(part, str) else part.get("text")
+        if not isinstance(text, str):
+            raise InvalidRequest(f"{where}: a part of type {kind!r} needs its text.")
+        return {"type": "text", "text": text}
     url = part.get("image_url") if isinstance(part, Mapping) else None
     url = url.get("url") if isinstance(url, Mapping) else url
     if not isinstance(url, str):
-        raise InvalidRequest(f"{where}: a part must be text or image_url, not {kind!r}.")
+        raise InvalidRequest(
+            f"{where}: a part must be text, image_url or input_image, not {kind!r}."
+        )
     urls.append(url)
     return {"type": "image"}
 

@@ -21,11 +21,12 @@ from vllm.entrypoints.serve.engine.protocol import ErrorResponse
 from vllm.exceptions import GracefulHTTPError, VLLMClientError, VLLMValidationError
 
 from halludecode.core.errors import HalluDecodeError
+from halludecode.engines.vllm.frontend.async_bridge import EngineStopped
 from halludecode.engines.vllm.row_metadata import KEY
 from halludecode.serve.chat_request import ChatRequest, has_pictures
 from halludecode.serve.errors import refusal
-from halludecode.serve.handler import ChatHandler, label_of
-from halludecode.serve.metrics import RequestMetrics
+from halludecode.serve.handler import ChatHandler
+from halludecode.serve.metrics import RequestMetrics, label_of
 from halludecode.serve.policy import Busy
 from halludecode.serve.response_fields import details_of, words_of
 
@@ -66,7 +67,24 @@ class EngineClient(StandIn):
             raise VLLMValidationError(f"vllm_xargs: {KEY!r} is reserved; leave it out.")
         if current is None:
             self._check_elsewhere(prompt, extra)
+        stray = self._handler.stray_placeholders(prompt)
+        if stray:
+            raise VLLMValidationError(
+                f"The prompt holds {stray} image placeholder(s) more than images were given; make "
+                "the counts equal and keep the model's placeholder out of the question's words."
+            )
         return self._held.generate(prompt, sampling_params, request_id, **more)
+
+    def shutdown(self, timeout: float | None = None) -> None:
+        """End the engine, and what waits for it: open answers end with an error at once.
+
+        vLLM calls it from a thread once the server is told to end; with its ``shutdown_timeout``
+        answers are first written for so long.
+        """
+        if not timeout:
+            self._handler.stop()
+        self._held.shutdown(timeout=timeout)
+        self._handler.stop()
 
     def _check_elsewhere(self, prompt: Any, extra: dict[str, Any]) -> None:
         pictured = isinstance(prompt, dict) and prompt.get("type") == "multimodal"
@@ -141,18 +159,23 @@ class ChatService(StandIn):
             raise
 
     async def _create(self, request: Any, raw_request: Any, metrics: RequestMetrics) -> Any:
-        policy = self._handler.policy
+        policy, handler = self._handler.policy, self._handler
+        if handler.bridge.stopped:
+            raise EngineStopped("The server is shutting down.")
         text, alias = policy.strategy_of(request.model, request.vllm_xargs)
         if alias:
             request.model = policy.name
-        plan = await self._handler.plan(text)
+        ours = request.model in (None, policy.name)
+        if ours:
+            handler.check(request, None if raw_request is None else await raw_request.json())
+        plan = await handler.plan(text)
         metrics.strategy = label_of(plan)
         pictured = has_pictures(request.messages)
-        ours = request.model in (None, policy.name)
         words = words_of(request.vllm_xargs)
-        if not ours or (words is None and not (plan.parts and pictured)):
+        rows = words is not None or (plan.parts and pictured) or handler.draws_here(request)
+        if not (ours and rows):
             return await self._plain(request, raw_request, plan, metrics, ours=ours)
-        children = request.n or 1
+        children = 1 if request.n is None else request.n
         if self._running + children > policy.groups:
             raise Busy(
                 f"{self._running} answers under strategies are being written, this server writes "
@@ -162,12 +185,14 @@ class ChatService(StandIn):
         release = _CallOnce(lambda: self._release(children))
         try:
             chat = await self._handler.prepare(request, plan, words or ())
-            request.max_completion_tokens = chat.max_tokens
+            self._handler.settle(request, chat)
             release.also(lambda: self._handler.forget(chat))
             metrics.prepared(chat.rows)
 
             def fields() -> dict[str, Any]:
                 values: dict[str, Any] = {"strategy": plan.canonical}
+                if plan.parts and not pictured:
+                    values["strategy_warning"] = BLIND
                 if words is not None and chat.report is not None:
                     values["halludecode"] = details_of(chat, self._handler.decode)
                 return values
@@ -188,6 +213,8 @@ class ChatService(StandIn):
             raise VLLMValidationError("Adapters are not served with strategies.")
         if "add_special_tokens" not in request.model_fields_set:
             request.add_special_tokens = self._handler.special_tokens
+        if request.continue_final_message:
+            request.add_generation_prompt = False  # vLLM wants it said
         return await self._deliver(request, raw_request, PLAIN, lambda: fields, metrics)
 
     def _release(self, children: int) -> None:
@@ -281,6 +308,7 @@ async def _with_first(first: str, events: AsyncIterator[str]) -> AsyncIterator[s
 def install(state: Any, handler: ChatHandler) -> None:
     """Put the stand-ins into an application's state, whose engine client is one already."""
     chat = state.openai_serving_chat
+    handler.template_defaults = chat.default_chat_template_kwargs
     chat.online_renderer = ChatRenderer(chat.online_renderer)
     state.openai_serving_chat = ChatService(chat, handler)
     state.openai_serving_models = ModelList(state.openai_serving_models, handler)

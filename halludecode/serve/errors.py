@@ -7,6 +7,7 @@ from http import HTTPStatus
 from vllm.entrypoints.serve.engine.protocol import ErrorInfo, ErrorResponse
 
 from halludecode.core.errors import HalluDecodeError, HookNeverFired
+from halludecode.engines.vllm.frontend.async_bridge import EngineStopped
 from halludecode.serve.policy import Busy
 
 
@@ -15,6 +16,8 @@ def refusal(error: HalluDecodeError) -> ErrorResponse:
     status = HTTPStatus.BAD_REQUEST
     if isinstance(error, Busy):
         status = HTTPStatus.TOO_MANY_REQUESTS
+    elif isinstance(error, EngineStopped):
+        status = HTTPStatus.SERVICE_UNAVAILABLE
     elif type(error) in (HalluDecodeError, HookNeverFired):
         status = HTTPStatus.INTERNAL_SERVER_ERROR
     return ErrorResponse(

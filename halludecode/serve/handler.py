@@ -6,10 +6,11 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from http import HTTPStatus
 from types import SimpleNamespace
 from typing import Any, TypeVar
 
-from vllm.exceptions import GenerationError, VLLMValidationError
+from vllm.exceptions import GenerationError, GracefulHTTPError, VLLMValidationError
 
 from halludecode import __version__
 from halludecode.core.errors import HookNeverFired, InvalidRequest
@@ -19,6 +20,7 @@ from halludecode.engines.api import Request, Sampling
 from halludecode.engines.inputs.processor import LRU
 from halludecode.engines.vllm.engine import VLLMEngine
 from halludecode.engines.vllm.frontend.async_bridge import AsyncBridge
+from halludecode.engines.vllm.frontend.requests import vllm_temperature
 from halludecode.engines.vllm.protocol import (
     DROP_STATE,
     REPORT,
@@ -27,10 +29,17 @@ from halludecode.engines.vllm.protocol import (
     error_class,
 )
 from halludecode.engines.vllm.row_metadata import replica_of
-from halludecode.serve.chat_request import ChatRequest, check_served, split_pictures
+from halludecode.serve.chat_request import ChatRequest, split_pictures, without_pictures
 from halludecode.serve.images import Pictures
-from halludecode.serve.metrics import CHANGED, TOKENS
+from halludecode.serve.metrics import CHANGED, TOKENS, label_of
 from halludecode.serve.policy import Policy
+from halludecode.serve.request_fields import (
+    bias_of,
+    check_known,
+    check_numbers,
+    check_served,
+    unserved,
+)
 
 T = TypeVar("T")
 KEPT = 256  # compiled strategies
@@ -58,8 +67,10 @@ class ChatHandler:
         # The model's own processor begins a prompt with these unless its template does; vLLM's chat
         # leaves them out, so that plain requests would read another prompt than rows do.
         self.special_tokens = _begun_by_tokenizer(engine)
+        self.template_defaults: dict[str, Any] = {}  # the operator's, for the chat template
         self._tasks: set[asyncio.Task[Any]] = set()
         self._threads = ThreadPoolExecutor(THREADS, "halludecode")
+        self._loop = asyncio.get_running_loop()
 
     async def plan(self, text: str) -> Plan:
         """A strategy compiled for this model; its first use may calibrate it."""
@@ -87,19 +98,83 @@ class ChatHandler:
         arrived = time.perf_counter()
         check_served(request, plan.canonical)
         self.policy.check_rows(plan.canonical, len(plan.rows), request.n or 1)
+        told = self._told_template(request)
         messages, urls = split_pictures(request.messages)
-        if len(urls) > self.policy.images:
+        most = min(self.policy.images, self._engine.loaded.picture_limit)
+        if len(urls) > most:
             raise InvalidRequest(
-                f"The request has {len(urls)} images, this server accepts {self.policy.images}; "
-                "send fewer."
+                f"The request has {len(urls)} images, this server accepts {most}; send fewer."
             )
-        fetched = await asyncio.gather(*map(self._pictures.fetch_image_async, urls))
-        question = Request(messages, [picture.media for picture in fetched])
-        chat = await self._in_thread(
-            lambda: self._make(request, question, plan, score_words), self.forget
-        )
+        async with self._pictures.held(urls, request.media_io_kwargs) as pictures:
+            question = Request(messages, pictures, told, request.continue_final_message)
+            chat = await self._in_thread(
+                lambda: self._make(request, question, plan, score_words), self.forget
+            )
         chat.clock.append(arrived)
         return chat
+
+    def check(self, request: Any, body: Any) -> None:
+        """What every chat request must keep to, plain or not.
+
+        Args:
+            request: As vLLM read it.
+            body: As it was sent.
+
+        Raises:
+            InvalidRequest: The sentence names the field.
+        """
+        check_known(request, body)
+        check_numbers(request, self._engine.context, self.policy.groups)
+
+    def draws_here(self, request: Any) -> bool:
+        """Whether a plain request asks for what vLLM would do in another way than our engines.
+
+        Seeded noise of its own, temperatures it would change, bans that leave nothing to write.
+        What is asked beside, such as tools, may be of the kind that only vLLM itself serves.
+        """
+        temperature = self._temperature(request)
+        seeded = request.seed is not None or temperature != vllm_temperature(temperature)
+        rules = (request.allowed_token_ids, request.bad_words or None, request.logit_bias)
+        drawn = temperature > 0 and seeded
+        structure = request.extract_structured_outputs()
+        ruled = any(rule is not None for rule in (*rules, structure))
+        return (drawn or ruled) and not any(unserved(request))
+
+    def settle(self, request: Any, chat: ChatRequest) -> None:
+        """Fields as vLLM's service may read them, which makes parameters of its own of them."""
+        request.max_completion_tokens = chat.max_tokens
+        request.temperature = vllm_temperature(self._temperature(request))
+
+    def stray_placeholders(self, prompt: Any) -> int:
+        """Image tokens of a prompt of vLLM's beyond those of its pictures."""
+        ids = prompt.get("prompt_token_ids") if isinstance(prompt, dict) else None
+        count = list(ids or ()).count(self._engine.inputs.image_token)
+        places = (prompt.get("mm_placeholders") or {}).get("image", ()) if count else ()
+        return count - sum(place.get_num_embeds() for place in places)
+
+    def _told_template(self, request: Any) -> dict[str, Any]:
+        """What the chat template is told, as vLLM's own renderer would tell it.
+
+        Raises:
+            InvalidRequest: The prompt would not begin as the model's own processor begins it.
+        """
+        said = "add_special_tokens" in request.model_fields_set
+        if said and request.add_special_tokens != self.special_tokens:
+            raise InvalidRequest(
+                f"add_special_tokens={request.add_special_tokens}: rows of a strategy begin as the "
+                "model's own processor begins a prompt; leave it out."
+            )
+        given = request.build_chat_params(None, "auto").with_defaults(self.template_defaults)
+        told = {k: v for k, v in given.chat_template_kwargs.items() if v is not None}
+        if not isinstance(told.pop("continue_final_message", False), bool):
+            raise InvalidRequest("continue_final_message must be true or false.")
+        if request.continue_final_message:
+            told.pop("add_generation_prompt", None)
+        return told
+
+    def _temperature(self, request: Any) -> float:
+        given = request.temperature
+        return float(self._defaults.get("temperature", 1.0) if given is None else given)
 
     async def answer(self, chat: ChatRequest, request_id: str) -> AsyncIterator[Any]:
         """VLLM's outputs of the main rows, as `AsyncLLM.generate` gives them.
@@ -128,7 +203,9 @@ class ChatHandler:
                     await self.bridge.deliver(row)
             while not done:
                 output = queue.get_nowait() or await queue.get()
-                _check(output)
+                if any(choice.finish_reason == "error" for choice in output.outputs):
+                    await self._read_reports(chat)  # which may say why
+                    _check(output)
                 TOKENS.labels(label).inc(chat.add_tokens(output))
                 done = output.finished
                 if done:
@@ -140,6 +217,14 @@ class ChatHandler:
                 await llm.abort(names, internal=True)
             queue.close()
             self._drop(chat)
+
+    def stop(self) -> None:
+        """The engine ends: everybody who waits for it is told; may be called from a thread."""
+        self.bridge.stop()
+        ended = GracefulHTTPError("The server is shutting down.", HTTPStatus.SERVICE_UNAVAILABLE)
+        if not self._loop.is_closed():
+            tell = self.llm.output_processor.propagate_error
+            self._loop.call_soon_threadsafe(tell, ended)
 
     def forget(self, chat: ChatRequest) -> None:
         """Drop what workers keep of a request that was never handed to vLLM."""
@@ -197,25 +282,42 @@ class ChatHandler:
             most = self._max_tokens(request, engine.context - longest)
             params = self._params(request, most)
             sampling = Sampling(
-                max_new_tokens=most, temperature=params.temperature, seed=request.seed, n=params.n
+                max_new_tokens=most,
+                min_new_tokens=request.min_tokens,
+                temperature=self._temperature(request),
+                seed=None if request.seed == -1 else request.seed,  # as vLLM reads it
+                n=params.n,
+                allowed_token_ids=request.allowed_token_ids,
+                bad_words=request.bad_words,
+                logit_bias=bias_of(request),
             )
             group = engine.group(opened, sampling, score_words)
             for members in group.members:
                 self._set_params(members[0], params)
-            return ChatRequest(opened, group, most, _listed(request.stop))
+            # Decoded pictures are not kept for as long as the answer takes.
+            return ChatRequest(without_pictures(opened), group, most, _listed(request.stop))
         except BaseException:
             engine.forget([opened])
             raise
 
     def _max_tokens(self, request: Any, room: int) -> int:
-        given = request.max_completion_tokens or request.max_tokens
-        return max(min(given or self._defaults.get("max_tokens") or room, room), 1)
+        given = request.max_completion_tokens
+        if given is None:
+            given = request.max_tokens
+        if given is None:
+            given = self._defaults.get("max_tokens", room)
+        return max(min(given, room), 1)
 
     def _params(self, request: Any, max_tokens: int) -> Any:
         """VLLM's parameters of the request, but for what a group sets itself."""
         ends = [] if request.ignore_eos else self._engine.end_tokens
-        ours = {"ignore_eos": True, "stop_token_ids": [*(request.stop_token_ids or []), *ends]}
-        adapted = request.model_copy(update={**ours, "seed": None, "vllm_xargs": None})
+        ours = {
+            "ignore_eos": True,
+            "stop_token_ids": [*(request.stop_token_ids or []), *ends],
+            "temperature": vllm_temperature(self._temperature(request)),
+            **dict.fromkeys(("seed", "vllm_xargs", "allowed_token_ids", "logit_bias")),
+        }
+        adapted = request.model_copy(update=ours)
         return adapted.to_sampling_params(max_tokens, self._defaults)
 
     def _set_params(self, main: Any, params: Any) -> None:
@@ -277,11 +379,6 @@ def _listed(stop: Any) -> tuple[str, ...]:
 def _begun_by_tokenizer(engine: VLLMEngine) -> bool:
     bos = getattr(engine.tokenizer, "bos_token", None)
     return not (bos and engine.inputs.render(Prompt((Turn("user", ("?",)),))).startswith(bos))
-
-
-def label_of(plan: Plan) -> str:
-    """Names of a plan's strategies, without parameters."""
-    return "+".join(part.strategy.name for part in plan.parts) or "greedy"
 
 
 def _parent(chat: ChatRequest, request_id: str) -> Any:

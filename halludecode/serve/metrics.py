@@ -6,6 +6,10 @@ import time
 
 from prometheus_client import Counter, Gauge, Histogram
 
+from halludecode.core.plan import Plan
+
+COMPOSED = "composed"
+
 REQUESTS = Counter(
     "halludecode_requests_total",
     "Chat requests by strategy and outcome: done, refused, failed, left (the client went away).",
@@ -32,8 +36,19 @@ PREPARE = Histogram(
 )
 
 
+def label_of(plan: Plan) -> str:
+    """A plan's strategy by name, without parameters.
+
+    All that is composed shares one label: clients could name any number of compositions, and every
+    label costs a server dozens of time series for good.
+    """
+    if len(plan.parts) > 1:
+        return COMPOSED
+    return plan.parts[0].strategy.name if plan.parts else "greedy"
+
+
 class RequestMetrics:
-    """Follows one request; strategies are labelled by name, without parameters."""
+    """Follows one request; strategies are labelled by name, see `label_of`."""
 
     def __init__(self) -> None:
         self.strategy = "unknown"

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from halludecode.core import spec as hd_spec
 from halludecode.core.errors import HalluDecodeError, InvalidRequest, UnsupportedStrategy
-from halludecode.engines.inputs.images import MAX_PIXELS
 
 XARGS = 'vllm_xargs: {"strategy": "vcd(alpha=0.5)"}'
 READ = frozenset({"strategy", "details", "score_words"})  # of vllm_xargs
@@ -34,6 +34,8 @@ class Policy:
         images: Most pictures of one request.
         image_bytes: Most bytes of one picture as it is sent.
         image_pixels: Most pixels of one picture.
+        request_pixels: Most pixels of all pictures of one request.
+        fetch_seconds: Most seconds that a remote picture may take.
         domains: Hosts that pictures may be fetched from.
         folder: Folder below which pictures may be read; None for none.
     """
@@ -46,7 +48,9 @@ class Policy:
     groups: int = 256
     images: int = 8
     image_bytes: int = 20 << 20
-    image_pixels: int = MAX_PIXELS
+    image_pixels: int = 25_000_000
+    request_pixels: int = 50_000_000
+    fetch_seconds: float = 10.0
     domains: Sequence[str] = ()
     folder: str | None = None
 
@@ -65,15 +69,30 @@ class Policy:
         alias = suffix if model is not None and suffix != model else None
         requested = self._requested_strategy(xargs)
         named = [text for text in (requested, alias) if text is not None]
+        for text in named:
+            self.check_requested(text)
         if len({hd_spec.format(hd_spec.parse(text)) for text in named}) > 1:
             raise InvalidRequest(
                 f"The model alias names strategy {alias!r} and vllm_xargs {requested!r}; name one."
             )
         text = named[0] if named else self.default
-        self.check_allowed(text)
-        if named and text not in self.aliases:
-            _check_paths(text)
+        if not named:
+            self.check_allowed(text)
         return text, alias is not None
+
+    def check_requested(self, text: str) -> None:
+        """The one gate of every strategy that a request names, at whatever route.
+
+        Raises:
+            HalluDecodeError: It is unknown, malformed, too long, not allowed, or names a file.
+        """
+        if len(text) > LONGEST:
+            raise InvalidRequest(
+                f"The strategy has {len(text)} characters; at most {LONGEST} are read."
+            )
+        self.check_allowed(text)
+        if text not in (self.default, *self.aliases):
+            _check_paths(text)
 
     def check_allowed(self, text: str) -> None:
         """Refuse a strategy the operator did not allow.
@@ -101,10 +120,15 @@ class Policy:
             )
 
     def _requested_strategy(self, xargs: Mapping[str, Any] | None) -> str | None:
-        if not xargs or READ.isdisjoint(xargs):
+        if not xargs:
             return None
         others = sorted(xargs.keys() - READ)
-        if others:
+        close = others and difflib.get_close_matches(others[0], READ, n=1, cutoff=0.7)
+        if close:
+            raise InvalidRequest(
+                f"vllm_xargs has {others[0]!r}, which nobody reads. Did you mean {close[0]!r}?"
+            )
+        if others and not READ.isdisjoint(xargs):
             raise InvalidRequest(
                 f"vllm_xargs has {others[0]!r} beside the strategy; parameters belong inside its "
                 f"text, as in {XARGS}."
@@ -114,10 +138,6 @@ class Policy:
             return None
         if not isinstance(text, str):
             raise InvalidRequest(f"The strategy {text!r} must be text, as in {XARGS}.")
-        if len(text) > LONGEST:
-            raise InvalidRequest(
-                f"The strategy has {len(text)} characters; at most {LONGEST} are read."
-            )
         return text
 
 

@@ -113,7 +113,7 @@ def install(app: Any, handler: ChatHandler) -> None:
 
     async def plan(strategy: str) -> Any:
         try:
-            handler.policy.check_allowed(strategy)
+            handler.policy.check_requested(strategy)
             compiled = await handler.plan(strategy)
             handler.policy.check_rows(compiled.canonical, len(compiled.rows), 1)
             return JSONResponse(description_of(compiled))

@@ -19,6 +19,8 @@ from halludecode.engines.hf.beam_search import Beam, BeamScorer, BeamSearchRun
 from halludecode.engines.hf.decode_loop import AnswerState
 from halludecode.engines.hf.hooks import attention_set
 from halludecode.engines.hf.token_tree import TokenTree, TreeResult, TreeStep
+from halludecode.engines.sampling import FREE
+from halludecode.engines.token_rules import TokenRules
 
 PLAIN = BeamSearch(1)  # greedy: without an image every strategy is the identity
 
@@ -45,6 +47,7 @@ class BeamLoop:
         eos: End-of-sequence ids.
         words: Words whose first-step scores are wanted -> their token ids.
         limit: Most tokens a row may reach (the model's context).
+        rules: Tokens that are banned, allowed or pushed.
 
     Raises:
         UnsupportedStrategy: The model does not keep every key of every layer.
@@ -57,9 +60,12 @@ class BeamLoop:
         eos: Sequence[int],
         words: Mapping[str, list[int]],
         limit: int,
+        *,
+        rules: TokenRules = FREE,
     ) -> None:
         self.batch, self.rules = batch, batch.plan.search or PLAIN
-        self._scorer = BeamScorer(sampling, eos, batch.row_builder.inputs.tokenizer, words, limit)
+        tokenizer = batch.row_builder.inputs.tokenizer
+        self._scorer = BeamScorer(sampling, eos, tokenizer, words, limit, rules)
         self.answers = [
             AnswerState(r, request.rows["main"].input_ids)
             for r, request in enumerate(batch.requests)

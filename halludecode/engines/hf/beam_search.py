@@ -19,7 +19,8 @@ from halludecode.core.beam_search import BeamSearch, Peek
 from halludecode.engines.api import Sampling, TokenLogprob
 from halludecode.engines.hf.decode_loop import AnswerState
 from halludecode.engines.hf.token_tree import TreeResult, TreeStep
-from halludecode.engines.sampling import NEG_INF, Sampler
+from halludecode.engines.sampling import FREE, Sampler
+from halludecode.engines.token_rules import NEG_INF, TokenRules, exhausted
 
 
 @dataclass(frozen=True)
@@ -94,6 +95,7 @@ class BeamScorer:
         tokenizer: Of the model.
         words: Words whose first-step scores are wanted -> their token ids.
         limit: Most tokens a row may reach (the model's context).
+        rules: Tokens that are banned, allowed or pushed.
     """
 
     def __init__(
@@ -103,10 +105,11 @@ class BeamScorer:
         tokenizer: Any,
         words: Mapping[str, list[int]],
         limit: int,
+        rules: TokenRules = FREE,
     ) -> None:
         self.sampling, self.tokenizer, self.words, self.limit = sampling, tokenizer, words, limit
         self.eos = frozenset(eos)
-        self._sampler = Sampler(sampling, [0], eos)
+        self._sampler = Sampler(sampling, [0], eos, rules)
 
     def tops(
         self, logits: Tensor, prompt: Tensor, ids: Sequence[tuple[int, ...]], k: int
@@ -118,7 +121,13 @@ class BeamScorer:
             prompt: int64 ids of the request's prompt.
             ids: Tokens written by each beam.
             k: Tokens wanted.
+
+        Raises:
+            InvalidRequest: The rules leave a beam no token to go on with.
         """
+        logits = self._sampler.ban(logits, len(ids[0]), ids)
+        if self._sampler.rules and bool((logits.amax(-1) == NEG_INF).any()):
+            raise exhausted(len(ids[0]))
         history = (
             [torch.cat([prompt, torch.tensor(own, dtype=torch.long)]) for own in ids]
             if self.sampling.repetition_penalty != 1

@@ -23,7 +23,8 @@ from halludecode.engines.explain import (
 from halludecode.engines.hf.batch import Batch
 from halludecode.engines.hf.late_rows import Asked, LateRows, Logits
 from halludecode.engines.outputs import settled
-from halludecode.engines.sampling import Sampler
+from halludecode.engines.sampling import FREE, Sampler
+from halludecode.engines.token_rules import NEG_INF, TokenRules, exhausted
 
 COMPACT = 0.75  # drop finished rows from the batch once fewer than this share is alive
 
@@ -70,6 +71,10 @@ class DecodeLoop:
         limit: Most tokens a row may reach (the model's context).
         keep_logits: Keep the main row's raw logits of every written token.
         late: Rows beside main, where they wait until they are needed.
+        rules: Tokens that are banned, allowed or pushed.
+
+    Raises:
+        InvalidRequest: The rules leave no token to go on with.
     """
 
     def __init__(
@@ -82,6 +87,7 @@ class DecodeLoop:
         *,
         keep_logits: bool = False,
         late: LateRows | None = None,
+        rules: TokenRules = FREE,
     ) -> None:
         self.batch, self.sampling, self.words, self.limit = batch, sampling, words, limit
         self._eos = frozenset(eos)
@@ -93,7 +99,8 @@ class DecodeLoop:
             for r in range(count)
             for _ in range(sampling.n)
         ]
-        self.sampler = Sampler(sampling, [c for _ in range(count) for c in range(sampling.n)], eos)
+        children = [child for _ in range(count) for child in range(sampling.n)]
+        self.sampler = Sampler(sampling, children, eos, rules)
         self._alive = list(range(len(self.answers)))  # answer of every request now in the batch
 
     def run(self, logits: Tensor) -> Iterator[list[AnswerState]]:
@@ -145,8 +152,10 @@ class DecodeLoop:
 
     def _choose(self, logits: Tensor, live: list[AnswerState], step: int) -> Tensor:
         """Combine, penalise, draw, and write the token into every live answer."""
-        logits = self.sampler.ban(logits, step)
+        written = [live[request].ids for request, _ in self.batch.rows]
+        logits = self.sampler.ban(logits, step, written)
         main = logits[: len(live)]
+        self._check_left(main, live)
         found = self._undecided(logits, live, step)
         combined = self._combine(logits, step, found)
         if step == 0 and self.words:
@@ -171,6 +180,14 @@ class DecodeLoop:
                 self._append(answer, ids[i])
         return token
 
+    def _check_left(self, main: Tensor, live: list[AnswerState]) -> None:
+        """Something must be left to write; only rules of a request can ban everything."""
+        if self.sampler.rules:
+            empty = (main.amax(-1) == NEG_INF).tolist()
+            for answer, nothing in zip(live, empty, strict=True):
+                if nothing and not answer.finish:
+                    raise exhausted(len(answer.ids))
+
     def _undecided(
         self, logits: Tensor, live: list[AnswerState], step: int
     ) -> dict[int, Logits] | None:
@@ -191,7 +208,7 @@ class DecodeLoop:
             answer.started = self._alive[i] in self._late.started_answers
             answer.decided |= step == 0 and bool(sees[i]) and bool(decided[i])
         return {
-            i: {name: self.sampler.ban(x, step) for name, x in own.items()}
+            i: {name: self.sampler.ban(x[None], step, [live[i].ids])[0] for name, x in own.items()}
             for i, own in zip(open_, rows, strict=True)
         }
 

@@ -7,18 +7,22 @@ output.
 
 from __future__ import annotations
 
+import json
+import re
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
+import jinja2
 from torch import Tensor
 
 from halludecode.core.errors import InvalidRequest
-from halludecode.core.prompt import Picture, Prompt
+from halludecode.core.prompt import Picture, Prompt, Turn
 from halludecode.models.families import ModelFamily, Span
 
 V = TypeVar("V")
+CACHED = 256e6  # bytes of preprocessed pictures that are remembered
 
 # What a processor returns for the words, not for the pictures.
 WORDS = ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids")
@@ -68,12 +72,19 @@ class ProcessedImage:
         expansion: Token ids that replace the image token in the prompt.
         count: Image tokens in the expansion.
         span: Where its overview's tokens form a raster.
+        several: Whether it is one view because it stands beside others, see `ModelFamily.apart`.
     """
 
     pixels: Mapping[str, Tensor]
     expansion: tuple[int, ...]
     count: int
     span: Span
+    several: bool = False
+
+    @property
+    def size(self) -> float:
+        """Bytes of its tensors."""
+        return sum(value.numel() * value.element_size() for value in self.pixels.values())
 
 
 class InputProcessor:
@@ -93,30 +104,37 @@ class InputProcessor:
         self.pad_token = next((i for i in (self.tokenizer.pad_token_id, eos) if i is not None), 0)
         self._config = config
         self._family = family
-        self._pictures: LRU[ProcessedImage] = LRU(256)
+        self._pictures: LRU[ProcessedImage] = LRU(CACHED, lambda image: image.size)
 
     def render(self, prompt: Prompt) -> str:
-        """Text in the model's chat template, one placeholder per picture."""
+        """Text in the model's chat template, one placeholder per picture.
+
+        Raises:
+            InvalidRequest: The template refuses the chat; the sentence has its reason.
+        """
         if prompt.raw or not self.processor.chat_template:
             return self._render_plain(prompt)
-        messages = [
-            {
-                "role": turn.role,
-                "content": [
-                    {"type": "image"}
-                    if isinstance(part, Picture)
-                    else {"type": "text", "text": part}
-                    for part in turn.parts
-                ],
-            }
-            for turn in prompt.turns
-        ]
-        return self.processor.apply_chat_template(
-            messages,
-            add_generation_prompt=True,
-            tokenize=False,
-            processor_kwargs={"padding": False},  # without any, SmolVLM's warns at every call
-        )
+        messages = [_message(turn) for turn in prompt.turns]
+        told = json.loads(prompt.template) if prompt.template else {}
+        try:
+            return self.processor.apply_chat_template(
+                messages,
+                add_generation_prompt=prompt.opened and not prompt.open_ended,
+                continue_final_message=prompt.open_ended,
+                tokenize=False,
+                processor_kwargs={"padding": False},  # without any, SmolVLM's warns at every call
+                **{name: value for name, value in told.items() if self._reads(name)},
+            )
+        except (jinja2.TemplateError, ValueError, TypeError, AttributeError, KeyError) as error:
+            raise InvalidRequest(
+                f"The model's chat template does not take this chat: {error}"
+            ) from error
+
+    def _reads(self, name: str) -> bool:
+        """Whether the chat template has a word of that name; transformers warns of others."""
+        template = self.processor.chat_template
+        text = template if isinstance(template, str) else " ".join(template.values())
+        return re.search(rf"\b{re.escape(name)}\b", text) is not None
 
     def encode(self, prompt: Prompt) -> tuple[str, list[int]]:
         """Rendered text and its token ids, one image token per picture, not yet expanded.
@@ -147,12 +165,19 @@ class InputProcessor:
             out += next(rest).expansion if token == self.image_token else (token,)
         return out
 
-    def picture(self, picture: Picture) -> ProcessedImage:
-        """Preprocess one picture, or remember having done so."""
-        processed = self._pictures.get(picture.key)
+    def picture(self, picture: Picture, *, several: bool = False) -> ProcessedImage:
+        """Preprocess one picture, or remember having done so.
+
+        Args:
+            picture: The picture.
+            several: Whether its prompt has others beside it.
+        """
+        several = several and self._family.apart
+        key = f"{picture.key}|several" if several else picture.key
+        processed = self._pictures.get(key)
         if processed is None:
-            processed = self._preprocess(picture)
-            self._pictures.put(picture.key, processed)
+            processed = self._preprocess(picture, several=several)
+            self._pictures.put(key, processed)
         return processed
 
     def encoder_words(self, text: str) -> Mapping[str, Tensor]:
@@ -186,12 +211,13 @@ class InputProcessor:
         """`word_ids` of words to be scored; one that the vocabulary lacks has no score."""
         return {word: ids for word in words if (ids := self.word_ids(word))}
 
-    def _preprocess(self, picture: Picture) -> ProcessedImage:
-        family = self._family
-        placeholder = "" if family.leading else family.placeholder
-        short = self.short(placeholder, 1)
+    def _preprocess(self, picture: Picture, *, several: bool) -> ProcessedImage:
+        family, times = self._family, 1 + several  # several: as the first of itself twice
+        placeholder = "" if family.leading else family.placeholder * times
+        short = self.short(placeholder, times)
+        images = [[picture.image] * times] if several else [picture.image]
         try:
-            inputs = self.processor(text=[placeholder], images=[picture.image], return_tensors="pt")
+            inputs = self.processor(text=[placeholder], images=images, return_tensors="pt")
         except (ValueError, ZeroDivisionError) as error:
             width, height = picture.image.size
             raise InvalidRequest(
@@ -201,11 +227,15 @@ class InputProcessor:
         long = inputs["input_ids"][0].tolist()
         before = short.index(self.image_token)
         stop = len(long) - (len(short) - before - 1)
+        if several:
+            stop = before + long.count(self.image_token) // times
         expansion = tuple(long[before:stop])
         count = expansion.count(self.image_token)
         words = (*WORDS, *family.encoder_words)
-        pixels = _views({k: v for k, v in inputs.items() if k not in words})
-        return ProcessedImage(pixels, expansion, count, family.span(pixels, count, self._config))
+        tensors = {k: v for k, v in inputs.items() if k not in words}
+        pixels = _views({k: v[:1] for k, v in tensors.items()} if several else tensors)
+        span = family.span(pixels, count, self._config)
+        return ProcessedImage(pixels, expansion, count, span, several)
 
     def short(self, text: str, pictures: int) -> list[int]:
         """Token ids of a rendered prompt, one image token per picture."""
@@ -226,7 +256,7 @@ class InputProcessor:
             return "".join(
                 spot if isinstance(p, Picture) else p for t in prompt.turns for p in t.parts
             )
-        if len(prompt.turns) > 1:
+        if len(prompt.turns) > 1 or prompt.open_ended:
             raise InvalidRequest(
                 "This checkpoint has no chat template, so several turns cannot be rendered; "
                 "give one question, or text that is already in the model's format."
@@ -235,6 +265,17 @@ class InputProcessor:
         images = "\n".join(spot for _ in prompt.pictures)
         text = self._family.turn.format(images=images, text=words)
         return text if images else text.replace(": \n", ": ").replace("user\n\n", "user\n")
+
+
+def _message(turn: Turn) -> dict[str, Any]:
+    """A turn as chat templates read it; what a tool said is one text, as most of them want it."""
+    content: Any = [
+        {"type": "image"} if isinstance(part, Picture) else {"type": "text", "text": part}
+        for part in turn.parts
+    ]
+    if turn.role == "tool" and all(isinstance(part, str) for part in turn.parts):
+        content = "\n".join(map(str, turn.parts))
+    return {"role": turn.role, "content": content, **(json.loads(turn.more) if turn.more else {})}
 
 
 def _views(pixels: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import base64
 import io
+import json
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from halludecode.core.errors import InvalidRequest
@@ -13,6 +15,7 @@ from halludecode.core.prompt import Picture
 from halludecode.engines.api import Choice, Output, Request, Sampling, Timings, TokenLogprob
 from halludecode.engines.inputs.chat import to_prompt
 from halludecode.engines.inputs.images import _read, load_picture
+from halludecode.engines.inputs.pixels import is_array
 
 
 def body_of(
@@ -38,6 +41,10 @@ def body_of(
     """
     xargs = {"strategy": strategy, "details": 1, "score_words": list(words)}
     drawn, extra = _drawn(sampling)
+    if request.chat_template_kwargs:
+        extra["chat_template_kwargs"] = dict(request.chat_template_kwargs)
+    if request.continue_final_message:
+        extra["continue_final_message"] = True
     return {
         "model": model,
         "messages": messages_of(request, placeholder),
@@ -60,11 +67,18 @@ def _drawn(sampling: Sampling) -> tuple[dict[str, Any], dict[str, Any]]:
         ours["seed"] = sampling.seed
     if sampling.logprobs is not None:
         ours |= {"logprobs": True, "top_logprobs": sampling.logprobs}
-    return ours, {
+    if sampling.logit_bias:
+        ours["logit_bias"] = {str(token): bias for token, bias in sampling.logit_bias.items()}
+    theirs: dict[str, Any] = {
         "min_tokens": sampling.min_new_tokens,
         "top_k": sampling.top_k,
         "repetition_penalty": sampling.repetition_penalty,
     }
+    if sampling.bad_words:
+        theirs["bad_words"] = list(sampling.bad_words)
+    if sampling.allowed_token_ids is not None:
+        theirs["allowed_token_ids"] = list(sampling.allowed_token_ids)
+    return ours, theirs
 
 
 def output_of(response: Mapping[str, Any]) -> Output:
@@ -139,30 +153,46 @@ def messages_of(request: Request, placeholder: str) -> list[dict[str, Any]]:
     """
     pictures: Any = request.images
     if isinstance(pictures, Sequence) and not isinstance(pictures, str | bytes):
-        urls = [data_url(image, f"image {i + 1}") for i, image in enumerate(pictures)]
+        ground = request.background
+        urls = [data_url(image, f"image {i + 1}", ground) for i, image in enumerate(pictures)]
         pictures = [Picture(None, url) for url in urls]  # type: ignore[arg-type]
-    prompt = to_prompt(Request(request.prompt, pictures), placeholder)
+    prompt = to_prompt(replace(request, images=pictures), placeholder)
     if prompt.raw:
         raise InvalidRequest(
             f"The prompt holds the model's placeholder {placeholder}, which is for engines in "
             "process; send chat messages, or leave it out."
         )
-    return [{"role": t.role, "content": [_part(part) for part in t.parts]} for t in prompt.turns]
+    return [
+        {
+            "role": turn.role,
+            "content": [_part(part) for part in turn.parts],
+            **(_sent(json.loads(turn.more)) if turn.more else {}),
+        }
+        for turn in prompt.turns
+    ]
 
 
-def data_url(source: Any, where: str = "image") -> str:
-    """A picture as a data URL: bytes as they are; a PIL image as PNG.
+def _sent(more: dict[str, Any]) -> dict[str, Any]:
+    """What a message has beside its parts, arguments of tools as the JSON that OpenAI sends."""
+    for call in more.get("tool_calls", ()):
+        call["function"]["arguments"] = json.dumps(call["function"].get("arguments", {}))
+    return more
+
+
+def data_url(source: Any, where: str = "image", background: Any = "white") -> str:
+    """A picture as a data URL: bytes as they are; what is decoded, or has a ground, as PNG.
 
     Raises:
         InvalidRequest: It cannot be read.
     """
     from PIL import Image
 
-    if isinstance(source, str) and source.startswith("data:"):
+    grounded = background != "white"  # else the server's, which is white as well
+    if isinstance(source, str) and source.startswith("data:") and not grounded:
         return source
-    if isinstance(source, Image.Image | Picture):
+    if grounded or is_array(source) or isinstance(source, Image.Image | Picture):
         file = io.BytesIO()
-        load_picture(source, where).image.save(file, "PNG")
+        load_picture(source, where, background).image.save(file, "PNG")
         return _url(file.getvalue(), "image/png")
     name, data = _read(source, where)
     if not data:

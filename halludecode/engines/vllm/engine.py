@@ -14,7 +14,7 @@ import torch
 
 from halludecode.core import spec as hd_spec
 from halludecode.core.activations import ActivationRequest, Activations
-from halludecode.core.errors import HalluDecodeError, HookNeverFired
+from halludecode.core.errors import HalluDecodeError, HookNeverFired, InvalidRequest
 from halludecode.core.plan import Plan
 from halludecode.core.prompt import Prompt
 from halludecode.engines import VLLM_PROVIDES
@@ -187,6 +187,16 @@ class VLLMEngine(LocalEngine):
         """Give the model's memory back; the engine answers nothing afterwards."""
         self.loaded.engine.engine_core.shutdown()
 
+    def prompt_of(self, request: Request) -> Prompt:
+        """See `LocalEngine.prompt_of`; vLLM's ``limit_mm_per_prompt`` holds for every request."""
+        prompt, most = super().prompt_of(request), self.loaded.picture_limit
+        if len(prompt.pictures) > most:
+            raise InvalidRequest(
+                f"The request has {len(prompt.pictures)} images, limit_mm_per_prompt allows "
+                f"{most}; give fewer or start the engine with a higher limit."
+            )
+        return prompt
+
     # For whoever drives vLLM: the server, benchmarks ----------------------------------------------
     def open(self, requests: Sequence[Request], plan: Plan) -> list[OpenRequest]:
         """Make the rows of some requests, passes before their answers run.
@@ -211,7 +221,8 @@ class VLLMEngine(LocalEngine):
         Raises:
             InvalidRequest: It can never fit; the sentence names the numbers.
         """
-        given = (opened.plan, sampling, opened.name, self._word_ids(score_words))
+        rules = self.token_rules(sampling)
+        given = (opened.plan, sampling, opened.name, self._word_ids(score_words), rules)
         return self._request_builder.group(opened.prepared, *given)
 
     def forget(self, opened: Sequence[OpenRequest]) -> None:
@@ -377,7 +388,7 @@ class VLLMEngine(LocalEngine):
                 "read; explain with engine='hf'."
             )
         row, decode = prepared.rows["main"], self.processor.tokenizer.decode
-        spans = rasters(row, self.inputs, self.family)
+        spans = rasters(row, self.family)
         read = [
             TokenReading(grounding, entropy, glance(torch.tensor(seen), row, spans))
             for grounding, entropy, seen in report["readings"][: len(answer.ids)]

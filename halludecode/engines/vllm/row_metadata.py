@@ -36,6 +36,8 @@ class RowMetadata:
             the edit, tokens it leaves.
         in_line: Image tokens were chosen and form no raster any more: positions stand in line.
         score_words: Words whose first-step scores are wanted, with their token ids.
+        token_rules: Tokens that are banned, allowed or pushed in all rows: `TokenRules.plain`.
+        temperature: Where it is one that vLLM would not take; 0 where it is in its parameters.
         capture: What a pass of the plain model keeps, see `activations.capture_of`; None for
             answers.
     """
@@ -53,6 +55,8 @@ class RowMetadata:
     feature_edits: list[list[Any]] | None = None
     in_line: bool = False
     score_words: dict[str, list[int]] | None = None
+    token_rules: dict[str, Any] | None = None
+    temperature: float = 0.0
     capture: dict[str, Any] | None = None
 
     @property

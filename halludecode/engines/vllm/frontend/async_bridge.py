@@ -23,6 +23,10 @@ from halludecode.engines.vllm.row_metadata import replica_of
 PATIENCE = 1.0  # seconds after which a waiting thread looks whether the server still runs
 
 
+class EngineStopped(HalluDecodeError):
+    """The engine has been shut down; what waits for it ends."""
+
+
 class AsyncBridge:
     """Stands in for `LLMEngine`.
 
@@ -42,6 +46,7 @@ class AsyncBridge:
         self._loop, self._tasks = loop, tuple(tasks)
         self._own = threading.local()
         self._pumps: set[asyncio.Task[None]] = set()
+        self._stopped = False
 
     def get_supported_tasks(self) -> tuple[str, ...]:
         """What the model supports."""
@@ -133,8 +138,17 @@ class AsyncBridge:
         return future.result()
 
     def _check_open(self) -> None:
-        if self._loop.is_closed():
-            raise HalluDecodeError("The engine has stopped.")
+        if self._stopped or self._loop.is_closed():
+            raise EngineStopped("The engine has stopped.")
+
+    def stop(self) -> None:
+        """Threads that wait for vLLM wait no longer; it is being shut down."""
+        self._stopped = True
+
+    @property
+    def stopped(self) -> bool:
+        """Whether it was."""
+        return self._stopped
 
     def _shut_down(self) -> None:
         """For `start`, whose loop nobody else uses."""

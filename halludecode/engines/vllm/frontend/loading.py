@@ -48,6 +48,11 @@ class Loaded:
         """Most tokens of a row."""
         return self.vllm_config.model_config.max_model_len
 
+    @property
+    def picture_limit(self) -> int:
+        """Most pictures of one request."""
+        return self.vllm_config.model_config.multimodal_config.get_limit_per_prompt("image")
+
     @cached_property
     def eos(self) -> list[int]:
         """End-of-sequence ids: the generation config's, else the tokenizer's."""

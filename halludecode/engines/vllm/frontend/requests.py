@@ -13,17 +13,18 @@ from torch import Tensor
 from halludecode.core import spec as hd_spec
 from halludecode.core.errors import InvalidRequest, UnsupportedStrategy
 from halludecode.core.plan import Cost, Plan
-from halludecode.core.prompt import Picture
 from halludecode.engines.api import Sampling
-from halludecode.engines.inputs.processor import LRU, InputProcessor
+from halludecode.engines.inputs.processor import CACHED, LRU, InputProcessor
 from halludecode.engines.inputs.rows import ImageInput, PreparedRequest, Row
 from halludecode.engines.sampling import Sampler
+from halludecode.engines.token_rules import TokenRules
 from halludecode.engines.vllm.frontend.capacity import check_rows, edited_rows, together
 from halludecode.engines.vllm.frontend.loading import Loaded
 from halludecode.engines.vllm.row_metadata import RowMetadata
 
 GREEDY = Plan((), "greedy", frozenset(), ("main",), Cost())
 ROUNDING = 0.05  # of normalised pixels in bfloat16
+COOLEST, HOTTEST = 0.01, 2.0  # what vLLM takes beside 0; our sampler knows the true temperature
 OWN = frozenset({"token_mask", "at_first_token", "key"})  # verbs whose values belong to one request
 
 
@@ -56,7 +57,7 @@ class RequestBuilder:
         self._loaded, self._inputs = loaded, inputs
         self._engine = loaded.engine
         self._processor = MULTIMODAL_REGISTRY.create_processor(loaded.vllm_config.model_config)
-        self._items: LRU[Any] = LRU(256)
+        self._items: LRU[Any] = LRU(CACHED, _bytes)
         self._tasks = self._engine.get_supported_tasks()
 
     def group(
@@ -66,6 +67,7 @@ class RequestBuilder:
         sampling: Sampling,
         name: str,
         score_words: Mapping[str, list[int]],
+        rules: TokenRules,
     ) -> RequestGroup:
         """The vLLM requests of one user request.
 
@@ -75,6 +77,7 @@ class RequestBuilder:
             sampling: How tokens are drawn.
             name: Unused so far; says the replica, see `row_metadata.name_of`.
             score_words: Words whose first-step scores are wanted, with their token ids.
+            rules: Tokens that are banned, allowed or pushed.
 
         Raises:
             InvalidRequest: It can never fit; the sentence names the numbers.
@@ -97,6 +100,8 @@ class RequestBuilder:
                 noise_key=key if sampling.temperature > 0 else -1,
                 whole=together(plan),
                 score_words=dict(score_words) or None,
+                token_rules=rules.plain() if rules else None,
+                temperature=_beyond(sampling.temperature),
             )
             members.append(self._child(main, prepared, plan, sampling))
         return RequestGroup(members)
@@ -110,10 +115,10 @@ class RequestBuilder:
         for role, row in enumerate(rows):
             # Token masks are kept per child: none may find another's KV, which they were judged by.
             given = self._input(row, self._salt(row.name, prepared, plan, main.group))
-            edits, in_line = _feature_edits(row, prepared, plan), _in_line(row, self._inputs)
+            edits, in_line = _feature_edits(row, prepared, plan), _in_line(row)
             metadata = replace(main, role=role, feature_edits=edits, in_line=in_line)
             if role > 0:
-                metadata = replace(metadata, noise_key=-1, score_words=None)
+                metadata = replace(metadata, noise_key=-1, score_words=None, token_rules=None)
             requests.append(self._request(metadata, given, rows, sampling))
         return requests
 
@@ -153,13 +158,14 @@ class RequestBuilder:
             ignore_eos=True,
             detokenize=False,
             output_kind=RequestOutputKind.DELTA,
-            temperature=sampling.temperature if main else 0.0,
+            temperature=vllm_temperature(sampling.temperature) if main else 0.0,
             top_p=sampling.top_p if main else 1.0,
             top_k=sampling.top_k if main else 0,
             repetition_penalty=sampling.repetition_penalty if main else 1.0,
             min_tokens=sampling.min_new_tokens if main else 0,
             stop_token_ids=self._loaded.eos if main else None,
             logprobs=sampling.logprobs if main else None,
+            bad_words=list(sampling.bad_words) if main else None,  # or it keeps no tokens for us
             skip_reading_prefix_cache=metadata.whole or every_token,
             extra_args=metadata.extra_args(),
         )
@@ -201,16 +207,21 @@ class RequestBuilder:
 
     def _item(self, image: ImageInput) -> Any:
         """VLLM's item of one picture with the row's own pixels in it."""
+        if image.processed.several:
+            raise InvalidRequest(
+                "vLLM cuts each of several pictures into views, where this model's own processor "
+                "takes each as one; ask about one picture at a time, or use engine='hf'."
+            )
         unedited = self._items.get(image.picture.key)
         if unedited is None:
-            unedited = self._preprocess(image.picture)
+            unedited = self._preprocess(image)
             self._items.put(image.picture.key, unedited)
         if image.pixel_key == image.picture.key:
             return unedited
         item = copy.copy(unedited)
         item.data = dict(unedited.data)
         pixels = copy.copy(item["pixel_values"])
-        plain = self._inputs.picture(image.picture).pixels["pixel_values"]
+        plain = image.processed.pixels["pixel_values"]
         if not _alike(pixels.data, plain):
             raise UnsupportedStrategy(
                 "vLLM prepares the pixels of this family in a way of its own, so they cannot be "
@@ -220,17 +231,20 @@ class RequestBuilder:
         item.data["pixel_values"] = pixels
         return item
 
-    def _preprocess(self, picture: Picture) -> Any:
+    def _preprocess(self, image: ImageInput) -> Any:
         from vllm.multimodal.parse import MultiModalDataParser
         from vllm.multimodal.processing import ProcessorInputs, TimingContext
 
-        placeholder, ours = self._loaded.layout.placeholder, self._inputs.picture(picture)
+        placeholder, picture = self._loaded.layout.placeholder, image.picture
         items = MultiModalDataParser().parse_mm_data({"image": [picture.image]})
         processed = self._processor.apply(
             ProcessorInputs(prompt=self._inputs.short(placeholder, 1), mm_data_items=items),
             TimingContext(enabled=False),
         )
-        have, want = processed["mm_placeholders"]["image"][0].get_num_embeds(), ours.count
+        have, want = (
+            processed["mm_placeholders"]["image"][0].get_num_embeds(),
+            image.processed.count,
+        )
         if have != want:
             width, height = picture.image.size
             raise InvalidRequest(
@@ -257,6 +271,21 @@ class RequestBuilder:
         return f"hd:{prepared.rows[name].key}"
 
 
+def _bytes(item: Any) -> float:
+    """Of an item's tensors."""
+    tensors = (element.data for element in item.data.values())
+    return sum(t.numel() * t.element_size() for t in tensors if isinstance(t, Tensor))
+
+
+def vllm_temperature(temperature: float) -> float:
+    """The temperature as far as vLLM takes it."""
+    return min(max(temperature, COOLEST), HOTTEST) if temperature > 0 else 0.0
+
+
+def _beyond(temperature: float) -> float:
+    return 0.0 if temperature == vllm_temperature(temperature) else temperature
+
+
 def _alike(theirs: Any, ours: Tensor) -> bool:
     """Whether vLLM's pixels of a picture are the processor's, but for rounding."""
     if not theirs.is_floating_point() or theirs.numel() != ours.numel():
@@ -276,6 +305,6 @@ def _feature_edits(row: Row, prepared: PreparedRequest, plan: Plan) -> list[list
     return edits
 
 
-def _in_line(row: Row, inputs: InputProcessor) -> bool:
-    natural = sum(inputs.picture(image.picture).count for image in row.images)
+def _in_line(row: Row) -> bool:
+    natural = sum(image.processed.count for image in row.images)
     return sum(image.count for image in row.images) != natural

@@ -46,6 +46,7 @@ class GroupLifetimes:
         self._broken: set[str] = set()  # groups that lost a row to preemption
         self._failed: dict[str, str] = {}  # group -> why, ended in `update_from_output`
         self._admitted: dict[str, int] = {}  # request id -> place in the order of admission
+        self._compiling: set[str] = set()  # groups that are whole and wait for their grammar
 
     def add_request(self, request: Request) -> None:
         """Stage a group's rows until all have arrived, then queue them side by side."""
@@ -61,13 +62,38 @@ class GroupLifetimes:
             group.prefill_only.add(metadata.role)
         if len(group.members) == group.size:
             group.members = dict(sorted(group.members.items()))
-            group.queued = True
-            for row in group.rows:
-                super().add_request(row)
-            # An exception here would end the engine: the group fails at the end of a step.
-            reason = why_never_fits(group, self._limits(), partial(self._blocks, fresh=True))
-            if reason:
-                self._failed[name] = reason
+            if group.main.status == RequestStatus.WAITING_FOR_STRUCTURED_OUTPUT_GRAMMAR:
+                self._compiling.add(name)
+            else:
+                self._queue(name, group)
+
+    def _queue(self, name: str, group: RowGroup) -> None:
+        """Hand the rows of a group to the stock scheduler, side by side."""
+        group.queued = True
+        for row in group.rows:
+            super().add_request(row)
+        # An exception here would end the engine: the group fails at the end of a step.
+        reason = why_never_fits(group, self._limits(), partial(self._blocks, fresh=True))
+        if reason:
+            self._failed[name] = reason
+
+    def _queue_compiled(self) -> None:
+        """Queue groups whose grammar is there; the stock scheduler would start the others first."""
+        for name in sorted(self._compiling):
+            group = self.groups[name]
+            grammar = group.main.structured_output_request.grammar
+            if grammar is None:
+                continue
+            self._compiling.discard(name)
+            group.main.status = RequestStatus.WAITING
+            self._queue(name, group)
+            if isinstance(grammar, Exception):
+                self._failed[name] = f"its structure cannot be compiled: {grammar}"
+
+    def get_num_unfinished_requests(self) -> int:
+        """With groups that wait for a grammar, or the engine would sleep on them."""
+        waiting = sum(self.groups[name].size for name in self._compiling)
+        return super().get_num_unfinished_requests() + waiting
 
     def _limits(self) -> GroupLimits:
         return GroupLimits(
@@ -112,6 +138,7 @@ class GroupLifetimes:
             self._group_of.pop(i, None)
         self._ready.discard(name)
         self._broken.discard(name)
+        self._compiling.discard(name)
         self._failed.pop(name, None)
 
     def _blocks(self, row: Request, tokens: int, *, fresh: bool = False) -> int:
@@ -147,6 +174,8 @@ class GroupLifetimes:
 
     def _settle(self, name: str, group: RowGroup, by_client: dict[int, EngineCoreOutputs]) -> None:
         """End a group that is answered or has failed, and rows that are no longer needed."""
+        if name in self._compiling:
+            return
         if not group.queued:
             if time.monotonic() - group.created > STAGE_SECONDS:
                 self._fail(name, group, "not all of its rows arrived", by_client)

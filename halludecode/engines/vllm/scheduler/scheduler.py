@@ -21,6 +21,7 @@ from vllm.v1.core.sched.interface import PauseState
 from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.request import Request, RequestStatus
 
+from halludecode.engines.vllm.compat.parent import end_with_parent
 from halludecode.engines.vllm.scheduler.hidden_tokens import HiddenTokens, mend_copies
 from halludecode.engines.vllm.scheduler.lifetimes import GroupLifetimes
 from halludecode.engines.vllm.scheduler.row_group import RowGroup, tokens_left
@@ -37,6 +38,7 @@ class GroupMixin(GroupLifetimes):
 
     def schedule(self, *args: Any, **kwargs: Any) -> Any:
         """One step of the stock scheduler that keeps every group together."""
+        self._queue_compiled()
         if not self.groups:
             step = super().schedule(*args, **kwargs)
             self._note_admissions()
@@ -256,6 +258,7 @@ def make(vllm_config: Any, **kwargs: Any) -> Scheduler:
 
     vLLM calls what it finds under that name and does not check that it is a class.
     """
+    end_with_parent()  # it is made once, in the engine's own process
     variant: Callable[..., Scheduler] = (
         AsyncGroupScheduler if vllm_config.scheduler_config.async_scheduling else GroupScheduler
     )

@@ -1,7 +1,8 @@
 """In a worker: vLLM's sampler for groups: rows are combined, the main row's token goes to all.
 
-Everything vLLM does with logits (allowed tokens, penalties, temperature, top-k and top-p) then acts
-on the combined scores of the main row. Only the noise of our seeded requests is our own, so that
+What bans, allows or pushes tokens acts on all rows before that (`bans`); everything else that vLLM
+does with logits (penalties, temperature, top-k and top-p) acts on the combined scores of the main
+row. The noise of our seeded requests is our own, and temperatures that vLLM would not take, so that
 their tokens are those of every other engine.
 """
 
@@ -24,7 +25,8 @@ from halludecode.core.step import Step
 from halludecode.engines import sampling
 from halludecode.engines.api import Sampling
 from halludecode.engines.explain import BLIND, Glance, carried, explaining, on_image, readings
-from halludecode.engines.sampling import NEG_INF, gumbel
+from halludecode.engines.sampling import gumbel, tempered
+from halludecode.engines.vllm.worker.bans import ban
 from halludecode.engines.vllm.worker.captured import Captured
 from halludecode.engines.vllm.worker.state import WorkerState
 from halludecode.engines.vllm.worker.step_batch import ScheduledRow, StepBatch, placed
@@ -109,7 +111,8 @@ class GroupSampler(Sampler):
             self.current.groups = list(batch.sampling())
             self._keep_logits(logits)
             self._keep_probes(logits)
-            logits = self._combine(self._ban(logits))
+            written = sampling_metadata.output_token_ids
+            logits = self._combine(ban(self.current.groups, logits, written, self.state))
         return super().forward(
             logits, sampling_metadata, predict_bonus_token, logprobs_mode_override
         )
@@ -197,17 +200,14 @@ class GroupSampler(Sampler):
         mains = [rows["main"] for rows in self.current.groups]
         return [main for main in mains if main.metadata.noise_key >= 0]
 
-    def _ban(self, logits: Tensor) -> Tensor:
-        """No end token below the minimum length, in any row: a mask must not leave it alone."""
-        out = logits
-        for rows in self.current.groups:
-            main = rows["main"]
-            params = main.request.sampling_params
-            if params.min_tokens > main.written and params.stop_token_ids:
-                out = logits.float().clone() if out is logits else out
-                for row in rows.values():
-                    out[row.index, params.stop_token_ids] = NEG_INF
-        return out
+    def apply_temperature(self, logits: Tensor, temp: Tensor, all_random: bool) -> Tensor:
+        """VLLM's own, but for our rows whose temperature it would not take."""
+        mains = [row for row in self.rows_with_our_noise() if row.metadata.temperature]
+        ours = [(row.index, tempered(logits[row.index], _temperature(row))) for row in mains]
+        logits = super().apply_temperature(logits, temp, all_random)
+        for index, scores in ours:
+            logits[index] = scores
+        return logits
 
     def _combine(self, logits: Tensor) -> Tensor:
         """Logits with the combined scores of every group in its main row."""
@@ -293,7 +293,7 @@ class GroupSampler(Sampler):
                 if late or (params.temperature > 0 and metadata.noise_key < 0):
                     self.state.record(metadata.group).differs = None
                     continue
-                how = (params.temperature, params.top_p, params.top_k, params.repetition_penalty)
+                how = (_temperature(main), params.top_p, params.top_k, params.repetition_penalty)
                 alike.setdefault(how, []).append(main)
         for mains in alike.values():
             at = placed([main.index for main in mains], tokens.device)
@@ -308,13 +308,13 @@ class GroupSampler(Sampler):
         scores = torch.stack([self.current.plain[row.metadata.group] for row in rows])
         params = rows[0].request.sampling_params
         ours = Sampling(
-            temperature=params.temperature,
+            temperature=_temperature(rows[0]),
             top_p=params.top_p,
             top_k=max(params.top_k, 0),
             repetition_penalty=params.repetition_penalty,
             seed=0,
         )
-        drawer = sampling.Sampler(ours, [0], [])  # end tokens were banned before, see `_ban`
+        drawer = sampling.Sampler(ours, [0], [])  # end tokens were banned before, see `bans`
         drawer.keys = placed([row.metadata.noise_key for row in rows], scores.device)
         history: list[Tensor] = []
         if params.repetition_penalty != 1:
@@ -354,6 +354,11 @@ def _rows_of(i: int, groups: Sequence[Rows], logits: Tensor) -> dict[str, Tensor
             at = [rows[label].index for rows, label in zip(groups, labels, strict=True)]
             by_name[name] = logits[placed(at, logits.device)]
     return by_name
+
+
+def _temperature(main: ScheduledRow) -> float:
+    """As the request asked for it."""
+    return main.metadata.temperature or main.request.sampling_params.temperature
 
 
 def _at(groups: Sequence[Rows], name: str, like: Tensor) -> Tensor:

@@ -16,6 +16,7 @@ from halludecode.core.plan import Plan, compile_plan
 from halludecode.core.state import State
 from halludecode.engines.explain import parts_of
 from halludecode.engines.inputs.processor import LRU
+from halludecode.engines.token_rules import TokenRules
 from halludecode.engines.vllm.protocol import GroupReport
 from halludecode.engines.vllm.row_metadata import RowMetadata, metadata_of
 from halludecode.engines.vllm.worker.captured import Captured, activations_of
@@ -43,6 +44,8 @@ class GroupRecord:
         token_masks: (row, part, layer, name) -> bool [tokens], judged so far.
         first_token: (part, layer, name) -> what `Attention.at_first_token` keeps.
         fired: (hook, part, layer) seen so far.
+        rules: The request's own, read once; ``added`` is what they add to logits at every step,
+            where that never changes.
     """
 
     differs: list[tuple[int, BoolAt]] | None = field(default_factory=list)
@@ -54,6 +57,8 @@ class GroupRecord:
     token_masks: dict[tuple[str, int, int, str], Tensor] = field(default_factory=dict)
     first_token: dict[tuple[int, int, str], Any] = field(default_factory=dict)
     fired: set[tuple[str, int, int]] = field(default_factory=set)
+    rules: TokenRules | None = None
+    added: Tensor | None = None
 
     def fail(self, error: Exception, where: str) -> None:
         """The answer is void; the first reason counts."""
@@ -62,6 +67,17 @@ class GroupRecord:
             ours = isinstance(error, HalluDecodeError)
             self.kind = type(error).__name__ if ours else ""
             self.error = str(error) if ours else f"{where} failed in vLLM's worker: {error!r}."
+
+    def added_by(self, metadata: RowMetadata, like: Tensor, written: Sequence[int]) -> Tensor:
+        """What the request's rules add to a row's logits [V]; float32, on their device."""
+        if self.rules is None:
+            self.rules = TokenRules.of_plain(metadata.token_rules or {})
+        if self.added is not None:
+            return self.added
+        added = self.rules.added(like.shape[-1], written).to(like.device)
+        if not self.rules.looks_back:
+            self.added = added
+        return added
 
     def report(self) -> GroupReport:
         """What the front end reads; waits for the device."""
