@@ -24,6 +24,7 @@ class Info:
     cost: str
     engines: tuple[str, ...]
     off: dict[str, Any]
+    decided: str  # when its main row decides a token alone, in words
     doc: str
 
 
@@ -63,6 +64,7 @@ def info(name: str) -> Info:
         cost=str(plan.cost),
         engines=engines_providing(plan.needs),
         off=dict(cls.off),
+        decided=plan.parts[0].decides if plan.can_wait else "",
         doc=doc,
     )
 

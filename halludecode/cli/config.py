@@ -31,6 +31,7 @@ KINDS: dict[str, tuple[type, ...]] = {
     "concurrency": (int,),
     "limit": (int,),
     "batch_size": (int,),
+    "extra_rows": (str,),
     "seed": (int,),
     "temperature": (int, float),
     "max_new_tokens": (int,),

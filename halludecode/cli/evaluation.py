@@ -72,6 +72,7 @@ def eval_(
         ),
     ] = None,
     batch_size: options.BatchSize = None,
+    extra_rows: options.ExtraRows = None,
     seed: Annotated[int | None, typer.Option(help="Seed of the run (default 0).")] = None,
     temperature: Annotated[float | None, typer.Option(help="0 (default) is greedy.")] = None,
     max_new_tokens: Annotated[

@@ -175,5 +175,9 @@ def _entries(info: Info | BenchmarkInfo) -> list[tuple[str, str]]:
         ("needs", ", ".join(in_words(info.needs))),
         ("cost", info.cost),
         ("engines", " ".join(info.engines)),
+        (
+            "the main row alone decides where",
+            info.decided or ("" if len(info.rows) < 2 else "never: the other rows always run"),
+        ),
         ("equals greedy at", ", ".join(f"{key}={value}" for key, value in info.off.items())),
     ]

@@ -90,7 +90,23 @@ Concurrency = Annotated[
     int | None, typer.Option(min=1, help="Requests sent to servers at a time (default 32).")
 ]
 
-ENGINE_ARGUMENTS = ("dtype", "device", "device_map", "revision", "trust_remote_code", "batch_size")
+ExtraRows = Annotated[
+    str | None,
+    typer.Option(
+        help="When rows beside the main one begin: on_demand (default), at the first token that "
+        "they can change, or always, with the prompt. The answers are the same."
+    ),
+]
+
+ENGINE_ARGUMENTS = (
+    "dtype",
+    "device",
+    "device_map",
+    "revision",
+    "trust_remote_code",
+    "batch_size",
+    "extra_rows",
+)
 SERVER_ARGUMENTS = {
     "model": "model_name",
     "api_key": "api_key",

@@ -61,6 +61,17 @@ FATAL = (
 )
 
 
+def checked_extra_rows(given: Any) -> ExtraRows:
+    """One of the two.
+
+    Raises:
+        InvalidParameter: It is another.
+    """
+    if given not in EXTRA_ROWS:
+        raise InvalidParameter(f'extra_rows={given!r}: it must be "on_demand" or "always".')
+    return given
+
+
 @dataclass(frozen=True)
 class TokenLogprob:
     """Log-probability of one written token under the combined distribution, before temperature."""

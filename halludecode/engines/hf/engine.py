@@ -18,7 +18,6 @@ from halludecode.core.activations import ActivationRequest, Activations
 from halludecode.core.errors import (
     HalluDecodeError,
     InvalidModel,
-    InvalidParameter,
     InvalidRequest,
     OutOfMemory,
 )
@@ -26,13 +25,13 @@ from halludecode.core.plan import Plan
 from halludecode.core.prompt import Prompt
 from halludecode.engines import HF_PROVIDES
 from halludecode.engines.api import (
-    EXTRA_ROWS,
     Explain,
     ExtraRows,
     Output,
     Request,
     Sampling,
     Timings,
+    checked_extra_rows,
 )
 from halludecode.engines.base import LocalEngine, Writing, listed
 from halludecode.engines.explain import probed, warnings
@@ -93,11 +92,7 @@ class HFEngine(LocalEngine):
         extra_rows: ExtraRows = "on_demand",
         **load_args: Any,
     ) -> None:
-        if extra_rows not in EXTRA_ROWS:
-            raise InvalidParameter(
-                f'extra_rows={extra_rows!r}: it must be "on_demand" or "always".'
-            )
-        self.extra_rows = extra_rows
+        self.extra_rows = checked_extra_rows(extra_rows)
         if isinstance(model, str):
             model_id = model
             self.model, processor = load_model(model, **load_args)

@@ -18,7 +18,15 @@ from halludecode.core.errors import HalluDecodeError, HookNeverFired, InvalidReq
 from halludecode.core.plan import Plan
 from halludecode.core.prompt import Prompt
 from halludecode.engines import VLLM_PROVIDES
-from halludecode.engines.api import Explain, Explanation, Output, Request, Sampling
+from halludecode.engines.api import (
+    Explain,
+    Explanation,
+    ExtraRows,
+    Output,
+    Request,
+    Sampling,
+    checked_extra_rows,
+)
 from halludecode.engines.base import LocalEngine, Writing, listed
 from halludecode.engines.explain import (
     TokenReading,
@@ -67,6 +75,7 @@ class VLLMEngine(LocalEngine):
         model: Hub id, path, or "testbed".
         artifacts: Folder of what `calibrate` made; None is the user's own, see `ArtifactStore`.
         start: Starts vLLM in another way (the server's); see `load_engine`.
+        extra_rows: As of `HFEngine`; here all rows begin with the prompt under either.
         **options: Whatever vLLM's `EngineArgs` take (max_model_len, dtype, tensor_parallel_size,
             kv_cache_memory_bytes, max_num_seqs, ...).
 
@@ -87,8 +96,10 @@ class VLLMEngine(LocalEngine):
         *,
         artifacts: str | Path | None = None,
         start: Callable[..., Any] | None = None,
+        extra_rows: ExtraRows = "on_demand",
         **options: Any,
     ) -> None:
+        self.extra_rows = checked_extra_rows(extra_rows)
         self.loaded: Loaded = load_engine(model, options, start)
         config, processor = self.loaded.config, self.loaded.processor
         super().__init__(model, config, processor, VLLM_PROVIDES, artifacts)
