@@ -157,8 +157,9 @@ class Output:
         scores: First-step combined scores (no plausibility mask) of the words asked for with
             ``score_words``.
         warnings: Sentences a user should read, such as a strategy that changed nothing.
-        decided: The main row decided the first token and the others never began: ``scores`` are
-            the main row's own, whose order of words is that of the combined ones.
+        decided: The main row decided the first token, whatever the others hold (see
+            `core.step.decided`): ``scores`` are then its own, on every engine, whether the other
+            rows ran or not.
     """
 
     choices: tuple[Choice, ...]

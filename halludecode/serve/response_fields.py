@@ -53,20 +53,21 @@ def details_of(chat: ChatRequest, decode: Callable[[Sequence[int]], str]) -> dic
         decode: Token ids to text.
 
     Returns:
-        ``effect``, ``rows``, ``scores`` and ``warnings`` as `Output` has them; of every choice its
-        ``text`` as the tokenizer writes it, its ``token_ids`` and whether a stop string ended it;
-        ``timings`` in milliseconds.
+        ``effect``, ``rows``, ``scores``, ``decided`` and ``warnings`` as `Output` has them; of
+        every choice its ``text`` as the tokenizer writes it, its ``token_ids`` and whether a stop
+        string ended it; ``timings`` in milliseconds.
     """
     report: Any = chat.report
     choices = [_choice(ids, decode, chat.stops) for ids in chat.ids]
     differs = differing_within(report["differs"], len(choices[0]["token_ids"]))
-    counted: Any = SimpleNamespace(changed=report["changed"], differs=differs)
+    counted: Any = SimpleNamespace(changed=report["changed"], differs=differs, started=True)
     effect, warnings = effect_of(chat.plan, counted, chat.opened.prepared)
     arrived, sent, first, done = chat.clock
     return {
         "effect": effect,
         "rows": list(chat.opened.prepared.rows),
         "scores": dict(report["scores"]),
+        "decided": report["decided"],
         "warnings": list(warnings),
         "choices": choices,
         "timings": {

@@ -19,6 +19,7 @@ from halludecode.engines.explain import (
     explaining,
     explanation,
     readings,
+    unprobed,
 )
 from halludecode.engines.hf.batch import Batch
 from halludecode.engines.hf.late_rows import Asked, LateRows, Logits
@@ -157,9 +158,9 @@ class DecodeLoop:
         main = logits[: len(live)]
         self._check_left(main, live)
         found = self._undecided(logits, live, step)
-        combined = self._combine(logits, step, found)
+        combined = self._combined(self._steps(found, logits, step), logits)
         if step == 0 and self.words:
-            self._score_words(self._combine(logits, step, found, masking=False), live)
+            self._score_words(logits, live, found)
         history = self._history(live) if self.sampling.repetition_penalty != 1 else []
         token = self.sampler.draw(self.sampler.penalise(combined, history, step), step)
         plain = self.sampler.draw(self.sampler.penalise(main, history, step), step)
@@ -198,15 +199,13 @@ class DecodeLoop:
         if self._late is None:
             return None
         sees = torch.tensor([bool(r.prompt.pictures) for r in self.batch.requests])
-        parts = self._steps({}, logits, step)
-        decided = hd_step.decided(parts, logits[: len(live)]).cpu() | ~sees
+        decided = self._decided(self._steps({}, logits, step), logits) | ~sees
         here = [a in self._late.admitted for a in self._alive]
         open_ = [i for i, a in enumerate(live) if not (a.finish or decided[i] or here[i])]
         asked = [Asked(self._alive[i], live[i].request, tuple(live[i].ids)) for i in open_]
         rows = self._late.logits(asked) if asked else []
         for i, answer in enumerate(live):
             answer.started = self._alive[i] in self._late.started_answers
-            answer.decided |= step == 0 and bool(sees[i]) and bool(decided[i])
         return {
             i: {name: self.sampler.ban(x[None], step, [live[i].ids])[0] for name, x in own.items()}
             for i, own in zip(open_, rows, strict=True)
@@ -255,22 +254,12 @@ class DecodeLoop:
             if part.combines
         ]
 
-    def _combine(
-        self,
-        logits: Tensor,
-        step: int,
-        found: dict[int, Logits] | None = None,
-        *,
-        masking: bool = True,
-    ) -> Tensor:
+    def _combined(self, steps: Sequence[tuple[TracedStrategy, Step]], logits: Tensor) -> Tensor:
         main = logits[: len(self._alive)]
-        steps = self._steps(found, logits, step, masking=masking)
         combined = hd_step.combine([(part.strategy, shown) for part, shown in steps], main)
-        own = [bool(request.prompt.pictures) for request in self.batch.requests]
-        if found is not None and not masking:
-            own = [i in found for i in range(len(own))]  # a decided answer's scores are main's
-        if steps and not all(own):  # without an image every strategy is the identity
-            combined = combined.where(torch.tensor(own, device=main.device)[:, None], main)
+        sees = [bool(request.prompt.pictures) for request in self.batch.requests]
+        if steps and not all(sees):  # without an image every strategy is the identity
+            combined = combined.where(torch.tensor(sees, device=main.device)[:, None], main)
         return combined
 
     def _history(self, live: list[AnswerState]) -> list[Tensor]:
@@ -308,11 +297,26 @@ class DecodeLoop:
     def _decode(self, ids: list[int]) -> str:
         return self._tokenizer.decode(ids, skip_special_tokens=True).strip()
 
-    def _score_words(self, combined: Tensor, live: list[AnswerState]) -> None:
+    def _score_words(
+        self, logits: Tensor, live: list[AnswerState], found: dict[int, Logits] | None
+    ) -> None:
+        """Unmasked scores of the first token; the main row's own where it decides the token."""
+        steps = self._steps(found, logits, 0, masking=False)
+        scores = self._combined(steps, logits)
+        if unprobed(self.batch.plan).can_wait:
+            sees = torch.tensor([bool(r.prompt.pictures) for r in self.batch.requests])
+            alone = self._decided(steps, logits) & sees
+            for answer, own in zip(live, alone.tolist(), strict=True):
+                answer.decided = own
+            scores = scores.where(~alone.to(scores.device)[:, None], logits[: len(live)])
         for word, ids in self.words.items():
-            best = combined[:, ids].amax(-1).tolist()
+            best = scores[:, ids].amax(-1).tolist()
             for answer, score in zip(live, best, strict=True):
                 answer.scores[word] = score
+
+    def _decided(self, steps: Sequence[tuple[TracedStrategy, Step]], logits: Tensor) -> Tensor:
+        """Bool [B], on the processor."""
+        return hd_step.decided(steps, logits[: len(self._alive)]).cpu()
 
     def _keep_logprobs(self, combined: Tensor, token: Tensor, live: list[AnswerState]) -> None:
         if self.sampling.logprobs is None:

@@ -102,6 +102,7 @@ def output_of(response: Mapping[str, Any]) -> Output:
         rows=tuple(details["rows"]),
         scores=details["scores"],
         warnings=tuple(details["warnings"]),
+        decided=details.get("decided", False),
     )
 
 

@@ -34,6 +34,7 @@ class GroupReport(TypedDict):
             vLLM could tell.
         changed: Whether an edit inside the model made a difference.
         scores: First-step scores of the words asked for.
+        decided: Whether they are the main row's own, see `Output`.
         readings: Per token, grounding, entropy and attention on the image, where it is explained.
         error: Why the answer is void, in a sentence; "" where it is not.
         kind: Class of that error, "" where it is none of ours.
@@ -42,6 +43,7 @@ class GroupReport(TypedDict):
     differs: list[int] | None
     changed: bool
     scores: dict[str, float]
+    decided: bool
     readings: list[list[Any]]
     error: str
     kind: str

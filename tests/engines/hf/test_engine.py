@@ -97,6 +97,19 @@ def test_scores_of_an_answer_that_the_main_row_decides_are_its_own(engine):
     assert vcd.rows == ("main",)
 
 
+def test_they_are_the_same_where_all_rows_run(engine, monkeypatch):
+    words, short = ("yes", "no"), hd.Sampling(max_new_tokens=1)
+    asked = [ask(place=place) for place in (0, 1)] + [hd.Request("And without a picture?")]
+    for spec in ("vcd(beta=0.93)", "m3id(gate=0.0037)", "vcd(beta=1)+m3id", "dola", "vcd"):
+        late = engine.generate(asked, spec, short, score_words=words)
+        monkeypatch.setattr(engine, "extra_rows", "always")
+        at_once = engine.generate(asked, spec, short, score_words=words)
+        monkeypatch.undo()
+        assert [o.decided for o in late] == [o.decided for o in at_once], spec
+        for one, other in zip(late, at_once, strict=True):
+            assert one.scores == pytest.approx(other.scores, abs=1e-4)
+
+
 def test_effect_counts_tokens_that_differ(engine):
     assert engine.generate(ask(), "greedy")[0].effect == 0
     assert engine.generate(ask(), "vcd(alpha=3)", hd.Sampling(max_new_tokens=6))[0].effect > 0

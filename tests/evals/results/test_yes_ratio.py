@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from itertools import permutations
 
 import numpy as np
@@ -16,6 +17,7 @@ from halludecode.evals.results.yes_ratio import (
     VERDICTS,
     Ranked,
     judge,
+    ordered,
     yes_ratio,
 )
 
@@ -326,3 +328,17 @@ def test_other_questions_are_refused():
 def test_verdicts(plain, matched, said):
     made = [{"value": (low + high) / 2, "low": low, "high": high} for low, high in (plain, matched)]
     assert judge(*made) == said
+
+
+def test_decided_answers_lie_beyond_all_others_on_their_side():
+    lines = [
+        {"margin": 3.0},
+        {"margin": 0.5, "decided": True},
+        {"margin": -4.0},
+        {"margin": -0.1, "decided": True},
+        {"margin": 2.0, "decided": True},
+    ]
+    ranks = ordered(lines)
+    assert sorted(range(5), key=ranks.__getitem__) == [3, 2, 0, 1, 4]
+    assert [math.copysign(1, x) for x in ranks] == [1, 1, -1, -1, 1]
+    assert ordered(lines[:1]) == [3.0]

@@ -66,7 +66,7 @@ def outcome(
             return answer.error
     first, plan = reports[0], pending.settings.plan
     differs = differing_within(first["differs"], len(answers[0].ids))
-    counted: Any = SimpleNamespace(changed=first["changed"], differs=differs)
+    counted: Any = SimpleNamespace(changed=first["changed"], differs=differs, started=True)
     effect, warnings = effect_of(unprobed(plan), counted, pending.prepared)
     pairs = list(zip(answers, reports, strict=True))
     return Output(
@@ -77,6 +77,7 @@ def outcome(
         rows=tuple(pending.prepared.rows),
         scores=first["scores"],
         warnings=warnings,
+        decided=first["decided"],
     )
 
 

@@ -22,9 +22,18 @@ from halludecode.core.errors import HalluDecodeError, HookNeverFired
 from halludecode.core.plan import Plan
 from halludecode.core.state import stack
 from halludecode.core.step import Step
+from halludecode.core.tracing import TracedStrategy
 from halludecode.engines import sampling
 from halludecode.engines.api import Sampling
-from halludecode.engines.explain import BLIND, Glance, carried, explaining, on_image, readings
+from halludecode.engines.explain import (
+    BLIND,
+    Glance,
+    carried,
+    explaining,
+    on_image,
+    readings,
+    unprobed,
+)
 from halludecode.engines.sampling import gumbel, tempered
 from halludecode.engines.vllm.worker.bans import ban
 from halludecode.engines.vllm.worker.captured import Captured
@@ -241,9 +250,12 @@ class GroupSampler(Sampler):
         if scored:
             scored_groups = [groups[i] for i in scored]
             unmasked = self._scores(plan, scored_groups, logits, main[scored], masking=False)
-            for scores, rows in zip(unmasked, scored_groups, strict=True):
+            alone = self._decided(plan, scored_groups, logits, main[scored])
+            unmasked = unmasked.where(~alone[:, None], main[scored])
+            for scores, rows, own in zip(unmasked, scored_groups, alone.tolist(), strict=True):
                 metadata = rows["main"].metadata
                 record = self.state.record(metadata.group)
+                record.decided = own
                 for word, ids in (metadata.score_words or {}).items():
                     record.scores[word] = float(scores[ids].max())
         return self._scores(plan, groups, logits, main, masking=True)
@@ -260,11 +272,27 @@ class GroupSampler(Sampler):
         """One composition of all parts, or main where there is none or no picture."""
         if plan is None:
             return main
+        steps = self._steps(plan, groups, logits, masking=masking)
+        combined = hd_step.combine([(part.strategy, step) for part, step in steps], main)
+        return combined.where(_pictured(groups, main)[:, None], main)
+
+    def _decided(
+        self, plan: Plan | None, groups: Sequence[Rows], logits: Tensor, main: Tensor
+    ) -> Tensor:
+        """Bool [B]: whose first token the main row decides alone, see `Plan.can_wait`."""
+        if plan is None or not unprobed(plan).can_wait:
+            return main.new_zeros(len(main)).bool()
+        return hd_step.decided(self._steps(plan, groups, logits), main) & _pictured(groups, main)
+
+    def _steps(
+        self, plan: Plan, groups: Sequence[Rows], logits: Tensor, *, masking: bool = True
+    ) -> list[tuple[TracedStrategy, Step]]:
+        """What every part that combines sees of some groups."""
         decode = self.runner._hd_decode
         requests = [rows["main"].metadata for rows in groups]
         written = [[rows["main"].written + 1] for rows in groups]
         t = placed(written, logits.device)
-        parts: list[Any] = []
+        steps = list[tuple[TracedStrategy, Step]]()
         for i, part in enumerate(plan.parts):
             if part.combines:
                 named = _rows_of(i, groups, logits)
@@ -276,10 +304,8 @@ class GroupSampler(Sampler):
                 step = Step(
                     named, t, state, decode, early, masking=masking, owner=part.strategy.name
                 )
-                parts.append((part.strategy, step))
-        combined = hd_step.combine(parts, main)
-        pictured = placed([request.pictured for request in requests], main.device)
-        return combined.where(pictured[:, None], main)
+                steps.append((part, step))
+        return steps
 
     def _count_differing(self, tokens: Tensor) -> None:
         """Tokens that differ from the plain model's choice, where that is cheaply known."""
@@ -354,6 +380,11 @@ def _rows_of(i: int, groups: Sequence[Rows], logits: Tensor) -> dict[str, Tensor
             at = [rows[label].index for rows, label in zip(groups, labels, strict=True)]
             by_name[name] = logits[placed(at, logits.device)]
     return by_name
+
+
+def _pictured(groups: Sequence[Rows], like: Tensor) -> Tensor:
+    """Bool [B]: whose request has a picture."""
+    return placed([rows["main"].metadata.pictured for rows in groups], like.device)
 
 
 def _temperature(main: ScheduledRow) -> float:

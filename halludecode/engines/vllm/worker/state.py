@@ -38,6 +38,7 @@ class GroupRecord:
             own choice there, as an entry of a bool tensor; None where only vLLM could tell.
         changed: Of each forward, whether an edit inside the model made a difference.
         scores: First-step scores of the words asked for.
+        decided: Whether they are the main row's own, which decided the first token alone.
         readings: By tokens written before: grounding, entropy and attention on the image of a
             token, where the answer is explained.
         error: Why the answer is void, in a sentence; ``kind`` is its class.
@@ -51,6 +52,7 @@ class GroupRecord:
     differs: list[tuple[int, BoolAt]] | None = field(default_factory=list)
     changed: list[BoolAt] = field(default_factory=list)
     scores: dict[str, float] = field(default_factory=dict)
+    decided: bool = False
     readings: dict[int, list[Any]] = field(default_factory=dict)
     error: str = ""
     kind: str = ""
@@ -89,6 +91,7 @@ class GroupRecord:
             "differs": differs,
             "changed": any(_fetch(self.changed)),
             "scores": self.scores,
+            "decided": self.decided,
             "readings": [self.readings[written] for written in sorted(self.readings)],
             "error": self.error,
             "kind": self.kind,
