@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from halludecode.core.errors import InvalidData
+from halludecode.evals.benchmarks.fixed_answers import fixed_answers
 from halludecode.evals.data.answers import load_answers, naming, refuse_strangers
 from halludecode.evals.statistics.score import Score, match
 
@@ -55,4 +56,6 @@ def score_answers(
     with naming(predictions):
         score = benchmark.score(list(whole.values()))
     left_out = len(lines) - len(whole)
-    return replace(score, notes={**score.notes, "left_out": left_out}) if left_out else score
+    fixed = fixed_answers(benchmark, list(whole.values()))
+    notes = {"left_out": left_out, "fixed_answers": fixed}
+    return replace(score, notes={**score.notes, **{n: v for n, v in notes.items() if v}})

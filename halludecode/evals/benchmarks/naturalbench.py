@@ -95,6 +95,16 @@ class NaturalBench(Benchmark):
         """Those of the type."""
         return WORDS["multiple_choice" if kind == LETTERS else "yes_no"]
 
+    @classmethod
+    def pair(cls, line: Mapping[str, Any]) -> str | None:
+        """One question about both pictures."""
+        return f"{line['group']} {line['question']}"
+
+    @classmethod
+    def choices(cls, line: Mapping[str, Any]) -> tuple[str, ...]:
+        """Those of its type."""
+        return WORDS[line["type"]]
+
     def prompt(self, preset: Preset, sample: Sample) -> str:
         """As published."""
         return sample.question + SUFFIX[sample.facts["type"]]
@@ -117,8 +127,7 @@ class NaturalBench(Benchmark):
             counts = (1, sum(right.values()), questions, pictures, whole[name])
             named = zip(("groups", "Acc", "Q_Acc", "I_Acc", "G_Acc"), counts, strict=True)
             rows.append((name, {column: float(count) for column, count in named}))
-        shares = {"Acc": {line["id"]: line["score"] for line in lines}, "G_Acc": whole}
-        return self.tally(lines, rows, _formula, shares)
+        return self.tally(lines, rows, _formula, {"G_Acc": whole})
 
 
 def _formula(s: Sums) -> dict[str, np.ndarray]:

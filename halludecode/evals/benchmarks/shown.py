@@ -189,6 +189,20 @@ class Shown:
         return ""
 
     @classmethod
+    def pair(cls, line: Mapping[str, Any]) -> str | None:
+        """Name of the pair that a line is in: questions that differ in little but their answers.
+
+        Overriding it makes the benchmark paired: beside its numbers stands what answers get that
+        do not change within a pair (`fixed_answers`). None for a line in no pair.
+        """
+        return None
+
+    @classmethod
+    def choices(cls, line: Mapping[str, Any]) -> tuple[str, ...]:
+        """What the question of a line can be answered with, as ``parsed`` has it."""
+        return ("yes", "no") if cls.text_kind == "yes_no" else ()
+
+    @classmethod
     def mentions(
         cls, text: str, line: Mapping[str, Any], settings: Mapping[str, str]
     ) -> Sequence[Mention] | None:

@@ -15,6 +15,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from halludecode.evals.benchmarks.fixed_answers import fixed_answers
 from halludecode.evals.benchmarks.registry import benchmark_named
 from halludecode.evals.data.run_files import SCHEMA, Key
 from halludecode.evals.results.paired import differences
@@ -230,7 +231,7 @@ def _entries(
     group: Answers, strategy: str, asked: Mapping[tuple[str, str, str | None], int], seed: int
 ) -> Iterable[tuple[dict[str, Any], dict[str, Any]]]:
     """(what, numbers) of every split of one task, source and strategy."""
-    scores = group.scores(strategy)
+    scores, usable = group.scores(strategy), group.shared(strategy)
     answered = group.lines.get(strategy, {})
     splits = {
         split: (split,) for task, data, split in asked if (task, data) == (group.task, group.data)
@@ -245,6 +246,7 @@ def _entries(
         score = scores.get(split)
         whole = (group.benchmark.complete(answered.get(part, {})) for part in parts)
         left_out = len(lines) - sum(map(len, whole))
+        fixed = fixed_answers(group.benchmark, list(usable.get(split, {}).values()))
         yield (
             {"task": group.task, "data": group.data, "split": split, "strategy": strategy},
             {
@@ -255,6 +257,7 @@ def _entries(
                 "cut": sum(line.get("finish") == "length" for line in lines),
                 "unparsed": score.unparsed if score else 0,
                 "metrics": _metrics(score, seed) if score else {},
+                **({"fixed_answers": fixed} if fixed else {}),
                 "degenerate": list(score.degenerate) if score else [],
                 "warnings": dict(Counter(w for line in lines for w in line.get("warnings", ()))),
                 "tokens": tokens,

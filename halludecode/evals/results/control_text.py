@@ -7,6 +7,7 @@ from types import MappingProxyType
 from typing import Any
 
 from halludecode.evals.benchmarks.base import Benchmark, Metric
+from halludecode.evals.benchmarks.fixed_answers import COPIED
 from halludecode.evals.benchmarks.registry import benchmark_named
 from halludecode.evals.results.controls import GREEDY
 from halludecode.evals.results.length_control import ALIKE
@@ -114,7 +115,38 @@ def sentences(gap: Gap, labels: Labels, write: Write) -> list[str]:
         lines.append(_yes_ratio(controls["yes_ratio"], name, base, write))
     if "length" in controls:
         lines += _length(gap, write)
+    sides = [{**gap, "strategy": gap[k], **v} for k, v in controls.get("fixed", {}).items()]
+    lines += fixed_answers(sides, labels)
     return lines + list(_sampling(gap, labels, write))
+
+
+def fixed_answers(entries: Sequence[Mapping[str, Any]], labels: Labels) -> Iterator[str]:
+    """What answers get that do not change within a pair, a sentence per task and source.
+
+    Args:
+        entries: Of ``results.json``, or differences with the block among their controls.
+        labels: Canonical strategy to a shorter name.
+    """
+    told: dict[tuple[str, str], dict[str, str]] = {}
+    for entry in entries:
+        for name, metrics in entry.get("fixed_answers", {}).items():
+            own = name == COPIED
+            title = f"{labels.get(entry['strategy'], entry['strategy'])}'s {name}" if own else name
+            known = told.setdefault((entry["task"], entry["data"]), {})
+            known.setdefault(title, _values(entry["task"], metrics))
+    for (task, data), values in told.items():
+        listed = "; ".join(f"{name}: {text}" for name, text in values.items())
+        yield f"{task} on {data}, answers that are the same within a pair: {listed}."
+
+
+def _values(task: str, metrics: Mapping[str, float]) -> str:
+    benchmark = benchmark_named(task)
+    shown = [benchmark.metric(name) for name in metrics if name in _columns(benchmark)]
+    return ", ".join(f"{m.words} {metrics[m.name] * m.scale:.{m.digits}f}" for m in shown)
+
+
+def _columns(benchmark: type[Benchmark]) -> set[str]:
+    return {metric.name for metric in benchmark.metrics}
 
 
 def _yes_ratio(block: Mapping[str, Any], name: str, base: str, write: Write) -> str:

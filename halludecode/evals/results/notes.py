@@ -38,6 +38,7 @@ def notes(results: Mapping[str, Any], labels: Labels) -> list[str]:
     entries = [entry for entry in results["runs"] if entry["split"] != MEAN]
     for entry in entries:
         sentences += _losses(entry, labels)
+    sentences += control_text.fixed_answers(entries, labels)
     return [*sentences, *_warnings(entries, labels), *_misspelt(entries), *_strangers(entries)]
 
 

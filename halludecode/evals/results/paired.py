@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from halludecode.evals.benchmarks.fixed_answers import fixed_answers
 from halludecode.evals.benchmarks.registry import benchmark_named
 from halludecode.evals.results import controls
 from halludecode.evals.results.length_control import budget_curve, length_control
@@ -58,6 +59,16 @@ class _Pair:
         labels = {line.get("label") for pairs in lines.values() for line, _ in pairs}
         return yes_ratio(lines, sampled=sampled, seed=seed) if labels and labels <= WORDS else {}
 
+    def fixed(self) -> dict[str | None, dict[str, Any]]:
+        """What answers get that do not change within a pair, of both sides, by split."""
+        found: dict[str | None, dict[str, Any]] = {}
+        for split, pairs in self.lines().items():
+            for place, side in enumerate(("strategy", "baseline")):
+                lines = [pair[place] for pair in pairs]
+                if block := fixed_answers(self.group.benchmark, lines):
+                    found.setdefault(split, {})[side] = {"fixed_answers": block}
+        return found
+
     def lengths(
         self, split: str | None, plain: Mapping[str, Any], curve: bool, seed: int
     ) -> dict[str, Any]:
@@ -94,7 +105,7 @@ def differences(
     Returns:
         One entry per strategy and split; its p-values also with Holm's correction over the
         strategies, and under ``controls`` what it must be read with: ``yes_ratio`` (yes/no tasks),
-        ``length`` (captions) and ``sampling``.
+        ``length`` (captions), ``fixed`` (paired benchmarks; see `fixed_answers`) and ``sampling``.
     """
     gaps = []
     for strategy in strategies:
@@ -128,11 +139,13 @@ def _controls(
     measured = run.get("strategies", {}).get(pair.strategy, {}).get("controls")
     ran = [name for name in (measured or {}).get("read_against", ()) if name in pair.group.lines]
     rivals = {c: _Pair(pair.group, pair.strategy, pair.group, c).plain(seed) for c in ran}
-    ratios = pair.yes_ratios(temperature > 0, seed)
+    ratios, fixed = pair.yes_ratios(temperature > 0, seed), pair.fixed()
     lengths = benchmark_named(task).controlled_by("length")
     blocks: dict[str | None, dict[str, Any]] = {}
     for split, plain in plains.items():
         block: dict[str, Any] = {"yes_ratio": ratios[split]} if split in ratios else {}
+        if split in fixed:
+            block["fixed"] = fixed[split]
         if lengths:
             block["length"] = pair.lengths(split, plain, curve, seed)
         compared = {name: splits[split] for name, splits in rivals.items() if split in splits}

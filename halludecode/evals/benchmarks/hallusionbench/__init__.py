@@ -136,6 +136,17 @@ class HallusionBench(Benchmark):
         name = "_".join(str(line[key]) for key in ("category", "subcategory", "set_id"))
         return name, line["set_size"]
 
+    @classmethod
+    def pair(cls, line: Mapping[str, Any]) -> str | None:
+        """One question about the figures of its set."""
+        named = ("category", "subcategory", "set_id", "question_id")
+        return "_".join(str(line[key]) for key in named)
+
+    @classmethod
+    def choices(cls, line: Mapping[str, Any]) -> tuple[str, ...]:
+        """All its questions are answered yes or no."""
+        return ("yes", "no")
+
     def judge(self, sample: Sample, answer: str) -> dict[str, Any]:
         """Not knowing is right where there is no figure."""
         named = {name: sample.facts[name] for name in (*ID, "visual_input")}

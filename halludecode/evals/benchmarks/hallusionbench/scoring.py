@@ -95,8 +95,9 @@ def score(
         all right); officially also ``easy`` and ``hard`` (pairs over figures that are not, and that
         are, edited, where the data tell), ``fig_inconsistent``, ``fig_wrong``, ``fig_score``,
         ``yes_diff`` (share of yes above the truth's) and ``fp_ratio`` (share of errors whose truth
-        is no). Sets are the clusters. ``notes`` holds ``counts``, ``missing``, percentages as the
-        official script prints them, and ``attribution`` of errors (see `attribution`).
+        is no). Sets are the clusters of every interval and test. ``notes`` holds ``counts``,
+        ``missing``, percentages as the official script prints them, and ``attribution`` of errors
+        (see `attribution`).
 
     Raises:
         InvalidData: Unknown rule, no questions, or ids that do not match.
@@ -134,7 +135,7 @@ def _tally(
     rule: str,
     notes: Mapping[str, Any],
 ) -> Score:
-    rows, shares = _rows(questions, {q.id: outcomes[q.id]["correct"] for q in questions}, rule)
+    rows = _rows(questions, {q.id: outcomes[q.id]["correct"] for q in questions}, rule)
     rows += [(_name(q, _SET, rule), _counts(q, outcomes[q.id])) for q in questions]
     clusters, columns = gather(rows, _COLUMNS)
     groups = _groups(questions, rule)
@@ -154,8 +155,6 @@ def _tally(
         clusters=clusters,
         columns=columns,
         formula=partial(_formula, groups, official),
-        shares=shares,
-        wilson=("aAcc",),
         unparsed=sum(o["parsed"] == "other" for o in outcomes.values()),
         notes={**notes, **told},
     )
@@ -224,24 +223,22 @@ def _member(question: HallusionQuestion, group: str, rule: str) -> bool:
 
 def _rows(
     questions: Sequence[HallusionQuestion], correct: Mapping[str, int], rule: str
-) -> tuple[list[tuple[str, dict[str, float]]], dict[str, dict[Id, int]]]:
-    """Counts of every pair and figure by set, and which of them are all right."""
+) -> list[tuple[str, dict[str, float]]]:
+    """Counts of every pair and figure by set."""
     rows: list[tuple[str, dict[str, float]]] = []
-    shares: dict[str, dict[Id, int]] = {"aAcc": dict(correct)}
     for group in _groups(questions, rule):
         parts = _GROUPS[group]
         members: dict[str, list[HallusionQuestion]] = {}
         for q in questions:
             if _member(q, group, rule):
                 members.setdefault(_name(q, parts, rule), []).append(q)
-        for name, found in members.items():
+        for found in members.values():
             right = sum(correct[q.id] for q in found)
             counts = {group: 1.0, f"{group}.right": float(right == len(found))}
             if group == "fAcc":
                 counts |= {"fAcc.wrong": float(right == 0), "fAcc.score": right / len(found)}
             rows.append((_name(found[0], _SET, rule), counts))
-            shares.setdefault(group, {})[name] = int(right == len(found))
-    return rows, shares
+    return rows
 
 
 def _counts(question: HallusionQuestion, outcome: Mapping[str, Any]) -> dict[str, float]:

@@ -155,6 +155,11 @@ class MME(YesNoBenchmark):
         picture, _, k = str(line["id"]).rpartition("#")
         return f"{picture}#{(int(k) + 1) // 2}", 2
 
+    @classmethod
+    def pair(cls, line: Mapping[str, Any]) -> str | None:
+        """A picture's two questions."""
+        return cls.group_of(cls(), line)[0]
+
     def score(self, lines: Sequence[Mapping[str, Any]]) -> Score:
         """Scores of subtasks and their sums."""
         asked = [MmeQuestion.from_id(x["id"], x["prompt"], x["label"]) for x in lines]

@@ -237,7 +237,7 @@ def score(
         pairs = _pairs(name, [q for q in questions if q.subtask == name])
         acc = {q.id: outcomes[q.id]["correct"] for pair in pairs for q in pair}
         plus = {first.id: acc[first.id] * acc[second.id] for first, second in pairs}
-        shares |= {f"{name}.acc": acc, f"{name}.acc_plus": plus}
+        shares[f"{name}.acc_plus"] = plus  # of pairs: the questions of one are not independent
         for first, second in pairs:
             counts = (2, acc[first.id] + acc[second.id], 1, plus[first.id])
             named = {f"{name}.{key}": float(v) for key, v in zip(_COLUMNS, counts, strict=True)}

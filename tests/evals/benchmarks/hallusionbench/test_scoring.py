@@ -163,7 +163,7 @@ def test_pairs_and_figures():
     assert (made.metrics["easy"], made.metrics["hard"]) == (1.0, 0.5)
     assert (made.metrics["fig_inconsistent"], made.metrics["fig_wrong"]) == (0.5, 0.0)
     assert made.metrics["fig_score"] == 0.75
-    assert made.shares["qAcc"] == {"VD_map_0_0": 0, "VD_map_0_1": 1}
+    assert made.shares == {}  # pairs of a set share figures: tests resample sets
     assert made.clusters == ("VD_map_0",)
 
 
@@ -245,15 +245,8 @@ def test_sets_are_resampled_together():
     right = [(vd(f, set_id=0), "Yes") for f in range(3)]
     wrong = [(vd(f, set_id=1), "No") for f in range(3)]
     made = scored(*right, *wrong)
-    whole = stats.intervals(made, resamples=300, wilson=False)
+    whole = stats.intervals(made, resamples=300)
     assert (whole["aAcc"].low, whole["aAcc"].value, whole["aAcc"].high) == (0.0, 0.5, 1.0)
-    low, high = stats.wilson_interval(3, 6)
-    assert stats.intervals(made, resamples=10)["aAcc"] == (0.5, low, high)
-    better = scored(*right, *((q, "Yes") for q, _ in wrong))
-    gaps = stats.compare(better, made, resamples=50)
-    assert gaps["aAcc"].discordant == (3, 0)
-    assert gaps["qAcc"].discordant == (1, 0)
-    assert gaps["fAcc"].discordant == (3, 0)
 
 
 # ---------------------------------------------------------------- files
