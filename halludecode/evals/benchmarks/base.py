@@ -64,6 +64,8 @@ class Benchmark(Parameters, Shown):
 
     files: ClassVar[tuple[str, ...]] = ()  # where a data folder may have its file; see `find`
     needs: ClassVar[str] = ""  # what files it reads, for "No questions for NAME; it needs ..."
+    hub: ClassVar[str] = ""  # its data set there, OWNER/NAME or, pinned, OWNER/NAME@COMMIT
+    hub_files: ClassVar[tuple[str, ...]] = ()  # of it, where it is no table but files to fetch
     columns: ClassVar[tuple[Columns, ...]] = ()  # tables and JSON lines it reads
     categories: ClassVar[tuple[str, ...]] = ()  # the rows of a shared table that are its own
     # Rows of its first table, under our names and pictures by name, of two groups or more: what the
@@ -152,7 +154,9 @@ class Benchmark(Parameters, Shown):
             raise InvalidData(
                 f"{path}: {self.name} reads no JSON lines; it needs {self.what_it_needs}."
             )
-        names = map_columns(kind, str(path), list(records[0].fields), {})
+        # A column that may be absent may be so in the first line alone.
+        found = dict.fromkeys(name for record in records for name in record.fields)
+        names = map_columns(kind, str(path), list(found), {})
         samples: list[Sample] = []
         for record in records:
             cells = cells_of(kind, names, record)

@@ -32,6 +32,7 @@ SUFFIX = {  # the release puts no space before it
     "yes_no": "Please answer Yes or No.",
     "multiple_choice": "Please output the letter corresponding to the correct option.",
 }
+CHANCE = {"G_Acc": 6.25, "Q_Acc": 25.0, "I_Acc": 25.0, "Acc": 50.0}
 LETTERS = "naturalbench/letters"  # answers with letters, beside those with yes or no
 _BOTH = [(q, i) for q in (0, 1) for i in (0, 1)]
 _COLUMNS = ["Index", "Question_Type", "Question_0", "Question_1", "Image_0", "Image_1"]
@@ -60,7 +61,7 @@ class NaturalBench(Benchmark):
         | {f"image_{i}_question_{q}": words[(q + i) % 2] for q, i in _BOTH}
         for n, (kind, words) in enumerate(WORDS.items())
     )
-    metrics = tuple(Metric(n, f"{n} %") for n in ("G_Acc", "Q_Acc", "I_Acc", "Acc"))
+    metrics = tuple(Metric(n, f"{n} %", chance=chance) for n, chance in CHANCE.items())
     tells_unparsed = True
     lmms_eval = LmmsEvalTask(
         "naturalbench",

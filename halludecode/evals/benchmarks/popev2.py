@@ -58,7 +58,7 @@ class POPEv2(YesNoBenchmark):
         for answer in ("No", "Yes")
     )
     metrics = (
-        Metric("pair_accuracy", "both right %"),
+        Metric("pair_accuracy", "both right %", chance=25.0),
         *YesNoBenchmark.metrics,
         Metric("original_accuracy", "original %"),
         Metric("edited_accuracy", "edited %"),

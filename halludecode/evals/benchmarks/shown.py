@@ -30,6 +30,7 @@ class Metric:
         short: What running text calls it; by default the title without its unit.
         axis: Title of an axis that shows it; by default the title and which way is better.
         guessing: What guessing gets, as shown: bars may start there.
+        chance: The same where no bar should, as most models get less; told with `fixed_answers`.
         digits: Digits behind the point.
     """
 
@@ -44,6 +45,7 @@ class Metric:
     short: str = ""
     axis: str = ""
     guessing: float = 0.0
+    chance: float | None = None
     digits: int = 1
 
     @property

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from halludecode.core.errors import InvalidData
+from halludecode.evals.data.run_files import LINE_FACTS
 from halludecode.evals.data.samples import EvalImage, EvalUnit, Sample
 
 if TYPE_CHECKING:
@@ -90,6 +91,11 @@ def make_unit(
         if sample.id in seen:
             raise InvalidData(
                 f"{sample.where}: id {sample.id} was already used at {seen[sample.id]}."
+            )
+        if clash := LINE_FACTS & sample.facts.keys():
+            raise InvalidData(
+                f"{benchmark.title or benchmark.name} keeps a fact called {min(clash)!r}, which is "
+                "a word of samples.jsonl; give it another name in the benchmark's read."
             )
         seen[sample.id] = sample.where
         group = benchmark.group(sample)

@@ -135,6 +135,9 @@ def fixed_answers(entries: Sequence[Mapping[str, Any]], labels: Labels) -> Itera
             known = told.setdefault((entry["task"], entry["data"]), {})
             known.setdefault(title, _values(entry["task"], metrics))
     for (task, data), values in told.items():
+        chances = [(m.words, m.chance) for m in benchmark_named(task).metrics if m.chance]
+        if chances:
+            values["guessing"] = ", ".join(f"{words} {chance:g}" for words, chance in chances)
         listed = "; ".join(f"{name}: {text}" for name, text in values.items())
         yield f"{task} on {data}, answers that are the same within a pair: {listed}."
 
