@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from halludecode.evals.benchmarks.registry import benchmark_named
-from halludecode.evals.results import controls
+from halludecode.evals.results import broken_text, controls
+from halludecode.evals.results.detection import detection
 from halludecode.evals.results.length_control import budget_curve, length_control
+from halludecode.evals.results.object_control import object_control
 from halludecode.evals.results.yes_ratio import Pairs, yes_ratio
 from halludecode.evals.statistics import intervals as stats
 
@@ -52,11 +54,45 @@ class _Pair:
             for split, (a, b) in self.scores().items()
         }
 
-    def yes_ratios(self, sampled: bool, seed: int) -> dict[str | None, dict[str, Any]]:
-        """The yes-ratio control of every split; {} unless all answers are a yes or a no."""
+    def yes_ratios(
+        self, plains: Mapping[str | None, Any], sampled: bool, seed: int
+    ) -> dict[str | None, dict[str, Any]]:
+        """``yes_ratio`` of every split and, where it has no number, ``d_prime``.
+
+        {} unless all answers are a yes or a no.
+        """
         lines = self.lines()
         labels = {line.get("label") for pairs in lines.values() for line, _ in pairs}
-        return yes_ratio(lines, sampled=sampled, seed=seed) if labels and labels <= WORDS else {}
+        if not labels or not labels <= WORDS:
+            return {}
+        blocks = yes_ratio(lines, sampled=sampled, seed=seed)
+        lacking = any("reason" in block for block in blocks.values())
+        sensed = detection(lines, plains, seed=seed) if lacking else {}
+        return {
+            split: {"yes_ratio": block, **({"d_prime": sensed[split]} if split in sensed else {})}
+            for split, block in blocks.items()
+        }
+
+    def answers(self, splits: Iterable[str | None], seed: int) -> dict[str | None, dict[str, Any]]:
+        """``unanswered`` of every split and, of texts, ``repetition``."""
+        lines, blocks = self.lines(), {}
+        everything = [pair for pairs in lines.values() for pair in pairs]
+        for split in splits:
+            pairs = lines.get(split, everything)  # the mean over splits counts all
+            repeats = broken_text.repetition(self.group.benchmark, pairs, seed=seed)
+            blocks[split] = {"unanswered": broken_text.unanswered_counts(pairs)}
+            if repeats:
+                blocks[split]["repetition"] = repeats
+        return blocks
+
+    def objects(
+        self, split: str | None, plain: Mapping[str, Any], seed: int
+    ) -> dict[str, dict[str, Any]]:
+        """``objects``, the control at equally many, of texts."""
+        a, b = self.scores()[split]
+        benchmark = benchmark_named(self.group.task)
+        block = object_control(benchmark, a, b, plain["metrics"], seed=seed)
+        return {"objects": block} if block else {}
 
     def lengths(
         self, split: str | None, plain: Mapping[str, Any], curve: bool, seed: int
@@ -93,8 +129,9 @@ def differences(
 
     Returns:
         One entry per strategy and split; its p-values also with Holm's correction over the
-        strategies, and under ``controls`` what it must be read with: ``yes_ratio`` (yes/no tasks),
-        ``length`` (captions) and ``sampling``.
+        strategies, and under ``controls`` what it must be read with: ``yes_ratio`` (yes/no tasks)
+        and, without margins, ``d_prime``; ``length``, ``objects`` and ``repetition`` (texts);
+        ``unanswered``; ``sampling``.
     """
     gaps = []
     for strategy in strategies:
@@ -128,16 +165,19 @@ def _controls(
     measured = run.get("strategies", {}).get(pair.strategy, {}).get("controls")
     ran = [name for name in (measured or {}).get("read_against", ()) if name in pair.group.lines]
     rivals = {c: _Pair(pair.group, pair.strategy, pair.group, c).plain(seed) for c in ran}
-    ratios = pair.yes_ratios(temperature > 0, seed)
-    lengths = benchmark_named(task).controlled_by("length")
+    benchmark = benchmark_named(task)
+    ratios = pair.yes_ratios(plains, temperature > 0, seed)
+    answers = pair.answers(plains, seed)
     blocks: dict[str | None, dict[str, Any]] = {}
     for split, plain in plains.items():
-        block: dict[str, Any] = {"yes_ratio": ratios[split]} if split in ratios else {}
-        if lengths:
+        block: dict[str, Any] = {**ratios.get(split, {}), **answers[split]}
+        if benchmark.controlled_by("length"):
             block["length"] = pair.lengths(split, plain, curve, seed)
+        if benchmark.object_metrics:
+            block |= pair.objects(split, plain, seed)
         compared = {name: splits[split] for name, splits in rivals.items() if split in splits}
         block["sampling"] = controls.against(measured, temperature, compared)
-        blocks[split] = block
+        blocks[split] = broken_text.withdrawn(block)
     return blocks
 
 

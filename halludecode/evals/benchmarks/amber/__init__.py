@@ -14,6 +14,7 @@ from halludecode.core.errors import InvalidData
 from halludecode.core.paper import Paper
 from halludecode.core.params import param
 from halludecode.evals.benchmarks.amber import scoring as amber
+from halludecode.evals.benchmarks.amber import shortening
 from halludecode.evals.benchmarks.amber.description_words import Describer, way_name
 from halludecode.evals.benchmarks.base import Benchmark, Metric, MetricPlot
 from halludecode.evals.benchmarks.registry import benchmark
@@ -23,7 +24,7 @@ from halludecode.evals.data.columns import Columns, read_id, said, words_of, yes
 from halludecode.evals.data.entries import Pictures, first_folder, folder_pictures
 from halludecode.evals.data.records import Record
 from halludecode.evals.data.samples import Sample
-from halludecode.evals.statistics.score import Score
+from halludecode.evals.statistics.score import Id, Score
 
 if TYPE_CHECKING:
     from halludecode.evals.presets import Preset
@@ -87,7 +88,11 @@ class AMBER(Benchmark):
         Metric("attribute.f1", "attribute F1 %", unless="f1"),
         Metric("relation.f1", "relation F1 %", unless="f1"),
     )
-    more_metrics = (Metric("accuracy", "accuracy %", control="yes_ratio"),)
+    more_metrics = (
+        Metric("accuracy", "accuracy %", control="yes_ratio"),
+        Metric("hal", "Hal %", lower_is_better=True),
+    )
+    object_metrics = ("chair", "hal")
     plots = (
         MetricPlot(
             "CHAIR against cover",
@@ -204,6 +209,16 @@ class AMBER(Benchmark):
     def score(self, lines: Sequence[Mapping[str, Any]]) -> Score:
         """The dimensions that were asked about."""
         return amber.score_lines(lines)
+
+    @classmethod
+    def objects_named(cls, score: Score) -> Mapping[Id, int]:
+        """The different nouns that AMBER knows, of every description."""
+        return {i: len(set(o["nouns"])) for i, o in shortening.described(score).items()}
+
+    @classmethod
+    def cut_after_objects(cls, score: Score, objects: Mapping[Id, int]) -> Score:
+        """CHAIR and Hal of the nouns up to the k-th different one."""
+        return shortening.cut_after_objects(score, objects)
 
     def recipe(self) -> dict[str, Any]:
         """What descriptions are read by."""

@@ -96,6 +96,7 @@ class CHAIR(Benchmark):
     )
     length_curves = ("chair_i", "recall")
     word_budgets = ("chair_s", "chair_i")
+    object_metrics = ("chair_i", "chair_s")
     lmms_eval = LmmsEvalTask(
         "coco_cap_chair",
         metrics={
@@ -306,6 +307,16 @@ class CHAIR(Benchmark):
     def length_rates(cls, score: Score) -> Score:
         """Invented mentions per 100 words, precision and F1 over object types."""
         return shortening.length_rates(score)
+
+    @classmethod
+    def objects_named(cls, score: Score) -> Mapping[Id, int]:
+        """The different COCO categories of every caption."""
+        return {i: len(set(outcome["generated"])) for i, outcome in score.outcomes.items()}
+
+    @classmethod
+    def cut_after_objects(cls, score: Score, objects: Mapping[Id, int]) -> Score:
+        """Cut behind the word that names the k-th category."""
+        return shortening.cut_after_objects(score, objects)
 
     @classmethod
     def recipe_rows(cls, run: Mapping[str, Any]) -> list[tuple[str, str]]:
