@@ -306,11 +306,14 @@ def _bootstrap(scores: Sequence[Score], resamples: int, seed: int) -> list[dict[
     parts: list[list[dict[str, np.ndarray]]] = [[] for _ in scores]
     for weights in _weights(scores[0], resamples, seed):
         for score, order, part in zip(scores, orders, parts, strict=True):
-            part.append(score.resampled(weights[:, order]))
+            part.append(score.resampled(weights if order is None else weights[:, order]))
     return [{name: np.concatenate([c[name] for c in part]) for name in part[0]} for part in parts]
 
 
-def _order(clusters: Sequence[str], lead: Sequence[str]) -> np.ndarray:
+def _order(clusters: Sequence[str], lead: Sequence[str]) -> np.ndarray | None:
+    """Places in the leading order; None where they are the same, which spares a copy."""
+    if tuple(clusters) == tuple(lead):
+        return None
     place = {name: i for i, name in enumerate(lead)}
     return np.array([place[name] for name in clusters])
 
