@@ -44,6 +44,17 @@ class _Pair:
             if split in theirs
         }
 
+    def left_out(self) -> dict[str | None, dict[str, Any]]:
+        """``left_out`` of every split where a side answered what the other did not."""
+        ours = self.group.lines.get(self.strategy, {})
+        theirs = self.other.lines.get(self.baseline, {})
+        found: dict[str | None, dict[str, Any]] = {}
+        for split in {**ours, **theirs}:
+            a, b = set(ours.get(split, ())), set(theirs.get(split, ()))
+            if a != b:
+                found[split] = {"left_out": {"strategy": len(a - b), "baseline": len(b - a)}}
+        return found
+
     def plain(self, seed: int) -> dict[str | None, dict[str, Any]]:
         """``n`` and ``metrics`` of every split."""
         return {
@@ -138,10 +149,12 @@ def differences(
         pair = _Pair(group, strategy, other or group, baseline)
         plains = pair.plain(seed)
         blocks = _controls(pair, plains, run or {}, curve, seed)
+        left_out = pair.left_out()
         for split, plain in plains.items():
             head = {"task": group.task, "data": group.data, "split": split}
             sides = {"strategy": strategy, "baseline": baseline}
-            gaps.append({**head, **sides, **plain, "controls": blocks[split]})
+            more = left_out.get(split, {})
+            gaps.append({**head, **sides, **plain, **more, "controls": blocks[split]})
     families: dict[Any, list[Any]] = {}
     for gap in gaps:
         # Controls are no claims: they neither widen the family nor are part of it.
@@ -161,7 +174,9 @@ def _controls(
 ) -> dict[str | None, dict[str, Any]]:
     """The controls of one pair by split."""
     task = pair.group.task
-    temperature = run.get("sampling", {}).get(task, {}).get("temperature", 0.0)
+    sampling = run.get("sampling", {}).get(task, {})
+    stated = sampling.get("temperature", 0.0) is not None
+    temperature = sampling.get("temperature") or 0.0
     measured = run.get("strategies", {}).get(pair.strategy, {}).get("controls")
     ran = [name for name in (measured or {}).get("read_against", ()) if name in pair.group.lines]
     rivals = {c: _Pair(pair.group, pair.strategy, pair.group, c).plain(seed) for c in ran}
@@ -176,7 +191,8 @@ def _controls(
         if benchmark.object_metrics:
             block |= pair.objects(split, plain, seed)
         compared = {name: splits[split] for name, splits in rivals.items() if split in splits}
-        block["sampling"] = controls.against(measured, temperature, compared)
+        known = controls.against(measured, temperature, compared)
+        block["sampling"] = known if stated else {"note": controls.UNSTATED}
         blocks[split] = broken_text.withdrawn(block)
     return blocks
 

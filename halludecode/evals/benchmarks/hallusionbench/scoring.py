@@ -25,7 +25,7 @@ from halludecode.evals.benchmarks.hallusionbench.files import (
     load_questions,
     make_question,
 )
-from halludecode.evals.benchmarks.yes_no import parse_answer
+from halludecode.evals.benchmarks.yes_no import is_unparsed, parse_answer
 from halludecode.evals.statistics.score import Id, Score, Sums, gather, match, ratio
 
 __all__ = [
@@ -156,7 +156,8 @@ def _tally(
         formula=partial(_formula, groups, official),
         shares=shares,
         wilson=("aAcc",),
-        unparsed=sum(o["parsed"] == "other" for o in outcomes.values()),
+        unparsed=sum(is_unparsed(o["answer"]) for o in outcomes.values()),
+        unread=sum(o["parsed"] == "other" for o in outcomes.values()),
         notes={**notes, **told},
     )
 
