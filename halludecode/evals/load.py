@@ -144,11 +144,22 @@ def _unit(
     if not samples:
         raise InvalidData(f"{images or path} holds none of the pictures that {path} lists.")
     if data is None:
-        coco = _COCO_NAME.search(str(samples[0].image))
-        data = "coco" if coco else (images or folder).resolve().name
+        data = data_name(samples[0].image, images or folder)
     samples = bound.finish(bound.order(samples, str(path)))
     pictures = bound.pictures(path, folder, images)
     return make_unit(bound, data, split, samples, pictures, selection)
+
+
+def data_name(image: str | None, place: Path | None) -> str:
+    """What files without a name of their own are called: after COCO, or where they lie.
+
+    Args:
+        image: Name of one of their pictures.
+        place: Folder of the pictures, or the question file; None is COCO's shipped truth.
+    """
+    if place is None or _COCO_NAME.search(str(image)):
+        return "coco"
+    return place.resolve().name.partition(".")[0]
 
 
 def _from_files(images: Path | None, annotations: Path, selection: Selection) -> list[EvalUnit]:

@@ -153,6 +153,7 @@ class Shown:
     plots: ClassVar[tuple[MetricPlot, ...]] = ()
     length_curves: ClassVar[tuple[str, ...]] = ()  # metrics drawn over the length of captions
     word_budgets: ClassVar[tuple[str, ...]] = ()  # metrics of captions cut at fixed lengths
+    object_metrics: ClassVar[tuple[str, ...]] = ()  # those to be read at an equal number of objects
     details: ClassVar[DetailTable | None] = None
     tells_unparsed: ClassVar[bool] = False  # reports say how many answers could not be read
     lmms_eval: ClassVar[LmmsEvalTask | None] = None
@@ -233,6 +234,33 @@ class Shown:
     def length_rates(cls, score: Score) -> Score:
         """The score with metrics that hang less on length, beside the length control."""
         raise NotImplementedError
+
+    @classmethod
+    def objects_named(cls, score: Score) -> Mapping[Id, int]:
+        """How many different objects each text of a score names; {} where none is a text.
+
+        The control at an equal number of objects needs it and `cut_after_objects`: a benchmark with
+        ``object_metrics`` has both.
+        """
+        return {}
+
+    @classmethod
+    def cut_after_objects(cls, score: Score, objects: Mapping[Id, int]) -> Score:
+        """The score with every text cut behind its k-th different object.
+
+        Args:
+            score: Of whole texts.
+            objects: Text to k, at most what `objects_named` says; texts not named are left out.
+
+        Returns:
+            At least the ``object_metrics`` and ``objects``, the mean of k.
+        """
+        raise NotImplementedError
+
+    @classmethod
+    def is_text(cls, line: Mapping[str, Any]) -> bool:
+        """Whether a line's answer is a text, whose words can repeat, and not a choice."""
+        return line.get("label") is None
 
     @classmethod
     def recipe_rows(cls, run: Mapping[str, Any]) -> list[tuple[str, str]]:

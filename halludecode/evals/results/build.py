@@ -43,6 +43,7 @@ class Report:
         run: The content of ``run.json``.
         failed: Samples that this call asked about and that have no answer, over all strategies.
         left_out: Samples that have one and are not scored, as others of their group have none.
+        told: Sentences on how answers made elsewhere were read.
     """
 
     results: dict[str, Any] = field(repr=False)
@@ -50,6 +51,7 @@ class Report:
     run: dict[str, Any] = field(repr=False)
     failed: int = 0
     left_out: int = 0
+    told: tuple[str, ...] = ()
 
     def table(self) -> Group:
         """One small table per task and data source; see `terminal.results_tables`."""
@@ -241,8 +243,8 @@ def _entries(
     for split, parts in splits.items():
         lines = [line for part in parts for line in answered.get(part, {}).values()]
         wanted = sum(asked[group.task, group.data, part] for part in parts)
-        seconds = sum(line["ms"] for line in lines) / 1000
-        tokens = sum(line["tokens"] for line in lines)
+        seconds = sum(line["ms"] or 0 for line in lines) / 1000  # None where nobody measured
+        tokens = sum(line["tokens"] or 0 for line in lines)
         score = scores.get(split)
         whole = (group.benchmark.complete(answered.get(part, {})) for part in parts)
         left_out = len(lines) - sum(map(len, whole))
@@ -256,6 +258,7 @@ def _entries(
                 **({"left_out": left_out} if left_out else {}),
                 "cut": sum(line.get("finish") == "length" for line in lines),
                 "unparsed": score.unparsed if score else 0,
+                "unread": score.unread if score else 0,
                 "metrics": _metrics(score, seed) if score else {},
                 **({"fixed_answers": fixed} if fixed else {}),
                 "degenerate": list(score.degenerate) if score else [],

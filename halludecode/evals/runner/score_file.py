@@ -7,9 +7,17 @@ from pathlib import Path
 from typing import Any
 
 from halludecode.core.errors import InvalidData
+from halludecode.evals.benchmarks.answer_file import (
+    Given,
+    changed_by_final,
+    check_rule,
+    load_records,
+    read_answers,
+)
 from halludecode.evals.benchmarks.base import Benchmark
 from halludecode.evals.benchmarks.registry import BENCHMARKS, choose
 from halludecode.evals.data.answers import digest
+from halludecode.evals.data.samples import Sample
 from halludecode.evals.statistics.intervals import intervals
 from halludecode.evals.statistics.score import Score
 
@@ -29,6 +37,8 @@ def score_predictions(
     relabel: Path | str | None = None,
     similarity: Any = None,
     allow_missing: bool = False,
+    columns: Mapping[str, str] | None = None,
+    answers: str = "as_written",
     resamples: int = 0,
 ) -> dict[str, Any]:
     """Scores a predictions file, or a results folder (MME, all splits of POPE).
@@ -53,7 +63,10 @@ def score_predictions(
         details: File to write every caption's words to; see `caption_records.records`.
         relabel: POPE questions with later labels, such as RePOPE's; see `repope.relabel`.
         similarity: Similarity of two words, AMBER only; see `amber.score`.
-        allow_missing: Score only what is answered, AMBER and HallusionBench only.
+        allow_missing: Score only what is answered, and count what is not.
+        columns: Our names of columns (``answer``, ``id``, ``question``, ``image``, ``split``) to
+            the file's, where they cannot be told from what is in them.
+        answers: ``as_written``, or ``final``: what an answer finally says, see `final_answer`.
         resamples: Bootstrap resamples for ``low`` and ``high``; 0 leaves both out.
 
     Returns:
@@ -68,22 +81,88 @@ def score_predictions(
     """
     old = {"family": family, "gt_family": gt_family, "incomplete": incomplete}
     old |= {"image_ids": image_ids, "similarity": similarity}
-    benchmark = _chosen(task, old)
+    benchmark = chosen_benchmark(task, old)
     sources = {"predictions": predictions, "annotations": annotations, "captions": captions}
     sources |= {"relabel": relabel}
     given = {"captions": captions, "details": details, "relabel": relabel}
-    options = _options(benchmark, {**given, "allow_missing": allow_missing or None})
+    options = scorer_options(benchmark, {**given, "allow_missing": allow_missing or None})
+    check_rule(answers)
     _check_output(details, sources.values())
     notes = None if annotations is None else Path(annotations)
-    score = benchmark.score_file(Path(predictions), notes, parser, **options)
+    asked, read = read_predictions(benchmark, [Path(predictions)], notes, columns, **options)
+    score = benchmark.score_given(asked, read, parser, answers, annotations=notes, **options)
     if notes is not None:
         sources |= benchmark.annotation_files(notes)
     made = as_json(score, benchmark, resamples=resamples)
+    made |= {"answers": answers, "read": [own.sentence for own in read.values()]}
+    if answers == "as_written":
+        pairs = ((asked[split], own.answers) for split, own in read.items())
+        if changed := sum(changed_by_final(benchmark, *pair) for pair in pairs):
+            made["changed_by_final"] = changed
     made["files"] = {name: digest(path) for name, path in sources.items() if path is not None}
     return made | benchmark.written(score, **options)
 
 
-def _chosen(task: Any, old: Mapping[str, Any]) -> Benchmark:
+def read_predictions(
+    benchmark: Benchmark,
+    paths: Sequence[Path],
+    annotations: Path | None,
+    columns: Mapping[str, str] | None = None,
+    system: str | None = None,
+    **options: Any,
+) -> tuple[dict[str | None, list[Sample]], dict[str | None, Given]]:
+    """What was asked and what was answered, by split.
+
+    Args:
+        benchmark: Whose answers they are.
+        paths: Files or folders of answers of one system.
+        annotations: The questions.
+        columns: Our names of columns to the file's.
+        system: Its name, where a file holds the answers of several strategies.
+        **options: Those of ``scorer_options`` that were given.
+
+    Raises:
+        InvalidData: A file cannot be used; the sentence names it and the line.
+    """
+    results = benchmark.read_results(paths[0]) if len(paths) == 1 else None
+    if results is None:
+        if annotations is None and benchmark.without_annotations:
+            raise InvalidData(benchmark.without_annotations)
+        files = load_records(benchmark, paths, system)
+        asked = benchmark.annotated(annotations, files, **options)
+        if all(path.is_file() for path in paths):  # files may be of some splits alone
+            named = {benchmark.split_named(path) for path in paths} & asked.keys()
+            asked = {split: asked[split] for split in asked if split in named} or asked
+        return asked, read_answers(benchmark, files, asked, columns)
+    samples, answers = results
+    given = Given(answers, "the last column", "place", paths[0], complete=True)
+    if annotations is None:
+        return {None: samples}, {None: given}
+    ((split, wanted),) = benchmark.annotated(annotations, (), **options).items()
+    _same_questions(paths[0], samples, wanted)
+    return {split: wanted}, {split: given}
+
+
+def _same_questions(path: Path, samples: Sequence[Sample], wanted: Sequence[Sample]) -> None:
+    """Refuses results whose truths or questions are not those of the annotations."""
+    labels, given = {s.id: s.label for s in wanted}, {s.id for s in samples}
+    for sample in samples:
+        if labels.get(sample.id, sample.label) != sample.label:
+            raise InvalidData(
+                f"{sample.where}: the truth of {sample.id} is {sample.label!r}, the annotations "
+                f"say {labels[sample.id]!r}; use results of the same questions."
+            )
+    missing = [name for name in labels if name not in given]
+    extra = [name for name in given if name not in labels]
+    if missing or extra:
+        what = "is not answered" if missing else "is not in the annotations"
+        raise InvalidData(
+            f"{path}: {(missing or extra)[0]} {what} "
+            f"({len(missing)} missing, {len(extra)} extra); answer every question once."
+        )
+
+
+def chosen_benchmark(task: Any, old: Mapping[str, Any]) -> Benchmark:
     """The benchmark, with parameters that were given by their old names."""
     chosen = choose(task)
     if len(chosen) != 1:
@@ -94,7 +173,7 @@ def _chosen(task: Any, old: Mapping[str, Any]) -> Benchmark:
     return choose(chosen, **given)[0]
 
 
-def _options(benchmark: Benchmark, given: Mapping[str, Any]) -> dict[str, Any]:
+def scorer_options(benchmark: Benchmark, given: Mapping[str, Any]) -> dict[str, Any]:
     """What was given, paths as such; refuses what the benchmark does not take."""
     options = {name: value for name, value in given.items() if value is not None}
     for name in options:

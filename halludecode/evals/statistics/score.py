@@ -35,7 +35,8 @@ class Score:
         strata: Group of each cluster, resampled within itself; None is one group.
         shares: Metrics that are plain shares of items, with 0/1 flags by item for McNemar.
         wilson: The shares whose interval is Wilson's; all other intervals are bootstrapped.
-        unparsed: Answers the rule could not read as yes or no.
+        unparsed: Answers that hold none of the words asked for as a word, whatever the rule.
+        unread: Answers that the rule could not read.
         notes: Further facts a reader needs, such as the path that made the words.
         metrics: Metric values; 0.0 where a denominator is zero. Computed, not given.
         degenerate: Names of those metrics. Computed, not given.
@@ -52,6 +53,7 @@ class Score:
     shares: Mapping[str, Mapping[Id, int]] = field(default_factory=dict)
     wilson: tuple[str, ...] = ()
     unparsed: int = 0
+    unread: int = 0
     notes: Mapping[str, Any] = field(default_factory=dict)
     metrics: dict[str, float] = field(init=False)
     degenerate: tuple[str, ...] = field(init=False)
@@ -104,7 +106,7 @@ def gather(
     return tuple(places), columns
 
 
-def mean_of(scores: Mapping[str, Score], totals: Collection[str] = ("unparsed",)) -> Score:
+def mean_of(scores: Mapping[str, Score], totals: Collection[str] = ("unparsed", "unread")) -> Score:
     """The unweighted mean over splits, with pictures shared between splits resampled together.
 
     Args:
@@ -145,6 +147,7 @@ def mean_of(scores: Mapping[str, Score], totals: Collection[str] = ("unparsed",)
         formula=partial(_mean_formula, parts, frozenset(totals)),
         shares=shares,
         unparsed=sum(s.unparsed for s in scores.values()),
+        unread=sum(s.unread for s in scores.values()),
         notes={"splits": tuple(scores)},
     )
 

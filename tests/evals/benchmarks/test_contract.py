@@ -321,7 +321,7 @@ def test_a_failed_sample_breaks_its_group_and_nothing_else(name, tmp_path):
 
 def test_answers_from_a_file_score_as_in_a_run(name, tmp_path):
     cls = BENCHMARKS.get(name)
-    if cls.score_file is not Benchmark.score_file or cls.load is not Benchmark.load:
+    if cls.score_given is not Benchmark.score_given or cls.load is not Benchmark.load:
         pytest.skip("has files of its own, and tests of its own")
     source = written(tmp_path / "set", name)
     report = run(tmp_path / "run", source, name, strategies=["greedy"])

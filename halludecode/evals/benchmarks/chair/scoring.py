@@ -117,6 +117,16 @@ def ground_truth(
         InvalidData: A file is unreadable, not COCO, or names a category CHAIR does not know.
         MissingExtra: pycocotools is not installed.
     """
+    return objects_of(read_instances(instances), captions, family=family, path=path, images=images)
+
+
+def read_instances(instances: Path | str) -> Any:
+    """A COCO instances file whose categories are CHAIR's.
+
+    Raises:
+        InvalidData: It is unreadable, not COCO, or names a category CHAIR does not know.
+        MissingExtra: pycocotools is not installed.
+    """
     coco = read_coco(instances, INSTANCES)
     names = {c["id"]: c["name"] for c in coco.dataset["categories"]}
     foreign = sorted(set(names.values()) - set(vocabulary().values()))
@@ -125,6 +135,19 @@ def ground_truth(
             f"{instances}: category {foreign[0]!r} is not among CHAIR's 80 COCO categories; "
             "give an instances file with COCO category names."
         )
+    return coco
+
+
+def objects_of(
+    coco: Any,
+    captions: Path | str | None,
+    *,
+    family: str,
+    path: str,
+    images: Collection[int] | None = None,
+) -> dict[int, frozenset[str]]:
+    """`ground_truth` of an instances file that `read_instances` has read."""
+    names = {c["id"]: c["name"] for c in coco.dataset["categories"]}
     wanted = [i for i in coco.imgs if images is None or i in images]
     found = {i: {names[a["category_id"]] for a in coco.imgToAnns[i]} for i in wanted}
     if captions is not None:

@@ -25,7 +25,7 @@ from halludecode.evals.benchmarks.hallusionbench.files import (
     load_questions,
     make_question,
 )
-from halludecode.evals.benchmarks.yes_no import parse_answer
+from halludecode.evals.benchmarks.yes_no import is_unparsed, parse_answer
 from halludecode.evals.statistics.score import Id, Score, Sums, gather, match, ratio
 
 __all__ = [
@@ -155,7 +155,8 @@ def _tally(
         clusters=clusters,
         columns=columns,
         formula=partial(_formula, groups, official),
-        unparsed=sum(o["parsed"] == "other" for o in outcomes.values()),
+        unparsed=sum(is_unparsed(o["answer"]) for o in outcomes.values()),
+        unread=sum(o["parsed"] == "other" for o in outcomes.values()),
         notes={**notes, **told},
     )
 

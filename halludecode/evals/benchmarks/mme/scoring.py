@@ -16,8 +16,7 @@ from typing import Any
 import numpy as np
 
 from halludecode.core.errors import InvalidData
-from halludecode.evals.benchmarks.yes_no import MME_RULES, parse_mme_answer
-from halludecode.evals.data.answers import naming
+from halludecode.evals.benchmarks.yes_no import MME_RULES, is_unparsed, parse_mme_answer
 from halludecode.evals.data.records import read_text
 from halludecode.evals.statistics.score import Id, Score, Sums, gather, match, ratio
 
@@ -32,7 +31,6 @@ __all__ = [
     "load_results",
     "parse_mme_answer",
     "score",
-    "score_results",
 ]
 
 PERCEPTION = (
@@ -81,7 +79,7 @@ class MmeQuestion:
     where: str = ""
 
     @classmethod
-    def from_id(cls, name: str, text: str, label: str) -> MmeQuestion:
+    def from_id(cls, name: str, text: str, label: str, where: str = "") -> MmeQuestion:
         """A question from its id ``subtask/picture#k``.
 
         Raises:
@@ -94,7 +92,7 @@ class MmeQuestion:
                 f"{name!r} is not an MME id; it must read subtask/picture#k with one of "
                 f"{', '.join(SUBTASKS)}."
             )
-        return cls(name, subtask, image, text, label)
+        return cls(name, subtask, image, text, label, where=where)
 
 
 # Reading -----------------------------------------------------------------------------------------
@@ -254,7 +252,8 @@ def score(
         strata=tuple(cluster.split("/", 1)[0] for cluster in clusters),
         shares=shares,
         wilson=tuple(shares),
-        unparsed=sum(o["parsed"] == "other" for o in outcomes.values()),
+        unparsed=sum(is_unparsed(o["answer"]) for o in outcomes.values()),
+        unread=sum(o["parsed"] == "other" for o in outcomes.values()),
         notes={"subtasks": present},
     )
 
@@ -305,36 +304,3 @@ def _formula(present: tuple[str, ...], s: Sums) -> dict[str, np.ndarray]:
         metrics[group] = sum(scores, start=zero)
     metrics["total"] = metrics["perception"] + metrics["cognition"]
     return metrics
-
-
-def score_results(results: Path, annotations: Path | None, rule: str = "official") -> Score:
-    """Scores an official results folder.
-
-    Args:
-        results: See `load_results`.
-        annotations: Folder of questions that must all be answered; None asks for nothing.
-        rule: A key of `MME_RULES`.
-
-    Raises:
-        InvalidData: A file cannot be used, or results and annotations differ.
-    """
-    questions, answers = load_results(results)
-    if annotations is not None:
-        wanted = {q.id: q.label for q in load_questions(annotations)}
-        given = {q.id: q.label for q in questions}
-        for q in questions:
-            if wanted.get(q.id, q.label) != q.label:
-                raise InvalidData(
-                    f"{q.where}: the truth of {q.id} is {q.label!r}, the annotations say "
-                    f"{wanted[q.id]!r}; use results of the same questions."
-                )
-        missing = [name for name in wanted if name not in given]
-        extra = [name for name in given if name not in wanted]
-        if missing or extra:
-            what = "is not answered" if missing else "is not in the annotations"
-            raise InvalidData(
-                f"{results}: {(missing or extra)[0]} {what} "
-                f"({len(missing)} missing, {len(extra)} extra); answer every question once."
-            )
-    with naming(results):
-        return score(questions, answers, rule)

@@ -326,14 +326,14 @@ def test_document(tmp_path, asked):
         ([{"id": "VD_map_0_0_0", "answer": "No"}], r"p\.json: 1 of 2 predictions are missing: que"),
         (
             [{"id": "VD_map_0_0_0", "answer": "No"}] * 2,
-            r"p\.json:2: question VD_map_0_0_0 was already answered on line 1",
+            r"p\.json:2: id VD_map_0_0_0 was already answered on line 1",
         ),
-        ([{"id": 3, "answer": "No"}], r'p\.json:1: "id" is 3; it must be a string category_sub'),
-        ([record()], r'p\.json:1: key "answer" or "model_prediction" is missing'),
-        ([{"answer": "No"}], r'p\.json:1: key "category" is missing'),
+        ([{"id": 3, "answer": "No"}], r"p\.json:1: id 3 is no question \(1 such answers\)"),
+        ([record()], r'p\.json:1: key "answer" or "prediction" or "response" is missing'),
+        ([{"answer": "No"}], r'p\.json:1: key "question_id" is missing'),
         (
             [{"id": f"VD_map_0_0_{i}", "answer": "No"} for i in range(3)],
-            r"p\.json: 1 predictions belong to no item: question VD_map_0_0_2",
+            r"p\.json:3: id 'VD_map_0_0_2' is no question",
         ),
     ],
 )
@@ -347,7 +347,7 @@ def test_questions_are_needed(tmp_path, asked):
     rows = save(tmp_path / "p.json", [{"id": "VD_map_9_0_0", "answer": "No"}])
     with pytest.raises(InvalidData, match=r"HallusionBench needs HallusionBench\.json"):
         score_predictions("hallusionbench", rows)
-    with pytest.raises(InvalidData, match=r"p\.json: 1 predictions belong to no item: question VD"):
+    with pytest.raises(InvalidData, match=r"p\.json:1: id 'VD_map_9_0_0' is no question"):
         score_predictions("hallusionbench", rows, asked, allow_missing=True)
     for lenient in (True, False):
         with pytest.raises(InvalidData, match="there are no answers to score"):
