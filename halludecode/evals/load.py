@@ -8,6 +8,9 @@ A data folder holds ``images/`` and what each benchmark looks for in it (`Benchm
     mme/<subtask>/*.txt              MME's official layout, pictures beside
     NAME.jsonl                       any other benchmark's questions, unless it says otherwise
 
+A hub data set that a benchmark calls its own is read at the commit that it pins (`Benchmark.hub`),
+unless another is named.
+
 A source serves the benchmarks it has files for; every one asked for must be served by some source.
 ``limit`` keeps the first N groups of every source and benchmark with all their questions: pictures,
 unless a benchmark judges several together (`Benchmark.group`).
@@ -17,6 +20,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from halludecode.core.errors import InvalidData
@@ -97,7 +101,21 @@ def _from_source(source: str, selection: Selection, images: Path | None) -> list
             f"{source}: no such folder, and not a hub id (owner/name); "
             f"the testbed has {', '.join(TESTBED)}."
         )
-    return hub.hub_units(source, selection, images)
+    units = []
+    for benchmark in selection.benchmarks:  # each has its own commit of its own data set
+        alone = replace(selection, benchmarks=[benchmark])
+        own = hub.pinned(source, benchmark)
+        if benchmark.hub_files and benchmark.hub.partition("@")[0] == own.partition("@")[0]:
+            fetched, commit = hub.fetched(own, benchmark.hub_files)
+            name = own.partition("@")[0]
+            made = _from_folder(fetched, name, alone, images)
+            units += [replace(unit, revision=commit) for unit in made]
+        elif own != source:
+            units += hub.hub_units(own, alone, images)
+    rest = [b for b in selection.benchmarks if not any(u.task == b.name for u in units)]
+    if rest:
+        units += hub.hub_units(source, replace(selection, benchmarks=rest), images)
+    return units
 
 
 def _is_ours(folder: Path, selection: Selection) -> bool:

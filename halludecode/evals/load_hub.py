@@ -73,6 +73,40 @@ def hub_units(source: str, selection: Selection, images: Path | None = None) -> 
     return units
 
 
+def pinned(source: str, benchmark: Benchmark) -> str:
+    """A source as the benchmark pins it: its own data set's commit, where none is named."""
+    asked = HUB_ID.fullmatch(source)
+    name, _, commit = benchmark.hub.partition("@")
+    if asked is None or asked["name"] != name or asked["revision"] or not commit:
+        return source
+    return f"{source}@{commit}"
+
+
+def fetched(source: str, files: Sequence[str]) -> tuple[Path, str]:
+    """Fetches files of a data set that is no table, and tells where they are.
+
+    Args:
+        source: ``owner/name@revision``.
+        files: Patterns of their names.
+
+    Returns:
+        The folder, and the commit they are of.
+
+    Raises:
+        InvalidData: They cannot be fetched.
+        MissingExtra: ``datasets`` is not installed.
+    """
+    _library(source)
+    import huggingface_hub
+
+    name, _, revision = source.partition("@")
+    with _explained(source):
+        folder = huggingface_hub.snapshot_download(
+            name, repo_type="dataset", revision=revision or None, allow_patterns=list(files)
+        )
+    return Path(folder), Path(folder).name  # its folder of a snapshot is named after the commit
+
+
 # Rows to samples --------------------------------------------------------------------------------
 
 

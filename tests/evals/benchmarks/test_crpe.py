@@ -87,3 +87,25 @@ def test_the_parts_have_files_of_their_own(tmp_path):
     world.write_lines(tmp_path / "crpe_exist.jsonl", [{**exist[0], "category": "colour"}])
     with pytest.raises(InvalidData, match=r"crpe_exist\.jsonl:1: category 'colour' is none of"):
         load_units([tmp_path], world.select("crpe(part=exist)"))
+
+
+def test_the_hubs_files_are_those_of_the_pinned_commit(tmp_path, monkeypatch):
+    """The data set is no table: its files are fetched and read as a folder."""
+    asked = []
+    folder = tmp_path / ("c" * 40)
+    world.write_lines(folder / "crpe_relation.jsonl", ROWS)
+    for n, row in enumerate(ROWS):
+        world.picture(folder / row["image"], n)
+
+    def snapshot(name, **options):
+        asked.append((name, options["repo_type"], options["revision"]))
+        return str(folder)
+
+    huggingface_hub = pytest.importorskip("huggingface_hub", reason="needs huggingface_hub")
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", snapshot)
+    name, _, commit = CRPE.hub.partition("@")
+    for source, revision in ((name, commit), (f"{name}@main", "main")):
+        (unit,) = load_units([source], world.select("crpe"))
+        assert asked.pop() == (name, "dataset", revision)
+        assert (unit.data, unit.revision) == (name, "c" * 40)
+        assert len(unit.samples) == len(ROWS)
