@@ -56,12 +56,13 @@ def choice_rates(s: Sums) -> dict[str, np.ndarray]:
     }
 
 
-def rotations(sample: Sample, options: Sequence[str]) -> list[Sample]:
+def rotations(sample: Sample, options: Sequence[str], orders: int | None = None) -> list[Sample]:
     """The sample once for every rotation of its options, under letters.
 
     Args:
         sample: Its label is the letter of the right one of ``options``.
         options: As the data have them.
+        orders: How many; None is all.
 
     Returns:
         Samples whose facts hold ``options`` and ``order``, the place of the first of them in the
@@ -69,7 +70,7 @@ def rotations(sample: Sample, options: Sequence[str]) -> list[Sample]:
     """
     right = LETTERS.index(str(sample.label))
     made = []
-    for order in range(len(options)):
+    for order in range(len(options) if orders is None else orders):
         shown = [*options[order:], *options[:order]]
         made.append(
             replace(
@@ -100,8 +101,7 @@ class ChoiceBenchmark(Benchmark):
 
     def orders(self, sample: Sample, options: Sequence[str]) -> list[Sample]:
         """The sample in the data's order of options, or in all of them."""
-        made = rotations(sample, options)
-        return made if self.rotate else made[:1]
+        return rotations(sample, options, None if self.rotate else 1)
 
     def words(self, kind: str) -> tuple[str, ...]:
         """Letters may be more than two."""

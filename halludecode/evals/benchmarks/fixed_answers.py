@@ -30,42 +30,45 @@ def fixed_answers(benchmark: Benchmark, lines: Sequence[Line]) -> dict[str, dict
         ``always ANSWER`` and `COPIED` to the benchmark's declared metrics; {} where it has no
         pairs.
     """
-    if not any(benchmark.pair(line) is not None for line in lines):
+    return {**constant_answers(benchmark, lines), **copied_answers(benchmark, lines)}
+
+
+def constant_answers(benchmark: Benchmark, lines: Sequence[Line]) -> dict[str, dict[str, float]]:
+    """Those that are the same for all: the first choice of every question, the second ..."""
+    if not _paired(benchmark, lines):
         return {}
-    answered = {**_always(benchmark, lines), COPIED: _copied(benchmark, lines)}
-    shown = [metric.name for metric in (*benchmark.metrics, *benchmark.more_metrics)]
-    found: dict[str, dict[str, float]] = {}
-    for name, given in answered.items():
-        metrics = benchmark.score(given).metrics
-        found[name] = {metric: metrics[metric] for metric in shown if metric in metrics}
-    return found
-
-
-def _always(benchmark: Benchmark, lines: Sequence[Line]) -> dict[str, list[dict[str, Any]]]:
-    """The lines under every constant answer: the first choice of all questions, the second ..."""
     choices = [benchmark.choices(line) for line in lines]
     found = {}
     for place in range(max(map(len, choices), default=0)):
         given = [own[place] if place < len(own) else "" for own in choices]
         name = " or ".join(dict.fromkeys(filter(None, given)))
-        found[f"always {name}"] = [
-            _with(line, word) for line, word in zip(lines, given, strict=True)
-        ]
+        answered = [_with(line, word) for line, word in zip(lines, given, strict=True)]
+        found[f"always {name}"] = _metrics(benchmark, answered)
     return found
 
 
-def _copied(benchmark: Benchmark, lines: Sequence[Line]) -> list[dict[str, Any]]:
-    """The lines with the first answer of every pair in place of all its answers."""
+def copied_answers(benchmark: Benchmark, lines: Sequence[Line]) -> dict[str, dict[str, float]]:
+    """Those with the first answer of every pair in place of all its answers."""
+    if not _paired(benchmark, lines):
+        return {}
     first: dict[str, Line] = {}
     copied = []
     for line in lines:
         name = benchmark.pair(line)
         source = line if name is None else first.setdefault(name, line)
-        if source is line:
-            copied.append(dict(line))
-        else:
-            copied.append(_with(line, source["parsed"], source["answer"]))
-    return copied
+        same = source is line
+        copied.append(line if same else _with(line, source["parsed"], source["answer"]))
+    return {COPIED: _metrics(benchmark, copied)}
+
+
+def _paired(benchmark: Benchmark, lines: Sequence[Line]) -> bool:
+    return any(benchmark.pair(line) is not None for line in lines)
+
+
+def _metrics(benchmark: Benchmark, lines: Sequence[Line]) -> dict[str, float]:
+    metrics = benchmark.score(lines).metrics
+    shown = [metric.name for metric in (*benchmark.metrics, *benchmark.more_metrics)]
+    return {name: metrics[name] for name in shown if name in metrics}
 
 
 def _with(line: Line, parsed: str, answer: str | None = None) -> dict[str, Any]:

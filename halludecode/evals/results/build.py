@@ -11,11 +11,11 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from halludecode.evals.benchmarks.fixed_answers import fixed_answers
+from halludecode.evals.benchmarks.fixed_answers import constant_answers, copied_answers
 from halludecode.evals.benchmarks.registry import benchmark_named
 from halludecode.evals.data.run_files import SCHEMA, Key
 from halludecode.evals.results.paired import differences
@@ -72,6 +72,7 @@ def labels(run: Mapping[str, Any]) -> dict[str, str]:
 # Many answers -----------------------------------------------------------------------------------
 
 
+@lru_cache(maxsize=2**18)
 def _order(identifier: int | str) -> tuple[Any, ...]:
     """Ids in the order people count in: 2 before 10, also inside names."""
     parts = re.split(r"(\d+)", str(identifier))
@@ -115,6 +116,7 @@ class Answers:
     lines: dict[str, dict[str | None, dict[Any, Mapping[str, Any]]]]
     # Reading captions takes seconds, and a baseline is needed beside every strategy.
     _scored: dict[Any, Score] = field(default_factory=dict, repr=False)
+    _fixed: dict[Any, dict[str, dict[str, float]]] = field(default_factory=dict, repr=False)
 
     @cached_property
     def benchmark(self) -> Benchmark:
@@ -167,6 +169,28 @@ class Answers:
             found[split] = self._scored[key]
         if self.benchmark.splits and found:
             found[MEAN] = self.benchmark.mean({str(s): score for s, score in found.items()})
+        return found
+
+    def fixed(
+        self, strategy: str, like: str | None = None, other: Answers | None = None
+    ) -> dict[str | None, dict[str, dict[str, float]]]:
+        """What answers get that do not change within a pair, of every split that has pairs.
+
+        Args:
+            strategy: Whose answers are copied.
+            like: Only what this strategy answered too.
+            other: Where ``like`` is to be found; None is here.
+        """
+        found: dict[str | None, dict[str, dict[str, float]]] = {}
+        for split, lines in self.shared(strategy, like, other).items():
+            ids, ordered = frozenset(lines), list(lines.values())
+            always, copied = (split, ids), (strategy, split, ids)
+            if always not in self._fixed:  # whoever answered
+                self._fixed[always] = constant_answers(self.benchmark, ordered)
+            if copied not in self._fixed:
+                self._fixed[copied] = copied_answers(self.benchmark, ordered)
+            if block := {**self._fixed[always], **self._fixed[copied]}:
+                found[split] = block
         return found
 
 
@@ -233,7 +257,7 @@ def _entries(
     group: Answers, strategy: str, asked: Mapping[tuple[str, str, str | None], int], seed: int
 ) -> Iterable[tuple[dict[str, Any], dict[str, Any]]]:
     """(what, numbers) of every split of one task, source and strategy."""
-    scores, usable = group.scores(strategy), group.shared(strategy)
+    scores, fixed = group.scores(strategy), group.fixed(strategy)
     answered = group.lines.get(strategy, {})
     splits = {
         split: (split,) for task, data, split in asked if (task, data) == (group.task, group.data)
@@ -248,7 +272,6 @@ def _entries(
         score = scores.get(split)
         whole = (group.benchmark.complete(answered.get(part, {})) for part in parts)
         left_out = len(lines) - sum(map(len, whole))
-        fixed = fixed_answers(group.benchmark, list(usable.get(split, {}).values()))
         yield (
             {"task": group.task, "data": group.data, "split": split, "strategy": strategy},
             {
@@ -260,7 +283,7 @@ def _entries(
                 "unparsed": score.unparsed if score else 0,
                 "unread": score.unread if score else 0,
                 "metrics": _metrics(score, seed) if score else {},
-                **({"fixed_answers": fixed} if fixed else {}),
+                **({"fixed_answers": fixed[split]} if split in fixed else {}),
                 "degenerate": list(score.degenerate) if score else [],
                 "warnings": dict(Counter(w for line in lines for w in line.get("warnings", ()))),
                 "tokens": tokens,

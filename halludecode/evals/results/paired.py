@@ -6,7 +6,6 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from halludecode.evals.benchmarks.fixed_answers import fixed_answers
 from halludecode.evals.benchmarks.registry import benchmark_named
 from halludecode.evals.results import broken_text, controls
 from halludecode.evals.results.detection import detection
@@ -108,12 +107,12 @@ class _Pair:
 
     def fixed(self) -> dict[str | None, dict[str, Any]]:
         """What answers get that do not change within a pair, of both sides, by split."""
+        ours = self.group.fixed(self.strategy, self.baseline, self.other)
+        theirs = self.other.fixed(self.baseline, self.strategy, self.group)
         found: dict[str | None, dict[str, Any]] = {}
-        for split, pairs in self.lines().items():
-            for place, side in enumerate(("strategy", "baseline")):
-                lines = [pair[place] for pair in pairs]
-                if block := fixed_answers(self.group.benchmark, lines):
-                    found.setdefault(split, {})[side] = {"fixed_answers": block}
+        for side, blocks in (("strategy", ours), ("baseline", theirs)):
+            for split, block in blocks.items():
+                found.setdefault(split, {})[side] = {"fixed_answers": block}
         return found
 
     def lengths(

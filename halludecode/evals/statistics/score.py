@@ -99,10 +99,16 @@ def gather(
         Cluster names in first-seen order and the columns, float64 ``[clusters]``.
     """
     places = {cluster: i for i, cluster in enumerate(dict.fromkeys(name for name, _ in rows))}
-    columns = {name: np.zeros(len(places)) for name in names}
+    at: dict[str, list[int]] = {name: [] for name in names}
+    counted: dict[str, list[float]] = {name: [] for name in names}
     for cluster, counts in rows:
+        place = places[cluster]
         for name, count in counts.items():
-            columns[name][places[cluster]] += count
+            at[name].append(place)
+            counted[name].append(count)
+    columns = {
+        name: np.bincount(np.array(at[name], int), counted[name], len(places)) for name in names
+    }
     return tuple(places), columns
 
 
