@@ -8,7 +8,7 @@ from typing import Any
 from halludecode.core.errors import InvalidRequest
 from halludecode.core.prompt import Part, Picture, Prompt, Turn
 from halludecode.engines.api import Request
-from halludecode.engines.inputs.images import load_picture
+from halludecode.engines.inputs.images import VIDEO, load_picture
 
 ROLES = ("system", "user", "assistant")
 
@@ -97,4 +97,6 @@ def _part(part: Any, where: str, given: Iterator[Picture]) -> Part:
         if picture is None:
             raise InvalidRequest(f"{where}: more image places than images were given.")
         return picture
+    if kind in ("video", "video_url", "input_video"):
+        raise InvalidRequest(f"{where}: a part {VIDEO}")
     raise InvalidRequest(f"{where}: a part must be text, image or image_url, not {kind!r}.")

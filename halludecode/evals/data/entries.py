@@ -83,7 +83,7 @@ def make_unit(
         InvalidData: A picture is missing, or an id occurs twice.
     """
     preset, seen = selection.presets[benchmark.name], dict[int | str, str]()
-    found: dict[str, EvalImage] = {}
+    found: dict[tuple[str, ...], EvalImage] = {}
     taken = limited(benchmark, samples, selection.limit)
     sizes = Counter(map(benchmark.group, taken))
     asked = []
@@ -101,10 +101,12 @@ def make_unit(
         group = benchmark.group(sample)
         if sample.image is None:
             picture = EvalImage.none(f"{group}: no picture")
-        elif sample.image in found:
-            picture = found[sample.image]
         else:
-            picture = found[sample.image] = pictures(sample.image, sample.where)
+            names = (sample.image, *sample.more)
+            if names not in found:
+                shown = [pictures(name, sample.where) for name in names]
+                found[names] = EvalImage.joined(shown) if sample.more else shown[0]
+            picture = found[names]
         prompt = benchmark.prompt(preset, sample)
         filled = {"picture": picture, "prompt": prompt, "group": group}
         asked.append(replace(sample, **filled, group_size=sizes[group]))

@@ -230,8 +230,9 @@ def requests_of(
         digest = ask.picture.digest
         if digest not in decoded and digest not in failed:
             try:
-                found = ask.picture.load() if digest else None
-                decoded[digest] = (ask.picture.read() if encoded else found,) if digest else ()
+                shown = ask.picture.all if digest else ()
+                found = tuple(picture.load() for picture in shown)  # also to see that it can be
+                decoded[digest] = tuple(p.read() for p in shown) if encoded else found
             except HalluDecodeError as error:
                 failed[digest] = error
     asks = [ask for ask in batch if ask.picture.digest in decoded]
