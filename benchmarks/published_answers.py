@@ -9,7 +9,7 @@ from __future__ import annotations
 import gzip
 import tempfile
 import tomllib
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -66,14 +66,11 @@ def sources() -> list[dict[str, str]]:
     return [dict(zip(head.split("\t"), row.split("\t"), strict=True)) for row in rows]
 
 
-def claims(
-    only: Sequence[tuple[str, str, str]] | None = None, resamples: Mapping[str, Any] | None = None
-) -> list[Claim]:
+def claims(only: Collection[tuple[str, str, str]] | None = None) -> list[Claim]:
     """All claims that can be computed, in the order of the file.
 
     Args:
         only: (task, name, against) of those wanted; None is all.
-        resamples: Unused by the page; see `compared`.
     """
     found = [
         Claim(task, told, compared(task, told))
@@ -111,19 +108,25 @@ def answers(
 
     Args:
         task: The benchmark.
-        sides: Names of files, as many on either side: seed by seed.
+        sides: Names of either side's files, seed by seed.
         told: The claim's entry; its ``split`` finds POPE's questions.
     """
     lines: dict[tuple[str, Any], Mapping[str, Any]] = {}
     run: Mapping[str, Any] = {}
-    for pair in zip(*sides, strict=True):
-        files = {name: HERE / f"{stem}.jsonl.gz" for name, stem in zip("ab", pair, strict=True)}
-        made = judged(_spec(task), files, annotations=_truth(task, told.get("split")))
-        run = run or made.run
-        for line in made.lines:  # a picture that several seeds drew counts once
-            lines.setdefault((line["strategy"], line["id"]), line)
+    for name, files in zip("ab", sides, strict=True):
+        for file in files:
+            run, read = _lines(task, file, told.get("split"))
+            for line in read:  # a picture that several seeds drew counts once
+                lines.setdefault((name, line["id"]), {**line, "strategy": name})
     (group,) = arrange(lines.values(), run).values()
     return group, run
+
+
+@cache
+def _lines(task: str, file: str, split: str | None) -> tuple[Mapping[str, Any], list[Any]]:
+    made = judged(_spec(task), {"a": HERE / f"{file}.jsonl.gz"}, annotations=_truth(task, split))
+    data = {"data": "published"}  # not a file's own name: pairs are of several files
+    return made.run, [{**line, **data} for line in made.lines]
 
 
 def _spec(task: str) -> str:
@@ -188,13 +191,11 @@ def departures(claim: Claim) -> list[str]:
     """Numbers that are not those of the first reading, within its rounding."""
     ours, off = numbers(claim), []
     for name, value in claim.told.get("first", {}).items():
-        digit = 0.01 if name == "d" else 0.1
-        pairs = zip(
-            *([value], [ours[name]]) if not isinstance(value, list) else (value, ours[name])
-        )
-        off += [
-            f"{name} {mine:+.2f}, then {theirs:+g}"
-            for theirs, mine in pairs
-            if abs(theirs - mine) > digit / 2 + 1e-9
-        ]
+        half = 0.005 if name == "d" else 0.05
+        many = isinstance(value, list)
+        for theirs, mine in zip(
+            *((value, ours[name]) if many else ([value], [ours[name]])), strict=True
+        ):
+            if abs(theirs - mine) > half + 1e-9:
+                off.append(f"{name} {mine:.2f}, then {theirs:g}")
     return off
