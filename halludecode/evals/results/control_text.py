@@ -175,7 +175,8 @@ def sentences(gap: Gap, labels: Labels, write: Write) -> list[str]:
 def _verdict(gap: Gap) -> Iterator[str]:
     """All controls of a headline together."""
     benchmark = benchmark_named(gap["task"])
-    judged = [name for name in benchmark.headlines() if name in gap.get("metrics", {})]
+    controlled = {*benchmark.object_metrics, *(m.name for m in benchmark.metrics if m.control)}
+    judged = [n for n in benchmark.headlines() if n in gap.get("metrics", {}) and n in controlled]
     if judged:
         told = (f"{benchmark.metric(name).words}: {verdict.verdict(gap, name)}" for name in judged)
         yield f"Verdict. {'. '.join(told)}."

@@ -162,12 +162,13 @@ class AMBER(Benchmark):
 
     def finish(self, samples: Sequence[Sample]) -> Sequence[Sample]:
         """Descriptions with the digest of the word lists they are read by."""
-        finished = list(samples)
+        finished, digest = list(samples), ""
         for i, sample in enumerate(samples):
             if sample.label is None:
+                digest = digest or _digest(self.describer.lexicon)
                 objects = [*(sample.objects or ()), *sample.facts["hallu"]]
                 self.describer.check(objects, sample.where)
-                facts = {**sample.facts, "lexicon": _digest(self.describer.lexicon)}
+                facts = {**sample.facts, "lexicon": digest}
                 finished[i] = replace(sample, facts=facts)
         return finished
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -78,17 +78,24 @@ class Reader:
 
     def read(self, caption: str) -> CaptionReading:
         """Finds the words and the objects of one caption."""
-        tokens = self.tokens(caption)
-        words = _join(self.normalise([text for text, _, _ in tokens]), tokens)
-        # The seat of a toilet is no chair; it still counts as a word.
-        seat = "seat" if any(word == "toilet" for word, _, _ in words) else None
-        nodes = vocabulary()
-        mentions = tuple(
-            Mention(nodes[word], caption[start:end], start, end, i)
-            for i, (word, start, end) in enumerate(words)
-            if word in nodes and word != seat
-        )
-        return CaptionReading(tuple(word for word, _, _ in words), mentions)
+        return _read(self, caption)
+
+
+# Judging, scoring and every control read the same captions; 12,000 readings take some 100 MB.
+@lru_cache(maxsize=12_000)
+def _read(by: Reader, caption: str) -> CaptionReading:
+    tokens = by.tokens(caption)
+    words = _join(by.normalise([text for text, _, _ in tokens]), tokens)
+    texts = tuple(word for word, _, _ in words)
+    # The seat of a toilet is no chair; it still counts as a word.
+    seat = "seat" if "toilet" in texts else None
+    nodes = vocabulary()
+    mentions = tuple(
+        Mention(nodes[word], caption[start:end], start, end, i)
+        for i, (word, start, end) in enumerate(words)
+        if word in nodes and word != seat
+    )
+    return CaptionReading(texts, mentions)
 
 
 def reader(family: str = "wordnet", path: str = "auto") -> Reader:
@@ -113,20 +120,22 @@ def reader(family: str = "wordnet", path: str = "auto") -> Reader:
         return Reader(family, "tables", tokenize, _singulars)
     lack = missing_nltk() if path != "tables" else None
     if path == "tables" or (path == "auto" and lack):
-        return Reader(family, "tables", tokenize, lambda words: _lemmas(words, tags.shipped()))
+        return Reader(family, "tables", tokenize, _shipped_lemmas)
     if lack:
         raise MissingExtra(lack)
-    return Reader(family, "nltk", _nltk_tokens(), lambda words: _lemmas(words, tags.installed()))
+    return Reader(family, "nltk", _nltk_tokens(), _nltk_lemmas)
 
 
 def _join(normal: list[str], tokens: list[Token]) -> list[Token]:
-    pairs = bigrams()
+    pairs, starts = bigrams(), _starts()
     words: list[Token] = []
-    i = 0
-    while i < len(normal):
-        two = " ".join(normal[i : i + 2])
-        last = i + 1 if two in pairs and i + 1 < len(normal) else i
-        word = pairs[two] if last > i else normal[i]
+    i, end = 0, len(normal) - 1
+    while i <= end:
+        word, last = normal[i], i
+        if word in starts and i < end:
+            two = pairs.get(f"{word} {normal[i + 1]}")
+            if two is not None:
+                word, last = two, i + 1
         words.append((word, tokens[i][1], tokens[last][2]))
         i = last + 1
     return words
@@ -157,6 +166,12 @@ def bigrams() -> Mapping[str, str]:
 
 
 @cache
+def _starts() -> frozenset[str]:
+    """The first words of pairs: any other is not looked up with the next."""
+    return frozenset(pair.partition(" ")[0] for pair in bigrams())
+
+
+@cache
 def _singular_table() -> Mapping[str, str]:
     return _table("pattern_singular.json")
 
@@ -177,6 +192,14 @@ def ambiguous() -> frozenset[str]:
     tables = _lemma_table()
     words = {word for table in tables.values() for word in table}
     return frozenset(w for w in words if len({tables[p].get(w, w) for p in tags.POS}) > 1)
+
+
+def _shipped_lemmas(words: list[str]) -> list[str]:
+    return _lemmas(words, tags.shipped())
+
+
+def _nltk_lemmas(words: list[str]) -> list[str]:
+    return _lemmas(words, tags.installed())
 
 
 def _lemmas(words: list[str], tagger: tags.Tagger) -> list[str]:

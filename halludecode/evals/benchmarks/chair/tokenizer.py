@@ -91,6 +91,10 @@ def tokenize(caption: str, abbreviations: frozenset[str] = ABBREVIATIONS) -> lis
     tokens: list[Token] = []
     first = True
     for (text, start), (after, _) in pairwise([*runs, ("", 0)]):
+        if after and text.isalpha() and text not in _TWO_WORDS:  # most of a caption
+            tokens.append((text, place[start], place[start + len(text)]))
+            first = False
+            continue
         last = not after or text[-1] in "?!" or ("." in text and _ends(text, after, abbreviations))
         before = "" if first else " " if lowered[start - 1] == " " else "\n"
         for piece, at, end in split(text, before, last):
