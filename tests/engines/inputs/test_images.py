@@ -90,6 +90,6 @@ def test_a_video_is_told_how_to_become_pictures(data, tmp_path):
     (tmp_path / "x.mp4").write_bytes(data)
     for source in (data, tmp_path / "x.mp4"):
         with pytest.raises(
-            InvalidRequest, match="is a video, .*take frames .* as pictures, in order"
+            InvalidRequest, match=r"is a video, .*take frames .* as pictures, in order"
         ):
             load_picture(source)

@@ -16,6 +16,7 @@ from rich.console import Console
 from halludecode.core.errors import HalluDecodeError, InvalidData
 from halludecode.core.spec import format_item
 from halludecode.evals.benchmarks.base import Benchmark
+from halludecode.evals.benchmarks.judged import JudgedBenchmark
 from halludecode.evals.benchmarks.registry import BENCHMARKS, choose
 from halludecode.evals.data.run_files import read_lines
 from halludecode.evals.data.samples import EvalImage
@@ -35,6 +36,20 @@ pytestmark = pytest.mark.parametrize("name", BENCHMARKS.names())
 @pytest.fixture(autouse=True)
 def small_batches(monkeypatch):
     monkeypatch.setitem(batching.BATCH, "hf", 1)
+
+
+@pytest.fixture(autouse=True)
+def stub_judge(monkeypatch):
+    """Benchmarks that need a judge get one that likes the truth, in any letters."""
+
+    def verdict(benchmark, sample, answer):
+        liked = str(sample.label).lower() in answer.lower()
+        parsed = benchmark.verdict("Rating: 6" if liked else "Rating: 0")
+        judged = {"model": "stub", "prompt": sample.question, "raw": ""}
+        return {"parsed": parsed, "score": int(liked), "judged": judged}
+
+    monkeypatch.setattr(JudgedBenchmark, "judge", verdict)
+    monkeypatch.setattr(JudgedBenchmark, "ready", lambda benchmark: None)
 
 
 def rows_of(name, rows=None):
