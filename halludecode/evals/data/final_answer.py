@@ -24,6 +24,7 @@ _LEAD = re.compile(
     r"^\W*(?:(?:the|my)\s+)?(?:(?:final|correct)\s+)?answer\s*(?:is\b\s*:?|:)\s*", re.I
 )
 _OPTION = re.compile(r"^\W*(?:option\s+)?\(?[A-Z]\s*[.):]\)?\s*(?=\W*(?:yes|no)\b)", re.I)
+_LETTER = re.compile(r"^\W*(?:[Oo]ption\s+)?\(?([A-Z])(?:\s*\Z|\s*[.):]|\)\s)")
 _WORD = re.compile(r"^[^\w<\\]*(yes|no)\b\s*([!:;]*)\s*", re.I)
 _MARKS = frozenset("<*\\_`~#>[\u25c1")
 
@@ -33,8 +34,9 @@ def final_answer(text: str, kind: str = "yes_no") -> str | None:
 
     Args:
         text: The answer as it was written.
-        kind: ``yes_no``, ``choice`` or ``caption``, see `Benchmark.text_kind`; option letters and
-            the letters of yes and no are only mended in the first.
+        kind: ``yes_no``, ``choice`` or ``caption``, see `Benchmark.text_kind`: in the first, option
+            letters go and the letters of yes and no are mended; in the second, the letter of an
+            option is left alone of "The answer is (B) a dog.".
 
     Returns:
         The text without what surrounds it; None where a thought was cut off before any answer, or
@@ -48,6 +50,8 @@ def final_answer(text: str, kind: str = "yes_no") -> str | None:
         found = _plain(_unboxed(_tagged(after)))
     if kind == "yes_no":
         found = _yes_or_no(found)
+    elif kind == "choice" and (letter := _LETTER.match(_LEAD.sub("", found))):
+        found = letter[1]
     return (found.strip() if found != text else found) if found.strip() else None
 
 

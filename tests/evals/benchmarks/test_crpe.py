@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from halludecode.core.errors import InvalidData
+from halludecode.evals.benchmarks.answer_file import answered
 from halludecode.evals.benchmarks.crpe import CRPE
 from halludecode.evals.benchmarks.fixed_answers import fixed_answers
 from halludecode.evals.data.samples import Sample
@@ -109,3 +110,23 @@ def test_the_hubs_files_are_those_of_the_pinned_commit(tmp_path, monkeypatch):
         assert asked.pop() == (name, "dataset", revision)
         assert (unit.data, unit.revision) == (name, "c" * 40)
         assert len(unit.samples) == len(ROWS)
+
+
+@pytest.mark.parametrize(
+    ("answer", "as_written", "final"),
+    [
+        ("B", "B", "B"),
+        ("**B**", "other", "B"),
+        ("<think>A, or C?</think>\nThe answer is (B) a dog.", "other", "B"),
+        (r"\boxed{B}", "other", "B"),
+        ("<answer>B. a dog</answer>", "other", "B"),
+        ("Option B: a dog", "other", "B"),
+        ("A dog, so B", "other", "other"),
+        ("Both of them", "other", "other"),
+        ("<think>It is B", "other", "other"),
+    ],
+)
+def test_letters_are_read_as_written_or_finally(answer, as_written, final):
+    sample = Sample(1, "?", "a.jpg", "B")
+    for rule, letter in (("as_written", as_written), ("final", final)):
+        assert answered(CRPE(), sample, answer, rule)["parsed"] == letter
