@@ -108,7 +108,7 @@ def _own_lines(
     if not records[0].fields.keys() >= OWN:
         return records
     mine = [r for r in records if r.fields.get("task") == benchmark.name]
-    for key, what in (("data", "data source"), ("strategy", "strategy")):
+    for key, what in (("data", "data sources"), ("strategy", "strategies")):
         names = list(dict.fromkeys(str(r.fields.get(key)) for r in mine))
         if len(names) > 1 and key == "strategy" and system is not None:
             short = [n for n in names if n == system] or [
@@ -119,7 +119,7 @@ def _own_lines(
                 continue
         if len(names) > 1:
             raise InvalidData(
-                f"{path} holds answers of several {what}s: {', '.join(names)}; keep those of one, "
+                f"{path} holds answers of several {what}: {', '.join(names)}; keep those of one, "
                 "or compare the run folder itself."
             )
     if not mine:

@@ -107,7 +107,7 @@ def test_released_sample_of_results():
     made = hallusion.score(asked, answers, allow_missing=True)
     assert (made.n, made.notes["missing"]) == (254, 875)
     assert made.notes["counts"] == {"questions": 254, "pairs": 117, "figures": 69}
-    assert made.unparsed == 49
+    assert (made.unread, made.unparsed) == (49, 47)
     with pytest.raises(InvalidData, match="875 of 1129 predictions are missing: question VS_chart"):
         hallusion.score(asked, answers)
 
