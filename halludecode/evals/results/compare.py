@@ -8,14 +8,14 @@ differ between two folders; that is then what the difference is about, and the c
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from halludecode.core.errors import InvalidData
 from halludecode.evals.benchmarks.registry import BENCHMARKS, NotInstalled
 from halludecode.evals.data.run_files import read_json
-from halludecode.evals.results.build import BASELINE, Answers, labels
+from halludecode.evals.results.build import BASELINE, Answers, arrange, labels
 from halludecode.evals.results.paired import differences
 from halludecode.evals.results.run_answers import run_answers
 from halludecode.evals.statistics import intervals as stats
@@ -39,12 +39,14 @@ class Comparison:
         apart: What else differs between two folders, such as the model.
         strangers: Tasks that are not installed here: differences to greedy stand as the run left
             them, others cannot be made.
+        told: How answers made elsewhere were read.
     """
 
     differences: tuple[dict[str, Any], ...]
     labels: Mapping[str, str]
     apart: tuple[str, ...] = ()
     strangers: tuple[str, ...] = ()
+    told: tuple[str, ...] = ()
 
     def table(self) -> Group:
         """One table per task, source, split and strategy."""
@@ -63,7 +65,8 @@ class Comparison:
     def to_dict(self) -> dict[str, Any]:
         """For JSON: ``{"schema", "differences", "apart"}``, and ``strangers`` if there are."""
         found = {"schema": 1, "differences": list(self.differences), "apart": list(self.apart)}
-        return {**found, "strangers": list(self.strangers)} if self.strangers else found
+        more = {"strangers": list(self.strangers), "read": list(self.told)}
+        return found | {name: value for name, value in more.items() if value}
 
 
 @dataclass(frozen=True)
@@ -185,6 +188,30 @@ def compare_runs(specs: Sequence[str]) -> Comparison:
             )
     apart = _apart(first.run, second.run)
     return _comparison(gaps, {**labels(second.run), **labels(first.run)}, apart, strangers)
+
+
+def compare_answers(
+    run: Mapping[str, Any],
+    lines: Sequence[Mapping[str, Any]],
+    first: str,
+    second: str,
+    told: tuple[str, ...] = (),
+) -> Comparison:
+    """Compares two systems' answers that lie in no run folder.
+
+    Args:
+        run: The content of a ``run.json``.
+        lines: Lines of a ``samples.jsonl``.
+        first: Name of one of them.
+        second: Name of the other, which is subtracted.
+        told: How they were read.
+    """
+    gaps = [
+        gap
+        for group in arrange(lines, run).values()
+        for gap in differences(group, [first], second, _seed(run), run=run, curve=True)
+    ]
+    return replace(_comparison(gaps, labels(run), (), ()), told=told)
 
 
 def compare_seeds(specs: Sequence[str]) -> SeedComparison:
