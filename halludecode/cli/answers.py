@@ -179,15 +179,15 @@ def are_files(runs: Sequence[str]) -> bool:
 
 
 def compared(files: Sequence[str], task: str | None, given: dict[str, Any]) -> Any:
-    """The comparison of two files of answers.
+    """The comparison of two or three files of answers.
 
     Args:
-        files: ``FILE`` or ``NAME=FILE``, two of them.
+        files: ``FILE`` or ``NAME=FILE``; three are a strategy, its sampled baseline and greedy.
         task: The benchmark they answer.
         given: Further arguments of `import_answers.judged`.
 
     Raises:
-        InvalidParameter: There are not two files, or no task is named.
+        InvalidParameter: There are not two or three files, or no task is named.
     """
     from halludecode.evals.results.compare import compare_answers
     from halludecode.evals.runner.import_answers import judged
@@ -196,29 +196,28 @@ def compared(files: Sequence[str], task: str | None, given: dict[str, Any]) -> A
         raise InvalidParameter(
             f"{files[0]} is no run folder; of two files of answers, say to what: --task pope."
         )
-    if len(files) != 2:
-        raise InvalidParameter(f"compare takes two files of answers, not {len(files)}.")
+    if len(files) not in (2, 3):
+        raise InvalidParameter(f"compare takes two or three files of answers, not {len(files)}.")
     if "columns" in given:
         given = {**given, "columns": pairs(given["columns"])}
-    made = judged(task, _two_names(files), **given)
-    first, second = made.run["strategies"]
-    return compare_answers(made.run, made.lines, first, second, tuple(made.told))
+    made = judged(task, _names(files), **given)
+    return compare_answers(made.run, made.lines, list(made.run["strategies"]), tuple(made.told))
 
 
-def _two_names(files: Sequence[str]) -> dict[str, str]:
-    """The two files under their own names, as short as tells them apart."""
+def _names(files: Sequence[str]) -> dict[str, str]:
+    """The files under their own names, as short as tells them apart."""
     from halludecode.evals.data.answer_records import stem_of
 
     split = [(*text.partition("=")[::2],) if _is_named(text) else ("", text) for text in files]
     paths = [Path(path) for _, path in split]
     stems = [stem_of(path) for path in paths]
-    if stems[0] == stems[1]:
+    if len(set(stems)) < len(stems):
         stems = [f"{p.parent.name}/{s}" for p, s in zip(paths, stems, strict=True)]
-    if stems[0] == stems[1]:
-        stems = ["first", "second"]
+    if len(set(stems)) < len(stems):
+        stems = ["first", "second", "third"][: len(files)]
     names = [name or stem for (name, _), stem in zip(split, stems, strict=True)]
-    if names[0] == names[1]:
-        raise InvalidParameter(f"both files are named {names[0]!r}; name them apart.")
+    if twice := next((name for name in names if names.count(name) > 1), None):
+        raise InvalidParameter(f"several files are named {twice!r}; name them apart.")
     return {name: path for name, (_, path) in zip(names, split, strict=True)}
 
 

@@ -212,7 +212,8 @@ def compare(
     runs: Annotated[
         list[str],
         typer.Argument(
-            help="RUN or RUN:STRATEGY, one or two; or two files of answers, FILE or NAME=FILE.",
+            help="RUN or RUN:STRATEGY, one to three; or files of answers, FILE or NAME=FILE. "
+            "Three: a strategy, its sampled baseline, plain greedy.",
             metavar="RUN...",
         ),
     ],
