@@ -275,7 +275,7 @@ def conclusion(claims: Sequence[Claim]) -> list[str]:
     names = "; ".join(_against_beam(c, captions) for c in kept) or "none"
     popular = [c for c in claims if c.gap["split"] == "popular" and c.gap["n"] == 3000]
     popular = [c for c in popular if "1.5-7B" in c.told["name"] and c.told["against"] == "sampling"]
-    sampled = {_stems(c.told["baseline"])[0]: c.main["baseline"]["value"] for c in popular}
+    sampled = sorted({100 * c.main["baseline"]["value"] for c in popular})
     plainly = _found(claims, "Greedy, no strategy, LLaVA-1.5-7B, popular (cd_rethink)", "sampling")
     return [
         f"Of {len(plain)} comparisons of a decoding strategy with greedy or beam search on "
@@ -291,16 +291,16 @@ def conclusion(claims: Sequence[Claim]) -> list[str]:
         f"On POPE, {len(gained)} of {len(greedy)} comparisons with plain greedy are gains after "
         f"Holm's correction, {len(more)} of them by more than a yes-ratio shift (d', parametric). "
         "Gains over sampling at T=1 have to be read against what greedy gains over the same "
-        f"sampling ({starred(plainly.main)} points). Sampled baselines of one model on the same 3,000 "
-        f"popular questions: {', '.join(f'{100 * x:.1f}' for x in sorted(sampled.values()))}; greedy "
-        f"{100 * plainly.main['strategy']['value']:.1f}.",
+        f"sampling ({starred(plainly.main)} points). Sampled baselines of one model on the same "
+        f"3,000 popular questions: {', '.join(f'{x:.1f}' for x in sampled)}; "
+        f"greedy {100 * plainly.main['strategy']['value']:.1f}.",
         "What holds least is the baseline that stands beside a claim, not the strategy's own "
         "number: those were given back wherever the answers were there (Prints).",
     ]
 
 
 def _against_beam(claim: Claim, claims: Iterable[Claim]) -> str:
-    """The name of a claim and what is left of its strategy against beam search, if that is there."""
+    """The name of a claim, and what is left of its strategy against beam search."""
     beams = (c for c in claims if c.told["against"] == "beam")
     twin = next((c for c in beams if c.told["strategy"] == claim.told["strategy"]), None)
     more = f", against beam 5 {word(twin)}" if twin and twin is not claim else ""
@@ -336,7 +336,8 @@ def page(claims: Sequence[Claim]) -> str:
         "smaller of the two. *4-grams repeated*: runs of four words that the caption had said "
         f"before, in %; above {broken_text.REPEATS:.0%} and more than on the other side, no "
         "verdict says that anything holds. *d'* is parametric (equal-variance normal model, "
-        "log-linear correction), as nobody released margins. An interval that holds zero proves no absence. "
+        "log-linear correction), as nobody released margins. An interval that holds zero proves no "
+        "absence. "
         "`halludecode compare` gives every number of a row for any two files. *First reading*: the "
         "same answers were compared once before, by hand; "
         f"{same} of {first} rows give the same numbers, the others say why not.",

@@ -27,6 +27,7 @@ from halludecode.core.errors import InvalidData
 from halludecode.evals import load_hub as hub
 from halludecode.evals.benchmarks.base import Benchmark
 from halludecode.evals.benchmarks.registry import BENCHMARKS
+from halludecode.evals.data.answer_records import stem_of
 from halludecode.evals.data.entries import Selection, make_unit
 from halludecode.evals.data.records import first_fields
 from halludecode.evals.data.samples import EvalUnit
@@ -177,7 +178,7 @@ def data_name(image: str | None, place: Path | None) -> str:
     """
     if place is None or _COCO_NAME.search(str(image)):
         return "coco"
-    return place.resolve().name.partition(".")[0]
+    return place.resolve().name if place.is_dir() else stem_of(place)
 
 
 def _from_files(images: Path | None, annotations: Path, selection: Selection) -> list[EvalUnit]:

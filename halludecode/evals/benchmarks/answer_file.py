@@ -22,7 +22,7 @@ from halludecode.evals.data.answer_columns import (
     question_columns,
 )
 from halludecode.evals.data.answer_matching import Matcher
-from halludecode.evals.data.answer_records import answer_files, read_answer_records
+from halludecode.evals.data.answer_records import answer_files, read_answer_records, stem_of
 from halludecode.evals.data.answer_splits import Asked, by_split
 from halludecode.evals.data.answers import naming
 from halludecode.evals.data.columns import said
@@ -49,6 +49,7 @@ class Given:
         others: Columns left aside, with what they are.
         where: File and line of every answer.
         aside: Records of the file that are of other splits.
+        remark: What else must be known of the match.
         complete: Whether the file is a benchmark's own results, which say what was asked.
     """
 
@@ -60,6 +61,7 @@ class Given:
     where: Mapping[Id, str] = field(default_factory=dict[Id, str], repr=False)
     aside: int = 0
     complete: bool = False
+    remark: str = ""
 
     @property
     def sentence(self) -> str:
@@ -69,7 +71,7 @@ class Given:
         more = f"; {self.aside} answers to other splits are left out" if self.aside else ""
         return (
             f"{self.path}: {len(self.answers)} answers from {self.column!r}{rest}, matched by "
-            f"{self.how}{more}."
+            f"{self.how}{self.remark}{more}."
         )
 
 
@@ -107,7 +109,7 @@ def _own_lines(
     if not records[0].fields.keys() >= OWN:
         return records
     mine = [r for r in records if r.fields.get("task") == benchmark.name]
-    for key, what in (("data", "data source"), ("strategy", "strategy")):
+    for key, what in (("data", "data sources"), ("strategy", "strategies")):
         names = list(dict.fromkeys(str(r.fields.get(key)) for r in mine))
         if len(names) > 1 and key == "strategy" and system is not None:
             short = [n for n in names if n == system] or [
@@ -118,7 +120,7 @@ def _own_lines(
                 continue
         if len(names) > 1:
             raise InvalidData(
-                f"{path} holds answers of several {what}s: {', '.join(names)}; keep those of one, "
+                f"{path} holds answers of several {what}: {', '.join(names)}; keep those of one, "
                 "or compare the run folder itself."
             )
     if not mine:
@@ -148,6 +150,8 @@ def read_answers(
     given, found = given_columns(columns or {}), dict[str | None, Given]()
     for path, records in files:
         named = benchmark.split_named(path) if benchmark.splits else None
+        if named is None and len(files) > 1 and stem_of(path) in asked:
+            named = stem_of(path)
         part = asked
         if named is not None and (len(files) > 1 or len(asked) > 1) and named in asked:
             part = {named: asked[named]}
@@ -193,7 +197,8 @@ def _matched(
     }
     ordered = {s.id: texts[s.id] for s in samples if s.id in texts}
     where = {i: record.where for i, record in zip(matched.ids, records, strict=True)}
-    return Given(ordered, roles.answer, matched.how, path, roles.others, where)
+    told = {"remark": matched.remark, "where": where, "others": roles.others}
+    return Given(ordered, roles.answer, matched.how, path, **told)
 
 
 def _text(benchmark: Benchmark, record: Record, name: str) -> str:
@@ -255,6 +260,14 @@ def changed_by_final(
             says = [benchmark.judge(sample, words)["parsed"] for words in (text, final)]
             changed += says[0] != says[1]
     return changed
+
+
+def offer(changed: int, total: int) -> str:
+    """The sentence that offers to read final answers."""
+    return (
+        f"{changed} of {total} answers would be read otherwise without their thoughts, tags, boxes "
+        "and marks: --answers final."
+    )
 
 
 def lines_of(
@@ -337,6 +350,7 @@ __all__ = [
     "lines_of",
     "load_records",
     "match",
+    "offer",
     "read_answers",
     "score_answers",
     "texts_of",

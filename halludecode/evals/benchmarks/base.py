@@ -480,6 +480,18 @@ class Benchmark(Parameters, Shown):
                 scores[str(split)] = replace(score, notes=score.notes | missing)
         return next(iter(scores.values())) if len(scores) == 1 else self.mean(scores)
 
+    def ways(self, **options: Any) -> list[str]:
+        """Sentences on what its answers are read by here, for the terminal.
+
+        Args:
+            **options: Of answers made elsewhere: ``annotations`` and those of ``scorer_options``.
+        """
+        return []
+
+    def remarks(self, score: Score) -> list[str]:
+        """Sentences on what the numbers of ``score`` hide."""
+        return []
+
     def summary(self, score: Score) -> dict[str, Any]:
         """What ``score --json`` tells beside the metrics."""
         return {"parser": score.rule, "unparsed": score.unparsed, "unread": score.unread}

@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from typing import Any
 
 from halludecode.core.errors import InvalidData
@@ -102,6 +103,7 @@ def names_of(records: Sequence[Record]) -> list[str]:
 # Questions --------------------------------------------------------------------------------------
 
 
+@lru_cache(maxsize=1 << 15)
 def core(text: str) -> str:
     """A question without what a protocol puts round it, to be looked for in a prompt."""
     plain = " ".join(_MARKUP.sub(" ", text).lower().split()).replace(" imange", " image")
@@ -204,7 +206,8 @@ def answer_column(
     if len(left) > 1 and not _all_equal(records, left):
         raise InvalidData(_which(source, left, records, truths))
     if not left:
-        raise InvalidData(_none(records[0], others, known))
+        usual = ("caption", "text") if captions else ("answer", "prediction")
+        raise InvalidData(_none(records[0], others, usual))
     chosen = left[0]
     if chosen == "answer" and _could_be_truth(records, names, asked, truths):
         raise InvalidData(
@@ -262,7 +265,7 @@ def _is_true(records: Sequence[Record], name: str, truths: Sequence[Any]) -> boo
 def _could_be_truth(
     records: Sequence[Record], names: Sequence[str], asked: Sequence[str], truths: Sequence[Any]
 ) -> bool:
-    """Whether ``answer`` may be a data set's own column: a question record, and right throughout."""
+    """Whether ``answer`` may be the data's own column: a question record, right throughout."""
     record_like = bool(asked) and any(name in PICTURES for name in names)
     signed = any(name in SIGNS for name in names)
     return record_like and not signed and _is_true(records, "answer", truths)
@@ -284,7 +287,7 @@ def _none(record: Record, others: Mapping[str, str], known: Sequence[str]) -> st
     found = ", ".join(f'"{key}"' for key in record.fields) or "none"
     aside = ", ".join(f'"{name}" is {what}' for name, what in others.items())
     told = f" ({aside})" if aside else ""
-    wanted = " or ".join(f'"{name}"' for name in ("answer", "prediction", "response"))
+    wanted = " or ".join(f'"{name}"' for name in (*known, "response"))
     return (
         f"{record.where}: key {wanted} is missing; the keys found are {found}{told}. Map it with "
         "--columns answer=THEIRS."

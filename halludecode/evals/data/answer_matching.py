@@ -41,10 +41,12 @@ class Matched:
     Args:
         ids: Sample ids in the order of the records.
         how: What they were matched by, in words.
+        remark: A question that differs from the one of its id, where only one does.
     """
 
     ids: tuple[Id, ...]
     how: str
+    remark: str = ""
 
 
 @dataclass(frozen=True)
@@ -100,8 +102,11 @@ class Matcher:
                 continue
             found = [i for i in ids if i is not None]
             wrong = self._apart(records, found, asked, column)
-            if wrong is None:
-                return Matched(tuple(found), column)
+            if (
+                wrong is None or wrong.count == 1
+            ):  # one may be worded otherwise, two are another set
+                remark = "" if wrong is None else f"; {wrong.examples[0]}"
+                return Matched(tuple(found), column, remark)
             apart.append(wrong)
         for attempt in (self._by_picture, self._by_words, self._by_order):
             ids = attempt(records, asked, names)
@@ -221,16 +226,16 @@ class Matcher:
         if apart:
             wrong = apart[0]
             return (
-                f"the answers are to other questions: {'; '.join(wrong.examples)} ({wrong.count} of "
-                f"{len(records)} differ in {wrong.column!r}); give the annotations of the same "
+                f"the answers are to other questions: {'; '.join(wrong.examples)} ({wrong.count} "
+                f"of {len(records)} differ in {wrong.column!r}); give the annotations of the same "
                 "split."
             )
         if not columns:
             found = ", ".join(f'"{key}"' for key in records[0].fields)
             return (
                 f'{records[0].where}: key "question_id" is missing; the keys found are {found}, '
-                "and the questions beside the answers are not those of the annotations in order. Map "
-                "the id with --columns id=THEIRS."
+                "and the questions beside the answers are not those of the annotations in order. "
+                "Map the id with --columns id=THEIRS."
             )
         return self._foreign(records, columns)
 

@@ -34,6 +34,12 @@ def answer_files(folder: Path) -> list[Path]:
     return sorted(file for file in files if _suffix(file) in KINDS)
 
 
+def stem_of(path: Path) -> str:
+    """The name of a file without the endings of its kind: ``llava-1.5_vcd`` of .jsonl.gz."""
+    name = path.name.removesuffix(".gz")
+    return next((name[: -len(k)] for k in KINDS if name.lower().endswith(k)), name)
+
+
 def read_answer_records(path: Path) -> list[Record]:
     """All records of a file of answers, nested cells made columns of their own.
 

@@ -127,10 +127,13 @@ def _by_words(
 ) -> dict[str | None, list[Record]]:
     """Every part with the split whose questions are its own."""
     fitting = [[split for split, own in asked.items() if _fits(part, own)] for part in parts]
+    usual = [offsets[n] if n < len(offsets) else None for n in names] or [None] * len(parts)
     found: dict[str | None, list[Record]] = {}
-    for k, (part, splits) in enumerate(zip(parts, fitting, strict=True)):
-        if len(splits) > 1 and names and names[k] < len(offsets):
-            splits = [split for split in splits if split == offsets[names[k]]]
+    for part, splits, own in zip(parts, fitting, usual, strict=True):
+        # The words go before the customary offsets, which only tell apart what has the same words.
+        others = [split for split in splits if split not in usual or split == own]
+        if len(splits) > 1 or (len(asked) == 1 and sum(map(len, fitting)) > 1):
+            splits = others
         if len(splits) == 1 and splits[0] not in found:
             found[splits[0]] = part
         elif len(asked) == 1 and not splits:

@@ -43,7 +43,7 @@ class Report:
         run: The content of ``run.json``.
         failed: Samples that this call asked about and that have no answer, over all strategies.
         left_out: Samples that have one and are not scored, as others of their group have none.
-        told: Sentences on how answers made elsewhere were read.
+        told: Sentences on how answers are read here.
     """
 
     results: dict[str, Any] = field(repr=False)
@@ -55,9 +55,12 @@ class Report:
 
     def table(self) -> Group:
         """One small table per task and data source; see `terminal.results_tables`."""
+        from rich.console import Group
+        from rich.text import Text
+
         from halludecode.evals.results.terminal import results_tables
 
-        return results_tables(self.results, labels(self.run))
+        return Group(results_tables(self.results, labels(self.run)), *map(Text, self.told))
 
     def to_dict(self) -> dict[str, Any]:
         """The content of ``results.json``."""
@@ -75,6 +78,8 @@ def labels(run: Mapping[str, Any]) -> dict[str, str]:
 @lru_cache(maxsize=2**18)
 def _order(identifier: int | str) -> tuple[Any, ...]:
     """Ids in the order people count in: 2 before 10, also inside names."""
+    if isinstance(identifier, int) and identifier >= 0:
+        return ((0, identifier, ""),)
     parts = re.split(r"(\d+)", str(identifier))
     return tuple((0, int(p), "") if p.isdigit() else (1, 0, p) for p in parts if p)
 
@@ -167,7 +172,7 @@ class Answers:
             if key not in self._scored:
                 self._scored[key] = _scored(self.benchmark, lines, max_words)
             found[split] = self._scored[key]
-        if self.benchmark.splits and found:
+        if self.benchmark.splits and len(found) > 1:  # the mean of one is that one
             found[MEAN] = self.benchmark.mean({str(s): score for s, score in found.items()})
         return found
 
@@ -269,7 +274,7 @@ def _entries(
         wanted = sum(asked[group.task, group.data, part] for part in parts)
         seconds = sum(line["ms"] or 0 for line in lines) / 1000  # None where nobody measured
         tokens = sum(line["tokens"] or 0 for line in lines)
-        score = scores.get(split)
+        score = scores.get(split) or (scores.get(parts[0]) if len(parts) == 1 else None)
         whole = (group.benchmark.complete(answered.get(part, {})) for part in parts)
         left_out = len(lines) - sum(map(len, whole))
         yield (

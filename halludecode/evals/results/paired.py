@@ -171,7 +171,7 @@ def differences(
         control = gap["controls"]["sampling"].get("against") == []
         families.setdefault((gap["split"], control), []).append(gap["metrics"])
     for rivals in families.values():
-        _correct(rivals)
+        correct(rivals)
     return gaps
 
 
@@ -209,7 +209,7 @@ def _controls(
     return blocks
 
 
-def _correct(rivals: Sequence[dict[str, dict[str, float]]]) -> None:
+def correct(rivals: Sequence[dict[str, dict[str, float]]]) -> None:
     """Adds Holm's p-value over strategies that share a baseline, a split and a metric."""
     for name in rivals[0]:
         for metrics, p in zip(rivals, stats.holm([m[name]["p"] for m in rivals]), strict=True):

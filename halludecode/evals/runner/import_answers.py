@@ -14,17 +14,23 @@ from halludecode.evals.benchmarks.answer_file import (
     changed_by_final,
     check_rule,
     lines_of,
+    offer,
 )
 from halludecode.evals.benchmarks.base import Benchmark
 from halludecode.evals.data.answers import digest
-from halludecode.evals.data.run_files import Key, key_of
+from halludecode.evals.data.run_files import key_of
 from halludecode.evals.data.samples import EvalImage, EvalUnit, Sample
 from halludecode.evals.load import data_name
 from halludecode.evals.presets import PRESETS
 from halludecode.evals.results.build import Report, build_results
 from halludecode.evals.runner.run_folder import RunStore
 from halludecode.evals.runner.run_record import recipes, versions
-from halludecode.evals.runner.score_file import chosen_benchmark, read_predictions, scorer_options
+from halludecode.evals.runner.score_file import (
+    chosen_benchmark,
+    read_systems,
+    scorer_options,
+    sentences,
+)
 
 STATED = ("model", "engine", "dtype", "temperature", "max_new_tokens", "prompt", "revision")
 Paths = str | Path | Sequence[str | Path]
@@ -129,10 +135,8 @@ def judged(
     notes = None if notes is None else Path(notes)
     options = scorer_options(chosen, {"captions": captions})
     chosen = chosen if notes is None else chosen.bound_to(notes)
-    read = {
-        name: read_predictions(chosen, _paths(files), notes, columns, name, **options)
-        for name, files in predictions.items()
-    }
+    systems = {name: _paths(files) for name, files in predictions.items()}
+    read = read_systems(chosen, systems, notes, columns, **options)
     lines: list[dict[str, Any]] = []
     told: list[str] = []
     samples: dict[str | None, dict[Any, Sample]] = {}
@@ -143,26 +147,19 @@ def judged(
     first = next(iter(next(iter(samples.values())).values()))
     source = data_name(first.image, notes)
     changed = 0
+    told += [sentence for name, (_, given) in read.items() for sentence in sentences(given, name)]
     for name, (asked, given) in read.items():
         for split, own in given.items():
             head = {"task": chosen.name, "data": source, "split": split, "strategy": name}
             lines += _lines(chosen, asked[split], own, head, answers)
-            told.append(f"{name}: {own.sentence}")
             if answers == "as_written":
                 changed += changed_by_final(chosen, asked[split], own.answers)
     if changed:
         told.append(offer(changed, len(lines)))
+    told += chosen.ways(annotations=notes, **options)
     units, unshared = _shared(chosen, source, samples, {n: g for n, (_, g) in read.items()})
     made = _run(chosen, predictions, read, notes, captions, answers, seed, stated or {}, units)
     return Imported(chosen, made, lines, units, unshared, told)
-
-
-def offer(changed: int, total: int) -> str:
-    """The sentence that offers to read final answers."""
-    return (
-        f"{changed} of {total} answers would be read otherwise without their thoughts, tags, boxes "
-        "and marks: --answers final."
-    )
 
 
 def _paths(files: Paths) -> list[Path]:
@@ -292,8 +289,8 @@ def _parted(run: Mapping[str, Any]) -> tuple[dict[str, Any], dict[str, Any]]:
     return {name: run[name] for name in names}, {n: v for n, v in run.items() if n not in names}
 
 
-def _refuse(path: Path) -> Callable[[Mapping[Key, Any]], None]:
-    def check(done: Mapping[Key, Any]) -> None:
+def _refuse(path: Path) -> Callable[[Mapping[Any, Any]], None]:
+    def check(done: Mapping[Any, Any]) -> None:
         if done:
             raise InvalidData(
                 f"{path} holds a run already; choose another output folder or start over with "
@@ -301,6 +298,3 @@ def _refuse(path: Path) -> Callable[[Mapping[Key, Any]], None]:
             )
 
     return check
-
-
-__all__ = ["Imported", "import_answers", "judged", "key_of", "offer"]

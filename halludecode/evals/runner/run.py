@@ -68,7 +68,8 @@ def run_eval(
         left_out = sum(entry.get("left_out", 0) for entry in single)
         results = store.write_results(results)
         _keep_pictures(store, setup, names)
-        return Report(results, Path(output), store.run, failed, left_out)
+        told = tuple(way for benchmark in setup.benchmarks.values() for way in benchmark.ways())
+        return Report(results, Path(output), store.run, failed, left_out, told)
 
 
 def evaluate(

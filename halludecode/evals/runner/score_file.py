@@ -12,14 +12,15 @@ from halludecode.evals.benchmarks.answer_file import (
     changed_by_final,
     check_rule,
     load_records,
+    offer,
     read_answers,
 )
 from halludecode.evals.benchmarks.base import Benchmark
 from halludecode.evals.benchmarks.registry import BENCHMARKS, choose
 from halludecode.evals.data.answers import digest
 from halludecode.evals.data.samples import Sample
-from halludecode.evals.statistics.intervals import intervals
-from halludecode.evals.statistics.score import Score
+from halludecode.evals.statistics.intervals import with_intervals
+from halludecode.evals.statistics.score import Id, Score
 
 
 def score_predictions(
@@ -27,7 +28,7 @@ def score_predictions(
     predictions: Path | str,
     annotations: Path | str | None = None,
     captions: Path | str | None = None,
-    parser: str = "official",
+    parser: str | None = None,
     family: str | None = None,
     gt_family: str | None = None,
     *,
@@ -54,7 +55,7 @@ def score_predictions(
             default the shipped sets of COCO 2014; MME a folder of questions that must all be
             answered, optional; AMBER's ``data`` folder or ``annotations.json`` in it.
         captions: COCO captions file, CHAIR only.
-        parser: Answer rule of every task but CHAIR.
+        parser: Answer rule of every task but CHAIR; None is ``official``.
         family: CHAIR's word family for the predictions, or a name of `chair.MIXTURES`.
         gt_family: The same for the reference captions; None repeats ``family``.
         incomplete: What becomes of a caption's unfinished last sentence; see `chair.trim`.
@@ -90,15 +91,21 @@ def score_predictions(
     _check_output(details, sources.values())
     notes = None if annotations is None else Path(annotations)
     asked, read = read_predictions(benchmark, [Path(predictions)], notes, columns, **options)
-    score = benchmark.score_given(asked, read, parser, answers, annotations=notes, **options)
+    told = {"annotations": notes, "resamples": resamples}
+    score = benchmark.score_given(asked, read, parser or "official", answers, **told, **options)
     if notes is not None:
         sources |= benchmark.annotation_files(notes)
     made = as_json(score, benchmark, resamples=resamples)
-    made |= {"answers": answers, "read": [own.sentence for own in read.values()]}
+    made |= {"answers": answers, "told": sentences(read)}
     if answers == "as_written":
         pairs = ((asked[split], own.answers) for split, own in read.items())
         if changed := sum(changed_by_final(benchmark, *pair) for pair in pairs):
             made["changed_by_final"] = changed
+            made["told"].append(offer(changed, sum(len(g.answers) for g in read.values())))
+    made["told"] += [*benchmark.ways(annotations=notes, **options), *benchmark.remarks(score)]
+    if score.degenerate:
+        names = ", ".join(score.degenerate)
+        made["told"].append(f"{names}: nothing to divide by, so 0 stands for no value.")
     made["files"] = {name: digest(path) for name, path in sources.items() if path is not None}
     return made | benchmark.written(score, **options)
 
@@ -124,22 +131,79 @@ def read_predictions(
     Raises:
         InvalidData: A file cannot be used; the sentence names it and the line.
     """
-    results = benchmark.read_results(paths[0]) if len(paths) == 1 else None
-    if results is None:
-        if annotations is None and benchmark.without_annotations:
-            raise InvalidData(benchmark.without_annotations)
-        files = load_records(benchmark, paths, system)
-        asked = benchmark.annotated(annotations, files, **options)
+    (found,) = read_systems(benchmark, {system: paths}, annotations, columns, **options).values()
+    return found
+
+
+Read = tuple[dict[str | None, list[Sample]], dict[str | None, Given]]  # asked, given
+
+
+def read_systems(
+    benchmark: Benchmark,
+    systems: Mapping[Any, Sequence[Path]],
+    annotations: Path | None,
+    columns: Mapping[str, str] | None = None,
+    **options: Any,
+) -> dict[Any, Read]:
+    """`read_predictions` of several systems, whose annotations are read once.
+
+    Args:
+        benchmark: Whose answers they are.
+        systems: Name to files or folders.
+        annotations: The questions.
+        columns: Our names of columns to the files'.
+        **options: Those of ``scorer_options`` that were given.
+    """
+    whole = {
+        name: benchmark.read_results(paths[0]) if len(paths) == 1 else None
+        for name, paths in systems.items()
+    }
+    if None in whole.values() and annotations is None and benchmark.without_annotations:
+        raise InvalidData(benchmark.without_annotations)
+    files = {
+        name: load_records(benchmark, paths, name)
+        for name, paths in systems.items()
+        if whole[name] is None
+    }
+    rows = [part for own in files.values() for part in own]
+    asked = benchmark.annotated(annotations, rows, **options) if files else {}
+    found: dict[Any, Read] = {}
+    for name, paths in systems.items():
+        results = whole[name]
+        if results is not None:
+            found[name] = _own_results(benchmark, paths[0], results, annotations, **options)
+            continue
+        mine = asked
         if all(path.is_file() for path in paths):  # files may be of some splits alone
             named = {benchmark.split_named(path) for path in paths} & asked.keys()
-            asked = {split: asked[split] for split in asked if split in named} or asked
-        return asked, read_answers(benchmark, files, asked, columns)
+            mine = {split: asked[split] for split in asked if split in named} or asked
+        found[name] = mine, read_answers(benchmark, files[name], mine, columns)
+    return found
+
+
+def sentences(read: Mapping[str | None, Given], name: str = "") -> list[str]:
+    """What was taken for what, of every split; with a name before it where there are several."""
+    many = len(read) > 1
+    heads = [", ".join(filter(None, (name, str(split) if many else ""))) for split in read]
+    return [
+        f"{head}: {own.sentence}" if head else own.sentence
+        for head, own in zip(heads, read.values(), strict=True)
+    ]
+
+
+def _own_results(
+    benchmark: Benchmark,
+    path: Path,
+    results: tuple[list[Sample], dict[Id, str]],
+    annotations: Path | None,
+    **options: Any,
+) -> Read:
     samples, answers = results
-    given = Given(answers, "the last column", "place", paths[0], complete=True)
+    given = Given(answers, "the last column", "place", path, complete=True)
     if annotations is None:
         return {None: samples}, {None: given}
     ((split, wanted),) = benchmark.annotated(annotations, (), **options).items()
-    _same_questions(paths[0], samples, wanted)
+    _same_questions(path, samples, wanted)
     return {split: wanted}, {split: given}
 
 
@@ -197,11 +261,9 @@ def _check_output(details: Path | str | None, inputs: Iterable[Path | str | None
 
 def as_json(score: Score, benchmark: Benchmark, *, resamples: int = 0) -> dict[str, Any]:
     """A score as the JSON document of ``score --json``."""
-    metrics: dict[str, dict[str, float]] = {n: {"value": v} for n, v in score.metrics.items()}
-    if resamples:
-        for name, interval in intervals(score, resamples=resamples).items():
-            metrics[name] |= {"low": interval.low, "high": interval.high}
+    metrics = with_intervals(score, resamples)
     out: dict[str, Any] = {"task": score.task, "n": score.n, "metrics": metrics}
     out |= benchmark.summary(score)
-    out |= {name: list(v) if isinstance(v, tuple) else v for name, v in score.notes.items()}
+    plain = {name: list(v) if isinstance(v, tuple) else v for name, v in score.notes.items()}
+    out = {**{name: str(v) if isinstance(v, Path) else v for name, v in plain.items()}, **out}
     return out | {"degenerate": list(score.degenerate)}

@@ -96,6 +96,20 @@ def intervals(
     return _intervals(score, _bootstrap([score], resamples, seed)[0], level, wilson)
 
 
+def with_intervals(score: Score, resamples: int) -> dict[str, dict[str, float]]:
+    """``value`` of every metric, and ``low`` and ``high`` where there are resamples.
+
+    Args:
+        score: A scored task.
+        resamples: Bootstrap resamples; 0 leaves the intervals out.
+    """
+    metrics: dict[str, dict[str, float]] = {n: {"value": v} for n, v in score.metrics.items()}
+    if resamples:
+        for name, interval in intervals(score, resamples=resamples).items():
+            metrics[name] |= {"low": interval.low, "high": interval.high}
+    return metrics
+
+
 def _intervals(
     score: Score, drawn: Mapping[str, np.ndarray], level: float, wilson: bool = True
 ) -> dict[str, Interval]:

@@ -289,7 +289,7 @@ class CHAIR(Benchmark):
         chair.trim("", incomplete=self.incomplete or "keep")  # refuses what is neither
         cells = {c for _, own in files for r in own for n in r.fields for c in self._may_name(r, n)}
         given = (annotations, options.get("captions"), self._families()[1], self.path, cells)
-        return {None: caption_files.truth_of(*given)[0]}
+        return {None: caption_files.truth_of(*given)}
 
     def _may_name(self, record: Record, column: str) -> Iterable[Id]:
         """What a cell may say of its picture: COCO's id, and the stem of a file's name."""
@@ -317,14 +317,17 @@ class CHAIR(Benchmark):
         **options: Any,
     ) -> Score:
         """Captions, all of ``image_ids`` where these are given; see `chair.score`."""
+        if parser != "official":
+            raise InvalidData("parser is for answers of yes and no, not chair; leave it out.")
         ((split, samples),) = asked.items()
         own, (family, gt_family) = given[split], self._families()
         if wanted := self.ids():
             strangers = [i for i in own.answers if i not in set(wanted)]
             if strangers:
                 raise InvalidData(
-                    f"{own.where[strangers[0]]}: image_id {strangers[0]} is no image of {self.image_ids} "
-                    f"({len(strangers)} such answers); check that both are of the same set."
+                    f"{own.where[strangers[0]]}: image_id {strangers[0]} is no image of "
+                    f"{self.image_ids} ({len(strangers)} such answers); check that both are of "
+                    "the same set."
                 )
             check_ids(wanted, [int(i) for i in own.answers], str(own.path))
         texts, _ = texts_of(self, samples, own.answers, rule)
@@ -338,12 +341,36 @@ class CHAIR(Benchmark):
                 path=self.path,
                 incomplete=self.incomplete or "keep",
             )
-        return scored
+        told = caption_files.captions_read(options.get("annotations"), options.get("captions"))
+        return replace(scored, notes=scored.notes | told)
+
+    def ways(self, **options: Any) -> list[str]:
+        """Which path finds the words, and what the truth of files is."""
+        path = reader(self._families()[0], self.path).path
+        by = {"nltk": "NLTK", "tables": "the tokeniser and tagger of this package"}[path]
+        ways = [f"Words are found by {by} (path {path})."]
+        read = caption_files.captions_read(options.get("annotations"), options.get("captions"))
+        if "captions" in read:
+            beside = read["captions"]
+            counted = f"instances and the captions of {beside}" if beside else "instances only"
+            ways.append(f"The truth is {counted}.")
+        return ways
+
+    def remarks(self, score: Score) -> list[str]:
+        """Captions that only look good."""
+        return chair.empty_remarks(score)
 
     def summary(self, score: Score) -> dict[str, Any]:
         """The mentions of every caption."""
         keys = ("image_id", "generated", "hallucinated", "mentions")
-        return {"sentences": [{key: o[key] for key in keys} for o in score.outcomes.values()]}
+        told = {
+            "empty": len(score.notes["empty"]),
+            "without_objects": score.notes["without_objects"],
+        }
+        return {
+            **told,
+            "sentences": [{key: o[key] for key in keys} for o in score.outcomes.values()],
+        }
 
     def written(self, score: Score, **options: Any) -> dict[str, Any]:
         """The list of pictures, and the words of every caption where a file is given for them."""

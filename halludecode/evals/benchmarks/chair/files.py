@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from pathlib import Path, PurePosixPath
-from typing import Any
 
 from halludecode.core.errors import InvalidData
 from halludecode.evals.benchmarks.chair import scoring as chair
+from halludecode.evals.data.coco import file_name
 from halludecode.evals.data.records import read_text
 from halludecode.evals.data.samples import Sample
 from halludecode.evals.statistics.score import Id
@@ -50,13 +50,20 @@ def pictures(instances: Path) -> list[tuple[int, str]]:
         ) from None
 
 
+def captions_read(annotations: Path | None, captions: Path | None) -> dict[str, Path | None]:
+    """``captions``: the captions file that counts beside instances; {} where there are none."""
+    if annotations is None or ".tsv" in annotations.suffixes:
+        return {}
+    return {"captions": captions or captions_beside(annotations, named=True)}
+
+
 def truth_of(
     annotations: Path | None,
     captions: Path | None,
     gt_family: str,
     path: str,
     cells: Collection[Id],
-) -> tuple[list[Sample], Path | None]:
+) -> list[Sample]:
     """The pictures of which answers may be, with their true objects.
 
     Args:
@@ -65,9 +72,6 @@ def truth_of(
         gt_family: Word family of the ground truth.
         path: What finds words, see `object_words.reader`.
         cells: What the answers' records hold: ids of pictures, or stems of their files' names.
-
-    Returns:
-        The samples, and the captions file that was read.
 
     Raises:
         InvalidData: A file cannot be used.
@@ -81,20 +85,15 @@ def truth_of(
                 "give --annotations and --captions."
             )
         sets = chair.load_truth(annotations or chair.SHIPPED)
-        return [_sample(i, sets[i], None) for i in sets if i in cells], None
-    captions = captions or captions_beside(annotations, named=True)
+        return [_sample(i, sets[i], None) for i in sets if i in cells]
+    captions = captions or captions_read(annotations, captions).get("captions")
     coco = chair.read_instances(annotations)
-    names = {i: _file_name(image) for i, image in coco.imgs.items()}
+    names = {i: file_name(image) for i, image in coco.imgs.items()}
     wanted = {
         i for i, name in names.items() if i in cells or PurePosixPath(name or "").stem in cells
     }
     truth = chair.objects_of(coco, captions, family=gt_family, path=path, images=wanted)
-    return [_sample(i, truth[i], names[i]) for i in truth], captions
-
-
-def _file_name(image: Mapping[str, Any]) -> str | None:
-    name = image.get("file_name") or PurePosixPath(str(image.get("coco_url") or "")).name
-    return str(name) or None
+    return [_sample(i, truth[i], names[i]) for i in truth]
 
 
 def _sample(image: int, objects: Collection[str], name: str | None) -> Sample:

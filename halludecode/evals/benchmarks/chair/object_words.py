@@ -11,9 +11,12 @@ own data and is exact; ``tables`` needs no download, splits tokens by the same r
 from __future__ import annotations
 
 import json
+import os
+import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import cache, lru_cache
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -77,25 +80,26 @@ class Reader:
     normalise: Callable[[list[str]], list[str]]
 
     def read(self, caption: str) -> CaptionReading:
-        """Finds the words and the objects of one caption."""
-        return _read(self, caption)
+        """Finds the words and the objects of one caption; a caption read before is remembered."""
+        return _remembered(self, caption)
+
+    def _read(self, caption: str) -> CaptionReading:
+        tokens = self.tokens(caption)
+        words = _join(self.normalise([text for text, _, _ in tokens]), tokens)
+        # The seat of a toilet is no chair; it still counts as a word.
+        seat = "seat" if any(word == "toilet" for word, _, _ in words) else None
+        nodes = vocabulary()
+        mentions = tuple(
+            Mention(nodes[word], caption[start:end], start, end, i)
+            for i, (word, start, end) in enumerate(words)
+            if word in nodes and word != seat
+        )
+        return CaptionReading(tuple(word for word, _, _ in words), mentions)
 
 
-# Judging, scoring and every control read the same captions; 12,000 readings take some 100 MB.
-@lru_cache(maxsize=12_000)
-def _read(by: Reader, caption: str) -> CaptionReading:
-    tokens = by.tokens(caption)
-    words = _join(by.normalise([text for text, _, _ in tokens]), tokens)
-    texts = tuple(word for word, _, _ in words)
-    # The seat of a toilet is no chair; it still counts as a word.
-    seat = "seat" if "toilet" in texts else None
-    nodes = vocabulary()
-    mentions = tuple(
-        Mention(nodes[word], caption[start:end], start, end, i)
-        for i, (word, start, end) in enumerate(words)
-        if word in nodes and word != seat
-    )
-    return CaptionReading(texts, mentions)
+@lru_cache(maxsize=1 << 15)  # judged, scored, cut and compared, a caption is read many times
+def _remembered(reader: Reader, caption: str) -> CaptionReading:
+    return reader._read(caption)
 
 
 def reader(family: str = "wordnet", path: str = "auto") -> Reader:
@@ -117,25 +121,38 @@ def reader(family: str = "wordnet", path: str = "auto") -> Reader:
     if path not in PATHS:
         raise InvalidData(f"word path {path!r} is unknown; the known ones are {', '.join(PATHS)}.")
     if family == "pattern":
-        return Reader(family, "tables", tokenize, _singulars)
+        return _made(family, "tables")
     lack = missing_nltk() if path != "tables" else None
     if path == "tables" or (path == "auto" and lack):
-        return Reader(family, "tables", tokenize, _shipped_lemmas)
+        return _made(family, "tables")
     if lack:
         raise MissingExtra(lack)
-    return Reader(family, "nltk", _nltk_tokens(), _nltk_lemmas)
+    return _made(family, "nltk")
+
+
+@cache
+def _made(family: str, path: str) -> Reader:
+    if family == "pattern":
+        return Reader(family, path, tokenize, _singulars)
+    if path == "tables":
+        return Reader(family, path, tokenize, lambda words: _lemmas(words, tags.shipped()))
+    return Reader(family, path, _nltk_tokens(), lambda words: _lemmas(words, tags.installed()))
 
 
 def _join(normal: list[str], tokens: list[Token]) -> list[Token]:
-    pairs, starts = bigrams(), _starts()
+    pairs, firsts = bigrams(), _bigram_firsts()
+    if firsts.isdisjoint(normal):
+        return [(w, start, end) for w, (_, start, end) in zip(normal, tokens, strict=True)]
     words: list[Token] = []
-    i, end = 0, len(normal) - 1
-    while i <= end:
-        word, last = normal[i], i
-        if word in starts and i < end:
-            two = pairs.get(f"{word} {normal[i + 1]}")
-            if two is not None:
-                word, last = two, i + 1
+    i = 0
+    while i < len(normal):
+        if normal[i] not in firsts:
+            words.append((normal[i], tokens[i][1], tokens[i][2]))
+            i += 1
+            continue
+        two = " ".join(normal[i : i + 2])
+        last = i + 1 if two in pairs and i + 1 < len(normal) else i
+        word = pairs[two] if last > i else normal[i]
         words.append((word, tokens[i][1], tokens[last][2]))
         i = last + 1
     return words
@@ -166,8 +183,8 @@ def bigrams() -> Mapping[str, str]:
 
 
 @cache
-def _starts() -> frozenset[str]:
-    """The first words of pairs: any other is not looked up with the next."""
+def _bigram_firsts() -> frozenset[str]:
+    """The first words of the pairs."""
     return frozenset(pair.partition(" ")[0] for pair in bigrams())
 
 
@@ -194,14 +211,6 @@ def ambiguous() -> frozenset[str]:
     return frozenset(w for w in words if len({tables[p].get(w, w) for p in tags.POS}) > 1)
 
 
-def _shipped_lemmas(words: list[str]) -> list[str]:
-    return _lemmas(words, tags.shipped())
-
-
-def _nltk_lemmas(words: list[str]) -> list[str]:
-    return _lemmas(words, tags.installed())
-
-
 def _lemmas(words: list[str], tagger: tags.Tagger) -> list[str]:
     # Only words that can end in the vocabulary are in the table; the others never matter.
     table, matter = _lemma_table(), ambiguous()
@@ -220,6 +229,9 @@ def _lemmas(words: list[str], tagger: tags.Tagger) -> list[str]:
 
 def missing_nltk() -> str | None:
     """What the ``nltk`` path lacks here, as a sentence with the cure; None when it can run."""
+    # NLTK imports all of scipy: where it has no data, a second is spared.
+    if find_spec("nltk") is not None and not any(map(_nltk_has, _nltk_folders())):
+        return _no_data(NLTK_PARTS[0])
     try:
         import nltk
     except ImportError:
@@ -228,11 +240,31 @@ def missing_nltk() -> str | None:
         try:
             nltk.data.find(f"{folder}/{name}/")
         except LookupError:
-            return (
-                f"NLTK's data {name!r} is not installed; run python -m nltk.downloader "
-                f"{' '.join(NLTK_PARTS)}, or use the tables path."
-            )
+            return _no_data(name)
     return None
+
+
+def _no_data(name: str) -> str:
+    return (
+        f"NLTK's data {name!r} is not installed; run python -m nltk.downloader "
+        f"{' '.join(NLTK_PARTS)}, or use the tables path."
+    )
+
+
+def _nltk_folders() -> list[str]:
+    """Where NLTK looks for its data, as `nltk.data` documents it."""
+    if "nltk" in sys.modules:
+        return list(sys.modules["nltk"].data.path)
+    own = [folder for folder in os.environ.get("NLTK_DATA", "").split(os.pathsep) if folder]
+    prefixes = (sys.prefix, *(str(Path(sys.prefix) / part) for part in ("share", "lib")))
+    roots = [*prefixes, "~", "/usr/share", "/usr/local/share", "/usr/lib", "/usr/local/lib"]
+    roots += [os.environ[name] for name in ("APPDATA",) if name in os.environ] + ["C:", "D:", "E:"]
+    return [*own, *(str(Path(root).expanduser() / "nltk_data") for root in roots)]
+
+
+def _nltk_has(folder: str) -> bool:
+    place = Path(folder) / "tokenizers"
+    return any((place / (NLTK_PARTS[0] + end)).exists() for end in ("", ".zip"))
 
 
 @cache

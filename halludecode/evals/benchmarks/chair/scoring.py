@@ -267,8 +267,34 @@ def score(
         formula=_formula,
         shares={"chair_s": {name: int(bool(o["hallucinated"])) for name, o in outcomes.items()}},
         notes=_notes(columns, words, gt_family)
-        | {"incomplete": incomplete, "max_words": max_words},
+        | {"incomplete": incomplete, "max_words": max_words}
+        | _empty(outcomes),
     )
+
+
+def _empty(outcomes: Mapping[Id, Mapping[str, Any]]) -> dict[str, Any]:
+    """Captions of no word, and how many name no object: both have CHAIR's best score."""
+    empty = [o["image_id"] for o in outcomes.values() if not o["caption"].strip()]
+    return {"empty": empty, "without_objects": sum(not o["generated"] for o in outcomes.values())}
+
+
+def empty_remarks(score: Score) -> list[str]:
+    """What must be known of captions that say nothing, as sentences."""
+    empty, bare = score.notes["empty"], score.notes["without_objects"]
+    remarks = []
+    if empty:
+        first = ", ".join(map(str, empty[:3])) + (", ..." if len(empty) > 3 else "")
+        cut = " once cut" if score.notes["incomplete"] == "drop" else ""
+        remarks.append(
+            f"{len(empty)} of {score.n} captions are empty{cut} (image {first}); an empty caption "
+            "has the best CHAIR."
+        )
+    if bare - len(empty) > 0.1 * score.n:
+        remarks.append(
+            f"{bare - len(empty)} of {score.n} captions name none of the 80 objects, which are "
+            "looked for in English; such a caption has the best CHAIR."
+        )
+    return remarks
 
 
 def _checked(captions: Sequence[Caption] | Mapping[int, str], truth: Truth) -> Sequence[Caption]:
@@ -288,12 +314,13 @@ def _checked(captions: Sequence[Caption] | Mapping[int, str], truth: Truth) -> S
 
 
 def _outcome(text: str, reading: CaptionReading, present: frozenset[str]) -> dict[str, Any]:
+    objects = reading.objects
     return {
         "caption": text,
         "words": reading.words,
-        "generated": reading.objects,
-        "hallucinated": [name for name in reading.objects if name not in present],
-        "missed": sorted(present - set(reading.objects)),
+        "generated": objects,
+        "hallucinated": [name for name in objects if name not in present],
+        "missed": sorted(present.difference(objects)),
         "mentions": [
             {
                 "object": m.object,

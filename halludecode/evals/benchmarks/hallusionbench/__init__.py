@@ -117,7 +117,11 @@ class HallusionBench(Benchmark):
                 raise InvalidData(
                     f"{record.where}: index {cells['index']!r} does not end in three numbers."
                 )
-            cells |= dict(zip(("set_id", "figure_id", "question_id"), parts[1:], strict=True))
+            # The kit writes the category before the subcategory: VD_chart.
+            own = str(cells["subcategory"]).removeprefix(f"{cells['category']}_")
+            cells |= {"subcategory": own} | dict(
+                zip(("set_id", "figure_id", "question_id"), parts[1:], strict=True)
+            )
         answer = str(cells["gt_answer"])
         cells["gt_answer"] = {"yes": "1", "no": "0"}.get(answer.strip().lower(), answer)
         question = hallusion.make_question(Record(record.where, cells))
@@ -167,8 +171,9 @@ class HallusionBench(Benchmark):
         if column == "question_id" and fields.keys() >= set(ID):
             return "_".join(said(fields[part]) for part in ID)
         if column == "index" and {"category", "l2-category"} <= fields.keys():
-            parts = said(fields["index"]).rsplit("_", 3)[1:]
-            return "_".join([said(fields["category"]), said(fields["l2-category"]), *parts])
+            category, parts = said(fields["category"]), said(fields["index"]).rsplit("_", 3)[1:]
+            subcategory = said(fields["l2-category"]).removeprefix(f"{category}_")
+            return "_".join([category, subcategory, *parts])
         return super().answer_id(fields, column)
 
     def score_given(

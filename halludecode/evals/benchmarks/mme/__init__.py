@@ -15,8 +15,10 @@ from halludecode.evals.benchmarks.mme.scoring import (
     COGNITION,
     SUBTASKS,
     MmeQuestion,
+    has_subtasks,
     load_questions,
     load_results,
+    root_of,
     score,
 )
 from halludecode.evals.benchmarks.registry import benchmark
@@ -80,9 +82,10 @@ class MME(YesNoBenchmark):
 
     def find(self, folder: Path) -> Mapping[str | None, Path]:
         """``mme/``, or the folder itself, if it has a text file a subtask."""
-        roots = (folder / "mme", folder)
-        found = next((root for root in roots if next(root.glob("*/*.txt"), None)), None)
-        return {} if found is None else {None: found}
+        for place in (folder / "mme", folder):
+            if has_subtasks(root := root_of(place)) and any(root.glob("*/**/*.txt")):
+                return {None: root}
+        return {}
 
     def load(
         self, path: Path, *, limit: int | None = None, images: Path | None = None
@@ -173,7 +176,8 @@ class MME(YesNoBenchmark):
         """A folder of subtasks; results in its own layout hold their questions themselves."""
         if annotations is None:
             raise InvalidData(self.without_annotations)
-        return {None: self.load(annotations)}
+        inner = annotations / "mme"
+        return {None: self.load(inner if inner.is_dir() else annotations)}
 
     def read_results(self, path: Path) -> tuple[list[Sample], dict[Id, str]] | None:
         """The official results: ``<subtask>.txt`` with image, question, truth, answer."""

@@ -21,6 +21,7 @@ from halludecode.evals.benchmarks.pope.answer_files import (
 from halludecode.evals.benchmarks.pope.scoring import SETTINGS, load_questions
 from halludecode.evals.benchmarks.registry import benchmark
 from halludecode.evals.benchmarks.yes_no import YesNoBenchmark
+from halludecode.evals.data.answer_records import stem_of
 from halludecode.evals.data.columns import Columns, said
 from halludecode.evals.data.records import Record
 from halludecode.evals.data.samples import Sample
@@ -129,7 +130,7 @@ class POPE(YesNoBenchmark):
         """A question file, a folder of them, or LLaVA's; see `question_files`."""
         if annotations is None:
             raise InvalidData(self.without_annotations)
-        found = question_files(annotations, {path.name.partition(".")[0] for path, _ in files})
+        found = question_files(annotations, {stem_of(path) for path, _ in files})
         return {split: self.load(path) for split, path in found.items()}
 
     def score_given(

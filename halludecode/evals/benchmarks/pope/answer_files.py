@@ -13,9 +13,11 @@ from halludecode.evals.benchmarks.answer_file import Given, check_missing, texts
 from halludecode.evals.benchmarks.base import Benchmark
 from halludecode.evals.benchmarks.pope import relabel as repope
 from halludecode.evals.benchmarks.pope import scoring as pope
+from halludecode.evals.data.answer_records import stem_of
 from halludecode.evals.data.answers import naming
 from halludecode.evals.data.records import first_fields
 from halludecode.evals.data.samples import Sample
+from halludecode.evals.statistics.intervals import with_intervals
 from halludecode.evals.statistics.score import Score
 
 
@@ -37,7 +39,7 @@ def split_files(folder: Path) -> dict[str, Path]:
     for file in sorted(folder.glob("*.json*")):
         if file.name.startswith("."):  # a Mac's ._x.jsonl
             continue
-        split = split_in(file.name.partition(".")[0])
+        split = split_in(stem_of(file))
         if split in found:
             raise InvalidData(
                 f"{file}: {found[split].name} is already the {split} split of this folder."
@@ -60,14 +62,15 @@ def question_files(annotations: Path, answered: Collection[str]) -> dict[str, Pa
     """
     if annotations.is_dir():
         found = split_files(annotations)
-        # POPE's own folder holds tables as well: only splits count, and what is named after answers.
-        kept = {s: f for s, f in found.items() if s in answered or s in pope.SETTINGS}
+        # POPE's own folder holds tables as well: only splits count, and names of answers.
+        kept = {s: f for s, f in found.items() if s in pope.SETTINGS}
+        kept |= {s: f for s, f in found.items() if s in answered and "label" in first_fields(f)}
         return kept or _labelled(annotations, [p for p in annotations.iterdir() if p.is_dir()])
     first = first_fields(annotations)
     if "label" not in first and {"question_id", "text", "category"} <= first.keys():
         beside = [annotations.parent, *(p for p in annotations.parent.iterdir() if p.is_dir())]
         return _labelled(annotations, beside)
-    return {split_in(annotations.name.partition(".")[0]): annotations}
+    return {split_in(stem_of(annotations)): annotations}
 
 
 def _labelled(annotations: Path, folders: Sequence[Path]) -> dict[str, Path]:
@@ -103,8 +106,8 @@ def score_splits(
         first = next(iter(given.values())).path
         place = first.parent if benchmark.split_named(first) else first
         raise InvalidData(
-            f"{place} holds the splits {there}, the annotations {', '.join(map(str, asked))}; give files named after the "
-            "same splits in both, or --allow-missing."
+            f"{place} holds the splits {there}, the annotations {', '.join(map(str, asked))}; "
+            "give files named after the same splits in both, or --allow-missing."
         )
     later = _later(options.get("relabel"), list(given))
     scores = {
@@ -113,7 +116,7 @@ def score_splits(
     }
     if len(scores) == 1:
         return next(iter(scores.values()))
-    return replace(pope.mean(scores), notes=_split_notes(scores))
+    return replace(pope.mean(scores), notes=_split_notes(scores, options.get("resamples", 0)))
 
 
 def _later(relabel: Path | None, splits: Sequence[str | None]) -> dict[str | None, Path]:
@@ -137,12 +140,12 @@ def _later(relabel: Path | None, splits: Sequence[str | None]) -> dict[str | Non
     return {split: found[str(split)] for split in splits}
 
 
-def _split_notes(scores: Mapping[str, Score]) -> dict[str, Any]:
+def _split_notes(scores: Mapping[str, Score], resamples: int) -> dict[str, Any]:
     """What is told beside a mean: the splits, and how many labels changed in all of them."""
     splits: dict[str, dict[str, Any]] = {}
     total: Counter[str] = Counter()
     for name, score in scores.items():
-        metrics = {metric: {"value": value} for metric, value in score.metrics.items()}
+        metrics = with_intervals(score, resamples)
         splits[name] = {"n": score.n, "metrics": metrics, "degenerate": list(score.degenerate)}
         splits[name] |= {k: score.notes[k] for k in ("missing",) if k in score.notes}
         if "relabelled" in score.notes:

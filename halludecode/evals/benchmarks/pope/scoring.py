@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -210,9 +211,21 @@ def _draw(freq: Mapping[str, int], asked: set[str], seed: str, image: str) -> st
 
 
 def _ask(name: str, typo: bool) -> str:
-    if name[:1] not in tuple("aeiou"):
+    if not _takes_an(name):
         return f"Is there a {name} in the image?"
     return f"Is there an {name} in the {'imange' if typo else 'image'}?"
+
+
+_VOWEL = re.compile(r"[aeiou]|hour|heir|honest|honou?r", re.I)
+_CONSONANT = re.compile(r"uni(?![mnd])|eu|ewe|u[kst][aeiu]|ura|uri|one\b|once|u-", re.I)
+
+
+def _takes_an(name: str) -> bool:
+    """Whether a name begins with the sound of a vowel; letters are spelt: an SUV, a UFO."""
+    first = re.split(r"[\s/-]", name, maxsplit=1)[0]
+    if first.isupper():
+        return first[0] in "AEFHILMNORSX"
+    return _VOWEL.match(name) is not None and _CONSONANT.match(name) is None
 
 
 # Scoring ----------------------------------------------------------------------------------------

@@ -107,7 +107,7 @@ def test_released_sample_of_results():
     made = hallusion.score(asked, answers, allow_missing=True)
     assert (made.n, made.notes["missing"]) == (254, 875)
     assert made.notes["counts"] == {"questions": 254, "pairs": 117, "figures": 69}
-    assert made.unparsed == 49
+    assert (made.unread, made.unparsed) == (49, 47)
     with pytest.raises(InvalidData, match="875 of 1129 predictions are missing: question VS_chart"):
         hallusion.score(asked, answers)
 
@@ -170,21 +170,26 @@ def test_pairs_and_figures():
 def test_questions_without_a_figure_are_no_figure():
     pairs = ((vs(0), "No"), (vs(2), "Yes"))
     assert scored(*pairs).metrics["fAcc"] == 1.0
-    for rule in ("vlmevalkit", "lmms_eval"):
-        made = scored(*pairs, rule=rule)
-        assert made.metrics == {"aAcc": 0.5, "qAcc": 0.0, "fAcc": 0.5}
-        assert made.notes["attribution"] is None
+    made = scored(*pairs, rule="lmms_eval")
+    assert made.metrics == {"aAcc": 0.5, "qAcc": 0.0, "fAcc": 0.5}
+    assert made.notes["attribution"] is None
+    made = scored(*pairs, rule="vlmevalkit")  # whose set has no question without a figure
+    assert made.metrics == {"aAcc": 1.0, "qAcc": 1.0, "fAcc": 1.0, "mean": 1.0}
+    assert (made.n, made.notes["left_out"]) == (1, 1)
+    with pytest.raises(InvalidData, match="VLMEvalKit asks no question without a figure"):
+        scored(pairs[0], rule="vlmevalkit")
 
 
-def test_vlmevalkit_forgets_the_category():
-    pairs = ((vs(0), "Yes"), (vd(0), "No"))  # the same pair to VLMEvalKit, two to the others
-    assert scored(*pairs).metrics["qAcc"] == 0.5
-    assert scored(*pairs, rule="lmms_eval").metrics["qAcc"] == 0.5
+def test_vlmevalkit_keeps_visual_dependent_and_supplement_apart():
+    pairs = ((vs(1), "Yes"), (vd(1), "No"), (vd(0), "No"))
     made = scored(*pairs, rule="vlmevalkit")
-    assert made.metrics["qAcc"] == 0.0
-    assert made.clusters == ("map_0",)
+    assert made.metrics["qAcc"] == 0.5  # one of two pairs, not one pair of which half is right
+    assert made.metrics["mean"] == pytest.approx((1 / 3 + 1 / 2 + 1 / 3) / 3)
+    assert made.clusters == ("VS_map_0", "VD_map_0")
     all_yes = dict.fromkeys((q.id for q in QUESTIONS), "Yes")
-    assert hallusion.score(QUESTIONS, all_yes, "vlmevalkit").notes["counts"]["pairs"] == 429
+    counts = hallusion.score(QUESTIONS, all_yes, "vlmevalkit").notes["counts"]
+    # Those that make whole numbers of four scores that the kit's authors published.
+    assert counts == {"questions": 951, "pairs": 455, "figures": 346}
 
 
 @pytest.mark.parametrize(
