@@ -151,7 +151,7 @@ def joined(lemmas: list[str], pairs: dict[str, str]) -> Iterator[str]:
 
 def forget() -> None:
     """Empties what the scorer keeps between calls."""
-    for kept in (tags.shipped, tags.installed, tokens.split, words._nltk_tokens):
+    for kept in (tags.shipped, tags.installed, tokens.split, words._nltk_tokens, words._remembered):
         kept.cache_clear()
     for table in (words.vocabulary, words.bigrams, words._singular_table, words._lemma_table):
         table.cache_clear()

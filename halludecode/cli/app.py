@@ -17,6 +17,7 @@ import typer
 
 from halludecode import __version__
 from halludecode.cli import (
+    answers,
     calibrate,
     evaluation,
     generate,
@@ -36,7 +37,7 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for group in (list_cite, generate, evaluation, calibrate, heads, sinks, serve, system):
+for group in (list_cite, generate, evaluation, answers, calibrate, heads, sinks, serve, system):
     group.register(app)
 
 

@@ -36,6 +36,7 @@ KINDS: dict[str, tuple[type, ...]] = {
     "temperature": (int, float),
     "max_new_tokens": (int,),
     "controls": (bool,),
+    "answers": (str,),
     "output": (str,),
     "fresh": (bool,),
     "dtype": (str,),
@@ -66,7 +67,7 @@ def merge(flags: Mapping[str, Any], path: Path | None) -> dict[str, Any]:
     merged["tasks"] = _tasks(merged["tasks"])
     merged["data"] = _words(merged["data"])
     if merged["columns"] is not None:
-        merged["columns"] = _pairs(merged["columns"])
+        merged["columns"] = pairs(merged["columns"])
     merged["server"] = _listed(merged["server"])
     merged["strategy"] = [_spec(item) for item in _listed(merged["strategy"])]
     return merged
@@ -137,15 +138,15 @@ def _tasks(value: Any) -> list[Any]:
     return [task for task in tasks if task]
 
 
-def _pairs(value: Any) -> dict[str, str]:
+def pairs(value: Any) -> dict[str, str]:
     """A mapping as it is, or from ``["ours=theirs", ...]``."""
     if isinstance(value, dict):
         return {str(name): str(column) for name, column in value.items()}
-    pairs = [str(item).partition("=") for item in _listed(value)]
-    wrong = [name for name, sign, column in pairs if not (name and sign and column)]
+    found = [str(item).partition("=") for item in _listed(value)]
+    wrong = [name for name, sign, column in found if not (name and sign and column)]
     if wrong:
         raise InvalidData(f"--columns {wrong[0]!r}: give OURS=THEIRS, such as answer=reply.")
-    return {name: column for name, _, column in pairs}
+    return {name: column for name, _, column in found}
 
 
 def _spec(item: Any) -> str:

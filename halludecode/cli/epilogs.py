@@ -101,9 +101,33 @@ Scores answers made elsewhere. AMBER (descriptions and questions) and HallusionB
 rule in place of GPT-4) need their annotation files. --details F writes every caption's words and
 objects as the CHAIR script does; --relabel F scores POPE answers again under RePOPE's labels;
 folders in place of files score all splits and their mean.
+
+Files of other kits are read by what is in them: POPE's own {question, answer}, question records
+with a prediction, LLaVA's file of all splits, lmms-eval's samples, VLMEvalKit's tables, captions
+under any usual name, COCO file names as ids, our own samples.jsonl. A sentence says which column
+was taken; where two could be the answer, or one could be the question or the truth, --columns
+answer=NAME decides. --answers final reads what a thinking or chatty model finally says.
+"""
+
+IMPORT = """
+\b
+  halludecode import --task pope --predictions greedy=a.jsonl --predictions vcd=b.jsonl \\
+      --annotations questions.jsonl --output runs/theirs
+  halludecode compare runs/theirs
+  halludecode report runs/theirs --format html --output theirs.html
+
+Answers made elsewhere become a run folder like any other: intervals, paired tests, controls, the
+sample browser. Files are read by what is in their columns, as score does, and a sentence says
+which column was taken for the answers. Where systems answered different samples, the shared part
+counts and left_out says how much does not. --model, --temperature and the like are recorded as
+you state them; nothing else is known of the run.
 """
 
 COMPARE = """
+\b
+  halludecode compare runs/first
+  halludecode compare a.jsonl b.jsonl --task pope --annotations questions.jsonl
+
 Comparisons are paired, sample by sample, with exact or bootstrapped p-values and Holm's
 correction. Beside a difference stand its controls: accuracy at greedy's yes-ratio, CHAIR at equal
 length, and, where tokens are sampled, truncation alone (apc_only) and temperature alone (scaled).

@@ -1,4 +1,4 @@
-"""``eval``, ``score``, ``pope-questions``, ``compare``, ``report``: numbers with their recipes."""
+"""``eval``, ``pope-questions``, ``compare``, ``report``: numbers with their recipes."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from typing import Annotated, Any
 import typer
 
 from halludecode.cli import epilogs, options
+from halludecode.cli.answers import are_files, compared
 from halludecode.cli.config import merge
-from halludecode.cli.output import fail, json_document, memory_advice, note, show
+from halludecode.cli.output import fail, json_document, memory_advice, note, show, two_columns
 from halludecode.core.errors import InvalidParameter
 
 
 def register(app: typer.Typer) -> None:
     """Add this module's commands."""
     app.command("eval", epilog=epilogs.EVAL)(eval_)
-    app.command(epilog=epilogs.SCORE)(score)
     app.command("pope-questions")(pope_questions)
     app.command(epilog=epilogs.COMPARE)(compare)
     app.command()(report)
@@ -86,6 +86,7 @@ def eval_(
             "sharpen the distribution; default: only above temperature 0, where they tell.",
         ),
     ] = None,
+    answers: options.Answers = None,
     dtype: options.Dtype = None,
     device: options.Device = None,
     device_map: options.DeviceMap = None,
@@ -127,7 +128,7 @@ def _loader(run: dict[str, Any]) -> Any:
 
 def _what(run: dict[str, Any]) -> dict[str, Any]:
     """Arguments that a run and its forecast share."""
-    given = ("temperature", "max_new_tokens", "controls")
+    given = ("temperature", "max_new_tokens", "controls", "answers")
     given += ("family", "gt_family", "incomplete", "image_ids", "similarity", "columns")
     return {
         "tasks": run["tasks"],
@@ -150,7 +151,7 @@ def _predict(run: dict[str, Any], json: bool) -> int:
         predicted = dry_run(_loader(run), **_what(run))
         documents.append(predicted)
     if not json:
-        show(_two_columns(predicted))
+        show(two_columns(predicted))
     return 0
 
 
@@ -177,57 +178,6 @@ def _run(run: dict[str, Any], json: bool) -> int:
         return 1
     note(f"saved in {folder}")
     return 0
-
-
-def score(
-    task: Annotated[
-        str, typer.Option(help="A benchmark of `list --tasks`: pope, chair(family=pattern) ...")
-    ],
-    predictions: Annotated[
-        Path, typer.Option(help="JSON lines; for mme a folder, for all POPE splits one of files.")
-    ],
-    annotations: Annotated[
-        Path | None,
-        typer.Option(help="The benchmark's questions; COCO instances; AMBER's data folder."),
-    ] = None,
-    captions: Annotated[Path | None, typer.Option(help="COCO captions file.")] = None,
-    parser: Annotated[
-        str, typer.Option(help="official, opera, vcd, lmms_eval, vlmevalkit or repope.")
-    ] = "official",
-    relabel: Annotated[
-        Path | None,
-        typer.Option(help="POPE questions with later labels, such as RePOPE's; matched by words."),
-    ] = None,
-    family: options.Family = None,
-    gt_family: options.GtFamily = None,
-    incomplete: options.Incomplete = None,
-    image_ids: options.ImageIds = None,
-    details: Annotated[
-        Path | None,
-        typer.Option(help="CHAIR: write every caption's words and objects here, as JSON lines."),
-    ] = None,
-    similarity: options.Similarity = None,
-    allow_missing: Annotated[
-        bool, typer.Option("--allow-missing", help="Amber, hallusionbench: score what is answered.")
-    ] = False,
-    json: options.Json = False,
-) -> None:
-    """Score predictions made elsewhere; needs no model."""
-    from halludecode.evals.runner.score_file import score_predictions
-
-    with json_document(json) as documents:
-        scored = score_predictions(
-            *(task, predictions, annotations, captions, parser, family, gt_family),
-            relabel=relabel,
-            incomplete=incomplete,
-            image_ids=image_ids,
-            details=details,
-            similarity=similarity,
-            allow_missing=allow_missing,
-        )
-        documents.append(scored)
-    if not json:
-        show(_scored(scored))
 
 
 def pope_questions(
@@ -261,7 +211,12 @@ def pope_questions(
 
 def compare(
     runs: Annotated[
-        list[str], typer.Argument(help="RUN or RUN:STRATEGY, one or two.", metavar="RUN...")
+        list[str],
+        typer.Argument(
+            help="RUN or RUN:STRATEGY, one to three; or files of answers, FILE or NAME=FILE. "
+            "Three: a strategy, its sampled baseline, plain greedy.",
+            metavar="RUN...",
+        ),
     ],
     seeds: Annotated[
         bool,
@@ -271,12 +226,40 @@ def compare(
             "interval over seeds and pictures.",
         ),
     ] = False,
+    task: Annotated[str | None, typer.Option(help="Of files: what they answer.")] = None,
+    annotations: Annotated[
+        Path | None, typer.Option(help="Of files: the questions, as for score.")
+    ] = None,
+    captions: Annotated[Path | None, typer.Option(help="Of files: COCO captions file.")] = None,
+    columns: options.AnswerColumns = None,
+    answers: options.Answers = None,
+    family: options.Family = None,
+    gt_family: options.GtFamily = None,
+    incomplete: options.Incomplete = None,
+    image_ids: options.ImageIds = None,
+    similarity: options.Similarity = None,
     json: options.Json = False,
 ) -> None:
     """Paired differences with intervals, p-values and controls.
 
     One run alone: every strategy against greedy.
     """
+    files = {"annotations": annotations, "captions": captions, "columns": columns}
+    files |= {"answers": answers, "family": family, "gt_family": gt_family}
+    files |= {"incomplete": incomplete, "image_ids": image_ids, "similarity": similarity}
+    given = {name: value for name, value in files.items() if value is not None}
+    if not seeds and (task is not None or are_files(runs)):
+        with json_document(json) as documents:
+            comparison = compared(runs, task, given)
+            documents.append(comparison.to_dict() if json else None)
+        for sentence in comparison.told:
+            note(sentence)
+        if not json:
+            show(comparison.table())
+        return
+    if given or task is not None:
+        name = next(iter(given), "task").replace("_", "-")
+        raise InvalidParameter(f"--{name} is for files of answers, not for run folders; drop it.")
     if seeds:
         from halludecode.evals.results.compare import compare_seeds as chosen
     else:
@@ -301,36 +284,3 @@ def report(
         sys.stdout.write(f"{rendered}\n")
     else:
         note(f"wrote {output}")
-
-
-def _scored(scored: dict[str, Any]) -> Any:
-    """Metrics of a scored file; those of POPE's splits beside their mean."""
-    rows = {"task": scored["task"], **_values(scored)}
-    if "splits" not in scored:
-        return _two_columns(rows)
-    parts = {split: _values(part) for split, part in scored["splits"].items()}
-    columns = {"": list(rows), "mean": list(rows.values())}
-    columns |= {split: [own.get(name, "") for name in rows] for split, own in parts.items()}
-    return _columns(columns)
-
-
-def _values(scored: dict[str, Any]) -> dict[str, Any]:
-    values = {name: metric["value"] for name, metric in scored["metrics"].items()}
-    counts = {k: scored[k] for k in ("unparsed", "missing", "left_out") if k in scored}
-    if "unparsed" in values:
-        counts["unparsed"] = int(values["unparsed"])
-    return {"n": scored["n"], **values, **counts, **scored.get("relabelled", {})}
-
-
-def _two_columns(values: dict[str, Any]) -> Any:
-    return _columns({"": list(values), " ": list(values.values())}, header=False)
-
-
-def _columns(columns: dict[str, list[Any]], header: bool = True) -> Any:
-    from rich.table import Table
-
-    table = Table.grid(padding=(0, 2))
-    rows = [list(columns)] if header else []
-    for row in [*rows, *zip(*columns.values(), strict=True)]:
-        table.add_row(*(f"{v:.4f}" if isinstance(v, float) else str(v) for v in row))
-    return table

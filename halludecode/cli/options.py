@@ -72,6 +72,18 @@ Columns = Annotated[
         "several."
     ),
 ]
+AnswerColumns = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--columns",
+        help="OURS=THEIRS: a file's own name of a column (answer, id, question, image, split), "
+        "such as answer=reply, where what is in them does not tell; repeat for several.",
+    ),
+]
+Answers = Annotated[
+    str | None,
+    typer.Option(help="as_written (default), or final: without thoughts, tags, boxes and marks."),
+]
 BatchSize = Annotated[int | None, typer.Option(min=1, help="Requests in one batch.")]
 
 Servers = Annotated[

@@ -98,3 +98,19 @@ def memory_advice(batch_size: int | None) -> Iterator[None]:
         else:
             cure = "ran out with one request; try --dtype bfloat16 or smaller pictures"
         raise OutOfMemory(f"Memory {cure}.") from error
+
+
+def two_columns(values: dict[str, Any]) -> Any:
+    """A table of names and values."""
+    return columns_table({"": list(values), " ": list(values.values())}, header=False)
+
+
+def columns_table(columns: dict[str, list[Any]], header: bool = True) -> Any:
+    """A table of columns by their headings."""
+    from rich.table import Table
+
+    table = Table.grid(padding=(0, 2))
+    rows = [list(columns)] if header else []
+    for row in [*rows, *zip(*columns.values(), strict=True)]:
+        table.add_row(*(f"{v:.4f}" if isinstance(v, float) else str(v) for v in row))
+    return table

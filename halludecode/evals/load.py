@@ -8,6 +8,9 @@ A data folder holds ``images/`` and what each benchmark looks for in it (`Benchm
     mme/<subtask>/*.txt              MME's official layout, pictures beside
     NAME.jsonl                       any other benchmark's questions, unless it says otherwise
 
+A hub data set that a benchmark calls its own is read at the commit that it pins (`Benchmark.hub`),
+unless another is named.
+
 A source serves the benchmarks it has files for; every one asked for must be served by some source.
 ``limit`` keeps the first N groups of every source and benchmark with all their questions: pictures,
 unless a benchmark judges several together (`Benchmark.group`).
@@ -17,12 +20,14 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from halludecode.core.errors import InvalidData
 from halludecode.evals import load_hub as hub
 from halludecode.evals.benchmarks.base import Benchmark
 from halludecode.evals.benchmarks.registry import BENCHMARKS
+from halludecode.evals.data.answer_records import stem_of
 from halludecode.evals.data.entries import Selection, make_unit
 from halludecode.evals.data.records import first_fields
 from halludecode.evals.data.samples import EvalUnit
@@ -97,7 +102,21 @@ def _from_source(source: str, selection: Selection, images: Path | None) -> list
             f"{source}: no such folder, and not a hub id (owner/name); "
             f"the testbed has {', '.join(TESTBED)}."
         )
-    return hub.hub_units(source, selection, images)
+    units = []
+    for benchmark in selection.benchmarks:  # each has its own commit of its own data set
+        alone = replace(selection, benchmarks=[benchmark])
+        own = hub.pinned(source, benchmark)
+        if benchmark.hub_files and benchmark.hub.partition("@")[0] == own.partition("@")[0]:
+            fetched, commit = hub.fetched(own, benchmark.hub_files)
+            name = own.partition("@")[0]
+            made = _from_folder(fetched, name, alone, images)
+            units += [replace(unit, revision=commit) for unit in made]
+        elif own != source:
+            units += hub.hub_units(own, alone, images)
+    rest = [b for b in selection.benchmarks if not any(u.task == b.name for u in units)]
+    if rest:
+        units += hub.hub_units(source, replace(selection, benchmarks=rest), images)
+    return units
 
 
 def _is_ours(folder: Path, selection: Selection) -> bool:
@@ -144,11 +163,22 @@ def _unit(
     if not samples:
         raise InvalidData(f"{images or path} holds none of the pictures that {path} lists.")
     if data is None:
-        coco = _COCO_NAME.search(str(samples[0].image))
-        data = "coco" if coco else (images or folder).resolve().name
+        data = data_name(samples[0].image, images or folder)
     samples = bound.finish(bound.order(samples, str(path)))
     pictures = bound.pictures(path, folder, images)
     return make_unit(bound, data, split, samples, pictures, selection)
+
+
+def data_name(image: str | None, place: Path | None) -> str:
+    """What files without a name of their own are called: after COCO, or where they lie.
+
+    Args:
+        image: Name of one of their pictures.
+        place: Folder of the pictures, or the question file; None is COCO's shipped truth.
+    """
+    if place is None or _COCO_NAME.search(str(image)):
+        return "coco"
+    return place.resolve().name if place.is_dir() else stem_of(place)
 
 
 def _from_files(images: Path | None, annotations: Path, selection: Selection) -> list[EvalUnit]:

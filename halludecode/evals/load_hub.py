@@ -73,15 +73,49 @@ def hub_units(source: str, selection: Selection, images: Path | None = None) -> 
     return units
 
 
+def pinned(source: str, benchmark: Benchmark) -> str:
+    """A source as the benchmark pins it: its own data set's commit, where none is named."""
+    asked = HUB_ID.fullmatch(source)
+    name, _, commit = benchmark.hub.partition("@")
+    if asked is None or asked["name"] != name or asked["revision"] or not commit:
+        return source
+    return f"{source}@{commit}"
+
+
+def fetched(source: str, files: Sequence[str]) -> tuple[Path, str]:
+    """Fetches files of a data set that is no table, and tells where they are.
+
+    Args:
+        source: ``owner/name@revision``.
+        files: Patterns of their names.
+
+    Returns:
+        The folder, and the commit they are of.
+
+    Raises:
+        InvalidData: They cannot be fetched.
+        MissingExtra: ``datasets`` is not installed.
+    """
+    _library(source)
+    import huggingface_hub
+
+    name, _, revision = source.partition("@")
+    with _explained(source):
+        folder = huggingface_hub.snapshot_download(
+            name, repo_type="dataset", revision=revision or None, allow_patterns=list(files)
+        )
+    return Path(folder), Path(folder).name  # its folder of a snapshot is named after the commit
+
+
 # Rows to samples --------------------------------------------------------------------------------
 
 
 @dataclass
 class _Found:
-    """What one benchmark read, and where each picture stands (table, column, row)."""
+    """What one benchmark read, and where each picture stands (table, column, row, place)."""
 
     samples: dict[str | None, list[Sample]] = field(default_factory=dict)  # by split
-    cells: dict[str, tuple[Rows, str, int]] = field(default_factory=dict)
+    cells: dict[str, tuple[Rows, str, int, int | None]] = field(default_factory=dict)
     groups: dict[str | None, dict[str, None]] = field(default_factory=dict)
 
     def add(self, benchmark: Benchmark, sample: Sample) -> None:
@@ -135,7 +169,10 @@ def _collect(
     for number, row in enumerate(table.words(list(dict.fromkeys(wanted.values())))):
         where = table.where(number)
         cells = {name: row[column] for name, column in wanted.items()}
-        cells |= _picture_names(shown or kind.pictures[:1], named, table, cells, where)
+        if kind.several:
+            cells |= {name: _part_names(cells.get(name), where, table.folder) for name in shown}
+        else:
+            cells |= _picture_names(shown or kind.pictures[:1], named, table, cells, where)
         record = Record(where, cells, split=table.name)
         if benchmark.owns(record):
             refuse_null(kind, cells, where)
@@ -143,8 +180,11 @@ def _collect(
         for sample in samples:
             found.add(benchmark, sample)
             for name in shown:
-                if sample.image is not None and (sample.image == cells[name] or not shown[1:]):
-                    found.cells.setdefault(sample.image, (table, columns[name], number))
+                if kind.several:
+                    for place, part in enumerate(cells[name]):
+                        found.cells.setdefault(part, (table, columns[name], number, place))
+                elif sample.image is not None and (sample.image == cells[name] or not shown[1:]):
+                    found.cells.setdefault(sample.image, (table, columns[name], number, None))
         if not samples:
             _check_category(record, kind, benchmark)
         elif limit is None or kind.apart:
@@ -195,6 +235,13 @@ def _picture_names(
     return {shown[0]: f"{name}.jpg" if bare else name}
 
 
+def _part_names(cell: Any, where: str, folder: Path | None) -> tuple[str, ...]:
+    """Names of a list of pictures."""
+    if not isinstance(cell, list) or not cell:
+        raise InvalidData(f"{where}: {cell!r:.80} is no list of pictures.")
+    return tuple(name_of(part, where, folder) for part in cell)
+
+
 # Samples to units -------------------------------------------------------------------------------
 
 
@@ -206,7 +253,8 @@ def _units(
         for split in benchmark.taken(list(found.samples), data)
     }
     kept = [s for own in splits.values() for s in limited(benchmark, own, selection.limit)]
-    pictures = _pictures(found, {s.image for s in kept if s.image is not None})
+    shown = {name for s in kept if s.image is not None for name in (s.image, *s.more)}
+    pictures = _pictures(found, shown)
     return [
         make_unit(benchmark, data, split, own, pictures, selection, revision)
         for split, own in splits.items()
@@ -215,19 +263,19 @@ def _units(
 
 def _pictures(found: _Found, names: set[str]) -> Pictures:
     """Finds pictures by name; those of one table are fetched together."""
-    tables: dict[tuple[int, str], tuple[Rows, list[int]]] = {}
+    tables: dict[tuple[int, str, int | None], tuple[Rows, list[int]]] = {}
     for name in names & found.cells.keys():
-        table, column, number = found.cells[name]
-        tables.setdefault((id(table), column), (table, []))[1].append(number)
-    reads = {key: rows.pictures(key[1], numbers) for key, (rows, numbers) in tables.items()}
+        table, column, number, place = found.cells[name]
+        tables.setdefault((id(table), column, place), (table, []))[1].append(number)
+    reads = {key: rows.pictures(key[1], numbers, key[2]) for key, (rows, numbers) in tables.items()}
     known: dict[str, EvalImage] = {}
 
     def find(name: str, where: str) -> EvalImage:
         if name not in found.cells:
             raise InvalidData(f"{where}: the data set has no column of pictures.")
         if name not in known:
-            table, column, number = found.cells[name]
-            read = partial(reads[id(table), column], number)
+            table, column, number, place = found.cells[name]
+            read = partial(reads[id(table), column, place], number)
             digest = hashlib.sha256(read()).hexdigest()[:16]
             known[name] = EvalImage(name, read, table.where(number), digest)
         return known[name]

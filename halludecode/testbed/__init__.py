@@ -21,6 +21,7 @@ __all__ = [
     "digest",
     "model_path",
     "write_dataset",
+    "write_pairs",
 ]
 
 
@@ -29,6 +30,13 @@ def write_dataset(out: Path, split: str, count: int, seed: int | None = None) ->
     from halludecode.testbed import datasets
 
     return datasets.write_dataset(out, split, count, seed)
+
+
+def write_pairs(out: Path, split: str, count: int, seed: int | None = None) -> Path:
+    """Writes scenes with and without an object; see `halludecode.testbed.pairs.write_pairs`."""
+    from halludecode.testbed import pairs
+
+    return pairs.write_pairs(out, split, count, seed)
 
 
 def digest(split: str, count: int, seed: int | None = None) -> str:

@@ -23,6 +23,7 @@ and tuned, is in benchmarks/testbed_results.md.
 \b
   halludecode testbed info                              its card
   halludecode testbed data --out scenes --count 10      pictures with COCO-format annotations
+  halludecode testbed data --pairs --out pairs          each with and without an object
   halludecode testbed train --out model                 the model, made again from nothing
 """
 
@@ -48,11 +49,18 @@ def data(
     count: Annotated[int, typer.Option(help="Number of scenes.")] = 500,
     split: Annotated[str, typer.Option(help="iid, broken, dev-iid, dev-broken or train.")] = "iid",
     seed: Annotated[int, typer.Option(help="0 gives the published scenes.")] = 0,
+    pairs: Annotated[
+        bool, typer.Option("--pairs", help="Every scene also without one object, twice.")
+    ] = False,
 ) -> None:
-    """Make scenes with COCO-format annotations, POPE questions and an MME-style set."""
-    from halludecode.testbed import write_dataset
+    """Make scenes with COCO-format annotations, POPE questions and an MME-style set.
 
-    folder = write_dataset(out, split, count, seed)
+    With --pairs, every scene has two edits that lack one object, with the questions of popev2,
+    beaf, naturalbench and phd: eval --tasks popev2,beaf,naturalbench,phd --data OUT.
+    """
+    from halludecode.testbed import write_dataset, write_pairs
+
+    folder = (write_pairs if pairs else write_dataset)(out, split, count, seed)
     about = encoder.loads((folder / "dataset.json").read_text(encoding="utf-8"))
     typer.echo(f"{count} scenes of {about['name']} in {folder}, digest {about['digest']}")
 

@@ -168,12 +168,13 @@ def _write(out: Path, split: str, count: int, seed: int) -> None:
         path.write_text(text, encoding="utf-8", newline="\n")
     for subtask in mme.SUBTASKS:
         for name in build.pictures(subtask):
-            _link(images / name, out / "mme" / subtask / name)
+            link(images / name, out / "mme" / subtask / name)
     about = _identity(split, count, seed) | {"digest": build.digest()}
     (out / "dataset.json").write_text(json.dumps(about, indent=2) + "\n", encoding="utf-8")
 
 
-def _link(source: Path, target: Path) -> None:
+def link(source: Path, target: Path) -> None:
+    """Makes a file stand in a second place, as a copy where that cannot be had else."""
     try:
         target.hardlink_to(source)
     except OSError:  # a file system without hard links

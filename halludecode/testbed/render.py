@@ -80,7 +80,9 @@ class Renderer:
         self._sprites: dict[tuple[str, int, str | None], np.ndarray] = {}
         self._backdrops: dict[tuple[str, int], np.ndarray] = {}
 
-    def paint(self, stream: Stream, theme: str, names: list[str], hide: int = 0) -> Canvas:
+    def paint(
+        self, stream: Stream, theme: str, names: list[str], hide: int = 0, without: str = ""
+    ) -> Canvas:
         """Places the objects on one of the theme's backgrounds, in random order.
 
         Args:
@@ -88,6 +90,8 @@ class Renderer:
             theme: Name of the theme.
             names: Category names, one an object.
             hide: Objects made all but invisible, in permille.
+            without: Category left out where it would be laid down. Everything is drawn from the
+                stream as if it were there, so that nothing else changes.
 
         Returns:
             The canvas with its id map.
@@ -96,14 +100,18 @@ class Renderer:
         ids = np.full((SIZE, SIZE), -1, np.int8)
         boxes: list[tuple[int, int, int, int]] = []
         parts = []
-        for number, name in enumerate(stream.shuffled(names)):
+        for name in stream.shuffled(names):
             tint = name in TINTED and stream.chance(650)
             colour = stream.pick(tuple(COLOURS)) if tint else None
             hidden = stream.chance(hide)
             sprite, opacity = self._sprite(stream, name, colour, hidden)
             box = _place(stream, sprite.shape[1], sprite.shape[0], boxes)
             boxes.append(box)
-            shown = _blend(paint, ids, sprite, box, opacity, stream.between(-20, 20), number)
+            light = stream.between(-20, 20)
+            if name == without:
+                continue
+            number = len(parts)
+            shown = _blend(paint, ids, sprite, box, opacity, light, number)
             full = max(1, int((sprite[..., 3] >= SOLID).sum()))
             parts.append((name, colour, shown, full, hidden))
         areas = np.bincount(ids[ids >= 0], minlength=len(parts)).tolist()

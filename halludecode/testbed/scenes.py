@@ -70,6 +70,7 @@ class Scene:
         image: uint8 [120, 120, 3].
         ids: int8 [120, 120], index into ``things`` of the object on top, -1 for background.
         things: In painting order.
+        attempt: Which of the casts drawn for it was the first within the rules, from 0.
     """
 
     index: int
@@ -77,6 +78,7 @@ class Scene:
     image: np.ndarray
     ids: np.ndarray
     things: tuple[Thing, ...]
+    attempt: int = 0
 
     @property
     def names(self) -> list[str]:
@@ -169,8 +171,42 @@ def _scene(renderer: Renderer, rule: Split, seed: int, index: int) -> Scene:
         if rule.judged and not all(map(_recognisable, canvas.things)):
             continue
         image = finish(stream, canvas.paint, rule.spoil)
-        return Scene(index, theme, image, canvas.ids, tuple(canvas.things))
+        return Scene(index, theme, image, canvas.ids, tuple(canvas.things), attempt)
     raise RuntimeError("no attempt gave a scene within the rules")
+
+
+def edited(split: str, count: int, seed: int = 0) -> Iterator[tuple[Scene, dict[str, np.ndarray]]]:
+    """Scenes, each with two pictures more that lack one of its categories and are else the same.
+
+    Args:
+        split: A split that is judged.
+        count: Number of scenes, which are those of `scenes`.
+        seed: As there.
+
+    Yields:
+        The scene, and category to its picture without it, uint8 [120, 120, 3].
+
+    Raises:
+        InvalidParameter: See `check`; or the split is not judged.
+    """
+    check(split, count, seed)
+    rule = rules(split)
+    if not rule.judged:
+        judged = ", ".join(name for name, other in SPLITS.items() if other.judged)
+        raise InvalidParameter(f"Split {split!r} has no pairs; use one of {judged}.")
+    renderer = Renderer(seed, rule.purpose(_BACKDROP))
+    for index in range(count):
+        scene = _scene(renderer, rule, seed, index)
+        taken = Stream(seed, rule.purpose(QUESTIONS), index, 2).shuffled(scene.names)[:2]
+        yield scene, {name: _without(renderer, rule, seed, scene, name) for name in taken}
+
+
+def _without(renderer: Renderer, rule: Split, seed: int, scene: Scene, name: str) -> np.ndarray:
+    place = (scene.index, scene.attempt)
+    theme, names = cast(Stream(seed, rule.purpose(_OBJECTS), *place), rule)
+    stream = Stream(seed, rule.purpose(_PICTURE), *place)
+    canvas = renderer.paint(stream, theme, names, rule.hide, without=name)
+    return finish(stream, canvas.paint, rule.spoil)
 
 
 def _recognisable(thing: Thing) -> bool:

@@ -22,6 +22,21 @@ if TYPE_CHECKING:
 MAX_PIXELS = 89_478_485  # Pillow's own bound against decompression bombs
 BASE64 = ("iVBORw0KGgo", "/9j/", "R0lGOD", "UklGR", "Qk", "SUkq", "TU0A")  # how pictures begin
 
+VIDEO = (
+    "is a video, and only pictures are read: take frames from it, such as with 'ffmpeg -i VIDEO "
+    "-vf fps=1 frame_%03d.png', and give them as pictures, in order."
+)
+
+
+def is_video(data: bytes) -> bool:
+    """Whether bytes that are no picture begin as MP4, MOV, Matroska, WebM, AVI or MPEG do."""
+    starts = (b"\x1a\x45\xdf\xa3", b"\x00\x00\x01\xba", b"\x00\x00\x01\xb3")
+    return (
+        data.startswith(starts)
+        or data[4:8] in (b"ftyp", b"moov", b"mdat")
+        or (data[:4] == b"RIFF" and data[8:12] == b"AVI ")
+    )
+
 
 def load_picture(source: Any, where: str = "image", background: Any = "white") -> Picture:
     """Decode one picture, upright and in RGB; of an animated one the first frame.
@@ -59,6 +74,8 @@ def load_picture(source: Any, where: str = "image", background: Any = "white") -
         size = str(error).split(",")[0]  # "Image size (n pixels) exceeds limit of m pixels"
         raise InvalidRequest(f"{name} is too large: {size}; scale it down first.") from None
     except (OSError, ValueError, SyntaxError):
+        if is_video(data):
+            raise InvalidRequest(f"{name} {VIDEO}") from None
         raise InvalidRequest(
             f"{name} is not a readable picture; give a PNG, JPEG or WebP file."
         ) from None

@@ -12,9 +12,10 @@ from typing import Any
 from halludecode.core.errors import InvalidRequest
 from halludecode.core.prompt import Part, Picture
 from halludecode.core.request import Request
-from halludecode.engines.inputs.images import load_picture
+from halludecode.engines.inputs.images import VIDEO, load_picture
 
 WORDS = ("text", "input_text", "output_text")
+VIDEOS = ("video", "video_url", "input_video")
 PICTURES = ("image", "image_url", "input_image", "image_pil")
 # What names a picture -> the form it is in; "source" is Anthropic's.
 NAMING = ("image", "url", "path", "base64", "image_url", "image_pil", "source")
@@ -57,6 +58,8 @@ class GivenPictures:
                 self._check(said, ("text",), where)
                 return said["text"]
             raise InvalidRequest(f"{where}: a part of type {kind!r} needs its text.")
+        if kind in VIDEOS:
+            raise InvalidRequest(f"{where}: a part {VIDEO}")
         if kind not in PICTURES:
             raise InvalidRequest(
                 f"{where}: a part must be text, image, image_url or input_image, not {kind!r}."

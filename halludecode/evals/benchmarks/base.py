@@ -16,13 +16,13 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from halludecode.core.errors import InvalidData
 from halludecode.core.params import Parameters
-from halludecode.evals.benchmarks.answer_file import score_answers
+from halludecode.evals.benchmarks.answer_file import Given, check_missing, score_answers
 from halludecode.evals.benchmarks.shown import (
     YES_RATIO,
     YES_RATIO_PLOT,
@@ -33,6 +33,7 @@ from halludecode.evals.benchmarks.shown import (
     MetricPlot,
     Shown,
 )
+from halludecode.evals.data.answer_matching import read_plain_id
 from halludecode.evals.data.columns import Columns, cells_of, map_columns, nearest
 from halludecode.evals.data.entries import Pictures, folder_pictures
 from halludecode.evals.data.records import Record, first_fields, read_records
@@ -47,6 +48,7 @@ __all__ = ["YES_RATIO", "YES_RATIO_PLOT", "Benchmark", "DetailTable", "LmmsEvalT
 __all__ += ["Mention", "Metric", "MetricPlot"]
 
 Lines = Mapping[Id, Mapping[str, Any]]  # lines of a run folder by sample id
+Answers = tuple[Path, Sequence[Record]]  # a file of answers and its records
 
 
 @dataclass(frozen=True)
@@ -64,6 +66,8 @@ class Benchmark(Parameters, Shown):
 
     files: ClassVar[tuple[str, ...]] = ()  # where a data folder may have its file; see `find`
     needs: ClassVar[str] = ""  # what files it reads, for "No questions for NAME; it needs ..."
+    hub: ClassVar[str] = ""  # its data set there, OWNER/NAME or, pinned, OWNER/NAME@COMMIT
+    hub_files: ClassVar[tuple[str, ...]] = ()  # of it, where it is no table but files to fetch
     columns: ClassVar[tuple[Columns, ...]] = ()  # tables and JSON lines it reads
     categories: ClassVar[tuple[str, ...]] = ()  # the rows of a shared table that are its own
     # Rows of its first table, under our names and pictures by name, of two groups or more: what the
@@ -75,7 +79,11 @@ class Benchmark(Parameters, Shown):
     preset_tokens: ClassVar[bool] = False  # whether a preset's limit goes before its own
 
     aliases: ClassVar[Mapping[str, str]] = {}  # options of `evaluate` to the parameter they set
-    scorer_options: ClassVar[tuple[str, ...]] = ()  # what its `score_file` takes beside parser
+    # What its `score_given` takes beside the parser.
+    scorer_options: ClassVar[tuple[str, ...]] = ("allow_missing",)
+    offsets: ClassVar[tuple[str, ...]] = ()  # splits in the order of LLaVA's offset ids
+    answer_types: ClassVar[tuple[type, ...]] = (str,)  # what an answer may be in JSON
+    answers_what: ClassVar[str] = "question"  # what the id of an answer is of
 
     # Reading ------------------------------------------------------------------------------------
 
@@ -152,7 +160,9 @@ class Benchmark(Parameters, Shown):
             raise InvalidData(
                 f"{path}: {self.name} reads no JSON lines; it needs {self.what_it_needs}."
             )
-        names = map_columns(kind, str(path), list(records[0].fields), {})
+        # A column that may be absent may be so in the first line alone.
+        found = dict.fromkeys(name for record in records for name in record.fields)
+        names = map_columns(kind, str(path), list(found), {})
         samples: list[Sample] = []
         for record in records:
             cells = cells_of(kind, names, record)
@@ -333,8 +343,13 @@ class Benchmark(Parameters, Shown):
             formula=formula,
             shares={"accuracy": right} if shares is None else shares,
             wilson=wilson,
-            unparsed=sum(outcome["parsed"] == "other" for outcome in outcomes.values()),
+            unparsed=self.unparsed(lines),
+            unread=sum(outcome["parsed"] == "other" for outcome in outcomes.values()),
         )
+
+    def unparsed(self, lines: Sequence[Mapping[str, Any]]) -> int:
+        """Answers that hold none of the benchmark's words as a word, whatever its rule."""
+        return sum(line["parsed"] == "other" for line in lines)
 
     def grouped(self, lines: Sequence[Mapping[str, Any]]) -> dict[str, list[Mapping[str, Any]]]:
         """The lines of every group of a `whole` benchmark, by its name."""
@@ -368,25 +383,118 @@ class Benchmark(Parameters, Shown):
 
     # Answers made elsewhere ---------------------------------------------------------------------
 
-    def score_file(
-        self, predictions: Path, annotations: Path | None, parser: str, **options: Any
-    ) -> Score:
-        """Scores predictions: by default JSON lines of ``id`` and ``answer``.
+    @property
+    def without_annotations(self) -> str:
+        """Why answers cannot be scored without annotations; "" where they can."""
+        title = self.title or self.name
+        return f"{title} needs its questions to score answers; give --annotations."
+
+    def annotated(
+        self, annotations: Path | None, files: Sequence[Answers], **options: Any
+    ) -> dict[str | None, list[Sample]]:
+        """What the answers of files may be to, by split.
 
         Args:
-            predictions: The file.
-            annotations: The question file.
-            parser: Name of the rule that reads answers.
+            annotations: The question file, or a data folder as `find` takes it.
+            files: The files of answers, read but not matched.
             **options: Those of ``scorer_options`` that were given.
 
         Raises:
-            InvalidData: A file cannot be used; the sentence names it and the line.
+            InvalidData: There are no annotations, or they cannot be used.
         """
-        return score_answers(self, predictions, annotations, parser)
+        if annotations is None:
+            raise InvalidData(self.without_annotations)
+        found = {self.split_of(annotations): annotations}
+        if annotations.is_dir():
+            found = dict(self.find(annotations))
+            if not found:
+                raise InvalidData(
+                    f"No questions for {self.name} in {annotations}; it needs {self.what_it_needs}."
+                )
+        return {
+            split: list(self.finish(self.bound_to(path).load(path)))
+            for split, path in found.items()
+        }
+
+    def answerable(self, samples: Sequence[Sample], answers: Mapping[Id, str]) -> list[Sample]:
+        """The samples that are answered, ready to be judged.
+
+        Args:
+            samples: What `annotated` found of a split.
+            answers: The answers to it.
+        """
+        return [sample for sample in samples if sample.id in answers]
+
+    def answer_id(self, fields: Mapping[str, Any], column: str) -> Id | None:
+        """The sample that a column of an answer's record names; None where it holds no id.
+
+        Args:
+            fields: The record.
+            column: One of its columns.
+        """
+        return read_plain_id(fields, column)
+
+    def read_results(self, path: Path) -> tuple[list[Sample], dict[Id, str]] | None:
+        """Questions and answers of a file or folder in the benchmark's own layout of results.
+
+        Returns:
+            None where it is none: it is then read as records.
+        """
+        return None
+
+    def split_named(self, path: Path) -> str | None:
+        """The split that a file of answers is named after; None where its name tells none."""
+        named = [split for split in self.splits if split in path.name]
+        theirs = self.lmms_eval.splits.items() if self.lmms_eval else ()
+        named = named or [split for split, task in theirs if task in path.name]
+        return named[0] if len(named) == 1 else None
+
+    def score_given(
+        self,
+        asked: Mapping[str | None, Sequence[Sample]],
+        given: Mapping[str | None, Given],
+        parser: str,
+        rule: str,
+        **options: Any,
+    ) -> Score:
+        """Scores answers made elsewhere: by default as `eval` judges and scores them.
+
+        Args:
+            asked: What `annotated` found.
+            given: The answers of every split.
+            parser: Name of the rule that reads answers.
+            rule: ``as_written`` or ``final``.
+            **options: Those of ``scorer_options`` that were given.
+
+        Raises:
+            InvalidData: Answers are missing, or the rule is unknown.
+        """
+        scores: dict[str, Score] = {}
+        for split, samples in asked.items():
+            own = given.get(split)
+            if own is None and not options.get("allow_missing"):
+                raise InvalidData(f"nothing answers the {split} questions; answer every item.")
+            if own is not None:
+                score = score_answers(self, own, samples, parser, rule)
+                missing = check_missing(samples, own, bool(options.get("allow_missing")))
+                scores[str(split)] = replace(score, notes=score.notes | missing)
+        return next(iter(scores.values())) if len(scores) == 1 else self.mean(scores)
+
+    def ways(self, **options: Any) -> list[str]:
+        """Sentences on what its answers are read by here, for the terminal.
+
+        Args:
+            **options: Of answers made elsewhere: ``annotations`` and those of ``scorer_options``.
+        """
+        return []
+
+    def remarks(self, score: Score) -> list[str]:
+        """Sentences on what the numbers of ``score`` hide."""
+        return []
 
     def summary(self, score: Score) -> dict[str, Any]:
         """What ``score --json`` tells beside the metrics."""
-        return {"parser": score.rule, "unparsed": score.unparsed}
+        return {"parser": score.rule, "unparsed": score.unparsed, "unread": score.unread}
 
     def written(self, score: Score, **options: Any) -> dict[str, Any]:
         """Writes what ``score`` was asked to write, and tells of it."""

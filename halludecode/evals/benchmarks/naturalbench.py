@@ -32,6 +32,7 @@ SUFFIX = {  # the release puts no space before it
     "yes_no": "Please answer Yes or No.",
     "multiple_choice": "Please output the letter corresponding to the correct option.",
 }
+CHANCE = {"G_Acc": 6.25, "Q_Acc": 25.0, "I_Acc": 25.0, "Acc": 50.0}
 LETTERS = "naturalbench/letters"  # answers with letters, beside those with yes or no
 _BOTH = [(q, i) for q in (0, 1) for i in (0, 1)]
 _COLUMNS = ["Index", "Question_Type", "Question_0", "Question_1", "Image_0", "Image_1"]
@@ -60,7 +61,7 @@ class NaturalBench(Benchmark):
         | {f"image_{i}_question_{q}": words[(q + i) % 2] for q, i in _BOTH}
         for n, (kind, words) in enumerate(WORDS.items())
     )
-    metrics = tuple(Metric(n, f"{n} %") for n in ("G_Acc", "Q_Acc", "I_Acc", "Acc"))
+    metrics = tuple(Metric(n, f"{n} %", chance=chance) for n, chance in CHANCE.items())
     tells_unparsed = True
     lmms_eval = LmmsEvalTask(
         "naturalbench",
@@ -95,6 +96,16 @@ class NaturalBench(Benchmark):
         """Those of the type."""
         return WORDS["multiple_choice" if kind == LETTERS else "yes_no"]
 
+    @classmethod
+    def pair(cls, line: Mapping[str, Any]) -> str | None:
+        """One question about both pictures."""
+        return f"{line['group']} {line['question']}"
+
+    @classmethod
+    def choices(cls, line: Mapping[str, Any]) -> tuple[str, ...]:
+        """Those of its type."""
+        return WORDS[line["type"]]
+
     def prompt(self, preset: Preset, sample: Sample) -> str:
         """As published."""
         return sample.question + SUFFIX[sample.facts["type"]]
@@ -117,8 +128,7 @@ class NaturalBench(Benchmark):
             counts = (1, sum(right.values()), questions, pictures, whole[name])
             named = zip(("groups", "Acc", "Q_Acc", "I_Acc", "G_Acc"), counts, strict=True)
             rows.append((name, {column: float(count) for column, count in named}))
-        shares = {"Acc": {line["id"]: line["score"] for line in lines}, "G_Acc": whole}
-        return self.tally(lines, rows, _formula, shares)
+        return self.tally(lines, rows, _formula, {"G_Acc": whole})
 
 
 def _formula(s: Sums) -> dict[str, np.ndarray]:

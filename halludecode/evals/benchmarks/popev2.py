@@ -58,7 +58,7 @@ class POPEv2(YesNoBenchmark):
         for answer in ("No", "Yes")
     )
     metrics = (
-        Metric("pair_accuracy", "both right %"),
+        Metric("pair_accuracy", "both right %", chance=25.0),
         *YesNoBenchmark.metrics,
         Metric("original_accuracy", "original %"),
         Metric("edited_accuracy", "edited %"),
@@ -78,6 +78,11 @@ class POPEv2(YesNoBenchmark):
         sides = ((False, "normal"), (True, "counterfactual"))
         return [_sample(record, e, cells[side], cells[f"{side}_label"]) for e, side in sides]
 
+    @classmethod
+    def pair(cls, line: Mapping[str, Any]) -> str | None:
+        """The question about the original and about the edit."""
+        return line["group"]
+
     def group_of(self, line: Mapping[str, Any]) -> tuple[str, int]:
         """A pair is two, also where the data hold one of them."""
         return line["group"], 2
@@ -91,8 +96,7 @@ class POPEv2(YesNoBenchmark):
             both[name] = right[False] * right[True]
             counts = {"pairs": 1.0, "original": right[False], "edited": right[True]}
             rows.append((name, {**counts, "both": both[name]}))
-        accuracy = {line["id"]: line["score"] for line in lines}
-        return self.tally(lines, rows, _formula, {"accuracy": accuracy, "pair_accuracy": both})
+        return self.tally(lines, rows, _formula, {"pair_accuracy": both})
 
 
 def _sample(record: Record, edited: bool, image: str, label: Any) -> Sample:

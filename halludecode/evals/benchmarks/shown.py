@@ -30,6 +30,7 @@ class Metric:
         short: What running text calls it; by default the title without its unit.
         axis: Title of an axis that shows it; by default the title and which way is better.
         guessing: What guessing gets, as shown: bars may start there.
+        chance: The same where no bar should, as most models get less; told with `fixed_answers`.
         digits: Digits behind the point.
     """
 
@@ -44,6 +45,7 @@ class Metric:
     short: str = ""
     axis: str = ""
     guessing: float = 0.0
+    chance: float | None = None
     digits: int = 1
 
     @property
@@ -151,6 +153,7 @@ class Shown:
     plots: ClassVar[tuple[MetricPlot, ...]] = ()
     length_curves: ClassVar[tuple[str, ...]] = ()  # metrics drawn over the length of captions
     word_budgets: ClassVar[tuple[str, ...]] = ()  # metrics of captions cut at fixed lengths
+    object_metrics: ClassVar[tuple[str, ...]] = ()  # those to be read at an equal number of objects
     details: ClassVar[DetailTable | None] = None
     tells_unparsed: ClassVar[bool] = False  # reports say how many answers could not be read
     lmms_eval: ClassVar[LmmsEvalTask | None] = None
@@ -189,6 +192,20 @@ class Shown:
         return ""
 
     @classmethod
+    def pair(cls, line: Mapping[str, Any]) -> str | None:
+        """Name of the pair that a line is in: questions that differ in little but their answers.
+
+        Overriding it makes the benchmark paired: beside its numbers stands what answers get that
+        do not change within a pair (`fixed_answers`). None for a line in no pair.
+        """
+        return None
+
+    @classmethod
+    def choices(cls, line: Mapping[str, Any]) -> tuple[str, ...]:
+        """What the question of a line can be answered with, as ``parsed`` has it."""
+        return ("yes", "no") if cls.text_kind == "yes_no" else ()
+
+    @classmethod
     def mentions(
         cls, text: str, line: Mapping[str, Any], settings: Mapping[str, str]
     ) -> Sequence[Mention] | None:
@@ -217,6 +234,33 @@ class Shown:
     def length_rates(cls, score: Score) -> Score:
         """The score with metrics that hang less on length, beside the length control."""
         raise NotImplementedError
+
+    @classmethod
+    def objects_named(cls, score: Score) -> Mapping[Id, int]:
+        """How many different objects each text of a score names; {} where none is a text.
+
+        The control at an equal number of objects needs it and `cut_after_objects`: a benchmark with
+        ``object_metrics`` has both.
+        """
+        return {}
+
+    @classmethod
+    def cut_after_objects(cls, score: Score, objects: Mapping[Id, int]) -> Score:
+        """The score with every text cut behind its k-th different object.
+
+        Args:
+            score: Of whole texts.
+            objects: Text to k, at most what `objects_named` says; texts not named are left out.
+
+        Returns:
+            At least the ``object_metrics`` and ``objects``, the mean of k.
+        """
+        raise NotImplementedError
+
+    @classmethod
+    def is_text(cls, line: Mapping[str, Any]) -> bool:
+        """Whether a line's answer is a text, whose words can repeat, and not a choice."""
+        return line.get("label") is None
 
     @classmethod
     def recipe_rows(cls, run: Mapping[str, Any]) -> list[tuple[str, str]]:

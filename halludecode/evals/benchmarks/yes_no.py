@@ -148,7 +148,7 @@ def parse_mme_answer(answer: str, rule: str = "official") -> str:
 
 # Counting ----------------------------------------------------------------------------------------
 
-COUNTS = ("n", "asked", "correct", "tp", "fp", "fn", "unparsed")
+COUNTS = ("n", "asked", "correct", "tp", "fp", "fn", "unparsed", "unread")
 
 
 def count(parsed: str, label: str, answer: str, rule: str = "official") -> dict[str, float]:
@@ -161,6 +161,7 @@ def count(parsed: str, label: str, answer: str, rule: str = "official") -> dict[
         rule: A key of `RULES`.
     """
     counts = {"asked": 1.0, "unparsed": float(is_unparsed(answer))}
+    counts["unread"] = float(parsed == "other")
     if rule == "repope" and parsed == "other":  # which it does not count
         return counts
     # An unreadable answer to a yes question is a miss, except that lmms-eval forgets it.
@@ -175,7 +176,7 @@ def count(parsed: str, label: str, answer: str, rule: str = "official") -> dict[
 
 
 def rates(s: Sums) -> dict[str, np.ndarray]:
-    """Accuracy, precision, recall, F1, share of yes and number of unreadable answers."""
+    """Accuracy, precision, recall, F1, share of yes; how many hold neither word, and are unread."""
     precision = ratio(s["tp"], s["tp"] + s["fp"])
     recall = ratio(s["tp"], s["tp"] + s["fn"])
     return {
@@ -185,6 +186,7 @@ def rates(s: Sums) -> dict[str, np.ndarray]:
         "f1": ratio(2 * precision * recall, precision + recall),
         "yes_ratio": ratio(s["tp"] + s["fp"], s["n"]),
         "unparsed": np.asarray(s["unparsed"], dtype=float),
+        "unread": np.asarray(s["unread"], dtype=float),
     }
 
 
@@ -251,6 +253,10 @@ class YesNoBenchmark(Benchmark):
         """``parsed`` is yes, no or other by the benchmark's rule, ``score`` 1 or 0."""
         parsed = self.rule(answer)
         return {"parsed": parsed, "score": int(parsed == sample.label)}
+
+    def unparsed(self, lines: Sequence[Mapping[str, Any]]) -> int:
+        """Answers with neither word."""
+        return sum(is_unparsed(line["answer"]) for line in lines)
 
     def score(self, lines: Sequence[Mapping[str, Any]]) -> Score:
         """The counts of all answers; see `Benchmark.cluster`."""

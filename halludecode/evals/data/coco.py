@@ -6,7 +6,7 @@ import contextlib
 import io
 import json
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from halludecode.core.errors import InvalidData, MissingExtra
@@ -44,6 +44,7 @@ def read_coco(path: Path | str, needs: Mapping[str, Sequence[str]]) -> Any:
         if not isinstance(data, dict) or part not in data:
             raise InvalidData(f'{path}: not a COCO file, "{part}" is missing at its top level.')
         _check_entries(path, part, data[part], keys)
+    _same_ids(path, data)
     coco = COCO()
     coco.dataset = data
     try:
@@ -62,6 +63,45 @@ def _check_entries(path: Path | str, part: str, entries: Any, keys: Sequence[str
         lack = [key for key in keys if not isinstance(entry, dict) or key not in entry]
         if lack:
             raise InvalidData(f"{path}: not a COCO file, {part}[{number}] lacks {lack[0]!r}.")
+
+
+_REFERENCES = {"image_id": "images", "category_id": "categories"}
+
+
+def _same_ids(path: Path | str, data: dict[str, Any]) -> None:
+    """Makes whole numbers of ids that are written as text, and refuses ids that name nothing.
+
+    pycocotools takes 1 and "1" for two pictures, and a picture without annotations for an empty
+    one.
+    """
+    ids = {part: _numbers(data.get(part, ()), "id") for part in ("images", "categories")}
+    for key, part in _REFERENCES.items():
+        named = _numbers(data["annotations"], key)
+        if part == "images" and named and ids[part] and not named & ids[part]:
+            raise InvalidData(
+                f"{path}: no annotation is of one of its {part}: {key} {next(iter(named))!r} is "
+                f"the first, and {part} have ids such as {next(iter(ids[part]))!r}."
+            )
+
+
+def _numbers(entries: Sequence[dict[str, Any]], key: str) -> set[Any]:
+    """The ids under a key, made whole numbers in place where they are written as such."""
+    found = set()
+    for entry in entries:
+        if key not in entry:
+            continue
+        value = entry[key]
+        if isinstance(value, str) and value.isdecimal():
+            value = entry[key] = int(value)
+        if isinstance(value, int | str):
+            found.add(value)
+    return found
+
+
+def file_name(image: Mapping[str, Any]) -> str | None:
+    """A picture's file name; where only its address is told, as in LVIS, the end of that."""
+    name = image.get("file_name") or PurePosixPath(str(image.get("coco_url") or "")).name
+    return str(name) or None
 
 
 def _index(coco: Any) -> None:

@@ -20,6 +20,7 @@ class Columns:
         takes: The same for columns that may be absent.
         signs: Sets of columns, any of which gives the table away; without any, all of ``needs``.
         pictures: Our columns that hold a picture; what is read of them is its name.
+        several: Whether they hold a list of pictures; what is read of them is a tuple of names.
         names: Columns that name a row's picture, the best first; without any, its content does. An
             id does so if every row has a picture of its own, or if it is written as a path (MME).
         single: Whether every row has a picture of its own.
@@ -30,6 +31,7 @@ class Columns:
     takes: Mapping[str, tuple[str, ...]] = field(default_factory=dict[str, tuple[str, ...]])
     signs: tuple[frozenset[str], ...] = ()
     pictures: tuple[str, ...] = ("image",)
+    several: bool = False
     names: tuple[str, ...] = ()
     single: bool = False
     apart: bool = False
@@ -93,7 +95,11 @@ def cells_of(columns: Columns, names: Mapping[str, str], record: Record) -> dict
         InvalidData: A cell that is needed is missing or null, or a picture is no name of a file.
     """
     for ours in columns.needs:
-        if ours in columns.pictures or names[ours] not in record.fields:
+        if columns.several and ours in columns.pictures:
+            given = record.get(names[ours], kind=list, what="a list of file names")
+            if not given or not all(isinstance(name, str) for name in given):
+                raise InvalidData(f"{record.where}: {names[ours]} is no list of file names.")
+        elif ours in columns.pictures or names[ours] not in record.fields:
             record.get(names[ours], kind=str, what="a file name")
     cells = {ours: record.fields[n] for ours, n in names.items() if n in record.fields}
     refuse_null(columns, cells, record.where)

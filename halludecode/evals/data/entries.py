@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from halludecode.core.errors import InvalidData
+from halludecode.evals.data.run_files import LINE_FACTS
 from halludecode.evals.data.samples import EvalImage, EvalUnit, Sample
 
 if TYPE_CHECKING:
@@ -82,7 +83,7 @@ def make_unit(
         InvalidData: A picture is missing, or an id occurs twice.
     """
     preset, seen = selection.presets[benchmark.name], dict[int | str, str]()
-    found: dict[str, EvalImage] = {}
+    found: dict[tuple[str, ...], EvalImage] = {}
     taken = limited(benchmark, samples, selection.limit)
     sizes = Counter(map(benchmark.group, taken))
     asked = []
@@ -91,14 +92,21 @@ def make_unit(
             raise InvalidData(
                 f"{sample.where}: id {sample.id} was already used at {seen[sample.id]}."
             )
+        if clash := LINE_FACTS & sample.facts.keys():
+            raise InvalidData(
+                f"{benchmark.title or benchmark.name} keeps a fact called {min(clash)!r}, which is "
+                "a word of samples.jsonl; give it another name in the benchmark's read."
+            )
         seen[sample.id] = sample.where
         group = benchmark.group(sample)
         if sample.image is None:
             picture = EvalImage.none(f"{group}: no picture")
-        elif sample.image in found:
-            picture = found[sample.image]
         else:
-            picture = found[sample.image] = pictures(sample.image, sample.where)
+            names = (sample.image, *sample.more)
+            if names not in found:
+                shown = [pictures(name, sample.where) for name in names]
+                found[names] = EvalImage.joined(shown) if sample.more else shown[0]
+            picture = found[names]
         prompt = benchmark.prompt(preset, sample)
         filled = {"picture": picture, "prompt": prompt, "group": group}
         asked.append(replace(sample, **filled, group_size=sizes[group]))

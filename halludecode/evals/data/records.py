@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import gzip
 import json
 import zlib
@@ -75,7 +76,7 @@ def read_text(path: Path | str) -> str:
 
 
 def read_records(path: Path | str) -> list[Record]:
-    """All JSON objects of a file: JSON lines, or one array however it is laid out.
+    """All JSON objects of a file: JSON lines, or one array however it is laid out; rows of a .csv.
 
     Blank lines between objects are skipped.
 
@@ -84,8 +85,7 @@ def read_records(path: Path | str) -> list[Record]:
     """
     path = Path(path)
     text = read_text(path)
-    array = text.lstrip().startswith("[")
-    items = _array(path, text) if array else _lines(path, text)
+    items = _items(path, text)
     records = []
     for line, value in items:
         if not isinstance(value, dict):
@@ -113,16 +113,38 @@ def first_fields(path: Path | str) -> Mapping[str, Any]:
         return {}
     text = read_text(path)
     try:
-        if text.lstrip().startswith("["):
-            _, value = next(_array(path, text), (0, {}))
-        else:
-            try:
-                _, value = next(_lines(path, text), (0, {}))
-            except InvalidData:
-                value = json.loads(text)  # an object over several lines
+        try:
+            _, value = next(_items(path, text), (0, {}))
+        except InvalidData:
+            value = json.loads(text)  # an object over several lines
     except (InvalidData, ValueError, RecursionError):
         return {}
     return value if isinstance(value, dict) else {}
+
+
+def _items(path: Path, text: str) -> Iterator[tuple[int, Any]]:
+    """(line, object) of every one, by what the file looks like."""
+    if path.suffix == ".csv":
+        return _rows(path, text)
+    return _array(path, text) if text.lstrip().startswith("[") else _lines(path, text)
+
+
+def _rows(path: Path, text: str) -> Iterator[tuple[int, Any]]:
+    rows = csv.reader(text.splitlines(keepends=True), strict=True)
+    header, line = None, 1
+    try:
+        for cells in rows:
+            if cells and header is None:
+                header = cells
+            elif cells and header is not None:
+                if len(cells) != len(header):
+                    raise InvalidData(
+                        f"{path}:{line}: {len(cells)} cells, and the first line has {len(header)}."
+                    )
+                yield line, dict(zip(header, cells, strict=True))
+            line = rows.line_num + 1
+    except csv.Error as error:
+        raise InvalidData(f"{path}:{line}: not a table we can read ({error}).") from None
 
 
 def _lines(path: Path, text: str) -> Iterator[tuple[int, Any]]:

@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 import io
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,12 +30,31 @@ class EvalImage:
         read: Returns the encoded bytes.
         where: Path or row, for error messages.
         digest: SHA-256 of the bytes, first 16 hex digits.
+        parts: The pictures, where it stands for several that are asked about together.
     """
 
     name: str
     read: Callable[[], bytes]
     where: str
     digest: str
+    parts: tuple[EvalImage, ...] = ()
+
+    @property
+    def all(self) -> tuple[EvalImage, ...]:
+        """The pictures that a model is shown, in order."""
+        return self.parts or (self,)
+
+    @classmethod
+    def joined(cls, parts: Sequence[EvalImage]) -> EvalImage:
+        """Several pictures that are asked about together; to be looked at, side by side."""
+        digests = "".join(part.digest for part in parts)
+        return cls(
+            " + ".join(part.name for part in parts),
+            partial(_side_by_side, tuple(parts)),
+            parts[0].where,
+            hashlib.sha256(digests.encode()).hexdigest()[:16],
+            tuple(parts),
+        )
 
     @classmethod
     def from_file(cls, path: Path, name: str) -> EvalImage:
@@ -62,14 +82,34 @@ class EvalImage:
         """
         from PIL import Image, UnidentifiedImageError
 
+        from halludecode.engines.inputs.images import VIDEO, is_video
+
+        data = b""
         try:
-            with Image.open(io.BytesIO(self.read())) as opened:
+            data = self.read()
+            with Image.open(io.BytesIO(data)) as opened:
                 return opened.convert("RGB")
         except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
+            if is_video(data):
+                raise InvalidRequest(f"{self.where} {VIDEO}") from None
             reason = "not a picture" if isinstance(error, UnidentifiedImageError) else str(error)
             raise InvalidRequest(
                 f"{self.where}: the picture cannot be decoded ({reason})."
             ) from None
+
+
+def _side_by_side(parts: Sequence[EvalImage]) -> bytes:
+    from PIL import Image
+
+    pictures = [part.load() for part in parts]
+    sheet = Image.new("RGB", (sum(p.width for p in pictures), max(p.height for p in pictures)))
+    left = 0
+    for picture in pictures:
+        sheet.paste(picture, (left, 0))
+        left += picture.width
+    encoded = io.BytesIO()
+    sheet.save(encoded, format="PNG")
+    return encoded.getvalue()
 
 
 NO_PICTURE = EvalImage.none("no picture")
@@ -85,6 +125,7 @@ class Sample:
         id: Unique within its unit, such as POPE's question id or COCO's image id.
         question: The data's own words; "" where the prompt preset has them all.
         image: Name of its picture; None is asked without one.
+        more: Names of further pictures that are shown with it, in order.
         label: The right answer, such as "yes"; None for descriptions.
         objects: True objects of the picture; None where there is a label.
         facts: What else its line holds, for the scorer.
@@ -105,6 +146,7 @@ class Sample:
     where: str = ""
     split: str | None = None
     group: str = ""
+    more: tuple[str, ...] = ()
     group_size: int = 1
     prompt: str = ""
     picture: EvalImage = NO_PICTURE

@@ -45,8 +45,8 @@ class Rows(Protocol):
         """These columns of every row in order; pictures are not decoded."""
         ...
 
-    def pictures(self, column: str, numbers: Collection[int]) -> Read:
-        """Reads pictures of these rows.
+    def pictures(self, column: str, numbers: Collection[int], place: int | None = None) -> Read:
+        """Reads pictures of these rows; where a cell is a list of them, the one at a place.
 
         Raises:
             InvalidData: Now or when a row is read: there is no picture.
@@ -128,10 +128,10 @@ class Stored:
         """See `Rows`."""
         return iter(_undecoded(self.rows.select_columns(list(columns))))
 
-    def pictures(self, column: str, numbers: Collection[int]) -> Read:
+    def pictures(self, column: str, numbers: Collection[int], place: int | None = None) -> Read:
         """See `Rows`; every picture is read when it is needed."""
         cells = _undecoded(self.rows.select_columns([column]))
-        return lambda n: encoded(cells[n][column], self.where(n), self.folder)
+        return lambda n: encoded(_at(cells[n][column], place), self.where(n), self.folder)
 
 
 @dataclass
@@ -160,14 +160,15 @@ class Streamed:
         for row in self._read(columns):
             yield {name: row.get(name) for name in columns}
 
-    def pictures(self, column: str, numbers: Collection[int]) -> Read:
+    def pictures(self, column: str, numbers: Collection[int], place: int | None = None) -> Read:
         """See `Rows`; the pictures are read now, and no row behind the last of them."""
         wanted, last, found = set(numbers), max(numbers, default=-1), dict[int, bytes]()
         if not wanted:
             return found.__getitem__
         for number, row in enumerate(self._read([column])):
             if number in wanted:
-                found[number] = encoded(row.get(column), self.where(number), self.folder)
+                cell = _at(row.get(column), place)
+                found[number] = encoded(cell, self.where(number), self.folder)
             if number == last:
                 break
         return found.__getitem__
@@ -185,13 +186,19 @@ class Streamed:
             raise InvalidData(f"{self.where(number)}: cannot be read ({reason}).") from None
 
 
+def _at(cell: Any, place: int | None) -> Any:
+    return cell if place is None else cell[place]
+
+
 def _undecoded(rows: Any) -> Any:
     """The rows with pictures as ``{"bytes", "path"}``: they are hashed, not decoded."""
-    from datasets import Image
+    from datasets import Image, Sequence
 
     for name, feature in (rows.features or {}).items():
         if isinstance(feature, Image):
             rows = rows.cast_column(name, Image(decode=False))
+        elif isinstance(getattr(feature, "feature", None), Image):  # a list of pictures
+            rows = rows.cast_column(name, Sequence(Image(decode=False)))
     return rows
 
 
@@ -247,8 +254,8 @@ class Table:
                     row[PATH] = names.setdefault(index, made) if own else names.get(picture, made)
                 yield {name: row[name] for name in columns}
 
-    def pictures(self, column: str, numbers: Collection[int]) -> Read:
-        """See `Rows`; every picture is read when it is needed."""
+    def pictures(self, column: str, numbers: Collection[int], place: int | None = None) -> Read:
+        """See `Rows`; every picture is read when it is needed, and a cell never holds several."""
         return partial(self._picture, column)
 
     def _picture(self, column: str, number: int) -> bytes:

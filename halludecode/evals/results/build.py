@@ -11,10 +11,11 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from halludecode.evals.benchmarks.fixed_answers import constant_answers, copied_answers
 from halludecode.evals.benchmarks.registry import benchmark_named
 from halludecode.evals.data.run_files import SCHEMA, Key
 from halludecode.evals.results.paired import differences
@@ -42,6 +43,7 @@ class Report:
         run: The content of ``run.json``.
         failed: Samples that this call asked about and that have no answer, over all strategies.
         left_out: Samples that have one and are not scored, as others of their group have none.
+        told: Sentences on how answers are read here.
     """
 
     results: dict[str, Any] = field(repr=False)
@@ -49,12 +51,16 @@ class Report:
     run: dict[str, Any] = field(repr=False)
     failed: int = 0
     left_out: int = 0
+    told: tuple[str, ...] = ()
 
     def table(self) -> Group:
         """One small table per task and data source; see `terminal.results_tables`."""
+        from rich.console import Group
+        from rich.text import Text
+
         from halludecode.evals.results.terminal import results_tables
 
-        return results_tables(self.results, labels(self.run))
+        return Group(results_tables(self.results, labels(self.run)), *map(Text, self.told))
 
     def to_dict(self) -> dict[str, Any]:
         """The content of ``results.json``."""
@@ -69,8 +75,11 @@ def labels(run: Mapping[str, Any]) -> dict[str, str]:
 # Many answers -----------------------------------------------------------------------------------
 
 
+@lru_cache(maxsize=2**18)
 def _order(identifier: int | str) -> tuple[Any, ...]:
     """Ids in the order people count in: 2 before 10, also inside names."""
+    if isinstance(identifier, int) and identifier >= 0:
+        return ((0, identifier, ""),)
     parts = re.split(r"(\d+)", str(identifier))
     return tuple((0, int(p), "") if p.isdigit() else (1, 0, p) for p in parts if p)
 
@@ -112,6 +121,7 @@ class Answers:
     lines: dict[str, dict[str | None, dict[Any, Mapping[str, Any]]]]
     # Reading captions takes seconds, and a baseline is needed beside every strategy.
     _scored: dict[Any, Score] = field(default_factory=dict, repr=False)
+    _fixed: dict[Any, dict[str, dict[str, float]]] = field(default_factory=dict, repr=False)
 
     @cached_property
     def benchmark(self) -> Benchmark:
@@ -162,8 +172,30 @@ class Answers:
             if key not in self._scored:
                 self._scored[key] = _scored(self.benchmark, lines, max_words)
             found[split] = self._scored[key]
-        if self.benchmark.splits and found:
+        if self.benchmark.splits and len(found) > 1:  # the mean of one is that one
             found[MEAN] = self.benchmark.mean({str(s): score for s, score in found.items()})
+        return found
+
+    def fixed(
+        self, strategy: str, like: str | None = None, other: Answers | None = None
+    ) -> dict[str | None, dict[str, dict[str, float]]]:
+        """What answers get that do not change within a pair, of every split that has pairs.
+
+        Args:
+            strategy: Whose answers are copied.
+            like: Only what this strategy answered too.
+            other: Where ``like`` is to be found; None is here.
+        """
+        found: dict[str | None, dict[str, dict[str, float]]] = {}
+        for split, lines in self.shared(strategy, like, other).items():
+            ids, ordered = frozenset(lines), list(lines.values())
+            always, copied = (split, ids), (strategy, split, ids)
+            if always not in self._fixed:  # whoever answered
+                self._fixed[always] = constant_answers(self.benchmark, ordered)
+            if copied not in self._fixed:
+                self._fixed[copied] = copied_answers(self.benchmark, ordered)
+            if block := {**self._fixed[always], **self._fixed[copied]}:
+                found[split] = block
         return found
 
 
@@ -230,7 +262,7 @@ def _entries(
     group: Answers, strategy: str, asked: Mapping[tuple[str, str, str | None], int], seed: int
 ) -> Iterable[tuple[dict[str, Any], dict[str, Any]]]:
     """(what, numbers) of every split of one task, source and strategy."""
-    scores = group.scores(strategy)
+    scores, fixed = group.scores(strategy), group.fixed(strategy)
     answered = group.lines.get(strategy, {})
     splits = {
         split: (split,) for task, data, split in asked if (task, data) == (group.task, group.data)
@@ -240,9 +272,9 @@ def _entries(
     for split, parts in splits.items():
         lines = [line for part in parts for line in answered.get(part, {}).values()]
         wanted = sum(asked[group.task, group.data, part] for part in parts)
-        seconds = sum(line["ms"] for line in lines) / 1000
-        tokens = sum(line["tokens"] for line in lines)
-        score = scores.get(split)
+        seconds = sum(line["ms"] or 0 for line in lines) / 1000  # None where nobody measured
+        tokens = sum(line["tokens"] or 0 for line in lines)
+        score = scores.get(split) or (scores.get(parts[0]) if len(parts) == 1 else None)
         whole = (group.benchmark.complete(answered.get(part, {})) for part in parts)
         left_out = len(lines) - sum(map(len, whole))
         yield (
@@ -254,7 +286,9 @@ def _entries(
                 **({"left_out": left_out} if left_out else {}),
                 "cut": sum(line.get("finish") == "length" for line in lines),
                 "unparsed": score.unparsed if score else 0,
+                "unread": score.unread if score else 0,
                 "metrics": _metrics(score, seed) if score else {},
+                **({"fixed_answers": fixed[split]} if split in fixed else {}),
                 "degenerate": list(score.degenerate) if score else [],
                 "warnings": dict(Counter(w for line in lines for w in line.get("warnings", ()))),
                 "tokens": tokens,

@@ -8,14 +8,15 @@ differ between two folders; that is then what the difference is about, and the c
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from halludecode.core.errors import InvalidData
 from halludecode.evals.benchmarks.registry import BENCHMARKS, NotInstalled
 from halludecode.evals.data.run_files import read_json
-from halludecode.evals.results.build import BASELINE, Answers, labels
+from halludecode.evals.results import three_way
+from halludecode.evals.results.build import BASELINE, Answers, arrange, labels
 from halludecode.evals.results.paired import differences
 from halludecode.evals.results.run_answers import run_answers
 from halludecode.evals.statistics import intervals as stats
@@ -39,12 +40,16 @@ class Comparison:
         apart: What else differs between two folders, such as the model.
         strangers: Tasks that are not installed here: differences to greedy stand as the run left
             them, others cannot be made.
+        told: How answers made elsewhere were read.
+        three: Whether there were three sides, see `three_way`.
     """
 
     differences: tuple[dict[str, Any], ...]
     labels: Mapping[str, str]
     apart: tuple[str, ...] = ()
     strangers: tuple[str, ...] = ()
+    told: tuple[str, ...] = ()
+    three: bool = False
 
     def table(self) -> Group:
         """One table per task, source, split and strategy."""
@@ -58,12 +63,14 @@ class Comparison:
             there = any(gap["task"] == task for gap in self.differences)
             became = "stands as in results.json" if there else "is left out"
             also.append(Text(f"Task {task!r} is not installed here and {became}."))
-        return Group(*also, comparison_tables(self.differences, self.labels))
+        beside = three_way.tables(self.differences, self.labels) if self.three else []
+        return Group(*also, *beside, comparison_tables(self.differences, self.labels))
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON: ``{"schema", "differences", "apart"}``, and ``strangers`` if there are."""
         found = {"schema": 1, "differences": list(self.differences), "apart": list(self.apart)}
-        return {**found, "strangers": list(self.strangers)} if self.strangers else found
+        more = {"strangers": list(self.strangers), "read": list(self.told)}
+        return found | {name: value for name, value in more.items() if value}
 
 
 @dataclass(frozen=True)
@@ -148,12 +155,12 @@ class _Side:
 
 
 def compare_runs(specs: Sequence[str]) -> Comparison:
-    """Compares what one or two specs name.
+    """Compares what one to three specs name.
 
     Args:
-        specs: ``RUN`` or ``RUN:STRATEGY``, one or two. ``RUN`` alone compares each of its
-            strategies with greedy; ``RUN:A`` alone compares A with greedy; two specs compare the
-            first with the second.
+        specs: ``RUN`` or ``RUN:STRATEGY``. ``RUN`` alone compares each of its strategies with
+            greedy; ``RUN:A`` alone compares A with greedy; two specs compare the first with the
+            second; three are a strategy, its sampled baseline and plain greedy, see `three_way`.
 
     Returns:
         Differences first minus second (or minus greedy).
@@ -161,8 +168,10 @@ def compare_runs(specs: Sequence[str]) -> Comparison:
     Raises:
         InvalidData: A folder or strategy is not there, nothing is shared, or the data differ.
     """
-    if not 1 <= len(specs) <= 2:
-        raise InvalidData(f"compare takes one or two runs, not {len(specs)}.")
+    if not 1 <= len(specs) <= 3:
+        raise InvalidData(f"compare takes one to three runs, not {len(specs)}.")
+    if len(specs) == 3:
+        return _three([compare_runs([specs[i], specs[j]]) for i, j in three_way.PAIRS])
     pairs = [_split(spec) for spec in specs]
     sides = [_Side.open(path) for path, _ in pairs]
     if len(sides) == 1:
@@ -185,6 +194,45 @@ def compare_runs(specs: Sequence[str]) -> Comparison:
             )
     apart = _apart(first.run, second.run)
     return _comparison(gaps, {**labels(second.run), **labels(first.run)}, apart, strangers)
+
+
+def compare_answers(
+    run: Mapping[str, Any],
+    lines: Sequence[Mapping[str, Any]],
+    names: Sequence[str],
+    told: tuple[str, ...] = (),
+) -> Comparison:
+    """Compares two or three systems' answers that lie in no run folder.
+
+    Args:
+        run: The content of a ``run.json``.
+        lines: Lines of a ``samples.jsonl``.
+        names: Of the systems: the second is subtracted from the first; of three see `three_way`.
+        told: How they were read.
+    """
+    groups = arrange(lines, run).values()
+
+    def pair(first: str, second: str) -> Comparison:
+        given = (_seed(run), None, run, True)
+        gaps = [gap for group in groups for gap in differences(group, [first], second, *given)]
+        return _comparison(gaps, labels(run), (), ())
+
+    if len(names) == 3:
+        made = _three([pair(names[i], names[j]) for i, j in three_way.PAIRS])
+    else:
+        made = pair(*names)
+    return replace(made, told=told)
+
+
+def _three(parts: Sequence[Comparison]) -> Comparison:
+    """The comparisons of three sides as one."""
+    gaps = three_way.joined([part.differences for part in parts])
+    named = {name: words for part in reversed(parts) for name, words in part.labels.items()}
+    apart, strangers = (
+        tuple(dict.fromkeys(name for part in parts for name in found(part)))
+        for found in (lambda part: part.apart, lambda part: part.strangers)
+    )
+    return Comparison(tuple(gaps), named, apart, strangers, three=True)
 
 
 def compare_seeds(specs: Sequence[str]) -> SeedComparison:

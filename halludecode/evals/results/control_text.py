@@ -7,7 +7,9 @@ from types import MappingProxyType
 from typing import Any
 
 from halludecode.evals.benchmarks.base import Benchmark, Metric
+from halludecode.evals.benchmarks.fixed_answers import COPIED
 from halludecode.evals.benchmarks.registry import benchmark_named
+from halludecode.evals.results import detection, object_control, verdict
 from halludecode.evals.results.controls import GREEDY
 from halludecode.evals.results.length_control import ALIKE
 from halludecode.evals.results.length_control import VERDICTS as LENGTH
@@ -15,7 +17,7 @@ from halludecode.evals.results.yes_ratio import SHIFT
 
 Gap = Mapping[str, Any]
 Labels = Mapping[str, str]
-Write = Callable[[Mapping[str, float], float], str]  # a difference and its scale
+Write = Callable[..., str]  # of a difference, its scale and, if not one, its digits
 
 # In a cell, before the difference under the control of its metric.
 SIGNS: Mapping[str | None, str] = MappingProxyType({"yes_ratio": "=yes", "length": "=len"})
@@ -87,6 +89,8 @@ def _losses(gap: Gap) -> Iterator[str]:
     ratio = controls.get("yes_ratio", {})
     if "reason" in ratio:
         yield f"accuracy at greedy's yes-ratio cannot be told, {ratio['reason']}"
+        if (sensed := controls.get("d_prime", {}).get("verdict")) == detection.VERDICTS["only"]:
+            yield sensed
     elif ratio.get("verdict", "").startswith(SHIFT):
         yield ratio["verdict"]
     lost = controls.get("length", {}).get("matched", {}).get("verdict", {})
@@ -94,9 +98,44 @@ def _losses(gap: Gap) -> Iterator[str]:
     names = [benchmark.metric(m).words for m, verdict in lost.items() if verdict == LENGTH["only"]]
     if names:
         yield f"{' and '.join(names)}: {LENGTH['only']}"
+    cut = controls.get("objects", {}).get("matched", {}).get("verdict", {})
+    fewer = object_control.VERDICTS["only"]
+    if names := [benchmark.metric(m).words for m, told in cut.items() if told == fewer]:
+        yield f"{' and '.join(names)}: {fewer}"
+    yield from _broken(controls)
     sampling = controls.get("sampling", {})
     if sampling.get("note") and sampling["note"] != GREEDY:
         yield sampling["note"].rstrip(".")
+
+
+def _broken(controls: Mapping[str, Any]) -> Iterator[str]:
+    """Text that has come apart, and answers that are none."""
+    repeats = controls.get("repetition", {})
+    if apart := repeats.get("apart"):
+        share, other = (
+            f"{repeats['difference'][side]['value'] * 100:.1f} %" for side in _both(apart)
+        )
+        whose = "its text" if apart == "strategy" else "the baseline's text"
+        yield f"{whose} repeats itself, {share} of runs of four words against {other}"
+    if told := _unanswered(controls, "it", "the baseline"):
+        yield told
+
+
+def _both(first: str) -> tuple[str, str]:
+    return ("strategy", "baseline") if first == "strategy" else ("baseline", "strategy")
+
+
+def _unanswered(controls: Mapping[str, Any], name: str, base: str) -> str:
+    """Counts of empty and refused answers, "" where there are none."""
+    block = controls.get("unanswered", {})
+    counts = [
+        (whose, [f"{count} {kind}" for kind, count in block.get(side, {}).items() if count])
+        for whose, side in ((name, "strategy"), (base, "baseline"))
+    ]
+    if not any(found for _, found in counts):
+        return ""
+    told = (f"{whose} {' and '.join(found) or 'none'}" for whose, found in counts)
+    return f"empty or refused of {block['n']} answers: {', '.join(told)}"
 
 
 def sentences(gap: Gap, labels: Labels, write: Write) -> list[str]:
@@ -112,9 +151,95 @@ def sentences(gap: Gap, labels: Labels, write: Write) -> list[str]:
     lines = []
     if "yes_ratio" in controls:
         lines.append(_yes_ratio(controls["yes_ratio"], name, base, write))
+    if "d_prime" in controls:
+        lines.append(_d_prime(controls["d_prime"], write))
     if "length" in controls:
         lines += _length(gap, write)
-    return lines + list(_sampling(gap, labels, write))
+    if "objects" in controls:
+        lines += _objects(gap, write)
+    if repeats := controls.get("repetition"):
+        shares = [f"{repeats['difference'][side]['value'] * 100:.1f}" for side in _both("strategy")]
+        gone = {"strategy": f": the text of {name} has come apart"}
+        gone["baseline"] = f": the text of {base} has come apart"
+        lines.append(
+            f"Repeated runs of four words: {shares[0]} % against {shares[1]} %, "
+            f"{write(repeats['difference'], 100.0)}{gone.get(repeats['apart'], '')}."
+        )
+    if told := _unanswered(controls, name, base):
+        lines.append(f"{told[0].upper()}{told[1:]}.")
+    sides = [{**gap, "strategy": gap[k], **v} for k, v in controls.get("fixed", {}).items()]
+    lines += fixed_answers(sides, labels)
+    return [*lines, *_sampling(gap, labels, write), *_verdict(gap)]
+
+
+def _verdict(gap: Gap) -> Iterator[str]:
+    """All controls of a headline together."""
+    benchmark = benchmark_named(gap["task"])
+    controlled = {*benchmark.object_metrics, *(m.name for m in benchmark.metrics if m.control)}
+    judged = [n for n in benchmark.headlines() if n in gap.get("metrics", {}) and n in controlled]
+    if judged:
+        told = (f"{benchmark.metric(name).words}: {verdict.verdict(gap, name)}" for name in judged)
+        yield f"Verdict. {'. '.join(told)}."
+
+
+def _d_prime(block: Mapping[str, Any], write: Write) -> str:
+    told = []
+    for name, words in (("d_prime", "d'"), ("criterion", "criterion")):
+        found = block["metrics"][name]
+        ours, theirs = (found[side]["value"] for side in _both("strategy"))
+        told.append(f"{words} {ours:.2f} against {theirs:.2f}, {write(found, 1.0, 2)}")
+    return f"By the equal-variance normal model: {'; '.join(told)}: {block['verdict']}."
+
+
+def _objects(gap: Gap, write: Write) -> Iterator[str]:
+    benchmark, block = benchmark_named(gap["task"]), gap["controls"]["objects"]
+    ours, theirs = (block["named"][side]["value"] for side in _both("strategy"))
+    cut = block["matched"]
+    yield (
+        f"Different objects a text: {ours:.2f} against {theirs:.2f}, "
+        f"{write(block['named'], 1.0, 2)}. Both cut behind the same number of them: "
+        f"{_listed(benchmark, cut, benchmark.object_metrics, write)}."
+    )
+    yield _by_verdict(benchmark, cut["verdict"])
+
+
+def _by_verdict(benchmark: type[Benchmark], verdicts: Mapping[str, str]) -> str:
+    names_of: dict[str, list[str]] = {}
+    for name, told in verdicts.items():
+        names_of.setdefault(told, []).append(benchmark.metric(name).words)
+    return "; ".join(f"{', '.join(names)}: {told}" for told, names in names_of.items()) + "."
+
+
+def fixed_answers(entries: Sequence[Mapping[str, Any]], labels: Labels) -> Iterator[str]:
+    """What answers get that do not change within a pair, a sentence per task and source.
+
+    Args:
+        entries: Of ``results.json``, or differences with the block among their controls.
+        labels: Canonical strategy to a shorter name.
+    """
+    told: dict[tuple[str, str], dict[str, str]] = {}
+    for entry in entries:
+        for name, metrics in entry.get("fixed_answers", {}).items():
+            own = name == COPIED
+            title = f"{labels.get(entry['strategy'], entry['strategy'])}'s {name}" if own else name
+            known = told.setdefault((entry["task"], entry["data"]), {})
+            known.setdefault(title, _values(entry["task"], metrics))
+    for (task, data), values in told.items():
+        chances = [(m.words, m.chance) for m in benchmark_named(task).metrics if m.chance]
+        if chances:
+            values["guessing"] = ", ".join(f"{words} {chance:g}" for words, chance in chances)
+        listed = "; ".join(f"{name}: {text}" for name, text in values.items())
+        yield f"{task} on {data}, answers that are the same within a pair: {listed}."
+
+
+def _values(task: str, metrics: Mapping[str, float]) -> str:
+    benchmark = benchmark_named(task)
+    shown = [benchmark.metric(name) for name in metrics if name in _columns(benchmark)]
+    return ", ".join(f"{m.words} {metrics[m.name] * m.scale:.{m.digits}f}" for m in shown)
+
+
+def _columns(benchmark: type[Benchmark]) -> set[str]:
+    return {metric.name for metric in benchmark.metrics}
 
 
 def _yes_ratio(block: Mapping[str, Any], name: str, base: str, write: Write) -> str:
@@ -133,10 +258,7 @@ def _length(gap: Gap, write: Write) -> Iterator[str]:
     cut, alike = block["matched"], block["alike"]
     judged = benchmark.controlled_by("length")
     yield f"Both cut to the shorter: {_listed(benchmark, cut, judged, write)}."
-    names_of: dict[str, list[str]] = {}
-    for name, verdict in cut["verdict"].items():
-        names_of.setdefault(verdict, []).append(benchmark.metric(name).words)
-    yield "; ".join(f"{', '.join(names)}: {verdict}" for verdict, names in names_of.items()) + "."
+    yield _by_verdict(benchmark, cut["verdict"])
     yield (
         f"Lengths within {ALIKE:.0%}: {alike['reason']}."
         if "reason" in alike

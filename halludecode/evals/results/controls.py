@@ -25,6 +25,7 @@ GREEDY = (
     "Greedy decoding: apc_only and scaled choose the very tokens greedy does, so neither is needed "
     "as a control."
 )
+UNSTATED = "The temperature is not stated: whether sampling controls are needed cannot be told."
 NOT_RUN = "not run; add it with --controls"
 STEPS = (1, 40)  # first and a later token: some weights grow with the answer
 DEEPEST = 60.0  # a token e^-60 as likely as the best is masked by any cut-off that matters

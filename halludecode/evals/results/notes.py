@@ -30,14 +30,16 @@ def notes(results: Mapping[str, Any], labels: Labels) -> list[str]:
         )
         sentences += control_text.legend(results["differences"])
         sentences += control_text.verdicts(results["differences"], labels)
-    sentences.append(
+    timed = any(entry.get("tokens_per_second") for entry in results["runs"])
+    sentences += timed * [
         "time/token is relative to greedy, prefill included; it varies with the machine. Questions "
         "about one picture share what was computed of it unless a strategy edits the prompt "
         "itself, so that one-word answers show the prefill above all."
-    )
+    ]
     entries = [entry for entry in results["runs"] if entry["split"] != MEAN]
     for entry in entries:
         sentences += _losses(entry, labels)
+    sentences += control_text.fixed_answers(entries, labels)
     return [*sentences, *_warnings(entries, labels), *_misspelt(entries), *_strangers(entries)]
 
 
@@ -48,14 +50,17 @@ def _losses(entry: Mapping[str, Any], labels: Labels) -> Iterator[str]:
     if entry["failed"]:
         split = f" ({entry['split']})" if entry["split"] else ""
         yield f"{where}{split}: {entry['failed']} failed, see errors.jsonl."
-    if left_out := entry.get("left_out"):
+    if unshared := entry.get("unshared"):
+        yield f"{where}: {unshared} of its answers are left out, which not all strategies answered."
+    if left_out := entry.get("left_out", 0) - entry.get("unshared", 0):
         yield (
             f"{where}: {left_out} answered but not scored, as others that they count together with "
             f"{'failed' if entry['failed'] else 'are not in the data'}."
         )
-    if benchmark_named(entry["task"]).tells_unparsed and entry.get("unparsed"):
+    unread = entry.get("unread", entry.get("unparsed"))
+    if benchmark_named(entry["task"]).tells_unparsed and unread:
         yield (
-            f"{where}: {entry['unparsed']} of {entry['n']} "
+            f"{where}: {unread} of {entry['n']} "
             f"answers say {_choices(entry['task'])} as the official rule reads them."
         )
 

@@ -42,7 +42,8 @@ class Section:
     @property
     def splits(self) -> list[str | None]:
         """Splits in order; [None] for tasks without."""
-        return list(dict.fromkeys(split for _, split in self.entries))
+        found = list(dict.fromkeys(split for _, split in self.entries))
+        return [s for s in found if s != MEAN] if len(found) < 3 else found  # of one it is that one
 
     @property
     def columns(self) -> list[Metric]:
@@ -61,7 +62,7 @@ class Section:
 
     def cost(self, strategy: str) -> float | None:
         """Relative time per token over all splits."""
-        whole = MEAN if MEAN in self.splits else None
+        whole = MEAN if (strategy, MEAN) in self.entries else None
         entry = self.entries.get((strategy, whole))
         return cost(entry, self.entries.get((BASELINE, whole))) if entry else None
 

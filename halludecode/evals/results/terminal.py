@@ -141,6 +141,8 @@ def comparison_tables(gaps: Sequence[Mapping[str, Any]], labels: Mapping[str, st
     for gap in gaps:
         parts.append(_comparison(gap, labels))
         sentences = control_text.sentences(gap, labels, gap_text)
+        if "left_out" in gap:
+            sentences = [_left_out(gap, labels), *sentences]
         parts += [Padding(Text(line), (0, 0, 0, 2)) for line in sentences]
         curve = gap.get("controls", {}).get("length", {}).get("budgets")
         parts += [_curve(curve, gap, labels), Text()] if curve else [Text()]
@@ -173,6 +175,16 @@ def _comparison(gap: Mapping[str, Any], labels: Mapping[str, str]) -> Table:
         tests = (f"{d['p']:.2g}", f"{d['p_holm']:.2g}", ":".join(map(str, d.get("discordant", ()))))
         table.add_row(metric.name, *sides, gap_text(d, metric.scale, metric.digits), *tests)
     return table
+
+
+def _left_out(gap: Mapping[str, Any], labels: Mapping[str, str]) -> str:
+    """What one side answered and the other did not, as a sentence."""
+    name, base = _names(gap, labels)
+    counts = gap["left_out"]
+    return (
+        f"Left out, as only one side answered: {counts['strategy']} of {name}, "
+        f"{counts['baseline']} of {base}."
+    )
 
 
 def _metrics(

@@ -21,6 +21,7 @@ from halludecode.core.errors import (
     OutOfMemory,
 )
 from halludecode.engines.api import FATAL, Output, Request, Sampling
+from halludecode.evals.benchmarks.answer_file import answered
 from halludecode.evals.data.run_files import Key
 from halludecode.evals.data.samples import EvalImage, EvalUnit, Sample
 from halludecode.evals.presets import Preset
@@ -60,6 +61,7 @@ class Setup:
     limit: int | None
     batch: int
     controls: Mapping[str, Any] = field(default_factory=dict)  # canonical -> `controls_of` it
+    answers: str = "as_written"  # or "final"; see `data.final_answer`
 
     def jobs(self) -> Iterable[tuple[str, Any, list[Ask]]]:
         """(kind, plan, batch) in the order they are worked through."""
@@ -202,7 +204,7 @@ def _answer_batch(
                 error = type(outcome).__name__
                 errors.append({**head, "kind": error, "error": str(outcome)})
             else:
-                lines.append({**head, **_answer(unit, sample, outcome, words)})
+                lines.append({**head, **_answer(unit, sample, outcome, words, setup.answers)})
     store.append(lines)
     store.append_errors(errors)
     full = [answer for answer in answers if isinstance(answer, OutOfMemory)]
@@ -228,8 +230,9 @@ def requests_of(
         digest = ask.picture.digest
         if digest not in decoded and digest not in failed:
             try:
-                found = ask.picture.load() if digest else None
-                decoded[digest] = (ask.picture.read() if encoded else found,) if digest else ()
+                shown = ask.picture.all if digest else ()
+                found = tuple(picture.load() for picture in shown)  # also to see that it can be
+                decoded[digest] = tuple(p.read() for p in shown) if encoded else found
             except HalluDecodeError as error:
                 failed[digest] = error
     asks = [ask for ask in batch if ask.picture.digest in decoded]
@@ -265,11 +268,13 @@ def _head(unit: EvalUnit, sample: Sample, strategy: str) -> dict[str, Any]:
     }
 
 
-def _answer(unit: EvalUnit, sample: Sample, output: Output, words: Sequence[str]) -> dict[str, Any]:
+def _answer(
+    unit: EvalUnit, sample: Sample, output: Output, words: Sequence[str], rule: str
+) -> dict[str, Any]:
     timings, scores = output.timings, output.scores
     first, second = (scores.get(word) for word in words) if words else (None, None)
     line = {
-        **unit.benchmark.answered(sample, output.text),
+        **answered(unit.benchmark, sample, output.text, rule),
         "margin": None if first is None or second is None else first - second,
         "tokens": timings.tokens or len(output.token_ids),
         "ms": round(timings.prepare_ms + timings.prefill_ms + timings.decode_ms, 3),

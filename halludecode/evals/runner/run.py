@@ -14,6 +14,7 @@ from typing import Any
 
 from halludecode.core.errors import InvalidParameter
 from halludecode.engines.api import Engine, Sampling
+from halludecode.evals.benchmarks.answer_file import check_rule
 from halludecode.evals.benchmarks.base import Benchmark
 from halludecode.evals.benchmarks.registry import check_option, choose, standard
 from halludecode.evals.data.entries import Selection
@@ -67,7 +68,8 @@ def run_eval(
         left_out = sum(entry.get("left_out", 0) for entry in single)
         results = store.write_results(results)
         _keep_pictures(store, setup, names)
-        return Report(results, Path(output), store.run, failed, left_out)
+        told = tuple(way for benchmark in setup.benchmarks.values() for way in benchmark.ways())
+        return Report(results, Path(output), store.run, failed, left_out, told)
 
 
 def evaluate(
@@ -118,6 +120,7 @@ def prepare(
     temperature: float = 0.0,
     max_new_tokens: int | None = None,
     controls: bool | None = None,
+    answers: str = "as_written",
     **parameters: Any,
 ) -> Setup:
     """Checks every argument, reads the data, then loads the model; nothing is generated.
@@ -140,6 +143,7 @@ def prepare(
         max_new_tokens: Of all tasks; None takes the preset's.
         controls: Also run what sampled results must be read against, see `results.controls`; None
             is yes above temperature 0, where alone it tells something.
+        answers: ``as_written``, or ``final``: what an answer finally says, see `final_answer`.
         **parameters: Parameters of single benchmarks by their old names: ``pope_splits``;
             ``family``, ``gt_family``, ``incomplete`` and ``image_ids`` of CHAIR; ``similarity`` of
             AMBER. None means not given.
@@ -151,6 +155,7 @@ def prepare(
     for option in parameters:
         check_option(option, _OPTIONS)
     _check_arguments(strategies, limit=limit, batch_size=batch_size, max_new_tokens=max_new_tokens)
+    check_rule(answers)
     if not isinstance(seed, int):
         raise InvalidParameter(f"seed={seed!r}: seed must be a whole number.")
     data = [data] if isinstance(data, str | Path) else data
@@ -184,6 +189,7 @@ def prepare(
         limit=limit,
         batch=BATCH.get(engine.name, BATCH["hf"]),
         controls=hd_controls.record(plans) if temperature > 0 else {},
+        answers=answers,
     )
 
 

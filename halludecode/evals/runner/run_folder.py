@@ -85,6 +85,8 @@ class RunStore:
                 )
             return {}
         old = read_json(file)
+        if "answers" in identity:  # runs of before there was a choice took them as written
+            old.setdefault("answers", "as_written")
         for name, value in identity.items():
             _same(self.path, name, old.get(name), value)
         return old

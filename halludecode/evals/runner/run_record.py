@@ -8,13 +8,16 @@ import os
 import platform
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from halludecode import __version__
 from halludecode.core.errors import InvalidData
 from halludecode.evals.benchmarks.registry import BENCHMARKS
 from halludecode.evals.data.run_files import Key
-from halludecode.evals.runner.batching import Setup
+
+if TYPE_CHECKING:
+    from halludecode.evals.benchmarks.base import Benchmark
+    from halludecode.evals.runner.batching import Setup
 
 
 def recipe(setup: Setup) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -34,7 +37,8 @@ def recipe(setup: Setup) -> tuple[dict[str, Any], dict[str, Any]]:
             task: {"max_new_tokens": s.max_new_tokens, "temperature": s.temperature}
             for task, s in setup.sampling.items()
         },
-        **_recipes(setup),
+        "answers": setup.answers,
+        **recipes(setup.benchmarks),
     }
     data = {
         "/".join(part for part in unit.key if part): {
@@ -53,18 +57,18 @@ def recipe(setup: Setup) -> tuple[dict[str, Any], dict[str, Any]]:
         "limit": dict.fromkeys(setup.presets, setup.limit),
         **{k: v for benchmark in setup.benchmarks.values() for k, v in benchmark.record().items()},
         "hardware": _hardware(str(described.pop("device", "cpu"))),
-        "versions": {**_versions(), **described.pop("versions", {})},
+        "versions": {**versions(), **described.pop("versions", {})},
         "model_facts": described,
         "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }
     return identity, rest
 
 
-def _recipes(setup: Setup) -> dict[str, dict[str, Any]]:
+def recipes(benchmarks: Mapping[str, Benchmark]) -> dict[str, dict[str, Any]]:
     """What is recorded of benchmarks under their names; {} of those that were not run."""
     found = {cls.name: {} for cls in BENCHMARKS if cls().recipe()}
-    found |= {name: chosen.recipe() for name, chosen in setup.benchmarks.items()}
-    return {n: found[n] for n in sorted(found) if found[n] or n not in setup.benchmarks}
+    found |= {name: chosen.recipe() for name, chosen in benchmarks.items()}
+    return {n: found[n] for n in sorted(found) if found[n] or n not in benchmarks}
 
 
 def _controls(setup: Setup, plan: Any) -> dict[str, Any]:
@@ -87,7 +91,8 @@ def _hardware(device: str) -> dict[str, Any]:
     }
 
 
-def _versions() -> dict[str, str]:
+def versions() -> dict[str, str]:
+    """Versions of what a run's numbers hang on."""
     return {
         "halludecode": __version__,
         "python": platform.python_version(),

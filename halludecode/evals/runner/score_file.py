@@ -7,11 +7,20 @@ from pathlib import Path
 from typing import Any
 
 from halludecode.core.errors import InvalidData
+from halludecode.evals.benchmarks.answer_file import (
+    Given,
+    changed_by_final,
+    check_rule,
+    load_records,
+    offer,
+    read_answers,
+)
 from halludecode.evals.benchmarks.base import Benchmark
 from halludecode.evals.benchmarks.registry import BENCHMARKS, choose
 from halludecode.evals.data.answers import digest
-from halludecode.evals.statistics.intervals import intervals
-from halludecode.evals.statistics.score import Score
+from halludecode.evals.data.samples import Sample
+from halludecode.evals.statistics.intervals import with_intervals
+from halludecode.evals.statistics.score import Id, Score
 
 
 def score_predictions(
@@ -19,7 +28,7 @@ def score_predictions(
     predictions: Path | str,
     annotations: Path | str | None = None,
     captions: Path | str | None = None,
-    parser: str = "official",
+    parser: str | None = None,
     family: str | None = None,
     gt_family: str | None = None,
     *,
@@ -29,6 +38,8 @@ def score_predictions(
     relabel: Path | str | None = None,
     similarity: Any = None,
     allow_missing: bool = False,
+    columns: Mapping[str, str] | None = None,
+    answers: str = "as_written",
     resamples: int = 0,
 ) -> dict[str, Any]:
     """Scores a predictions file, or a results folder (MME, all splits of POPE).
@@ -44,7 +55,7 @@ def score_predictions(
             default the shipped sets of COCO 2014; MME a folder of questions that must all be
             answered, optional; AMBER's ``data`` folder or ``annotations.json`` in it.
         captions: COCO captions file, CHAIR only.
-        parser: Answer rule of every task but CHAIR.
+        parser: Answer rule of every task but CHAIR; None is ``official``.
         family: CHAIR's word family for the predictions, or a name of `chair.MIXTURES`.
         gt_family: The same for the reference captions; None repeats ``family``.
         incomplete: What becomes of a caption's unfinished last sentence; see `chair.trim`.
@@ -53,7 +64,10 @@ def score_predictions(
         details: File to write every caption's words to; see `caption_records.records`.
         relabel: POPE questions with later labels, such as RePOPE's; see `repope.relabel`.
         similarity: Similarity of two words, AMBER only; see `amber.score`.
-        allow_missing: Score only what is answered, AMBER and HallusionBench only.
+        allow_missing: Score only what is answered, and count what is not.
+        columns: Our names of columns (``answer``, ``id``, ``question``, ``image``, ``split``) to
+            the file's, where they cannot be told from what is in them.
+        answers: ``as_written``, or ``final``: what an answer finally says, see `final_answer`.
         resamples: Bootstrap resamples for ``low`` and ``high``; 0 leaves both out.
 
     Returns:
@@ -68,22 +82,151 @@ def score_predictions(
     """
     old = {"family": family, "gt_family": gt_family, "incomplete": incomplete}
     old |= {"image_ids": image_ids, "similarity": similarity}
-    benchmark = _chosen(task, old)
+    benchmark = chosen_benchmark(task, old)
     sources = {"predictions": predictions, "annotations": annotations, "captions": captions}
     sources |= {"relabel": relabel}
     given = {"captions": captions, "details": details, "relabel": relabel}
-    options = _options(benchmark, {**given, "allow_missing": allow_missing or None})
+    options = scorer_options(benchmark, {**given, "allow_missing": allow_missing or None})
+    check_rule(answers)
     _check_output(details, sources.values())
     notes = None if annotations is None else Path(annotations)
-    score = benchmark.score_file(Path(predictions), notes, parser, **options)
+    asked, read = read_predictions(benchmark, [Path(predictions)], notes, columns, **options)
+    told = {"annotations": notes, "resamples": resamples}
+    score = benchmark.score_given(asked, read, parser or "official", answers, **told, **options)
     if notes is not None:
         sources |= benchmark.annotation_files(notes)
     made = as_json(score, benchmark, resamples=resamples)
+    made |= {"answers": answers, "told": sentences(read)}
+    if answers == "as_written":
+        pairs = ((asked[split], own.answers) for split, own in read.items())
+        if changed := sum(changed_by_final(benchmark, *pair) for pair in pairs):
+            made["changed_by_final"] = changed
+            made["told"].append(offer(changed, sum(len(g.answers) for g in read.values())))
+    made["told"] += [*benchmark.ways(annotations=notes, **options), *benchmark.remarks(score)]
+    if score.degenerate:
+        names = ", ".join(score.degenerate)
+        made["told"].append(f"{names}: nothing to divide by, so 0 stands for no value.")
     made["files"] = {name: digest(path) for name, path in sources.items() if path is not None}
     return made | benchmark.written(score, **options)
 
 
-def _chosen(task: Any, old: Mapping[str, Any]) -> Benchmark:
+def read_predictions(
+    benchmark: Benchmark,
+    paths: Sequence[Path],
+    annotations: Path | None,
+    columns: Mapping[str, str] | None = None,
+    system: str | None = None,
+    **options: Any,
+) -> tuple[dict[str | None, list[Sample]], dict[str | None, Given]]:
+    """What was asked and what was answered, by split.
+
+    Args:
+        benchmark: Whose answers they are.
+        paths: Files or folders of answers of one system.
+        annotations: The questions.
+        columns: Our names of columns to the file's.
+        system: Its name, where a file holds the answers of several strategies.
+        **options: Those of ``scorer_options`` that were given.
+
+    Raises:
+        InvalidData: A file cannot be used; the sentence names it and the line.
+    """
+    (found,) = read_systems(benchmark, {system: paths}, annotations, columns, **options).values()
+    return found
+
+
+Read = tuple[dict[str | None, list[Sample]], dict[str | None, Given]]  # asked, given
+
+
+def read_systems(
+    benchmark: Benchmark,
+    systems: Mapping[Any, Sequence[Path]],
+    annotations: Path | None,
+    columns: Mapping[str, str] | None = None,
+    **options: Any,
+) -> dict[Any, Read]:
+    """`read_predictions` of several systems, whose annotations are read once.
+
+    Args:
+        benchmark: Whose answers they are.
+        systems: Name to files or folders.
+        annotations: The questions.
+        columns: Our names of columns to the files'.
+        **options: Those of ``scorer_options`` that were given.
+    """
+    whole = {
+        name: benchmark.read_results(paths[0]) if len(paths) == 1 else None
+        for name, paths in systems.items()
+    }
+    if None in whole.values() and annotations is None and benchmark.without_annotations:
+        raise InvalidData(benchmark.without_annotations)
+    files = {
+        name: load_records(benchmark, paths, name)
+        for name, paths in systems.items()
+        if whole[name] is None
+    }
+    rows = [part for own in files.values() for part in own]
+    asked = benchmark.annotated(annotations, rows, **options) if files else {}
+    found: dict[Any, Read] = {}
+    for name, paths in systems.items():
+        results = whole[name]
+        if results is not None:
+            found[name] = _own_results(benchmark, paths[0], results, annotations, **options)
+            continue
+        mine = asked
+        if all(path.is_file() for path in paths):  # files may be of some splits alone
+            named = {benchmark.split_named(path) for path in paths} & asked.keys()
+            mine = {split: asked[split] for split in asked if split in named} or asked
+        found[name] = mine, read_answers(benchmark, files[name], mine, columns)
+    return found
+
+
+def sentences(read: Mapping[str | None, Given], name: str = "") -> list[str]:
+    """What was taken for what, of every split; with a name before it where there are several."""
+    many = len(read) > 1
+    heads = [", ".join(filter(None, (name, str(split) if many else ""))) for split in read]
+    return [
+        f"{head}: {own.sentence}" if head else own.sentence
+        for head, own in zip(heads, read.values(), strict=True)
+    ]
+
+
+def _own_results(
+    benchmark: Benchmark,
+    path: Path,
+    results: tuple[list[Sample], dict[Id, str]],
+    annotations: Path | None,
+    **options: Any,
+) -> Read:
+    samples, answers = results
+    given = Given(answers, "the last column", "place", path, complete=True)
+    if annotations is None:
+        return {None: samples}, {None: given}
+    ((split, wanted),) = benchmark.annotated(annotations, (), **options).items()
+    _same_questions(path, samples, wanted)
+    return {split: wanted}, {split: given}
+
+
+def _same_questions(path: Path, samples: Sequence[Sample], wanted: Sequence[Sample]) -> None:
+    """Refuses results whose truths or questions are not those of the annotations."""
+    labels, given = {s.id: s.label for s in wanted}, {s.id for s in samples}
+    for sample in samples:
+        if labels.get(sample.id, sample.label) != sample.label:
+            raise InvalidData(
+                f"{sample.where}: the truth of {sample.id} is {sample.label!r}, the annotations "
+                f"say {labels[sample.id]!r}; use results of the same questions."
+            )
+    missing = [name for name in labels if name not in given]
+    extra = [name for name in given if name not in labels]
+    if missing or extra:
+        what = "is not answered" if missing else "is not in the annotations"
+        raise InvalidData(
+            f"{path}: {(missing or extra)[0]} {what} "
+            f"({len(missing)} missing, {len(extra)} extra); answer every question once."
+        )
+
+
+def chosen_benchmark(task: Any, old: Mapping[str, Any]) -> Benchmark:
     """The benchmark, with parameters that were given by their old names."""
     chosen = choose(task)
     if len(chosen) != 1:
@@ -94,7 +237,7 @@ def _chosen(task: Any, old: Mapping[str, Any]) -> Benchmark:
     return choose(chosen, **given)[0]
 
 
-def _options(benchmark: Benchmark, given: Mapping[str, Any]) -> dict[str, Any]:
+def scorer_options(benchmark: Benchmark, given: Mapping[str, Any]) -> dict[str, Any]:
     """What was given, paths as such; refuses what the benchmark does not take."""
     options = {name: value for name, value in given.items() if value is not None}
     for name in options:
@@ -118,11 +261,9 @@ def _check_output(details: Path | str | None, inputs: Iterable[Path | str | None
 
 def as_json(score: Score, benchmark: Benchmark, *, resamples: int = 0) -> dict[str, Any]:
     """A score as the JSON document of ``score --json``."""
-    metrics: dict[str, dict[str, float]] = {n: {"value": v} for n, v in score.metrics.items()}
-    if resamples:
-        for name, interval in intervals(score, resamples=resamples).items():
-            metrics[name] |= {"low": interval.low, "high": interval.high}
+    metrics = with_intervals(score, resamples)
     out: dict[str, Any] = {"task": score.task, "n": score.n, "metrics": metrics}
     out |= benchmark.summary(score)
-    out |= {name: list(v) if isinstance(v, tuple) else v for name, v in score.notes.items()}
+    plain = {name: list(v) if isinstance(v, tuple) else v for name, v in score.notes.items()}
+    out = {**{name: str(v) if isinstance(v, Path) else v for name, v in plain.items()}, **out}
     return out | {"degenerate": list(score.degenerate)}

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from functools import lru_cache
 from statistics import NormalDist, fmean, stdev
 from typing import Any, NamedTuple
 
@@ -18,6 +19,9 @@ from halludecode.core.errors import InvalidData, InvalidParameter
 from halludecode.evals.statistics.score import Id, Score
 
 _CHUNK = 500  # resamples at a time: 500 x 1187 MME pictures of weights are 5 MB
+_KEPT = (
+    64_000_000  # counts, a byte each, that are kept for the next comparison of the same pictures
+)
 
 
 class Interval(NamedTuple):
@@ -90,6 +94,20 @@ def intervals(
     """
     _check(resamples, level)
     return _intervals(score, _bootstrap([score], resamples, seed)[0], level, wilson)
+
+
+def with_intervals(score: Score, resamples: int) -> dict[str, dict[str, float]]:
+    """``value`` of every metric, and ``low`` and ``high`` where there are resamples.
+
+    Args:
+        score: A scored task.
+        resamples: Bootstrap resamples; 0 leaves the intervals out.
+    """
+    metrics: dict[str, dict[str, float]] = {n: {"value": v} for n, v in score.metrics.items()}
+    if resamples:
+        for name, interval in intervals(score, resamples=resamples).items():
+            metrics[name] |= {"low": interval.low, "high": interval.high}
+    return metrics
 
 
 def _intervals(
@@ -302,11 +320,14 @@ def _bootstrap(scores: Sequence[Score], resamples: int, seed: int) -> list[dict[
     parts: list[list[dict[str, np.ndarray]]] = [[] for _ in scores]
     for weights in _weights(scores[0], resamples, seed):
         for score, order, part in zip(scores, orders, parts, strict=True):
-            part.append(score.resampled(weights[:, order]))
+            part.append(score.resampled(weights if order is None else weights[:, order]))
     return [{name: np.concatenate([c[name] for c in part]) for name in part[0]} for part in parts]
 
 
-def _order(clusters: Sequence[str], lead: Sequence[str]) -> np.ndarray:
+def _order(clusters: Sequence[str], lead: Sequence[str]) -> np.ndarray | None:
+    """Places in the leading order; None where they are the same, which spares a copy."""
+    if tuple(clusters) == tuple(lead):
+        return None
     place = {name: i for i, name in enumerate(lead)}
     return np.array([place[name] for name in clusters])
 
@@ -323,12 +344,29 @@ def draws(strata: Sequence[str], resamples: int, seed: int = 0) -> Iterator[np.n
         resamples: Resamples in all.
         seed: Seed of the drawing.
     """
-    rng = np.random.default_rng(seed)
-    group = np.array(strata)
-    groups = [np.flatnonzero(group == name) for name in dict.fromkeys(strata)]
+    numbers = {name: i for i, name in enumerate(dict.fromkeys(strata))}
+    group = tuple(numbers[name] for name in strata)
+    if len(group) * resamples > _KEPT:
+        yield from _drawn(group, resamples, seed)
+        return
+    for counts in _drawn_once(group, resamples, seed):
+        yield counts.astype(float)
+
+
+@lru_cache(maxsize=2)
+def _drawn_once(group: tuple[int, ...], resamples: int, seed: int) -> tuple[np.ndarray, ...]:
+    """All of `_drawn`: a comparison and each of its controls resample the same pictures."""
+    return tuple(
+        w.astype(np.uint8 if w.max() < 256 else float) for w in _drawn(group, resamples, seed)
+    )
+
+
+def _drawn(group: tuple[int, ...], resamples: int, seed: int) -> Iterator[np.ndarray]:
+    strata, rng = np.array(group), np.random.default_rng(seed)
+    groups = [np.flatnonzero(strata == number) for number in dict.fromkeys(group)]
     for start in range(0, resamples, _CHUNK):
         rows = min(_CHUNK, resamples - start)
-        weights = np.zeros((rows, len(strata)))
+        weights = np.zeros((rows, len(group)))
         for members in groups:
             size = len(members)
             drawn = rng.integers(size, size=(rows, size)) + size * np.arange(rows)[:, None]

@@ -35,7 +35,8 @@ class Score:
         strata: Group of each cluster, resampled within itself; None is one group.
         shares: Metrics that are plain shares of items, with 0/1 flags by item for McNemar.
         wilson: The shares whose interval is Wilson's; all other intervals are bootstrapped.
-        unparsed: Answers the rule could not read as yes or no.
+        unparsed: Answers that hold none of the words asked for as a word, whatever the rule.
+        unread: Answers that the rule could not read.
         notes: Further facts a reader needs, such as the path that made the words.
         metrics: Metric values; 0.0 where a denominator is zero. Computed, not given.
         degenerate: Names of those metrics. Computed, not given.
@@ -52,6 +53,7 @@ class Score:
     shares: Mapping[str, Mapping[Id, int]] = field(default_factory=dict)
     wilson: tuple[str, ...] = ()
     unparsed: int = 0
+    unread: int = 0
     notes: Mapping[str, Any] = field(default_factory=dict)
     metrics: dict[str, float] = field(init=False)
     degenerate: tuple[str, ...] = field(init=False)
@@ -97,14 +99,20 @@ def gather(
         Cluster names in first-seen order and the columns, float64 ``[clusters]``.
     """
     places = {cluster: i for i, cluster in enumerate(dict.fromkeys(name for name, _ in rows))}
-    columns = {name: np.zeros(len(places)) for name in names}
+    at: dict[str, list[int]] = {name: [] for name in names}
+    counted: dict[str, list[float]] = {name: [] for name in names}
     for cluster, counts in rows:
+        place = places[cluster]
         for name, count in counts.items():
-            columns[name][places[cluster]] += count
+            at[name].append(place)
+            counted[name].append(count)
+    columns = {
+        name: np.bincount(np.array(at[name], int), counted[name], len(places)) for name in names
+    }
     return tuple(places), columns
 
 
-def mean_of(scores: Mapping[str, Score], totals: Collection[str] = ("unparsed",)) -> Score:
+def mean_of(scores: Mapping[str, Score], totals: Collection[str] = ("unparsed", "unread")) -> Score:
     """The unweighted mean over splits, with pictures shared between splits resampled together.
 
     Args:
@@ -145,6 +153,7 @@ def mean_of(scores: Mapping[str, Score], totals: Collection[str] = ("unparsed",)
         formula=partial(_mean_formula, parts, frozenset(totals)),
         shares=shares,
         unparsed=sum(s.unparsed for s in scores.values()),
+        unread=sum(s.unread for s in scores.values()),
         notes={"splits": tuple(scores)},
     )
 

@@ -56,7 +56,11 @@ def test_chats_place_pictures():
         (Request([]), "no messages"),
         (Request([{"role": "bot", "content": "x"}]), "message 1: role 'bot'"),
         (Request([{"role": "user", "content": 5}]), "content must be text"),
-        (Request([{"role": "user", "content": [{"type": "video"}]}]), "not 'video'"),
+        (Request([{"role": "user", "content": [{"type": "audio"}]}]), "not 'audio'"),
+        (
+            Request([{"role": "user", "content": [{"type": "video_url"}]}]),
+            "message 1: a part is a video, .* frames .* as pictures, in order",
+        ),
         (Request([{"role": "user", "content": [{"type": "image"}]}]), "more image places"),
         (
             Request([{"role": "user", "content": [{"type": "image"}]}], [A, B]),

@@ -74,3 +74,22 @@ def test_bad_pictures_say_what_is_wrong(tmp_path):
         with pytest.raises(InvalidRequest, match=words) as caught:
             load_picture(source, "image 1")
         assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"\x00\x00\x00\x18ftypmp42",
+        b"\x00\x00\x00\x08moov",
+        b"\x1a\x45\xdf\xa3webm",
+        b"RIFF\x00\x00\x00\x00AVI LIST",
+        b"\x00\x00\x01\xba",
+    ],
+)
+def test_a_video_is_told_how_to_become_pictures(data, tmp_path):
+    (tmp_path / "x.mp4").write_bytes(data)
+    for source in (data, tmp_path / "x.mp4"):
+        with pytest.raises(
+            InvalidRequest, match=r"is a video, .*take frames .* as pictures, in order"
+        ):
+            load_picture(source)

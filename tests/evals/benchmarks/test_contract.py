@@ -16,6 +16,7 @@ from rich.console import Console
 from halludecode.core.errors import HalluDecodeError, InvalidData
 from halludecode.core.spec import format_item
 from halludecode.evals.benchmarks.base import Benchmark
+from halludecode.evals.benchmarks.judged import JudgedBenchmark
 from halludecode.evals.benchmarks.registry import BENCHMARKS, choose
 from halludecode.evals.data.run_files import read_lines
 from halludecode.evals.data.samples import EvalImage
@@ -37,6 +38,20 @@ def small_batches(monkeypatch):
     monkeypatch.setitem(batching.BATCH, "hf", 1)
 
 
+@pytest.fixture(autouse=True)
+def stub_judge(monkeypatch):
+    """Benchmarks that need a judge get one that likes the truth, in any letters."""
+
+    def verdict(benchmark, sample, answer):
+        liked = str(sample.label).lower() in answer.lower()
+        parsed = benchmark.verdict("Rating: 6" if liked else "Rating: 0")
+        judged = {"model": "stub", "prompt": sample.question, "raw": ""}
+        return {"parsed": parsed, "score": int(liked), "judged": judged}
+
+    monkeypatch.setattr(JudgedBenchmark, "judge", verdict)
+    monkeypatch.setattr(JudgedBenchmark, "ready", lambda benchmark: None)
+
+
 def rows_of(name, rows=None):
     """Rows under the data set's own names."""
     cls = BENCHMARKS.get(name)
@@ -45,12 +60,18 @@ def rows_of(name, rows=None):
     return [{theirs[key][0]: cell for key, cell in row.items()} for row in rows or cls.examples]
 
 
+def pictures_of(cls, row):
+    """Names of an example's pictures."""
+    cells = [row[column] for column in cls.columns[0].pictures]
+    return [name for cell in cells for name in (cell if isinstance(cell, list) else [cell])]
+
+
 def written(root, name, rows=None, file="test.jsonl"):
     """A folder of rows, as the hub has them, with their pictures."""
     cls = BENCHMARKS.get(name)
     beside = (root / file).parent
     world.write_lines(root / file, rows_of(name) if rows is None else rows)
-    shown = [row[column] for row in cls.examples for column in cls.columns[0].pictures]
+    shown = [name for row in cls.examples for name in pictures_of(cls, row)]
     for number, picture in enumerate(dict.fromkeys(shown)):
         world.picture(root / picture, number)
         for place in {root / "images", beside}:
@@ -125,7 +146,7 @@ def test_it_reads_its_columns(name, tmp_path):
         assert benchmark.name == name
         assert sample.prompt
         assert (sample.label is None) != (sample.objects is None)
-        assert sample.picture.load().size == (24, 16)
+        assert {picture.load().size for picture in sample.picture.all} == {(24, 16)}
         assert benchmark.kind(sample) in benchmark.kinds()
         assert sample.group_size == sum(other.group == sample.group for _, other in samples)
 
@@ -298,9 +319,9 @@ def test_a_failed_sample_breaks_its_group_and_nothing_else(name, tmp_path):
     source = written(tmp_path / "set", name)
     (unit,) = load_units([source], world.select(name, limit=100))
     cls = BENCHMARKS.get(name)
-    broken = source / cls.examples[0][cls.columns[0].pictures[0]]
+    broken = source / pictures_of(cls, cls.examples[0])[0]
     digest = EvalImage.from_file(broken, "").digest
-    failed = [s for s in unit.samples if s.picture.digest == digest]
+    failed = [s for s in unit.samples if digest in {p.digest for p in s.picture.all}]
     broken.write_bytes(b"no picture")
     report = run(tmp_path / "run", source, name, strategies=["greedy"])
     kept = read_lines(tmp_path / "run" / "samples.jsonl")
@@ -321,7 +342,7 @@ def test_a_failed_sample_breaks_its_group_and_nothing_else(name, tmp_path):
 
 def test_answers_from_a_file_score_as_in_a_run(name, tmp_path):
     cls = BENCHMARKS.get(name)
-    if cls.score_file is not Benchmark.score_file or cls.load is not Benchmark.load:
+    if cls.score_given is not Benchmark.score_given or cls.load is not Benchmark.load:
         pytest.skip("has files of its own, and tests of its own")
     source = written(tmp_path / "set", name)
     report = run(tmp_path / "run", source, name, strategies=["greedy"])

@@ -279,8 +279,9 @@ def test_greedy_runs_say_why_there_is_no_control(made):
 def test_controls_stand_beside_every_difference(made):
     for report in made.values():
         for gap in report.results["differences"]:
-            kind = "yes_ratio" if gap["task"] == "pope" else "length"
-            assert set(gap["controls"]) == {kind, "sampling"}
+            texts = {"length", "objects", "repetition"}
+            kinds = {"yes_ratio"} if gap["task"] == "pope" else texts
+            assert set(gap["controls"]) == {*kinds, "unanswered", "sampling"}
     assert json.loads(json.dumps(made["greedy"].results)) == made["greedy"].results
 
 

@@ -67,4 +67,4 @@ def test_answers_other_than_yes_and_no_have_no_yes_ratio(labels, controlled):
 
     lines = {None: {i: line(i, label) for i, label in enumerate(labels)}}
     group = Answers("pope", "d", {}, {"greedy": lines, "vcd": lines})
-    assert bool(_Pair(group, "vcd", group, "greedy").yes_ratios(False, 0)) == controlled
+    assert bool(_Pair(group, "vcd", group, "greedy").yes_ratios({}, False, 0)) == controlled

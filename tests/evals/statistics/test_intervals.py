@@ -177,7 +177,8 @@ def test_strata_keep_their_size():
         assert (weights[:, 10:].sum(axis=1) == 1).all()
     found = stats.intervals(result, resamples=100)
     assert found["total"] == (400.0, 400.0, 400.0)
-    assert found["count.acc"].low < 1.0  # Wilson: two questions prove little
+    assert found["count.acc_plus"].low < 1.0  # Wilson: one pair proves little
+    assert found["count.acc"].low == 1.0  # its two questions are one draw: no Wilson of two
 
 
 # ---------------------------------------------------------------- comparison

@@ -14,16 +14,18 @@ from halludecode.core.errors import InvalidData
 from halludecode.core.paper import Paper
 from halludecode.core.params import param
 from halludecode.evals.benchmarks.amber import scoring as amber
+from halludecode.evals.benchmarks.amber import shortening
 from halludecode.evals.benchmarks.amber.description_words import Describer, way_name
-from halludecode.evals.benchmarks.base import Benchmark, Metric, MetricPlot
+from halludecode.evals.benchmarks.answer_file import Given, texts_of
+from halludecode.evals.benchmarks.base import Answers, Benchmark, Metric, MetricPlot
 from halludecode.evals.benchmarks.registry import benchmark
 from halludecode.evals.benchmarks.yes_no import QUESTIONS, YesNoBenchmark
-from halludecode.evals.data.answers import load_answers, naming
+from halludecode.evals.data.answers import naming
 from halludecode.evals.data.columns import Columns, read_id, said, words_of, yes_or_no
 from halludecode.evals.data.entries import Pictures, first_folder, folder_pictures
 from halludecode.evals.data.records import Record
 from halludecode.evals.data.samples import Sample
-from halludecode.evals.statistics.score import Score
+from halludecode.evals.statistics.score import Id, Score
 
 if TYPE_CHECKING:
     from halludecode.evals.presets import Preset
@@ -52,7 +54,6 @@ class AMBER(Benchmark):
     max_new_tokens: ClassVar[Mapping[str, int]] = {"amber": 16, DESCRIBED: 512}
     categories = tuple(amber.TYPES)
     aliases: ClassVar[Mapping[str, str]] = {"similarity": "similarity"}
-    scorer_options = ("allow_missing",)
     columns = (
         # Its questions about a picture stand in several places.
         replace(QUESTIONS, apart=True),
@@ -87,7 +88,11 @@ class AMBER(Benchmark):
         Metric("attribute.f1", "attribute F1 %", unless="f1"),
         Metric("relation.f1", "relation F1 %", unless="f1"),
     )
-    more_metrics = (Metric("accuracy", "accuracy %", control="yes_ratio"),)
+    more_metrics = (
+        Metric("accuracy", "accuracy %", control="yes_ratio"),
+        Metric("hal", "Hal %", lower_is_better=True),
+    )
+    object_metrics = ("chair", "hal")
     plots = (
         MetricPlot(
             "CHAIR against cover",
@@ -157,12 +162,13 @@ class AMBER(Benchmark):
 
     def finish(self, samples: Sequence[Sample]) -> Sequence[Sample]:
         """Descriptions with the digest of the word lists they are read by."""
-        finished = list(samples)
+        finished, digest = list(samples), ""
         for i, sample in enumerate(samples):
             if sample.label is None:
+                digest = digest or _digest(self.describer.lexicon)
                 objects = [*(sample.objects or ()), *sample.facts["hallu"]]
                 self.describer.check(objects, sample.where)
-                facts = {**sample.facts, "lexicon": _digest(self.describer.lexicon)}
+                facts = {**sample.facts, "lexicon": digest}
                 finished[i] = replace(sample, facts=facts)
         return finished
 
@@ -205,6 +211,16 @@ class AMBER(Benchmark):
         """The dimensions that were asked about."""
         return amber.score_lines(lines)
 
+    @classmethod
+    def objects_named(cls, score: Score) -> Mapping[Id, int]:
+        """The different nouns that AMBER knows, of every description."""
+        return {i: len(set(o["nouns"])) for i, o in shortening.described(score).items()}
+
+    @classmethod
+    def cut_after_objects(cls, score: Score, objects: Mapping[Id, int]) -> Score:
+        """CHAIR and Hal of the nouns up to the k-th different one."""
+        return shortening.cut_after_objects(score, objects)
+
     def recipe(self) -> dict[str, Any]:
         """What descriptions are read by."""
         return {"similarity": way_name(self.similarity)}
@@ -216,20 +232,43 @@ class AMBER(Benchmark):
 
     # Answers made elsewhere ---------------------------------------------------------------------
 
-    def score_file(
-        self, predictions: Path, annotations: Path | None, parser: str, **options: Any
+    @property
+    def without_annotations(self) -> str:
+        """Answers hold no truth."""
+        return "AMBER needs its data folder to score answers; give --annotations."
+
+    def annotated(
+        self, annotations: Path | None, files: Sequence[Answers], **options: Any
+    ) -> dict[str | None, list[Sample]]:
+        """All its items, also those that no query file asks about."""
+        if annotations is None:
+            raise InvalidData(self.without_annotations)
+        found = (self.find(annotations) if annotations.is_dir() else {}).get(None, annotations)
+        return {None: [_sample(item) for item in amber.load_items(found)]}
+
+    def answerable(self, samples: Sequence[Sample], answers: Mapping[Id, str]) -> list[Sample]:
+        """Those that are answered, descriptions with the digest of the word lists."""
+        return list(self.finish(super().answerable(samples, answers)))
+
+    def score_given(
+        self,
+        asked: Mapping[str | None, Sequence[Sample]],
+        given: Mapping[str | None, Given],
+        parser: str,
+        rule: str,
+        **options: Any,
     ) -> Score:
         """Responses to its items; see `amber.score`."""
-        if annotations is None:
-            raise InvalidData("AMBER needs its data folder to score answers; give --annotations.")
-        items = amber.load_items(annotations)
-        responses = load_answers(predictions, "id", ("answer", "response"))
+        ((split, samples),) = asked.items()
+        items = [_item(sample) for sample in samples]
+        responses, _ = texts_of(self, samples, given[split].answers, rule)
         described = any(item.label is None and item.id in responses for item in items)
-        lexicon = amber.load_lexicon(self.lexicon or annotations) if described else None
-        missing = bool(options.get("allow_missing"))
-        given = {"rule": parser, "similarity": self.similarity, "allow_missing": missing}
-        with naming(predictions):
-            return amber.score(items, responses, lexicon, **given)
+        lexicon = self.lexicon or options.get("annotations")
+        lists = amber.load_lexicon(*([lexicon] if lexicon else [])) if described else None
+        told = {"rule": parser, "similarity": self.similarity}
+        told["allow_missing"] = bool(options.get("allow_missing"))
+        with naming(given[split].path):
+            return amber.score(items, responses, lists, **told)
 
     def annotation_files(self, annotations: Path) -> Mapping[str, Path]:
         """Annotations and word lists."""
@@ -245,8 +284,14 @@ def _sample(item: amber.AmberItem) -> Sample:
     if item.label is None:
         facts["hallu"] = list(item.hallu)
     objects = item.truth if item.label is None else None
-    told = (str(item.query), item.image, item.label, objects, facts)
+    told = (item.query or "", item.image, item.label, objects, facts)
     return Sample(item.id, *told, where=item.where)
+
+
+def _item(sample: Sample) -> amber.AmberItem:
+    truth, hallu = tuple(sample.objects or ()), tuple(sample.facts.get("hallu", ()))
+    told = (sample.facts["type"], sample.label, truth, hallu, sample.image, sample.question or None)
+    return amber.AmberItem(int(sample.id), *told, where=sample.where)
 
 
 def _digest(lexicon: amber.Lexicon) -> str:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
 from typing import Any
 
 from halludecode.core.errors import InvalidData, MissingExtra
@@ -36,8 +36,10 @@ def nltk_nouns() -> Nouns:
         raise MissingExtra('Nouns are found with NLTK; pip install "halludecode[eval]".') from None
     lemmatize = WordNetLemmatizer().lemmatize
 
-    def nouns(text: str) -> list[str]:
-        return [lemmatize(word) for word, tag in pos_tag(word_tokenize(text)) if tag[:2] == "NN"]
+    @lru_cache(maxsize=4096)  # a baseline is read once for every strategy beside it
+    def nouns(text: str) -> tuple[str, ...]:
+        tagged = pos_tag(word_tokenize(text))
+        return tuple(lemmatize(word) for word, tag in tagged if tag[:2] == "NN")
 
     try:
         nouns("Two dogs.")

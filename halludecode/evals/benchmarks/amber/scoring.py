@@ -36,7 +36,7 @@ from halludecode.evals.benchmarks.amber.files import (
     load_lexicon,
     make_item,
 )
-from halludecode.evals.benchmarks.yes_no import parse_answer
+from halludecode.evals.benchmarks.yes_no import is_unparsed, parse_answer
 from halludecode.evals.statistics.score import Id, Score, Sums, gather, match
 
 __all__ = [
@@ -211,7 +211,8 @@ def _tally(
         columns=columns,
         formula=partial(_formula, has),
         shares=_shares(has, items, outcomes),
-        unparsed=sum(outcome.get("parsed") == "other" for outcome in outcomes.values()),
+        unparsed=sum("parsed" in o and is_unparsed(o["answer"]) for o in outcomes.values()),
+        unread=sum(outcome.get("parsed") == "other" for outcome in outcomes.values()),
         notes={**notes, **told},
     )
 

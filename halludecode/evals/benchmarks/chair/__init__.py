@@ -6,19 +6,29 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import cache
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from halludecode.core.errors import InvalidData
 from halludecode.core.paper import Paper
 from halludecode.core.params import param
-from halludecode.evals.benchmarks.base import Benchmark, LmmsEvalTask, Mention, Metric, MetricPlot
-from halludecode.evals.benchmarks.chair import files, shortening
+from halludecode.evals.benchmarks.answer_file import Given, texts_of
+from halludecode.evals.benchmarks.base import (
+    Answers,
+    Benchmark,
+    LmmsEvalTask,
+    Mention,
+    Metric,
+    MetricPlot,
+)
+from halludecode.evals.benchmarks.chair import files as caption_files
 from halludecode.evals.benchmarks.chair import scoring as chair
+from halludecode.evals.benchmarks.chair import shortening
 from halludecode.evals.benchmarks.chair.caption_records import write_sentences
 from halludecode.evals.benchmarks.chair.image_ids import check_ids, load_ids
 from halludecode.evals.benchmarks.chair.object_words import Reader, reader, vocabulary
 from halludecode.evals.benchmarks.registry import benchmark
+from halludecode.evals.data.answers import naming
 from halludecode.evals.data.columns import Columns, said, words_of
 from halludecode.evals.data.records import Record
 from halludecode.evals.data.samples import Sample
@@ -37,6 +47,7 @@ PAPER = Paper(
 )
 
 
+_COCO_NAME = re.compile(r"(?:.*[/\\])?(?:COCO_\w+_)?(\d+)(?:\.(?:jpg|jpeg|png))?", re.I)
 _OPTIONS = ("family", "gt_family", "incomplete", "image_ids")
 
 
@@ -53,6 +64,7 @@ class CHAIR(Benchmark):
     preset_tokens = True
     aliases: ClassVar[Mapping[str, str]] = {name: name for name in _OPTIONS}
     scorer_options = ("captions", "details")
+    answers_what = "image of the annotations"
     columns = (
         Columns(
             needs={
@@ -96,6 +108,7 @@ class CHAIR(Benchmark):
     )
     length_curves = ("chair_i", "recall")
     word_budgets = ("chair_s", "chair_i")
+    object_metrics = ("chair_i", "chair_s")
     lmms_eval = LmmsEvalTask(
         "coco_cap_chair",
         metrics={
@@ -121,7 +134,7 @@ class CHAIR(Benchmark):
 
     def find(self, folder: Path) -> Mapping[str | None, Path]:
         """``annotations/instances*.json``."""
-        found = files.first(folder / "annotations", "instances")
+        found = caption_files.first(folder / "annotations", "instances")
         return {} if found is None else {None: found}
 
     def reads(self, path: Path, first: Mapping[str, Any]) -> bool:
@@ -132,7 +145,10 @@ class CHAIR(Benchmark):
         self, path: Path, *, limit: int | None = None, images: Path | None = None
     ) -> list[Sample]:
         """The pictures of a COCO instances file, with their true objects."""
-        listed, captions = files.pictures(path), files.captions_beside(path, images is not None)
+        listed, captions = (
+            caption_files.pictures(path),
+            caption_files.captions_beside(path, images is not None),
+        )
         if images is not None:  # COCO lists tens of thousands: the folder says which are meant
             present = {picture.name for picture in images.iterdir()}
             listed = [(i, name) for i, name in listed if name in present]
@@ -261,19 +277,100 @@ class CHAIR(Benchmark):
 
     # Answers made elsewhere ---------------------------------------------------------------------
 
-    def score_file(
-        self, predictions: Path, annotations: Path | None, parser: str, **options: Any
+    @property
+    def without_annotations(self) -> str:
+        """The truth of COCO 2014 is shipped."""
+        return ""
+
+    def annotated(
+        self, annotations: Path | None, files: Sequence[Answers], **options: Any
+    ) -> dict[str | None, list[Sample]]:
+        """The pictures that the answers name, with their true objects."""
+        chair.trim("", incomplete=self.incomplete or "keep")  # refuses what is neither
+        cells = {c for _, own in files for r in own for n in r.fields for c in self._may_name(r, n)}
+        given = (annotations, options.get("captions"), self._families()[1], self.path, cells)
+        return {None: caption_files.truth_of(*given)}
+
+    def _may_name(self, record: Record, column: str) -> Iterable[Id]:
+        """What a cell may say of its picture: COCO's id, and the stem of a file's name."""
+        cell = record.fields[column]
+        found = self.answer_id(record.fields, column)
+        if isinstance(cell, str) and len(cell) < 256:
+            return (
+                (PurePosixPath(cell).stem,) if found is None else (found, PurePosixPath(cell).stem)
+            )
+        return () if found is None else (found,)
+
+    def answer_id(self, fields: Mapping[str, Any], column: str) -> Id | None:
+        """COCO's image id, also as its file names of 2014 and 2017 have it."""
+        cell = fields[column]
+        if isinstance(cell, str) and (digits := _COCO_NAME.fullmatch(cell.strip())):
+            return int(digits[1])
+        return super().answer_id(fields, column)
+
+    def score_given(
+        self,
+        asked: Mapping[str | None, Sequence[Sample]],
+        given: Mapping[str | None, Given],
+        parser: str,
+        rule: str,
+        **options: Any,
     ) -> Score:
-        """Captions against COCO files or finished sets; see `files.score_captions`."""
-        families, incomplete = self._families(), self.incomplete or "keep"
-        captions, wanted = options.get("captions"), self.ids()
-        given = (predictions, annotations, captions, families, incomplete)
-        return files.score_captions(*given, wanted, str(self.image_ids))
+        """Captions, all of ``image_ids`` where these are given; see `chair.score`."""
+        if parser != "official":
+            raise InvalidData("parser is for answers of yes and no, not chair; leave it out.")
+        ((split, samples),) = asked.items()
+        own, (family, gt_family) = given[split], self._families()
+        if wanted := self.ids():
+            strangers = [i for i in own.answers if i not in set(wanted)]
+            if strangers:
+                raise InvalidData(
+                    f"{own.where[strangers[0]]}: image_id {strangers[0]} is no image of "
+                    f"{self.image_ids} ({len(strangers)} such answers); check that both are of "
+                    "the same set."
+                )
+            check_ids(wanted, [int(i) for i in own.answers], str(own.path))
+        texts, _ = texts_of(self, samples, own.answers, rule)
+        truth = {int(s.id): frozenset(s.objects or ()) for s in samples}
+        with naming(own.path):
+            scored = chair.score(
+                [chair.Caption(int(i), text) for i, text in texts.items()],
+                truth,
+                family=family,
+                gt_family=gt_family,
+                path=self.path,
+                incomplete=self.incomplete or "keep",
+            )
+        told = caption_files.captions_read(options.get("annotations"), options.get("captions"))
+        return replace(scored, notes=scored.notes | told)
+
+    def ways(self, **options: Any) -> list[str]:
+        """Which path finds the words, and what the truth of files is."""
+        path = reader(self._families()[0], self.path).path
+        by = {"nltk": "NLTK", "tables": "the tokeniser and tagger of this package"}[path]
+        ways = [f"Words are found by {by} (path {path})."]
+        read = caption_files.captions_read(options.get("annotations"), options.get("captions"))
+        if "captions" in read:
+            beside = read["captions"]
+            counted = f"instances and the captions of {beside}" if beside else "instances only"
+            ways.append(f"The truth is {counted}.")
+        return ways
+
+    def remarks(self, score: Score) -> list[str]:
+        """Captions that only look good."""
+        return chair.empty_remarks(score)
 
     def summary(self, score: Score) -> dict[str, Any]:
         """The mentions of every caption."""
         keys = ("image_id", "generated", "hallucinated", "mentions")
-        return {"sentences": [{key: o[key] for key in keys} for o in score.outcomes.values()]}
+        told = {
+            "empty": len(score.notes["empty"]),
+            "without_objects": score.notes["without_objects"],
+        }
+        return {
+            **told,
+            "sentences": [{key: o[key] for key in keys} for o in score.outcomes.values()],
+        }
 
     def written(self, score: Score, **options: Any) -> dict[str, Any]:
         """The list of pictures, and the words of every caption where a file is given for them."""
@@ -306,6 +403,16 @@ class CHAIR(Benchmark):
     def length_rates(cls, score: Score) -> Score:
         """Invented mentions per 100 words, precision and F1 over object types."""
         return shortening.length_rates(score)
+
+    @classmethod
+    def objects_named(cls, score: Score) -> Mapping[Id, int]:
+        """The different COCO categories of every caption."""
+        return {i: len(set(outcome["generated"])) for i, outcome in score.outcomes.items()}
+
+    @classmethod
+    def cut_after_objects(cls, score: Score, objects: Mapping[Id, int]) -> Score:
+        """Cut behind the word that names the k-th category."""
+        return shortening.cut_after_objects(score, objects)
 
     @classmethod
     def recipe_rows(cls, run: Mapping[str, Any]) -> list[tuple[str, str]]:

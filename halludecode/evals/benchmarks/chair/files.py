@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Collection
+from pathlib import Path, PurePosixPath
 
 from halludecode.core.errors import InvalidData
 from halludecode.evals.benchmarks.chair import scoring as chair
-from halludecode.evals.benchmarks.chair.image_ids import check_ids
-from halludecode.evals.data.answers import naming, refuse_strangers
+from halludecode.evals.data.coco import file_name
 from halludecode.evals.data.records import read_text
-from halludecode.evals.statistics.score import Score
+from halludecode.evals.data.samples import Sample
+from halludecode.evals.statistics.score import Id
 
 
 def first(folder: Path, stem: str) -> Path | None:
@@ -50,37 +50,32 @@ def pictures(instances: Path) -> list[tuple[int, str]]:
         ) from None
 
 
-def score_captions(
-    predictions: Path,
+def captions_read(annotations: Path | None, captions: Path | None) -> dict[str, Path | None]:
+    """``captions``: the captions file that counts beside instances; {} where there are none."""
+    if annotations is None or ".tsv" in annotations.suffixes:
+        return {}
+    return {"captions": captions or captions_beside(annotations, named=True)}
+
+
+def truth_of(
     annotations: Path | None,
     captions: Path | None,
-    families: tuple[str, str],
-    incomplete: str,
-    wanted: Sequence[int] = (),
-    listed_in: str = "",
-) -> Score:
-    """Scores a file of captions.
+    gt_family: str,
+    path: str,
+    cells: Collection[Id],
+) -> list[Sample]:
+    """The pictures of which answers may be, with their true objects.
 
     Args:
-        predictions: JSON lines of ``image_id`` and ``caption``.
         annotations: COCO instances, or finished sets (``.tsv``); None takes the shipped ones.
-        captions: COCO captions of the same pictures.
-        families: Word families of captions and ground truth.
-        incomplete: See `chair.trim`.
-        wanted: Pictures of which each must have a caption, and no other may; () scores all.
-        listed_in: Where these are listed, for messages.
+        captions: COCO captions of the same pictures; None takes those beside the instances.
+        gt_family: Word family of the ground truth.
+        path: What finds words, see `object_words.reader`.
+        cells: What the answers' records hold: ids of pictures, or stems of their files' names.
 
     Raises:
         InvalidData: A file cannot be used.
     """
-    family, gt_family = families
-    chair.trim("", incomplete=incomplete)  # refuses what is neither keep nor drop
-    texts = chair.load_captions(predictions)
-    images = {caption.image_id for caption in texts}
-    if wanted:
-        what = f"image of {listed_in}"
-        refuse_strangers(predictions, images, set(wanted), what, "image_id")
-        check_ids(wanted, images, str(predictions))
     if annotations is None or ".tsv" in annotations.suffixes:
         if captions is not None:
             raise InvalidData("a captions file needs COCO instances beside it; give --annotations.")
@@ -89,9 +84,17 @@ def score_captions(
                 f"the shipped object sets are of the wordnet family, not {gt_family!r}; "
                 "give --annotations and --captions."
             )
-        truth = chair.load_truth(annotations or chair.SHIPPED)
-    else:
-        truth = chair.ground_truth(annotations, captions, family=gt_family, images=images)
-    recipe = {"family": family, "gt_family": gt_family, "incomplete": incomplete}
-    with naming(predictions):
-        return chair.score(texts, truth, **recipe)
+        sets = chair.load_truth(annotations or chair.SHIPPED)
+        return [_sample(i, sets[i], None) for i in sets if i in cells]
+    captions = captions or captions_read(annotations, captions).get("captions")
+    coco = chair.read_instances(annotations)
+    names = {i: file_name(image) for i, image in coco.imgs.items()}
+    wanted = {
+        i for i, name in names.items() if i in cells or PurePosixPath(name or "").stem in cells
+    }
+    truth = chair.objects_of(coco, captions, family=gt_family, path=path, images=wanted)
+    return [_sample(i, truth[i], names[i]) for i in truth]
+
+
+def _sample(image: int, objects: Collection[str], name: str | None) -> Sample:
+    return Sample(image, "", name or f"{image:012d}.jpg", objects=tuple(sorted(objects)))

@@ -11,9 +11,12 @@ own data and is exact; ``tables`` needs no download, splits tokens by the same r
 from __future__ import annotations
 
 import json
+import os
+import sys
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, lru_cache
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -77,7 +80,10 @@ class Reader:
     normalise: Callable[[list[str]], list[str]]
 
     def read(self, caption: str) -> CaptionReading:
-        """Finds the words and the objects of one caption."""
+        """Finds the words and the objects of one caption; a caption read before is remembered."""
+        return _remembered(self, caption)
+
+    def _read(self, caption: str) -> CaptionReading:
         tokens = self.tokens(caption)
         words = _join(self.normalise([text for text, _, _ in tokens]), tokens)
         # The seat of a toilet is no chair; it still counts as a word.
@@ -89,6 +95,11 @@ class Reader:
             if word in nodes and word != seat
         )
         return CaptionReading(tuple(word for word, _, _ in words), mentions)
+
+
+@lru_cache(maxsize=1 << 15)  # judged, scored, cut and compared, a caption is read many times
+def _remembered(reader: Reader, caption: str) -> CaptionReading:
+    return reader._read(caption)
 
 
 def reader(family: str = "wordnet", path: str = "auto") -> Reader:
@@ -110,20 +121,35 @@ def reader(family: str = "wordnet", path: str = "auto") -> Reader:
     if path not in PATHS:
         raise InvalidData(f"word path {path!r} is unknown; the known ones are {', '.join(PATHS)}.")
     if family == "pattern":
-        return Reader(family, "tables", tokenize, _singulars)
+        return _made(family, "tables")
     lack = missing_nltk() if path != "tables" else None
     if path == "tables" or (path == "auto" and lack):
-        return Reader(family, "tables", tokenize, lambda words: _lemmas(words, tags.shipped()))
+        return _made(family, "tables")
     if lack:
         raise MissingExtra(lack)
-    return Reader(family, "nltk", _nltk_tokens(), lambda words: _lemmas(words, tags.installed()))
+    return _made(family, "nltk")
+
+
+@cache
+def _made(family: str, path: str) -> Reader:
+    if family == "pattern":
+        return Reader(family, path, tokenize, _singulars)
+    if path == "tables":
+        return Reader(family, path, tokenize, lambda words: _lemmas(words, tags.shipped()))
+    return Reader(family, path, _nltk_tokens(), lambda words: _lemmas(words, tags.installed()))
 
 
 def _join(normal: list[str], tokens: list[Token]) -> list[Token]:
-    pairs = bigrams()
+    pairs, firsts = bigrams(), _bigram_firsts()
+    if firsts.isdisjoint(normal):
+        return [(w, start, end) for w, (_, start, end) in zip(normal, tokens, strict=True)]
     words: list[Token] = []
     i = 0
     while i < len(normal):
+        if normal[i] not in firsts:
+            words.append((normal[i], tokens[i][1], tokens[i][2]))
+            i += 1
+            continue
         two = " ".join(normal[i : i + 2])
         last = i + 1 if two in pairs and i + 1 < len(normal) else i
         word = pairs[two] if last > i else normal[i]
@@ -154,6 +180,12 @@ def vocabulary() -> Mapping[str, str]:
 def bigrams() -> Mapping[str, str]:
     """Pairs of words that are read as one, and what they are read as."""
     return _table("bigrams.json")
+
+
+@cache
+def _bigram_firsts() -> frozenset[str]:
+    """The first words of the pairs."""
+    return frozenset(pair.partition(" ")[0] for pair in bigrams())
 
 
 @cache
@@ -197,6 +229,9 @@ def _lemmas(words: list[str], tagger: tags.Tagger) -> list[str]:
 
 def missing_nltk() -> str | None:
     """What the ``nltk`` path lacks here, as a sentence with the cure; None when it can run."""
+    # NLTK imports all of scipy: where it has no data, a second is spared.
+    if find_spec("nltk") is not None and not any(map(_nltk_has, _nltk_folders())):
+        return _no_data(NLTK_PARTS[0])
     try:
         import nltk
     except ImportError:
@@ -205,11 +240,31 @@ def missing_nltk() -> str | None:
         try:
             nltk.data.find(f"{folder}/{name}/")
         except LookupError:
-            return (
-                f"NLTK's data {name!r} is not installed; run python -m nltk.downloader "
-                f"{' '.join(NLTK_PARTS)}, or use the tables path."
-            )
+            return _no_data(name)
     return None
+
+
+def _no_data(name: str) -> str:
+    return (
+        f"NLTK's data {name!r} is not installed; run python -m nltk.downloader "
+        f"{' '.join(NLTK_PARTS)}, or use the tables path."
+    )
+
+
+def _nltk_folders() -> list[str]:
+    """Where NLTK looks for its data, as `nltk.data` documents it."""
+    if "nltk" in sys.modules:
+        return list(sys.modules["nltk"].data.path)
+    own = [folder for folder in os.environ.get("NLTK_DATA", "").split(os.pathsep) if folder]
+    prefixes = (sys.prefix, *(str(Path(sys.prefix) / part) for part in ("share", "lib")))
+    roots = [*prefixes, "~", "/usr/share", "/usr/local/share", "/usr/lib", "/usr/local/lib"]
+    roots += [os.environ[name] for name in ("APPDATA",) if name in os.environ] + ["C:", "D:", "E:"]
+    return [*own, *(str(Path(root).expanduser() / "nltk_data") for root in roots)]
+
+
+def _nltk_has(folder: str) -> bool:
+    place = Path(folder) / "tokenizers"
+    return any((place / (NLTK_PARTS[0] + end)).exists() for end in ("", ".zip"))
 
 
 @cache

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -117,6 +118,16 @@ def ground_truth(
         InvalidData: A file is unreadable, not COCO, or names a category CHAIR does not know.
         MissingExtra: pycocotools is not installed.
     """
+    return objects_of(read_instances(instances), captions, family=family, path=path, images=images)
+
+
+def read_instances(instances: Path | str) -> Any:
+    """A COCO instances file whose categories are CHAIR's.
+
+    Raises:
+        InvalidData: It is unreadable, not COCO, or names a category CHAIR does not know.
+        MissingExtra: pycocotools is not installed.
+    """
     coco = read_coco(instances, INSTANCES)
     names = {c["id"]: c["name"] for c in coco.dataset["categories"]}
     foreign = sorted(set(names.values()) - set(vocabulary().values()))
@@ -125,6 +136,19 @@ def ground_truth(
             f"{instances}: category {foreign[0]!r} is not among CHAIR's 80 COCO categories; "
             "give an instances file with COCO category names."
         )
+    return coco
+
+
+def objects_of(
+    coco: Any,
+    captions: Path | str | None,
+    *,
+    family: str,
+    path: str,
+    images: Collection[int] | None = None,
+) -> dict[int, frozenset[str]]:
+    """`ground_truth` of an instances file that `read_instances` has read."""
+    names = {c["id"]: c["name"] for c in coco.dataset["categories"]}
     wanted = [i for i in coco.imgs if images is None or i in images]
     found = {i: {names[a["category_id"]] for a in coco.imgToAnns[i]} for i in wanted}
     if captions is not None:
@@ -144,6 +168,15 @@ def load_truth(path: Path | str = SHIPPED) -> dict[int, frozenset[str]]:
     Raises:
         InvalidData: A line has another form or an unknown category.
     """
+    return dict(_shipped_truth() if Path(path) == SHIPPED else _read_truth(path))
+
+
+@cache  # the shipped sets take most of a second
+def _shipped_truth() -> dict[int, frozenset[str]]:
+    return _read_truth(SHIPPED)
+
+
+def _read_truth(path: Path | str) -> dict[int, frozenset[str]]:
     known = set(vocabulary().values())
     truth: dict[int, frozenset[str]] = {}
     for number, line in enumerate(read_text(path).splitlines(), start=1):
@@ -234,8 +267,34 @@ def score(
         formula=_formula,
         shares={"chair_s": {name: int(bool(o["hallucinated"])) for name, o in outcomes.items()}},
         notes=_notes(columns, words, gt_family)
-        | {"incomplete": incomplete, "max_words": max_words},
+        | {"incomplete": incomplete, "max_words": max_words}
+        | _empty(outcomes),
     )
+
+
+def _empty(outcomes: Mapping[Id, Mapping[str, Any]]) -> dict[str, Any]:
+    """Captions of no word, and how many name no object: both have CHAIR's best score."""
+    empty = [o["image_id"] for o in outcomes.values() if not o["caption"].strip()]
+    return {"empty": empty, "without_objects": sum(not o["generated"] for o in outcomes.values())}
+
+
+def empty_remarks(score: Score) -> list[str]:
+    """What must be known of captions that say nothing, as sentences."""
+    empty, bare = score.notes["empty"], score.notes["without_objects"]
+    remarks = []
+    if empty:
+        first = ", ".join(map(str, empty[:3])) + (", ..." if len(empty) > 3 else "")
+        cut = " once cut" if score.notes["incomplete"] == "drop" else ""
+        remarks.append(
+            f"{len(empty)} of {score.n} captions are empty{cut} (image {first}); an empty caption "
+            "has the best CHAIR."
+        )
+    if bare - len(empty) > 0.1 * score.n:
+        remarks.append(
+            f"{bare - len(empty)} of {score.n} captions name none of the 80 objects, which are "
+            "looked for in English; such a caption has the best CHAIR."
+        )
+    return remarks
 
 
 def _checked(captions: Sequence[Caption] | Mapping[int, str], truth: Truth) -> Sequence[Caption]:
@@ -255,12 +314,13 @@ def _checked(captions: Sequence[Caption] | Mapping[int, str], truth: Truth) -> S
 
 
 def _outcome(text: str, reading: CaptionReading, present: frozenset[str]) -> dict[str, Any]:
+    objects = reading.objects
     return {
         "caption": text,
         "words": reading.words,
-        "generated": reading.objects,
-        "hallucinated": [name for name in reading.objects if name not in present],
-        "missed": sorted(present - set(reading.objects)),
+        "generated": objects,
+        "hallucinated": [name for name in objects if name not in present],
+        "missed": sorted(present.difference(objects)),
         "mentions": [
             {
                 "object": m.object,

@@ -1,4 +1,4 @@
-"""CHAIR of captions cut short, for the control at equal length.
+"""CHAIR of captions cut short, for the controls at equal length and at equally many objects.
 
 What a caption names is read from the whole caption and kept up to the cut, so that a cut changes no
 part of speech.
@@ -6,7 +6,7 @@ part of speech.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -37,6 +37,17 @@ def shortened(score: Score, words: Mapping[Id, int]) -> Score:
     )
 
 
+def cut_after_objects(score: Score, objects: Mapping[Id, int]) -> Score:
+    """The score with every caption cut behind its k-th different object.
+
+    Args:
+        score: CHAIR of whole captions.
+        objects: Caption to k; captions that are not named are left out.
+    """
+    ends = {i: _end(score.outcomes[i]["mentions"], count) for i, count in objects.items()}
+    return replace(shortened(score, ends), formula=_at_objects)
+
+
 def length_rates(score: Score) -> Score:
     """Hallucinated mentions per 100 words; precision and F1 over object types."""
     return replace(score, formula=_rates)
@@ -58,6 +69,16 @@ def _shortened(outcome: Mapping[str, Any], words: int) -> dict[str, Any]:
     }
 
 
+def _end(mentions: Sequence[Mapping[str, Any]], count: int) -> int:
+    """The words up to and including the one that names the ``count``-th different object."""
+    named: set[str] = set()
+    for mention in mentions:
+        named.add(mention["object"])
+        if len(named) == count:
+            return mention["index"] + 1
+    return 0
+
+
 def _counts(outcome: Mapping[str, Any]) -> dict[str, float]:
     types = set(outcome["generated"])
     correct_types = len(types - set(outcome["hallucinated"]))
@@ -70,6 +91,15 @@ def _counts(outcome: Mapping[str, Any]) -> dict[str, float]:
         "found": correct_types,
         "present": correct_types + len(outcome["missed"]),
         "words": len(outcome["words"]),
+    }
+
+
+def _at_objects(s: Sums) -> dict[str, np.ndarray]:
+    return {
+        "chair_s": ratio(s["flagged"], s["captions"]),
+        "chair_i": ratio(s["wrong"], s["mentions"]),
+        "recall": ratio(s["found"], s["present"]),
+        "objects": ratio(s["types"], s["captions"]),
     }
 
 

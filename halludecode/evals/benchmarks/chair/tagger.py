@@ -75,7 +75,6 @@ class Tagger:
         Returns:
             At least the positions asked for.
         """
-        shapes = [*BEFORE, *map(shape, words), *AFTER]
         found = {-1: BEFORE[0], -2: BEFORE[1]}
         for i in range(len(words)) if wanted is None else wanted:
             start = i  # two tags in a row, once found, part a word from all that stands before
@@ -83,7 +82,7 @@ class Tagger:
                 start -= 1
             for k in range(start, i + 1):
                 if not self._has(words, k, found):
-                    near = (*shapes[k : k + 2], words[k], *shapes[k + 3 : k + 5])
+                    near = (*_left(words, k), words[k], *_right(words, k))
                     found[k] = self._best((*near, found[k - 1], found[k - 2]))
         return found
 
@@ -107,6 +106,21 @@ class Tagger:
             for label, weight in self.weights.get(name, {}).items():
                 sums[label] += weight
         return max(sums, key=sums.__getitem__)
+
+
+def _left(words: Sequence[str], k: int) -> tuple[str, str]:
+    """The shapes of the two words before a place."""
+    if k >= 2:
+        return shape(words[k - 2]), shape(words[k - 1])
+    return (BEFORE[1], shape(words[0])) if k else BEFORE
+
+
+def _right(words: Sequence[str], k: int) -> tuple[str, str]:
+    """The shapes of the two words after a place."""
+    rest = len(words) - k
+    if rest > 2:
+        return shape(words[k + 1]), shape(words[k + 2])
+    return (shape(words[k + 1]), AFTER[0]) if rest == 2 else AFTER
 
 
 def features(window: Window) -> list[str]:

@@ -32,6 +32,8 @@ Pool = tuple[list[str], list[float]]  # words and cumulative weights
 
 MADE = 6_000_000
 OFTEN = 30  # a word seen this often with one tag only is taken to have no other
+ROUNDS = 200  # passes over the windows that were read wrongly before all are read again
+MARKS = ("**", "*", "***", "`", '"')  # put round object words, as chat models write captions
 ENDINGS = ("ing", "ed", "est", "er", "s", "")
 
 
@@ -42,6 +44,26 @@ def texts(paths: Iterable[str | Path]) -> list[str]:
         for record in read_records(path):
             fields = record.fields
             found += fields.get("captions") or [fields.get("caption", fields.get("text"))]
+    return found
+
+
+def marked(captions: Sequence[str], every: int = 3) -> list[str]:
+    """The captions with their object words in bold and in italics, some in other marks too.
+
+    Args:
+        captions: Plain ones.
+        every: Of the rarer marks, each is put in every so many-th caption.
+    """
+    plain, found = words.reader("wordnet", "tables"), []
+    for number, caption in enumerate(captions):
+        mentions = sorted(plain.read(caption).mentions, key=lambda m: -m.start)
+        for k, mark in enumerate(MARKS):
+            if k > 1 and (number + k) % every:
+                continue
+            text = caption
+            for m in mentions:
+                text = text[: m.start] + mark + text[m.start : m.end] + mark + text[m.end :]
+            found.append(text)
     return found
 
 
@@ -235,9 +257,13 @@ def settle(
             found = student.tag(tokens, places)
             if any(tags.part(found[i]) != tags.part(right[i]) for i in places):
                 wrong.update((w, right[i]) for i, w in enumerate(windows(tokens, right)))
-        steps = [correct(weights, student, *one) for one in wrong.items() if one[0][2] not in known]
-        if not any(steps):
+        steps = [one for one in wrong.items() if one[0][2] not in known]
+        moved = sum(correct(weights, student, *one) for one in steps)
+        if not moved:
             return
+        for _ in range(ROUNDS):  # reading all captions again takes far longer than these
+            if not sum(correct(weights, student, *one) for one in steps):
+                break
 
 
 def correct(weights: Weights, student: tags.Tagger, window: Window, name: str) -> bool:
@@ -303,11 +329,29 @@ def make_model(
     return {"known": known, "names": fit.names, "weights": packed(weights, fit.names)}
 
 
+def settled(model: Mapping[str, Any], captions: Sequence[Sequence[str]]) -> dict[str, Any]:
+    """A model whose weights are corrected on further captions, which takes no new fit.
+
+    Args:
+        model: The content of a model's file.
+        captions: As tokens; those it was fitted to should be among them.
+    """
+    weights: Weights = {
+        name: {tag: int(weight) for tag, weight in row.items()}
+        for name, row in tags.read_model(model).weights.items()
+    }
+    settle(weights, model["known"], tags.installed(), captions, words.ambiguous())
+    return {**model, "weights": packed(weights, model["names"])}
+
+
 def main(out: str, *paths: str, made: int = MADE) -> None:
     """Tags the captions of ``paths``, fits the model and writes it to ``out``."""
     split: Callable[[str], list[words.Token]] = words.reader("wordnet", "nltk").tokens
-    captions = [[word for word, _, _ in split(text)] for text in texts(paths)]
+    plain = texts(paths)
+    captions = [[word for word, _, _ in split(text)] for text in plain]
     model = make_model(captions, tags.installed(), words.ambiguous(), made=made)
+    captions += [[word for word, _, _ in split(text)] for text in marked(plain)]
+    model = settled(model, captions)
     raw = json.dumps(model, separators=(",", ":"), ensure_ascii=False).encode()
     # A fixed time stamp, so that equal models are equal files.
     Path(out).write_bytes(gzip.compress(raw, mtime=0))

@@ -87,16 +87,25 @@ def tokenize(caption: str, abbreviations: frozenset[str] = ABBREVIATIONS) -> lis
         abbreviations: Lower-cased words, without their last period, that end no sentence.
     """
     lowered, place = lower(caption)
-    runs = [run for found in _RUN.finditer(lowered) for run in _runs(found)]
+    runs: list[tuple[str, int]] = []
+    for found in _RUN.finditer(lowered):
+        text = found.group()
+        runs += _runs(found) if "." in text else [(text, found.start())]
     tokens: list[Token] = []
     first = True
     for (text, start), (after, _) in pairwise([*runs, ("", 0)]):
+        if text.isalpha() and text not in _TWO_WORDS:  # most words: `split` would say the same
+            tokens.append((text, start, start + len(text)))
+            first = not after
+            continue
         last = not after or text[-1] in "?!" or ("." in text and _ends(text, after, abbreviations))
         before = "" if first else " " if lowered[start - 1] == " " else "\n"
         for piece, at, end in split(text, before, last):
-            tokens.append((piece, place[start + at], place[start + end]))
+            tokens.append((piece, start + at, start + end))
         first = last
-    return tokens
+    if isinstance(place, range):
+        return tokens
+    return [(text, place[start], place[end]) for text, start, end in tokens]
 
 
 def plain(lowered: str, spared: frozenset[str]) -> bool:

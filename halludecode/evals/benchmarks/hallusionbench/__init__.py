@@ -10,6 +10,7 @@ from typing import Any
 
 from halludecode.core.errors import InvalidData
 from halludecode.core.paper import Paper
+from halludecode.evals.benchmarks.answer_file import Given, texts_of
 from halludecode.evals.benchmarks.base import Benchmark, Metric
 from halludecode.evals.benchmarks.hallusionbench import scoring as hallusion
 from halludecode.evals.benchmarks.hallusionbench.files import ID, HallusionQuestion
@@ -19,7 +20,7 @@ from halludecode.evals.data.columns import Columns, said
 from halludecode.evals.data.entries import Pictures, first_folder, folder_pictures
 from halludecode.evals.data.records import Record
 from halludecode.evals.data.samples import Sample
-from halludecode.evals.statistics.score import Score
+from halludecode.evals.statistics.score import Id, Score
 
 PAPER = Paper(
     "2310.14566",
@@ -41,7 +42,7 @@ class HallusionBench(Benchmark):
     title = "HallusionBench"
     needs = "hallusionbench/HallusionBench.json, or --annotations that file"
     whole = True  # sets
-    scorer_options = ("allow_missing",)
+    answer_types = (str, int)  # the official script's codes 0, 1, 2
     columns = (
         Columns(
             needs={name: (name,) for name in ("category", "subcategory", "set_id", "figure_id")}
@@ -116,7 +117,11 @@ class HallusionBench(Benchmark):
                 raise InvalidData(
                     f"{record.where}: index {cells['index']!r} does not end in three numbers."
                 )
-            cells |= dict(zip(("set_id", "figure_id", "question_id"), parts[1:], strict=True))
+            # The kit writes the category before the subcategory: VD_chart.
+            own = str(cells["subcategory"]).removeprefix(f"{cells['category']}_")
+            cells |= {"subcategory": own} | dict(
+                zip(("set_id", "figure_id", "question_id"), parts[1:], strict=True)
+            )
         answer = str(cells["gt_answer"])
         cells["gt_answer"] = {"yes": "1", "no": "0"}.get(answer.strip().lower(), answer)
         question = hallusion.make_question(Record(record.where, cells))
@@ -136,28 +141,61 @@ class HallusionBench(Benchmark):
         name = "_".join(str(line[key]) for key in ("category", "subcategory", "set_id"))
         return name, line["set_size"]
 
+    @classmethod
+    def pair(cls, line: Mapping[str, Any]) -> str | None:
+        """One question about the figures of its set."""
+        named = ("category", "subcategory", "set_id", "question_id")
+        return "_".join(str(line[key]) for key in named)
+
+    @classmethod
+    def choices(cls, line: Mapping[str, Any]) -> tuple[str, ...]:
+        """All its questions are answered yes or no."""
+        return ("yes", "no")
+
     def judge(self, sample: Sample, answer: str) -> dict[str, Any]:
         """Not knowing is right where there is no figure."""
-        named = {name: sample.facts[name] for name in (*ID, "visual_input")}
-        question = HallusionQuestion(**named, text=sample.question, label=str(sample.label))
-        found = hallusion.judge(question, answer)
+        found = hallusion.judge(_question(sample), answer)
         return {"parsed": found["parsed"], "score": found["correct"]}
 
     def score(self, lines: Sequence[Mapping[str, Any]]) -> Score:
         """Answers, pairs, figures; see `hallusion.score`."""
         return hallusion.score_lines(lines)
 
-    def score_file(
-        self, predictions: Path, annotations: Path | None, parser: str, **options: Any
+    @property
+    def without_annotations(self) -> str:
+        """Answers hold no truth."""
+        return "HallusionBench needs HallusionBench.json; give --annotations."
+
+    def answer_id(self, fields: Mapping[str, Any], column: str) -> Id | None:
+        """The five parts of an id in the official results and in VLMEvalKit's index, or an id."""
+        if column == "question_id" and fields.keys() >= set(ID):
+            return "_".join(said(fields[part]) for part in ID)
+        if column == "index" and {"category", "l2-category"} <= fields.keys():
+            category, parts = said(fields["category"]), said(fields["index"]).rsplit("_", 3)[1:]
+            subcategory = said(fields["l2-category"]).removeprefix(f"{category}_")
+            return "_".join([category, subcategory, *parts])
+        return super().answer_id(fields, column)
+
+    def score_given(
+        self,
+        asked: Mapping[str | None, Sequence[Sample]],
+        given: Mapping[str | None, Given],
+        parser: str,
+        rule: str,
+        **options: Any,
     ) -> Score:
-        """The official results, or answers by id."""
-        if annotations is None:
-            raise InvalidData("HallusionBench needs HallusionBench.json; give --annotations.")
-        questions = hallusion.load_questions(annotations)
-        answers = hallusion.load_answers(predictions)
-        missing = bool(options.get("allow_missing"))
-        with naming(predictions):
+        """By the official counting or a kit's; see `hallusion.score`."""
+        ((split, samples),) = asked.items()
+        answers, _ = texts_of(self, samples, given[split].answers, rule)
+        questions = [_question(sample) for sample in samples]
+        with naming(given[split].path):
+            missing = bool(options.get("allow_missing"))
             return hallusion.score(questions, answers, parser, allow_missing=missing)
+
+
+def _question(sample: Sample) -> HallusionQuestion:
+    named = {name: sample.facts[name] for name in (*ID, "visual_input")}
+    return HallusionQuestion(**named, text=sample.question, label=str(sample.label))
 
 
 def _sample(question: HallusionQuestion) -> Sample:

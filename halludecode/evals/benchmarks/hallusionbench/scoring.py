@@ -25,7 +25,7 @@ from halludecode.evals.benchmarks.hallusionbench.files import (
     load_questions,
     make_question,
 )
-from halludecode.evals.benchmarks.yes_no import parse_answer
+from halludecode.evals.benchmarks.yes_no import is_unparsed, parse_answer
 from halludecode.evals.statistics.score import Id, Score, Sums, gather, match, ratio
 
 __all__ = [
@@ -84,19 +84,20 @@ def score(
     Args:
         questions: The questions, ids unique.
         answers: Question id to raw answer.
-        rule: Whose reading and counting: ``official``; ``vlmevalkit``, where pairs and figures are
-            named without the category, and not knowing is wrong even without a figure; or
-            ``lmms_eval``, its rule without a judge. The last two count questions without a figure
-            as a figure.
+        rule: Whose reading and counting: ``official``; ``vlmevalkit``, whose set has only the
+            questions with a figure, and where not knowing is wrong; or ``lmms_eval``, its rule
+            without a judge, which counts having no figure as a figure.
         allow_missing: Score only the answered questions; ``notes["missing"]`` counts the others.
 
     Returns:
         ``aAcc`` (questions right), ``qAcc`` (question pairs with all right), ``fAcc`` (figures with
-        all right); officially also ``easy`` and ``hard`` (pairs over figures that are not, and that
-        are, edited, where the data tell), ``fig_inconsistent``, ``fig_wrong``, ``fig_score``,
+        all right); by VLMEvalKit their ``mean``, its one figure; officially ``easy`` and ``hard``
+        (pairs over figures that are not, and that are, edited, where the data tell),
+        ``fig_inconsistent``, ``fig_wrong``, ``fig_score``,
         ``yes_diff`` (share of yes above the truth's) and ``fp_ratio`` (share of errors whose truth
-        is no). Sets are the clusters. ``notes`` holds ``counts``, ``missing``, percentages as the
-        official script prints them, and ``attribution`` of errors (see `attribution`).
+        is no). Sets are the clusters of every interval and test. ``notes`` holds ``counts``,
+        ``missing``, percentages as the official script prints them, and ``attribution`` of errors
+        (see `attribution`).
 
     Raises:
         InvalidData: Unknown rule, no questions, or ids that do not match.
@@ -107,8 +108,14 @@ def score(
     match([q.id for q in questions], answers, "question")
     if not questions:
         raise InvalidData("there are no answers to score; give a file with answers.")
+    notes = {"missing": asked - len(questions)}
+    if rule == "vlmevalkit" and any(q.blind for q in questions):
+        notes["left_out"] = sum(q.blind for q in questions)
+        questions = [q for q in questions if not q.blind]
+        if not questions:
+            raise InvalidData("VLMEvalKit asks no question without a figure; there are no others.")
     outcomes = {q.id: judge(q, answers[q.id], rule) for q in questions}
-    return _tally(questions, outcomes, rule, {"missing": asked - len(questions)})
+    return _tally(questions, outcomes, rule, notes)
 
 
 def score_lines(lines: Sequence[Mapping[str, Any]], rule: str = "official") -> Score:
@@ -134,12 +141,12 @@ def _tally(
     rule: str,
     notes: Mapping[str, Any],
 ) -> Score:
-    rows, shares = _rows(questions, {q.id: outcomes[q.id]["correct"] for q in questions}, rule)
-    rows += [(_name(q, _SET, rule), _counts(q, outcomes[q.id])) for q in questions]
+    rows = _rows(questions, {q.id: outcomes[q.id]["correct"] for q in questions}, rule)
+    rows += [(_name(q, _SET), _counts(q, outcomes[q.id])) for q in questions]
     clusters, columns = gather(rows, _COLUMNS)
     groups = _groups(questions, rule)
     official = rule == "official"
-    metrics = _formula(groups, official, {name: column.sum() for name, column in columns.items()})
+    metrics = _formula(groups, rule, {name: column.sum() for name, column in columns.items()})
     counts = {name: int(columns[name].sum()) for name in ("questions", "qAcc", "fAcc")}
     told = {
         "counts": dict(zip(("questions", "pairs", "figures"), counts.values(), strict=True)),
@@ -153,10 +160,9 @@ def _tally(
         outcomes=outcomes,
         clusters=clusters,
         columns=columns,
-        formula=partial(_formula, groups, official),
-        shares=shares,
-        wilson=("aAcc",),
-        unparsed=sum(o["parsed"] == "other" for o in outcomes.values()),
+        formula=partial(_formula, groups, rule),
+        unparsed=sum(is_unparsed(o["answer"]) for o in outcomes.values()),
+        unread=sum(o["parsed"] == "other" for o in outcomes.values()),
         notes={**notes, **told},
     )
 
@@ -201,13 +207,11 @@ _COLUMNS = (
 
 def set_of(question: HallusionQuestion) -> str:
     """Name of the set of figures and questions that belong together."""
-    return _name(question, _SET, "")
+    return _name(question, _SET)
 
 
-def _name(question: HallusionQuestion, parts: Sequence[str], rule: str) -> str:
-    # VLMEvalKit drops the category: VD and VS both have a subcategory ocr.
-    wanted = [part for part in parts if rule != "vlmevalkit" or part != "category"]
-    return "_".join(getattr(question, part) for part in wanted)
+def _name(question: HallusionQuestion, parts: Sequence[str]) -> str:
+    return "_".join(getattr(question, part) for part in parts)
 
 
 def _groups(questions: Sequence[HallusionQuestion], rule: str) -> tuple[str, ...]:
@@ -224,24 +228,22 @@ def _member(question: HallusionQuestion, group: str, rule: str) -> bool:
 
 def _rows(
     questions: Sequence[HallusionQuestion], correct: Mapping[str, int], rule: str
-) -> tuple[list[tuple[str, dict[str, float]]], dict[str, dict[Id, int]]]:
-    """Counts of every pair and figure by set, and which of them are all right."""
+) -> list[tuple[str, dict[str, float]]]:
+    """Counts of every pair and figure by set."""
     rows: list[tuple[str, dict[str, float]]] = []
-    shares: dict[str, dict[Id, int]] = {"aAcc": dict(correct)}
     for group in _groups(questions, rule):
         parts = _GROUPS[group]
         members: dict[str, list[HallusionQuestion]] = {}
         for q in questions:
             if _member(q, group, rule):
-                members.setdefault(_name(q, parts, rule), []).append(q)
-        for name, found in members.items():
+                members.setdefault(_name(q, parts), []).append(q)
+        for found in members.values():
             right = sum(correct[q.id] for q in found)
             counts = {group: 1.0, f"{group}.right": float(right == len(found))}
             if group == "fAcc":
                 counts |= {"fAcc.wrong": float(right == 0), "fAcc.score": right / len(found)}
-            rows.append((_name(found[0], _SET, rule), counts))
-            shares.setdefault(group, {})[name] = int(right == len(found))
-    return rows, shares
+            rows.append((_name(found[0], _SET), counts))
+    return rows
 
 
 def _counts(question: HallusionQuestion, outcome: Mapping[str, Any]) -> dict[str, float]:
@@ -257,10 +259,12 @@ def _counts(question: HallusionQuestion, outcome: Mapping[str, Any]) -> dict[str
     }
 
 
-def _formula(groups: Sequence[str], official: bool, s: Sums) -> dict[str, np.ndarray]:
+def _formula(groups: Sequence[str], rule: str, s: Sums) -> dict[str, np.ndarray]:
     metrics = {"aAcc": ratio(s["right"], s["questions"])}
     metrics |= {name: ratio(s[f"{name}.right"], s[name]) for name in groups}
-    if official:
+    if rule == "vlmevalkit":
+        metrics["mean"] = sum(np.nan_to_num(metrics[name]) for name in ("aAcc", "fAcc", "qAcc")) / 3
+    if rule == "official":
         torn = s["fAcc"] - s["fAcc.right"] - s["fAcc.wrong"]
         metrics |= {
             "fig_inconsistent": ratio(torn, s["fAcc"]),
@@ -302,12 +306,12 @@ def attribution(
         return "2" if parsed == "other" else str(int(parsed == q.label))
 
     pair = _GROUPS["qAcc"]
-    first = {_name(q, pair, ""): code(q) for q in questions if q.figure_id == "0"}
-    if any(_name(q, pair, "") not in first for q in questions):
+    first = {_name(q, pair): code(q) for q in questions if q.figure_id == "0"}
+    if any(_name(q, pair) not in first for q in questions):
         return None
     found = {"LH": 0, "VI": 0, "Mix": 0}
     for q in questions:
-        blame = _blame(q, first[_name(q, pair, "")], code(q))
+        blame = _blame(q, first[_name(q, pair)], code(q))
         if blame:
             found[blame] += 1
     return found

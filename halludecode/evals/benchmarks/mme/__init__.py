@@ -9,22 +9,27 @@ from typing import Any
 
 from halludecode.core.errors import InvalidData
 from halludecode.core.paper import Paper
-from halludecode.evals.benchmarks.base import DetailTable, LmmsEvalTask, Metric
+from halludecode.evals.benchmarks.answer_file import Given, check_missing, texts_of
+from halludecode.evals.benchmarks.base import Answers, DetailTable, LmmsEvalTask, Metric
 from halludecode.evals.benchmarks.mme.scoring import (
     COGNITION,
     SUBTASKS,
     MmeQuestion,
+    has_subtasks,
     load_questions,
+    load_results,
+    root_of,
     score,
-    score_results,
 )
 from halludecode.evals.benchmarks.registry import benchmark
 from halludecode.evals.benchmarks.yes_no import YesNoBenchmark, parse_mme_answer
+from halludecode.evals.data.answer_records import answer_files
+from halludecode.evals.data.answers import naming
 from halludecode.evals.data.columns import Columns
 from halludecode.evals.data.entries import Pictures
 from halludecode.evals.data.records import Record
 from halludecode.evals.data.samples import EvalImage, Sample
-from halludecode.evals.statistics.score import Score
+from halludecode.evals.statistics.score import Id, Score
 
 PAPER = Paper(
     "2306.13394",
@@ -77,24 +82,16 @@ class MME(YesNoBenchmark):
 
     def find(self, folder: Path) -> Mapping[str | None, Path]:
         """``mme/``, or the folder itself, if it has a text file a subtask."""
-        roots = (folder / "mme", folder)
-        found = next((root for root in roots if next(root.glob("*/*.txt"), None)), None)
-        return {} if found is None else {None: found}
+        for place in (folder / "mme", folder):
+            if has_subtasks(root := root_of(place)) and any(root.glob("*/**/*.txt")):
+                return {None: root}
+        return {}
 
     def load(
         self, path: Path, *, limit: int | None = None, images: Path | None = None
     ) -> list[Sample]:
         """The questions of a folder of subtasks."""
-        return [
-            Sample(
-                q.id,
-                q.text,
-                f"{q.subtask}/{q.image}",
-                q.label,
-                where=q.where or f"{path}: {q.id}",
-            )
-            for q in load_questions(path)
-        ]
+        return [_sample(q, str(path)) for q in load_questions(path)]
 
     def pictures(self, path: Path, folder: Path, images: Path | None) -> Pictures:
         """Pictures lie beside the questions of their subtask, or in its ``images/``."""
@@ -155,16 +152,70 @@ class MME(YesNoBenchmark):
         picture, _, k = str(line["id"]).rpartition("#")
         return f"{picture}#{(int(k) + 1) // 2}", 2
 
+    @classmethod
+    def pair(cls, line: Mapping[str, Any]) -> str | None:
+        """A picture's two questions."""
+        return cls.group_of(cls(), line)[0]
+
     def score(self, lines: Sequence[Mapping[str, Any]]) -> Score:
         """Scores of subtasks and their sums."""
         asked = [MmeQuestion.from_id(x["id"], x["prompt"], x["label"]) for x in lines]
         return score(asked, {line["id"]: line["answer"] for line in lines})
 
-    def score_file(
-        self, predictions: Path, annotations: Path | None, parser: str, **options: Any
+    @property
+    def without_annotations(self) -> str:
+        """Only its own results hold the truth."""
+        return (
+            "MME needs the folder of its questions to score answers in such a file; give "
+            "--annotations, or a results folder of <subtask>.txt."
+        )
+
+    def annotated(
+        self, annotations: Path | None, files: Sequence[Answers], **options: Any
+    ) -> dict[str | None, list[Sample]]:
+        """A folder of subtasks; results in its own layout hold their questions themselves."""
+        if annotations is None:
+            raise InvalidData(self.without_annotations)
+        inner = annotations / "mme"
+        return {None: self.load(inner if inner.is_dir() else annotations)}
+
+    def read_results(self, path: Path) -> tuple[list[Sample], dict[Id, str]] | None:
+        """The official results: ``<subtask>.txt`` with image, question, truth, answer."""
+        if path.suffix == ".txt" and not path.is_dir():
+            raise InvalidData(
+                f"{path} is not a folder; MME is a folder with one entry per subtask."
+            )
+        if not path.is_dir() or answer_files(path):
+            return None
+        questions, answers = load_results(path)
+        return [_sample(q, str(path)) for q in questions], answers
+
+    def score_given(
+        self,
+        asked: Mapping[str | None, Sequence[Sample]],
+        given: Mapping[str | None, Given],
+        parser: str,
+        rule: str,
+        **options: Any,
     ) -> Score:
-        """The official results folder; see `score_results`."""
-        return score_results(predictions, annotations, parser)
+        """Subtasks and their sums; see `score`."""
+        ((split, samples),) = asked.items()
+        own, missing = given[split], dict[str, int]()
+        if not own.complete:
+            missing = check_missing(samples, own, bool(options.get("allow_missing")))
+        lines = {s.id: {"id": s.id} for s in samples if s.id in own.answers}
+        whole = self.complete(lines)
+        answers, _ = texts_of(self, samples, own.answers, rule)
+        questions = [
+            MmeQuestion.from_id(str(s.id), s.question, str(s.label), s.where)
+            for s in samples
+            if s.id in (lines if own.complete else whole)
+        ]
+        with naming(own.path):
+            scored = score(questions, {q.id: answers[q.id] for q in questions}, parser)
+        left_out = len(lines) - len(questions)
+        told = missing | ({"left_out": left_out} if left_out else {})
+        return replace(scored, notes=scored.notes | told)
 
     @classmethod
     def scale_of(cls, name: str) -> float:
@@ -188,6 +239,12 @@ class MME(YesNoBenchmark):
         group = "cognition" if subtask in COGNITION else "perception"
         kept = {"question_id": cls.cluster(line), "category": subtask, "score": line["score"]}
         return {cls.lmms_eval.metrics[group][0]: kept}
+
+
+def _sample(question: MmeQuestion, source: str) -> Sample:
+    place = question.where or f"{source}: {question.id}"
+    image = f"{question.subtask}/{question.image}"
+    return Sample(question.id, question.text, image, question.label, where=place)
 
 
 def _subtask(picture: str) -> str:

@@ -9,15 +9,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from halludecode.core.errors import InvalidData
-from halludecode.evals.benchmarks.yes_no import MME_RULES, parse_mme_answer
-from halludecode.evals.data.answers import naming
+from halludecode.evals.benchmarks.yes_no import MME_RULES, is_unparsed, parse_mme_answer
 from halludecode.evals.data.records import read_text
 from halludecode.evals.statistics.score import Id, Score, Sums, gather, match, ratio
 
@@ -32,7 +31,6 @@ __all__ = [
     "load_results",
     "parse_mme_answer",
     "score",
-    "score_results",
 ]
 
 PERCEPTION = (
@@ -81,7 +79,7 @@ class MmeQuestion:
     where: str = ""
 
     @classmethod
-    def from_id(cls, name: str, text: str, label: str) -> MmeQuestion:
+    def from_id(cls, name: str, text: str, label: str, where: str = "") -> MmeQuestion:
         """A question from its id ``subtask/picture#k``.
 
         Raises:
@@ -94,7 +92,7 @@ class MmeQuestion:
                 f"{name!r} is not an MME id; it must read subtask/picture#k with one of "
                 f"{', '.join(SUBTASKS)}."
             )
-        return cls(name, subtask, image, text, label)
+        return cls(name, subtask, image, text, label, where=where)
 
 
 # Reading -----------------------------------------------------------------------------------------
@@ -111,7 +109,19 @@ def load_questions(folder: Path | str) -> list[MmeQuestion]:
     Raises:
         InvalidData: No folder, no subtask in it, an unknown subtask, or a line of another form.
     """
-    return [question for question, _ in _read(Path(folder), answers=False)]
+    _pictures_in.cache_clear()
+    questions = [question for question, _ in _read(Path(folder), answers=False)]
+    by_picture: dict[tuple[str, str], list[MmeQuestion]] = {}
+    for question in questions:
+        by_picture.setdefault((question.subtask, question.image), []).append(question)
+    for (subtask, image), own in by_picture.items():
+        if len(own) % 2:
+            raise InvalidData(
+                f"{own[-1].where}: MME {subtask}: {image} has {len(own)} question"
+                f"{'s' if own[1:] else ''}, and a picture counts only with pairs of them; give it "
+                "two, or leave it out."
+            )
+    return questions
 
 
 def load_results(folder: Path | str) -> tuple[list[MmeQuestion], dict[Id, str]]:
@@ -130,7 +140,8 @@ def load_results(folder: Path | str) -> tuple[list[MmeQuestion], dict[Id, str]]:
 def _read(folder: Path, *, answers: bool) -> list[tuple[MmeQuestion, str]]:
     if not folder.is_dir():
         raise InvalidData(f"{folder} is not a folder; MME is a folder with one entry per subtask.")
-    files = _files(folder, answers)
+    folder = root_of(folder)
+    files = subtasks_in(folder, answers=answers)
     if not files:
         raise InvalidData(
             f"{folder} holds no MME subtask; expected entries such as {SUBTASKS[0]}.txt."
@@ -161,15 +172,29 @@ def _read(folder: Path, *, answers: bool) -> list[tuple[MmeQuestion, str]]:
     return out
 
 
-def _files(folder: Path, answers: bool) -> dict[str, list[Path]]:
+def subtasks_in(folder: Path, *, answers: bool = False) -> dict[str, list[Path]]:
+    """The text files of every subtask that a folder holds, in MME's order.
+
+    What a system or a release keeps beside them is left aside: ``._x.txt``, and texts without a
+    tab, such as readme.txt. A folder that holds one more folder is that folder.
+
+    Args:
+        folder: The folder.
+        answers: Whether results are meant, which have no folder a subtask.
+
+    Raises:
+        InvalidData: Something in it looks like a subtask and is none.
+    """
     found: dict[str, list[Path]] = {}
-    for entry in sorted(folder.iterdir()):
+    for entry in _seen(folder):
         name = entry.stem if entry.suffix == ".txt" else entry.name
+        paths = [entry] if entry.suffix == ".txt" else []
         if entry.is_dir() and not answers:
             inner = entry / "questions_answers_YN"
-            paths = sorted((inner if inner.is_dir() else entry).glob("*.txt"))
-        else:
-            paths = [entry] if entry.suffix == ".txt" else []
+            texts = _seen(inner if inner.is_dir() else entry)
+            paths = [path for path in texts if path.suffix == ".txt"]
+        if name not in SUBTASKS:
+            paths = [path for path in paths if "\t" in read_text(path)]
         if paths and name not in SUBTASKS:
             raise InvalidData(
                 f"{entry}: {name!r} is not an MME subtask; the known ones are "
@@ -178,6 +203,28 @@ def _files(folder: Path, answers: bool) -> dict[str, list[Path]]:
         if paths:
             found[name] = paths
     return {name: found[name] for name in SUBTASKS if name in found}
+
+
+def root_of(folder: Path) -> Path:
+    """The folder itself, or the one in it, or in that one, that holds the subtasks."""
+    place = folder
+    for _ in range(3):
+        if has_subtasks(place):
+            return place
+        inner = [entry for entry in _seen(place) if entry.is_dir()] if place.is_dir() else []
+        if len(inner) != 1:
+            break
+        place = inner[0]
+    return folder
+
+
+def has_subtasks(folder: Path) -> bool:
+    """Whether an entry of a folder is called like a subtask."""
+    return folder.is_dir() and any(e.name.removesuffix(".txt") in SUBTASKS for e in _seen(folder))
+
+
+def _seen(folder: Path) -> list[Path]:
+    return sorted(entry for entry in folder.iterdir() if not entry.name.startswith("."))
 
 
 def _row(path: Path, line: int, row: str, answers: bool) -> tuple[str, str, str, str]:
@@ -198,9 +245,21 @@ def _row(path: Path, line: int, row: str, answers: bool) -> tuple[str, str, str,
 
 
 def _picture(folder: Path, image: str) -> Path | None:
-    names = [image] if Path(image).suffix.lower() in _PICTURES else [image + s for s in _PICTURES]
-    places = (folder, folder / "images")
-    return next((p / n for p in places for n in names if (p / n).is_file()), None)
+    named = Path(image).suffix.lower() in _PICTURES
+    names = [image.lower()] if named else [f"{image.lower()}{s}" for s in _PICTURES]
+    for place in (folder, folder / "images"):
+        if (place / image).is_file():
+            return place / image
+        there = _pictures_in(place)
+        if found := next((there[name] for name in names if name in there), None):
+            return found
+    return None
+
+
+@lru_cache(maxsize=64)
+def _pictures_in(folder: Path) -> Mapping[str, Path]:
+    """The files of a folder by name in small letters: ``p1.JPG`` is ``p1.jpg``."""
+    return {entry.name.lower(): entry for entry in _seen(folder)} if folder.is_dir() else {}
 
 
 # Scoring -----------------------------------------------------------------------------------------
@@ -237,7 +296,7 @@ def score(
         pairs = _pairs(name, [q for q in questions if q.subtask == name])
         acc = {q.id: outcomes[q.id]["correct"] for pair in pairs for q in pair}
         plus = {first.id: acc[first.id] * acc[second.id] for first, second in pairs}
-        shares |= {f"{name}.acc": acc, f"{name}.acc_plus": plus}
+        shares[f"{name}.acc_plus"] = plus  # of pairs: the questions of one are not independent
         for first, second in pairs:
             counts = (2, acc[first.id] + acc[second.id], 1, plus[first.id])
             named = {f"{name}.{key}": float(v) for key, v in zip(_COLUMNS, counts, strict=True)}
@@ -254,7 +313,8 @@ def score(
         strata=tuple(cluster.split("/", 1)[0] for cluster in clusters),
         shares=shares,
         wilson=tuple(shares),
-        unparsed=sum(o["parsed"] == "other" for o in outcomes.values()),
+        unparsed=sum(is_unparsed(o["answer"]) for o in outcomes.values()),
+        unread=sum(o["parsed"] == "other" for o in outcomes.values()),
         notes={"subtasks": present},
     )
 
@@ -305,36 +365,3 @@ def _formula(present: tuple[str, ...], s: Sums) -> dict[str, np.ndarray]:
         metrics[group] = sum(scores, start=zero)
     metrics["total"] = metrics["perception"] + metrics["cognition"]
     return metrics
-
-
-def score_results(results: Path, annotations: Path | None, rule: str = "official") -> Score:
-    """Scores an official results folder.
-
-    Args:
-        results: See `load_results`.
-        annotations: Folder of questions that must all be answered; None asks for nothing.
-        rule: A key of `MME_RULES`.
-
-    Raises:
-        InvalidData: A file cannot be used, or results and annotations differ.
-    """
-    questions, answers = load_results(results)
-    if annotations is not None:
-        wanted = {q.id: q.label for q in load_questions(annotations)}
-        given = {q.id: q.label for q in questions}
-        for q in questions:
-            if wanted.get(q.id, q.label) != q.label:
-                raise InvalidData(
-                    f"{q.where}: the truth of {q.id} is {q.label!r}, the annotations say "
-                    f"{wanted[q.id]!r}; use results of the same questions."
-                )
-        missing = [name for name in wanted if name not in given]
-        extra = [name for name in given if name not in wanted]
-        if missing or extra:
-            what = "is not answered" if missing else "is not in the annotations"
-            raise InvalidData(
-                f"{results}: {(missing or extra)[0]} {what} "
-                f"({len(missing)} missing, {len(extra)} extra); answer every question once."
-            )
-    with naming(results):
-        return score(questions, answers, rule)

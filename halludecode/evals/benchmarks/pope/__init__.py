@@ -10,11 +10,18 @@ from typing import Any, ClassVar
 from halludecode.core.errors import InvalidData
 from halludecode.core.paper import Paper
 from halludecode.core.params import param
-from halludecode.evals.benchmarks.base import LmmsEvalTask
-from halludecode.evals.benchmarks.pope.answer_files import score_answers, split_files, split_in
+from halludecode.evals.benchmarks.answer_file import Given
+from halludecode.evals.benchmarks.base import Answers, LmmsEvalTask
+from halludecode.evals.benchmarks.pope.answer_files import (
+    question_files,
+    score_splits,
+    split_files,
+    split_in,
+)
 from halludecode.evals.benchmarks.pope.scoring import SETTINGS, load_questions
 from halludecode.evals.benchmarks.registry import benchmark
 from halludecode.evals.benchmarks.yes_no import YesNoBenchmark
+from halludecode.evals.data.answer_records import stem_of
 from halludecode.evals.data.columns import Columns, said
 from halludecode.evals.data.records import Record
 from halludecode.evals.data.samples import Sample
@@ -39,7 +46,9 @@ class POPE(YesNoBenchmark):
     standard = 1
     preset_tokens = True
     aliases: ClassVar[Mapping[str, str]] = {"pope_splits": "split"}
-    scorer_options = ("relabel",)
+    scorer_options = ("relabel", "allow_missing")
+    answers_what = "question of the annotations"
+    offsets = ("adversarial", "random", "popular")  # as LLaVA's llava_pope_test.jsonl has them
     needs = "pope/{random,popular,adversarial}.jsonl in the folder, or --annotations F.jsonl"
     lmms_eval = LmmsEvalTask(
         "pope",
@@ -110,8 +119,27 @@ class POPE(YesNoBenchmark):
         """Nothing: splits are scored apart."""
         return {}
 
-    def score_file(
-        self, predictions: Path, annotations: Path | None, parser: str, **options: Any
+    @property
+    def without_annotations(self) -> str:
+        """Answers hold no truth."""
+        return "POPE needs its question file to score answers; give --annotations."
+
+    def annotated(
+        self, annotations: Path | None, files: Sequence[Answers], **options: Any
+    ) -> dict[str | None, list[Sample]]:
+        """A question file, a folder of them, or LLaVA's; see `question_files`."""
+        if annotations is None:
+            raise InvalidData(self.without_annotations)
+        found = question_files(annotations, {stem_of(path) for path, _ in files})
+        return {split: self.load(path) for split, path in found.items()}
+
+    def score_given(
+        self,
+        asked: Mapping[str | None, Sequence[Sample]],
+        given: Mapping[str | None, Given],
+        parser: str,
+        rule: str,
+        **options: Any,
     ) -> Score:
-        """Answers to a question file, or a folder of them to a folder; see `score_answers`."""
-        return score_answers(predictions, annotations, parser, options.get("relabel"))
+        """Every split, and their mean where there are several; see `score_splits`."""
+        return score_splits(self, asked, given, parser, rule, **options)

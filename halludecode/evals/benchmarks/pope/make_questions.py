@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import random
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from typing import Any
 from halludecode.core.errors import InvalidData
 from halludecode.evals.benchmarks.chair.object_words import reader, vocabulary
 from halludecode.evals.benchmarks.pope import scoring as pope
-from halludecode.evals.data.coco import INSTANCES, REFERENCES, read_coco
+from halludecode.evals.data.coco import INSTANCES, REFERENCES, file_name, read_coco
 
 
 def picture_objects(
@@ -37,8 +38,9 @@ def picture_objects(
         InvalidData: A file is unreadable or not COCO, or its categories are not COCO's.
         MissingExtra: pycocotools is not installed.
     """
-    coco = read_coco(instances, INSTANCES | {"images": ("id", "file_name")})
+    coco = read_coco(instances, INSTANCES)
     names = {kind["id"]: kind["name"] for kind in coco.dataset["categories"]}
+    files = _file_names(instances, coco.dataset["images"])
     said: Mapping[int, Sequence[Any]] = {}
     if captions is not None:
         foreign = sorted(set(names.values()) - set(vocabulary().values()))
@@ -48,13 +50,53 @@ def picture_objects(
                 "is none of them; leave the captions out."
             )
         said = read_coco(captions, REFERENCES).imgToAnns
-    words = reader("pattern")
+    words, objects = reader("pattern"), _object_names(names)
     found: dict[str, list[str]] = {}
-    for i, image in coco.imgs.items():
-        seen = [names[a["category_id"]] for a in coco.imgToAnns[i]]
+    for i in coco.imgs:
+        seen = [objects[a["category_id"]] for a in coco.imgToAnns[i]]
         told = [o for a in said.get(i, ()) for o in words.read(a["caption"]).objects]
-        found[image["file_name"]] = list(dict.fromkeys([*seen, *told]))
+        found[files[i]] = list(dict.fromkeys([*seen, *told]))
     return found
+
+
+def _file_names(instances: Path | str, images: Sequence[Mapping[str, Any]]) -> dict[Any, str]:
+    """The file name of every picture, each of one picture alone."""
+    found: dict[Any, str] = {}
+    owners: dict[str, Any] = {}
+    for number, image in enumerate(images):
+        name = file_name(image)
+        if name is None:
+            raise InvalidData(
+                f"{instances}: images[{number}] has neither file_name nor coco_url, so nothing "
+                "says which file it is."
+            )
+        if owners.setdefault(name, image["id"]) != image["id"]:
+            raise InvalidData(
+                f"{instances}: images {owners[name]} and {image['id']} are both {name}; questions "
+                "name pictures by their files, so each needs its own."
+            )
+        found[image["id"]] = name
+    return found
+
+
+def _object_names(categories: Mapping[Any, str]) -> dict[Any, str]:
+    """What questions call the categories; those of one name are one object.
+
+    LVIS writes ``air_conditioner`` and ``bat_(animal)``; some sets have both Dog and dog.
+    """
+    plain = {k: _plain_name(name) for k, name in categories.items()}
+    one: dict[str, str] = {}
+    for name in plain.values():
+        if name == name.lower():  # the plain form before the others
+            one[name] = name
+        one.setdefault(name.lower(), name)
+    return {k: one[name.lower()] for k, name in plain.items()}
+
+
+def _plain_name(name: str) -> str:
+    """A category's name as people write it."""
+    words = re.sub(r"\([^()]*\)", " ", name.replace("_", " ")).split()
+    return " ".join(words) or name
 
 
 def make_questions(

@@ -9,8 +9,9 @@ from __future__ import annotations
 
 import json
 import random
+import re
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -85,13 +86,13 @@ def load_questions(path: Path | str) -> list[PopeQuestion]:
 
 def _question(record: Record) -> PopeQuestion:
     label = record.get("label", kind=str, what='"yes" or "no"')
-    if label not in ("yes", "no"):
+    if label.strip().lower() not in ("yes", "no"):
         raise InvalidData(f'{record.where}: label is {label!r}; it must be "yes" or "no".')
     return PopeQuestion(
         question_id=record.get("question_id", kind=(int, str), what="an integer"),
         image=record.get("image", kind=str, what="a file name"),
         text=record.get("text", kind=str, what="the question"),
-        label=label,
+        label=label.strip().lower(),
         category=record.fields.get("category"),
         where=record.where,
     )
@@ -210,16 +211,31 @@ def _draw(freq: Mapping[str, int], asked: set[str], seed: str, image: str) -> st
 
 
 def _ask(name: str, typo: bool) -> str:
-    if name[:1] not in tuple("aeiou"):
+    if not _takes_an(name):
         return f"Is there a {name} in the image?"
     return f"Is there an {name} in the {'imange' if typo else 'image'}?"
+
+
+_VOWEL = re.compile(r"[aeiou]|hour|heir|honest|honou?r", re.I)
+_CONSONANT = re.compile(r"uni(?![mnd])|eu|ewe|u[kst][aeiu]|ura|uri|one\b|once|u-", re.I)
+
+
+def _takes_an(name: str) -> bool:
+    """Whether a name begins with the sound of a vowel; letters are spelt: an SUV, a UFO."""
+    first = re.split(r"[\s/-]", name, maxsplit=1)[0]
+    if first.isupper():
+        return first[0] in "AEFHILMNORSX"
+    return _VOWEL.match(name) is not None and _CONSONANT.match(name) is None
 
 
 # Scoring ----------------------------------------------------------------------------------------
 
 
 def score(
-    questions: Sequence[PopeQuestion], answers: Mapping[Id, str], rule: str = "official"
+    questions: Sequence[PopeQuestion],
+    answers: Mapping[Id, str],
+    rule: str = "official",
+    unread: Collection[Id] = (),
 ) -> Score:
     """Scores one answer per question.
 
@@ -227,9 +243,11 @@ def score(
         questions: The questions, ids unique.
         answers: Question id to raw answer, exactly one for every question.
         rule: A key of `RULES`.
+        unread: Answers that never came, such as thoughts that were cut off: neither yes nor no.
 
     Returns:
-        Metrics ``accuracy precision recall f1 yes_ratio unparsed``; pictures are the clusters.
+        Metrics ``accuracy precision recall f1 yes_ratio unparsed unread``; pictures are the
+        clusters.
 
     Raises:
         InvalidData: Unknown rule, no questions, or ids that do not match.
@@ -242,6 +260,8 @@ def score(
     for q in questions:
         answer = answers[q.question_id]
         parsed = parse_answer(answer, rule, q.label)
+        if q.question_id in unread:
+            parsed = "other"
         outcomes[q.question_id] = {
             "image": q.image,
             "answer": answer,
@@ -251,7 +271,6 @@ def score(
         }
         rows.append((q.image, count(parsed, q.label, answer, rule)))
     clusters, columns = gather(rows, COUNTS)
-    unparsed = int(columns["unparsed"].sum())
     right = {i: o["correct"] for i, o in outcomes.items()}
     if rule == "repope":
         right = {i: flag for i, flag in right.items() if outcomes[i]["parsed"] != "other"}
@@ -265,5 +284,6 @@ def score(
         formula=rates,
         shares={"accuracy": right},
         wilson=("accuracy",),
-        unparsed=unparsed,
+        unparsed=int(columns["unparsed"].sum()),
+        unread=int(columns["unread"].sum()),
     )

@@ -87,7 +87,7 @@ def test_released_figures_of_questions():
     assert made.notes["printed"] == expected
     assert made.metrics["f1"] == pytest.approx(expected["Descriminative Task"]["F1"] / 100, 1e-9)
     assert made.metrics["existence.f1"] == pytest.approx(expected["Exsitence"]["F1"] / 100, 1e-9)
-    assert made.unparsed == 25
+    assert (made.unread, made.unparsed) == (25, 5)  # not "Yes" or "No" alone; neither word at all
     assert "chair" not in made.metrics
 
 
@@ -528,12 +528,8 @@ def test_document_of_questions(tmp_path):
     path = predictions(tmp_path, AMBER["discriminative"]["responses"])
     made = score_predictions("amber", path, DATA)
     assert json.loads(json.dumps(made)) == made
-    assert (made["task"], made["n"], made["parser"], made["unparsed"]) == (
-        "amber",
-        63,
-        "official",
-        25,
-    )
+    assert (made["task"], made["n"], made["parser"]) == ("amber", 63, "official")
+    assert (made["unread"], made["unparsed"]) == (25, 5)
     assert made["metrics"]["relation.accuracy"] == {"value": 0.357}
     assert made["dimensions"] == ["existence", "attribute", "relation"]
     assert set(made["files"]) == {"predictions", "annotations", "relation", "safe_words"}
@@ -569,11 +565,11 @@ def test_descriptions_through_score(tmp_path):
             [{"id": 1018, "response": "Yes"}] * 2,
             r"p\.json:1: id 1018 was already answered on line 1",
         ),
-        ([{"id": 1018}], r'p\.json:1: key "answer" or "response" is missing'),
+        ([{"id": 1018}], r'p\.json:1: key "answer" or "prediction" or "response" is m'),
         ([{"id": 1018, "response": 1}], r'p\.json:1: "response" is 1; it must be the answer'),
-        ([{"response": "Yes"}], r'p\.json:1: key "id" is missing'),
+        ([{"response": "Yes"}], r'p\.json:1: key "question_id" is missing'),
         ([{"id": 1018, "response": "Yes"}], r"p\.json: \d+ of \d+ predictions are missing: id "),
-        ([{"id": 7, "response": "Yes"}], r"p\.json: 1 predictions belong to no item: id 7"),
+        ([{"id": 7, "response": "Yes"}], r"p\.json:1: id 7 is no question \(1 such answers\)"),
     ],
 )
 def test_bad_predictions_are_named(tmp_path, rows, message):
@@ -588,5 +584,5 @@ def test_options_of_other_tasks(tmp_path):
         score_predictions("amber", path)
     with pytest.raises(InvalidData, match="similarity is for task amber, not pope"):
         score_predictions("pope", path, similarity="spacy:en_core_web_lg")
-    with pytest.raises(InvalidData, match="allow-missing is for amber and hallusionbench, not mme"):
-        score_predictions("mme", path, allow_missing=True)
+    with pytest.raises(InvalidData, match=r"allow-missing is for amber and .*, not chair"):
+        score_predictions("chair", path, allow_missing=True)

@@ -70,7 +70,7 @@ def test_captions_need_cocos_categories(tmp_path):
 def test_entries_without_a_file_name_are_named(tmp_path):
     path = tmp_path / "instances.json"
     path.write_text('{"images": [{"id": 1}], "annotations": [], "categories": []}')
-    with pytest.raises(InvalidData, match=r"images\[0\] lacks 'file_name'"):
+    with pytest.raises(InvalidData, match=r"images\[0\] has neither file_name nor"):
         pope_make.picture_objects(path)
 
 
