@@ -33,6 +33,9 @@ def generate(
     image: Annotated[list[Path] | None, typer.Option(help="A picture; repeat for several.")] = None,
     strategy: Annotated[str, typer.Option(help="Such as vcd, or pai+vcd(alpha=0.5).")] = "greedy",
     engine: options.EngineName = None,
+    background: Annotated[
+        str, typer.Option(help="Ground of transparent pictures: a colour's name or #rrggbb.")
+    ] = "white",
     max_new_tokens: Annotated[int, typer.Option(help="Most tokens to write.")] = 64,
     temperature: Annotated[float, typer.Option(help="0 takes the most likely token.")] = 0.0,
     top_p: Annotated[float, typer.Option(help="Likeliest tokens that hold this share.")] = 1.0,
@@ -88,7 +91,7 @@ def generate(
     )
     told = None if chat_template_kwargs is None else _json(chat_template_kwargs, "the option")
     asked = _asked(prompt, messages)
-    request = Request(asked, tuple(image or ()), told, continue_final_message)
+    request = Request(asked, tuple(image or ()), told, continue_final_message, background)
     parse(strategy)  # a misspelt strategy should not cost the time of loading a model
     if explain is not None:
         _check_explain(request, explain)

@@ -11,7 +11,8 @@ from typing import Any, cast
 from halludecode.core.errors import InvalidParameter
 
 MOST_BIAS = 100  # as in OpenAI's protocol
-ImageLike = Any  # PIL.Image.Image | str | Path | bytes; a str is a path or a data URL
+# PIL image, path, file URL, bytes, data URL, base64 text, numpy array or tensor
+ImageLike = Any
 
 
 @dataclass(frozen=True)
@@ -26,18 +27,24 @@ class Request:
             words of messages, on the command line and in what a server is sent alike, a
             placeholder is the place of a picture: as many as there are pictures, or the request is
             refused.
-        images: Pictures in the order of their placeholders: PIL images, paths, bytes or data URLs.
+            A part may name its picture itself (``image``, ``url``, ``path``, ``base64``,
+            ``image_url``), and is then that picture.
+        images: Pictures in the order of their placeholders: PIL images, paths, bytes, data URLs,
+            arrays or tensors. Deeper pixels than 8 bits are scaled to them.
         chat_template_kwargs: What else the model's chat template reads, by name, such as
             ``{"enable_thinking": False}``; names that it does not read change nothing.
             ``add_generation_prompt`` False leaves the answer's opening out.
         continue_final_message: The last message, mostly the assistant's, is the beginning of the
             answer, which is written on from there.
+        background: What transparent pictures are put on: a colour's name, "#rrggbb", or three
+            integers in 0..255. White, as vLLM has it.
     """
 
     prompt: str | Sequence[Mapping[str, Any]]
     images: Sequence[ImageLike] = ()
     chat_template_kwargs: Mapping[str, Any] | None = None
     continue_final_message: bool = False
+    background: str | Sequence[int] = "white"
 
 
 @dataclass(frozen=True)

@@ -29,7 +29,6 @@ from halludecode.engines.api import Explain, ExplainedToken, Explanation
 
 if TYPE_CHECKING:
     from halludecode.core.attention import Attention
-    from halludecode.engines.inputs.processor import InputProcessor
     from halludecode.engines.inputs.rows import Row
     from halludecode.models.families import ModelFamily, Span
 
@@ -201,9 +200,9 @@ def explanation(
     return Explanation(tuple(tokens))
 
 
-def rasters(row: Row, inputs: InputProcessor, family: ModelFamily) -> tuple[Span, ...]:
+def rasters(row: Row, family: ModelFamily) -> tuple[Span, ...]:
     """Where the tokens of each picture of a main row form a raster; empty where none do."""
-    whole = [inputs.picture(image.picture) for image in row.images]
+    whole = [image.processed for image in row.images]
     chosen = any(image.count != w.count for image, w in zip(row.images, whole, strict=True))
     return () if chosen or "raster" in family.lacks else tuple(w.span for w in whole)
 

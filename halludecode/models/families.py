@@ -46,6 +46,8 @@ class ModelFamily:
         mrope: Whether the model makes three-dimensional positions (`get_rope_index`).
         mutual: Whether the tokens of a picture see each other, told by ``token_type_ids``.
         unshared: Why the KV of a picture cannot serve several questions; "" where it can.
+        apart: Whether each of several pictures in a prompt is one view, where a picture alone is
+            cut into views.
         lacks: Need of a strategy -> why this family cannot serve it.
     """
 
@@ -64,6 +66,7 @@ class ModelFamily:
     mrope: bool = False
     mutual: bool = False
     unshared: str = ""
+    apart: bool = False
     lacks: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -205,8 +208,10 @@ _IDEFICS = ModelFamily(
 FAMILIES: Mapping[str, ModelFamily] = {
     "llava": _LLAVA,
     "llava_next": _LLAVA_NEXT,
-    # Each of several pictures is cut into views, as processor(images=[a, b]) does.
-    "llava_onevision": replace(_LLAVA_NEXT, turn=_CHATML.replace("{images}", "{images}\n")),
+    # As its processor does with a chat; processor(images=[a, b]) takes them for two prompts'.
+    "llava_onevision": replace(
+        _LLAVA_NEXT, turn=_CHATML.replace("{images}", "{images}\n"), apart=True
+    ),
     "instructblip": ModelFamily(
         placeholder="<image>",
         layers="language_model.model.layers",

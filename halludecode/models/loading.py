@@ -63,6 +63,40 @@ def load_model(
     return model.eval(), processor
 
 
+def inner_model(model: Any) -> Any:
+    """The transformers model inside wrappers: torch.compile's, PEFT's, DataParallel's.
+
+    Adapters whose layers stand in the model itself (LoRA and its kin) go on acting.
+
+    Raises:
+        InvalidModel: There is none, or what is around it would be lost.
+    """
+    from torch.nn.parallel import DataParallel, DistributedDataParallel
+    from transformers import PreTrainedModel
+
+    while not isinstance(model, PreTrainedModel):
+        kind = type(model).__name__
+        if "_orig_mod" in getattr(model, "_modules", {}):  # torch.compile's
+            model = model._orig_mod
+        elif isinstance(model, DataParallel | DistributedDataParallel):
+            if len(model.device_ids or ()) > 1:
+                raise InvalidModel(f"A {kind} over several devices copies the model; give .module.")
+            model = model.module
+        elif hasattr(model, "get_base_model"):  # PEFT's
+            if getattr(getattr(model, "active_peft_config", None), "is_prompt_learning", False):
+                raise InvalidModel(
+                    f"This {kind} puts learned tokens before the prompt, which would be lost; give "
+                    "a model without them, get_base_model()."
+                )
+            model = model.get_base_model()
+        else:
+            raise InvalidModel(
+                f"An object of type {kind} is no transformers model; give the model inside it "
+                "(of PEFT: model.get_base_model()), or a hub id or folder."
+            )
+    return model
+
+
 def model_source(model_id: str) -> str:
     """Path or hub id behind a model name; "testbed" is the embedded model."""
     if model_id in TESTBED:
@@ -113,7 +147,7 @@ def model_digest(model: Any) -> str:
         flat = value.detach().flatten()
         stride = max(1, flat.numel() // 64)
         sample = flat[::stride][:64].cpu()
-        parts.append(name)
+        parts.append(name.replace("_orig_mod.", ""))  # of a part that torch.compile wrapped
         parts.append(
             sample.float().numpy().tobytes() if sample.is_floating_point() else sample.tolist()
         )

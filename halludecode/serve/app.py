@@ -104,7 +104,9 @@ async def _start(
 
         engine.processor.chat_template = load_chat_template(args.chat_template)
     bridge: Any = engine.loaded.engine
-    handler = ChatHandler(engine, bridge, policy, images.install(policy))
+    media = engine.loaded.vllm_config.model_config.multimodal_config.media_io_kwargs
+    pictures = images.install(policy, media, trusting=args.trust_request_mm_kwargs)
+    handler = ChatHandler(engine, bridge, policy, pictures)
     for text in dict.fromkeys((policy.default, *policy.aliases)):
         plan = await handler.plan(text)
         policy.check_rows(plan.canonical, len(plan.rows), 1)

@@ -116,15 +116,17 @@ def has_pictures(messages: Sequence[Any]) -> bool:
 
 def _part(part: Any, where: str, urls: list[str]) -> dict[str, Any]:
     kind = part.get("type") if isinstance(part, Mapping) else None
-    if isinstance(part, str) or kind == "text":
+    if isinstance(part, str) or kind in ("text", "input_text"):
         text = part if isinstance(part, str) else part.get("text")
         if not isinstance(text, str):
-            raise InvalidRequest(f"{where}: a part of type 'text' needs its text.")
+            raise InvalidRequest(f"{where}: a part of type {kind!r} needs its text.")
         return {"type": "text", "text": text}
     url = part.get("image_url") if isinstance(part, Mapping) else None
     url = url.get("url") if isinstance(url, Mapping) else url
     if not isinstance(url, str):
-        raise InvalidRequest(f"{where}: a part must be text or image_url, not {kind!r}.")
+        raise InvalidRequest(
+            f"{where}: a part must be text, image_url or input_image, not {kind!r}."
+        )
     urls.append(url)
     return {"type": "image"}
 

@@ -105,7 +105,7 @@ class ChatHandler:
             raise InvalidRequest(
                 f"The request has {len(urls)} images, this server accepts {most}; send fewer."
             )
-        async with self._pictures.held(urls) as pictures:
+        async with self._pictures.held(urls, request.media_io_kwargs) as pictures:
             question = Request(messages, pictures, told, request.continue_final_message)
             chat = await self._in_thread(
                 lambda: self._make(request, question, plan, score_words), self.forget

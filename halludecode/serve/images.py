@@ -21,10 +21,11 @@ from typing import Any
 from urllib.parse import unquote, urlsplit
 
 from vllm.connections import HTTPResponseSizeExceededError
+from vllm.entrypoints.generate.base.protocol import validate_request_mm_kwargs
 from vllm.exceptions import VLLMUnprocessableEntityError, VLLMValidationError
 from vllm.multimodal.media import MEDIA_CONNECTOR_REGISTRY, MediaConnector
 from vllm.multimodal.media.base import MediaWithBytes
-from vllm.multimodal.media.connector import global_thread_pool
+from vllm.multimodal.media.connector import global_thread_pool, merge_media_io_kwargs
 from vllm.multimodal.media.image import ImageMediaIO
 
 from halludecode.core.errors import InvalidRequest
@@ -32,6 +33,7 @@ from halludecode.engines.inputs.images import load_picture
 from halludecode.serve.policy import NOWHERE, Busy, Policy
 
 NAME = "halludecode"
+Media = dict[str, dict[str, Any]]  # vLLM's media_io_kwargs: options by modality
 DECODED_AT_ONCE = 2
 REQUESTS_HELD = 4  # as many of the largest requests may have their pictures decoded at a time
 WAIT = 30.0  # seconds for their room
@@ -58,7 +60,8 @@ class PictureIO(ImageMediaIO):
         """
         self.pixels(data)
         try:
-            return MediaWithBytes(load_picture(data, self.where).image, data)
+            ground = self.rgba_background_color  # white, unless `media_io_kwargs` say otherwise
+            return MediaWithBytes(load_picture(data, self.where, ground).image, data)
         except InvalidRequest as error:
             raise VLLMValidationError(str(error)) from None
 
@@ -161,6 +164,7 @@ class Pictures(MediaConnector):
     """Fetches pictures from data URLs, allowed domains and below the allowed folder."""
 
     policy: Policy
+    trusting: bool = False
     room: PixelRoom  # of the server
     decoding: asyncio.Semaphore
 
@@ -169,8 +173,15 @@ class Pictures(MediaConnector):
         self._check(image_url)
         return self.load_from_url(image_url, self._io())
 
-    async def fetch_image_async(self, image_url: str, *, image_mode: str | None = "RGB") -> Any:
+    async def fetch_image_async(
+        self, image_url: str, *, image_mode: str | None = "RGB", media: Media | None = None
+    ) -> Any:
         """One picture.
+
+        Args:
+            image_url: Data, http(s) or file URL.
+            image_mode: Pictures are RGB in any case.
+            media: The request's own ``media_io_kwargs``, where vLLM has not joined them yet.
 
         Raises:
             VLLMValidationError: Not allowed, unreadable or above a limit.
@@ -178,7 +189,7 @@ class Pictures(MediaConnector):
             Busy: There is no room to decode it.
         """
         self._check(image_url)
-        reader = self._io()
+        reader = self._io(media)
         if image_url[:4].lower() == "http":
             reader.where = f"The image at {image_url[:200]} (redirects are not followed)"
         data = await self._data(image_url, reader)
@@ -229,13 +240,39 @@ class Pictures(MediaConnector):
             raise VLLMValidationError("The image's file cannot be read.") from None
 
     @asynccontextmanager
-    async def held(self, urls: Sequence[str]) -> AsyncIterator[list[Any]]:
-        """The decoded pictures of a request, for as long as its rows are made."""
-        # One after the other: those that wait for room do not hold the room of others.
-        yield [(await self.fetch_image_async(url)).media for url in urls]
+    async def held(
+        self, urls: Sequence[str], media: Media | None = None
+    ) -> AsyncIterator[list[Any]]:
+        """The decoded pictures of a request, for as long as its rows are made.
 
-    def _io(self) -> PictureIO:
-        reader = PictureIO()
+        Args:
+            urls: Of the pictures, in order.
+            media: The request's own ``media_io_kwargs``, which the operator must trust.
+        """
+        validate_request_mm_kwargs(
+            mm_processor_kwargs=None, media_io_kwargs=media, trust_request_mm_kwargs=self.trusting
+        )
+        # One after the other: those that wait for room do not hold the room of others.
+        yield [(await self.fetch_image_async(url, media=media)).media for url in urls]
+
+    def _io(self, media: Media | None = None) -> PictureIO:
+        """A reader as ``media_io_kwargs`` want it.
+
+        Raises:
+            VLLMValidationError: A name in them is not known, or its value is no colour.
+        """
+        merged = merge_media_io_kwargs(self.media_io_kwargs, media) or {}
+        wanted = dict(merged.get("image") or {})
+        unread = sorted(wanted.keys() - {"rgba_background_color", "image_mode"})
+        if unread or wanted.pop("image_mode", "RGB") != "RGB":
+            name = unread[0] if unread else "image_mode other than 'RGB'"
+            raise VLLMValidationError(
+                f"media_io_kwargs: {name!r} is not served for images; rgba_background_color is."
+            )
+        try:
+            reader = PictureIO(**wanted)
+        except ValueError as error:
+            raise VLLMValidationError(f"media_io_kwargs: {error}") from None
         reader.policy = self.policy
         return reader
 
@@ -297,10 +334,17 @@ class Pictures(MediaConnector):
             )
 
 
-def install(policy: Policy) -> Pictures:
-    """Register our connector as the one vLLM uses; returns one for our own use."""
+def install(policy: Policy, media: Media | None = None, *, trusting: bool = False) -> Pictures:
+    """Register our connector as the one vLLM uses; returns one for our own use.
+
+    Args:
+        policy: The operator's choices.
+        media: Of vLLM's option ``--media-io-kwargs``.
+        trusting: Whether requests may bring their own (``--trust-request-mm-kwargs``).
+    """
     shared = {
         "policy": policy,
+        "trusting": trusting,
         "room": PixelRoom(REQUESTS_HELD * policy.request_pixels),
         "decoding": asyncio.Semaphore(DECODED_AT_ONCE),
     }
@@ -309,6 +353,7 @@ def install(policy: Policy) -> Pictures:
     os.environ["VLLM_MEDIA_CONNECTOR"] = NAME
     os.environ["VLLM_MEDIA_URL_ALLOW_REDIRECTS"] = "0"  # they could leave the allowed domains
     return connector(
+        dict(media or {}),
         allowed_local_media_path=policy.folder or "",
         allowed_media_domains=list(policy.domains) or [NOWHERE],
     )

@@ -26,7 +26,7 @@ SERVED = frozenset(
         *("parallel_tool_calls", "include_reasoning", "stream_interval"),
         *("response_format", "structured_outputs", "chat_template_kwargs", "reasoning_effort"),
         *("add_generation_prompt", "continue_final_message", "add_special_tokens", "documents"),
-        "session_id",
+        *("session_id", "media_io_kwargs"),
     }
 )
 # Of OpenAI's, unknown to vLLM; they say nothing of the answer.
@@ -52,7 +52,7 @@ OF_PART = frozenset(
     {
         *("type", "text", "image_url", "image_pil", "image_embeds", "input_image", "uuid"),
         *("audio_url", "audio_embeds", "input_audio", "video_url", "video", "file", "refusal"),
-        *("prompt_embeds", "thinking", "data", "name", "cache_control"),
+        *("prompt_embeds", "thinking", "data", "name", "cache_control", "detail"),
     }
 )
 OF_URL = frozenset({"url", "detail", "uuid", "format"})

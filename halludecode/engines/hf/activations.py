@@ -191,7 +191,7 @@ class ActivationCollector:
             heads=stacked("heads", request.heads),
             image=stacked("image", request.image),
             image_mask=(batch.tokens[i].ids == self.row_builder.inputs.image_token),
-            image_spans=seen_spans(batch.requests[i].rows["main"], self.row_builder.inputs),
+            image_spans=seen_spans(batch.requests[i].rows["main"]),
         )
 
 

@@ -138,7 +138,7 @@ class Batch:
         glances: list[Glance] = []
         for r, request in enumerate(self.requests):
             at, row = self.rows.index((r, "main")), request.rows["main"]
-            spans = rasters(row, self.row_builder.inputs, self.hf_model.family)
+            spans = rasters(row, self.hf_model.family)
             glances.append(glance(on_image(seen[r], self.picture[at]), row, spans))
         return glances
 

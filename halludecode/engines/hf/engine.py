@@ -33,7 +33,7 @@ from halludecode.engines.inputs.processor import LRU
 from halludecode.engines.inputs.rows import PreparedRequest, Row, with_embeds
 from halludecode.engines.outputs import effect_of
 from halludecode.models.info import end_tokens
-from halludecode.models.loading import load_model, model_digest
+from halludecode.models.loading import inner_model, load_model, model_digest
 
 DEFAULT_BATCH = 16
 
@@ -42,7 +42,8 @@ class HFEngine(LocalEngine):
     """A loaded transformers model that answers requests under any strategy.
 
     Args:
-        model: Hub id, path, "testbed", or a loaded model (then ``processor`` is needed).
+        model: Hub id, path, "testbed", or a loaded model (then ``processor`` is needed); what wraps
+            one (`torch.compile`, PEFT, DataParallel) is looked into, see `inner_model`.
         processor: The processor of a model given as an object.
         batch_size: Most requests in flight at once; extra rows come on top.
         prefix_cache_mb: Memory for image-prefix KV kept between batches; 0 switches reuse off.
@@ -76,18 +77,20 @@ class HFEngine(LocalEngine):
         if isinstance(model, str):
             model_id = model
             self.model, processor = load_model(model, **load_args)
+            inner = self.model
         else:
-            if not hasattr(model, "config") or processor is None:
+            if processor is None:
                 raise InvalidModel(
                     "A model given as an object needs its processor: hd.load(model, processor=...)."
                 )
-            model_id = getattr(model.config, "_name_or_path", "") or type(model).__name__
+            inner = inner_model(model)
+            model_id = getattr(inner.config, "_name_or_path", "") or type(inner).__name__
             self.model = model
         if batch_size is not None and batch_size < 1:
             raise InvalidRequest(f"batch_size={batch_size}: it must be at least 1.")
-        super().__init__(model_id, self.model.config, processor, HF_PROVIDES, artifacts)
+        super().__init__(model_id, inner.config, processor, HF_PROVIDES, artifacts)
         self.batch_size = batch_size or DEFAULT_BATCH
-        self.hf_model = HFModel(self.model, self.family)
+        self.hf_model = HFModel(inner, self.family)
         self.prefixes: LRU[Prefix] = LRU(prefix_cache_mb * 1e6, lambda p: p.size)
         self._reuse = prefix_cache_mb > 0 and not self.family.unshared
         self._collector = ActivationCollector(self.hf_model, self.row_builder, self.prefixes)
@@ -126,7 +129,7 @@ class HFEngine(LocalEngine):
         reuse = self.reuses_prefixes(prompts, plan)
         outputs: list[Output] = []
         attends = bool(explain or plan.attending)
-        with self.guard(), attention_set(self.model, attends):
+        with self.guard(), attention_set(self.hf_model.model, attends):
             for at in range(0, len(prompts), self.batch_size):
                 chunk = prompts[at : at + self.batch_size]
                 *_, last = self.write(chunk, plan, sampling, score_words, explain, reuse=reuse)
@@ -159,7 +162,7 @@ class HFEngine(LocalEngine):
     @cached_property
     def digest(self) -> str:
         """Identity of the weights."""
-        return model_digest(self.model)
+        return model_digest(self.hf_model.model)
 
     @property
     def context(self) -> int:
@@ -169,13 +172,13 @@ class HFEngine(LocalEngine):
     @property
     def end_tokens(self) -> list[int]:
         """End-of-sequence ids."""
-        return end_tokens(self.model.generation_config, self.tokenizer)
+        return end_tokens(self.hf_model.model.generation_config, self.tokenizer)
 
     @contextmanager
     def guard(self) -> Iterator[None]:
         """The model's lock, no gradients, and memory errors as one sentence."""
         try:
-            with lock_of(self.model), torch.no_grad():
+            with lock_of(self.hf_model.model), torch.no_grad():
                 yield
         except torch.OutOfMemoryError as error:
             raise self._out_of_memory(error) from None
@@ -260,7 +263,7 @@ class HFEngine(LocalEngine):
             yield answers[0]
 
     def _hardware(self) -> tuple[Any, str, Mapping[str, str]]:
-        return self.model.dtype, str(self.hf_model.device), {}
+        return self.hf_model.model.dtype, str(self.hf_model.device), {}
 
     # Private --------------------------------------------------------------------------------------
     def _outputs(

@@ -16,7 +16,7 @@ from typing import Any
 from torch import Tensor
 
 from halludecode.core.attention_block import RowKeys
-from halludecode.core.errors import HookNeverFired
+from halludecode.core.errors import HookNeverFired, UnsupportedStrategy
 from halludecode.core.state import State
 from halludecode.core.tracing import TracedStrategy
 from halludecode.engines.hf.attention_layer import HFAttentionLayer
@@ -139,12 +139,6 @@ class ForwardContext(EditedRows[RowPlacement]):
         self.changed = self.changed[requests] if self.changed is not None else None
         self.index, self.states = index, states
 
-    def forget(self) -> None:
-        """Forget what was kept of one prompt, before another."""
-        for kept in (self.token_masks, self.first_token, self.fired, self.early):
-            kept.clear()
-        self.changed = None
-
     # What `layer_edits` asks ----------------------------------------------------------------------
     def named_rows(self, i: int) -> Mapping[str, RowPlacement]:
         """The i-th strategy's rows."""
@@ -228,6 +222,7 @@ class ForwardContext(EditedRows[RowPlacement]):
         """Edit ``out`` [rows, Q, H, d] in place where strategies say so; keep what is captured."""
         if self.metadata is None:
             return
+        k, v = self._counted(k), self._counted(v)
         shown = HFAttentionLayer(self, self.metadata, layer, q, k, v, mask, scaling, out)
         attending = [(i, part) for i, part in enumerate(self.parts) if part.phase is not None]
         edit_attention(shown, attending)
@@ -235,6 +230,20 @@ class ForwardContext(EditedRows[RowPlacement]):
             self.inputs.pop(layer, None)
         if self.capture is not None and self.emitting:
             self._keep(self.capture, shown)
+
+    def _counted(self, kv: Tensor) -> Tensor:
+        """Keys or values [rows, G, N, d] of the tokens so far: a static cache has room for more.
+
+        Raises:
+            UnsupportedStrategy: The cache keeps fewer.
+        """
+        width = self._here().kind.shape[1]
+        if kv.shape[2] < width:
+            raise UnsupportedStrategy(
+                f"The KV cache keeps {kv.shape[2]} of {width} tokens (a sliding window); edits of "
+                "attention count them all. Use a shorter prompt, or another model or strategy."
+            )
+        return kv[:, :, :width]
 
     def _keep(self, capture: Capture, layer: HFAttentionLayer) -> None:
         if layer.number in capture.heads:

@@ -12,9 +12,11 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
+import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
@@ -29,6 +31,18 @@ NAME = "halludecode"
 _ACTIVE: ContextVar[ForwardContext | None] = ContextVar("halludecode_run", default=None)
 _LOCKS: WeakKeyDictionary[nn.Module, threading.RLock] = WeakKeyDictionary()
 _LOCKS_LOCK = threading.Lock()
+
+
+@dataclass
+class _Uncompiled:
+    """How many blocks want `torch.compile`d modules run as they are written."""
+
+    lock: threading.Lock = field(default_factory=threading.Lock)
+    blocks: int = 0
+    stance: Any = None
+
+
+_UNCOMPILED = _Uncompiled()
 
 
 def _attention(
@@ -62,6 +76,31 @@ def lock_of(model: nn.Module) -> threading.RLock:
         return _LOCKS.setdefault(model, threading.RLock())
 
 
+def running() -> bool:
+    """Whether this thread is in a forward under a context."""
+    return _ACTIVE.get() is not None
+
+
+@contextmanager
+def uncompiled() -> Iterator[None]:
+    """Within this block `torch.compile`d modules run eagerly: their graphs know no hooks of ours.
+
+    The stance is the process's, so the first block sets it and the last one sets it back.
+    """
+    shared = _UNCOMPILED
+    with shared.lock:
+        if shared.blocks == 0:
+            shared.stance = torch.compiler.set_stance("force_eager")
+        shared.blocks += 1
+    try:
+        yield
+    finally:
+        with shared.lock:
+            shared.blocks -= 1
+            if shared.blocks == 0:
+                shared.stance.__exit__(None, None, None)
+
+
 def decode(model: Any, family: ModelFamily, x: Tensor, *, norm: bool) -> Tensor:
     """float32 [.., V]: the model's LM head on residuals [.., D], after its final norm or not."""
     if norm:
@@ -87,7 +126,7 @@ def hooked(model: Any, family: ModelFamily, context: ForwardContext) -> Iterator
             handles.append(
                 layers[i].mlp.register_forward_hook(_on_mlp(context, i), with_kwargs=True)
             )
-        with attention_set(model, context.needs_attention):
+        with uncompiled(), attention_set(model, context.needs_attention):
             yield
     finally:
         for handle in handles:

@@ -250,7 +250,9 @@ def _batches(images: Sequence[ImageInput]) -> Iterator[list[ImageInput]]:
     for image in images:
         pixels = image.pixels["pixel_values"]
         more = len(pixels) if pixels.dim() == 4 else 1  # else a picture is one list of patches
-        if chunk and views + more > VISION_BATCH:
+        # One picture beside others is one view, which the model tells by how many there are.
+        alike = not chunk or chunk[0].processed.several == image.processed.several
+        if chunk and (views + more > VISION_BATCH or not alike):
             yield chunk
             chunk, views = [], 0
         chunk.append(image)

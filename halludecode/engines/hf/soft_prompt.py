@@ -27,6 +27,8 @@ from halludecode.core.activations import ActivationRequest
 from halludecode.core.attention_block import GENERATED, PAD
 from halludecode.core.errors import InvalidParameter
 from halludecode.core.prompt import Prompt
+from halludecode.engines.hf.forward_context import ForwardContext
+from halludecode.engines.hf.hooks import hooked
 from halludecode.engines.hf.model import HFModel, Tokens, pad_left
 from halludecode.engines.inputs.processor import InputProcessor
 from halludecode.engines.inputs.rows import RowBuilder
@@ -180,14 +182,16 @@ def _loss(
     ids, position, kind, _, _ = pad_left(rows, len(rows[0].position), inputs.pad_token)
     longest = max(example.answer for example in batch)
     features = [laid(soft, n).to(hf_model.model.dtype) for example in batch for n in example.places]
-    logits = hf_model.model(
-        input_ids=ids.to(hf_model.device),
-        position_ids=(position if hf_model.family.mrope else position[0]).to(hf_model.device),
-        attention_mask=(kind != PAD).long().to(hf_model.device),
-        use_cache=False,
-        logits_to_keep=longest + 1,
-        **hf_model.given(ids, features),
-    ).logits[:, :-1]
+    with hooked(hf_model.model, hf_model.family, ForwardContext()):  # the plain model's
+        output: Any = hf_model.model(
+            input_ids=ids.to(hf_model.device),
+            position_ids=(position if hf_model.family.mrope else position[0]).to(hf_model.device),
+            attention_mask=(kind != PAD).long().to(hf_model.device),
+            use_cache=False,
+            logits_to_keep=longest + 1,
+            **hf_model.given(ids, features),
+        )
+    logits = output.logits[:, :-1]
     answers = ids[:, -longest:].to(logits.device)
     nats = nn.functional.cross_entropy(logits.float().transpose(1, 2), answers, reduction="none")
     sizes = torch.tensor([example.answer for example in batch], device=logits.device)

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 from halludecode.core.errors import InvalidRequest
 from halludecode.core.prompt import Part, Picture, Prompt, Turn
 from halludecode.engines.api import Request
-from halludecode.engines.inputs.images import load_picture
+from halludecode.engines.inputs.parts import GivenPictures
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
 MORE = ("name", "tool_calls", "tool_call_id", "reasoning")  # of a message, for templates
@@ -32,11 +32,11 @@ def to_prompt(request: Request, placeholder: str) -> Prompt:
     """
     if isinstance(request.images, str | bytes) or not isinstance(request.images, Sequence):
         raise InvalidRequest("Request(images=...): give a list of pictures, also for a single one.")
-    pictures = [load_picture(image, f"image {i + 1}") for i, image in enumerate(request.images)]
+    given = GivenPictures(request)
     if isinstance(request.prompt, str):
-        prompt = _from_text(request.prompt, pictures, placeholder)
+        prompt = _from_text(request.prompt, given.all, placeholder)
     elif isinstance(request.prompt, Sequence):
-        prompt = _from_messages(request.prompt, pictures)
+        prompt = _from_messages(request.prompt, given)
     else:
         kind = type(request.prompt).__name__
         raise InvalidRequest(f"Request(prompt=...): give text or chat messages, not {kind}.")
@@ -103,26 +103,26 @@ def _from_text(text: str, pictures: list[Picture], placeholder: str) -> Prompt:
     return Prompt((Turn("user", tuple(part for part in parts if part != "")),), raw=True)
 
 
-def _from_messages(messages: Sequence[Mapping[str, Any]], pictures: list[Picture]) -> Prompt:
+def _from_messages(messages: Sequence[Mapping[str, Any]], given: GivenPictures) -> Prompt:
     if not messages:
         raise InvalidRequest("The prompt has no messages; give at least one user turn.")
-    given = iter(pictures)
     turns = [_turn(message, f"message {i + 1}", given) for i, message in enumerate(messages)]
-    rest = tuple(given)
-    used = len(pictures) - len(rest)
-    if rest and used == 0:  # no place named: pictures come first in the first user turn
+    rest = tuple(given.left())
+    if rest and not (given.used or given.inline):  # no place named: first in the first user turn
         first = next((i for i, turn in enumerate(turns) if turn.role == "user"), None)
         if first is not None:
-            turns[first] = Turn("user", (*rest, *turns[first].parts))
+            turns[first] = replace(turns[first], parts=(*rest, *turns[first].parts))
             return Prompt(tuple(turns))
     if rest:
+        named = f" and name {given.inline} image(s) themselves" if given.inline else ""
         raise InvalidRequest(
-            f"The messages have {used} image place(s) but {len(pictures)} image(s) were given."
+            f"The messages have {given.used} image place(s){named} but {len(given.all)} image(s) "
+            'were given; a place is {"type": "image"}.'
         )
     return Prompt(tuple(turns))
 
 
-def _turn(message: Mapping[str, Any], where: str, given: Iterator[Picture]) -> Turn:
+def _turn(message: Mapping[str, Any], where: str, given: GivenPictures) -> Turn:
     role = message.get("role") if isinstance(message, Mapping) else None
     if role not in ROLES:
         raise InvalidRequest(f"{where}: role {role!r} must be one of {', '.join(ROLES)}.")
@@ -134,7 +134,7 @@ def _turn(message: Mapping[str, Any], where: str, given: Iterator[Picture]) -> T
         return Turn(role, (content,), more)
     if not isinstance(content, Sequence):
         raise InvalidRequest(f"{where}: content must be text or a list of parts.")
-    return Turn(role, tuple(_part(part, where, given) for part in content), more)
+    return Turn(role, tuple(given.read(part, where) for part in content), more)
 
 
 def _more(message: Mapping[str, Any], where: str) -> str:
@@ -153,24 +153,3 @@ def _more(message: Mapping[str, Any], where: str) -> str:
             f"{where}: {', '.join(found)} must be plain values, and arguments of tools JSON."
         ) from None
     return json.dumps(found, sort_keys=True)
-
-
-def _part(part: Any, where: str, given: Iterator[Picture]) -> Part:
-    kind = part.get("type") if isinstance(part, Mapping) else None
-    if kind == "text" and isinstance(part.get("text"), str):
-        return part["text"]
-    if kind == "image_url":
-        url = part.get("image_url")
-        url = url.get("url") if isinstance(url, Mapping) else url
-        if not isinstance(url, str):
-            raise InvalidRequest(f"{where}: image_url needs a url.")
-        return load_picture(url, f"{where}: image")
-    if kind == "image":
-        inline = part.get("image")
-        picture = (
-            load_picture(inline, f"{where}: image") if inline is not None else next(given, None)
-        )
-        if picture is None:
-            raise InvalidRequest(f"{where}: more image places than images were given.")
-        return picture
-    raise InvalidRequest(f"{where}: a part must be text, image or image_url, not {kind!r}.")

@@ -10,34 +10,44 @@ import struct
 import warnings
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote
 
 from halludecode.core.errors import InvalidRequest
 from halludecode.core.prompt import Picture
+from halludecode.engines.inputs.pixels import as_rgb, from_array, is_array
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
 MAX_PIXELS = 89_478_485  # Pillow's own bound against decompression bombs
+BASE64 = ("iVBORw0KGgo", "/9j/", "R0lGOD", "UklGR", "Qk", "SUkq", "TU0A")  # how pictures begin
 
 
-def load_picture(source: Any, where: str = "image") -> Picture:
-    """Decode one picture, upright and in RGB.
+def load_picture(source: Any, where: str = "image", background: Any = "white") -> Picture:
+    """Decode one picture, upright and in RGB; of an animated one the first frame.
+
+    What lies behind transparent pixels is one ground, white unless another is asked for. Numbers of
+    more than 8 bits are scaled, not clipped, see `pixels.as_rgb`.
 
     Args:
-        source: PIL image, path, bytes, or data URL.
+        source: PIL image, path, file URL, bytes, data URL or base64 text, or an array or tensor of
+            pixels, see `pixels.from_array`.
         where: How messages name it.
+        background: The ground: a colour's name, "#rrggbb", or three integers in 0..255.
 
     Raises:
-        InvalidRequest: Missing, empty, unreadable, truncated, or above `MAX_PIXELS` (refused before
-            decoding).
+        InvalidRequest: Missing, empty, unreadable, truncated, without a range that can be told, or
+            above `MAX_PIXELS` (refused before decoding).
     """
     from PIL import Image
 
     if isinstance(source, Picture):
         return source
+    if is_array(source):
+        source = from_array(source, where)
     if isinstance(source, Image.Image):
         _check_size(source, where)
-        return Picture.of(_upright(source, where))
+        return Picture.of(_upright(source, where, background))
     name, data = _read(source, where)
     if not data:
         raise InvalidRequest(f"{name} is empty (0 bytes); give a PNG, JPEG or WebP file.")
@@ -53,7 +63,7 @@ def load_picture(source: Any, where: str = "image") -> Picture:
             f"{name} is not a readable picture; give a PNG, JPEG or WebP file."
         ) from None
     _check_size(image, name)
-    return Picture.of(_upright(image, name))
+    return Picture.of(_upright(image, name, background))
 
 
 def _check_size(image: Image, name: str) -> None:
@@ -69,7 +79,7 @@ def _check_size(image: Image, name: str) -> None:
         )
 
 
-def _upright(image: Image, name: str) -> Image:
+def _upright(image: Image, name: str, background: Any) -> Image:
     from PIL import ImageOps
 
     try:
@@ -78,7 +88,7 @@ def _upright(image: Image, name: str) -> Image:
             image.load()
             with contextlib.suppress(struct.error, ValueError, KeyError, TypeError, OSError):
                 image = ImageOps.exif_transpose(image)  # unreadable: the picture as it is stored
-            return image.convert("RGB")
+            return as_rgb(image, name, background)
     except (OSError, ValueError, SyntaxError, EOFError) as error:
         raise InvalidRequest(f"{name} is damaged or cut short ({error}); save it again.") from None
 
@@ -86,16 +96,12 @@ def _upright(image: Image, name: str) -> Image:
 def _read(source: Any, where: str) -> tuple[str, bytes]:
     if isinstance(source, bytes | bytearray):
         return where, bytes(source)
-    if isinstance(source, str) and source.startswith("data:"):
+    if isinstance(source, str) and source[:5].lower() == "data:":
         head, comma, body = source.partition(",")
-        try:
-            if not comma or ";base64" not in head:
-                raise ValueError
-            return where, base64.b64decode(body, validate=True)
-        except (ValueError, binascii.Error):
-            raise InvalidRequest(
-                f"{where}: not a base64 data URL (data:image/png;base64,...)."
-            ) from None
+        data = _decoded(body) if comma and ";base64" in head.lower() else None
+        if data is None:
+            raise InvalidRequest(f"{where}: not a base64 data URL (data:image/png;base64,...).")
+        return where, data
     if isinstance(source, str) and source.startswith(("http://", "https://")):
         raise InvalidRequest(
             f"{where}: remote pictures are not fetched; download {source} and give its path."
@@ -103,13 +109,28 @@ def _read(source: Any, where: str) -> tuple[str, bytes]:
     if not isinstance(source, str | Path):
         kind = type(source).__name__
         raise InvalidRequest(
-            f"{where}: an object of type {kind} is no picture; "
-            "give a path, bytes, data URL or PIL image."
+            f"{where}: an object of type {kind} is no picture; give a path, bytes, data URL, PIL "
+            "image or array."
         )
+    path = source
+    if isinstance(source, str) and source[:7].lower() == "file://":
+        path = unquote(source[7:].removeprefix("localhost"))
     try:
-        return str(source), Path(source).expanduser().read_bytes()
-    except FileNotFoundError:
-        raise InvalidRequest(f"{source}: no such image file.") from None
+        return str(source), Path(path).expanduser().read_bytes()
     except (OSError, ValueError, RuntimeError) as error:  # NUL bytes, an unknown ~user
+        data = _decoded(source) if str(source).startswith(BASE64) else None
+        if data is not None:
+            return where, data
+        shown = str(source) if len(str(source)) <= 300 else f"{where} ({str(source)[:80]}...)"
+        if isinstance(error, FileNotFoundError):
+            raise InvalidRequest(f"{shown}: no such image file.") from None
         why = getattr(error, "strerror", None) or error
-        raise InvalidRequest(f"{source!s}: cannot be read ({why}).") from None
+        raise InvalidRequest(f"{shown}: cannot be read ({why}).") from None
+
+
+def _decoded(text: Any) -> bytes | None:
+    """Bytes of base64 text, line breaks in it or not; None where it is none."""
+    try:
+        return base64.b64decode("".join(str(text).split()), validate=True)
+    except (ValueError, binascii.Error):
+        return None

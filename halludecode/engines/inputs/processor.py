@@ -72,12 +72,14 @@ class ProcessedImage:
         expansion: Token ids that replace the image token in the prompt.
         count: Image tokens in the expansion.
         span: Where its overview's tokens form a raster.
+        several: Whether it is one view because it stands beside others, see `ModelFamily.apart`.
     """
 
     pixels: Mapping[str, Tensor]
     expansion: tuple[int, ...]
     count: int
     span: Span
+    several: bool = False
 
     @property
     def size(self) -> float:
@@ -163,12 +165,19 @@ class InputProcessor:
             out += next(rest).expansion if token == self.image_token else (token,)
         return out
 
-    def picture(self, picture: Picture) -> ProcessedImage:
-        """Preprocess one picture, or remember having done so."""
-        processed = self._pictures.get(picture.key)
+    def picture(self, picture: Picture, *, several: bool = False) -> ProcessedImage:
+        """Preprocess one picture, or remember having done so.
+
+        Args:
+            picture: The picture.
+            several: Whether its prompt has others beside it.
+        """
+        several = several and self._family.apart
+        key = f"{picture.key}|several" if several else picture.key
+        processed = self._pictures.get(key)
         if processed is None:
-            processed = self._preprocess(picture)
-            self._pictures.put(picture.key, processed)
+            processed = self._preprocess(picture, several=several)
+            self._pictures.put(key, processed)
         return processed
 
     def encoder_words(self, text: str) -> Mapping[str, Tensor]:
@@ -202,12 +211,13 @@ class InputProcessor:
         """`word_ids` of words to be scored; one that the vocabulary lacks has no score."""
         return {word: ids for word in words if (ids := self.word_ids(word))}
 
-    def _preprocess(self, picture: Picture) -> ProcessedImage:
-        family = self._family
-        placeholder = "" if family.leading else family.placeholder
-        short = self.short(placeholder, 1)
+    def _preprocess(self, picture: Picture, *, several: bool) -> ProcessedImage:
+        family, times = self._family, 1 + several  # several: as the first of itself twice
+        placeholder = "" if family.leading else family.placeholder * times
+        short = self.short(placeholder, times)
+        images = [[picture.image] * times] if several else [picture.image]
         try:
-            inputs = self.processor(text=[placeholder], images=[picture.image], return_tensors="pt")
+            inputs = self.processor(text=[placeholder], images=images, return_tensors="pt")
         except (ValueError, ZeroDivisionError) as error:
             width, height = picture.image.size
             raise InvalidRequest(
@@ -217,11 +227,15 @@ class InputProcessor:
         long = inputs["input_ids"][0].tolist()
         before = short.index(self.image_token)
         stop = len(long) - (len(short) - before - 1)
+        if several:
+            stop = before + long.count(self.image_token) // times
         expansion = tuple(long[before:stop])
         count = expansion.count(self.image_token)
         words = (*WORDS, *family.encoder_words)
-        pixels = _views({k: v for k, v in inputs.items() if k not in words})
-        return ProcessedImage(pixels, expansion, count, family.span(pixels, count, self._config))
+        tensors = {k: v for k, v in inputs.items() if k not in words}
+        pixels = _views({k: v[:1] for k, v in tensors.items()} if several else tensors)
+        span = family.span(pixels, count, self._config)
+        return ProcessedImage(pixels, expansion, count, span, several)
 
     def short(self, text: str, pictures: int) -> list[int]:
         """Token ids of a rendered prompt, one image token per picture."""

@@ -28,6 +28,7 @@ class ImageInput:
         key: Digest of the picture and of every edit of pixels, features and visibility.
         pixel_key: Digest of the picture and the edits before the vision tower.
         picture: What was preprocessed, edited already if ``images`` was.
+        processed: What came of it, before the edits that follow.
         pixels: The processor's output with ``pixel_values`` edited.
         features: Edit of the projected features [N, D], with the digest and index it is seeded by.
         hidden: bool [n] tokens the row never sees.
@@ -36,6 +37,7 @@ class ImageInput:
     key: str
     pixel_key: str
     picture: Picture
+    processed: ProcessedImage
     pixels: Mapping[str, Tensor]
     count: int
     features: tuple[Edit, str, int, Mapping[str, Any]] | None = None
@@ -138,7 +140,8 @@ class RowBuilder:
             ]
             prompt = prompt.replace_pictures(edited)
         text, short = self.inputs.encode(prompt)
-        processed = [self.inputs.picture(p) for p in prompt.pictures]
+        several = len(prompt.pictures) > 1
+        processed = [self.inputs.picture(p, several=several) for p in prompt.pictures]
         words = self.inputs.encoder_words(text) if processed else {}
         images = [
             _image_input(branch, picture, image, i, state, words)
@@ -169,13 +172,13 @@ class RowBuilder:
         return digest(ids, *(image.key for image in row.images), hooks)
 
 
-def seen_spans(row: Row, inputs: InputProcessor) -> tuple[tuple[int, int, int], ...]:
+def seen_spans(row: Row) -> tuple[tuple[int, int, int], ...]:
     """Per picture of a row: where its overview lies among all its image tokens."""
     spans, offset = list[tuple[int, int, int]](), 0
     for image in row.images:
-        processed = inputs.picture(image.picture)
-        spans.append((offset + processed.span[0], *processed.span[1:]))
-        offset += processed.count
+        first, rows, columns = image.processed.span
+        spans.append((offset + first, rows, columns))
+        offset += image.processed.count
     return tuple(spans)
 
 
@@ -194,6 +197,8 @@ def _image_input(
     words: Mapping[str, Tensor],
 ) -> ImageInput:
     key, pixels = picture.key, dict(processed.pixels)
+    if processed.several:  # other pixels than those of the same picture alone
+        key = digest(key, "several")
     if branch.pixels is not None:
         edited = branch.pixels(pixels["pixel_values"], edited=key, index=index, state=state)
         if edited.shape != pixels["pixel_values"].shape:
@@ -218,7 +223,7 @@ def _image_input(
             torch.zeros(count, dtype=torch.bool), edited=key, index=index, state=state
         )
         key = digest(key, "hide", hidden.tolist())
-    return ImageInput(key, pixel_key, picture, pixels, count, features, hidden)
+    return ImageInput(key, pixel_key, picture, processed, pixels, count, features, hidden)
 
 
 def _pixels_of(images: Sequence[ImageInput]) -> Tensor | None:

@@ -15,6 +15,7 @@ from halludecode.core.prompt import Picture
 from halludecode.engines.api import Choice, Output, Request, Sampling, Timings, TokenLogprob
 from halludecode.engines.inputs.chat import to_prompt
 from halludecode.engines.inputs.images import _read, load_picture
+from halludecode.engines.inputs.pixels import is_array
 
 
 def body_of(
@@ -155,7 +156,8 @@ def messages_of(request: Request, placeholder: str) -> list[dict[str, Any]]:
     """
     pictures: Any = request.images
     if isinstance(pictures, Sequence) and not isinstance(pictures, str | bytes):
-        urls = [data_url(image, f"image {i + 1}") for i, image in enumerate(pictures)]
+        ground = request.background
+        urls = [data_url(image, f"image {i + 1}", ground) for i, image in enumerate(pictures)]
         pictures = [Picture(None, url) for url in urls]  # type: ignore[arg-type]
     prompt = to_prompt(replace(request, images=pictures), placeholder)
     if prompt.raw:
@@ -180,19 +182,20 @@ def _sent(more: dict[str, Any]) -> dict[str, Any]:
     return more
 
 
-def data_url(source: Any, where: str = "image") -> str:
-    """A picture as a data URL: bytes as they are; a PIL image as PNG.
+def data_url(source: Any, where: str = "image", background: Any = "white") -> str:
+    """A picture as a data URL: bytes as they are; what is decoded, or has a ground, as PNG.
 
     Raises:
         InvalidRequest: It cannot be read.
     """
     from PIL import Image
 
-    if isinstance(source, str) and source.startswith("data:"):
+    grounded = background != "white"  # else the server's, which is white as well
+    if isinstance(source, str) and source.startswith("data:") and not grounded:
         return source
-    if isinstance(source, Image.Image | Picture):
+    if grounded or is_array(source) or isinstance(source, Image.Image | Picture):
         file = io.BytesIO()
-        load_picture(source, where).image.save(file, "PNG")
+        load_picture(source, where, background).image.save(file, "PNG")
         return _url(file.getvalue(), "image/png")
     name, data = _read(source, where)
     if not data:

@@ -388,7 +388,7 @@ class VLLMEngine(LocalEngine):
                 "read; explain with engine='hf'."
             )
         row, decode = prepared.rows["main"], self.processor.tokenizer.decode
-        spans = rasters(row, self.inputs, self.family)
+        spans = rasters(row, self.family)
         read = [
             TokenReading(grounding, entropy, glance(torch.tensor(seen), row, spans))
             for grounding, entropy, seen in report["readings"][: len(answer.ids)]

@@ -13,7 +13,6 @@ from torch import Tensor
 from halludecode.core import spec as hd_spec
 from halludecode.core.errors import InvalidRequest, UnsupportedStrategy
 from halludecode.core.plan import Cost, Plan
-from halludecode.core.prompt import Picture
 from halludecode.engines.api import Sampling
 from halludecode.engines.inputs.processor import CACHED, LRU, InputProcessor
 from halludecode.engines.inputs.rows import ImageInput, PreparedRequest, Row
@@ -116,7 +115,7 @@ class RequestBuilder:
         for role, row in enumerate(rows):
             # Token masks are kept per child: none may find another's KV, which they were judged by.
             given = self._input(row, self._salt(row.name, prepared, plan, main.group))
-            edits, in_line = _feature_edits(row, prepared, plan), _in_line(row, self._inputs)
+            edits, in_line = _feature_edits(row, prepared, plan), _in_line(row)
             metadata = replace(main, role=role, feature_edits=edits, in_line=in_line)
             if role > 0:
                 metadata = replace(metadata, noise_key=-1, score_words=None, token_rules=None)
@@ -208,16 +207,21 @@ class RequestBuilder:
 
     def _item(self, image: ImageInput) -> Any:
         """VLLM's item of one picture with the row's own pixels in it."""
+        if image.processed.several:
+            raise InvalidRequest(
+                "vLLM cuts each of several pictures into views, where this model's own processor "
+                "takes each as one; ask about one picture at a time, or use engine='hf'."
+            )
         unedited = self._items.get(image.picture.key)
         if unedited is None:
-            unedited = self._preprocess(image.picture)
+            unedited = self._preprocess(image)
             self._items.put(image.picture.key, unedited)
         if image.pixel_key == image.picture.key:
             return unedited
         item = copy.copy(unedited)
         item.data = dict(unedited.data)
         pixels = copy.copy(item["pixel_values"])
-        plain = self._inputs.picture(image.picture).pixels["pixel_values"]
+        plain = image.processed.pixels["pixel_values"]
         if not _alike(pixels.data, plain):
             raise UnsupportedStrategy(
                 "vLLM prepares the pixels of this family in a way of its own, so they cannot be "
@@ -227,17 +231,20 @@ class RequestBuilder:
         item.data["pixel_values"] = pixels
         return item
 
-    def _preprocess(self, picture: Picture) -> Any:
+    def _preprocess(self, image: ImageInput) -> Any:
         from vllm.multimodal.parse import MultiModalDataParser
         from vllm.multimodal.processing import ProcessorInputs, TimingContext
 
-        placeholder, ours = self._loaded.layout.placeholder, self._inputs.picture(picture)
+        placeholder, picture = self._loaded.layout.placeholder, image.picture
         items = MultiModalDataParser().parse_mm_data({"image": [picture.image]})
         processed = self._processor.apply(
             ProcessorInputs(prompt=self._inputs.short(placeholder, 1), mm_data_items=items),
             TimingContext(enabled=False),
         )
-        have, want = processed["mm_placeholders"]["image"][0].get_num_embeds(), ours.count
+        have, want = (
+            processed["mm_placeholders"]["image"][0].get_num_embeds(),
+            image.processed.count,
+        )
         if have != want:
             width, height = picture.image.size
             raise InvalidRequest(
@@ -298,6 +305,6 @@ def _feature_edits(row: Row, prepared: PreparedRequest, plan: Plan) -> list[list
     return edits
 
 
-def _in_line(row: Row, inputs: InputProcessor) -> bool:
-    natural = sum(inputs.picture(image.picture).count for image in row.images)
+def _in_line(row: Row) -> bool:
+    natural = sum(image.processed.count for image in row.images)
     return sum(image.count for image in row.images) != natural
