@@ -222,9 +222,14 @@ class ChatHandler:
         """The engine ends: everybody who waits for it is told; may be called from a thread."""
         self.bridge.stop()
         ended = GracefulHTTPError("The server is shutting down.", HTTPStatus.SERVICE_UNAVAILABLE)
+
+        def tell() -> None:
+            if self.llm.output_handler is not None:
+                self.llm.output_handler.cancel()  # or it would report that the engine died
+            self.llm.output_processor.propagate_error(ended)
+
         if not self._loop.is_closed():
-            tell = self.llm.output_processor.propagate_error
-            self._loop.call_soon_threadsafe(tell, ended)
+            self._loop.call_soon_threadsafe(tell)
 
     def forget(self, chat: ChatRequest) -> None:
         """Drop what workers keep of a request that was never handed to vLLM."""

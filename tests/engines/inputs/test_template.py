@@ -84,7 +84,7 @@ def test_every_strategys_rows_are_told_the_same(engine):
         ({"chat_template_kwargs": [1]}, "must be values by name"),
         ({"chat_template_kwargs": {"a": object()}}, "give plain values"),
         ({"chat_template_kwargs": {"add_generation_prompt": 1}}, "must be true or false"),
-        ({"continue_final_message": True, "prompt": [ASK, BLANK]}, "must end with the words to go on"),
+        ({"continue_final_message": True, "prompt": [ASK, BLANK]}, "end with the words to go on"),
         ({"continue_final_message": True, "prompt": "<image> a"}, "used as it stands"),
         ({"prompt": [{"role": "assistant", "tool_calls": [{"a": 1}]}]}, "arguments of tools JSON"),
     ],
