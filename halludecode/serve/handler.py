@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 from vllm.exceptions import GenerationError, GracefulHTTPError, VLLMValidationError
 
 from halludecode import __version__
-from halludecode.core.errors import HookNeverFired, InvalidRequest
+from halludecode.core.errors import HalluDecodeError, HookNeverFired, InvalidRequest
 from halludecode.core.plan import Plan
 from halludecode.core.prompt import Prompt, Turn
 from halludecode.engines.api import Request, Sampling
@@ -252,7 +252,11 @@ class ChatHandler:
         async with self._compiling:  # while an artifact is on trial nobody else may use its part
             plan = self._plans.get(text)
             if plan is None:
-                plan = await self._in_thread(lambda: self._engine.plan(text))
+                try:
+                    plan = await self._in_thread(lambda: self._engine.plan(text))
+                except HalluDecodeError as error:  # where the server keeps its files is its own
+                    folder = str(self._engine.calibrator.store.folder)
+                    raise type(error)(str(error).replace(folder, "the server's folder")) from None
                 self._plans.put(text, plan)
         return plan
 
