@@ -44,7 +44,7 @@ from tests.soak.pool import Asked, pool
 OPTIONS = {
     "--kv-cache-memory-bytes": "64M",
     "--block-size": "32",
-    "--num-gpu-blocks-override": "64",
+    "--num-gpu-blocks-override": "56",
     "--max-model-len": "512",
     "--max-num-seqs": "24",
     "--max-num-batched-tokens": "640",

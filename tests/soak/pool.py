@@ -24,7 +24,7 @@ WORDS = (
 TIE = 1e-4  # logprobs of the two likeliest tokens this close may swap with the batch's company
 SAMPLED = 0.4  # share of sampled requests
 RULES = (
-    *({}, {}, {}),
+    *({} for _ in range(10)),
     {"bad_words": ["dog", "a red"]},
     {"logit_bias": {"30": 3.0, "31": -100.0}},
     {"allowed_token_ids": list(range(2, 90))},
