@@ -80,6 +80,8 @@ async def client(server: Server, number: int) -> str:
                 return "done" if made.status_code == 200 else f"status {made.status_code}"
             lines: list[str] = []
             async with session.stream("POST", url, json={**asked, "stream": True}) as made:
+                if made.status_code != 200:
+                    return f"status {made.status_code}"
                 async for line in made.aiter_lines():
                     lines += [line] if line else []
                     await asyncio.sleep(0.5 if kind == "slow" and len(lines) < 20 else 0)
