@@ -211,8 +211,6 @@ class AppliedForward:
     def _combine(self, answer: AppliedAnswer, logits: Tensor) -> Tensor:
         """Logits [B, 1, V]."""
         combining = [part for part in self.plan.parts if part.combines]
-        if not combining:
-            return logits
         main = logits[:, -1].float()
         t = torch.full((len(main), 1), answer.written + 1, device=main.device)
         parts: list[Any] = []
@@ -227,8 +225,10 @@ class AppliedForward:
                 owner=part.strategy.name,
             )
             parts.append((part.strategy, step))
-        sees = (answer.kind == IMAGE).any(-1, keepdim=True)  # no picture, no strategy
-        return hd_step.combine(parts, main).where(sees, main)[:, None].to(logits.dtype)
+        pictured = (answer.kind == IMAGE).any(-1)
+        acting = [part.strategy.name for part in self.plan.parts]
+        combined = hd_step.combine(parts, main, pictured, acting).check()
+        return combined[:, None].to(logits.dtype) if combining else logits
 
     def _decode(self, x: Tensor, norm: bool) -> Tensor:
         return decode(self._model, self._family, x, norm=norm)

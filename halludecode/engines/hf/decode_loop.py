@@ -192,11 +192,11 @@ class DecodeLoop:
                     owner=part.strategy.name,
                 )
                 parts.append((part.strategy, shown))
-        combined = hd_step.combine(parts, main)
+        acting = [part.strategy.name for part in self.batch.plan.parts]
         sees = [bool(request.prompt.pictures) for request in self.batch.requests]
-        if parts and not all(sees):  # without an image every strategy is the identity
-            combined = combined.where(torch.tensor(sees, device=main.device)[:, None], main)
-        return combined
+        pictured = None if all(sees) else torch.tensor(sees, device=main.device)
+        combined = hd_step.combine(parts, main, pictured, acting)
+        return combined.check() if masking else combined.scores
 
     def _history(self, live: list[AnswerState]) -> list[Tensor]:
         return [

@@ -257,7 +257,10 @@ class GroupSampler(Sampler):
         *,
         masking: bool,
     ) -> Tensor:
-        """One composition of all parts, or main where there is none or no picture."""
+        """One composition of all parts, or main where there is none or no picture.
+
+        Broken scores void the answers of their groups alone; on a GPU that is read at their end.
+        """
         if plan is None:
             return main
         decode = self.runner._hd_decode
@@ -277,9 +280,12 @@ class GroupSampler(Sampler):
                     named, t, state, decode, early, masking=masking, owner=part.strategy.name
                 )
                 parts.append((part.strategy, step))
-        combined = hd_step.combine(parts, main)
         pictured = placed([request.pictured for request in requests], main.device)
-        return combined.where(pictured[:, None], main)
+        acting = [part.strategy.name for part in plan.parts]
+        combined = hd_step.combine(parts, main, pictured, acting)
+        for r, request in enumerate(requests if masking else ()):
+            self.state.record(request.group).note_broken(combined, r)
+        return combined.scores
 
     def _count_differing(self, tokens: Tensor) -> None:
         """Tokens that differ from the plain model's choice, where that is cheaply known."""
