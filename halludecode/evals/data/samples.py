@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import io
 import json
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -55,18 +54,23 @@ class EvalImage:
         return cls(name, bytes, name, "")
 
     def load(self) -> Image:
-        """Decodes the picture to RGB.
+        """Decodes the picture as every engine does, see `load_picture`.
 
         Raises:
-            InvalidRequest: The bytes are no picture Pillow can read.
+            InvalidRequest: Its file is gone, or the bytes are no picture.
         """
-        from PIL import Image, UnidentifiedImageError
+        from halludecode.engines.inputs.images import load_picture
 
         try:
-            with Image.open(io.BytesIO(self.read())) as opened:
-                return opened.convert("RGB")
-        except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
-            reason = "not a picture" if isinstance(error, UnidentifiedImageError) else str(error)
+            data = self.read()
+        except OSError as error:
+            reason = error.strerror or error
+            raise InvalidRequest(f"{self.where}: the picture cannot be read ({reason}).") from None
+        try:
+            return load_picture(data, self.where).image
+        except InvalidRequest as error:
+            said = str(error)
+            reason = "not a picture" if "not a readable picture" in said else said.rstrip(".")
             raise InvalidRequest(
                 f"{self.where}: the picture cannot be decoded ({reason})."
             ) from None

@@ -42,6 +42,7 @@ class Report:
         run: The content of ``run.json``.
         failed: Samples that this call asked about and that have no answer, over all strategies.
         left_out: Samples that have one and are not scored, as others of their group have none.
+        gone: Pictures that the report would show and that are not there any more.
     """
 
     results: dict[str, Any] = field(repr=False)
@@ -49,6 +50,7 @@ class Report:
     run: dict[str, Any] = field(repr=False)
     failed: int = 0
     left_out: int = 0
+    gone: tuple[str, ...] = ()
 
     def table(self) -> Group:
         """One small table per task and data source; see `terminal.results_tables`."""
