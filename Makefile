@@ -34,7 +34,7 @@ test: $(STAMP)
 test-all: $(STAMP)
 	$(TEST_ENV) $(BIN)/pytest
 
-## make soak      2,000 mixed requests to a server (SOAK=n for another number), then nothing is left
+## make soak      2,000 mixed requests to a server (SOAK=n for another number), then nothing is left; servers ended under load
 soak: $(STAMP)
 	$(TEST_ENV) $(BIN)/python -m tests.soak --requests $(or $(SOAK),2000)
 

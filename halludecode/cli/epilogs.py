@@ -43,6 +43,16 @@ explain="maps" adds maps. Tokens stay the same; the cost is one image-free row, 
 have anyway. How well the numbers find invented words is in benchmarks/grounding.md: better than
 chance, far from a verdict.
 
+--bad-word, --allowed-token-id and --logit-bias act on every row before rows are combined and before
+implausible tokens are cut off; a bad word is its tokens at the beginning of a text or after a
+blank. --logprobs are of the combined scores: -inf for a token that is banned or cut off, 0 for one
+that is left alone.
+
+The model's placeholder (<image> for LLaVA) in a prompt is the place of a picture, and a prompt that
+has one is used as it stands, without the chat template; everywhere there must be as many as
+pictures. --messages takes the roles system, developer, user, assistant and tool, as far as the
+model's template does.
+
 A request without a picture is answered greedily, and says so.
 """
 
@@ -148,21 +158,39 @@ server's default. Any OpenAI client works unchanged:
 {as_it_stands(serve.__doc__ or "")}
 
 Every answer, and every chunk of a streamed one, names the canonical strategy applied. stream, n,
-seed, stop, logprobs and penalties act on the combined distribution; greedy and seeded answers
-have the tokens of engine hf. Tools, structured output and other endpoints are for plain requests
-(greedy, or no picture); with a strategy they are refused.
+seed, stop and penalties act on the combined distribution. What bans, allows or pushes tokens
+(allowed_token_ids, bad_words, logit_bias, min_tokens, response_format, structured_outputs) acts on
+every row before that. Plain requests with any of these, with a seed and a temperature, or with a
+temperature beyond vLLM's bounds take the same path, so that greedy, seeded and banned answers have
+the tokens of engine hf with every strategy and without; other plain requests, and those with tools,
+are vLLM's own, whose noise differs. Logprobs are of the combined scores: -9999 is a token that is
+banned or cut off as implausible, 0 one that is left alone. Tools and other endpoints are for plain
+requests; with a strategy they are refused. A field that nobody reads is refused, too, and one that
+is false, zero or empty counts as given.
+
+Plain requests and strategies read the same prompt: with the roles system, developer, user,
+assistant and tool, chat_template_kwargs, reasoning_effort, continue_final_message and
+add_generation_prompt, as far as the model's chat template does. Its image placeholder in a text is
+the place of a picture everywhere: as many as there are pictures, or the request is refused. Prompts
+begin with the tokenizer's own first token where the model's processor writes it, unlike bare vLLM.
+
+With --api-key (or VLLM_API_KEY) everything but GET of /health, /ping, /version, /metrics and /load
+needs the key. A strategy in a request may not name a file of the server; aliases and the default
+may. Pictures are limited by bytes, by pixels each and by pixels of a request, before any is
+decoded; two are decoded at a time. A remote picture may take --image-fetch-seconds; a connection is
+closed that has not sent a request's headers within 20 s, and its body may take 60 s more.
+
+On SIGTERM open answers end with an error (503, or an event of a stream) and the process ends within
+seconds; with vLLM's --shutdown-timeout they are first written for so long. The engine's process
+ends with its front end, however that one ended.
 
 What cannot be served is one sentence with HTTP 400 (numbers included where a group cannot fit),
 404 for a model, 413 for a body, 422 for a picture that cannot be fetched, 429 for more answers
 under strategies at a time than --max-groups. Remote images are fetched without following
 redirects. A client that leaves frees every row.
 
-/metrics has, by strategy, halludecode_requests_total, _request_seconds, _prepare_seconds,
-_generated_tokens_total, _changed_tokens_total and _running_rows. --tensor-parallel-size and
---data-parallel-size work as in vLLM (all rows of a request go to one replica); there is one front
-end per server.
-
-Plain chats begin with the tokenizer's own first token where the model's processor writes it,
-unlike bare vLLM, so that every strategy and greedy read the same prompt; add_special_tokens in a
-request decides otherwise.
+/metrics has, by strategy (all composed ones as "composed"), halludecode_requests_total,
+_request_seconds, _prepare_seconds, _generated_tokens_total, _changed_tokens_total and
+_running_rows. --tensor-parallel-size and --data-parallel-size work as in vLLM (all rows of a
+request go to one replica); there is one front end per server.
 """

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json as json_module
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -23,7 +25,11 @@ def register(app: typer.Typer) -> None:
 
 def generate(
     model: Annotated[str, typer.Option(help="Hub id, folder, or testbed.")],
-    prompt: Annotated[str, typer.Option(help="What to ask.")],
+    prompt: Annotated[str | None, typer.Option(help="What to ask.")] = None,
+    messages: Annotated[
+        Path | None,
+        typer.Option(help="In place of --prompt: a JSON file of OpenAI's chat messages."),
+    ] = None,
     image: Annotated[list[Path] | None, typer.Option(help="A picture; repeat for several.")] = None,
     strategy: Annotated[str, typer.Option(help="Such as vcd, or pai+vcd(alpha=0.5).")] = "greedy",
     engine: options.EngineName = None,
@@ -40,6 +46,22 @@ def generate(
     logprobs: Annotated[
         int | None, typer.Option(help="Likeliest tokens to report with --json.")
     ] = None,
+    bad_word: Annotated[
+        list[str] | None, typer.Option(help="A word that is not written; repeat for several.")
+    ] = None,
+    allowed_token_id: Annotated[
+        list[int] | None, typer.Option(help="A token that may be written, and no others; repeat.")
+    ] = None,
+    logit_bias: Annotated[
+        list[str] | None, typer.Option(help="ID=NUMBER, added to a token's logit; repeat.")
+    ] = None,
+    chat_template_kwargs: Annotated[
+        str | None,
+        typer.Option(help="""JSON for the chat template: '{"enable_thinking": false}'."""),
+    ] = None,
+    continue_final_message: Annotated[
+        bool, typer.Option(help="With --messages: go on with the last one.")
+    ] = False,
     explain: Annotated[
         Path | None,
         typer.Option(
@@ -60,8 +82,16 @@ def generate(
     from halludecode.engines.api import Request, Sampling
 
     fields = ("max_new_tokens", "temperature", "top_p", "top_k", "seed", "n", "logprobs")
-    sampling = Sampling(stop=tuple(stop or ()), **{name: settings[name] for name in fields})
-    request = Request(prompt, images=tuple(image or ()), background=background)
+    sampling = Sampling(
+        stop=tuple(stop or ()),
+        bad_words=tuple(bad_word or ()),
+        allowed_token_ids=allowed_token_id or None,
+        logit_bias=_biases(logit_bias or ()),
+        **{name: settings[name] for name in fields},
+    )
+    told = None if chat_template_kwargs is None else _json(chat_template_kwargs, "the option")
+    asked = _asked(prompt, messages)
+    request = Request(asked, tuple(image or ()), told, continue_final_message, background)
     parse(strategy)  # a misspelt strategy should not cost the time of loading a model
     if explain is not None:
         _check_explain(request, explain)
@@ -82,6 +112,41 @@ def generate(
             _page(loaded, request, output, explain)
     for warning in output.warnings:
         note(f"warning: {warning}")
+
+
+def _asked(prompt: str | None, messages: Path | None) -> Any:
+    """The words or the chat, of which one must be given."""
+    if (prompt is None) == (messages is None):
+        raise InvalidRequest("Give --prompt, or --messages with a JSON file of chat messages.")
+    if messages is None:
+        return prompt
+    try:
+        text = messages.read_text(encoding="utf-8")
+    except (OSError, ValueError) as error:
+        raise InvalidRequest(f"{messages}: cannot be read ({error}).") from None
+    chat = _json(text, str(messages))
+    if not isinstance(chat, list):
+        raise InvalidRequest(f"{messages}: it must be a list of messages.")
+    return chat
+
+
+def _json(text: str, where: str) -> Any:
+    try:
+        return json_module.loads(text)
+    except ValueError as error:
+        raise InvalidRequest(f"{where} {text[:60]!r}: not JSON ({error}).") from None
+
+
+def _biases(given: Sequence[str]) -> dict[int, float] | None:
+    """``ID=NUMBER`` as `Sampling` takes it."""
+    biases: dict[int, float] = {}
+    for each in given:
+        token, _, value = each.partition("=")
+        try:
+            biases[int(token)] = float(value)
+        except ValueError:
+            raise InvalidRequest(f"--logit-bias {each}: write ID=NUMBER, such as 42=-5.") from None
+    return biases or None
 
 
 def _write(engine: Engine, request: Request, strategy: str, sampling: Sampling) -> Output:

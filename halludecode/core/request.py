@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import reprlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from numbers import Integral, Real
@@ -161,20 +162,20 @@ class Sampling:
             ("allowed_token_ids", allowed is None or (_all(allowed, _is_id) and len(allowed) > 0),
              "None or one token id at least, each an integer >= 0"),
             ("logit_bias", bias is None or (isinstance(bias, Mapping) and _all(bias, _is_id)
-             and all(_is_bias(value) for value in bias.values())),
+             and all(map(_is_bias, cast("Mapping[Any, Any]", bias).values()))),
              f"numbers in [-{MOST_BIAS}, {MOST_BIAS}] by token id"),
         ):  # fmt: skip
             if not holds:
-                raise InvalidParameter(
-                    f"Sampling({name}={getattr(self, name)!r}): {name} must be {bounds}."
-                )
+                given = reprlib.repr(getattr(self, name))  # thousands of ids are no sentence
+                raise InvalidParameter(f"Sampling({name}={given}): {name} must be {bounds}.")
         object.__setattr__(self, "bad_words", tuple(bad))
         if allowed is not None:
             object.__setattr__(self, "allowed_token_ids", tuple(dict.fromkeys(allowed)))
 
 
 def _all(values: Any, holds: Callable[[Any], bool]) -> bool:
-    return isinstance(values, Iterable) and not isinstance(values, str) and all(map(holds, values))
+    some = isinstance(values, Iterable) and not isinstance(values, str)
+    return some and all(map(holds, cast("Iterable[Any]", values)))
 
 
 def _is_number(value: Any, kind: type) -> bool:

@@ -5,7 +5,10 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from types import SimpleNamespace
 from typing import Any
+
+from vllm.exceptions import GenerationError
 
 from halludecode.core.errors import InvalidRequest
 from halludecode.core.plan import Plan
@@ -136,3 +139,24 @@ def _first_token(output: Any, sent: float) -> float:
     latency = getattr(output.metrics, "first_token_latency", 0.0) if output.finished else 0.0
     now = time.perf_counter()
     return min(sent + latency, now) if output.finished else now
+
+
+def parent_of(chat: ChatRequest, request_id: str) -> Any:
+    """VLLM's record of a request with several answers."""
+    from vllm.v1.engine.parallel_sampling import ParentRequest
+
+    params = chat.mains[0].sampling_params.clone()
+    params.n = len(chat.mains)
+    parent = ParentRequest(
+        SimpleNamespace(request_id=chat.name, external_req_id=request_id, params=params)  # type: ignore[arg-type]
+    )
+    parent.child_requests = {main.request_id for main in chat.mains}
+    return parent
+
+
+def check_output(output: Any) -> None:
+    """Raise GenerationError for an answer that vLLM gave up."""
+    for choice in output.outputs:
+        if choice.finish_reason == "error":
+            why = choice.stop_reason or "no reason"
+            raise GenerationError(f"vLLM gave the request up: {why}.")

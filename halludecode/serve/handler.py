@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from http import HTTPStatus
-from types import SimpleNamespace
 from typing import Any, TypeVar
 
 from vllm.exceptions import GenerationError, GracefulHTTPError, VLLMValidationError
+from vllm.v1.engine.exceptions import EngineDeadError
 
 from halludecode import __version__
-from halludecode.core.errors import HookNeverFired, InvalidRequest
+from halludecode.core.errors import HalluDecodeError, HookNeverFired, InvalidRequest
 from halludecode.core.plan import Plan
 from halludecode.core.prompt import Prompt, Turn
 from halludecode.engines.api import Request, Sampling
@@ -29,7 +30,13 @@ from halludecode.engines.vllm.protocol import (
     error_class,
 )
 from halludecode.engines.vllm.row_metadata import replica_of
-from halludecode.serve.chat_request import ChatRequest, split_pictures, without_pictures
+from halludecode.serve.chat_request import (
+    ChatRequest,
+    check_output,
+    parent_of,
+    split_pictures,
+    without_pictures,
+)
 from halludecode.serve.images import Pictures
 from halludecode.serve.metrics import CHANGED, TOKENS, label_of
 from halludecode.serve.policy import Policy
@@ -191,7 +198,7 @@ class ChatHandler:
         llm.check_admission(len(mains), request_id)
         llm._run_output_handler()
         queue = RequestOutputCollector(mains[0].sampling_params.output_kind, chat.name)
-        parent = _parent(chat, request_id) if len(mains) > 1 else None
+        parent = parent_of(chat, request_id) if len(mains) > 1 else None
         done = False
         chat.start()
         try:
@@ -205,7 +212,7 @@ class ChatHandler:
                 output = queue.get_nowait() or await queue.get()
                 if any(choice.finish_reason == "error" for choice in output.outputs):
                     await self._read_reports(chat)  # which may say why
-                    _check(output)
+                    check_output(output)
                 TOKENS.labels(label).inc(chat.add_tokens(output))
                 done = output.finished
                 if done:
@@ -222,9 +229,14 @@ class ChatHandler:
         """The engine ends: everybody who waits for it is told; may be called from a thread."""
         self.bridge.stop()
         ended = GracefulHTTPError("The server is shutting down.", HTTPStatus.SERVICE_UNAVAILABLE)
+
+        def tell() -> None:
+            if self.llm.output_handler is not None:
+                self.llm.output_handler.cancel()  # or it would report that the engine died
+            self.llm.output_processor.propagate_error(ended)
+
         if not self._loop.is_closed():
-            tell = self.llm.output_processor.propagate_error
-            self._loop.call_soon_threadsafe(tell, ended)
+            self._loop.call_soon_threadsafe(tell)
 
     def forget(self, chat: ChatRequest) -> None:
         """Drop what workers keep of a request that was never handed to vLLM."""
@@ -236,8 +248,9 @@ class ChatHandler:
         names, at = [main.request_id for main in chat.mains], replica_of(chat.name)
 
         async def drop() -> None:
-            await self.bridge.call_workers(REPORT, (names,), at)
-            await self.bridge.call_workers(DROP_STATE, ([chat.name],), at)
+            with contextlib.suppress(EngineDeadError):  # which has dropped everything
+                await self.bridge.call_workers(REPORT, (names,), at)
+                await self.bridge.call_workers(DROP_STATE, ([chat.name],), at)
 
         task = asyncio.get_running_loop().create_task(drop())
         self._tasks.add(task)
@@ -247,7 +260,11 @@ class ChatHandler:
         async with self._compiling:  # while an artifact is on trial nobody else may use its part
             plan = self._plans.get(text)
             if plan is None:
-                plan = await self._in_thread(lambda: self._engine.plan(text))
+                try:
+                    plan = await self._in_thread(lambda: self._engine.plan(text))
+                except HalluDecodeError as error:  # where the server keeps its files is its own
+                    folder = str(self._engine.calibrator.store.folder)
+                    raise type(error)(str(error).replace(folder, "the server's folder")) from None
                 self._plans.put(text, plan)
         return plan
 
@@ -379,23 +396,3 @@ def _listed(stop: Any) -> tuple[str, ...]:
 def _begun_by_tokenizer(engine: VLLMEngine) -> bool:
     bos = getattr(engine.tokenizer, "bos_token", None)
     return not (bos and engine.inputs.render(Prompt((Turn("user", ("?",)),))).startswith(bos))
-
-
-def _parent(chat: ChatRequest, request_id: str) -> Any:
-    """VLLM's record of a request with several answers."""
-    from vllm.v1.engine.parallel_sampling import ParentRequest
-
-    params = chat.mains[0].sampling_params.clone()
-    params.n = len(chat.mains)
-    parent = ParentRequest(
-        SimpleNamespace(request_id=chat.name, external_req_id=request_id, params=params)  # type: ignore[arg-type]
-    )
-    parent.child_requests = {main.request_id for main in chat.mains}
-    return parent
-
-
-def _check(output: Any) -> None:
-    for choice in output.outputs:
-        if choice.finish_reason == "error":
-            why = choice.stop_reason or "no reason"
-            raise GenerationError(f"vLLM gave the request up: {why}.")

@@ -138,5 +138,6 @@ class TimedProtocol(AutoHTTPProtocol):  # type: ignore[misc, valid-type]
 
     def _close_late(self) -> None:
         self._late = None
-        if self.cycle is None or self.cycle.response_complete:
+        upgraded = self.transport.get_protocol() is not self  # to a web socket
+        if not upgraded and (self.cycle is None or self.cycle.response_complete):
             self.transport.close()

@@ -14,6 +14,7 @@ XARGS = 'vllm_xargs: {"strategy": "vcd(alpha=0.5)"}'
 READ = frozenset({"strategy", "details", "score_words"})  # of vllm_xargs
 NOWHERE = "no-domain.invalid"  # vLLM reads an empty list of domains as "any domain"
 LONGEST = 1000  # characters of a strategy
+WORDS = frozenset({"request", "pin"})  # parameters of free text: words, the name of an artifact
 
 
 class Busy(HalluDecodeError):
@@ -142,10 +143,15 @@ class Policy:
 
 
 def _check_paths(text: str) -> None:
-    """Refuse a request that names a file; the operator's own aliases may."""
+    """Refuse a request that names a file or a model of its own; the operator's aliases may.
+
+    What is free text in a parameter could be either, so only what is known to be words may be said.
+    """
     for part in hd_spec.parse(text):
-        if getattr(part, "map", None) is not None:
-            raise InvalidRequest(
-                f"{part.name}(map=...): a request may not name files of the server; ask the "
-                "operator for an alias with that map."
-            )
+        for param in part.params():
+            free = "str" in param.type and param.choices is None and param.name not in WORDS
+            if free and getattr(part, param.name) != param.default:
+                raise InvalidRequest(
+                    f"{part.name}({param.name}=...): a request may not name files of the server or "
+                    "models; ask the operator for an alias with it."
+                )

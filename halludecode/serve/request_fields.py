@@ -73,6 +73,11 @@ def check_known(request: Any, body: Any) -> None:
     for name, value in (request.model_extra or {}).items():
         if name not in HARMLESS and value is not None:
             raise InvalidRequest(_unknown_field(name, fields))
+    for name in ("add_generation_prompt", "continue_final_message"):
+        if name in (request.chat_template_kwargs or {}):
+            raise InvalidRequest(
+                f"chat_template_kwargs: {name} is a field of the request; give it there."
+            )
     options = getattr(request, "stream_options", None)
     if options is not None and options.model_extra:
         name = next(iter(options.model_extra))

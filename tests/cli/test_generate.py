@@ -63,6 +63,41 @@ def test_every_option_reaches_its_place(cli, engines):
     )
 
 
+def test_bans_and_what_the_template_is_told_reach_their_places(cli, engines, tmp_path):
+    chat = [{"role": "developer", "content": "Be brief."}, {"role": "assistant", "content": "It"}]
+    file = tmp_path / "chat.json"
+    file.write_text(json.dumps(chat))
+    options = (
+        "--bad-word dog --bad-word cat --allowed-token-id 3 --logit-bias 4=-5 --logit-bias 5=1"
+    )
+    told = ("--chat-template-kwargs", '{"enable_thinking": false}', "--continue-final-message")
+    base = ("generate", "--model", "some/model", "--messages", str(file))
+    assert cli(*base, *options.split(), *told).code == 0
+    ((request, _, sampling),) = engines[0].asked
+    assert request.prompt == chat
+    assert request.chat_template_kwargs == {"enable_thinking": False}
+    assert request.continue_final_message
+    assert sampling == Sampling(
+        bad_words=("dog", "cat"), allowed_token_ids=(3,), logit_bias={4: -5.0, 5: 1.0}
+    )
+
+
+def test_what_cannot_be_read_of_them_is_one_sentence(cli, engines, tmp_path):
+    base = ("generate", "--model", "some/model")
+    file = tmp_path / "chat.json"
+    file.write_text("{")
+    assert "Give --prompt, or --messages" in cli(*base).err
+    assert "Give --prompt, or --messages" in cli(*BASE, "--messages", "a.json").err
+    assert "cannot be read" in cli(*base, "--messages", str(tmp_path / "none.json")).err
+    assert "not JSON" in cli(*base, "--messages", str(file)).err
+    file.write_text("{}")
+    assert "must be a list of messages" in cli(*base, "--messages", str(file)).err
+    assert "not JSON" in cli(*BASE, "--chat-template-kwargs", "thinking=no").err
+    assert "write ID=NUMBER" in cli(*BASE, "--logit-bias", "dog").err
+    assert "logit_bias must be" in cli(*BASE, "--logit-bias", "3=500").err
+    assert engines == []
+
+
 def test_several_answers_are_numbered(cli, engines):
     result = cli(*BASE, "--n", "2", "--temperature", "1")
     assert result.out == "[1] a red cube\n[2] a red cube\n"

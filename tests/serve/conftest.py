@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.server
 import os
 import signal
@@ -31,6 +32,8 @@ OPTIONS = {
     "--max-images": ["2"],
     "--max-image-mb": ["0.25"],
     "--max-image-pixels": ["1000000"],
+    "--max-request-pixels": ["1500000"],
+    "--image-fetch-seconds": ["1.5"],
     "--image-domain": ["127.0.0.1"],
     # vLLM's own
     "--api-key": [KEY],
@@ -66,6 +69,8 @@ def served(tmp_path_factory):
     folder = tmp_path_factory.mktemp("pictures")
     (folder / "one.png").write_bytes(png(families.pictures()[0]))
     (folder.parent / "outside.png").write_bytes(png(families.pictures()[0]))
+    (folder / "folder").mkdir()
+    (folder / "long.png").write_bytes(b"0" * 400_000)
     (folder / "link.png").symlink_to(folder.parent / "outside.png")
     words = [word for name, values in OPTIONS.items() for v in values for word in (name, v)]
     words += ["--allowed-local-media-path", str(folder)]
@@ -131,6 +136,15 @@ def _site(folder: Path) -> tuple[http.server.ThreadingHTTPServer, str]:
                 self.send_response(302)
                 self.send_header("Location", f"http://localhost:{self.server.server_port}/one.png")
                 self.end_headers()
+                return
+            if self.path == "/slow.png":  # a byte now and then, until nobody reads any more
+                self.send_response(200)
+                self.send_header("Content-Length", "100000")
+                self.end_headers()
+                with contextlib.suppress(OSError):
+                    while True:
+                        self.wfile.write(b"0")
+                        time.sleep(0.2)
                 return
             found = {"/one.png": (folder / "one.png").read_bytes(), "/long.png": b"0" * 400_000}
             body = found.get(self.path, b"")

@@ -37,7 +37,7 @@ def truth(testbed):
     known = {}
 
     def get(spec, words, picture, **sampling):
-        key = (spec, words, picture, tuple(sampling.items()))
+        key = (spec, words, picture, str(sampling))
         if key not in known:
             request = hd.Request(words, [families.pictures()[picture]])
             chosen = hd.Sampling(**{"max_new_tokens": 10, **sampling})
@@ -61,7 +61,8 @@ def metrics(served) -> dict[str, float]:
 
 def label_of(spec: str) -> str:
     """What the server's metrics call a strategy."""
-    return "+".join(part.name for part in parse(spec))
+    parts = parse(spec)
+    return parts[0].name if len(parts) == 1 else "composed"
 
 
 def gauge(served, name: str) -> float:
@@ -113,6 +114,93 @@ def test_every_strategy_reads_the_prompt_that_plain_requests_read(client):
     )
     assert plain.prompt_token_ids == vcd.prompt_token_ids
     assert plain.usage.prompt_tokens == vcd.usage.prompt_tokens > 64
+
+
+TURN = {"role": "user", "content": "And is there a cat?"}
+CHATS = {
+    "developer": ([{"role": "developer", "content": "Be brief."}], [], {}),
+    "tool": (
+        [],
+        [
+            {"role": "assistant", "content": None, "tool_calls": [
+                {"id": "1", "type": "function", "function": {"name": "f", "arguments": '{"a": 1}'}}
+            ]},
+            {"role": "tool", "content": [{"type": "text", "text": word} for word in "AB"],
+             "tool_call_id": "1"},
+        ],
+        {},
+    ),
+    "several turns": ([], [{"role": "assistant", "content": "Yes."}, TURN], {}),
+    "begun": ([], [{"role": "assistant", "content": "the image shows"}],
+              {"continue_final_message": True}),
+    "not opened": ([], [], {"add_generation_prompt": False}),
+    "no thinking": ([], [], {"chat_template_kwargs": {"enable_thinking": False}}),
+    "effort": ([], [], {"reasoning_effort": "low"}),
+    "false": ([], [], {"logprobs": False, "echo": False, "ignore_eos": False, "min_tokens": 0}),
+    "harmless": ([], [], {"store": False, "metadata": {"a": "b"}, "user": ""}),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CHATS)
+def test_plain_and_strategy_requests_read_one_prompt(client, testbed, name):
+    before, after, more = CHATS[name]
+    ids = []
+    for spec in ("greedy", "vcd"):
+        asked = body(strategy=spec)
+        asked["messages"] = [*before, *asked["messages"], *after]
+        asked["extra_body"] |= more
+        made = client.chat.completions.create(**asked)
+        assert made.strategy.startswith(spec)
+        ids.append(made.prompt_token_ids)
+    assert ids[0] == ids[1]
+    told = {k: more[k] for k in ("chat_template_kwargs", "continue_final_message") if k in more}
+    if "add_generation_prompt" in more:
+        told["chat_template_kwargs"] = more
+    row = testbed.rows(hd.Request(asked["messages"], **told), "greedy")["main"]
+    assert row.input_ids.tolist() == ids[0]
+
+
+RULED = {
+    "bad words": {"bad_words": ["dog", "a red"]},
+    "bias": {"logit_bias": {"30": 4.0, "31": -100.0}},
+    "allowed": {"allowed_token_ids": list(range(20, 60)), "min_tokens": 3},
+    "cool": {"temperature": 0.003, "seed": 1},
+    "hot": {"temperature": 3.5, "seed": 1},
+    "seeded": {"temperature": 1.0, "seed": 7},
+    "penalised": {"repetition_penalty": 1.4},
+}
+
+
+@pytest.mark.parametrize("name", RULED)
+def test_rules_and_draws_are_those_of_the_hf_engine_with_and_without_a_strategy(
+    client, truth, name
+):
+    more = dict(RULED[name])
+    ours = {{"min_tokens": "min_new_tokens"}.get(key, key): value for key, value in more.items()}
+    if "logit_bias" in ours:
+        ours["logit_bias"] = {int(token): bias for token, bias in ours["logit_bias"].items()}
+    sent = {key: more.pop(key) for key in ("temperature", "seed", "logit_bias") if key in more}
+    for spec in ("greedy", "vcd", VAR):
+        want = truth(spec, WORDS[0], 0, **ours)
+        made = client.chat.completions.create(**body(strategy=spec, extra_body=more, **sent))
+        assert tuple(made.choices[0].token_ids) == want.token_ids, spec
+
+
+STRUCTURES = {
+    "choice": {"structured_outputs": {"choice": ["yes", "no"]}},
+    "regex": {"structured_outputs": {"regex": "(two|three)"}},
+    "grammar": {"structured_outputs": {"grammar": 'root ::= "yes" | "no"'}},
+}
+
+
+@pytest.mark.parametrize("name", STRUCTURES)
+def test_structure_is_kept_under_every_strategy(client, name):
+    patterns = {"choice": "yes|no", "grammar": "yes|no", "regex": "(two|three)"}
+    for spec in ("greedy", "vcd", VAR, "ritual+vcd", "vhr"):
+        asked = body(WORDS[1], strategy=spec, extra_body=STRUCTURES[name])
+        made = client.chat.completions.create(**asked)
+        assert re.fullmatch(patterns[name], made.choices[0].message.content.strip()), spec
+        assert made.choices[0].finish_reason == "stop"
 
 
 def test_several_seeded_answers_are_those_of_the_hf_engine(client, truth):
@@ -263,16 +351,17 @@ def wait_idle(served) -> dict[str, float]:
 
 def test_metrics_tell_strategies_apart(served, client):
     def count():
-        name = 'halludecode_requests_total{outcome="done",strategy="ritual+vcd"}'
-        tokens = 'halludecode_generated_tokens_total{strategy="ritual+vcd"}'
+        name = 'halludecode_requests_total{outcome="done",strategy="composed"}'
+        tokens = 'halludecode_generated_tokens_total{strategy="composed"}'
         found = metrics(served)
         return found.get(name, 0), found.get(tokens, 0)
 
     before = count()
     made = client.chat.completions.create(**body(strategy="ritual+vcd"))
+    client.chat.completions.create(**body(strategy="vcd+ritual", max_tokens=1))
     after = count()
     written = len(made.choices[0].token_ids)
-    assert (after[0] - before[0], after[1] - before[1]) == (1, written)
+    assert (after[0] - before[0], after[1] - before[1]) == (2, written + 1)
     known = metrics(served)
-    assert known['halludecode_request_seconds_count{strategy="ritual+vcd"}'] == after[0]
-    assert known['halludecode_prepare_seconds_count{strategy="ritual+vcd"}'] >= after[0]
+    assert known['halludecode_request_seconds_count{strategy="composed"}'] == after[0]
+    assert known['halludecode_prepare_seconds_count{strategy="composed"}'] >= after[0]

@@ -16,8 +16,11 @@ from tests.support import families
 from tests.support.serving import KEY, ask, body, data_url, picture_url, png
 
 LONG = "Why? " * 400
-TOOL = {"role": "tool", "content": "x", "tool_call_id": "1"}
+BEARER = {"Authorization": f"Bearer {KEY}"}
+OPEN = ("/health", "/ping", "/version", "/metrics", "/load")
+BOT = {"role": "bot", "content": "x"}
 PICTURE = png(families.pictures()[0])
+LARGE = data_url(png(Image.new("RGB", (1000, 900), "red")))
 
 
 def bomb(width: int, height: int) -> bytes:
@@ -98,10 +101,10 @@ BAD = {
         400,
         "tools is not served with strategy vcd",
     ),
-    "structured": (
+    "structured, of no word here": (
         {"strategy": "vcd", "response_format": {"type": "json_object"}},
         400,
-        "response_format is not served",
+        "every token is banned",
     ),
     "an image part without one": ({"parts": [{"type": "image_url"}]}, 400, None),
     "an image part of nothing": (
@@ -114,7 +117,77 @@ BAD = {
         400,
         "a part must be text or image_url, not 'audio_url'",
     ),
-    "role": ({"messages": [TOOL, *ask("And this?", picture_url())]}, 400, "role 'tool' must be"),
+    "role": ({"messages": [BOT, *ask("And this?", picture_url())]}, 400, "role 'bot' must be"),
+    "no tokens": ({"max_tokens": 0}, 400, r"max_tokens=0: it must be in \[1, 512\]"),
+    "fewer than none": ({"max_tokens": -5}, 400, r"max_tokens=-5: it must be in \[1, 512\]"),
+    "endless answer": ({"max_tokens": 10**9}, 400, r"it must be in \[1, 512\]"),
+    "no answers": ({"n": 0}, 400, r"n=0: it must be in \[1, 16\]"),
+    "300 answers": ({"n": 300, "temperature": 1.0}, 400, r"n=300: it must be in \[1, 16\]"),
+    "enormous": ({"strategy": "vcd(alpha=1e308)"}, 400, r"alpha must be at most 1e\+30 in size"),
+    "map": ({"strategy": "vhr(map='/dev/zero')"}, 400, "may not name files of the server"),
+    "text without text": (
+        {"parts": [{"type": "image_url", "image_url": {"url": picture_url()}}, {"type": "text"}]},
+        400,
+        "message 1: a part of type 'text' needs its text",
+    ),
+    "a misspelt part": (
+        {"parts": [{"type": "text", "tetx": "a"}]},
+        400,
+        "a part has a field 'tetx', which nobody reads. Did you mean 'text'",
+    ),
+    "a misspelt message": (
+        {"messages": [{"role": "user", "content": "a", "nmae": "b"}]},
+        400,
+        "message 1 has a field 'nmae', which nobody reads. Did you mean 'name'",
+    ),
+    "misspelt": ({"extra_body": {"temprature": 1}}, 400, "Did you mean 'temperature'"),
+    "misspelt strategy": (
+        {"extra_body": {"vllm_xargs": {"strategyy": "vcd"}}},
+        400,
+        "'strategyy', which nobody reads. Did you mean 'strategy'",
+    ),
+    "strategy on top": ({"extra_body": {"strategy": "vcd"}}, 400, "belongs into vllm_xargs"),
+    "an old name": (
+        {"extra_body": {"guided_choice": ["yes", "no"]}},
+        400,
+        "guided_choice is no field any more; send structured_outputs: {'choice'",
+    ),
+    "zero is said": ({"extra_body": {"prompt_logprobs": 0}}, 400, "prompt_logprobs is not served"),
+    "another beginning": (
+        {"extra_body": {"add_special_tokens": False}},
+        400,
+        "rows of a strategy begin as the model's own processor begins",
+    ),
+    "told twice": (
+        {"extra_body": {"chat_template_kwargs": {"add_generation_prompt": False}}},
+        400,
+        "add_generation_prompt is a field of the request",
+    ),
+    "another template": (
+        {"extra_body": {"chat_template_kwargs": {"chat_template": "x"}}},
+        400,
+        "'chat_template' cannot be set there",
+    ),
+    "placeholder": ({"words": "What does <image> mean?"}, 400, "holds 2 image placeholder"),
+    "no such token": ({"extra_body": {"allowed_token_ids": [10**6]}}, 400, "is no token of this"),
+    "nothing allowed": ({"extra_body": {"allowed_token_ids": []}}, 400, "one token id at least"),
+    "an empty word": ({"extra_body": {"bad_words": [""]}}, 400, "empty"),
+    "a bias beyond": (
+        {"logit_bias": {"20": 500}},
+        400,
+        r"500 of token 20 must be in \[-100, 100\]",
+    ),
+    "a bias of no token": ({"logit_bias": {"dog": 1}}, 400, "'dog' is no token id"),
+    "a long file name": ({"url": "file://{folder}/" + "a" * 3000}, 400, "No such image file: aaa"),
+    "a folder": ({"url": "file://{folder}/folder"}, 400, "No such image file: folder"),
+    "a file too long": ({"url": "file://{folder}/long.png"}, 400, "400,000 bytes, this server"),
+    "half an address": ({"url": "http://[::1"}, 400, "The image URL cannot be read"),
+    "trickled": ({"url": "{web}/slow.png"}, 422, "not within 1.5 s"),
+    "pixels together": (
+        {"urls": [LARGE, LARGE]},
+        400,
+        "more than the 1,500,000 pixels together that this server accepts",
+    ),
     "reserved": ({"extra_body": {"vllm_xargs": {"hd": "x"}}, "plain": True}, 400, "reserved"),
     "equal answers": ({"strategy": "vcd", "n": 2}, 400, "greedy"),
 }
@@ -163,12 +236,21 @@ def test_bad_input_is_one_sentence_with_the_right_status(served, client, name, s
         caught.match(says)
 
 
-@pytest.mark.parametrize("name", ["bomb", "truncated", "outside", "domain", "too many bytes"])
+ALIKE = (
+    *("bomb", "truncated", "outside", "domain", "too many bytes", "pixels together", "trickled"),
+    *("no tokens", "no answers", "300 answers", "misspelt", "strategy on top", "an old name"),
+    *("text without text", "a misspelt part", "placeholder", "no such token", "a bias beyond"),
+    *("structured, of no word here", "a file too long", "half an address", "nothing allowed"),
+)
+
+
+@pytest.mark.parametrize("name", ALIKE)
 def test_plain_requests_keep_to_the_same_limits(served, client, name):
-    what, status, _ = BAD[name]
+    what, status, says = BAD[name]
     with pytest.raises(openai.APIStatusError) as caught:
         client.chat.completions.create(**asked_of({**what, "strategy": "greedy"}, served))
     assert caught.value.status_code == status
+    caught.match("image placeholder" if name == "placeholder" else says)
 
 
 def test_other_endpoints_refuse_strategies(client):
@@ -194,6 +276,29 @@ def test_all_of_v1_needs_the_key(served):
             client.models.list()
     for path in ("/health", "/metrics"):
         assert httpx.get(served.url + path).status_code == 200
+    asked = {"model": "testbed", "prompt": "a", "messages": [], "text_1": "a", "text_2": ["b"]}
+    for path in httpx.get(f"{served.url}/openapi.json", headers=BEARER).json()["paths"]:
+        for method in ("GET", "POST", "DELETE"):
+            status = httpx.request(method, served.url + path, json=asked).status_code
+            known = path in OPEN and method == "GET"
+            assert status == (200 if known else 401), (method, path)
+
+
+def test_a_request_may_not_name_a_file_at_any_route(served):
+    for route in ("/v1/halludecode/plan", "/v1/halludecode/plan/"):
+        for file in ("/dev/zero", "/etc/hostname", "/no/such/file"):
+            query = {"strategy": f"vhr(map={file!r})"}
+            answer = httpx.get(
+                served.url + route, params=query, headers=BEARER, follow_redirects=True
+            )
+            assert answer.status_code == 400
+            assert "may not name files of the server" in answer.json()["error"]["message"]
+    long = httpx.get(
+        f"{served.url}/v1/halludecode/plan",
+        params={"strategy": "vcd" + "+vcd" * 400},
+        headers=BEARER,
+    )
+    assert "at most 1000 are read" in long.json()["error"]["message"]
 
 
 def test_a_request_longer_than_its_pictures_could_be_is_cut_off(served):

@@ -3,10 +3,12 @@
     python -m tests.soak --requests 2000
 
 Requests are drawn from a pool of distinct ones (see `pool`), each of which is first asked alone.
-They are asked plainly or streamed, many at a time, by clients of whom some leave in the middle, of
-a server whose cache is too small for all. Every answer must be the one given alone (of a client
-that left, its beginning). At the end every KV block must be free and no request, job, note or task
-left. One line of JSON is printed; the exit code is 1 where something was not as it should be.
+They are asked plainly or streamed, many at a time, by clients of whom some leave in the middle,
+some read slowly and some send half a request, of a server whose cache is too small for all. Every
+answer must be the one given alone (of a client that left, its beginning). At the end every KV block
+must be free, no request, job, note or task left, and memory flat. Then servers are ended under
+load, see `ends`. One line of JSON is printed; the exit code is 1 where something was not as it
+should be.
 """
 
 from __future__ import annotations
@@ -36,20 +38,22 @@ os.environ.update(
     }
 )
 
-from tests.soak import inside
+from tests.soak import ends, inside
 from tests.soak.pool import Asked, pool
 
 OPTIONS = {
     "--kv-cache-memory-bytes": "64M",
     "--block-size": "32",
-    "--num-gpu-blocks-override": "64",
+    "--num-gpu-blocks-override": "56",
     "--max-model-len": "512",
     "--max-num-seqs": "24",
     "--max-num-batched-tokens": "640",
     "--uvicorn-log-level": "error",
 }
 GROUPS = 40  # answers under strategies at a time; more are refused with 429 and sent again
-KINDS = {"plain": 45, "streamed": 35, "leaves": 15, "impatient": 5}
+KINDS = {"plain": 42, "streamed": 30, "leaves": 13, "impatient": 5, "slow": 6, "half": 4}
+GROWTH = 0.1  # of a process's memory in the second half of the requests
+LEAST = 64  # MiB that are no growth
 IDLE = 120.0  # seconds the server has to become idle
 
 
@@ -115,6 +119,24 @@ class Soak:
         texts = [choice.message.content for choice in made.choices]
         self._compare(asked, "plain", ids, texts)
 
+    async def _slow(self, asked: Asked, after: int) -> None:
+        """Read an answer bit by bit; it is held back, and nobody else's."""
+        ids, texts = await self._read(asked, None, pause=0.05 * after)
+        self._compare(asked, "slow", ids, texts)
+
+    async def _half(self, asked: Asked, after: int) -> None:
+        """Send the beginning of a request, wait a little and go."""
+        words = json.dumps({"model": "testbed", "messages": asked.body["messages"]}).encode()
+        head = (
+            b"POST /v1/chat/completions HTTP/1.1\r\nHost: a\r\nContent-Type: application/json\r\n"
+        )
+        sent = head + b"Content-Length: %d\r\n\r\n" % (len(words) + 1) + words
+        _, writer = await asyncio.open_connection("127.0.0.1", self.client.base_url.port)
+        writer.write(sent[: len(sent) * after // 12])
+        await writer.drain()
+        await asyncio.sleep(0.05 * after)
+        writer.close()
+
     async def _streamed(self, asked: Asked, after: int) -> None:
         ids, texts = await self._read(asked, None)
         self._compare(asked, "streamed", ids, texts)
@@ -132,13 +154,16 @@ class Soak:
         except (self.openai.APITimeoutError, self.openai.RateLimitError):
             return
 
-    async def _read(self, asked: Asked, after: int | None) -> tuple[list[list[int]], list[str]]:
+    async def _read(
+        self, asked: Asked, after: int | None, pause: float = 0
+    ) -> tuple[list[list[int]], list[str]]:
         ids: list[list[int]] = [[] for _ in asked.alone]
         texts = ["" for _ in asked.alone]
         stream = await self.client.chat.completions.create(**asked.body, stream=True)
         number = 0
         async for chunk in stream:
             number += 1
+            await asyncio.sleep(pause)
             for choice in chunk.choices:
                 ids[choice.index] += getattr(choice, "token_ids", None) or []
                 texts[choice.index] += choice.delta.content or ""
@@ -216,6 +241,17 @@ def memory() -> list[int]:
     return [p.memory_info().rss >> 20 for p in (me, *me.children(recursive=True))]
 
 
+def grown(memory: list[list[int]]) -> list[str]:
+    """Processes that grew in the second half, in words; the first half fills what is kept."""
+    if len(memory) < 5:
+        return []
+    return [
+        f"process {i}: {then} to {now} MiB"
+        for i, (then, now) in enumerate(zip(memory[2], memory[4], strict=False))
+        if now - then > max(LEAST, GROWTH * then)
+    ]
+
+
 async def soak(given: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """Serve, ask, look."""
     from halludecode.testbed import write_dataset
@@ -251,6 +287,7 @@ async def soak(given: argparse.Namespace, folder: Path) -> dict[str, Any]:
     return {
         **{"requests": given.requests, "distinct": len(asked), "clients": given.clients},
         **run.told(),
+        "grown": grown(run.memory),
         **{"left": left, "scheduler": counted},
         **{"alone_seconds": round(first, 1), "seconds": round(spent, 1)},
     }
@@ -265,9 +302,11 @@ def main() -> int:
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
         told = asyncio.run(soak(given, Path(folder)))
+        told["ends"] = ends.every(Path(folder))
     sys.stdout.write(json.dumps(told) + "\n")
     preempted = told["scheduler"].get("preempted groups", 0)
-    return int(bool(told["wrong"] or told["left"] or not preempted))
+    bad = told["wrong"] or told["left"] or told["grown"] or not preempted
+    return int(bool(bad or not all(end["good"] for end in told["ends"].values())))
 
 
 if __name__ == "__main__":

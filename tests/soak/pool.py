@@ -23,6 +23,13 @@ WORDS = (
 )
 TIE = 1e-4  # logprobs of the two likeliest tokens this close may swap with the batch's company
 SAMPLED = 0.4  # share of sampled requests
+RULES = (
+    *({} for _ in range(10)),
+    {"bad_words": ["dog", "a red"]},
+    {"logit_bias": {"30": 3.0, "31": -100.0}},
+    {"allowed_token_ids": list(range(2, 90))},
+    {"structured_outputs": {"choice": ["yes", "no"]}},
+)
 
 
 @dataclass
@@ -67,13 +74,17 @@ def _one(rng: random.Random, spec: str, urls: list[str]) -> Asked:
     shown = rng.sample(urls, rng.choices([0, 1, 2], [5, 85, 10])[0])
     sampled = rng.random() < SAMPLED
     more: dict[str, Any] = {"temperature": 0.0}
-    # Without a picture a request is vLLM's own, whose noise depends on the batch; so it is greedy.
-    if sampled and shown and spec != "greedy":
+    if sampled:
         more = {"temperature": rng.choice([0.7, 1.3]), "seed": rng.randrange(1 << 30)}
         more |= {"top_p": rng.choice([1.0, 0.9]), "n": rng.choice([1, 1, 1, 2])}
     most = rng.choice([1, 4, 16, 48])
     extra = {"return_token_ids": True, "vllm_xargs": {"strategy": spec}}
-    extra["min_tokens"] = rng.choice([0, most])
+    rules = dict(rng.choice(RULES))
+    structured = "structured_outputs" in rules
+    extra["min_tokens"] = 0 if structured else rng.choice([0, most])
+    if "logit_bias" in rules:
+        more["logit_bias"] = rules.pop("logit_bias")
+    extra |= rules
     body = {
         "model": "testbed",
         "messages": ask(rng.choice(WORDS), *shown),

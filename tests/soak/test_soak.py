@@ -24,4 +24,5 @@ def test_mixed_requests_get_their_own_answers_and_leave_nothing_behind():
     assert told["wrong"] == 0, told["examples"]
     assert told["left"] == {}
     assert told["scheduler"]["preempted groups"] > 0
+    assert all(end["good"] for end in told["ends"].values()), told["ends"]
     assert done.returncode == 0, done.stderr[-3000:]

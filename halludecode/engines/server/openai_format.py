@@ -42,7 +42,10 @@ def body_of(
     xargs = {"strategy": strategy, "details": 1, "score_words": list(words)}
     drawn, extra = _drawn(sampling)
     if request.chat_template_kwargs:
-        extra["chat_template_kwargs"] = dict(request.chat_template_kwargs)
+        told = dict(request.chat_template_kwargs)
+        if "add_generation_prompt" in told:
+            extra["add_generation_prompt"] = told.pop("add_generation_prompt")
+        extra["chat_template_kwargs"] = told
     if request.continue_final_message:
         extra["continue_final_message"] = True
     return {

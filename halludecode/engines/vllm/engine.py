@@ -14,7 +14,7 @@ import torch
 
 from halludecode.core import spec as hd_spec
 from halludecode.core.activations import ActivationRequest, Activations
-from halludecode.core.errors import HalluDecodeError, HookNeverFired, InvalidRequest
+from halludecode.core.errors import HalluDecodeError, HookNeverFired
 from halludecode.core.plan import Plan
 from halludecode.core.prompt import Prompt
 from halludecode.engines import VLLM_PROVIDES
@@ -188,13 +188,9 @@ class VLLMEngine(LocalEngine):
         self.loaded.engine.engine_core.shutdown()
 
     def prompt_of(self, request: Request) -> Prompt:
-        """See `LocalEngine.prompt_of`; vLLM's ``limit_mm_per_prompt`` holds for every request."""
-        prompt, most = super().prompt_of(request), self.loaded.picture_limit
-        if len(prompt.pictures) > most:
-            raise InvalidRequest(
-                f"The request has {len(prompt.pictures)} images, limit_mm_per_prompt allows "
-                f"{most}; give fewer or start the engine with a higher limit."
-            )
+        """See `LocalEngine.prompt_of`; ``limit_mm_per_prompt`` holds for every request."""
+        prompt = super().prompt_of(request)
+        self.loaded.check_pictures(len(prompt.pictures))
         return prompt
 
     # For whoever drives vLLM: the server, benchmarks ----------------------------------------------
@@ -221,8 +217,8 @@ class VLLMEngine(LocalEngine):
         Raises:
             InvalidRequest: It can never fit; the sentence names the numbers.
         """
-        rules = self.token_rules(sampling)
-        given = (opened.plan, sampling, opened.name, self._word_ids(score_words), rules)
+        rules, words = self.token_rules(sampling), self.inputs.scored_words(score_words)
+        given = opened.plan, sampling, opened.name, words, rules
         return self._request_builder.group(opened.prepared, *given)
 
     def forget(self, opened: Sequence[OpenRequest]) -> None:
@@ -323,9 +319,6 @@ class VLLMEngine(LocalEngine):
         for work, prepared in zip(works, self._prepared(named, plan), strict=True):
             work.prepared = prepared
 
-    def _word_ids(self, words: Sequence[str]) -> dict[str, list[int]]:
-        return self.inputs.scored_words(words)
-
     def _forget(self, names: Sequence[str]) -> None:
         self.loaded.call_workers(DROP_STATE, list(names))
 
@@ -402,6 +395,5 @@ class VLLMEngine(LocalEngine):
 
     def _warned(self, output: Output, explain: Explain) -> Output:
         """With what the user should know about an explanation that is not whole."""
-        pictured = output.explanation is not None
-        more = warnings(explain, self.family, pictured=pictured)
+        more = warnings(explain, self.family, pictured=output.explanation is not None)
         return replace(output, warnings=output.warnings + more) if more else output

@@ -54,6 +54,18 @@ class Loaded:
         """Most pictures of one request."""
         return self.vllm_config.model_config.multimodal_config.get_limit_per_prompt("image")
 
+    def check_pictures(self, count: int) -> None:
+        """Refuse more pictures than a request may have.
+
+        Raises:
+            InvalidRequest: The sentence names the numbers.
+        """
+        if count > self.picture_limit:
+            raise InvalidRequest(
+                f"The request has {count} images, limit_mm_per_prompt allows "
+                f"{self.picture_limit}; give fewer or start the engine with a higher limit."
+            )
+
     @cached_property
     def eos(self) -> list[int]:
         """End-of-sequence ids: the generation config's, else the tokenizer's."""

@@ -77,11 +77,11 @@ BAD = {
         "2 <image> placeholder",
     ),
     "role": (
-        hd.Request([{"role": "tool", "content": "x"}]),
+        hd.Request([{"role": "bot", "content": "x"}]),
         "vcd",
         SHORT,
         hd.InvalidRequest,
-        "role 'tool' must be",
+        "role 'bot' must be",
     ),
     "empty prompt": (asked(words=" "), "vcd", SHORT, hd.InvalidRequest, "prompt is empty"),
 }
