@@ -101,7 +101,7 @@ def two_calls(engine: Any, asked: Sequence[hd.Request], tokens: int) -> Iterator
     for _ in range(tokens):
         rows = dict(zip(("main", "noised"), logits, strict=True))
         step = Step(rows, torch.ones(len(requests), 1))
-        chosen = combine([(plan.parts[0].strategy, step)], rows["main"]).argmax(-1).cpu()
+        chosen = combine([(plan.parts[0].strategy, step)], rows["main"]).scores.argmax(-1).cpu()
         yield None
         logits = [batch.step(chosen) for batch in batches]
 

@@ -176,6 +176,12 @@ def _run(run: dict[str, Any], json: bool) -> int:
             rest += f" but for {result.left_out} that count only together with these"
         fail(f"{result.failed} {samples} failed, {rest}; see {folder / 'errors.jsonl'}")
         return 1
+    if result.gone:
+        fail(
+            f"all samples are scored, but {len(result.gone)} picture(s) of the report are gone, "
+            f"the first {result.gone[0]}; results are saved in {folder}"
+        )
+        return 1
     note(f"saved in {folder}")
     return 0
 

@@ -27,6 +27,10 @@ class HookNeverFired(HalluDecodeError):
     """A declared hook was not called during the first forward pass, so the strategy was off."""
 
 
+class InvalidScores(HalluDecodeError):
+    """A strategy gave scores of which no token can be chosen; the message names it."""
+
+
 class InvalidRequest(HalluDecodeError):
     """A prompt or image that cannot be used: unreadable, too large, too many, too long."""
 

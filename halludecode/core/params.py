@@ -6,12 +6,16 @@ import dataclasses
 import difflib
 import inspect
 import math
+import re
 from dataclasses import dataclass, field
+from numbers import Integral, Number
 from typing import Any, ClassVar, cast
 
 from halludecode.core.errors import InvalidParameter
 
 LARGEST = 1e30
+
+_EXPONENT = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)[eE][+-]?\d+")  # 1e-1, which YAML 1.1 has no dot in
 
 
 @dataclass(frozen=True)
@@ -56,26 +60,37 @@ class Param:
     def check(self, owner: str, value: Any) -> Any:
         """The value, int widened to float and list to tuple; else InvalidParameter."""
         where = f"{owner}({self.name}={value!r})"
-        value = self._typed(where, value)
+        value = self._typed(where, self._plain(value))
         if value is None:
             return None
         if self.choices is not None and value not in self.choices:
             raise InvalidParameter(f"{where}: {self.name} must be {self.bounds}.")
         if isinstance(value, int | float) and not isinstance(value, bool):
+            if not math.isfinite(value):
+                raise InvalidParameter(f"{where}: {self.name} must be finite.")
             inside = (
-                math.isfinite(value)
-                and (self.ge is None or value >= self.ge)
+                (self.ge is None or value >= self.ge)
                 and (self.gt is None or value > self.gt)
                 and (self.le is None or value <= self.le)
                 and (self.lt is None or value < self.lt)
             )
             if not inside:
-                raise InvalidParameter(f"{where}: {self.name} must be {self.bounds or 'finite'}.")
+                raise InvalidParameter(f"{where}: {self.name} must be {self.bounds}.")
             if abs(value) > LARGEST:
                 raise InvalidParameter(
                     f"{where}: {self.name} must be at most {LARGEST:g} in size, as scores times it "
                     "must be numbers in float32."
                 )
+        return value
+
+    def _plain(self, value: Any) -> Any:
+        """Numbers of other libraries as Python's own, and those that YAML 1.1 takes for text."""
+        if isinstance(value, Number) and not isinstance(value, bool | int | float | complex):
+            number = cast("Any", value)
+            return int(number) if isinstance(value, Integral) else float(number)
+        number_wanted = not any("str" in kind for kind in self.type.split("|"))
+        if isinstance(value, str) and number_wanted and _EXPONENT.fullmatch(value):
+            return float(value)
         return value
 
     def _typed(self, where: str, value: Any) -> Any:

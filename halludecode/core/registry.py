@@ -62,7 +62,7 @@ class Registry(Generic[T]):
         if name in self._entries:
             return self._entries[name]
         names = self.names()
-        close = difflib.get_close_matches(name, names, n=3, cutoff=0.5)
+        close = difflib.get_close_matches(name.strip().lower(), names, n=3, cutoff=0.5)
         hint = f" Did you mean {' or '.join(map(repr, close))}?" if close else ""
         raise self.missing(f"Unknown {self.kind} {name!r}.{hint} Known: {', '.join(names)}.")
 

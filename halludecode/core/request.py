@@ -6,10 +6,13 @@ import math
 import reprlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from numbers import Integral, Real
 from typing import Any, cast
 
 from halludecode.core.errors import InvalidParameter
 
+WHOLE = ("max_new_tokens", "min_new_tokens", "top_k", "n", "seed", "logprobs")
+REAL = ("temperature", "top_p", "repetition_penalty")
 MOST_BIAS = 100  # as in OpenAI's protocol
 # PIL image, path, file URL, bytes, data URL, base64 text, numpy array or tensor
 ImageLike = Any
@@ -93,10 +96,8 @@ class Sampling:
     logit_bias: Mapping[int, float] | None = None
 
     def __post_init__(self) -> None:
+        self._set_types()
         self._check_token_choice()
-        if isinstance(self.stop, str):
-            object.__setattr__(self, "stop", (self.stop,))
-        object.__setattr__(self, "stop", tuple(self.stop))
         stops = cast("tuple[Any, ...]", self.stop)  # whatever callers gave
         rules = (
             ("max_new_tokens", self.max_new_tokens >= 1, ">= 1"),
@@ -112,7 +113,11 @@ class Sampling:
             ),
             ("top_p", 0 < self.top_p <= 1, "in (0, 1]"),
             ("top_k", self.top_k >= 0, ">= 0 (0 keeps all tokens)"),
-            ("repetition_penalty", self.repetition_penalty > 0, "> 0"),
+            (
+                "repetition_penalty",
+                self.repetition_penalty > 0 and math.isfinite(self.repetition_penalty),
+                "finite and > 0",
+            ),
             ("stop", all(isinstance(s, str) and s for s in stops), "non-empty strings"),
             ("n", self.n >= 1, ">= 1"),
             ("logprobs", self.logprobs is None or self.logprobs >= 0, "None or >= 0"),
@@ -127,6 +132,22 @@ class Sampling:
                 f"Sampling(n={self.n}, temperature=0): greedy decoding gives {self.n} equal "
                 "answers; set temperature > 0 or n=1."
             )
+
+    def _set_types(self) -> None:
+        """Numbers as plain ints and floats, whatever library's they were; one stop as a tuple."""
+        fields: dict[str, Any] = dict(vars(self))
+        for name in (*WHOLE, *REAL):
+            value, whole = fields[name], name in WHOLE
+            if value is None and name in ("seed", "logprobs"):
+                continue
+            if not _is_number(value, Integral if whole else Real):
+                wanted = "an integer" if whole else "a number"
+                raise InvalidParameter(f"Sampling({name}={value!r}): {name} must be {wanted}.")
+            object.__setattr__(self, name, (int if whole else float)(cast("Any", value)))
+        stop: Any = (self.stop,) if isinstance(self.stop, str) else self.stop
+        if not isinstance(stop, Iterable):
+            raise InvalidParameter(f"Sampling(stop={stop!r}): stop must be non-empty strings.")
+        object.__setattr__(self, "stop", tuple(cast("Iterable[Any]", stop)))
 
     def _check_token_choice(self) -> None:
         """Fields that ban, allow or push tokens; ids are held against the vocabulary later."""
@@ -155,6 +176,10 @@ class Sampling:
 def _all(values: Any, holds: Callable[[Any], bool]) -> bool:
     some = isinstance(values, Iterable) and not isinstance(values, str)
     return some and all(map(holds, cast("Iterable[Any]", values)))
+
+
+def _is_number(value: Any, kind: type) -> bool:
+    return isinstance(value, kind) and not isinstance(value, bool)
 
 
 def _is_id(value: Any) -> bool:

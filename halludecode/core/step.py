@@ -6,10 +6,11 @@ Shapes: B requests, V vocabulary size, D hidden size.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, cast
 
 from halludecode.core import logits as hd_math
-from halludecode.core.errors import HookNeverFired, UnsupportedStrategy
+from halludecode.core.errors import HookNeverFired, InvalidScores, UnsupportedStrategy
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -141,17 +142,98 @@ def decided(parts: Sequence[tuple[TracedStrategy, Step]], main: Tensor) -> Tenso
     return alone | each
 
 
-def combine(parts: list[tuple[Strategy, Step]], main: Tensor) -> Tensor:
+@dataclass(frozen=True)
+class Combined:
+    """What a composition gave for one token.
+
+    Args:
+        scores: float32 [B, V]; the main row's logits where they are broken or there is no picture.
+        broken: bool [1 + parts, B]: whose scores cannot be drawn from, not numbers or all -inf: the
+            main row's under every edit of the forward, then each part's. None where nothing acts.
+        names: Of whom ``broken`` speaks.
+    """
+
+    scores: Tensor
+    broken: Tensor | None = None
+    names: tuple[str, ...] = ()
+
+    def error(self, request: int) -> InvalidScores | None:
+        """What is wrong with one request's scores; waits for their device."""
+        if self.broken is None:
+            return None
+        flags = cast("list[bool]", self.broken[:, request].tolist())  # pyright: ignore
+        name = next((n for n, broken in zip(self.names, flags, strict=True) if broken), None)
+        return None if name is None else broken_scores(name)
+
+    def check(self) -> Tensor:
+        """The scores; waits for their device.
+
+        Raises:
+            InvalidScores: Those of a request cannot be drawn from.
+        """
+        if self.broken is not None and bool(self.broken.any()):
+            for request in range(self.broken.shape[1]):
+                if error := self.error(request):
+                    raise error
+        return self.scores
+
+
+def broken_scores(name: str) -> InvalidScores:
+    """The error of a strategy whose scores cannot be drawn from."""
+    return InvalidScores(
+        f"{name}: its scores are not numbers, or ban every token, so that none can be chosen; "
+        "mend the strategy, or use other parameters."
+    )
+
+
+def combine(
+    parts: list[tuple[Strategy, Step]],
+    main: Tensor,
+    pictured: Tensor | None = None,
+    acting: Sequence[str] = (),
+) -> Combined:
     """Scores of a composition: each part's `combine`, then increments summed and masks intersected.
 
     Args:
         parts: Strategies that override `combine`, each with its step.
         main: Raw logits of the main row, float32 [B, V]; a token banned there stays banned.
+        pictured: bool [B], requests with a picture; without one no strategy acts. None: all.
+        acting: Names of all strategies of the plan, those that only edit the forward included.
+
+    Raises:
+        InvalidScores: A part's are not one number per token.
     """
-    by_part = [strategy.combine(step) for strategy, step in parts]
-    if not by_part:
-        return main
+    import torch
+
+    if not parts and not acting:
+        return Combined(main)
+    by_part = [_checked(strategy.name, strategy.combine(step), main) for strategy, step in parts]
     scores = hd_math.compose(main, by_part)
-    if hd_math.unbanned(main):
-        return scores
-    return scores.masked_fill(main == hd_math.NEG_INF, hd_math.NEG_INF)
+    if by_part and not hd_math.unbanned(main):
+        scores = scores.masked_fill(main == hd_math.NEG_INF, hd_math.NEG_INF)
+    whole = "+".join(acting) or "+".join(strategy.name for strategy, _ in parts)
+    judged = [main, *by_part, *([scores] if len(by_part) > 1 else [])]
+    names = (whole, *(strategy.name for strategy, _ in parts), whole)[: len(judged)]
+    broken = torch.stack([~each.amax(-1).isfinite() for each in judged])
+    acts = ~broken.any(0)
+    if pictured is not None:
+        broken, acts = broken & pictured, acts & pictured
+    if main.device.type != "cpu" or not bool(acts.all()):  # else a copy for nothing
+        scores = scores.where(acts[:, None], main)
+    return Combined(scores, broken, names)
+
+
+def _checked(name: str, scores: Any, main: Tensor) -> Tensor:
+    """A part's scores, in float32.
+
+    Raises:
+        InvalidScores: Of another shape or type.
+    """
+    shape = getattr(scores, "shape", None)
+    if shape != main.shape or not scores.is_floating_point():
+        got = f"{scores.dtype} {list(shape)}" if shape is not None else type(scores).__name__
+        raise InvalidScores(
+            f"{name}: combine must give one float per token, {list(main.shape)}, not {got}; mend "
+            "the strategy."
+        )
+    return scores.float()

@@ -4,17 +4,29 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from halludecode.core.errors import InvalidModel
+from halludecode.core.errors import InvalidModel, InvalidRequest
 from halludecode.core.prompt import digest
+from halludecode.models.checkpoints import complete_processor, load_config
 from halludecode.testbed.assets import MODELS as TESTBED
 from halludecode.testbed.assets import model_path
+
+BITS = ("load_in_4bit", "load_in_8bit")
+OF_VLLM = frozenset(
+    {
+        *("max_model_len", "gpu_memory_utilization", "kv_cache_memory_bytes", "max_num_seqs"),
+        *("max_num_batched_tokens", "tensor_parallel_size", "pipeline_parallel_size"),
+        *("data_parallel_size", "enforce_eager", "limit_mm_per_prompt", "enable_prefix_caching"),
+        *("mm_processor_kwargs", "media_io_kwargs", "quantization", "swap_space"),
+        *("kv_cache_dtype", "load_format", "tokenizer_mode", "hf_overrides", "block_size"),
+    }
+)
 
 
 def load_model(
@@ -39,13 +51,18 @@ def load_model(
         **more: Passed on to `from_pretrained` (quantization_config, ...).
 
     Raises:
-        InvalidModel: Not found, not an image-text model, or without a processor.
+        InvalidModel: Not found, not an image-text model, of no known family, or without a
+            processor; a package is missing, or an option is not known.
+        InvalidRequest: An option of another engine.
     """
     from transformers import AutoModelForImageTextToText
 
+    _check_options(more)
     source = model_source(model_id)
     shared = {"revision": revision, "trust_remote_code": trust_remote_code}
+    config = load_config(model_id, source, **shared)  # a family unknown is told before weights come
     processor = load_processor(model_id, source, **shared)
+    complete_processor(processor, config)
     where = _device(device)
     chosen = dtype or ("float32" if where == "cpu" and device_map is None else "auto")
     known = not isinstance(chosen, str) or isinstance(getattr(torch, chosen, None), torch.dtype)
@@ -56,7 +73,9 @@ def load_model(
             model = AutoModelForImageTextToText.from_pretrained(
                 source, dtype=chosen, device_map=device_map, **shared, **more
             )
-    except (OSError, ValueError, KeyError) as error:
+    except (MemoryError, torch.OutOfMemoryError):
+        raise
+    except Exception as error:  # of files, packages, options: transformers has all kinds
         raise InvalidModel(_why(model_id, "model", error)) from error
     if device_map is None and not getattr(model, "hf_quantizer", None):
         model = model.to(where)
@@ -104,6 +123,11 @@ def model_source(model_id: str) -> str:
     looks_local = model_id.startswith((".", "/", "~")) or model_id.count("/") > 1
     path = Path(model_id).expanduser()
     if path.is_dir():
+        if (path / "adapter_config.json").is_file() and not (path / "config.json").is_file():
+            raise InvalidModel(
+                f"{model_id}: an adapter of PEFT without its model; load it with "
+                "PeftModel.from_pretrained(model, folder) and give that model and its processor."
+            )
         if not (path / "config.json").is_file():
             raise InvalidModel(f"{model_id}: the folder has no config.json, so it is not a model.")
         return str(path)
@@ -164,7 +188,7 @@ def load_processor(model_id: str, source: str, **shared: Any) -> Any:
 
     try:
         processor = AutoProcessor.from_pretrained(source, **shared)
-    except (OSError, ValueError, KeyError) as error:
+    except Exception as error:
         raise InvalidModel(_why(model_id, "processor", error)) from error
     if not hasattr(processor, "tokenizer") or not hasattr(processor, "image_processor"):
         raise InvalidModel(
@@ -174,6 +198,34 @@ def load_processor(model_id: str, source: str, **shared: Any) -> Any:
     return processor
 
 
+def _check_options(given: Mapping[str, Any]) -> None:
+    """Refuse options that transformers would take for the model's own and stumble over."""
+    for name in given:
+        if name in BITS:
+            raise InvalidRequest(
+                f"{name}= is no option of transformers any more; give quantization_config="
+                f"transformers.BitsAndBytesConfig({name}=True), which needs bitsandbytes."
+            )
+        if name in OF_VLLM:
+            raise InvalidRequest(
+                f"{name}= is an option of engine='vllm', not of engine='hf'; leave it out, or load "
+                "with engine='vllm'."
+            )
+
+
+def _cure(error: Exception) -> str:
+    """What to do about an error of transformers that has a known cure; "" for others."""
+    text = str(error)
+    taken = re.search(r"unexpected keyword argument '(\w+)'", text)
+    if taken:
+        return f"Neither hd.load nor the model takes {taken[1]}=; leave it out."
+    if re.search(r"flash.?att", text, re.I):
+        return "Leave attn_implementation out (PyTorch's own is used), or install flash-attn."
+    if "bitsandbytes" in text:
+        return "Install bitsandbytes, and use a GPU, or leave the quantization out."
+    return "Install the package that it names." if isinstance(error, ImportError) else ""
+
+
 def _why(model_id: str, what: str, error: Exception) -> str:
     first = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
     hint = "Give a hub id, a folder saved with save_pretrained, or 'testbed'."
@@ -181,4 +233,4 @@ def _why(model_id: str, what: str, error: Exception) -> str:
         hint = "A vision-language model needs its processor files beside the weights. " + hint
     if what == "model":
         hint = "It must be an image-text-to-text model. " + hint
-    return f"{model_id}: the {what} cannot be loaded ({first[:300]}). {hint}"
+    return f"{model_id}: the {what} cannot be loaded ({first[:300]}). {_cure(error) or hint}"

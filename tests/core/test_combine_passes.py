@@ -36,7 +36,7 @@ def combined(name: str, main: torch.Tensor) -> list[str]:
     rows = {"main": main, ROWS[name][0]: torch.randn(2, V)}
     step = Step(rows, torch.ones(2, 1, dtype=torch.int64))
     with Made() as made:
-        hd_step.combine([(get(name), step)], main)
+        hd_step.combine([(get(name), step)], main).check()
     return made.names
 
 

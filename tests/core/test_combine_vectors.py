@@ -33,7 +33,7 @@ def combined(parts, main: torch.Tensor, t: int = 1, *, masking: bool = True) -> 
         (s, Step({"main": main, **rows}, torch.full((len(main), 1), t), masking=masking))
         for s, rows in parts
     ]
-    return hd_step.combine(steps, main)
+    return hd_step.combine(steps, main).check()
 
 
 def check(scores: torch.Tensor, expected: dict) -> None:

@@ -62,10 +62,10 @@ def test_where_main_decides_no_other_row_changes_the_token(seed, spec, sharp, ba
 
     alone = steps_of(plan, main, lambda: main, rng)
     sure = decided(alone, main)
-    by_main = combine([(part.strategy, step) for part, step in alone], main)
+    by_main = combine([(p.strategy, step) for p, step in alone], main).scores
     for _ in range(3):
         shown = steps_of(plan, main, others, rng)
-        scores = combine([(part.strategy, step) for part, step in shown], main)
+        scores = combine([(p.strategy, step) for p, step in shown], main).scores
         for how in (Sampling(), Sampling(temperature=1.3, top_p=0.8, top_k=3, seed=seed)):
             sampler = Sampler(how, range(REQUESTS), [])
             assert (sampler.draw(scores, 2) == sampler.draw(by_main, 2))[sure].all()

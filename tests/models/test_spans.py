@@ -41,7 +41,9 @@ def plain(engine, family: str, question: str, pictures: list[Image.Image]) -> li
     if family == "instructblip" and not pictures:  # the whole insists on a picture
         inputs, model = processor.tokenizer(text, return_tensors="pt"), model.language_model
     else:
-        inputs = processor(text=text, images=pictures or None, return_tensors="pt")
+        # A chat's pictures are one list: LLaVA-OneVision reads several otherwise than one.
+        nested = [pictures] if len(pictures) > 1 else pictures
+        inputs = processor(text=text, images=nested or None, return_tensors="pt")
     out = model.generate(**inputs, **PLAIN)
     if hasattr(getattr(model, "model", None), "rope_deltas"):
         model.model.rope_deltas = None

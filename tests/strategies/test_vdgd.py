@@ -32,7 +32,7 @@ FEW = hd.Sampling(max_new_tokens=4, min_new_tokens=4, logprobs=1)
 def scores_of(strategy, main, support, end=-1, *, masking=True):
     state = {"evidence": support, "end": torch.full((len(main),), end)}
     made = Step({"main": main}, torch.ones(len(main), 1), state, masking=masking)
-    return hd_step.combine([(strategy, made)], main)
+    return hd_step.combine([(strategy, made)], main).check()
 
 
 def close(made, wanted):

@@ -60,7 +60,7 @@ class AppliedForward:
     Attributes:
         begun: Prompts read, all declared hooks called.
         grown: Forwards of one token each.
-        passed: Forwards of engines, which are no concern of the block.
+        called: Forwards of any kind, those of engines included.
     """
 
     def __init__(self, model: Any, family: ModelFamily, plan: Plan) -> None:
@@ -68,7 +68,7 @@ class AppliedForward:
         self._model, self._family, self._forward = model, family, model.forward
         self._answers: WeakKeyDictionary[Cache, AppliedAnswer] = WeakKeyDictionary()
         self._uncached: Tensor | None = None  # ids of the last forward that left no cache
-        self.begun = self.grown = self.passed = 0
+        self.begun = self.grown = self.called = 0
         functools.update_wrapper(self, self._forward)
 
     @property
@@ -83,8 +83,8 @@ class AppliedForward:
             UnsupportedStrategy: It is neither a prompt nor the next token of a known answer.
             HookNeverFired: A declared hook was not called.
         """
+        self.called += 1
         if running():  # an engine's forward
-            self.passed += 1
             return self._forward(*args, **kwargs)
         if torch.compiler.is_compiling():
             raise self._refusal("a model cannot be compiled within the block")
@@ -211,8 +211,6 @@ class AppliedForward:
     def _combine(self, answer: AppliedAnswer, logits: Tensor) -> Tensor:
         """Logits [B, 1, V]."""
         combining = [part for part in self.plan.parts if part.combines]
-        if not combining:
-            return logits
         main = logits[:, -1].float()
         t = torch.full((len(main), 1), answer.written + 1, device=main.device)
         parts: list[Any] = []
@@ -227,8 +225,10 @@ class AppliedForward:
                 owner=part.strategy.name,
             )
             parts.append((part.strategy, step))
-        sees = (answer.kind == IMAGE).any(-1, keepdim=True)  # no picture, no strategy
-        return hd_step.combine(parts, main).where(sees, main)[:, None].to(logits.dtype)
+        pictured = (answer.kind == IMAGE).any(-1)
+        acting = [part.strategy.name for part in self.plan.parts]
+        combined = hd_step.combine(parts, main, pictured, acting).check()
+        return combined[:, None].to(logits.dtype) if combining else logits
 
     def _decode(self, x: Tensor, norm: bool) -> Tensor:
         return decode(self._model, self._family, x, norm=norm)

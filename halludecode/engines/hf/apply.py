@@ -86,7 +86,7 @@ def applied(model: Any, processor: Any, strategy: Spec) -> Iterator[Plan]:
             _enter(stack, inner, forward, watch)
         stack.callback(watch.wait)
         yield plan
-    if not (watch.calls or forward.begun or forward.passed):
+    if not (watch.calls or forward.called):
         warnings.warn(
             f"hd.applied({plan.canonical}): the model did not run within the block; call generate "
             "of the model that the block was opened on.",

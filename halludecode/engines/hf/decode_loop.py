@@ -254,13 +254,20 @@ class DecodeLoop:
             if part.combines
         ]
 
-    def _combined(self, steps: Sequence[tuple[TracedStrategy, Step]], logits: Tensor) -> Tensor:
+    def _combined(
+        self,
+        steps: Sequence[tuple[TracedStrategy, Step]],
+        logits: Tensor,
+        *,
+        checked: bool = True,
+    ) -> Tensor:
         main = logits[: len(self._alive)]
-        combined = hd_step.combine([(part.strategy, shown) for part, shown in steps], main)
+        acting = [part.strategy.name for part in self.batch.plan.parts]
         sees = [bool(request.prompt.pictures) for request in self.batch.requests]
-        if steps and not all(sees):  # without an image every strategy is the identity
-            combined = combined.where(torch.tensor(sees, device=main.device)[:, None], main)
-        return combined
+        pictured = None if all(sees) else torch.tensor(sees, device=main.device)
+        pairs = [(part.strategy, shown) for part, shown in steps]
+        combined = hd_step.combine(pairs, main, pictured, acting)
+        return combined.check() if checked else combined.scores
 
     def _history(self, live: list[AnswerState]) -> list[Tensor]:
         return [
@@ -302,7 +309,7 @@ class DecodeLoop:
     ) -> None:
         """Unmasked scores of the first token; the main row's own where it decides the token."""
         steps = self._steps(found, logits, 0, masking=False)
-        scores = self._combined(steps, logits)
+        scores = self._combined(steps, logits, checked=False)
         if unprobed(self.batch.plan).can_wait:
             sees = torch.tensor([bool(r.prompt.pictures) for r in self.batch.requests])
             alone = self._decided(steps, logits) & sees

@@ -47,6 +47,8 @@ from halludecode.engines.hf.model import HFModel
 from halludecode.engines.inputs.processor import LRU
 from halludecode.engines.inputs.rows import PreparedRequest, Row, with_embeds
 from halludecode.engines.outputs import effect_of
+from halludecode.models.checkpoints import complete_processor
+from halludecode.models.families import family_of
 from halludecode.models.info import end_tokens
 from halludecode.models.loading import inner_model, load_model, model_digest
 
@@ -103,6 +105,8 @@ class HFEngine(LocalEngine):
                     "A model given as an object needs its processor: hd.load(model, processor=...)."
                 )
             inner = inner_model(model)
+            family_of(inner.config)
+            complete_processor(processor, inner.config)
             model_id = getattr(inner.config, "_name_or_path", "") or type(inner).__name__
             self.model = model
         if batch_size is not None and batch_size < 1:

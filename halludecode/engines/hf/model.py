@@ -145,6 +145,12 @@ class HFModel:
             base = fresh.get(image.pixel_key)
             if base is None:
                 base = _need(self._features.get(image.pixel_key), image)
+            if len(base) != image.processed.count:
+                raise InvalidModel(
+                    f"The processor writes {image.processed.count} tokens for a picture of which "
+                    f"this model makes {len(base)}; the processor's config does not belong to the "
+                    "model's."
+                )
             if image.features is not None:
                 edit, edited, index, state = image.features
                 base = edit(base.float(), edited=edited, index=index, state=state).to(base.dtype)

@@ -40,7 +40,7 @@ from halludecode.engines.explain import (
 from halludecode.engines.inputs.rows import PreparedRequest, Row
 from halludecode.engines.outputs import settled
 from halludecode.engines.vllm.frontend.activations import ActivationPasses
-from halludecode.engines.vllm.frontend.capacity import check_plan
+from halludecode.engines.vllm.frontend.capacity import check_known, check_plan
 from halludecode.engines.vllm.frontend.loading import Loaded, load_engine
 from halludecode.engines.vllm.frontend.output_reader import OutputReader, PartialAnswer
 from halludecode.engines.vllm.frontend.pending import (
@@ -272,6 +272,7 @@ class VLLMEngine(LocalEngine):
     # What `LocalEngine` asks ----------------------------------------------------------------------
     def _check_plan(self, plan: Plan) -> None:
         check_plan(plan, self.loaded.vllm_config)
+        check_known(plan, self.loaded.call_workers)
 
     def _written(
         self, request: Request, plan: Plan, sampling: Sampling

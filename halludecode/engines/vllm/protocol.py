@@ -18,6 +18,7 @@ from halludecode.core.errors import HalluDecodeError
 
 # Methods of a worker. The prefix keeps them apart from vLLM's own methods of the same object.
 SET_MODEL_INFO = "hd_set_model_info"  # (numbers of the model)
+FIND_STRATEGIES = "hd_find_strategies"  # (names) -> those that the worker does not know
 SET_ARTIFACT = "hd_set_artifact"  # (a strategy's canonical text, its packed tensors or None)
 PREPARE_STATE = "hd_prepare_state"  # (request, plan, what its passes kept, entries wanted back)
 READ_ACTIVATIONS = "hd_read_activations"  # (pass, what the front end knows of it)

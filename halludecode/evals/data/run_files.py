@@ -20,12 +20,33 @@ LINE_FACTS = frozenset({"id", "task", "data", "split", "strategy", "prompt", "im
 LINE_FACTS |= {"answer", "parsed", "score", "label", "objects", "margin", "tokens", "ms", "effect"}
 LINE_FACTS |= {"finish", "warnings", "group", "group_size"}
 
+SAMPLES = "samples.jsonl"
+OF_ANSWER: Mapping[str, type | tuple[type, ...]] = {
+    "answer": str,
+    "data_hash": str,
+    "tokens": int,
+    "ms": (int, float),
+}
+
 Key = tuple[str, str, str | None, str, int | str]
 
 
 def key_of(line: Mapping[str, Any]) -> Key:
     """The key of a line of ``samples.jsonl`` or ``errors.jsonl``."""
     return (line["task"], line["data"], line["split"], line["strategy"], line["id"])
+
+
+def _check_answer(line: Mapping[str, Any]) -> None:
+    """Raises KeyError or TypeError where what every answer has is not there."""
+    for name, kind in OF_ANSWER.items():
+        if not isinstance(line[name], kind):
+            raise TypeError(f"{name} is {line[name]!r}")
+
+
+def _lacking(error: Exception) -> str:
+    if isinstance(error, KeyError):
+        return f"it lacks {error.args[0]!r}"
+    return "no JSON object" if isinstance(error, ValueError) else str(error)
 
 
 def read_lines(path: Path, repair: bool = False) -> list[dict[str, Any]]:
@@ -51,10 +72,12 @@ def read_lines(path: Path, repair: bool = False) -> list[dict[str, Any]]:
         try:
             line = json.loads(text)
             key_of(line)
-        except (ValueError, KeyError, TypeError):
+            if path.name == SAMPLES:
+                _check_answer(line)
+        except (ValueError, KeyError, TypeError) as error:
             raise InvalidData(
-                f"{path}:{number}: not a line this version wrote; restore the file or start over "
-                "with --fresh."
+                f"{path}:{number}: not a line this version wrote ({_lacking(error)}); restore the "
+                "file, delete the line, or start over with --fresh."
             ) from None
         lines.append(line)
     return lines

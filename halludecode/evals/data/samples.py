@@ -75,24 +75,25 @@ class EvalImage:
         return cls(name, bytes, name, "")
 
     def load(self) -> Image:
-        """Decodes the picture to RGB.
+        """Decodes the picture as every engine does, see `load_picture`.
 
         Raises:
-            InvalidRequest: The bytes are no picture Pillow can read.
+            InvalidRequest: Its file is gone, or the bytes are no picture.
         """
-        from PIL import Image, UnidentifiedImageError
+        from halludecode.engines.inputs.images import VIDEO, load_picture
 
-        from halludecode.engines.inputs.images import VIDEO, is_video
-
-        data = b""
         try:
             data = self.read()
-            with Image.open(io.BytesIO(data)) as opened:
-                return opened.convert("RGB")
-        except (UnidentifiedImageError, OSError, SyntaxError, ValueError) as error:
-            if is_video(data):
-                raise InvalidRequest(f"{self.where} {VIDEO}") from None
-            reason = "not a picture" if isinstance(error, UnidentifiedImageError) else str(error)
+        except OSError as error:
+            reason = error.strerror or error
+            raise InvalidRequest(f"{self.where}: the picture cannot be read ({reason}).") from None
+        try:
+            return load_picture(data, self.where).image
+        except InvalidRequest as error:
+            said = str(error)
+            if said.endswith(VIDEO):
+                raise
+            reason = "not a picture" if "not a readable picture" in said else said.rstrip(".")
             raise InvalidRequest(
                 f"{self.where}: the picture cannot be decoded ({reason})."
             ) from None

@@ -13,6 +13,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from halludecode.core.errors import InvalidRequest
+from halludecode.engines.inputs.images import load_picture
 from halludecode.evals.benchmarks.base import Mention
 from halludecode.evals.benchmarks.registry import benchmark_named
 from halludecode.evals.results.build import BASELINE, Answers
@@ -93,9 +95,8 @@ def data_uri(encoded: bytes, size: int = SIZE, quality: int = 88) -> str | None:
     from PIL import Image
 
     try:
-        with Image.open(io.BytesIO(encoded)) as opened:
-            picture = opened.convert("RGB")
-    except (OSError, SyntaxError, ValueError):
+        picture = load_picture(encoded).image  # as the model saw it
+    except InvalidRequest:
         return None
     scale = min(1.0, size / max(picture.size))
     width, height = (max(1, round(side * scale)) for side in picture.size)

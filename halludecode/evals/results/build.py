@@ -44,6 +44,7 @@ class Report:
         failed: Samples that this call asked about and that have no answer, over all strategies.
         left_out: Samples that have one and are not scored, as others of their group have none.
         told: Sentences on how answers are read here.
+        gone: Pictures that the report would show and that are not there any more.
     """
 
     results: dict[str, Any] = field(repr=False)
@@ -52,6 +53,7 @@ class Report:
     failed: int = 0
     left_out: int = 0
     told: tuple[str, ...] = ()
+    gone: tuple[str, ...] = ()
 
     def table(self) -> Group:
         """One small table per task and data source; see `terminal.results_tables`."""

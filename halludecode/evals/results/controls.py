@@ -105,7 +105,7 @@ def _fed(plan: Plan, logits: Tensor, t: int, *, masking: bool) -> Tensor | None:
         if part.combines
     ]
     try:
-        return combine(parts, logits)
+        return combine(parts, logits).scores
     except KeyError:
         return None
 

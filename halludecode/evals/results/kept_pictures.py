@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from halludecode.core.errors import HalluDecodeError
 from halludecode.evals.benchmarks.registry import benchmark_named
 from halludecode.evals.data.samples import EvalImage
 from halludecode.evals.results import chosen_samples
@@ -16,14 +17,15 @@ FOLDER = "pictures"
 
 def save_pictures(
     folder: Path, groups: Iterable[Answers], pictures: Mapping[tuple[str, Any], EvalImage]
-) -> None:
-    """Keeps the report's pictures beside the answers.
+) -> list[str]:
+    """Keeps the report's pictures beside the answers; returns where those are that are gone.
 
     Args:
         folder: The run folder.
         groups: All answers of the run.
         pictures: Pictures by (source, anything that tells them apart); those of any task.
     """
+    gone: list[str] = []
     by_name = {(data, picture.name): picture for (data, _), picture in pictures.items()}
     by_source: dict[str, list[Answers]] = {}
     for group in groups:
@@ -37,8 +39,14 @@ def save_pictures(
         for image in dict.fromkeys(images):
             path = picture_path(folder, data, image)
             if (data, image) in by_name:
+                try:
+                    encoded = by_name[data, image].read()
+                except (OSError, HalluDecodeError):
+                    gone.append(by_name[data, image].where)
+                    continue
                 path.parent.mkdir(parents=True, exist_ok=True)
-                path.write_bytes(by_name[data, image].read())
+                path.write_bytes(encoded)
+    return gone
 
 
 def has_gallery(group: Answers) -> bool:

@@ -24,7 +24,7 @@ from halludecode.evals.results import controls as hd_controls
 from halludecode.evals.results.build import MEAN, Report, arrange, build_results
 from halludecode.evals.results.kept_pictures import save_pictures
 from halludecode.evals.runner.batching import BATCH, Setup, answer_all
-from halludecode.evals.runner.run_folder import RunStore
+from halludecode.evals.runner.run_folder import RunStore, writing
 from halludecode.evals.runner.run_record import check_data, recipe
 from halludecode.testbed.assets import MODELS
 
@@ -67,9 +67,9 @@ def run_eval(
         failed = sum(entry["failed"] for entry in single)
         left_out = sum(entry.get("left_out", 0) for entry in single)
         results = store.write_results(results)
-        _keep_pictures(store, setup, names)
+        gone = _keep_pictures(store, setup, names)
         told = tuple(way for benchmark in setup.benchmarks.values() for way in benchmark.ways())
-        return Report(results, Path(output), store.run, failed, left_out, told)
+        return Report(results, Path(output), store.run, failed, left_out, told, tuple(gone))
 
 
 def evaluate(
@@ -265,10 +265,11 @@ def _check_arguments(strategies: Sequence[Any], **counts: int | None) -> None:
             raise InvalidParameter(f"{name}={value!r}: {name} must be a whole number, at least 1.")
 
 
-def _keep_pictures(store: RunStore, setup: Setup, strategies: Sequence[str]) -> None:
-    """Copies the pictures that the report shows into the run folder."""
+def _keep_pictures(store: RunStore, setup: Setup, strategies: Sequence[str]) -> list[str]:
+    """Copies the pictures that the report shows into the run folder; returns what is gone."""
     keys = [(*u.key, name, s.id) for name in strategies for u in setup.units for s in u.samples]
     groups = arrange((store.done[key] for key in keys if key in store.done), store.run)
     asked = [(u.data, s.picture) for u in setup.units for s in u.samples]
     pictures = {(data, p.name): p for data, p in asked if p.digest}
-    save_pictures(store.path, groups.values(), pictures)
+    with writing(store.path):
+        return save_pictures(store.path, groups.values(), pictures)

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import json
 import os
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -56,7 +57,7 @@ class RunStore:
             raise InvalidData(f"{path}: cannot be made a run folder ({error.strerror}).") from None
         self._lock = _lock(self.path)
         try:
-            with _writing(self.path):
+            with writing(self.path):
                 if fresh:
                     for name in FILES:
                         (self.path / name).unlink(missing_ok=True)
@@ -105,12 +106,12 @@ class RunStore:
 
     def append(self, lines: Iterable[Mapping[str, Any]]) -> None:
         """Adds answers that are not there yet: whole lines, one write, flushed and synced."""
-        with _writing(self.path):
+        with writing(self.path):
             _append(self._samples, self.done, lines)
 
     def append_errors(self, lines: Iterable[Mapping[str, Any]]) -> None:
         """Adds failures that are not there yet."""
-        with _writing(self.path):
+        with writing(self.path):
             _append(self._errors, self.failures, lines)
 
     def write_results(self, results: Mapping[str, Any]) -> dict[str, Any]:
@@ -120,13 +121,22 @@ class RunStore:
             What was written.
         """
         file = self.path / "results.json"
-        old = read_json(file) if file.exists() else {}
+        try:
+            old = read_json(file) if file.exists() else {}
+        except InvalidData:  # cut short: answers are the record, and are scored whenever asked for
+            old = {}
+            if {key[:4] for key in self.done} - {_scored(entry) for entry in results["runs"]}:
+                warnings.warn(
+                    f"{file} was damaged and is made anew; results of tasks and strategies that "
+                    "this call did not ask for come back when they are asked for.",
+                    stacklevel=2,
+                )
         merged = dict(results)
         for part in ("runs", "differences"):
             renewed = {_named(entry) for entry in results[part]}
             kept = [entry for entry in old.get(part, []) if _named(entry) not in renewed]
             merged[part] = [*kept, *results[part]]
-        with _writing(self.path):
+        with writing(self.path):
             write_json(file, merged)
         return merged
 
@@ -145,7 +155,7 @@ class RunStore:
 
 
 @contextmanager
-def _writing(folder: Path) -> Iterator[None]:
+def writing(folder: Path) -> Iterator[None]:
     """Says in one sentence that a folder cannot be written to."""
     try:
         yield
@@ -154,6 +164,10 @@ def _writing(folder: Path) -> Iterator[None]:
             f"{error.filename or folder}: cannot be written ({error.strerror}); make room there or "
             "choose another output folder."
         ) from None
+
+
+def _scored(entry: Mapping[str, Any]) -> tuple[Any, ...]:
+    return tuple(entry.get(k) for k in ("task", "data", "split", "strategy"))
 
 
 def _named(entry: Mapping[str, Any]) -> tuple[Any, ...]:

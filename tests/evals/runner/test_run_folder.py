@@ -14,7 +14,8 @@ IDENTITY = {"model": "m", "seed": 0, "prompts": {"pope": "q"}, "sampling": {"pop
 
 
 def line(i, strategy="greedy", **more):
-    return {"id": i, "task": "pope", "data": "d", "split": "random", "strategy": strategy, **more}
+    head = {"id": i, "task": "pope", "data": "d", "split": "random", "strategy": strategy}
+    return {**head, "answer": "Yes", "data_hash": "0", "tokens": 1, "ms": 1.0, **more}
 
 
 def test_lines_come_back_by_key(tmp_path):

@@ -8,6 +8,7 @@ and they write the last words of what they log there.
 from __future__ import annotations
 
 import logging
+import multiprocessing
 import os
 import re
 import tempfile
@@ -15,9 +16,13 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from halludecode.core.errors import HalluDecodeError, InvalidModel
+from halludecode.core.errors import HalluDecodeError, InvalidModel, InvalidRequest
 
 VARIABLE = "HALLUDECODE_START_LOG"  # a file; processes of vLLM inherit its name
+GUARD = (
+    "vLLM's processes import the script that starts them, so it must not start vLLM when it is "
+    'imported; put what it does below a line: if __name__ == "__main__":'
+)
 _VALUE = re.compile(r"Value error, (.*?) \[type=", re.S)  # what pydantic wraps
 
 
@@ -30,6 +35,7 @@ def starting(model: str) -> Iterator[None]:
 
     Raises:
         InvalidModel: With the last line of vLLM's reason.
+        InvalidRequest: The script starts vLLM whenever it is imported.
     """
     with tempfile.NamedTemporaryFile("r", prefix="halludecode-", encoding="utf-8") as words:
         before = os.environ.get(VARIABLE)
@@ -40,6 +46,8 @@ def starting(model: str) -> Iterator[None]:
             raise
         except Exception as error:
             why = next(iter(words.read().splitlines()), "") or last_words(error)
+            if why == GUARD:
+                raise InvalidRequest(f"{model}: {GUARD}") from None
             raise InvalidModel(
                 f"{model}: vLLM cannot start ({why}). Change the option or the model that it "
                 "names, or use engine='hf'."
@@ -48,6 +56,22 @@ def starting(model: str) -> Iterator[None]:
             os.environ.pop(VARIABLE)
             if before is not None:
                 os.environ[VARIABLE] = before
+
+
+def check_guarded() -> None:
+    """Told in a process that vLLM starts: it imports the user's script, which starts vLLM again.
+
+    Raises:
+        SystemExit: Quietly, where the process that waits can be told.
+        InvalidRequest: Where there is none of ours.
+    """
+    if not getattr(multiprocessing.current_process(), "_inheriting", False):
+        return
+    path = Path(os.environ.get(VARIABLE, ""))
+    if not path.is_file():
+        raise InvalidRequest(GUARD)
+    path.write_text(GUARD + "\n", encoding="utf-8")
+    raise SystemExit(1)
 
 
 def last_words(error: BaseException) -> str:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from halludecode.core.errors import InvalidRequest, UnsupportedStrategy
 from halludecode.core.needs import quoted
 from halludecode.core.plan import Plan
 from halludecode.core.tracing import TracedStrategy
+from halludecode.engines.vllm.protocol import FIND_STRATEGIES
 
 if TYPE_CHECKING:
     from halludecode.engines.inputs.rows import Row
@@ -30,6 +31,24 @@ ATTENTION = frozenset(
 )
 INSIDE = ATTENTION | {"steer", "early", "activations", "key"}  # needs served between vLLM's kernels
 TOWER = frozenset({"vision"})
+
+
+def check_known(plan: Plan, call_workers: Callable[..., list[Any]]) -> None:
+    """Refuse a strategy that vLLM's processes would not find, and end over.
+
+    Raises:
+        UnsupportedStrategy: The sentence says where to define it.
+    """
+    strategies = [part.strategy for part in plan.parts]
+    names = [s.name for s in strategies if not type(s).__module__.startswith("halludecode.")]
+    found = call_workers(FIND_STRATEGIES, names) if names else []
+    unknown = next((each for each in found if each), None)
+    if unknown:
+        raise UnsupportedStrategy(
+            f"Strategy {unknown[0]!r} is not known in vLLM's processes, which import the script "
+            "anew: define it at the top level of the script or of a module that it imports, not "
+            "in a function or a notebook, or use engine='hf'."
+        )
 
 
 def check_plan(plan: Plan, config: Any) -> None:

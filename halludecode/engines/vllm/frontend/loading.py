@@ -12,9 +12,10 @@ from halludecode.core.errors import InvalidModel, InvalidRequest, MissingExtra
 from halludecode.core.model_info import ModelInfo
 from halludecode.engines.vllm.compat import vllm_api
 from halludecode.engines.vllm.compat.checkpoints import weights_digest
-from halludecode.engines.vllm.compat.startup_errors import starting
+from halludecode.engines.vllm.compat.startup_errors import check_guarded, starting
 from halludecode.engines.vllm.frontend.output_router import OutputRouter
 from halludecode.engines.vllm.protocol import SET_MODEL_INFO
+from halludecode.models.checkpoints import complete_processor, load_config
 from halludecode.models.families import ModelFamily, family_of
 from halludecode.models.info import end_tokens, model_info
 from halludecode.models.loading import load_processor, model_source
@@ -109,13 +110,15 @@ def load_engine(
         MissingExtra: vLLM is missing or of another version.
         InvalidRequest: An option vLLM does not know, or a value it refuses.
     """
+    check_guarded()
     if not isinstance(model, str):
         raise InvalidModel("Engine 'vllm' loads a model by its id or path, not as an object.")
     _import_vllm()
     source = model_source(model)
     shared = {k: options[k] for k in ("revision", "trust_remote_code") if k in options}
-    processor = load_processor(model, source, **shared)
     config, generation = _configs(model, source, shared)
+    processor = load_processor(model, source, **shared)
+    complete_processor(processor, config)
     layout = family_of(config)
     _check_served(config)
     engine = (start or _start)(model, source, options)
@@ -148,13 +151,9 @@ def vllm_version() -> str:
 
 
 def _configs(model: str, source: str, shared: Mapping[str, Any]) -> tuple[Any, Any]:
-    from transformers import AutoConfig, GenerationConfig
+    from transformers import GenerationConfig
 
-    try:
-        config = AutoConfig.from_pretrained(source, **shared)
-    except (OSError, ValueError, KeyError) as error:
-        first = str(error).strip().splitlines()[0]
-        raise InvalidModel(f"{model}: the config cannot be loaded ({first[:300]}).") from None
+    config = load_config(model, source, **shared)
     try:
         return config, GenerationConfig.from_pretrained(source)
     except OSError:

@@ -269,12 +269,19 @@ class GroupSampler(Sampler):
         *,
         masking: bool,
     ) -> Tensor:
-        """One composition of all parts, or main where there is none or no picture."""
+        """One composition of all parts, or main where there is none or no picture.
+
+        Broken scores void the answers of their groups alone; on a GPU that is read at their end.
+        """
         if plan is None:
             return main
         steps = self._steps(plan, groups, logits, masking=masking)
-        combined = hd_step.combine([(part.strategy, step) for part, step in steps], main)
-        return combined.where(_pictured(groups, main)[:, None], main)
+        acting = [part.strategy.name for part in plan.parts]
+        pairs = [(part.strategy, step) for part, step in steps]
+        combined = hd_step.combine(pairs, main, _pictured(groups, main), acting)
+        for r, rows in enumerate(groups if masking else ()):
+            self.state.record(rows["main"].metadata.group).note_broken(combined, r)
+        return combined.scores
 
     def _decided(
         self, plan: Plan | None, groups: Sequence[Rows], logits: Tensor, main: Tensor

@@ -14,6 +14,7 @@ from halludecode.core.errors import HalluDecodeError
 from halludecode.core.model_info import ModelInfo, VisionInfo
 from halludecode.core.plan import Plan, compile_plan
 from halludecode.core.state import State
+from halludecode.core.step import Combined
 from halludecode.engines.explain import parts_of
 from halludecode.engines.inputs.processor import LRU
 from halludecode.engines.token_rules import TokenRules
@@ -45,6 +46,8 @@ class GroupRecord:
         token_masks: (row, part, layer, name) -> bool [tokens], judged so far.
         first_token: (part, layer, name) -> what `Attention.at_first_token` keeps.
         fired: (hook, part, layer) seen so far.
+        broken: Names, and whose scores were broken, bool [names, requests], and the request's place
+            there; of each token whose scores are on a GPU.
         rules: The request's own, read once; ``added`` is what they add to logits at every step,
             where that never changes.
     """
@@ -59,6 +62,7 @@ class GroupRecord:
     token_masks: dict[tuple[str, int, int, str], Tensor] = field(default_factory=dict)
     first_token: dict[tuple[int, int, str], Any] = field(default_factory=dict)
     fired: set[tuple[str, int, int]] = field(default_factory=set)
+    broken: list[tuple[tuple[str, ...], Tensor, int]] = field(default_factory=list)
     rules: TokenRules | None = None
     added: Tensor | None = None
 
@@ -69,6 +73,24 @@ class GroupRecord:
             ours = isinstance(error, HalluDecodeError)
             self.kind = type(error).__name__ if ours else ""
             self.error = str(error) if ours else f"{where} failed in vLLM's worker: {error!r}."
+
+    def note_broken(self, combined: Combined, request: int) -> None:
+        """Void the answer where its scores cannot be drawn from; on a GPU, at its end."""
+        if combined.broken is None:
+            return
+        if combined.broken.device.type != "cpu":
+            self.broken.append((combined.names, combined.broken, request))
+        elif error := combined.error(request):
+            self.fail(error, combined.names[0])
+
+    def _read_broken(self) -> None:
+        if not self.broken:
+            return
+        at = [flags[:, request].any() for _, flags, request in self.broken]
+        found = torch.stack(at).tolist()
+        for broken, (names, flags, request) in zip(found, self.broken, strict=True):
+            if broken and (error := Combined(flags, flags, names).error(request)):
+                self.fail(error, names[0])
 
     def added_by(self, metadata: RowMetadata, like: Tensor, written: Sequence[int]) -> Tensor:
         """What the request's rules add to a row's logits [V]; float32, on their device."""
@@ -83,6 +105,7 @@ class GroupRecord:
 
     def report(self) -> GroupReport:
         """What the front end reads; waits for the device."""
+        self._read_broken()
         differs = None
         if self.differs is not None:
             flags = _fetch([flag for _, flag in self.differs])

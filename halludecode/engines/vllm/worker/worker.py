@@ -13,6 +13,7 @@ from typing import Any
 from torch import Tensor
 
 from halludecode.core.errors import HalluDecodeError
+from halludecode.core.registry import STRATEGIES
 from halludecode.engines.vllm.compat import checkpoints, startup_errors
 from halludecode.engines.vllm.protocol import GroupReport, pack, unpack
 from halludecode.engines.vllm.worker import hooks, image_features
@@ -173,6 +174,16 @@ class WorkerMixin:
     def hd_set_model_info(self, numbers: dict[str, Any]) -> None:
         """See `WorkerState.set_model_info`."""
         self.model_runner.hd_state.set_model_info(numbers)
+
+    def hd_find_strategies(self, names: list[str]) -> list[str]:
+        """Names of strategies that are not known in this process."""
+        unknown: list[str] = []
+        for name in names:
+            try:
+                STRATEGIES.get(name)
+            except HalluDecodeError:
+                unknown.append(name)
+        return unknown
 
     def hd_set_artifact(self, text: str, tensors: Any) -> None:
         """See `WorkerState.set_artifact`."""
