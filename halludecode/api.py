@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from functools import lru_cache
+from os import PathLike, fspath
 from typing import Any
 
 from halludecode.core.errors import InvalidRequest
@@ -32,6 +33,8 @@ def load(model: Any, engine: str = "hf", **engine_args: Any) -> Engine:
         MissingExtra: vLLM, or for "server" OpenAI's client, is not installed.
         InvalidRequest: There is no engine of that name.
     """
+    if isinstance(model, PathLike):
+        model = fspath(model)
     if engine == "vllm":
         from halludecode.engines.vllm.engine import VLLMEngine
 

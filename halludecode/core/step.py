@@ -208,9 +208,10 @@ def combine(
     if not parts and not acting:
         return Combined(main)
     by_part = [_checked(strategy.name, strategy.combine(step), main) for strategy, step in parts]
+    if by_part and not hd_math.unbanned(main):  # what is banned stays so, whatever is said of it
+        banned = main == hd_math.NEG_INF
+        by_part = [scores.masked_fill(banned, hd_math.NEG_INF) for scores in by_part]
     scores = hd_math.compose(main, by_part)
-    if by_part and not hd_math.unbanned(main):
-        scores = scores.masked_fill(main == hd_math.NEG_INF, hd_math.NEG_INF)
     whole = "+".join(acting) or "+".join(strategy.name for strategy, _ in parts)
     judged = [main, *by_part, *([scores] if len(by_part) > 1 else [])]
     names = (whole, *(strategy.name for strategy, _ in parts), whole)[: len(judged)]

@@ -544,3 +544,20 @@ def test_dry_run_predicts_without_writing(tmp_path, source, monkeypatch):
     assert told["vcd"]["rows"] == ["main"]
     assert told["total_seconds"] >= 0
     assert "16 requests for 20 samples" in str(told["vcd"])
+
+
+def test_a_picture_deleted_meanwhile_costs_the_report_alone(tmp_path, source, monkeypatch):
+    from halludecode.evals.runner import run as runner
+
+    original = runner.answer_all
+
+    def then_deleted(*args):
+        original(*args)
+        for path in source.rglob("*"):
+            if path.suffix in (".png", ".jpg"):
+                path.unlink()
+
+    monkeypatch.setattr(runner, "answer_all", then_deleted)
+    report = run(tmp_path / "run", source)
+    assert report.gone and not report.failed
+    assert json.loads((tmp_path / "run" / "results.json").read_text()) == report.results

@@ -215,3 +215,43 @@ def test_what_cannot_be_written_is_one_sentence(tmp_path, monkeypatch):
         monkeypatch.setattr(os, "fsync", full)
         with pytest.raises(InvalidData, match=r"other: cannot be written \(No space left on devic"):
             store.append([line(1)])
+
+
+@pytest.mark.parametrize(
+    ("changed", "why"),
+    [
+        ({"answer": None}, "answer is None"),
+        ({"answer": ...}, "it lacks 'answer'"),
+        ({"tokens": ...}, "it lacks 'tokens'"),
+        ({"ms": "7"}, "ms is '7'"),
+    ],
+    ids=str,
+)
+def test_a_line_without_what_every_answer_has_is_one_sentence(tmp_path, changed, why):
+    with RunStore(tmp_path, IDENTITY, {}) as store:
+        store.append([line(1)])
+    broken = {k: v for k, v in (line(2) | changed).items() if v is not ...}
+    with (tmp_path / "samples.jsonl").open("a") as file:
+        file.write(json.dumps(broken) + "\n")
+    with pytest.raises(InvalidData, match=rf"samples\.jsonl:2: .*{why}.*delete the line"):
+        RunStore(tmp_path, IDENTITY, {})
+
+
+def result(task="pope", strategy="greedy"):
+    head = {"task": task, "data": "d", "split": "random", "strategy": strategy}
+    return {"runs": [head | {"n": 1}], "differences": []}
+
+
+@pytest.mark.parametrize("damaged", ["", '{"runs": [{"ta', "[]", "\0\0"])
+def test_damaged_results_are_made_anew(tmp_path, damaged):
+    with RunStore(tmp_path, IDENTITY, {}) as store:
+        store.append([line(1)])
+        store.write_results(result())
+        (tmp_path / "results.json").write_text(damaged)
+    with RunStore(tmp_path, IDENTITY, {}) as store:
+        assert store.write_results(result()) == result()
+        assert json.loads((tmp_path / "results.json").read_text()) == result()
+        store.append([line(1, "vcd")])
+        (tmp_path / "results.json").write_text(damaged)
+        with pytest.warns(UserWarning, match="did not ask for come back when they are asked for"):
+            store.write_results(result())
