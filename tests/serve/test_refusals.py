@@ -115,7 +115,7 @@ BAD = {
     "sound": (
         {"parts": [{"type": "audio_url", "audio_url": {"url": "data:audio/wav;base64,AA"}}]},
         400,
-        "a part must be text or image_url, not 'audio_url'",
+        "a part must be text, image_url or input_image, not 'audio_url'",
     ),
     "role": ({"messages": [BOT, *ask("And this?", picture_url())]}, 400, "role 'bot' must be"),
     "no tokens": ({"max_tokens": 0}, 400, r"max_tokens=0: it must be in \[1, 512\]"),
