@@ -248,7 +248,7 @@ def page(rounds: int) -> str:
         lines.append(f"| {case.control} | {case.told} | {truth} | {plain:.1%} | {shown} |")
     parts = [
         "# Controls on data with a known truth",
-        "Made by `python benchmarks/controls.py`; do not edit.",
+        f"Made by `python benchmarks/controls.py --rounds {rounds}`; do not edit.",
         f"Share of {rounds} rounds of {PICTURES} pictures in which a difference is found: its 95 % "
         "interval leaves out zero (of repetition and unanswered answers: one side is called "
         "apart), with Wilson's interval. Where nothing but the trick differs, 5 % or less is right "

@@ -12,7 +12,15 @@ import typer
 from halludecode.cli import epilogs, options
 from halludecode.cli.answers import are_files, compared
 from halludecode.cli.config import merge
-from halludecode.cli.output import fail, json_document, memory_advice, note, show, two_columns
+from halludecode.cli.output import (
+    fail,
+    json_document,
+    memory_advice,
+    note,
+    show,
+    two_columns,
+    without_collector,
+)
 from halludecode.core.errors import InvalidParameter
 
 
@@ -248,7 +256,7 @@ def compare(
     files |= {"incomplete": incomplete, "image_ids": image_ids, "similarity": similarity}
     given = {name: value for name, value in files.items() if value is not None}
     if not seeds and (task is not None or are_files(runs)):
-        with json_document(json) as documents:
+        with json_document(json) as documents, without_collector():
             comparison = compared(runs, task, given)
             documents.append(comparison.to_dict() if json else None)
         for sentence in comparison.told:
@@ -263,7 +271,7 @@ def compare(
         from halludecode.evals.results.compare import compare_seeds as chosen
     else:
         from halludecode.evals.results.compare import compare_runs as chosen
-    with json_document(json) as documents:
+    with json_document(json) as documents, without_collector():
         comparison = chosen(runs)
         documents.append(comparison.to_dict() if json else None)
     if not json:

@@ -1,7 +1,9 @@
 """The demo: the embedded model under seven strategies, scored, compared and shown on one page.
 
-With a picture of the user's own it describes that one picture under every strategy instead; nothing
-is scored then, because what the picture shows is not known.
+It ends with what released answers of real models say of four published claims, where those answers
+are: in a checkout, whose benchmarks/published/ is no part of the installed package. With a picture
+of the user's own it describes that one picture under every strategy instead; nothing is scored
+then, because what the picture shows is not known.
 """
 
 from __future__ import annotations
@@ -23,6 +25,29 @@ from halludecode.evals.runner.run import run_eval
 STRATEGIES = ("greedy", "vcd", "m3id", "var", "vhr", "agla", "var+vcd")
 SOURCES = ("testbed-iid", "testbed-broken")
 SPLITS = ("random", "adversarial")
+RELEASED = Path(__file__).parents[2] / "benchmarks" / "published"
+# Claim, benchmark, metric, and the files of strategy and baseline.
+CLAIMS = (
+    ("OPERA against greedy, Shikra", "chair", "chair_s", "OPERA/chair/shikra_{opera,greedy}"),
+    (
+        "SHIELD against greedy, LLaVA-1.5",
+        "chair",
+        "chair_s",
+        "{SHIELD/chair/llava_shield,OPERA/chair/llava-1.5_greedy}",
+    ),
+    (
+        "PAINT at alpha 0.7 against 0.1, LLaVA-1.5",
+        "chair",
+        "chair_s",
+        "PAINT/chair/ratio_0.25_alpha_{0.7,0.1}_beta_0.3_cfg_1.1",
+    ),
+    (
+        "VCD against sampling, LLaVA-1.5",
+        "pope",
+        "accuracy",
+        "yeutong-VCD/pope/llava-1.5-7b_popular_{vcd,sample}",
+    ),
+)
 
 
 def run_demo(
@@ -72,8 +97,56 @@ def run_demo(
 
     render([output], "html", output / "report.html")
     if progress:
-        _print(report.table(), f"Report: {output / 'report.html'}")
+        _print(report.table(), f"Report: {output / 'report.html'}", *released())
     return report
+
+
+def released(folder: Path = RELEASED) -> list[Any]:
+    """Four published claims, held against released answers of real models; no model runs.
+
+    Args:
+        folder: Where the answers are.
+
+    Returns:
+        A table and a sentence, or a sentence alone where the answers are not here.
+    """
+    if not folder.is_dir():
+        return [
+            "Four published claims, held against released answers of real models, would stand "
+            "here: the answers are in the repository (benchmarks/published), not in the package."
+        ]
+    from rich import box
+    from rich.table import Table
+
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, title_justify="left", title_style="bold")
+    table.title = "Real models: published claims, from the answers their authors released"
+    for title in ("claim", "metric", "baseline, strategy", "difference [95 %]", "what is left"):
+        table.add_column(title, overflow="fold")
+    for claim in CLAIMS:
+        table.add_row(*_claim(folder, *claim))
+    return [table, f"All of them: {folder.parent / 'published_claims.md'}"]
+
+
+def _claim(folder: Path, words: str, task: str, metric: str, files: str) -> tuple[str, ...]:
+    """One row: what the answers give, and what their controls leave of it."""
+    from halludecode.evals.benchmarks.registry import benchmark_named
+    from halludecode.evals.results.build import arrange
+    from halludecode.evals.results.paired import differences
+    from halludecode.evals.results.sections import gap_text
+    from halludecode.evals.results.verdict import verdict
+    from halludecode.evals.runner.import_answers import judged
+
+    head, _, rest = files.partition("{")
+    names, _, tail = rest.partition("}")
+    pair = {name: folder / f"{head}{name}{tail}.jsonl.gz" for name in names.split(",")}
+    questions = folder / "truth" / "pope" / "coco_pope_popular.jsonl.gz"
+    made = judged(task, pair, annotations=questions if task == "pope" else None)
+    (group,) = arrange(made.lines, made.run).values()
+    strategy, baseline = pair
+    gap = differences(group, [strategy], baseline, run=made.run)[0]
+    shown, found = benchmark_named(task).metric(metric), gap["metrics"][metric]
+    values = (f"{found[side]['value'] * shown.scale:.1f}" for side in ("baseline", "strategy"))
+    return words, shown.words, ", ".join(values), gap_text(found, shown.scale), verdict(gap, metric)
 
 
 def _testbed() -> Any:

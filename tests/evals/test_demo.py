@@ -4,7 +4,7 @@ import re
 import pytest
 
 from halludecode.core.errors import InvalidData, InvalidRequest
-from halludecode.evals.demo import SOURCES, STRATEGIES, run_demo
+from halludecode.evals.demo import CLAIMS, SOURCES, STRATEGIES, released, run_demo
 from tests.support import eval_world as world
 
 
@@ -139,3 +139,16 @@ def test_unreadable_picture_is_named(tmp_path):
         run_demo(tmp_path / "out", tmp_path / "x.png", engine=world.FakeEngine("testbed"))
     with pytest.raises(InvalidData, match=r"gone\.png: the picture cannot be opened"):
         run_demo(tmp_path / "out", tmp_path / "gone.png", engine=world.FakeEngine("testbed"))
+
+
+def test_demo_ends_with_four_claims_about_real_models(tmp_path):
+    table, sentence = released()
+    claims, metrics, values, gaps, left = (list(column.cells) for column in table.columns)
+    assert len(claims) == len(CLAIMS) == 4
+    assert metrics == ["CHAIR_s", "CHAIR_s", "CHAIR_s", "accuracy"]
+    assert values == ["55.8, 36.0", "44.8, 37.0", "47.4, 18.0", "82.2, 83.3"]
+    assert gaps[3] == "+1.1* [+0.1, +2.1]"
+    assert "stands" not in left
+    assert "published_claims.md" in sentence
+    (alone,) = released(tmp_path / "absent")
+    assert "in the repository" in alone

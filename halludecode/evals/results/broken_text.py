@@ -31,10 +31,10 @@ UNTOLD = {
 }
 _WORD = re.compile(r"\w+")
 _REFUSAL = re.compile(
-    r"(i['\u2019]?m (so |very )?sorry|i am (so |very )?sorry|sorry,|i apologi[sz]e|as an ai\b|"
-    r"(unfortunately,? )?i ((can ?not|can['\u2019]t|could not) (answer|assist|help|see|view|"
-    r"describe|provide|process|determine)|(am|['\u2019]m) (unable|not able) to)|"
-    r"unfortunately,? i\b)",
+    r"(i( am|['\u2019]?m) (so |very )?sorry\b|sorry,|i apologi[sz]e\b|as an ai\b|"
+    r"(unfortunately,? )?i( am|['\u2019]m) (unable|not able) to\b|"
+    r"(unfortunately,? )?i (can ?not|can['\u2019]t|could not) "
+    r"(answer|assist|help|see|view|describe|provide|process|determine)\b|unfortunately,? i\b)",
     re.IGNORECASE,
 )
 

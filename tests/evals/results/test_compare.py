@@ -277,3 +277,25 @@ def text(table):
     file = io.StringIO()
     Console(width=120, file=file).print(table)
     return file.getvalue()
+
+
+def test_three_sides_stand_in_one_table_and_are_corrected_together(made):
+    root, _, _ = made
+    specs = [f"{root / 'all'}:{name}" for name in ("vcd", "pai", "greedy")]
+    three = compare_runs(specs)
+    pairs = [compare_runs([specs[i], specs[j]]).differences for i, j in ((0, 1), (0, 2), (1, 2))]
+    plain = [gap for part in pairs for gap in part]
+    assert [(d["strategy"], d["baseline"]) for d in three.differences] == [
+        (d["strategy"], d["baseline"]) for d in plain
+    ]
+    for joined, alone in zip(three.differences, plain, strict=True):
+        for name, gap in joined["metrics"].items():
+            assert gap["value"] == alone["metrics"][name]["value"]
+            assert gap["p_holm"] >= gap["p"]
+    printed = io.StringIO()
+    Console(file=printed, width=160).print(three.table())
+    title, head = (line for line in printed.getvalue().splitlines()[:3] if line.strip())
+    assert title.strip().endswith("vcd, pai, greedy")
+    assert [head.count(f"minus {name}") for name in ("vcd", "pai", "greedy")] == [0, 1, 1]
+    with pytest.raises(InvalidData, match="one to three runs, not 4"):
+        compare_runs([*specs, specs[0]])
