@@ -47,13 +47,13 @@ class CRPE(Benchmark):
     """Questions with four options, asked four times with the options rotated: all must be right.
 
     ``overall`` is the mean over subject, predicate and object, as the authors print it. Officially
-    an answer is one letter and nothing else (they rank letters); ``rule=letter`` takes the letter
-    an answer begins with, such as "A." or "(A) dog". Guessing gets 25 % of answers and 0.4 % of
-    questions, one letter for all gets none. The four stand next to one another in the file, and
-    only there is it told that they belong together. Apache-2.0, 4.7 and 5.2 MB, so not shipped:
-    download OpenGVLab/CRPE (b6a90b5a4ca8721621c121714dadb3de34f1d27e; its first upload had twice
-    the questions of existence) and the pictures of COCO 2017; nv-njb/CRPE has the relations with
-    pictures. The files could not be had where this was written, so nothing of them is counted here.
+    an answer is one letter and nothing else, any longer one is wrong; ``rule=letter`` takes the
+    letter an answer begins with, such as "A." or "(A) dog". Guessing gets 25 % of answers and 0.4 %
+    of questions, one letter for all gets none. The four stand next to one another in the file, and
+    only there is it told that they belong together. Apache-2.0, but 4.7 and 5.2 MB, so not shipped:
+    OpenGVLab/CRPE is read at b6a90b5a4ca8721621c121714dadb3de34f1d27e (its first upload of
+    crpe_exist.jsonl was 7.9 MB), COCO's pictures come from --images; nv-njb/CRPE has the relations
+    with pictures. The files could not be had where this was written: nothing of them is counted.
     """
 
     part: str = param("relation", "Relations, or existence.", choices=tuple(PARTS))
@@ -68,7 +68,7 @@ class CRPE(Benchmark):
     tells_unparsed = True
     needs = "crpe_relation.jsonl or crpe_exist.jsonl with its pictures, or nv-njb/CRPE of the hub"
     hub = "OpenGVLab/CRPE@b6a90b5a4ca8721621c121714dadb3de34f1d27e"
-    hub_files = ("crpe_*.jsonl", "abnormal_images/*")
+    hub_files = ("crpe_*.jsonl", "*.jpg", "*.png")
     columns = (
         Columns(
             {
@@ -81,7 +81,11 @@ class CRPE(Benchmark):
         ),
     )
     examples = tuple(
-        {"question_id": 4 * n + k, "image": f"{n}.jpg", "text": f"What is {n}?\nA. a\nB. b\nC. c"}
+        {
+            "question_id": 4 * n + k,
+            "image": f"{n}.jpg",
+            "text": f"What is {n}?\nA. a\nB. b\nC. c\nD. d",
+        }
         | {"correct_option": "ABCD"[k], "category": ("subject", "object")[n]}
         for n in (0, 1)
         for k in range(ORDERS)
@@ -93,14 +97,13 @@ class CRPE(Benchmark):
         ORDER_BIAS,
     )
     more_metrics = (FIRST_OPTION,)
-    vlmevalkit = "CRPE_RELATION"
 
     def _places(self) -> tuple[str, ...]:
         name = f"crpe_{self.part}.jsonl"
         return tuple(f"{folder}{name}" for folder in ("", "crpe/", "CRPE/"))
 
     def pictures(self, path: Path, folder: Path, images: Path | None) -> Pictures:
-        """Names begin with the folder of their origin: coco/val2017/, abnormal_images/."""
+        """Names are paths below the folder of all data, as in the release's scripts."""
         return folder_pictures(images or first_folder(path.parent, "images"))
 
     def owns(self, record: Record) -> bool:

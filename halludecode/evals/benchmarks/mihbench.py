@@ -35,15 +35,16 @@ class MIHBench(YesNoBenchmark):
     the control at greedy's yes-ratio. Of the release only the card of MM-Hallu/MIHBench (CC-BY-4.0,
     3,200 questions: count, and existence random, popular and adversarial; a fifth task is announced
     there) could be read, neither files nor a script: answers are read as POPE does, and nothing is
-    compared or counted. Frames of a video are asked about the same way: as pictures, in order.
+    compared or counted. Its commit could only be seen in short (fc779a7): pin it with ``@COMMIT``.
+    Frames of a video are asked about the same way: as pictures, in order.
     """
 
     title = "MIHBench"
     preset_tokens = True
     needs = (
-        "mihbench.jsonl with the names of images, question, label and task, or MM-Hallu/MIHBench"
+        "mihbench.jsonl with the names of images, question, label and task, or "
+        "MM-Hallu/MIHBench:count of the hub"
     )
-    hub = "MM-Hallu/MIHBench@3917e907a67fa8dd6777371ae49400489befdaa1"
     columns = (
         Columns(
             {"image": ("images",), "question": ("question",), "answer": ("label",)}

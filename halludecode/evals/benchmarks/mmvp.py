@@ -70,7 +70,8 @@ class MMVP(ChoiceBenchmark):
     the answers of pairs 99/100 (elephant) and 279/280 (person) are exchanged in the release, right
     in lmms-lab-eval/MMVP; ``labels`` names which are scored, whichever copy is read. MMVP/MMVP on
     the hub shows pictures without questions as a table: download it as a folder. No commit of
-    either could be looked up; pin one with ``@COMMIT``. Not shipped: the data have no licence text.
+    either could be looked up; pin one with ``@COMMIT``. Not shipped: no licence of the data could
+    be read here, nor the questions, so duplicates are not counted; no answers to it were released.
     """
 
     labels: str = param(

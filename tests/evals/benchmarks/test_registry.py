@@ -9,6 +9,7 @@ import pytest
 import halludecode as hd
 from halludecode.core.errors import InvalidData, InvalidParameter
 from halludecode.evals.benchmarks.base import Metric
+from halludecode.evals.benchmarks.judged import JudgedBenchmark
 from halludecode.evals.benchmarks.registry import BENCHMARKS, choose, standard, standard_of
 from halludecode.evals.data.run_files import RUN_FACTS
 from halludecode.evals.report.render import render
@@ -224,7 +225,8 @@ def test_what_runs_record_are_no_names_of_benchmarks(source):
     assert set(report.run) <= {*RUN_FACTS, *BENCHMARKS.names()}
 
 
-def test_a_folder_that_nobody_reads_is_one_sentence(tmp_path):
+def test_a_folder_that_nobody_reads_is_one_sentence(tmp_path, monkeypatch):
+    monkeypatch.setattr(JudgedBenchmark, "ready", lambda benchmark: None)  # as if one were named
     world.write_lines(tmp_path / "set" / "test.jsonl", [{"prompt": "x", "reply": "y"}])
     for name in BENCHMARKS.names():
         with pytest.raises(InvalidData, match=r"no column .*found prompt, reply"):
