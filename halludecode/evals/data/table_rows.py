@@ -84,7 +84,8 @@ def encoded(cell: Any, where: str, folder: Path | None = None) -> bytes:
             return base64.b64decode(cell.rpartition("base64,")[2], validate=True)
     except (binascii.Error, ValueError, OSError):
         pass
-    raise InvalidData(f"{where}: picture {cell[:80]!r} does not exist or cannot be read.")
+    named = cell if len(cell) < _PATH else f"{cell[:80]}..."  # a path is told to its end
+    raise InvalidData(f"{where}: picture {named!r} does not exist or cannot be read.")
 
 
 def name_of(cell: Any, where: str, folder: Path | None = None) -> str:

@@ -17,7 +17,6 @@ import halludecode as hd
 from halludecode.calibration.store import ArtifactStore
 from tests.contract.conftest import pytest_runtest_logreport  # noqa: F401  (for `make record`)
 from tests.support import families, specs
-from tests.support.vllm import MET
 
 HERE = Path(__file__).parent
 # Small caches and budgets: "cut" chunks every prompt with a picture, "whole" holds two of them.
@@ -74,13 +73,6 @@ def supplied(tmp_path):
         engine.calibrator.store = store
         engine.calibrator.forget()
         engine.forget_plans()
-
-
-def pytest_terminal_summary(terminalreporter) -> None:
-    """What was let through in comparing engines."""
-    if MET["answers"]:
-        told = ", ".join(f"{count} {what}" for what, count in MET.items())
-        terminalreporter.write_line(f"vLLM beside the HF engine: {told}")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -27,10 +27,10 @@ def test_sinks_are_the_same(engines):
     ours, hf = (sinks(engine, requests(4)) for engine in engines)
     assert (ours.model, ours.dims, ours.verdict) == (PLANTED, hf.dims, hf.verdict)
     assert ours.verdict.startswith("sinks: ")
-    assert ours.found.phi.flatten().tolist() == pytest.approx(
-        hf.found.phi.flatten().tolist(), abs=1e-3
+    assert ours.survey.phi.flatten().tolist() == pytest.approx(
+        hf.survey.phi.flatten().tolist(), abs=1e-3
     )
-    assert ours.found.taken.tolist() == pytest.approx(hf.found.taken.tolist(), abs=1e-4)
+    assert ours.survey.taken.tolist() == pytest.approx(hf.survey.taken.tolist(), abs=1e-4)
     assert (ours.example.sinks == hf.example.sinks).all()
 
 
