@@ -65,8 +65,9 @@ def _raw(parts: Sequence[str]) -> str:
 def rank(claim: Claim) -> tuple[int, float]:
     """What stands first, then what its controls take away, what is not significant, and harm."""
     said = word(claim)
-    place = next(i for i, start in enumerate(RANK) if said.startswith(start))
-    return place, claim.main["value"] * (-1 if claim.task == "pope" else 1)
+    return next(i for i, start in enumerate(RANK) if said.startswith(start)), claim.main[
+        "value"
+    ] * (-1 if claim.task == "pope" else 1)
 
 
 def title(claim: Claim) -> str:
