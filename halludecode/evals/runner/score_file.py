@@ -88,6 +88,10 @@ def score_predictions(
     given = {"captions": captions, "details": details, "relabel": relabel}
     options = scorer_options(benchmark, {**given, "allow_missing": allow_missing or None})
     check_rule(answers)
+    if parser not in (None, "official") and benchmark.text_kind == "caption":
+        raise InvalidData(
+            f"parser is for answers of yes and no, not {benchmark.name}; leave it out."
+        )
     _check_output(details, sources.values())
     notes = None if annotations is None else Path(annotations)
     asked, read = read_predictions(benchmark, [Path(predictions)], notes, columns, **options)

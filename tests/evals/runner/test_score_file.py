@@ -186,6 +186,8 @@ def test_answers_to_what_is_dropped_must_be_there_too(splits):
     [
         ("mme", {"relabel": "r"}, "relabel is for task pope, not mme"),
         ("pope", {"details": "d"}, "details is for task chair, not pope"),
+        ("pope", {"family": "pattern"}, "family is for task chair, not pope"),
+        ("pope", {"captions": "c.json"}, "captions is for task chair, not pope"),
         ("pope", {"incomplete": "drop"}, "incomplete is for task chair, not pope"),
         ("pope", {"image_ids": "chair500"}, "image-ids is for task chair, not pope"),
     ],
@@ -258,6 +260,22 @@ def test_chair_without_reference_captions_counts_instances_only(tmp_path, said):
     assert made["sentences"][0]["hallucinated"] == ["cat", "couch"]
     assert made["family"] == made["gt_family"] == "pattern"
     assert made["path"] == "tables"
+
+
+def test_chair_counts_the_captions_beside_the_instances(tmp_path, said):
+    pytest.importorskip("pycocotools", reason="pycocotools is not installed")
+    instances, captions = coco(tmp_path)
+    found = score_predictions("chair", said, instances)
+    assert found["metrics"] == score_predictions("chair", said, instances, captions)["metrics"]
+    assert found["captions"] == str(captions)
+    assert f"The truth is instances and the captions of {captions}." in found["told"]
+    captions.unlink()
+    assert "The truth is instances only." in score_predictions("chair", said, instances)["told"]
+
+
+def test_chair_reads_no_yes_and_no(said):
+    with pytest.raises(InvalidData, match="parser is for answers of yes and no, not chair"):
+        score_predictions("chair", said, parser="vcd")
 
 
 def test_chair_falls_back_on_no_other_truth(tmp_path, said):

@@ -8,6 +8,7 @@ them, so both are recorded.
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -294,7 +295,17 @@ def empty_remarks(score: Score) -> list[str]:
             f"{bare - len(empty)} of {score.n} captions name none of the 80 objects, which are "
             "looked for in English; such a caption has the best CHAIR."
         )
+    marked = sum(bool(_MARKED.search(o["caption"])) for o in score.outcomes.values())
+    if marked and score.notes["path"] == "tables" and score.rule == "wordnet":
+        remarks.append(
+            f"{marked} of {score.n} captions have words in * or `: there this package's tagger "
+            "differs from NLTK's in about one caption of eleven; install NLTK's data, or read "
+            "them plain with --answers final."
+        )
     return remarks
+
+
+_MARKED = re.compile(r"[*`]\w")
 
 
 def _checked(captions: Sequence[Caption] | Mapping[int, str], truth: Truth) -> Sequence[Caption]:

@@ -249,3 +249,51 @@ def test_question_from_id():
     for wrong in ("jokes/a.jpg#1", "count/a.jpg", "count", "count/a.jpg#x"):
         with pytest.raises(InvalidData, match="is not an MME id"):
             mme.MmeQuestion.from_id(wrong, "?", "yes")
+
+
+# ---------------------------------------------------------------- folders as people have them
+
+PAIR = (
+    "Is there a cup? Please answer yes or no.\tYes\nIs there a bed? Please answer yes or no.\tNo\n"
+)
+
+
+def test_a_picture_without_its_pair_is_refused_when_it_is_read(tmp_path):
+    (tmp_path / "existence").mkdir()
+    (tmp_path / "existence" / "p1.txt").write_text(PAIR.split("\n")[0] + "\n")
+    (tmp_path / "existence" / "p2.txt").write_text(PAIR)
+    with pytest.raises(InvalidData, match=r"p1\.txt:1: MME existence: p1 has 1 question, and a"):
+        mme.load_questions(tmp_path)
+
+
+def test_what_systems_and_releases_keep_beside_the_data_is_left_aside(tmp_path):
+    root = tmp_path / "MME_Benchmark"
+    nested = root / "landmark"
+    for folder in (root / "existence", nested / "images", nested / "questions_answers_YN"):
+        folder.mkdir(parents=True)
+    (root / "readme.txt").write_text("See the paper.\n")
+    (root / "existence" / "._p1.txt").write_bytes(b"\x00\xff")
+    for text in (root / "existence" / "p1.txt", nested / "questions_answers_YN" / "p1.txt"):
+        text.write_text(PAIR)
+    for picture in (root / "existence" / "p1.JPG", nested / "images" / "p1.jpg"):
+        picture.write_bytes(b"x")
+    found = mme.load_questions(tmp_path)  # one folder down
+    assert [(q.subtask, q.image) for q in found[::2]] == [
+        ("existence", "p1.JPG"),
+        ("landmark", "p1.jpg"),
+    ]
+    assert all(q.path is not None and q.path.is_file() for q in found)
+    (root / "existance.txt").write_text("p1.jpg\tIs it?\tYes\n")
+    with pytest.raises(InvalidData, match="'existance' is not an MME subtask"):
+        mme.load_questions(tmp_path)
+
+
+def test_a_data_folder_of_nested_subtasks_alone_is_found(tmp_path):
+    from halludecode.evals.benchmarks.mme import MME as Benchmark
+
+    inner = tmp_path / "mme" / "landmark" / "questions_answers_YN"
+    inner.mkdir(parents=True)
+    (inner / "p1.txt").write_text(PAIR)
+    assert Benchmark().find(tmp_path) == {None: tmp_path / "mme"}
+    (tmp_path / "notes").mkdir()
+    assert Benchmark().find(tmp_path / "notes") == {}

@@ -228,3 +228,57 @@ def test_repope_counts_and_flips(split, kept, turned):
     ]
     score = pope.score(questions, known)
     assert score.metrics["accuracy"] == pytest.approx(sum(by_hand) / kept)
+
+
+# ---------------------------------------------------------------- names and ids of other sets
+
+
+@pytest.mark.parametrize(
+    ("name", "asked"),
+    [
+        ("Apple", "an Apple"),
+        ("air_conditioner", "an air conditioner"),
+        ("bat_(animal)", "a bat"),
+        ("hourglass", "an hourglass"),
+        ("unicycle", "a unicycle"),
+        ("SUV", "an SUV"),
+        ("UFO", "a UFO"),
+        ("umbrella", "an umbrella"),
+    ],
+)
+def test_names_are_asked_about_as_people_write_them(tmp_path, name, asked):
+    kinds = {1: name, 2: "dog", 3: "kite"}
+    instances, _ = coco(tmp_path, {"a.jpg": [1], "b.jpg": [2, 3]}, kinds)
+    made = pope_make.make_questions(pope_make.picture_objects(instances), per_image=1)
+    assert made["popular"][0]["text"] == f"Is there {asked} in the image?"
+
+
+def test_kinds_of_one_name_are_one_object(tmp_path):
+    instances, _ = coco(tmp_path, {"a.jpg": [1, 2, 3]}, {1: "Dog", 2: "dog", 3: "bow_(weapon)"})
+    assert pope_make.picture_objects(instances) == {"a.jpg": ["dog", "bow"]}
+
+
+def edited(path, **images):
+    data = json.loads(path.read_text())
+    for image in data["images"]:
+        image.update({key: make(image) for key, make in images.items()})
+    path.write_text(json.dumps(data))
+    return path
+
+
+def test_pictures_are_told_apart_by_their_files(tmp_path):
+    instances, _ = coco(tmp_path, {"a.jpg": [1], "b.jpg": [2]})
+    lvis = {"file_name": lambda _: None, "coco_url": lambda i: f"http://x.org/val/{i['id']}.jpg"}
+    assert list(pope_make.picture_objects(edited(instances, **lvis))) == ["1.jpg", "2.jpg"]
+    same = edited(instances, file_name=lambda _: "a.jpg")
+    with pytest.raises(InvalidData, match=r"images 1 and 2 are both a\.jpg"):
+        pope_make.picture_objects(same)
+
+
+def test_ids_that_are_text_are_the_numbers_they_say(tmp_path):
+    instances, _ = coco(tmp_path, {"a.jpg": [1], "b.jpg": [2]})
+    text = edited(instances, id=lambda i: str(i["id"]))
+    assert pope_make.picture_objects(text) == {"a.jpg": ["dog"], "b.jpg": ["unicorn"]}
+    foreign = edited(instances, id=lambda i: f"x{i['id']}")
+    with pytest.raises(InvalidData, match="no annotation is of one of its images: image_id 1 is"):
+        pope_make.picture_objects(foreign)
