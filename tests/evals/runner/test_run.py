@@ -64,7 +64,15 @@ def test_results_follow_the_schema(tmp_path, source):
         for interval in entry["metrics"].values():
             assert interval["low"] <= interval["value"] <= interval["high"]
     pope = found["pope", "random", "greedy"]["metrics"]
-    assert list(pope) == ["accuracy", "precision", "recall", "f1", "yes_ratio", "unparsed"]
+    assert list(pope) == [
+        "accuracy",
+        "precision",
+        "recall",
+        "f1",
+        "yes_ratio",
+        "unparsed",
+        "unread",
+    ]
     chair = found["chair", None, "greedy"]["metrics"]
     assert set(chair) == {"chair_s", "chair_i", "recall", "length"}
     mme = found["mme", None, "greedy"]["metrics"]
