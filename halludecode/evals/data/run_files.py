@@ -6,6 +6,7 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
+from types import NoneType
 from typing import Any
 
 from halludecode.core.errors import InvalidData
@@ -18,14 +19,14 @@ RUN_FACTS += ("resumed", "answers", "imported")
 # What samples.jsonl tells of every answer; beside it stand a benchmark's own facts of a question.
 LINE_FACTS = frozenset({"id", "task", "data", "split", "strategy", "prompt", "image", "data_hash"})
 LINE_FACTS |= {"answer", "parsed", "score", "label", "objects", "margin", "tokens", "ms", "effect"}
-LINE_FACTS |= {"finish", "warnings", "group", "group_size"}
+LINE_FACTS |= {"finish", "warnings", "group", "group_size", "decided"}
 
 SAMPLES = "samples.jsonl"
 OF_ANSWER: Mapping[str, type | tuple[type, ...]] = {
     "answer": str,
     "data_hash": str,
-    "tokens": int,
-    "ms": (int, float),
+    "tokens": (int, NoneType),  # None of answers made elsewhere, as below
+    "ms": (int, float, NoneType),
 }
 
 Key = tuple[str, str, str | None, str, int | str]

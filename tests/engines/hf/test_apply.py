@@ -132,7 +132,6 @@ def test_a_model_over_one_device_is_looked_into_and_an_unknown_wrapper_refused(e
         {"logits_processor": [lambda ids, scores: scores]},
         {"past_key_values": "fresh"},
     ],
-    ids=str,
 )
 def test_ways_to_generate_that_obey(engine, model, inputs, wanted, options):
     for spec in SPECS:

@@ -99,7 +99,6 @@ def test_every_16_bit_value_is_the_nearest_of_8_bits(value, mode):
         (np.array([["a"]]), "no numbers"),
         (Image.new("RGB", (2, 2)).convert("LAB"), "LAB"),
     ],
-    ids=str,
 )
 def test_pixels_whose_range_cannot_be_told_are_refused(source, why):
     with pytest.raises(InvalidRequest, match=why):
@@ -234,7 +233,6 @@ def test_a_part_that_names_its_picture_is_that_picture(tmp_path):
         ({"type": "image", "base64": "no!"}, "not a base64"),
         (7, "must be text or a map"),
     ],
-    ids=str,
 )
 def test_parts_that_say_what_nobody_reads_are_refused(part, why):
     chat = [{"role": "user", "content": [part, {"type": "text", "text": "What?"}]}]

@@ -120,7 +120,7 @@ def test_two_files_at_once(tmp_path, asked, two):
     assert (gap["strategy"], gap["baseline"]) == ("vcd", "greedy")
     with pytest.raises(InvalidParameter, match="say to what: --task pope"):
         compared(renamed, None, {})
-    with pytest.raises(InvalidParameter, match="two files of answers, not 1"):
+    with pytest.raises(InvalidParameter, match="two or three files of answers, not 1"):
         compared(renamed[:1], "pope", {})
 
 
