@@ -3,7 +3,7 @@
     .venv/bin/python benchmarks/published_claims.py [--output FILE]
 
 Reads benchmarks/published/ alone and writes benchmarks/published_claims.md; no model, no network.
-AMBER's descriptions are read with NLTK, whose data must be installed (the script says how).
+AMBER's descriptions are read with NLTK, whose data must be installed.
 """
 
 from __future__ import annotations

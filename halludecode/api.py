@@ -10,7 +10,7 @@ from typing import Any
 from halludecode.core.errors import InvalidRequest
 from halludecode.core.spec import Spec, get
 from halludecode.engines import ENGINES
-from halludecode.engines.api import Engine, Explain, Output, Request, Sampling
+from halludecode.engines.api import Engine, Explain, Output, Request, Sampling, checked_extra_rows
 from halludecode.engines.hf.apply import applied
 
 __all__ = ["applied", "generate", "get", "load"]
@@ -23,7 +23,8 @@ def load(model: Any, engine: str = "hf", **engine_args: Any) -> Engine:
         model: Hub id, local path, "testbed", or a transformers model (with ``processor=``); for
             "server" the URL of a running `halludecode serve`, or several.
         engine: "hf", "vllm" or "server".
-        **engine_args: hf: batch_size, artifacts (folder of `halludecode calibrate`), dtype, device,
+        **engine_args: hf and vllm: artifacts (folder of `halludecode calibrate`), extra_rows
+            ("on_demand" or "always", see `HFEngine`). hf: batch_size, dtype, device,
             device_map, revision, trust_remote_code, and whatever transformers' `from_pretrained`
             takes. vllm: whatever vLLM's `EngineArgs` take. server: api_key, concurrency, tries and
             whatever else `engines.server.engine.ServerEngine` takes.
@@ -32,9 +33,12 @@ def load(model: Any, engine: str = "hf", **engine_args: Any) -> Engine:
         InvalidModel: It cannot be loaded.
         MissingExtra: vLLM, or for "server" OpenAI's client, is not installed.
         InvalidRequest: There is no engine of that name.
+        InvalidParameter: An option of the engine is none of its values.
     """
     if isinstance(model, PathLike):
         model = fspath(model)
+    if "extra_rows" in engine_args:  # before anything slow
+        checked_extra_rows(engine_args["extra_rows"])
     if engine == "vllm":
         from halludecode.engines.vllm.engine import VLLMEngine
 

@@ -18,7 +18,16 @@ from halludecode.core.artifact import Artifact
 from halludecode.core.errors import InvalidRequest, UnsupportedStrategy
 from halludecode.core.plan import Plan, compile_plan
 from halludecode.core.prompt import Prompt
-from halludecode.engines.api import Chunk, Engine, Output, Request, Sampling, one_answer
+from halludecode.engines.api import (
+    Chunk,
+    Engine,
+    ExtraRows,
+    Output,
+    Request,
+    Sampling,
+    checked_extra_rows,
+    one_answer,
+)
 from halludecode.engines.inputs.chat import to_prompt
 from halludecode.engines.inputs.processor import LRU, InputProcessor
 from halludecode.engines.inputs.rows import Row, RowBuilder
@@ -54,6 +63,7 @@ class LocalEngine(Engine):
         serves: Needs this kind of engine serves; a family may lack some.
         artifacts: Folder of what `calibrate` made; None is the user's own, see
             `ArtifactStore`.
+        extra_rows: When rows beside main begin, where the engine can choose.
 
     Attributes:
         family: What sets the model's family apart.
@@ -73,7 +83,9 @@ class LocalEngine(Engine):
         processor: Any,
         serves: frozenset[str],
         artifacts: str | Path | None,
+        extra_rows: ExtraRows = "on_demand",
     ) -> None:
+        self.extra_rows = checked_extra_rows(extra_rows)
         self.model_id, self.config, self.processor = model_id, config, processor
         self.family = family_of(config)
         self.model_info = model_info(config)

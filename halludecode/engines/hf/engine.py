@@ -31,7 +31,6 @@ from halludecode.engines.api import (
     Request,
     Sampling,
     Timings,
-    checked_extra_rows,
 )
 from halludecode.engines.base import LocalEngine, Writing, listed
 from halludecode.engines.explain import probed, warnings
@@ -94,7 +93,6 @@ class HFEngine(LocalEngine):
         extra_rows: ExtraRows = "on_demand",
         **load_args: Any,
     ) -> None:
-        self.extra_rows = checked_extra_rows(extra_rows)
         if isinstance(model, str):
             model_id = model
             self.model, processor = load_model(model, **load_args)
@@ -111,7 +109,7 @@ class HFEngine(LocalEngine):
             self.model = model
         if batch_size is not None and batch_size < 1:
             raise InvalidRequest(f"batch_size={batch_size}: it must be at least 1.")
-        super().__init__(model_id, inner.config, processor, HF_PROVIDES, artifacts)
+        super().__init__(model_id, inner.config, processor, HF_PROVIDES, artifacts, extra_rows)
         self.batch_size = batch_size or DEFAULT_BATCH
         self.hf_model = HFModel(inner, self.family)
         self.prefixes: LRU[Prefix] = LRU(prefix_cache_mb * 1e6, lambda p: p.size)

@@ -18,15 +18,7 @@ from halludecode.core.errors import HalluDecodeError, HookNeverFired
 from halludecode.core.plan import Plan
 from halludecode.core.prompt import Prompt
 from halludecode.engines import VLLM_PROVIDES
-from halludecode.engines.api import (
-    Explain,
-    Explanation,
-    ExtraRows,
-    Output,
-    Request,
-    Sampling,
-    checked_extra_rows,
-)
+from halludecode.engines.api import Explain, Explanation, ExtraRows, Output, Request, Sampling
 from halludecode.engines.base import LocalEngine, Writing, listed
 from halludecode.engines.explain import (
     TokenReading,
@@ -76,8 +68,7 @@ class VLLMEngine(LocalEngine):
         artifacts: Folder of what `calibrate` made; None is the user's own, see `ArtifactStore`.
         start: Starts vLLM in another way (the server's); see `load_engine`.
         extra_rows: As of `HFEngine`; here all rows begin with the prompt under either.
-        **options: Whatever vLLM's `EngineArgs` take (max_model_len, dtype, tensor_parallel_size,
-            kv_cache_memory_bytes, max_num_seqs, ...).
+        **options: Whatever vLLM's `EngineArgs` take (max_model_len, dtype, max_num_seqs, ...).
 
     Attributes:
         loaded: The running vLLM, and what this process knows of the model there.
@@ -99,10 +90,9 @@ class VLLMEngine(LocalEngine):
         extra_rows: ExtraRows = "on_demand",
         **options: Any,
     ) -> None:
-        self.extra_rows = checked_extra_rows(extra_rows)
         self.loaded: Loaded = load_engine(model, options, start)
-        config, processor = self.loaded.config, self.loaded.processor
-        super().__init__(model, config, processor, VLLM_PROVIDES, artifacts)
+        own = self.loaded.config, self.loaded.processor
+        super().__init__(model, *own, VLLM_PROVIDES, artifacts, extra_rows)
         self._request_builder = RequestBuilder(self.loaded, self.inputs)
         self._collector = ActivationPasses(
             self.loaded, self.row_builder, self._request_builder, self._name

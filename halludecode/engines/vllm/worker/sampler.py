@@ -38,9 +38,13 @@ from halludecode.engines.sampling import gumbel, tempered
 from halludecode.engines.vllm.worker.bans import ban
 from halludecode.engines.vllm.worker.captured import Captured
 from halludecode.engines.vllm.worker.state import WorkerState
-from halludecode.engines.vllm.worker.step_batch import ScheduledRow, StepBatch, placed
-
-Rows = dict[str, ScheduledRow]
+from halludecode.engines.vllm.worker.step_batch import (
+    Rows,
+    ScheduledRow,
+    StepBatch,
+    placed,
+    rows_of,
+)
 
 
 class Noise(nn.Module):
@@ -297,20 +301,17 @@ class GroupSampler(Sampler):
         """What every part that combines sees of some groups."""
         decode = self.runner._hd_decode
         requests = [rows["main"].metadata for rows in groups]
-        written = [[rows["main"].written + 1] for rows in groups]
-        t = placed(written, logits.device)
+        names = [request.group for request in requests]
+        t = placed([[rows["main"].written + 1] for rows in groups], logits.device)
         steps = list[tuple[TracedStrategy, Step]]()
         for i, part in enumerate(plan.parts):
             if part.combines:
-                named = _rows_of(i, groups, logits)
+                named, owner = rows_of(i, groups, logits), part.strategy.name
                 own_states = [self.state.states_of(request)[i] for request in requests]
                 state = _on(stack(own_states), logits.device)
                 forward = self.runner.hd_forward()
-                names = [request.group for request in requests]
                 early = {layer: forward.early_of(names, layer) for layer in part.early}
-                step = Step(
-                    named, t, state, decode, early, masking=masking, owner=part.strategy.name
-                )
+                step = Step(named, t, state, decode, early, masking=masking, owner=owner)
                 steps.append((part, step))
         return steps
 
@@ -371,22 +372,6 @@ def install(runner: Any) -> None:
     sampler.__class__ = GroupSampler
     sampler.runner, sampler.current = runner, Current()
     sampler.topk_topp_sampler = Noise(sampler.topk_topp_sampler, sampler)
-
-
-def _rows_of(i: int, groups: Sequence[Rows], logits: Tensor) -> dict[str, Tensor]:
-    """Logits [B, V] by the names part ``i`` gives its rows.
-
-    A request whose branches lack a row another one has (no picture, say) reads its main row there;
-    a row that was dropped is left out.
-    """
-    by_group = [dict(rows["main"].metadata.local_names[i]) for rows in groups]
-    by_name: dict[str, Tensor] = {}
-    for name in dict.fromkeys(name for local_names in by_group for name in local_names):
-        labels = [local_names.get(name, "main") for local_names in by_group]
-        if all(label in rows for rows, label in zip(groups, labels, strict=True)):
-            at = [rows[label].index for rows, label in zip(groups, labels, strict=True)]
-            by_name[name] = logits[placed(at, logits.device)]
-    return by_name
 
 
 def _pictured(groups: Sequence[Rows], like: Tensor) -> Tensor:

@@ -141,3 +141,22 @@ class StepBatch:
                 if life == "answer" or main.written == 0
             ):
                 yield rows
+
+
+Rows = dict[str, ScheduledRow]  # of one group, by their names in the batch
+
+
+def rows_of(i: int, groups: Sequence[Rows], logits: Tensor) -> dict[str, Tensor]:
+    """Logits [B, V] by the names part ``i`` gives its rows.
+
+    A request whose branches lack a row another one has (no picture, say) reads its main row there;
+    a row that was dropped is left out.
+    """
+    by_group = [dict(rows["main"].metadata.local_names[i]) for rows in groups]
+    by_name: dict[str, Tensor] = {}
+    for name in dict.fromkeys(name for local_names in by_group for name in local_names):
+        labels = [local_names.get(name, "main") for local_names in by_group]
+        if all(label in rows for rows, label in zip(groups, labels, strict=True)):
+            at = [rows[label].index for rows, label in zip(groups, labels, strict=True)]
+            by_name[name] = logits[placed(at, logits.device)]
+    return by_name

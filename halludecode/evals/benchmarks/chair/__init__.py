@@ -23,10 +23,10 @@ from halludecode.evals.benchmarks.base import (
 )
 from halludecode.evals.benchmarks.chair import files as caption_files
 from halludecode.evals.benchmarks.chair import scoring as chair
-from halludecode.evals.benchmarks.chair import shortening
 from halludecode.evals.benchmarks.chair.caption_records import write_sentences
-from halludecode.evals.benchmarks.chair.image_ids import check_ids, load_ids
+from halludecode.evals.benchmarks.chair.image_ids import check_among, check_ids, load_ids
 from halludecode.evals.benchmarks.chair.object_words import Reader, reader, vocabulary
+from halludecode.evals.benchmarks.chair.shortening import CutCaptions
 from halludecode.evals.benchmarks.registry import benchmark
 from halludecode.evals.data.answers import naming
 from halludecode.evals.data.columns import Columns, said, words_of
@@ -52,7 +52,7 @@ _OPTIONS = ("family", "gt_family", "incomplete", "image_ids")
 
 
 @benchmark("chair", paper=PAPER)
-class CHAIR(Benchmark):
+class CHAIR(CutCaptions, Benchmark):
     """Captions, their object words counted against COCO's annotations."""
 
     title = "CHAIR"
@@ -295,11 +295,8 @@ class CHAIR(Benchmark):
         """What a cell may say of its picture: COCO's id, and the stem of a file's name."""
         cell = record.fields[column]
         found = self.answer_id(record.fields, column)
-        if isinstance(cell, str) and len(cell) < 256:
-            return (
-                (PurePosixPath(cell).stem,) if found is None else (found, PurePosixPath(cell).stem)
-            )
-        return () if found is None else (found,)
+        stem = [PurePosixPath(cell).stem] if isinstance(cell, str) and len(cell) < 256 else []
+        return stem if found is None else [found, *stem]
 
     def answer_id(self, fields: Mapping[str, Any], column: str) -> Id | None:
         """COCO's image id, also as its file names of 2014 and 2017 have it."""
@@ -320,13 +317,7 @@ class CHAIR(Benchmark):
         ((split, samples),) = asked.items()
         own, (family, gt_family) = given[split], self._families()
         if wanted := self.ids():
-            strangers = [i for i in own.answers if i not in set(wanted)]
-            if strangers:
-                raise InvalidData(
-                    f"{own.where[strangers[0]]}: image_id {strangers[0]} is no image of "
-                    f"{self.image_ids} ({len(strangers)} such answers); check that both are of "
-                    "the same set."
-                )
+            check_among(wanted, own, str(self.image_ids))
             check_ids(wanted, [int(i) for i in own.answers], str(own.path))
         texts, _ = texts_of(self, samples, own.answers, rule)
         truth = {int(s.id): frozenset(s.objects or ()) for s in samples}
@@ -345,14 +336,9 @@ class CHAIR(Benchmark):
     def ways(self, **options: Any) -> list[str]:
         """Which path finds the words, and what the truth of files is."""
         path = reader(self._families()[0], self.path).path
-        by = {"nltk": "NLTK", "tables": "the tokeniser and tagger of this package"}[path]
-        ways = [f"Words are found by {by} (path {path})."]
-        read = caption_files.captions_read(options.get("annotations"), options.get("captions"))
-        if "captions" in read:
-            beside = read["captions"]
-            counted = f"instances and the captions of {beside}" if beside else "instances only"
-            ways.append(f"The truth is {counted}.")
-        return ways
+        return caption_files.ways_of_reading(
+            path, options.get("annotations"), options.get("captions")
+        )
 
     def remarks(self, score: Score) -> list[str]:
         """Captions that only look good."""
@@ -361,20 +347,15 @@ class CHAIR(Benchmark):
     def summary(self, score: Score) -> dict[str, Any]:
         """The mentions of every caption."""
         keys = ("image_id", "generated", "hallucinated", "mentions")
-        told = {
+        return {
             "empty": len(score.notes["empty"]),
             "without_objects": score.notes["without_objects"],
-        }
-        return {
-            **told,
             "sentences": [{key: o[key] for key in keys} for o in score.outcomes.values()],
         }
 
     def written(self, score: Score, **options: Any) -> dict[str, Any]:
         """The list of pictures, and the words of every caption where a file is given for them."""
-        told: dict[str, Any] = {}
-        if self.image_ids is not None:
-            told["image_ids"] = str(self.image_ids)
+        told = dict[str, Any]() if self.image_ids is None else {"image_ids": str(self.image_ids)}
         if (details := options.get("details")) is not None:
             told["details"] = {"file": str(details), "words": write_sentences(score, details)}
         return told
@@ -391,26 +372,6 @@ class CHAIR(Benchmark):
             Mention(found.start, found.end, found.object, found.object not in line["objects"])
             for found in reader.read(text).mentions
         ]
-
-    @classmethod
-    def shortened(cls, score: Score, words: Mapping[Id, int]) -> Score:
-        """What a caption names is read from the whole of it and kept up to the cut."""
-        return shortening.shortened(score, words)
-
-    @classmethod
-    def length_rates(cls, score: Score) -> Score:
-        """Invented mentions per 100 words, precision and F1 over object types."""
-        return shortening.length_rates(score)
-
-    @classmethod
-    def objects_named(cls, score: Score) -> Mapping[Id, int]:
-        """The different COCO categories of every caption."""
-        return {i: len(set(outcome["generated"])) for i, outcome in score.outcomes.items()}
-
-    @classmethod
-    def cut_after_objects(cls, score: Score, objects: Mapping[Id, int]) -> Score:
-        """Cut behind the word that names the k-th category."""
-        return shortening.cut_after_objects(score, objects)
 
     @classmethod
     def recipe_rows(cls, run: Mapping[str, Any]) -> list[tuple[str, str]]:

@@ -57,6 +57,18 @@ def captions_read(annotations: Path | None, captions: Path | None) -> dict[str, 
     return {"captions": captions or captions_beside(annotations, named=True)}
 
 
+def ways_of_reading(path: str, annotations: Path | None, captions: Path | None) -> list[str]:
+    """Which path finds the words, and what the truth of files is, in sentences."""
+    by = {"nltk": "NLTK", "tables": "the tokeniser and tagger of this package"}[path]
+    ways = [f"Words are found by {by} (path {path})."]
+    read = captions_read(annotations, captions)
+    if "captions" in read:
+        beside = read["captions"]
+        counted = f"instances and the captions of {beside}" if beside else "instances only"
+        ways.append(f"The truth is {counted}.")
+    return ways
+
+
 def truth_of(
     annotations: Path | None,
     captions: Path | None,

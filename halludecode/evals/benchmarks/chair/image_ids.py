@@ -7,10 +7,11 @@ of, also taken by DeCo.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 
 from halludecode.core.errors import InvalidData
+from halludecode.evals.benchmarks.answer_file import Given
 from halludecode.evals.benchmarks.chair.object_words import DATA
 from halludecode.evals.data.records import read_text
 
@@ -64,4 +65,18 @@ def check_ids(wanted: Iterable[int], found: Iterable[int], where: str) -> None:
             f"{where}: {len(missing)} of the {len(wanted)} image ids asked for are missing, "
             f"{missing[0]} first; give the pictures and annotations the list is of (COCO val2014 "
             "for the shipped one), or another list."
+        )
+
+
+def check_among(wanted: Collection[int], given: Given, ids: str) -> None:
+    """Every answer is about one of these pictures; ``ids`` is what names them.
+
+    Raises:
+        InvalidData: One is not.
+    """
+    strangers = [i for i in given.answers if i not in set(wanted)]
+    if strangers:
+        raise InvalidData(
+            f"{given.where[strangers[0]]}: image_id {strangers[0]} is no image of {ids} "
+            f"({len(strangers)} such answers); check that both are of the same set."
         )

@@ -111,3 +111,27 @@ def _rates(s: Sums) -> dict[str, np.ndarray]:
         "precision": precision,
         "f1": ratio(2 * precision * recall, precision + recall),
     }
+
+
+class CutCaptions:
+    """How controls cut captions, for the benchmark of them."""
+
+    @classmethod
+    def shortened(cls, score: Score, words: Mapping[Id, int]) -> Score:
+        """What a caption names is read from the whole of it and kept up to the cut."""
+        return shortened(score, words)
+
+    @classmethod
+    def length_rates(cls, score: Score) -> Score:
+        """Invented mentions per 100 words, precision and F1 over object types."""
+        return length_rates(score)
+
+    @classmethod
+    def objects_named(cls, score: Score) -> Mapping[Id, int]:
+        """The different COCO categories of every caption."""
+        return {i: len(set(outcome["generated"])) for i, outcome in score.outcomes.items()}
+
+    @classmethod
+    def cut_after_objects(cls, score: Score, objects: Mapping[Id, int]) -> Score:
+        """Cut behind the word that names the k-th category."""
+        return cut_after_objects(score, objects)
