@@ -93,26 +93,31 @@ def sharpen(engine: Any, share: float) -> float:
     """Scale the LM head until the main row decides this share of a caption's tokens; the factor."""
     weight = engine.model.get_output_embeddings().weight
     sampling = hd.Sampling(max_new_tokens=12, min_new_tokens=12)
-    low, high, factor = 1.0, 4096.0, 1.0
-    for _ in range(12):
+    low, high, factor = 1.0, 1024.0, 1.0
+    for _ in range(8):
         want = (low * high) ** 0.5
         weight.data.mul_(want / factor)
         factor = want
         with counted() as found:
-            engine.generate(captions(4), "vcd", sampling)
+            engine.generate(captions(2), "vcd", sampling)
         low, high = (want, high) if found.share < share else (low, want)
     return factor
 
 
 def lines(
-    engine: Any, name: str, kind: str, asked: Sequence[hd.Request], tokens: int
+    engine: Any,
+    name: str,
+    kind: str,
+    asked: Sequence[hd.Request],
+    tokens: int,
+    specs: Sequence[str],
 ) -> Iterator[str]:
     """Rows of the table for one kind of answers."""
     least = 0 if name == "testbed" else tokens
     sampling = hd.Sampling(max_new_tokens=tokens, min_new_tokens=least)
     engine.generate(asked[: engine.batch_size], "greedy", sampling)  # warm
     _, greedy = spent(engine, lambda: engine.generate(asked, "greedy", sampling))
-    for spec in SPECS:
+    for spec in specs:
         made, ratio = dict[str, list[hd.Output]](), dict[str, float]()
         alone = 0.0
         for way in ("always", "on_demand"):
@@ -137,6 +142,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--model", nargs="+", default=["testbed"])
     parser.add_argument("--streams", nargs="+", type=int, default=[1, 16])
+    parser.add_argument("--strategy", nargs="+", default=SPECS)
     parser.add_argument("--answers", type=int, default=32)
     parser.add_argument("--tokens", type=int, default=48, help="of a caption")
     parser.add_argument("--decided", nargs="+", type=float, default=[0.58])
@@ -153,7 +159,7 @@ def main() -> None:
                 if not share:
                     kinds.append(("POPE", questions(3 * args.answers), 8))
                 for kind, asked, tokens in kinds:
-                    for line in lines(engine, name, kind, asked, tokens):
+                    for line in lines(engine, name, kind, asked, tokens, args.strategy):
                         table.append(line)
                         print(line, flush=True)
     if args.out:

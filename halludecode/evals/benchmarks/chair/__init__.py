@@ -268,7 +268,7 @@ class CHAIR(CutCaptions, Benchmark):
 
     def score(self, lines: Sequence[Mapping[str, Any]], max_words: int | None = None) -> Score:
         """Scores captions, perhaps cut after a number of words."""
-        # An unfinished sentence goes before the cut: a cut caption seldom ends with a period.
+        # An unfinished sentence goes first: a cut caption seldom ends with a period.
         texts = [chair.Caption(x["id"], self.scored_text(x["answer"])) for x in lines]
         truth = {line["id"]: frozenset(line["objects"]) for line in lines}
         named = {"family": self.family, "gt_family": self.gt_family, "path": self.path}
@@ -276,7 +276,6 @@ class CHAIR(CutCaptions, Benchmark):
         return replace(scored, notes={**scored.notes, "incomplete": self.incomplete or "keep"})
 
     # Answers made elsewhere ---------------------------------------------------------------------
-
     @property
     def without_annotations(self) -> str:
         """The truth of COCO 2014 is shipped."""
