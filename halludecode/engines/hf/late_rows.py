@@ -25,8 +25,9 @@ from halludecode.engines.inputs.rows import PreparedRequest, RowBuilder
 Logits: TypeAlias = Mapping[tuple[int, str], Tensor]  # by place of a part and its name for a row
 
 
-# Decoder weights from which on, on a processor, a row of a forward costs about as much as a forward
-# of its own; below, and on a GPU, rows that share a forward are nearly free (benchmarks/on_demand).
+# Decoder weights from which on, on a processor, a row of a forward is taken to cost as much as a
+# forward of its own; below, and on a GPU, rows that share a forward are nearly free. An estimate:
+# only the testbed, far below, was measured (benchmarks/on_demand.py).
 HEAVY = 100e6
 
 
