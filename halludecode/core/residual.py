@@ -51,7 +51,7 @@ def steered(x: Tensor, v: Tensor, lam: float) -> Tensor:
 
 
 def turned(x: Tensor, v: Tensor, lam: float) -> Tensor:
-    r"""x turned towards v at its own length, further where it points away; x and v are [.., D].
+    r"""X turned towards v at its own length, further where it points away; x and v are [.., D].
 
     .. math:: x' = \lVert x \rVert\, n\bigl(n(x) + \lambda\,
        (1 + \max(0, \cos(x, -v)))\, n(v)\bigr), \qquad n(y) = y / \lVert y \rVert

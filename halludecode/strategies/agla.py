@@ -5,9 +5,9 @@
 ``matcher="blip"`` is the paper's: BLIP-ITM GradCAM of the bare question, masked fraction = half the
 similarity. ``matcher="self"`` needs no second model: attention of the last prompt token to the
 image in the middle third of layers, divided by the same map for "Describe the image." unless that
-is what is asked, the lowest ``drop`` blacked out. The official code lets the augmented row read the main row's cache from token
-2 on; here it keeps its own. The rule's net scale is 1 + alpha: compare sampled results with a
-temperature-matched baseline.
+is what is asked, the lowest ``drop`` blacked out. The official code lets the augmented row read the
+main row's cache from token 2 on; here it keeps its own. The rule's net scale is 1 + alpha: compare
+sampled results with a temperature-matched baseline.
 """
 
 from __future__ import annotations

@@ -12,9 +12,9 @@ BLIP's library applies it.
 
 The matcher reads the bare question in the words of that library's captions, see `caption`: without
 what follows the last question mark, such as "Please answer yes or no.", which the official scripts
-add after it has read. As in that library the matching head reads a text that begins with BLIP's ``[ENC]`` token and ends
-after 35 tokens. The paper sums over tokens and its code averages: the same after the scaling that
-follows.
+add after it has read. As in that library the matching head reads a text that begins with BLIP's
+``[ENC]`` token and ends after 35 tokens. The paper sums over tokens and its code averages: the same
+after the scaling that follows.
 """
 
 from __future__ import annotations
@@ -59,8 +59,10 @@ def masked(image: Image.Image, *, question: str, model: str = MODEL) -> Image.Im
 
 
 def caption(question: str) -> str:
-    """The question as BLIP's captions are written: its words up to the last question mark if any,
-    lower-case, without .!"()*#:;~ and at most 50 of them."""
+    """The question as BLIP's captions are written.
+
+    Lower-case, without .!"()*#:;~, at most 50 words, and nothing after the last question mark.
+    """
     words = question[: question.rfind("?") + 1] or question
     return " ".join(re.sub(r'[.!"()*#:;~]', " ", words.lower()).split()[:MOST_WORDS])
 

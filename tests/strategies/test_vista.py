@@ -11,14 +11,13 @@ import torch
 
 import halludecode as hd
 from halludecode.core.errors import HookNeverFired
+from halludecode.core.residual import steered, turned
 from halludecode.core.spec import parse
 from halludecode.core.step import Step
-from halludecode.core.residual import steered, turned
 from halludecode.strategies.vista import VISTA
 from tests.support import families, naive
 
 CASES = json.loads(Path("tests/data/attention.json").read_text(encoding="utf-8"))["cases"]
-OFFICIAL = json.loads(Path("tests/data/official.json").read_text(encoding="utf-8"))
 LAM, GAMMA = 0.1, 0.3
 
 
@@ -30,13 +29,12 @@ def test_steered_matches_the_vector():
     assert made.tolist() == pytest.approx(case["paper_out"], abs=2e-6)
 
 
-def test_turned_matches_what_the_released_layer_gives():
-    """Of VSVLayer(v, [lam]).forward, run on its own; see tests/data/SOURCES.md."""
-    ours = steered(torch.tensor([3.0, 4.0]), torch.tensor([10.0, 0.0]), 0.1)
-    assert ours.tolist() == pytest.approx([3.536, 3.536], abs=5e-4)
-    for case in OFFICIAL["vista_turned"]["cases"]:
-        made = turned(torch.tensor(case["x"]), torch.tensor(case["v"]), case["lam"])
-        assert made.tolist() == pytest.approx(case["out"], abs=2e-5)
+def test_the_two_rules_are_of_another_scale():
+    """The released rule against its own code is in tests/benchmarks/test_parity.py."""
+    x, v = torch.tensor([3.0, 4.0]), torch.tensor([10.0, 0.0])
+    assert turned(x, v, 0.1).tolist() == pytest.approx([3.2925, 3.7629], abs=1e-4)
+    assert steered(x, v, 0.1).tolist() == pytest.approx([3.5355, 3.5355], abs=1e-4)
+    assert torch.equal(turned(x, v * 0, 0.1), x)
 
 
 def test_late_logits_match_the_vector():
@@ -131,7 +129,9 @@ def test_engine_equals_the_slow_form(name, rule, family_engine):
     image = families.pictures()[1]
     wanted = slow(engine.model, engine.processor, family, image, 4, rule == "released")
     sampling = hd.Sampling(max_new_tokens=4, logprobs=1)
-    made = engine.generate([hd.Request("What is this?", [image])], f"vista(rule={rule})", sampling)[0]
+    made = engine.generate([hd.Request("What is this?", [image])], f"vista(rule={rule})", sampling)[
+        0
+    ]
     assert list(made.token_ids) == wanted.ids
     for got, scores in zip(made.logprobs, wanted.scores, strict=True):
         assert got.logprob == pytest.approx(float(scores.log_softmax(-1)[got.token_id]), abs=5e-4)

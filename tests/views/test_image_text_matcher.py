@@ -15,7 +15,7 @@ from halludecode.views import masks
 from tests.support import families
 
 DATA = Path(__file__).parents[1] / "data" / "contrastive.json"
-OFFICIAL = json.loads((DATA.parent / "official.json").read_text())["agla_caption"]["cases"]
+OFFICIAL = json.loads((DATA.parent / "official" / "agla.json").read_text())["captions"]["cases"]
 VECTORS = {v["id"]: v for v in json.loads(DATA.read_text())["vectors"]}
 QUESTION = "is there a red cat in the picture?"
 WORDS = [

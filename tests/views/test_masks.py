@@ -15,7 +15,7 @@ from halludecode.core.errors import InvalidParameter
 from halludecode.views import masks
 
 DATA = Path(__file__).parents[1] / "data" / "contrastive.json"
-OFFICIAL = json.loads((DATA.parent / "official.json").read_text())["agla_mask"]["cases"]
+OFFICIAL = json.loads((DATA.parent / "official" / "agla.json").read_text())["mask"]["cases"]
 VECTORS = {v["id"]: v for v in json.loads(DATA.read_text())["vectors"]}
 
 
