@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+import transformers
 from torch import Tensor
 from torch.nn import functional
-from transformers import DynamicCache
+from transformers import DynamicCache, LlamaForCausalLM
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from halludecode.core.attention_block import GENERATED, IMAGE, PAD, SYSTEM, TEXT
@@ -21,6 +23,25 @@ from halludecode.models.families import ModelFamily, switch_to_try
 from halludecode.models.info import model_info
 
 VISION_BATCH = 64  # views of pictures per call of the vision tower
+
+
+def _cache_name() -> str:
+    """What models call the argument and the output that hold their KV.
+
+    All of a release call it the same; InstructBLIP takes it without a word of it in its signature.
+    """
+    taken = inspect.signature(LlamaForCausalLM.forward).parameters
+    for name in ("cache", "past_key_values"):  # since transformers 5.24, and before
+        if name in taken:
+            return name
+    raise InvalidModel(
+        f"transformers {transformers.__version__} has neither `cache` nor `past_key_values` among "
+        "the arguments of a model's forward; install a release this version of halludecode knows "
+        "(pip install 'transformers<5.25')."
+    )
+
+
+CACHE = _cache_name()
 
 
 @dataclass(frozen=True)
@@ -184,7 +205,7 @@ class HFModel:
                 input_ids=ids.to(device),
                 position_ids=(position if self.family.mrope else position[0]).to(device),
                 attention_mask=mask.to(device),
-                past_key_values=cache,
+                **{CACHE: cache},
                 use_cache=True,
                 logits_to_keep=1,
                 **self.given(ids, features),
@@ -291,6 +312,9 @@ def _joined(parts: Sequence[Tensor]) -> Tensor:
 
 def _by_picture(features: Any, views: Sequence[int]) -> list[Tensor]:
     """[n, D] per picture, from a list of them or from [views, n, D] over all pictures."""
+    if isinstance(features, list | tuple) and len(features) == 1 < len(views):
+        # Idefics3's kind since transformers 5.20.1: all views of a sample in one list of tokens.
+        features = features[0].unflatten(0, (sum(views), -1))
     if isinstance(features, list | tuple):
         return [own.flatten(0, -2) for own in features]
     return [own.flatten(0, -2) for own in features.split(list(views))]

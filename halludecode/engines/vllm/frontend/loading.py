@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from typing import Any
@@ -113,7 +113,7 @@ def load_engine(
     check_guarded()
     if not isinstance(model, str):
         raise InvalidModel("Engine 'vllm' loads a model by its id or path, not as an object.")
-    _import_vllm()
+    import_vllm()
     source = model_source(model)
     shared = {k: options[k] for k in ("revision", "trust_remote_code") if k in options}
     config, generation = _configs(model, source, shared)
@@ -130,12 +130,17 @@ def load_engine(
     return loaded
 
 
-def _import_vllm() -> None:
+def import_vllm(packages: Sequence[str] = (vllm_api.ENGINE,)) -> None:
+    """Import vLLM, and see that it has what these packages build on.
+
+    Raises:
+        MissingExtra: vLLM is not installed, or is of another version.
+    """
     try:
         import vllm  # noqa: F401
     except ImportError as error:
         raise MissingExtra(f"Engine 'vllm' needs vLLM ({error}): {INSTALL}.") from None
-    missing = vllm_api.missing()
+    missing = vllm_api.missing(packages)
     if missing:
         raise MissingExtra(
             f"This vLLM ({vllm_version()}) lacks {missing[0]}, which halludecode builds on; "
