@@ -37,7 +37,7 @@ test-all: $(STAMP)
 	$(TEST_ENV) $(BIN)/pytest -n $(JOBS)
 
 ## make test-versions  the HF engine's tests on the oldest and the newest transformers we say we run on, without vLLM
-test-versions: $(foreach v,5.16.0 5.24.0,.venv-$(v)/tested)
+test-versions: $(foreach v,5.18.0 5.24.0,.venv-$(v)/tested)
 
 .venv-%/tested: pyproject.toml
 	$(PYTHON) -m venv .venv-$*

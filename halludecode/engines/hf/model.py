@@ -25,6 +25,16 @@ from halludecode.models.info import model_info
 VISION_BATCH = 64  # views of pictures per call of the vision tower
 
 
+def _check_release(model_class: type) -> None:
+    """Releases before 5.18 take what they do not know and answer without the picture."""
+    if "mm_encoder_outputs" not in inspect.signature(model_class.forward).parameters:
+        raise InvalidModel(
+            f"{model_class.__name__} of transformers {transformers.__version__} does not take "
+            "pictures that are already encoded (`mm_encoder_outputs`), so it would not see them; "
+            "install a release that does: pip install 'transformers>=5.18,<5.25'."
+        )
+
+
 def _cache_name() -> str:
     """What models call the argument and the output that hold their KV.
 
@@ -37,7 +47,7 @@ def _cache_name() -> str:
     raise InvalidModel(
         f"transformers {transformers.__version__} has neither `cache` nor `past_key_values` among "
         "the arguments of a model's forward; install a release this version of halludecode knows "
-        "(pip install 'transformers<5.25')."
+        "(pip install 'transformers>=5.18,<5.25')."
     )
 
 
@@ -112,6 +122,7 @@ class HFModel:
     """
 
     def __init__(self, model: Any, family: ModelFamily) -> None:
+        _check_release(type(model))
         self.model = model
         self.family = family
         self.info = model_info(model.config)
