@@ -10,7 +10,6 @@ from PIL import Image
 import halludecode as hd
 from tests.support import families
 
-
 WRONG = [
     *((family, "nested") for family in ("llava", "internvl", "idefics3")),
     *((family, "packed") for family in ("llava", "internvl")),  # Idefics3 takes both since 5.20.1
