@@ -11,14 +11,13 @@ from typing import Any
 import torch
 import transformers
 from torch import Tensor
-from torch.nn import functional
 from transformers import DynamicCache, LlamaForCausalLM
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from halludecode.core.attention_block import GENERATED, IMAGE, PAD, SYSTEM, TEXT
 from halludecode.core.errors import InvalidModel, InvalidRequest
 from halludecode.engines.inputs.processor import LRU
-from halludecode.engines.inputs.rows import ImageInput, Row
+from halludecode.engines.inputs.rows import ImageInput, Row, joined
 from halludecode.models.families import ModelFamily, switch_to_try
 from halludecode.models.info import model_info
 
@@ -100,11 +99,13 @@ class EncodedImages(BaseModelOutputWithPooling):
 
     Args:
         deepstack_features: Qwen3-VL: per early layer, a tensor [n, D] per picture.
+        visual_indicator_features: Ovis 2: of the tokens around pictures, the same for all of them.
         vision_outputs: InstructBLIP hands it on, nobody reads it.
         qformer_outputs: As ``vision_outputs``.
     """
 
     deepstack_features: list[list[Tensor]] | None = None
+    visual_indicator_features: Tensor | None = None
     vision_outputs: Any = None
     qformer_outputs: Any = None
 
@@ -127,6 +128,10 @@ class HFModel:
         self.family = family
         self.info = model_info(model.config)
         self.calls = 0
+        # Some outer models do not hand it on.
+        whole = hasattr(model, "get_image_features")
+        self._encoder = (model if whole else model.model).get_image_features
+        self._around: Tensor | None = None  # features of marks around pictures, of no picture's own
         self._features: LRU[Tensor] = LRU(256e6, lambda f: f.numel() * f.element_size())
 
     @property
@@ -226,7 +231,7 @@ class HFModel:
     def encode(self, images: Sequence[ImageInput]) -> dict[str, Tensor]:
         """One pass of the vision tower and projector: features [N, D] by the pictures' keys."""
         names = images[0].pixels.keys()
-        inputs = {n: _joined([image.pixels[n] for image in images]).to(self.device) for n in names}
+        inputs = {n: joined([image.pixels[n] for image in images]).to(self.device) for n in names}
         inputs["pixel_values"] = inputs["pixel_values"].to(self.model.dtype)
         if self.family.nested:
             if not inputs["pixel_values"].flatten(1).any(1).all():
@@ -237,7 +242,8 @@ class HFModel:
                 )
             inputs = {name: value[None] for name, value in inputs.items()}
         with self._told_by_switch(encoding=True):
-            encoded = self.model.get_image_features(**inputs, return_dict=True)
+            encoded = self._encoder(**inputs, return_dict=True)
+        self._around = getattr(encoded, "visual_indicator_features", None)
         deep = getattr(encoded, "deepstack_features", None) or ()
         levels = [encoded.pooler_output, *deep]
         views = [len(image.pixels["pixel_values"]) for image in images]
@@ -261,6 +267,7 @@ class HFModel:
             "image": EncodedImages(
                 pooler_output=torch.cat(pooled)[:, None] if family.packed else list(pooled),
                 deepstack_features=[list(level) for level in deep],
+                visual_indicator_features=self._around,
             )
         }
         return extra
@@ -311,14 +318,6 @@ def _batches(images: Sequence[ImageInput]) -> Iterator[list[ImageInput]]:
         views += more
     if chunk:
         yield chunk
-
-
-def _joined(parts: Sequence[Tensor]) -> Tensor:
-    """Along the first axis, the others padded with zeros at their ends."""
-    shape = [max(part.shape[axis] for part in parts) for axis in range(1, parts[0].dim())]
-    missing = [[m - n for n, m in zip(part.shape[1:], shape, strict=True)] for part in parts]
-    pads = [[pad for m in reversed(short) for pad in (0, m)] for short in missing]
-    return torch.cat([functional.pad(p, pad) for p, pad in zip(parts, pads, strict=True)])
 
 
 def _by_picture(features: Any, views: Sequence[int]) -> list[Tensor]:

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from halludecode.core.activations import ActivationRequest
 from halludecode.core.branch import Branch, Edit
@@ -242,8 +243,16 @@ def _image_input(
     return ImageInput(key, pixel_key, picture, processed, pixels, count, features, hidden)
 
 
+def joined(parts: Sequence[Tensor]) -> Tensor:
+    """Along the first axis, the others padded with zeros at their ends."""
+    shape = [max(part.shape[axis] for part in parts) for axis in range(1, parts[0].dim())]
+    missing = [[m - n for n, m in zip(part.shape[1:], shape, strict=True)] for part in parts]
+    pads = [[pad for m in reversed(short) for pad in (0, m)] for short in missing]
+    return torch.cat([functional.pad(p, pad) for p, pad in zip(parts, pads, strict=True)])
+
+
 def _pixels_of(images: Sequence[ImageInput]) -> Tensor | None:
-    return torch.cat([image.pixels["pixel_values"] for image in images]) if images else None
+    return joined([image.pixels["pixel_values"] for image in images]) if images else None
 
 
 def _shrink(image: ProcessedImage, count: int, image_token: int) -> ProcessedImage:
