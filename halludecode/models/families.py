@@ -223,6 +223,8 @@ FAMILIES: Mapping[str, ModelFamily] = {
         patches=square_patches,
         frame="<IMG_ATOM>",
         packed=True,
+        unshared="the marks after a picture are embedded with the picture, so both must be read at "
+        "once",
     ),
     "aria": replace(
         _LLAVA,

@@ -18,6 +18,9 @@ from tests.support import families
 FAMILIES = tuple(families.FAMILIES)
 # One strategy for each way to act: on these `make test` runs every family (see conftest.py).
 REPRESENTATIVES = ("agla", "damro", "var", "vcd", "vhr", "vista")
+# Of families whose row is much like another's, half of these: the tower, attention, a row.
+ALIKE = FAMILIES[FAMILIES.index("vipllava") :]
+FEWER = ("damro", "var", "vcd")
 # Parameters under which a strategy acts on a random model; without an entry, its defaults.
 ACTIVE: dict[str, str] = {
     "adhh": "adhh(heads=(0,0,1,1,2,0,2,1),tau=0.05)",
