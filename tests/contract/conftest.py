@@ -44,7 +44,7 @@ def _place(item: pytest.Item) -> Place | None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Every strategy on the first family, six or three on the others; refused only where refused."""
+    """Every strategy on the first family, six or three on others; refused only where refused."""
     kept, dropped = list[pytest.Item](), list[pytest.Item]()
     refused = set(specs.refusals())
     for item in items:
