@@ -127,7 +127,7 @@ def load_engine(
     processor = load_processor(model, source, **shared)
     complete_processor(processor, config)
     layout = family_of(config)
-    _check_served(config)
+    check_served(config.model_type, config.architectures or ())
     engine = (start or _start)(model, source, options)
     info = model_info(config)
     router = OutputRouter(shared=start is None)
@@ -172,20 +172,27 @@ def _configs(model: str, source: str, shared: Mapping[str, Any]) -> tuple[Any, A
         return config, GenerationConfig.from_model_config(config)
 
 
-def _check_served(config: Any) -> None:
+def check_served(family: str, architectures: Sequence[str]) -> None:
+    """Whether vLLM answers a family's requests as the model's own code does.
+
+    Args:
+        family: Model type.
+        architectures: Names of its class, as in the config.
+
+    Raises:
+        InvalidModel: The sentence says why not.
+    """
     from vllm.model_executor.models import ModelRegistry
     from vllm.platforms import current_platform
 
-    (name, *_) = config.architectures or [config.model_type]
+    (name, *_) = architectures or [family]
     # It would run transformers' own code, where none of our hooks is.
     if name not in ModelRegistry.get_supported_archs():
         raise InvalidModel(f"vLLM {vllm_version()} has no {name} of its own; use engine='hf'.")
-    if config.model_type == "gemma3" and not current_platform.is_cpu():
+    if family == "gemma3" and not current_platform.is_cpu():
         return
-    if config.model_type in OTHERWISE:
-        raise InvalidModel(
-            f"vLLM {vllm_version()} {OTHERWISE[config.model_type]}; use engine='hf'."
-        )
+    if family in OTHERWISE:
+        raise InvalidModel(f"vLLM {vllm_version()} {OTHERWISE[family]}; use engine='hf'.")
 
 
 def settings() -> tuple[dict[str, Any], dict[str, Any]]:
