@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import json
-from pathlib import Path
-
 import pytest
 import torch
 
@@ -16,10 +13,8 @@ from halludecode.core.state import PerImageToken, stack
 from halludecode.engines.inputs.chat import to_prompt
 from halludecode.strategies.paint import informed
 from tests.core.test_attention import CASES, close, common_block, weights_after
-from tests.support import families
+from tests.support import families, official
 from tests.support.edited_runs import check_run
-
-OFFICIAL = json.loads(Path("tests/data/attention_official.json").read_text(encoding="utf-8"))
 
 
 def test_attention_vector():
@@ -34,6 +29,11 @@ def test_attention_vector():
     close(block.output()[0], case["outputs"])
 
 
+def test_the_official_forward():
+    gain = {"gain": [PerImageToken(torch.tensor([0.7, 0.0, 0.3]))]}
+    official.close(official.outputs_of(get("paint"), [7], gain), "paint", [7])
+
+
 def test_token_selection_vector():
     case = CASES["paint_token_selection"]
     rows = [case[f"cls_attn_{name}_sum_heads"] for name in ("first_layer", "layer_minus2")]
@@ -42,7 +42,7 @@ def test_token_selection_vector():
     assert summary.nonzero().flatten().tolist() == case["summary_tokens"]
 
 
-@pytest.mark.parametrize("case", OFFICIAL["paint_token_selection"]["cases"])
+@pytest.mark.parametrize("case", official.OFFICIAL["paint_token_selection"]["cases"])
 def test_the_official_function_chooses_the_same_tokens(case):
     vision = torch.tensor([case["first"], case["last"]])  # [2, Hv, N]
     tower = {"tower": Activations(vision=vision, image_counts=(vision.shape[-1],))}
