@@ -12,6 +12,8 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from functools import reduce
+from operator import add
 from typing import Any, Generic, TypeVar
 
 from torch import Tensor
@@ -96,6 +98,10 @@ class AttentionLayer(ABC, Generic[Row, Queries]):
         """Every query of this forward."""
 
     @abstractmethod
+    def split(self, queries: Queries) -> Iterable[Queries]:
+        """A range in ranges of at most `BLOCK` queries, the emitting one last."""
+
+    @abstractmethod
     def block(self, row: Row, queries: Queries, *, scores: bool) -> AttentionBlock:
         """A row's tensors; without ``scores`` only the head outputs."""
 
@@ -117,6 +123,10 @@ class AttentionLayer(ABC, Generic[Row, Queries]):
     @abstractmethod
     def at_first_token(self, i: int, name: str, fn: Callable[[], Any]) -> Any:
         """``fn() -> [R, ...]``, evaluated in the forward that emits token 1 and kept."""
+
+    @abstractmethod
+    def keys_at_first_token(self, i: int, name: str, fn: Callable[[], Tensor]) -> Tensor:
+        """``fn() -> [R, .., N]``, kept likewise; 0 for keys that came later."""
 
     def check_present(self, i: int, part: TracedStrategy, names: Collection[str]) -> None:
         """Raise HookNeverFired if a row that the i-th strategy needs beside these is missing."""
@@ -180,6 +190,16 @@ def _hooks(
     def at_first_token(name: str, fn: Callable[[], Any]) -> Any:
         return layer.at_first_token(i, name, fn)
 
+    def received(own: bool) -> Tensor:
+        blocks = layer.split(layer.all_queries())
+        return sum_of(
+            layer.block(layer.rows.named_rows(i)["main"], each, scores=True).received(own=own)
+            for each in blocks
+        )
+
+    def keys_at_first_token(name: str, fn: Callable[[], Tensor]) -> Tensor:
+        return layer.keys_at_first_token(i, name, fn)
+
     return Hooks(
         token_mask,
         at_first_token,
@@ -187,7 +207,14 @@ def _hooks(
         layer.rows.carry[i],
         allowed=part.verbs,
         gone=frozenset(part.attend_rows) - own.keys(),
+        received=received,
+        keys_at_first_token=keys_at_first_token,
     )
+
+
+def sum_of(parts: Iterable[Tensor]) -> Tensor:
+    """The sum of at least one tensor."""
+    return reduce(add, parts)
 
 
 def reached(rows: EditedRows[Row], parts: Parts) -> Iterator[tuple[Row, Tensor]]:

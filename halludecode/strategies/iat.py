@@ -4,8 +4,9 @@
 
 The plain form of AdaIAT (`adaiat`): the text written so far carries the picture in words, so it may
 be looked at more without the repetitions that more attention to the picture brings. An answer's
-first token is never changed; requests without a picture are left alone, as by every strategy here. The official code takes key 625 for the first generated one, which
-is so for one caption prompt on LLaVA-1.5.
+first token is never changed; requests without a picture are left alone, as by every strategy here.
+The official code takes key 625 for the first generated one, which is so for one caption prompt on
+LLaVA-1.5.
 """
 
 from __future__ import annotations

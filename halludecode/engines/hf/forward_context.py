@@ -59,6 +59,7 @@ class ForwardContext(EditedRows[RowPlacement]):
         emitting: False in a forward that only fills a prefix.
         token_masks: Bool [rows, N] by strategy, layer and name.
         first_token: What `at_first_token` gave, [R, ...] by strategy, layer and name.
+        first_keys: What `keys_at_first_token` gave, [R, .., N] likewise.
         early: [R, D] of the main rows' last token, by layer.
 
     What follows these is made once per forward: see `begin`.
@@ -73,6 +74,7 @@ class ForwardContext(EditedRows[RowPlacement]):
     emitting: bool = True
     token_masks: dict[tuple[int, int, str], Tensor] = field(default_factory=dict)
     first_token: dict[tuple[int, int, str], Any] = field(default_factory=dict)
+    first_keys: dict[tuple[int, int, str], Tensor] = field(default_factory=dict)
     fired: set[Fired] = field(default_factory=set)
     early: dict[int, Tensor] = field(default_factory=dict)
     changed: Tensor | None = None
@@ -142,6 +144,7 @@ class ForwardContext(EditedRows[RowPlacement]):
         """Keep (or repeat) some batch rows and requests, under a new index and states."""
         self.token_masks = {k: v[rows] for k, v in self.token_masks.items()}
         self.first_token = {k: v[requests] for k, v in self.first_token.items()}
+        self.first_keys = {k: v[requests] for k, v in self.first_keys.items()}
         self.early = {k: v[requests] for k, v in self.early.items()}
         self.changed = self.changed[requests] if self.changed is not None else None
         self.index, self.states = index, states
@@ -151,6 +154,7 @@ class ForwardContext(EditedRows[RowPlacement]):
         self.token_masks = {
             k: functional.pad(v, (width, 0, 0, rows)) for k, v in self.token_masks.items()
         }
+        self.first_keys = {k: functional.pad(v, (width, 0)) for k, v in self.first_keys.items()}
 
     # What `layer_edits` asks ----------------------------------------------------------------------
     def named_rows(self, i: int) -> Mapping[str, RowPlacement]:
