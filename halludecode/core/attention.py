@@ -85,6 +85,7 @@ class Hooks:
         allowed: Verbs found by tracing; any other raises.
         gone: Rows dropped after the first token; edits to them are skipped.
         received: ``own -> float32 [R, H, N]``, see `Attention.received`.
+        paid: ``keys [R, N] -> float32 [R, H, N]``, see `Attention.paid`.
         keys_at_first_token: ``(name, fn) -> [R, .., N]``, as `at_first_token`, for later keys 0.
     """
 
@@ -96,6 +97,7 @@ class Hooks:
     allowed: frozenset[str] | None = None
     gone: frozenset[str] = frozenset()
     received: Callable[[bool], Tensor] | None = None
+    paid: Callable[[Tensor], Tensor] | None = None
     keys_at_first_token: Callable[[str, Callable[[], Tensor]], Tensor] | None = None
 
 
@@ -253,6 +255,14 @@ class Attention:
         """
         self._use("received", ("main",))
         return _need(self._hooks.received)(own)
+
+    def paid(self, seg: Segment) -> Tensor:
+        """float32 [R, H, N]: attention that each prompt token pays a segment, at its own key.
+
+        Like `received`: before any edit, in blocks, and only within what is kept.
+        """
+        self._use("paid", ("main",))
+        return _need(self._hooks.paid)(seg.of("main"))
 
     # Edits ----------------------------------------------------------------------------------------
     def add_scores(

@@ -129,12 +129,21 @@ class AttentionBlock:
         return self._weights
 
     def received(self, *, own: bool) -> Tensor:
-        """float32 [R, H, N]: sum over these queries of the weights before any edit."""
-        scores = self.scores() if self._plain is None else self._plain
-        weights = scores.softmax(-1).nan_to_num(0.0)
+        """float32 [R, H, N]: sum over these prompt queries of the weights before any edit."""
         counted = self.keys.queries("prompt")[..., None]  # [R, Q, 1]
         counted = counted if own else counted & ~self.keys.own()
-        return (weights * counted[:, None]).sum(2)
+        return (self._unedited() * counted[:, None]).sum(2)
+
+    def paid(self, seg: Tensor) -> Tensor:
+        """float32 [R, H, N]: their weights on keys ``seg`` (bool [R, N]), at each one's own key."""
+        weights = self._unedited()
+        mass = weights @ seg[:, None, :, None].to(weights.dtype)  # [R, H, Q, 1]
+        own = self.keys.own() & self.keys.queries("prompt")[..., None]
+        return (mass * own[:, None]).sum(2)
+
+    def _unedited(self) -> Tensor:
+        scores = self.scores() if self._plain is None else self._plain
+        return scores.softmax(-1).nan_to_num(0.0)
 
     @property
     def touched(self) -> bool:

@@ -25,6 +25,7 @@ WORDS: Mapping[str, str] = {
     "head_outputs": "reads head outputs",
     "token_mask": "marks tokens by hidden state",
     "received": "reads attention received",
+    "paid": "reads attention paid",
     "at_first_token": "chooses at the first token",
     "keys_at_first_token": "chooses at the first token",
     "add_scores": "edits attention scores",

@@ -67,7 +67,8 @@ class TracedStrategy:
     @property
     def whole(self) -> bool:
         """Whether all rows must prefill unchunked in one forward."""
-        return bool(self.verbs & _WHOLE_READS and self.queries & _PROMPT)
+        chosen = self.verbs & _WHOLE_READS and self.queries & _PROMPT
+        return bool(chosen or self.verbs & {"received", "paid"})
 
     @property
     def combines(self) -> bool:
@@ -280,6 +281,7 @@ def _trace_attend(
         carry=carry,
         trace=trace,
         received=lambda own: blocks["main"].received(own=own),
+        paid=lambda seg: blocks["main"].paid(seg),
         keys_at_first_token=lambda name, fn: fn(),
     )
     strategy.attend(Attention(layer, model_info, blocks, hooks, strategy.name))

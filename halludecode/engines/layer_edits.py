@@ -190,12 +190,15 @@ def _hooks(
     def at_first_token(name: str, fn: Callable[[], Any]) -> Any:
         return layer.at_first_token(i, name, fn)
 
+    def unedited() -> Iterator[AttentionBlock]:
+        for each in layer.split(layer.all_queries()):
+            yield layer.block(own["main"], each, scores=True)
+
     def received(own: bool) -> Tensor:
-        blocks = layer.split(layer.all_queries())
-        return sum_of(
-            layer.block(layer.rows.named_rows(i)["main"], each, scores=True).received(own=own)
-            for each in blocks
-        )
+        return sum_of(block.received(own=own) for block in unedited())
+
+    def paid(seg: Tensor) -> Tensor:
+        return sum_of(block.paid(seg) for block in unedited())
 
     def keys_at_first_token(name: str, fn: Callable[[], Tensor]) -> Tensor:
         return layer.keys_at_first_token(i, name, fn)
@@ -208,6 +211,7 @@ def _hooks(
         allowed=part.verbs,
         gone=frozenset(part.attend_rows) - own.keys(),
         received=received,
+        paid=paid,
         keys_at_first_token=keys_at_first_token,
     )
 

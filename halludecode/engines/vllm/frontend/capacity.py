@@ -29,6 +29,7 @@ ATTENTION = frozenset(
         "at_first_token",
         "keys_at_first_token",
         "received",
+        "paid",
     }
 )
 INSIDE = ATTENTION | {"steer", "early", "activations", "key"}  # needs served between vLLM's kernels
