@@ -157,6 +157,14 @@ class Attention:
         """The first key that is not padding."""
         return self._kinds("first", lambda keys: _first(keys.kind != PAD))
 
+    @property
+    def place(self) -> tuple[Tensor, Tensor]:
+        """float32 [R, Q] twice: a main query's place in its prompt, and prompt tokens after it."""
+        keys = self._keys("main")
+        return keys.position.float(), (keys.length[:, None] - 1 - keys.position).clamp_min(
+            0
+        ).float()
+
     def _kinds(self, name: str, make: Callable[[RowKeys], Tensor]) -> Segment:
         return Segment(lambda row: self._keys(row).cached(name, make))
 
