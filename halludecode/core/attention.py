@@ -86,6 +86,7 @@ class Hooks:
         gone: Rows dropped after the first token; edits to them are skipped.
         received: ``own -> float32 [R, H, N]``, see `Attention.received`.
         paid: ``keys [R, N] -> float32 [R, H, N]``, see `Attention.paid`.
+        confidence: ``() -> float32 [R, Q]``, see `Attention.confidence`.
         keys_at_first_token: ``(name, fn) -> [R, .., N]``, as `at_first_token`, for later keys 0.
     """
 
@@ -98,6 +99,7 @@ class Hooks:
     gone: frozenset[str] = frozenset()
     received: Callable[[bool], Tensor] | None = None
     paid: Callable[[Tensor], Tensor] | None = None
+    confidence: Callable[[], Tensor] | None = None
     keys_at_first_token: Callable[[str, Callable[[], Tensor]], Tensor] | None = None
 
 
@@ -168,13 +170,23 @@ class Attention:
     def _kinds(self, name: str, make: Callable[[RowKeys], Tensor]) -> Segment:
         return Segment(lambda row: self._keys(row).cached(name, make))
 
+    @property
+    def confidence(self) -> Tensor:
+        """float32 [R, Q]: largest probability of the raw scores that gave a query's token.
+
+        1 for tokens of the prompt.
+        """
+        self._use("confidence", ("main",))
+        return _need(self._hooks.confidence)()
+
     def key(self, name: str) -> Tensor:
-        """float32 [R, N]: a `PerImageToken` of the state laid onto the main row's image keys."""
+        """float32 [R, .., N]: a `PerImageToken` of the state on the main row's image keys."""
         self._use("key", ("main",))
-        mask = self._keys("main").kind == IMAGE
-        laid = mask.float() * 0
-        for request, own in enumerate(self.state[name]):  # pictures differ in their token counts
-            laid[request, mask[request]] = own.values.to(laid)
+        mask, values = self._keys("main").kind == IMAGE, [own.values for own in self.state[name]]
+        rows, count = mask.shape
+        laid = mask.new_zeros((rows, *values[0].shape[:-1], count)).float()
+        for request, own in enumerate(values):  # pictures differ in their token counts
+            laid[request, ..., mask[request]] = own.to(laid)
         return laid
 
     def token_mask(self, name: str, fn: Callable[[Tensor], Tensor]) -> Segment:

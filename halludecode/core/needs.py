@@ -26,6 +26,7 @@ WORDS: Mapping[str, str] = {
     "token_mask": "marks tokens by hidden state",
     "received": "reads attention received",
     "paid": "reads attention paid",
+    "confidence": "reads how sure the last token was",
     "at_first_token": "chooses at the first token",
     "keys_at_first_token": "chooses at the first token",
     "add_scores": "edits attention scores",

@@ -282,6 +282,7 @@ def _trace_attend(
         trace=trace,
         received=lambda own: blocks["main"].received(own=own),
         paid=lambda seg: blocks["main"].paid(seg),
+        confidence=lambda: torch.ones(blocks["main"].keys.position.shape),
         keys_at_first_token=lambda name, fn: fn(),
     )
     strategy.attend(Attention(layer, model_info, blocks, hooks, strategy.name))

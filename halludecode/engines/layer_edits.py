@@ -67,6 +67,10 @@ class EditedRows(ABC, Generic[Row]):
         """The stream with a row's part replaced."""
 
     @abstractmethod
+    def confidences(self) -> Tensor:
+        """float32 [R, T]: how sure each of the first T written tokens was, T one at least."""
+
+    @abstractmethod
     def note_fired(self, hook: str, i: int, layer: int) -> None:
         """The i-th strategy's hook was called in a layer."""
 
@@ -200,6 +204,13 @@ def _hooks(
     def paid(seg: Tensor) -> Tensor:
         return sum_of(block.paid(seg) for block in unedited())
 
+    def confidence() -> Tensor:
+        keys = shown["main"].keys
+        sure = layer.rows.confidences().to(keys.position.device)
+        written = keys.position - keys.length[:, None]
+        found = sure.gather(1, written.clamp(0, sure.shape[1] - 1))
+        return found.where(written >= 0, 1.0)
+
     def keys_at_first_token(name: str, fn: Callable[[], Tensor]) -> Tensor:
         return layer.keys_at_first_token(i, name, fn)
 
@@ -212,6 +223,7 @@ def _hooks(
         gone=frozenset(part.attend_rows) - own.keys(),
         received=received,
         paid=paid,
+        confidence=confidence,
         keys_at_first_token=keys_at_first_token,
     )
 

@@ -31,15 +31,26 @@ def official_block(queries: list[int]) -> AttentionBlock:
 
 
 def outputs_of(
-    strategy: Strategy, queries: list[int], state: dict[str, Any] | None = None, **model: Any
+    strategy: Strategy,
+    queries: list[int],
+    state: dict[str, Any] | None = None,
+    *,
+    layer: int = 7,
+    confidence: float = 1.0,
+    **model: Any,
 ) -> torch.Tensor:
-    """[queries, heads * d] after a strategy's edit in layer 7 of 32."""
+    """[queries, heads * d] after a strategy's edit in a layer of 32, by default the eighth."""
     from dataclasses import replace
 
     block = official_block(queries)
-    hooks = Hooks(lambda *a: None, lambda name, fn: fn(), state or {})  # type: ignore[arg-type]
+    hooks = Hooks(
+        lambda *a: None,  # type: ignore[arg-type, return-value]
+        lambda name, fn: fn(),
+        state or {},
+        confidence=lambda: torch.full((1, len(queries)), confidence, dtype=torch.float64),
+    )
     m = replace(typical_model_info(), num_heads=3, num_kv_heads=3, **model)
-    strategy.attend(Attention(7, m, {"main": block}, hooks, strategy.name))
+    strategy.attend(Attention(layer, m, {"main": block}, hooks, strategy.name))
     return block.output()[0].transpose(0, 1).flatten(1)
 
 

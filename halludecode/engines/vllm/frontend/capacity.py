@@ -30,6 +30,7 @@ ATTENTION = frozenset(
         "keys_at_first_token",
         "received",
         "paid",
+        "confidence",
     }
 )
 INSIDE = ATTENTION | {"steer", "early", "activations", "key"}  # needs served between vLLM's kernels
