@@ -68,7 +68,7 @@ class CAAC(Strategy):
         seen = activations.get("white", Activations())
         if seen.image is None:
             return {"even": PerImageToken(torch.ones(len(self._even(m)), m.num_heads, 0))}
-        each = seen.image.split(list(seen.image_counts), -1)
+        each = torch.split(seen.image, list(seen.image_counts), -1)
         return {"even": PerImageToken(torch.cat([evened(w, self.beta) for w in each], -1))}
 
     def attend(self, a: Attention) -> None:

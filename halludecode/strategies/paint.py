@@ -70,7 +70,7 @@ class PAINT(Strategy):
         tower = activations.get("tower", Activations())
         if tower.vision is None:
             return {"gain": PerImageToken(torch.zeros(()))}
-        each = [x.split(list(tower.image_counts)) for x in tower.vision.sum(1)]  # [N] a picture
+        each = [torch.split(x, [*tower.image_counts]) for x in tower.vision.sum(1)]  # a picture [N]
         sets = (informed(first, last, self.top) for first, last in zip(*each, strict=True))
         gains = [self.alpha * local.float() + self.beta * summary for local, summary in sets]
         return {"gain": PerImageToken(torch.cat(gains))}
