@@ -27,11 +27,7 @@ def test_the_official_factors():
 
 def test_the_official_forward():
     """Of the last token alone: the official factor is on all rows, having no cache."""
-    even = PerImageToken(torch.tensor(CASE["factors"], dtype=torch.float64)[None])
-    made = official.outputs_of(
-        get("caac", depth=1), [7], {"even": [even]}, layer=0, confidence=CASE["confidence"]
-    )
-    official.close(made, "caac", [7])
+    official.close(official.edited("caac"), "caac", [7])
 
 
 def test_confidence_raises_below_theta_alone():

@@ -3,41 +3,24 @@
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 
 import pytest
 import torch
 
 import halludecode as hd
-from halludecode.core.attention import Attention, Hooks
-from halludecode.core.attention_block import IMAGE, SYSTEM, TEXT, AttentionBlock
 from halludecode.core.plan import compile_plan, typical_model_info
-from halludecode.core.spec import get
-from tests.core.test_attention import keys_of
 from tests.support import families, naive
 from tests.support.edited_runs import check_run
-from tests.support.official import OFFICIAL
+from tests.support.official import OFFICIAL, farsight
 
 SIGMA = math.log(256) / math.log(1024)
 
 
 @pytest.mark.parametrize("name", OFFICIAL["farsight"]["cases"])
 def test_the_forward_that_was_read(name):
-    given, case = OFFICIAL["farsight"], OFFICIAL["farsight"]["cases"][name]
-    q, k, v = (torch.tensor([given[each]], dtype=torch.float64) for each in "qkv")
-    visible = torch.ones(8, 8).tril().bool()
-    scores = (q @ k.transpose(-1, -2) * 2**-0.5).masked_fill(~visible, -torch.inf)
-    keys = keys_of([SYSTEM, IMAGE, IMAGE, *[TEXT] * 5], list(range(8)), 8)
-    base = scores.softmax(-1) @ v
-    block = AttentionBlock(keys, q, k, v, visible, 2**-0.5, base, _scores=scores)
-    hooks = Hooks(lambda *a: None, lambda name, fn: fn())  # type: ignore[arg-type, return-value]
-    m = replace(typical_model_info(), num_heads=4)
-    strategy = get("farsight", slopes=case["alibi"])
-    strategy.attend(Attention(0, m, {"main": block}, hooks, "farsight"))
+    case = OFFICIAL["farsight"]["cases"][name]
     wanted = torch.tensor(case["out"], dtype=torch.float64)
-    torch.testing.assert_close(
-        block.output()[0].transpose(0, 1).flatten(1), wanted, atol=1e-6, rtol=0
-    )
+    torch.testing.assert_close(farsight(case["alibi"]), wanted, atol=1e-6, rtol=0)
 
 
 def registered(scores, length, whole):
