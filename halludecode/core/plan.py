@@ -99,12 +99,14 @@ class Plan:
 
         Edits must leave the prefix alone or depend on nothing but the main row itself.
         """
-        steered = any(p.strategy.steer_at in ("all", "after_image") for p in self.steering)
+        steered = any(
+            p.strategy.steer_at in ("all", "after_image", "prompt") for p in self.steering
+        )
         return (
             not self.whole
             and not steered
             and all(
-                "all" not in part.queries
+                not part.queries & {"all", "prompt"}
                 and part.attend_rows in ((), ("main",))
                 and not part.activations
                 for part in self.parts

@@ -23,6 +23,7 @@ ALIKE = FAMILIES[FAMILIES.index("vipllava") :]
 FEWER = ("damro", "var", "vcd")
 # Parameters under which a strategy acts on a random model; without an entry, its defaults.
 ACTIVE: dict[str, str] = {
+    "act": "act(alpha=1.5)",
     "adhh": "adhh(heads=(0,0,1,1,2,0,2,1),tau=0.05)",
     "m3id": "m3id(lam=0.5,gate=1)",
     "scaled": "scaled(scale=2.0)",
@@ -65,6 +66,7 @@ def supplied(engine: Any, folder: Path) -> Any:
     """The engine with hand-made artifacts for the strategies that need one."""
     m, rng = engine.model_info, torch.Generator().manual_seed(0)
     made = {
+        "act": {"gain": torch.rand(m.num_layers, m.num_heads, generator=rng) - 0.3},
         "lacing": {"soft": torch.randn(7, m.hidden_size, generator=rng)},
         "zerotuning": {
             "heads": torch.rand(m.num_layers, m.num_heads, generator=rng) < 0.5,

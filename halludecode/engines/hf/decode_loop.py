@@ -154,6 +154,7 @@ class DecodeLoop:
     def _choose(self, logits: Tensor, live: list[AnswerState], step: int) -> Tensor:
         """Combine, penalise, draw, and write the token into every live answer."""
         written = [live[request].ids for request, _ in self.batch.rows]
+        self.batch.context.note_confidence(logits[: len(live)])
         logits = self.sampler.ban(logits, step, written)
         main = logits[: len(live)]
         self._check_left(main, live)
