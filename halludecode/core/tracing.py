@@ -48,6 +48,7 @@ class TracedStrategy:
     reads: frozenset[str] = frozenset()  # rows beside main that `combine` reads
     cut: float | None = None  # share of the mask that is the last thing `combine` does
     reads_state: bool = False  # whether `combine` does
+    firsts: frozenset[str] = frozenset()  # rows whose logits of token 1 `combine` reads later, too
 
     @property
     def steers(self) -> bool:
@@ -95,6 +96,8 @@ class TracedStrategy:
         lasting = all(b.life == "answer" for n, b in self.branches.items() if n in self.extra)
         edited = {*self.attend_rows, *(self.strategy.steer_rows if self.steers else ())}
         apart = edited <= self.extra and not self.verbs & {"at_first_token", "token_mask"}
+        if not self.firsts <= {"main"}:
+            return False
         return lasting and self.extra <= self.reads and (edited <= {"main"} or apart)
 
     @property
@@ -156,6 +159,7 @@ def trace(strategy: Strategy, model_info: ModelInfo) -> TracedStrategy:
         frozenset[str]().union(*(step.reads for step in steps)),
         next(iter(cuts)) if len(cuts) == 1 else None,
         any(step.reads_state for step in steps),
+        frozenset[str]().union(*(step.firsts for step in steps)),
     )
 
 
@@ -229,6 +233,7 @@ def _trace_combine(
             states,
             decode,
             residuals,
+            first=rows,
             owner=strategy.name,
         )
         scores: Any = strategy.combine(step)

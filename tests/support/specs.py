@@ -21,6 +21,7 @@ REPRESENTATIVES = ("agla", "damro", "var", "vcd", "vhr", "vista")
 # Parameters under which a strategy acts on a random model; without an entry, its defaults.
 ACTIVE: dict[str, str] = {
     "adhh": "adhh(heads=(0,0,1,1,2,0,2,1),tau=0.05)",
+    "code": "code(tokens=5)",
     "m3id": "m3id(lam=0.5,gate=1)",
     "scaled": "scaled(scale=2.0)",
     "spin": "spin(r=0.5)",
