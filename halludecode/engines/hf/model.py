@@ -251,13 +251,9 @@ class HFModel:
     def _positions(self, row: Row, is_image: Tensor) -> Tensor:
         if not self.family.mrope:
             return torch.arange(len(row.input_ids))[None]
-        if not row.images:
+        if not row.images or row.in_line:
             return torch.arange(len(row.input_ids)).expand(3, -1)
         grid = torch.cat([image.pixels["image_grid_thw"] for image in row.images])
-        merge = self.model.config.vision_config.spatial_merge_size**2
-        if int(is_image.sum()) * merge != int(grid.prod(-1).sum()):
-            # Chosen tokens are no raster any more: they stand in line, like words.
-            return torch.arange(len(row.input_ids)).expand(3, -1)
         position, _ = self.model.model.get_rope_index(
             row.input_ids[None], mm_token_type_ids=is_image[None].int(), image_grid_thw=grid
         )

@@ -57,6 +57,8 @@ class Row:
         embeds: Edited features [n, D] of all pictures; None where features are not edited.
         hidden: bool [N_img], image tokens this row never sees; None if it sees all.
         life: "answer", or "prefill" for rows dropped after the first token.
+        in_line: Its image tokens were chosen (`Branch.tokens`) and form no raster any more, however
+            many they are: their positions stand in line, like words.
     """
 
     name: str
@@ -69,6 +71,7 @@ class Row:
     key: str
     images: tuple[ImageInput, ...] = field(repr=False)
     prefix: int = field(repr=False, default=0)  # tokens up to the last image token
+    in_line: bool = False
     _view: Any = field(repr=False, default=None)
 
     def picture(self, index: int = 0) -> Image:
@@ -179,6 +182,7 @@ class RowBuilder:
             key=digest(text, *(image.key for image in images), hooks, branch.life),
             images=tuple(images),
             prefix=last if last < len(ids) else 0,  # a question must remain
+            in_line=branch.tokens is not None,
             _view=self._show,
         )
 
