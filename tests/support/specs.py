@@ -25,6 +25,7 @@ FEWER = ("damro", "var", "vcd")
 ACTIVE: dict[str, str] = {
     "act": "act(alpha=1.5)",
     "adhh": "adhh(heads=(0,0,1,1,2,0,2,1),tau=0.05)",
+    "code": "code(tokens=5)",
     "m3id": "m3id(lam=0.5,gate=1)",
     "scaled": "scaled(scale=2.0)",
     "spin": "spin(r=0.5)",
