@@ -13,7 +13,7 @@ from halludecode.core.artifact import Artifact
 from halludecode.core.plan import compile_plan, typical_model_info
 from halludecode.core.registry import STRATEGIES
 from halludecode.models import families as models
-from tests.support import families
+from tests.support import detectors, families
 
 FAMILIES = tuple(families.FAMILIES)
 # One strategy for each way to act: on these `make test` runs every family (see conftest.py).
@@ -22,10 +22,12 @@ REPRESENTATIVES = ("agla", "damro", "var", "vcd", "vhr", "vista")
 ACTIVE: dict[str, str] = {
     "adhh": "adhh(heads=(0,0,1,1,2,0,2,1),tau=0.05)",
     "m3id": "m3id(lam=0.5,gate=1)",
+    "marine": f"marine(detector={detectors.DETR},threshold=0.3)",
     "scaled": "scaled(scale=2.0)",
     "spin": "spin(r=0.5)",
     "var": "var(dims=(3,13,40),tau=2.0,min_mass=0.05,rho=0.2)",
     "vdgd": "vdgd(tokens=5)",
+    "vicrop": "vicrop(base=24)",
 }
 COMPOSED = ("var+vcd", "vhr+m3id")
 TOLERANCE = 1e-4  # top-two gap below which equal tokens are not claimed
@@ -59,7 +61,8 @@ def refusals() -> list[tuple[str, str]]:
 
 
 def supplied(engine: Any, folder: Path) -> Any:
-    """The engine with hand-made artifacts for the strategies that need one."""
+    """The engine with hand-made artifacts for the strategies that need one, and a detector."""
+    detectors.save_detr()
     m, rng = engine.model_info, torch.Generator().manual_seed(0)
     made = {
         "lacing": {"soft": torch.randn(7, m.hidden_size, generator=rng)},
