@@ -163,6 +163,7 @@ FAMILIES: Mapping[str, ModelFamily] = {
         packed=True,
         unshared="its Q-Former reads the question, so a picture's features belong to one question",
         lacks={
+            "more pictures": "it reads one picture",
             "raster": "its image tokens are queries of a Q-Former and form no raster",
             "vision": "its image tokens are queries of a Q-Former and stand for no patches",
             "generate": "its own generate() does not call the model's forward, so nothing would "

@@ -133,6 +133,8 @@ class RowBuilder:
             if edited is not None:
                 main, owner = edited, state[i]
         for i, part in enumerate(() if main_only else plan.parts):
+            if not part.extra:
+                continue
             branches = part.strategy.branches(main.prompt, state[i], part.model_info)
             extra += [(i, name, b) for name, b in branches.items() if name != "main"]
         rows = {"main": self._row("main", main, row_hooks(plan.parts, None, "main"), owner)}
@@ -152,7 +154,7 @@ class RowBuilder:
         return self._row("main", Branch(request.prompt), "", {})
 
     def _row(self, name: str, branch: Branch, hooks: str, state: Mapping[str, Any]) -> Row:
-        prompt = branch.prompt
+        prompt = branch.read()
         if branch.images is not None:
             edited = [
                 Picture.of(branch.images(p.image, edited=p.key, index=i, state=state))
