@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -122,16 +121,16 @@ def eval_(
 
 def _loader(run: dict[str, Any]) -> Any:
     """Loads the model only when it is needed, so that bad input is reported first."""
-    import halludecode
-
     if run.get("server"):
+        from halludecode.api import load
+
         given = options.server_arguments(run)
-        return lambda: halludecode.load(run["server"], engine="server", **given)
+        return lambda: load(run["server"], engine="server", **given)
     arguments = options.engine_arguments(run)
     for name in ("api_key", "concurrency"):
         if run.get(name) is not None:
             raise InvalidParameter(f"--{name.replace('_', '-')} goes with --server; add its URL.")
-    return partial(halludecode.load, run["model"], engine=run["engine"] or "hf", **arguments)
+    return options.loader(run["model"], run["engine"], arguments)
 
 
 def _what(run: dict[str, Any]) -> dict[str, Any]:

@@ -1,15 +1,9 @@
-"""What of vLLM this engine builds on beyond its public options, checked before it starts.
-
-``python -m halludecode.engines.vllm.compat.vllm_api`` tells `halludecode doctor`, from a process of
-its own.
-"""
+"""What of vLLM this engine builds on beyond its public options, checked before it starts."""
 
 from __future__ import annotations
 
 import importlib
 import inspect
-import json
-import sys
 from typing import Any
 
 # Module -> class -> methods that are called, wrapped or overridden.
@@ -124,7 +118,3 @@ def _get(module: str, name: str) -> object | None:
         return getattr(importlib.import_module(module), name, None)
     except ImportError:
         return None
-
-
-if __name__ == "__main__":
-    sys.stdout.write(json.dumps(about()) + "\n")
