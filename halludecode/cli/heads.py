@@ -166,8 +166,7 @@ def _summary(maps: Mapping[str, HeadMap], output: Path, top: int) -> dict[str, A
 
     Maps of this model that an earlier call left in the folder count, too.
     """
-    from halludecode.analysis.head_map import HeadMap
-    from halludecode.analysis.head_map import METRICS
+    from halludecode.analysis.head_map import METRICS, HeadMap
     from halludecode.evals.data.run_files import write_json
 
     first = next(iter(maps.values()))

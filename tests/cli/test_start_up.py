@@ -52,9 +52,9 @@ for words in json.load(sys.stdin):
     said = io.StringIO()
     with contextlib.redirect_stdout(said), contextlib.redirect_stderr(said):
         code = main(words)
-    told.append([code, said.getvalue(), [name for name in %r if sys.modules.get(name)]])
+    told.append([code, said.getvalue(), [name for name in sys.argv[1:] if sys.modules.get(name)]])
 print(json.dumps(told))
-""" % (HEAVY,)
+"""
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +66,7 @@ def told(tmp_path_factory):
     quiet = {**os.environ, "HALLUDECODE_CACHE": str(tmp / "cache"), "COLUMNS": "120"}
     listed, answers = (
         subprocess.run(
-            [sys.executable, "-c", EACH],
+            [sys.executable, "-c", EACH, *HEAVY],
             input=json.dumps(asked), env=quiet, capture_output=True, text=True, check=True,
         ).stdout
         for asked in ([["list"]], lines)
