@@ -119,21 +119,19 @@ def eval_(
     return _predict(run, json) if dry_run else _run(run, json)
 
 
-def _loader(run: dict[str, Any]) -> Any:
+def loader(run: dict[str, Any]) -> Any:
     """Loads the model only when it is needed, so that bad input is reported first."""
     if run.get("server"):
-        from halludecode.api import load
-
         given = options.server_arguments(run)
-        return lambda: load(run["server"], engine="server", **given)
-    arguments = options.engine_arguments(run)
+        return lambda: options.load(run["server"], engine="server", **given)
+    given = options.engine_arguments(run)
     for name in ("api_key", "concurrency"):
         if run.get(name) is not None:
             raise InvalidParameter(f"--{name.replace('_', '-')} goes with --server; add its URL.")
-    return options.loader(run["model"], run["engine"], arguments)
+    return options.loader(run["model"], run["engine"], given)
 
 
-def _what(run: dict[str, Any]) -> dict[str, Any]:
+def arguments(run: dict[str, Any]) -> dict[str, Any]:
     """Arguments that a run and its forecast share."""
     given = ("temperature", "max_new_tokens", "controls", "answers")
     given += ("family", "gt_family", "incomplete", "image_ids", "similarity", "columns")
@@ -155,7 +153,7 @@ def _predict(run: dict[str, Any], json: bool) -> int:
     from halludecode.evals.runner.dry_run import dry_run
 
     with json_document(json) as documents, memory_advice(run["batch_size"]):
-        predicted = dry_run(_loader(run), **_what(run))
+        predicted = dry_run(loader(run), **arguments(run))
         documents.append(predicted)
     if not json:
         show(two_columns(predicted))
@@ -168,8 +166,8 @@ def _run(run: dict[str, Any], json: bool) -> int:
     folder = Path(run["output"])
     with json_document(json) as documents, memory_advice(run["batch_size"]):
         result = run_eval(
-            _loader(run),
-            **_what(run),
+            loader(run),
+            **arguments(run),
             output=folder,
             fresh=bool(run["fresh"]),
         )

@@ -141,10 +141,17 @@ def loader(model: str, engine: str | None, arguments: dict[str, Any]) -> partial
     Raises:
         HalluDecodeError: As `halludecode.load`.
     """
-    from halludecode.api import check_load, load
+    from halludecode.api import check_load
 
     check_load(model, engine or "hf", **arguments)
     return partial(load, model, engine=engine or "hf", **arguments)
+
+
+def load(model: Any, **arguments: Any) -> Engine:
+    """`halludecode.load`, which is imported by then and not before."""
+    import halludecode
+
+    return halludecode.load(model, **arguments)
 
 
 def server_arguments(settings: dict[str, Any]) -> dict[str, Any]:

@@ -60,6 +60,13 @@ def run_eval(
     """
     check_folder(Path(output))
     setup = prepare(engine_or_loader, tasks=tasks, strategies=strategies, **options)
+    return run_setup(setup, output, fresh=fresh, progress=progress)
+
+
+def run_setup(
+    setup: Setup, output: str | Path, *, fresh: bool = False, progress: bool = True
+) -> Report:
+    """`run_eval` of what has been prepared."""
     check = functools.partial(check_data, setup, Path(output))
     with RunStore(Path(output), *recipe(setup), fresh=fresh, check=check) as store:
         answer_all(setup, store, progress)
