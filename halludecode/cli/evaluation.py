@@ -81,6 +81,10 @@ def eval_(
     batch_size: options.BatchSize = None,
     extra_rows: options.ExtraRows = None,
     seed: Annotated[int | None, typer.Option(help="Seed of the run (default 0).")] = None,
+    seeds: Annotated[
+        str | None,
+        typer.Option(help="0..4 or 0,1,7: a run each, with the spread over them; sampled alone."),
+    ] = None,
     temperature: Annotated[float | None, typer.Option(help="0 (default) is greedy.")] = None,
     max_new_tokens: Annotated[
         int | None, typer.Option(min=1, help="Most tokens, in place of the preset's.")
@@ -116,7 +120,9 @@ def eval_(
     for name in needed if dry_run else (*needed, "output"):
         if not run[name]:
             raise InvalidParameter(f"eval needs --{name} (or {name} in a --config file).")
-    return _predict(run, json) if dry_run else _run(run, json)
+    if dry_run:
+        return _predict(run, json)
+    return _run_seeds(run, json) if run["seeds"] else _run(run, json)
 
 
 def loader(run: dict[str, Any]) -> Any:
@@ -188,6 +194,27 @@ def _run(run: dict[str, Any], json: bool) -> int:
         )
         return 1
     note(f"saved in {folder}")
+    return 0
+
+
+def _run_seeds(run: dict[str, Any], json: bool) -> int:
+    from halludecode.evals.report.seed_plots import draw_seeds
+    from halludecode.evals.runner.seeds import run_seeds
+
+    folder = Path(run["output"])
+    given = arguments(run)
+    del given["seed"]
+    with json_document(json) as documents, memory_advice(run["batch_size"]):
+        how = {"seeds": run["seeds"], "output": folder, "fresh": bool(run["fresh"])}
+        found, reports = run_seeds(loader(run), **given, **how)
+        draw_seeds(folder, found.spreads, [r.results for r in reports], found.labels)
+        documents.append(found.to_dict())
+    if not json:
+        show(found.table())
+    if failed := sum(report.failed for report in reports):
+        fail(f"{failed} samples failed, the rest is scored; see errors.jsonl in {folder}/seed-*")
+        return 1
+    note(f"saved in {folder}: seed-*, seeds.json, drawings")
     return 0
 
 
