@@ -264,6 +264,9 @@ def compare(
             "interval over seeds and pictures.",
         ),
     ] = False,
+    full: Annotated[
+        bool, typer.Option("--full", help="Every metric of every split, with all controls.")
+    ] = False,
     task: Annotated[str | None, typer.Option(help="Of files: what they answer.")] = None,
     annotations: Annotated[
         Path | None, typer.Option(help="Of files: the questions, as for score.")
@@ -278,7 +281,7 @@ def compare(
     similarity: options.Similarity = None,
     json: options.Json = False,
 ) -> None:
-    """Paired differences with intervals, p-values and controls.
+    """Paired differences with intervals, p-values and controls: a summary, or --full.
 
     One run alone: every strategy against greedy.
     """
@@ -293,7 +296,7 @@ def compare(
         for sentence in comparison.told:
             note(sentence)
         if not json:
-            show(comparison.table())
+            _show(comparison, full)
         return
     if given or task is not None:
         name = next(iter(given), "task").replace("_", "-")
@@ -305,13 +308,23 @@ def compare(
     with json_document(json) as documents, without_collector():
         comparison = chosen(runs)
         documents.append(comparison.to_dict() if json else None)
-    if not json:
+    if seeds and not json:
         show(comparison.table())
+    elif not json:
+        _show(comparison, full)
+
+
+def _show(comparison: Any, full: bool) -> None:
+    show(comparison.table() if full else comparison.summary())
+    if not full:
+        note("every metric, split and control: the same with --full")
 
 
 def report(
     runs: Annotated[list[Path], typer.Argument(help="Run folders.", metavar="RUN...")],
-    format: Annotated[str, typer.Option(help="html, md, csv, lmms-eval or vlmevalkit.")] = "md",
+    format: Annotated[
+        str, typer.Option(help="html, md, csv, latex, lmms-eval or vlmevalkit.")
+    ] = "md",
     output: Annotated[Path | None, typer.Option(help="File or folder to write.")] = None,
 ) -> None:
     """Render run folders as a page, a table or other files."""
