@@ -139,14 +139,19 @@ class RowBuilder:
             extra += [(i, name, b) for name, b in branches.items() if name != "main"]
         rows = {"main": self._row("main", main, row_hooks(plan.parts, None, "main"), owner)}
         local: list[dict[str, str]] = [{"main": "main"} for _ in plan.parts]
+        made: dict[tuple[str, str], str] = {}  # branches that look at no state
         for i, name, branch in extra:
             part = plan.parts[i]
-            label = free_name(name, part.strategy.name, rows)
-            row = self._row(label, branch, row_hooks(plan.parts, part, name), state[i])
-            same = next((r.name for r in rows.values() if r.key == row.key), None)
+            hooks = row_hooks(plan.parts, part, name)
+            same = None if state[i] else made.get((branch.key, hooks))
             if same is None:
-                rows[label] = row
-            local[i][name] = same or label
+                label = free_name(name, part.strategy.name, rows)
+                row = self._row(label, branch, hooks, state[i])
+                same = next((r.name for r in rows.values() if r.key == row.key), label)
+                rows.setdefault(same, row)
+            if not state[i]:
+                made[branch.key, hooks] = same
+            local[i][name] = same
         return PreparedRequest(main.prompt, rows, tuple(local), tuple(state), main_only)
 
     def activation_row(self, request: ActivationRequest) -> Row:

@@ -1,16 +1,10 @@
-"""What of vLLM this engine builds on beyond its public options, checked before it starts.
-
-``python -m halludecode.engines.vllm.compat.vllm_api`` tells `halludecode doctor`, from a process of
-its own.
-"""
+"""What of vLLM this engine builds on beyond its public options, checked before it starts."""
 
 from __future__ import annotations
 
 import ast
 import importlib
 import inspect
-import json
-import sys
 from collections.abc import Iterable, Sequence
 from importlib.resources import files
 from typing import Any
@@ -179,7 +173,3 @@ def _get(module: str, name: str) -> object | None:
         return getattr(importlib.import_module(module), name, None)
     except ImportError:
         return None
-
-
-if __name__ == "__main__":
-    sys.stdout.write(json.dumps(about()) + "\n")
