@@ -1,4 +1,4 @@
-"""What harnesses hand over as words: the engine of a model, and a strategy that was cut at commas."""
+"""What harnesses hand over as words: a model's engine, and a strategy, maybe cut at commas."""
 
 from __future__ import annotations
 

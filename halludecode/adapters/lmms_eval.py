@@ -1,7 +1,7 @@
 """Our strategies inside lmms-eval (0.7.3): ``lmms_eval --model halludecode --model_args ...``.
 
-lmms-eval finds `manifest` through the entry-point group ``lmms_eval.models`` and makes `HalluDecode`
-of ``--model_args``, see README.md here.
+lmms-eval finds `manifest` through the entry-point group ``lmms_eval.models`` and makes a
+`HalluDecode` of ``--model_args``, see README.md here.
 """
 
 from __future__ import annotations
@@ -182,7 +182,8 @@ class HalluDecode(lmms):
             self._unread.add(name)
         stops = [told[name] for name in STOPS if told.get(name) not in (None, NO_STOP)]
         words = [word for stop in stops for word in ([stop] if isinstance(stop, str) else stop)]
-        return Sampling(**{"max_new_tokens": DEFAULT_TOKENS, **numbers}, stop=[*filter(None, words)])
+        numbers = {"max_new_tokens": DEFAULT_TOKENS, **numbers}
+        return Sampling(**numbers, stop=[word for word in words if word])
 
     def _tell(self, outputs: Sequence[Any], seconds: float) -> None:
         """What the strategy did, into the log and beside the results."""

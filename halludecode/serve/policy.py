@@ -11,7 +11,7 @@ from halludecode.core import spec as hd_spec
 from halludecode.core.errors import HalluDecodeError, InvalidRequest, UnsupportedStrategy
 
 XARGS = 'vllm_xargs: {"strategy": "vcd(alpha=0.5)"}'
-READ = frozenset({"strategy", "details", "score_words"})  # of vllm_xargs
+READ = frozenset({"strategy", "details", "score_words", "explain"})  # of vllm_xargs
 NOWHERE = "no-domain.invalid"  # vLLM reads an empty list of domains as "any domain"
 LONGEST = 1000  # characters of a strategy
 WORDS = frozenset({"request", "pin"})  # parameters of free text: words, the name of an artifact

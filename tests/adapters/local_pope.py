@@ -80,7 +80,7 @@ def answers_of(path: Path) -> dict[int, str]:
         return {line["id"]: line["answer"] for line in lines if line["split"] == "adversarial"}
     if path.suffix == ".jsonl":
         lines = [json.loads(line) for line in path.read_text().splitlines()]
-        return {int(line["doc_id"]) + 1: line["filtered_resps"][0] for line in lines}
+        return {int(line["doc_id"]) + 1: line["filtered_resps"] for line in lines}
     if path.suffix == ".eval":
         from inspect_ai.log import read_eval_log
 
