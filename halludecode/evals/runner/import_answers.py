@@ -27,6 +27,7 @@ from halludecode.evals.runner.run_folder import RunStore
 from halludecode.evals.runner.run_record import recipes, versions
 from halludecode.evals.runner.score_file import (
     chosen_benchmark,
+    odd_questions,
     read_systems,
     scorer_options,
     sentences,
@@ -156,6 +157,7 @@ def judged(
                 changed += changed_by_final(chosen, asked[split], own.answers)
     if changed:
         told.append(offer(changed, len(lines)))
+    told += odd_questions(chosen, {k: list(own.values()) for k, own in samples.items()}, source)
     told += chosen.ways(annotations=notes, **options)
     units, unshared = _shared(chosen, source, samples, {n: g for n, (_, g) in read.items()})
     made = _run(chosen, predictions, read, notes, captions, answers, seed, stated or {}, units)
