@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -184,14 +183,17 @@ class ROPE(Benchmark):
         for line in lines:
             given, read = self._given(line["answer"])
             wanted = [name.lower() for name in line["names"]]
-            counts = Counter[str](asked=len(wanted) * (1 if read else 2), objects=len(wanted))
+            asked = float(len(wanted) * (1 if read else 2))
+            counts = {"asked": asked, "objects": float(len(wanted)), "right": 0.0, "read": 0.0}
             for said_, true in zip(given, wanted, strict=False):
-                counts.update({"right": said_ == true, "read": 1, f"true.{true}": 1})
+                added = [("read", 1.0), ("right", float(said_ == true)), (f"true.{true}", 1.0)]
                 if said_ in known:
-                    counts.update({f"said.{said_}": 1, f"hit.{said_}": said_ == true})
+                    added += [(f"said.{said_}", 1.0), (f"hit.{said_}", float(said_ == true))]
                 else:
                     strangers.add(said_)
-            rows.append((self.cluster(line), {n: float(v) for n, v in counts.items()}))
+                for name, count in added:
+                    counts[name] = counts.get(name, 0.0) + count
+            rows.append((self.cluster(line), counts))
         return self.tally(lines, rows, partial(_formula, len(strangers)), {})
 
 

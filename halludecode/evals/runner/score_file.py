@@ -11,6 +11,7 @@ from halludecode.evals.benchmarks.answer_file import (
     Given,
     changed_by_final,
     check_rule,
+    grouped,
     load_records,
     offer,
     read_answers,
@@ -174,6 +175,7 @@ def read_systems(
     }
     rows = [part for own in files.values() for part in own]
     asked = benchmark.annotated(annotations, rows, **options) if files else {}
+    asked = {split: grouped(benchmark, samples) for split, samples in asked.items()}
     found: dict[Any, Read] = {}
     for name, paths in systems.items():
         results = whole[name]
