@@ -14,6 +14,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+from halludecode.core.needs import KINDS
 from halludecode.core.paper import Paper
 from halludecode.core.params import Param
 from halludecode.core.registry import STRATEGIES
@@ -36,6 +37,7 @@ class Info:
     engines: tuple[str, ...]
     off: dict[str, Any]
     decided: str  # when its main row decides a token alone, in words
+    kinds: tuple[str, ...]  # what it does by its hooks, of `core.needs.KINDS`
     doc: str
 
 
@@ -77,6 +79,7 @@ def info(name: str) -> Info:
         engines=facts.engines,
         off=dict(cls.off),
         decided=facts.decided,
+        kinds=facts.kinds,
         doc=doc,
     )
 
@@ -90,6 +93,7 @@ class _Facts:
     cost: str
     engines: tuple[str, ...]
     decided: str
+    kinds: tuple[str, ...]
 
     @classmethod
     def of(cls, strategy: Any) -> _Facts:
@@ -117,7 +121,9 @@ class _Facts:
         plan = compile_plan(strategy(), replace(typical_model_info(), artifact={}))
         decided = plan.parts[0].decides if plan.can_wait else ""
         needs = tuple(sorted(plan.needs))
-        return cls(needs, plan.rows, str(plan.cost), engines_providing(plan.needs), decided)
+        engines = engines_providing(plan.needs)
+        kinds = next((part.kinds for part in plan.parts), KINDS[-1:])  # greedy is no part
+        return cls(needs, plan.rows, str(plan.cost), engines, decided, kinds)
 
 
 def _frozen(value: Any) -> Any:

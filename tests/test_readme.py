@@ -10,6 +10,7 @@ import pytest
 
 from halludecode.cli import main
 from halludecode.core.errors import InvalidData
+from halludecode.core.needs import KINDS
 from halludecode.core.registry import STRATEGIES
 from tests.support import commands
 from tests.support import readme_tables as _readme
@@ -83,7 +84,9 @@ def test_the_family_table_tells_engines_apart_where_they_differ():
 
 def test_the_table_has_a_line_per_strategy():
     lines = _readme.strategy_table().splitlines()
-    assert [line.split("`")[1] for line in lines[2:]] == STRATEGIES.names()
+    assert sorted(line.split("`")[1] for line in lines[2:]) == STRATEGIES.names()
+    kinds = [line.split(" | ")[0].removeprefix("| ") for line in lines[2:]]
+    assert kinds == sorted(kinds, key=KINDS.index), "grouped"
     assert len({line.count(" | ") for line in lines}) == 1
 
 

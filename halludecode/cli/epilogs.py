@@ -20,6 +20,10 @@ A strategy is named by a string: NAME, NAME(parameter=value,...), or several joi
 takes a paper's own numbers for a model (configs/strategies). Strategies of other packages join
 through the entry-point group halludecode.strategies.
 
+--kind is read off the hooks that a strategy has: search (beams), steering (hidden states),
+attention (of the main row), layers (early ones decoded), contrast (rows beside main that the scores
+are made of), other (none of these). One of several kinds is listed under each.
+
 "needs" is what a strategy asks of an engine, "rows" are the copies of a prompt that share one
 forward pass, "cost" is what that adds to plain decoding, "equals greedy at" are the values at
 which it must write greedy's tokens, one by one, which the tests hold it to.

@@ -12,8 +12,8 @@ import typer
 from halludecode.cli import epilogs
 from halludecode.cli.options import Json
 from halludecode.cli.output import json_document, plain, show
-from halludecode.core.errors import HalluDecodeError, UnknownStrategy
-from halludecode.core.needs import in_words
+from halludecode.core.errors import HalluDecodeError, InvalidParameter, UnknownStrategy
+from halludecode.core.needs import KINDS, in_words
 
 if TYPE_CHECKING:
     from halludecode.catalog import BenchmarkInfo, Info
@@ -30,11 +30,18 @@ def register(app: typer.Typer) -> None:
 def list_(
     name: Annotated[str | None, typer.Argument(help="One strategy or benchmark in full.")] = None,
     tasks: Annotated[bool, typer.Option("--tasks", help="Show the benchmarks instead.")] = False,
+    kind: Annotated[
+        str | None, typer.Option("--kind", help=f"Strategies of one kind: {', '.join(KINDS)}.")
+    ] = None,
     json: Json = False,
 ) -> None:
     """Show the strategies, the benchmarks, or one of them in full."""
     with json_document(json) as documents:
+        if kind is not None:
+            _check_kind(kind, alone=name is None and not tasks)
         infos = _all_infos(tasks) if name is None else _info_of(name)
+        if kind is not None:
+            infos = [info for info in infos if kind in info.kinds]
         documents.append([as_json(i) for i in infos] if name is None else as_json(infos))
     if json:
         return
@@ -42,6 +49,15 @@ def list_(
         show(_task_table(infos) if tasks else _table(infos))
     else:
         show(*_details(infos))
+
+
+def _check_kind(kind: str, *, alone: bool) -> None:
+    if kind not in KINDS:
+        close = difflib.get_close_matches(kind.lower(), KINDS, n=1, cutoff=0.5)
+        hint = f" Did you mean {close[0]!r}?" if close else ""
+        raise InvalidParameter(f"No kind {kind!r} of strategies.{hint} Known: {', '.join(KINDS)}.")
+    if not alone:
+        raise InvalidParameter("--kind lists strategies: leave out the name and --tasks.")
 
 
 def _all_infos(tasks: bool) -> list[Any]:
@@ -171,6 +187,7 @@ def _entries(info: Info | BenchmarkInfo) -> list[tuple[str, str]]:
             ),
         ]
     return [
+        ("kind", ", ".join(info.kinds)),
         ("rows", " ".join(info.rows)),
         ("needs", ", ".join(in_words(info.needs))),
         ("cost", info.cost),

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 
+# Kinds of strategies, in the order in which one of several is listed; the last has no such hook.
+KINDS = ("search", "steering", "attention", "layers", "contrast", "other")
 WORDS: Mapping[str, str] = {
     "rows": "extra rows",
     "main prompt": "edits the main prompt",

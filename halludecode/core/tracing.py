@@ -17,6 +17,7 @@ from halludecode.core.attention_block import IMAGE, SYSTEM, TEXT, AttentionBlock
 from halludecode.core.branch import Branch
 from halludecode.core.errors import InvalidParameter
 from halludecode.core.model_info import ModelInfo
+from halludecode.core.needs import KINDS
 from halludecode.core.prompt import Picture, Prompt, Turn
 from halludecode.core.residual import ResidualStream
 from halludecode.core.state import State, stack
@@ -57,6 +58,18 @@ class TracedStrategy:
     def steers(self) -> bool:
         """Whether `steer` is overridden."""
         return self.strategy.declares("steer")
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """What it does by its hooks, of `core.needs.KINDS`; the first is where it is listed."""
+        found = {
+            "search": self.strategy.declares("search"),
+            "steering": self.steers,
+            "attention": bool(self.verbs) and "main" in self.attend_rows,
+            "layers": bool(self.early),
+            "contrast": bool(self.reads),
+        }
+        return tuple(kind for kind in KINDS if found.get(kind)) or KINDS[-1:]
 
     @property
     def phase(self) -> Literal["scores", "outputs"] | None:

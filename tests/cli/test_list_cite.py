@@ -69,3 +69,33 @@ def test_cite_without_a_paper_says_so(cli):
     result = cli("cite", "greedy")
     assert result.code == 2
     assert "greedy has no paper" in result.err
+
+
+def test_list_kind_shows_those_whose_hooks_do_it(cli):
+    shown = {}
+    for kind in ("search", "steering", "attention", "layers", "contrast", "other"):
+        shown[kind] = {
+            info["name"] for info in json.loads(cli("list", "--kind", kind, "--json").out)
+        }
+    assert shown["search"] == {"opera"}
+    assert "vista" in shown["steering"] & shown["layers"] and "dola" in shown["layers"]
+    assert "pai" in shown["attention"] & shown["contrast"]
+    assert "sid" in shown["contrast"] - shown["attention"], "it edits its own row alone"
+    assert "vhr" in shown["attention"] - shown["contrast"], "its row is gone before the scores"
+    assert {"greedy", "apc_only"} <= shown["other"]
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [(("--kind", "layer"), "Did you mean 'layers'"), (("vcd", "--kind", "layers"), "leave out")],
+)
+def test_list_kind_says_what_is_wrong(cli, words, said):
+    result = cli("list", *words)
+    assert result.code == 2 and said in result.err
+
+
+def test_everything_with_a_paper_can_be_cited(cli, names):
+    cited = [name for name in names if STRATEGIES.get(name).paper is not None]
+    assert set(names) - set(cited) == {"greedy"}
+    result = cli("cite", *cited)
+    assert result.code == 0 and result.out.count("\n@") + 1 == len(cited)

@@ -14,23 +14,24 @@ from typing import Any
 
 from halludecode.cli.list_cite import summary
 from halludecode.core.errors import InvalidData
-from halludecode.core.needs import in_words
+from halludecode.core.needs import KINDS, in_words
 
 MARK = "<!-- {name}:{edge} -->"
 RECORD = "tests/contract/record.json"
-COLUMNS = ("strategy", "paper", "what it does", "needs", "rows", "cost", "engines")
+COLUMNS = ("kind", "strategy", "paper", "what it does", "needs", "rows", "cost", "engines")
 
 
 def strategy_table() -> str:
-    """One line of Markdown per strategy, sorted by name."""
+    """One line of Markdown per strategy, under the first of its kinds and there by name."""
     from halludecode.catalog import strategies
 
     lines = [COLUMNS, ["---"] * len(COLUMNS)]
-    for info in strategies():
+    for info in sorted(strategies(), key=lambda info: (KINDS.index(info.kinds[0]), info.name)):
         paper = info.paper
         cited = f"[{paper.venue} {paper.year}]({paper.url})" if paper else ""
         lines.append(
             (
+                info.kinds[0],
                 f"`{info.name}`",
                 cited,
                 summary(info).replace("|", "\\|"),
