@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -141,6 +142,25 @@ class DecodeLoop:
             logits = self.batch.step(token.cpu())
             glances = self.batch.glances()
 
+    def choose(self, batch: Any, logits: Tensor, step: int) -> dict[int, int]:
+        """Write one token into every unfinished answer, where others make the forwards.
+
+        Args:
+            batch: The rows of the unfinished answers, in their order; see `shared_rows.RowsOfOne`.
+            logits: Theirs, float32 [rows, V].
+            step: Tokens already written.
+
+        Returns:
+            Places of the answers that go on -> their tokens.
+        """
+        self.batch = batch
+        live = [self.answers[a] for a in self._alive]
+        token = self._choose(logits, live, step).tolist()
+        goes_on = [i for i, answer in enumerate(live) if not answer.finish]
+        self._alive = [self._alive[i] for i in goes_on]
+        self.sampler.select(torch.tensor(goes_on, dtype=torch.long))
+        return {i: token[i] for i in goes_on}
+
     def _rows_of(self, requests: Tensor) -> Tensor:
         place = {key: i for i, key in enumerate(self.batch.rows)}
         names = dict.fromkeys(name for _, name in self.batch.rows)
@@ -157,6 +177,7 @@ class DecodeLoop:
         if step == 0:
             self._keep_first(logits, live)
         written = [live[request].ids for request, _ in self.batch.rows]
+        self.batch.context.note_confidence(logits[: len(live)])
         logits = self.sampler.ban(logits, step, written)
         main = logits[: len(live)]
         self._check_left(main, live)

@@ -155,10 +155,13 @@ class GroupSampler(Sampler):
     def _keep_logits(self, logits: Tensor) -> None:
         for rows in self.current.groups:
             main = rows["main"]
-            metadata = main.metadata
+            metadata, plan = main.metadata, self.state.plan(main.metadata.plan)
             if metadata.capture and metadata.capture["logits"]:
                 captured = self.state.captured.setdefault(metadata.group, Captured())
                 captured.logits[main.written] = logits[main.index].detach().float().cpu()
+            elif plan is not None and "confidence" in plan.needs:
+                sure = logits[main.index].float().softmax(-1).amax()
+                self.state.record(metadata.group).sure[main.written] = sure
 
     def _keep_probes(self, logits: Tensor) -> None:
         """Of groups that are explained: the probe's place, and log p [2, V], with image first."""
