@@ -53,6 +53,8 @@ class AvisC(Strategy):
     gamma: float = param(0.5, "share of image attention that chooses the layers", gt=0, le=1)
     lam: float = param(1.0, "deviations above the mean that make a token blind")
 
+    fetch = ("kept",)
+
     def activations(self, prompt: Prompt, m: ModelInfo) -> Mapping[str, ActivationRequest]:
         """Every layer's attention to the image."""
         every = tuple(range(m.num_layers))

@@ -55,6 +55,8 @@ class MoD(Strategy):
     keep: float = param(0.2, "share of image tokens the second row sees", gt=0, le=1)
     gate: float = param(0.05, "divergence of the first token below which they agree", ge=0)
 
+    fetch = ("kept",)
+
     def activations(self, prompt: Prompt, m: ModelInfo) -> Mapping[str, ActivationRequest]:
         """Every layer's attention to the image."""
         every = tuple(range(m.num_layers))

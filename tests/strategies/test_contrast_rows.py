@@ -29,6 +29,7 @@ from tests.engines.hf.test_naive_parity import check as check_run
 from tests.support import families, naive
 
 INF = math.inf
+QUICK = ("llava", "instructblip")  # with a chat template, and without one
 
 
 def scores(strategy, main, rows, t=1, first=None):
@@ -249,7 +250,13 @@ def test_icd_cannot_reword_a_rendered_prompt(family_engine):
         family_engine("llava").generate(hd.Request(text, families.pictures()[:1]), "icd")
 
 
-@pytest.mark.parametrize("family", list(families.FAMILIES))
+@pytest.mark.parametrize(
+    "family",
+    [
+        family if family in QUICK else pytest.param(family, marks=pytest.mark.full)
+        for family in families.FAMILIES
+    ],
+)
 @pytest.mark.parametrize("place", ["question", "system"])
 def test_the_role_reaches_every_familys_row(family_engine, family, place):
     """A template that drops the system message would make the contrast silently nothing."""
