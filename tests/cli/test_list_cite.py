@@ -1,6 +1,10 @@
 import json
+import re
+from pathlib import Path
 
 import pytest
+
+import halludecode as hd
 
 from halludecode.core.registry import STRATEGIES
 
@@ -69,3 +73,22 @@ def test_cite_without_a_paper_says_so(cli):
     result = cli("cite", "greedy")
     assert result.code == 2
     assert "greedy has no paper" in result.err
+
+
+def test_cite_alone_cites_the_package_as_its_own_files_do(cli):
+    result = cli("cite")
+    assert result.code == 0
+    (heading,) = re.findall(
+        rf"^## {re.escape(hd.__version__)} \((\d+)-", read("CHANGELOG.md"), re.M
+    )
+    assert f"year    = {{{heading}}}" in result.out
+    assert f"version = {{{hd.__version__}}}" in result.out
+    cff = read("CITATION.cff")
+    for field, value in (("title", "halludecode"), ("license", "Apache-2.0")):
+        assert f"{field}: {value}" in cff and value in result.out
+    (author,) = re.findall(r'- name: "(.+)"', cff)
+    assert f"author  = {{{{{author}}}}}" in result.out
+
+
+def read(name):
+    return (Path(__file__).parents[2] / name).read_text(encoding="utf-8")
