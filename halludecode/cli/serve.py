@@ -61,10 +61,12 @@ def serve(
 ) -> None:
     """Serve a model as OpenAI does; other options are vLLM's, such as --api-key."""
     settings = dict(locals())  # the options alone: nothing else is a local yet
+    from halludecode.api import check_load
     from halludecode.core.spec import parse
 
     for text in (strategy, *(alias or ()), *(allow or ())):
         parse(text)  # a misspelt strategy should not cost the time of loading a model
+    check_load(model, "vllm")
     folder = allowed_local_media_path
     if folder is not None and not folder.is_dir():
         raise InvalidRequest(f"--allowed-local-media-path {folder}: no such folder.")

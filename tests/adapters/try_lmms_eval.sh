@@ -9,7 +9,7 @@ mkdir -p "$folder" && cd "$folder"
 if [ -z "${PYTHON:-}" ]; then
   python3 -m venv venv
   PYTHON=$folder/venv/bin/python
-  "$PYTHON" -m pip install -q "lmms-eval==0.7.3" "filelock<4.1" -e "$here[eval]"
+  "$PYTHON" -m pip install -q "lmms-eval==0.7.3" "filelock<4.3" -e "$here[eval]"
 fi
 export PYTHONPATH=$here HF_HUB_OFFLINE=1 OMP_NUM_THREADS=1
 spec="vcd(alpha=0.5,beta=0.2)"

@@ -5,7 +5,6 @@ from pathlib import Path
 import pytest
 
 import halludecode as hd
-
 from halludecode.core.registry import STRATEGIES
 
 
