@@ -1,4 +1,4 @@
-"""Yes or no questions about the testbed's pictures, as an Inspect task: `try_inspect.sh` runs it."""
+"""Yes or no questions about the testbed's pictures, as an Inspect task, see `try_inspect.sh`."""
 
 import json
 import os

@@ -150,7 +150,7 @@ def test_a_failed_request_names_its_document(loaded, monkeypatch, testbed):
     ("args", "says"),
     [
         ({"batch_size": "auto"}, "give a number"),
-        ({"strategy": "vdc"}, "Did you mean 'vcd'"),
+        ({"strategy": "vdc"}, "Unknown strategy 'vdc'"),
         ({"engine": "vllm"}, "data_parallel_size"),
     ],
 )
