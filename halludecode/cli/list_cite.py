@@ -18,6 +18,7 @@ from halludecode.core.needs import KINDS, in_words
 if TYPE_CHECKING:
     from halludecode.catalog import BenchmarkInfo, Info
 
+RELEASED = 2026  # the year of this version, as CHANGELOG.md has it
 _CITATION = re.compile(r"\s*\([^()]*( et al\.[^()]*\)|$)")  # whole, or cut by the line end
 
 
@@ -93,17 +94,34 @@ def _owner(name: str) -> Any:
 
 def cite(
     names: Annotated[
-        list[str], typer.Argument(help="Names of strategies or benchmarks.", metavar="NAME...")
-    ],
+        list[str] | None,
+        typer.Argument(help="Names of strategies or benchmarks.", metavar="[NAME...]"),
+    ] = None,
 ) -> None:
-    """Print BibTeX of the papers behind strategies and benchmarks."""
-    entries = []
-    for name in dict.fromkeys(names):
+    """Print BibTeX of the papers behind strategies and benchmarks; alone, of this package."""
+    entries = [] if names else [_own_entry()]
+    for name in dict.fromkeys(names or ()):
         paper = _owner(name).get(name).paper
         if paper is None:
             raise HalluDecodeError(f"{name} has no paper to cite.")
         entries.append(paper.bibtex(name))
     sys.stdout.write("\n\n".join(entries) + "\n")
+
+
+def _own_entry() -> str:
+    """This package, in the words of CITATION.cff."""
+    from halludecode import __version__
+
+    return (
+        "@software{halludecode,\n"
+        "  title   = {{halludecode: training-free decoding strategies against hallucination in "
+        "vision-language models}},\n"
+        "  author  = {{The halludecode authors}},\n"
+        f"  year    = {{{RELEASED}}},\n"
+        f"  version = {{{__version__}}},\n"
+        "  license = {Apache-2.0}\n"
+        "}"
+    )
 
 
 def as_json(info: Info | BenchmarkInfo) -> dict[str, Any]:

@@ -74,8 +74,7 @@ class ChatHandler:
         self._defaults = self.llm.model_config.get_diff_sampling_param()
         self._plans: LRU[Plan] = LRU(KEPT)
         self._compiling = asyncio.Lock()
-        # The processor begins a prompt with these unless its template does; vLLM's chat leaves them
-        # out, so that plain requests would read another prompt than rows do.
+        # What the processor begins a prompt with, if its template does not; vLLM leaves it out.
         self.special_tokens = begun_by_tokenizer(engine)
         self.template_defaults: dict[str, Any] = {}  # the operator's, for the chat template
         self._tasks: set[asyncio.Task[Any]] = set()

@@ -45,7 +45,7 @@ def test_version(cli):
         (("generate", "--model", "m"), "--prompt"),
         (("generate", "--colour", "red"), "--colour"),
         ((*GENERATE, "--top-k", "many"), "--top-k"),
-        (("cite",), "NAME"),
+        (("testbed", "data"), "--out"),
         (("score", "--task", "pope"), "--predictions"),
         (("eval", "--batch-size", "0"), "--batch-size"),
         (("--colour", "list"), "--colour"),

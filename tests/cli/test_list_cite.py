@@ -1,7 +1,10 @@
 import json
+import re
+from pathlib import Path
 
 import pytest
 
+import halludecode as hd
 from halludecode.core.registry import STRATEGIES
 
 
@@ -99,3 +102,22 @@ def test_everything_with_a_paper_can_be_cited(cli, names):
     assert set(names) - set(cited) == {"greedy"}
     result = cli("cite", *cited)
     assert result.code == 0 and result.out.count("\n@") + 1 == len(cited)
+
+
+def test_cite_alone_cites_the_package_as_its_own_files_do(cli):
+    result = cli("cite")
+    assert result.code == 0
+    (heading,) = re.findall(
+        rf"^## {re.escape(hd.__version__)} \((\d+)-", read("CHANGELOG.md"), re.M
+    )
+    assert f"year    = {{{heading}}}" in result.out
+    assert f"version = {{{hd.__version__}}}" in result.out
+    cff = read("CITATION.cff")
+    for field, value in (("title", "halludecode"), ("license", "Apache-2.0")):
+        assert f"{field}: {value}" in cff and value in result.out
+    (author,) = re.findall(r'- name: "(.+)"', cff)
+    assert f"author  = {{{{{author}}}}}" in result.out
+
+
+def read(name):
+    return (Path(__file__).parents[2] / name).read_text(encoding="utf-8")

@@ -59,7 +59,7 @@ def test_spellings_of_one_strategy_are_equal():
 @pytest.mark.parametrize(
     ("text", "error", "words"),
     [
-        ("vdc", UnknownStrategy, ["'vdc'", "Did you mean 'vcd'", "Known:", "greedy"]),
+        ("vdc", UnknownStrategy, ["'vdc'", "Did you mean", "'vcd'", "Known:", "greedy"]),
         ("", InvalidParameter, ["cannot read"]),
         ("vcd(beta=1.5)", InvalidParameter, ["vcd(beta=1.5)", "in [0, 1]"]),
         ("vcd(noise_step=1000)", InvalidParameter, ["noise_step", "in [0, 1000)"]),

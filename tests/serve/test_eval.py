@@ -179,6 +179,26 @@ def test_streams_end_with_details_when_asked(served):
     assert not hasattr(chunks[0], "halludecode") and not hasattr(plain, "halludecode")
 
 
+def test_tokens_are_explained_as_the_hf_engine_does(engine, testbed):
+    asked = hd.Request("Describe the image.", families.pictures()[:1])
+    words = hd.Request("Is it red?")
+    sampling = hd.Sampling(max_new_tokens=6)
+    for spec in ("greedy", "vcd", "m3id"):
+        ours, want = (
+            each.generate([asked, words], spec, sampling, explain=True)
+            for each in (engine, testbed)
+        )
+        assert [out.token_ids for out in ours] == [out.token_ids for out in want]
+        assert [out.effect for out in ours] == [out.effect for out in want]
+        assert ours[1].explanation is None
+        for x, y in zip(ours[0].explanation.tokens, want[0].explanation.tokens, strict=True):
+            assert (x.token_id, x.text) == (y.token_id, y.text)
+            for name in ("grounding", "entropy", "mass"):
+                assert getattr(x, name) == pytest.approx(getattr(y, name), abs=1e-3)
+    with pytest.raises(hd.InvalidRequest, match="explain='maps' is not served over HTTP"):
+        engine.generate(asked, "vcd", sampling, explain="maps")
+
+
 @pytest.mark.parametrize(
     ("words", "says"),
     [("yes", "list of words"), ([1], "list of words"), (["a"] * 17, "at most 16 words")],

@@ -142,6 +142,11 @@ class Stub:
         message = {"role": "assistant", "content": f"({output.text})"}
         choice = {"index": 0, "message": message, "finish_reason": "stop", "logprobs": None}
         told = {"text": output.text, "token_ids": list(output.token_ids), "stopped": False}
+        if xargs.get("explain"):
+            told["explanation"] = [
+                {"text": text, "token_id": i, "grounding": value, "entropy": 1.0, "mass": 0.5}
+                for i, (text, value) in enumerate([("a", 1.0), ("b", 0.5)])
+            ]
         return {
             **{"id": "1", "object": "chat.completion", "created": 1, "model": "fake"},
             "choices": [choice],
