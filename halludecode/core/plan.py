@@ -99,12 +99,14 @@ class Plan:
 
         Edits must leave the prefix alone or depend on nothing but the main row itself.
         """
-        steered = any(p.strategy.steer_at in ("all", "after_image") for p in self.steering)
+        steered = any(
+            p.strategy.steer_at in ("all", "after_image", "prompt") for p in self.steering
+        )
         return (
             not self.whole
             and not steered
             and all(
-                "all" not in part.queries
+                not part.queries & {"all", "prompt"}
                 and part.attend_rows in ((), ("main",))
                 and not part.activations
                 for part in self.parts
@@ -290,6 +292,14 @@ def _check_composition(parts: Sequence[TracedStrategy]) -> None:
         raise IncompatibleStrategies(
             f"{names} edit the main row, and only one can where one edits its pictures; drop one."
         )
+    # What a pass before the answer kept belongs to the pictures as they were asked about.
+    adding = next((p for p in edited if "more pictures" in _needs(p)), None)
+    other = next((p for p in parts if p is not adding and p.activations), None)
+    if adding is not None and other is not None:
+        raise IncompatibleStrategies(
+            f"{adding.strategy.name} adds pictures to the prompt, and what {other.strategy.name} "
+            "reads before the answer is of those that were there; drop one."
+        )
 
 
 def _is_off(strategy: Strategy) -> bool:
@@ -311,6 +321,10 @@ def _needs(part: TracedStrategy) -> frozenset[str]:
         needs |= {e for e in ("images", "pixels", "features") if getattr(branch, e) is not None}
         if branch.mask is not None:
             needs.add("masked rows")
+        if branch.words is not None:
+            needs.add("rewords")
+        if len(branch.prompt.pictures) > 1:  # strategies are traced with one
+            needs.add("more pictures")
     if part.activations:
         needs.add("activations")
     if any(request.vision for request in part.activations.values()):

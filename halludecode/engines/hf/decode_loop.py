@@ -54,6 +54,7 @@ class AnswerState:
     raw: list[Tensor] = field(default_factory=list)  # float32 [V] each, on the CPU
     read: list[TokenReading] = field(default_factory=list)
     ends: list[int] = field(default_factory=list)  # characters after each token
+    first: dict[tuple[int, str], Tensor] = field(default_factory=dict)  # see `Step.first`
 
     def choice(self, sampling: Sampling) -> Choice:
         """The finished answer."""
@@ -173,7 +174,10 @@ class DecodeLoop:
 
     def _choose(self, logits: Tensor, live: list[AnswerState], step: int) -> Tensor:
         """Combine, penalise, draw, and write the token into every live answer."""
+        if step == 0:
+            self._keep_first(logits, live)
         written = [live[request].ids for request, _ in self.batch.rows]
+        self.batch.context.note_confidence(logits[: len(live)])
         logits = self.sampler.ban(logits, step, written)
         main = logits[: len(live)]
         self._check_left(main, live)
@@ -200,6 +204,13 @@ class DecodeLoop:
                 answer.changed = touched[i]
                 self._append(answer, ids[i])
         return token
+
+    def _keep_first(self, logits: Tensor, live: list[AnswerState]) -> None:
+        """Logits of token 1, where a strategy goes on reading them."""
+        for i, part in enumerate(self.batch.plan.parts):
+            for name in part.firsts:
+                for answer, own in zip(live, logits[self.batch.index[i][name].at], strict=True):
+                    answer.first[i, name] = own
 
     def _check_left(self, main: Tensor, live: list[AnswerState]) -> None:
         """Something must be left to write; only rules of a request can ban everything."""
@@ -266,6 +277,10 @@ class DecodeLoop:
                     self.batch.states[i],
                     self.batch.decode,
                     {n: self.batch.context.early[n] for n in part.early},
+                    first={
+                        name: torch.stack([self.answers[a].first[i, name] for a in self._alive])
+                        for name in part.firsts
+                    },
                     masking=masking,
                     owner=part.strategy.name,
                 ),
