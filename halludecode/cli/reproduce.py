@@ -8,14 +8,14 @@ from typing import Annotated
 
 import typer
 
-from halludecode.cli import options
+from halludecode.cli import epilogs, options
 from halludecode.cli.output import fail, json_document, memory_advice, note, show
 from halludecode.core.errors import InvalidParameter
 
 
 def register(app: typer.Typer) -> None:
     """Add this module's command."""
-    app.command()(reproduce)
+    app.command(epilog=epilogs.REPRODUCE)(reproduce)
 
 
 def reproduce(
