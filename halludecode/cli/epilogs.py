@@ -220,8 +220,9 @@ SERVE = f"""
   halludecode serve --model testbed --strategy vcd --api-key secret --alias m3id
 
 This is vLLM's own OpenAI server with strategies. A request names its strategy in vllm_xargs, by
-the model name MODEL:STRATEGY (those given with --alias are listed in /v1/models), or takes the
-server's default. Any OpenAI client works unchanged:
+the model name MODEL:STRATEGY, as in "testbed:vcd(alpha=0.5)" (those given with --alias are listed
+in /v1/models, the others are not), or takes the server's default. --allow vcd lets clients choose
+vcd's parameters, --allow "vcd(alpha=0.5)" does not. Any OpenAI client works unchanged:
 
 {as_it_stands(serve.__doc__ or "")}
 
