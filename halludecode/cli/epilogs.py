@@ -153,7 +153,7 @@ REPRODUCE = """
 
 Every eval writes its options into run.json. This asks the same again, of the model, strategies,
 data and seed named there, and lists which versions, weights, hardware, data hashes, answers and
-scores are not the same. Paths stand there as they were given, so run it where they lead to the same.
+scores are not the same. Paths stand there as they were given: run it where they lead to the same.
 """
 
 SWEEP = """
