@@ -23,6 +23,7 @@ from halludecode.cli import (
     generate,
     heads,
     list_cite,
+    reproduce,
     serve,
     sinks,
     sweep,
@@ -40,6 +41,7 @@ app = typer.Typer(
 )
 for group in (
     list_cite,
+    reproduce,
     generate,
     evaluation,
     sweep,

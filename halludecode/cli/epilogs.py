@@ -137,6 +137,29 @@ counts and left_out says how much does not. --model, --temperature and the like 
 you state them; nothing else is known of the run.
 """
 
+REPORT = """
+\b
+  halludecode report runs/first --format html --output first.html
+  halludecode report runs/first --format latex --output paper
+
+The page begins with an answer for each headline: which strategy, by how much, and whether that is
+sure (the interval leaves out zero, Holm's correction, the controls).
+
+latex writes a folder: tables.tex (booktabs; bold where the interval of the paired difference lies
+on the better side of zero, a letter for what its controls leave of it), methods.tex (model,
+prompts, versions, data hashes, citations), references.bib, figures as PDF and SVG, and paper.tex,
+which shows it all: pdflatex paper; bibtex paper; pdflatex paper twice (booktabs and graphicx).
+"""
+
+REPRODUCE = """
+\b
+  halludecode reproduce runs/first/run.json --output runs/again
+
+Every eval writes its options into run.json. This asks the same again, of the model, strategies,
+data and seed named there, and lists which versions, weights, hardware, data hashes, answers and
+scores are not the same. Paths stand there as they were given: run it where they lead to the same.
+"""
+
 SWEEP = """
 \b
   halludecode sweep --model testbed --tasks pope --strategy "vcd(alpha={0.1..2:10})" --output runs/s

@@ -28,7 +28,7 @@ def register(app: typer.Typer) -> None:
     app.command("eval", epilog=epilogs.EVAL)(eval_)
     app.command("pope-questions")(pope_questions)
     app.command(epilog=epilogs.COMPARE)(compare)
-    app.command()(report)
+    app.command(epilog=epilogs.REPORT)(report)
 
 
 def eval_(

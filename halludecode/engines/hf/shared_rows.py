@@ -39,6 +39,9 @@ class _Seen:
     early: dict[int, Tensor]
     changed: Tensor | None
 
+    def note_confidence(self, main: Tensor) -> None:
+        """Nothing: `SharedRows` tells the shared batch of all rows at once."""
+
 
 class RowsOfOne:
     """The rows of a shared batch that one setting reads, in the shape of a `Batch` of its own.
@@ -116,6 +119,7 @@ class SharedRows:
     def run(self, logits: Tensor, most: int) -> None:
         """From the prefill's logits to the last token of the last setting, ``most`` at most."""
         for step in range(most):
+            self.batch.context.note_confidence(logits[: len(self.batch.requests)])
             fed: list[dict[int, int]] = []
             for k, loop in enumerate(self.loops):
                 rows = self._rows_of(k) if self.nodes[k] else None

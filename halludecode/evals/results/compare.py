@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from halludecode.core.errors import InvalidData
 from halludecode.evals.benchmarks.registry import BENCHMARKS, NotInstalled
 from halludecode.evals.data.run_files import read_json
-from halludecode.evals.results import three_way
+from halludecode.evals.results import summary, three_way
 from halludecode.evals.results.build import BASELINE, Answers, arrange, labels
 from halludecode.evals.results.paired import differences
 from halludecode.evals.results.run_answers import run_answers
@@ -55,8 +55,6 @@ class Comparison:
         """Which strategy, by how much, and is that sure; see `summary`."""
         from rich.console import Group
         from rich.text import Text
-
-        from halludecode.evals.results import summary
 
         found = summary.lines(self.differences, self.labels)
         told = [Text(f"{what}. {said}") for what, said in summary.answers(found)]

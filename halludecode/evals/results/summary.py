@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from halludecode.evals.benchmarks.base import Metric
 from halludecode.evals.benchmarks.registry import benchmark_named
 from halludecode.evals.results.sections import MEAN, gap_text, value_text
-from halludecode.evals.results.verdict import STANDS, verdict
+from halludecode.evals.results.verdict import CHANGED, NONE, STANDS, WORSE, verdict
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -76,14 +76,23 @@ def lines(gaps: Sequence[Mapping[str, Any]], labels: Mapping[str, str]) -> list[
     for gap in whole:
         benchmark = benchmark_named(gap["task"])
         names = benchmark.headlines() or tuple(gap["metrics"])[:1]
-        for name in (name for name in names if name in gap["metrics"]):
-            sides = (labels.get(gap[k], gap[k]) for k in ("strategy", "baseline"))
-            where = (gap["task"], gap["data"], gap["split"], *sides)
-            said = verdict(gap, name)
-            metric = benchmark.metric(name)
-            found.append(Line(*where, metric, gap["metrics"][name], said, gap["n"]))
+        said = {name: verdict(gap, name) for name in names if name in gap["metrics"]}
+        sides = (labels.get(gap[k], gap[k]) for k in ("strategy", "baseline"))
+        where = (gap["task"], gap["data"], gap["split"], *sides)
+        for name in said:
+            metric, d = benchmark.metric(name), gap["metrics"][name]
+            found.append(Line(*where, metric, d, _left(said, name, benchmark), gap["n"]))
     places = list(dict.fromkeys((line.task, line.data, line.split) for line in found))
     return sorted(found, key=lambda line: places.index((line.task, line.data, line.split)))
+
+
+def _left(said: Mapping[str, str], name: str, benchmark: Any) -> str:
+    """A metric's verdict; one without a control of its own answers for those beside it, too."""
+    if said[name] == STANDS and benchmark.metric(name).control is None:
+        for other, verdict_of_other in said.items():
+            if verdict_of_other not in (NONE, WORSE, CHANGED, STANDS):
+                return f"{benchmark.metric(other).words}: {verdict_of_other}"
+    return said[name]
 
 
 def _pair(gap: Mapping[str, Any]) -> tuple[str, ...]:

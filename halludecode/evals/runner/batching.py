@@ -62,6 +62,7 @@ class Setup:
     batch: int
     controls: Mapping[str, Any] = field(default_factory=dict)  # canonical -> `controls_of` it
     answers: str = "as_written"  # or "final"; see `data.final_answer`
+    call: Mapping[str, Any] = field(default_factory=dict)  # the options, for `reproduce`
     together: bool = False  # all plans are asked a batch before the next one
 
     def jobs(self) -> Iterable[tuple[str, Any, list[Ask]]]:

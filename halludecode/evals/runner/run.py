@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from halludecode.core.errors import InvalidParameter
+from halludecode.core.spec import format as canonical
 from halludecode.core.spec import parse
 from halludecode.engines.api import Engine, Sampling
 from halludecode.evals.benchmarks.answer_file import check_rule
@@ -163,6 +164,7 @@ def prepare(
         HalluDecodeError: An argument, a file or the model cannot be used; of options that do not
             exist near misses are named.
     """
+    call = _call(locals())
     for option in parameters:
         check_option(option, _OPTIONS)
     _check_arguments(strategies, limit=limit, batch_size=batch_size, max_new_tokens=max_new_tokens)
@@ -205,7 +207,29 @@ def prepare(
         batch=BATCH.get(engine.name, BATCH["hf"]),
         controls=hd_controls.record(plans) if temperature > 0 else {},
         answers=answers,
+        call=call,
     )
+
+
+def _call(given: Mapping[str, Any]) -> dict[str, Any]:
+    """The options of `prepare` that were given, as ``run.json`` holds them."""
+    options = {k: v for k, v in given.items() if k not in ("engine_or_loader", "parameters")}
+    options |= given["parameters"]
+    for name in ("tasks", "strategies", "data"):
+        value = options[name]
+        options[name] = [value] if isinstance(value, str | Path) else list(value)
+    options["strategies"] = [
+        spec if isinstance(spec, str) else canonical(parse(spec)) for spec in options["strategies"]
+    ]
+    return {name: _plain(value) for name, value in options.items() if value is not None}
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Path):
+        return str(value)
+    if isinstance(value, Mapping):
+        return {str(key): _plain(each) for key, each in value.items()}
+    return [_plain(each) for each in value] if isinstance(value, list | tuple) else value
 
 
 # All options of `run_eval` and `evaluate`, for near misses.

@@ -60,9 +60,15 @@ def recipe(setup: Setup) -> tuple[dict[str, Any], dict[str, Any]]:
         "hardware": _hardware(str(described.pop("device", "cpu"))),
         "versions": {**versions(), **described.pop("versions", {})},
         "model_facts": described,
+        **({"calls": {call_name(setup.call): dict(setup.call)}} if setup.call else {}),
         "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }
     return identity, rest
+
+
+def call_name(call: Mapping[str, Any]) -> str:
+    """What tells calls that share a folder apart: their tasks, strategies and data."""
+    return "; ".join(",".join(map(str, call[what])) for what in ("tasks", "strategies", "data"))
 
 
 def recipes(benchmarks: Mapping[str, Benchmark]) -> dict[str, dict[str, Any]]:

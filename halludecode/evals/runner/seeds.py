@@ -53,7 +53,7 @@ def run_seeds(
     reports: list[Report] = []
     for seed in seeds:
         sampling = {kind: replace(how, seed=seed) for kind, how in setup.sampling.items()}
-        own = replace(setup, seed=seed, sampling=sampling)
+        own = replace(setup, seed=seed, sampling=sampling, call={**setup.call, "seed": seed})
         folder = output / f"seed-{seed}"
         reports.append(run_setup(own, folder, fresh=fresh, progress=progress))
     found = compare_seeds([str(report.path) for report in reports])

@@ -83,7 +83,8 @@ def run_sweep(
     on_test = replace(on_test, model=on_dev.model)
     if share is not None:
         on_dev, on_test = (
-            replace(setup, units=_share(setup.units, share, inside=inside))
+            # A part of the pictures is not what any call of `eval` asks about.
+            replace(setup, units=_share(setup.units, share, inside=inside), call={})
             for setup, inside in ((on_dev, True), (on_test, False))
         )
     _check_apart(on_dev.units, on_test.units)
@@ -93,15 +94,17 @@ def run_sweep(
     found = _choose(first.results, first.run, on_dev, tried, task, name)
     best = found["best"]["strategy"]
     plan = on_test.engine.plan(best)
-    on_test = replace(on_test, plans={**on_test.plans, found["best"]["spec"]: plan})
+    asked = {"call": {**on_test.call, "strategies": [BASELINE, found["best"]["spec"]]}}
+    asked = asked if on_test.call else {}
+    on_test = replace(on_test, plans={**on_test.plans, found["best"]["spec"]: plan}, **asked)
     last = run_setup(on_test, output / "test", fresh=fresh, progress=progress)
     found |= {"test": _tested(last.results, best, task, name, found["tried"])}
     found |= {"dev_data": list(apart) if share is None else f"{share:g} of the pictures"}
     found |= {"failed": first.failed + last.failed, "price": price or _earlier_price(output)}
     with writing(output):
         write_json(output / "sweep.json", found)
-        asked = list(on_test.benchmarks) if isinstance(tasks, str) else tasks
-        write_presets(output, found, last.run, asked, sources, share)
+        named = list(on_test.benchmarks) if isinstance(tasks, str) else tasks
+        write_presets(output, found, last.run, named, sources, share)
         draw(output, found)
     return found
 

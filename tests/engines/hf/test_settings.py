@@ -22,8 +22,17 @@ PLAIN = (
     "vcd(beta=0.9)+m3id",
     "agla(beta=0.9)",
     "apc_only(beta=0.95)",
+    "flb",
 )
-EDITED = ("vhr+vcd(beta=0.93)", "vhr+vcd(beta=0.5)", "vhr", "pai", "pai(gamma=2)+vcd")
+EDITED = (
+    "vhr+vcd(beta=0.93)",
+    "vhr+vcd(beta=0.5)",
+    "vhr",
+    "pai",
+    "pai(gamma=2)+vcd",
+    "caac",
+    "caac+vcd",
+)
 SAMPLINGS = {
     "greedy": hd.Sampling(max_new_tokens=10, logprobs=2),
     "sampled": hd.Sampling(
@@ -75,6 +84,7 @@ def test_who_may_share(family_engine):
         list(EDITED[:3]),
         ["pai"],
         ["pai(gamma=2)+vcd"],
+        ["caac", "caac+vcd"],
         ["opera"],
         ["opera"],
     ]
