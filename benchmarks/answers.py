@@ -165,7 +165,7 @@ def page(rows: Sequence[tuple[str, int, tuple[float, float, float]]], spun: Sequ
         f"Processor time (user and system) of whole commands on one thread ({platform.machine()}, "
         f"Python {platform.python_version()}), two systems of {ANSWERS} answers each. The target "
         f"is {TARGET:.0f} s. 20 million additions in Python took {min(spun):.1f} to "
-        f"{max(spun):.1f} s meanwhile.",
+        f"{max(spun):.1f} s around them.",
         "\n".join(table),
         told,
     ]
