@@ -149,6 +149,8 @@ def page(rows: Sequence[tuple[str, int, tuple[float, float, float]]], spun: Sequ
     table.append("|---|---|---|---|---|")
     for name, n, costs in rows:
         table.append(f"| {name} | {n} | " + " | ".join(f"{c:.2f} s" for c in costs) + " |")
+    names = [row[0] for row in rows]
+    only = "" if len(names) == len(measured()) else " ".join(names)
     heads = ("import", "compare a run", "compare two files")
     missed = [
         f"{name} ({head} {cost:.1f} s)"
@@ -159,11 +161,11 @@ def page(rows: Sequence[tuple[str, int, tuple[float, float, float]]], spun: Sequ
     told = f"Missed: {', '.join(missed)}." if missed else "Every command keeps to it."
     parts = [
         "# What ten thousand answers cost",
-        "Made by `python benchmarks/answers.py`; do not edit.",
+        f"Made by `python benchmarks/answers.py{only and ' --only '}{only}`; do not edit.",
         f"Processor time (user and system) of whole commands on one thread ({platform.machine()}, "
         f"Python {platform.python_version()}), two systems of {ANSWERS} answers each. The target "
         f"is {TARGET:.0f} s. 20 million additions in Python took {min(spun):.1f} to "
-        f"{max(spun):.1f} s meanwhile.",
+        f"{max(spun):.1f} s around them.",
         "\n".join(table),
         told,
     ]

@@ -272,10 +272,8 @@ def _pictures(found: _Found, names: set[str], benchmark: Benchmark) -> Pictures:
 
     def find(name: str, where: str) -> EvalImage:
         if name not in found.cells:
-            raise InvalidData(
-                f"{where}: the data set has no column of pictures; {benchmark.name} needs "
-                f"{benchmark.what_it_needs}."
-            )
+            told = f"{benchmark.name} needs {benchmark.what_it_needs}"
+            raise InvalidData(f"{where}: the data set has no column of pictures; {told}.")
         if name not in known:
             table, column, number, place = found.cells[name]
             read = partial(reads[id(table), column, place], number)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar, cast
 
 from halludecode.core.errors import InvalidData
 from halludecode.evals.benchmarks.answer_file import Given, check_missing, score_answers
@@ -13,9 +13,6 @@ from halludecode.evals.data.answer_matching import read_plain_id
 from halludecode.evals.data.records import Record
 from halludecode.evals.data.samples import Sample
 from halludecode.evals.statistics.score import Id, Score
-
-if TYPE_CHECKING:
-    pass
 
 Answers = tuple[Path, Sequence[Record]]  # a file of answers and its records
 
@@ -28,12 +25,17 @@ class Answered:
     offsets: ClassVar[tuple[str, ...]] = ()  # splits in the order of LLaVA's offset ids
     answer_types: ClassVar[tuple[type, ...]] = (str,)  # what an answer may be in JSON
     answers_what: ClassVar[str] = "question"  # what the id of an answer is of
+    # What answers hold no truth without; "" where they need nothing.
+    truth_in: ClassVar[str] = "its questions"
+    truth_else: ClassVar[str] = ""  # what else ``--annotations`` may be replaced by
 
     @property
     def without_annotations(self: Any) -> str:
         """Why answers cannot be scored without annotations; "" where they can."""
-        title = self.title or self.name
-        return f"{title} needs its questions to score answers; give --annotations."
+        if not self.truth_in:
+            return ""
+        title, other = self.title or self.name, self.truth_else
+        return f"{title} needs {self.truth_in} to score answers; give --annotations{other}."
 
     def annotated(
         self, annotations: Path | None, files: Sequence[Answers], **options: Any
@@ -48,8 +50,20 @@ class Answered:
         Raises:
             InvalidData: There are no annotations, or they cannot be used.
         """
-        if annotations is None:
+        if annotations is None and self.truth_in:
             raise InvalidData(self.without_annotations)
+        return self.truths(cast("Path", annotations), files, **options)
+
+    def truths(
+        self, annotations: Path, files: Sequence[Answers], **options: Any
+    ) -> dict[str | None, list[Sample]]:
+        """What `annotated` returns; by default all samples of the question files.
+
+        Args:
+            annotations: As for `annotated`; where ``truth_in`` is "", perhaps None.
+            files: As for `annotated`.
+            **options: As for `annotated`.
+        """
         found = {self.split_of(annotations): annotations}
         if annotations.is_dir():
             found = dict(self.find(annotations))

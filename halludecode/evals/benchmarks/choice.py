@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 
+from halludecode.core.errors import InvalidData
 from halludecode.core.params import param
 from halludecode.evals.benchmarks.base import Benchmark, Metric
 from halludecode.evals.data.samples import Sample
@@ -67,8 +68,17 @@ def rotations(sample: Sample, options: Sequence[str], orders: int | None = None)
     Returns:
         Samples whose facts hold ``options`` and ``order``, the place of the first of them in the
         data; the first sample has the data's order and keeps its id.
+
+    Raises:
+        InvalidData: The label is no letter of an option.
     """
-    right = LETTERS.index(str(sample.label))
+    known = LETTERS[: len(options)]
+    if str(sample.label) not in tuple(known):
+        raise InvalidData(
+            f"{sample.where}: answer {sample.label!r} is no letter of its {len(options)} options, "
+            f"{known[:1]} to {known[-1:]}."
+        )
+    right = known.index(str(sample.label))
     made = []
     for order in range(len(options) if orders is None else orders):
         shown = [*options[order:], *options[:order]]

@@ -20,6 +20,7 @@ from halludecode.evals.statistics.score import Id, Score
 
 _CHUNK = 500  # resamples at a time: 500 x 1187 MME pictures of weights are 5 MB
 _CACHED = 20_000  # draws at a time: counted in the processor's cache, five times as fast as outside
+_PRODUCT = 1_000_000  # counts that are multiplied at a time
 _KEPT = 100_000_000  # counts, a byte each, kept for the next comparison of the same pictures
 
 
@@ -317,7 +318,7 @@ def _bootstrap(scores: Sequence[Score], resamples: int, seed: int) -> list[dict[
     lead = scores[0].clusters
     orders = [_order(score.clusters, lead) for score in scores]
     parts: list[list[dict[str, np.ndarray]]] = [[] for _ in scores]
-    for weights in _weights(scores[0], resamples, seed):
+    for weights in draws(scores[0].strata or [""] * len(lead), resamples, seed):
         for score, order, part in zip(scores, orders, parts, strict=True):
             part.append(score.resampled(weights if order is None else weights[:, order]))
     return [{name: np.concatenate([c[name] for c in part]) for name in part[0]} for part in parts]
@@ -329,10 +330,6 @@ def _order(clusters: Sequence[str], lead: Sequence[str]) -> np.ndarray | None:
         return None
     place = {name: i for i, name in enumerate(lead)}
     return np.array([place[name] for name in clusters])
-
-
-def _weights(score: Score, resamples: int, seed: int) -> Iterator[np.ndarray]:
-    yield from draws(score.strata or [""] * len(score.clusters), resamples, seed)
 
 
 def draws(strata: Sequence[str], resamples: int, seed: int = 0) -> Iterator[np.ndarray]:
@@ -349,26 +346,32 @@ def draws(strata: Sequence[str], resamples: int, seed: int = 0) -> Iterator[np.n
         yield from _drawn(group, resamples, seed)
         return
     for counts in _drawn_once(group, resamples, seed):
-        yield counts.astype(float)
+        for at in range(0, len(counts), step := max(1, _PRODUCT // len(group))):
+            yield counts[at : at + step].astype(float)
 
 
 @lru_cache(maxsize=2)
 def _drawn_once(group: tuple[int, ...], resamples: int, seed: int) -> tuple[np.ndarray, ...]:
     """All of `_drawn`: a comparison and each of its controls resample the same pictures."""
-    return tuple(
-        w.astype(np.uint8 if w.max() < 256 else float) for w in _drawn(group, resamples, seed)
-    )
+    try:
+        return tuple(_drawn(group, resamples, seed, np.uint8))
+    except OverflowError:  # a picture was drawn 256 times
+        return tuple(_drawn(group, resamples, seed))
 
 
-def _drawn(group: tuple[int, ...], resamples: int, seed: int) -> Iterator[np.ndarray]:
+def _drawn(
+    group: tuple[int, ...], resamples: int, seed: int, kind: type = float
+) -> Iterator[np.ndarray]:
     strata, rng = np.array(group), np.random.default_rng(seed)
     groups = [np.flatnonzero(strata == number) for number in dict.fromkeys(group)]
     for start in range(0, resamples, _CHUNK):
         rows = min(_CHUNK, resamples - start)
-        weights = np.zeros((rows, len(group)))
+        weights = np.empty((rows, len(group)), kind)
         for members in groups:
             for at in range(0, rows, step := max(1, _CACHED // len(members))):
                 counts = _counted(rng, min(step, rows - at), len(members))
+                if kind is np.uint8 and counts.max() > 255:
+                    raise OverflowError
                 if len(groups) == 1:
                     weights[at : at + step] = counts
                 else:

@@ -172,7 +172,7 @@ def test_strata_keep_their_size():
         for i in range(size)
     ]
     result = mme.score(asked, {q.id: q.label for q in asked})
-    for weights in stats._weights(result, 700, seed=0):
+    for weights in stats.draws(result.strata, 700, seed=0):
         assert (weights[:, :10].sum(axis=1) == 10).all()
         assert (weights[:, 10:].sum(axis=1) == 1).all()
     found = stats.intervals(result, resamples=100)
@@ -238,3 +238,25 @@ def test_seeds_give_mean_deviation_and_interval():
     assert found.low < 0.35 < 0.65 < found.high
     with pytest.raises(InvalidData, match="at least 3"):
         stats.over_seeds(runs[:2])
+
+
+def test_a_picture_drawn_more_often_than_a_byte_holds_is_counted(monkeypatch):
+    monkeypatch.setattr(stats, "_counted", lambda rng, rows, size: np.full((rows, size), 300))
+    stats._drawn_once.cache_clear()
+    assert {float(w.max()) for w in stats.draws([""] * 3, 7)} == {300.0}
+    stats._drawn_once.cache_clear()
+
+
+def test_draws_are_those_of_one_call_whatever_is_counted_at_a_time(monkeypatch):
+    strata = ["a"] * 40 + ["b"] * 9
+
+    def drawn():
+        stats._drawn_once.cache_clear()
+        return np.concatenate(list(stats.draws(strata, 1100, 3)))
+
+    whole = drawn()
+    assert whole.shape == (1100, 49)
+    assert (whole[:, :40].sum(axis=1) == 40).all()
+    for name, value in (("_CACHED", 50), ("_CACHED", 10**9), ("_PRODUCT", 100), ("_KEPT", 0)):
+        monkeypatch.setattr(stats, name, value)
+        assert (drawn() == whole).all()

@@ -49,6 +49,7 @@ class AMBER(Benchmark):
     Its query files say what is asked: a folder with one of them is asked that much.
     """
 
+    truth_in = "its data folder"
     title = "AMBER"
     needs = "amber/annotations.json with query/*.json, or --annotations ANNOTATIONS.json"
     max_new_tokens: ClassVar[Mapping[str, int]] = {"amber": 16, DESCRIBED: 512}
@@ -232,17 +233,10 @@ class AMBER(Benchmark):
 
     # Answers made elsewhere ---------------------------------------------------------------------
 
-    @property
-    def without_annotations(self) -> str:
-        """Answers hold no truth."""
-        return "AMBER needs its data folder to score answers; give --annotations."
-
-    def annotated(
-        self, annotations: Path | None, files: Sequence[Answers], **options: Any
+    def truths(
+        self, annotations: Path, files: Sequence[Answers], **options: Any
     ) -> dict[str | None, list[Sample]]:
         """All its items, also those that no query file asks about."""
-        if annotations is None:
-            raise InvalidData(self.without_annotations)
         found = (self.find(annotations) if annotations.is_dir() else {}).get(None, annotations)
         return {None: [_sample(item) for item in amber.load_items(found)]}
 

@@ -55,6 +55,7 @@ _OPTIONS = ("family", "gt_family", "incomplete", "image_ids")
 class CHAIR(CutCaptions, Benchmark):
     """Captions, their object words counted against COCO's annotations."""
 
+    truth_in = ""  # the truth of COCO 2014 is shipped
     title = "CHAIR"
     text_kind = "caption"
     needs = "annotations/instances*.json in the folder, or --annotations INSTANCES.json"
@@ -276,12 +277,7 @@ class CHAIR(CutCaptions, Benchmark):
         return replace(scored, notes={**scored.notes, "incomplete": self.incomplete or "keep"})
 
     # Answers made elsewhere ---------------------------------------------------------------------
-    @property
-    def without_annotations(self) -> str:
-        """The truth of COCO 2014 is shipped."""
-        return ""
-
-    def annotated(
+    def truths(
         self, annotations: Path | None, files: Sequence[Answers], **options: Any
     ) -> dict[str | None, list[Sample]]:
         """The pictures that the answers name, with their true objects."""

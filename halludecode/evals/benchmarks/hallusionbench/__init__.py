@@ -39,6 +39,7 @@ class HallusionBench(Benchmark):
     Questions without a figure are asked without one.
     """
 
+    truth_in = "HallusionBench.json"
     title = "HallusionBench"
     needs = "hallusionbench/HallusionBench.json, or --annotations that file"
     whole = True  # sets
@@ -160,11 +161,6 @@ class HallusionBench(Benchmark):
     def score(self, lines: Sequence[Mapping[str, Any]]) -> Score:
         """Answers, pairs, figures; see `hallusion.score`."""
         return hallusion.score_lines(lines)
-
-    @property
-    def without_annotations(self) -> str:
-        """Answers hold no truth."""
-        return "HallusionBench needs HallusionBench.json; give --annotations."
 
     def answer_id(self, fields: Mapping[str, Any], column: str) -> Id | None:
         """The five parts of an id in the official results and in VLMEvalKit's index, or an id."""

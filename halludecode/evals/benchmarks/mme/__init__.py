@@ -47,6 +47,8 @@ class MME(YesNoBenchmark):
     Pictures are named ``subtask/picture``, questions ``subtask/picture#k`` from 1.
     """
 
+    truth_in = "the folder of its questions"
+    truth_else = ", or a results folder of <subtask>.txt"
     title = "MME"
     needs = "mme/<subtask>/*.txt in the folder, or a hub data set with MME's columns"
     examples = tuple(
@@ -162,20 +164,10 @@ class MME(YesNoBenchmark):
         asked = [MmeQuestion.from_id(x["id"], x["prompt"], x["label"]) for x in lines]
         return score(asked, {line["id"]: line["answer"] for line in lines})
 
-    @property
-    def without_annotations(self) -> str:
-        """Only its own results hold the truth."""
-        return (
-            "MME needs the folder of its questions to score answers in such a file; give "
-            "--annotations, or a results folder of <subtask>.txt."
-        )
-
-    def annotated(
-        self, annotations: Path | None, files: Sequence[Answers], **options: Any
+    def truths(
+        self, annotations: Path, files: Sequence[Answers], **options: Any
     ) -> dict[str | None, list[Sample]]:
         """A folder of subtasks; results in its own layout hold their questions themselves."""
-        if annotations is None:
-            raise InvalidData(self.without_annotations)
         inner = annotations / "mme"
         return {None: self.load(inner if inner.is_dir() else annotations)}
 

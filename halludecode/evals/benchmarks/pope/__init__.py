@@ -40,6 +40,7 @@ PAPER = Paper(
 class POPE(YesNoBenchmark):
     """Questions about objects that are, and are not, in the picture; three ways to choose them."""
 
+    truth_in = "its question file"
     title = "POPE"
     splits = categories = SETTINGS
     examples = tuple({**row, "category": "random"} for row in YesNoBenchmark.examples)
@@ -119,17 +120,10 @@ class POPE(YesNoBenchmark):
         """Nothing: splits are scored apart."""
         return {}
 
-    @property
-    def without_annotations(self) -> str:
-        """Answers hold no truth."""
-        return "POPE needs its question file to score answers; give --annotations."
-
-    def annotated(
-        self, annotations: Path | None, files: Sequence[Answers], **options: Any
+    def truths(
+        self, annotations: Path, files: Sequence[Answers], **options: Any
     ) -> dict[str | None, list[Sample]]:
         """A question file, a folder of them, or LLaVA's; see `question_files`."""
-        if annotations is None:
-            raise InvalidData(self.without_annotations)
         found = question_files(annotations, {stem_of(path) for path, _ in files})
         return {split: self.load(path) for split, path in found.items()}
 
