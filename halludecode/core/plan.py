@@ -99,12 +99,14 @@ class Plan:
 
         Edits must leave the prefix alone or depend on nothing but the main row itself.
         """
-        steered = any(p.strategy.steer_at in ("all", "after_image") for p in self.steering)
+        steered = any(
+            p.strategy.steer_at in ("all", "after_image", "prompt") for p in self.steering
+        )
         return (
             not self.whole
             and not steered
             and all(
-                "all" not in part.queries
+                not part.queries & {"all", "prompt"}
                 and part.attend_rows in ((), ("main",))
                 and not part.activations
                 for part in self.parts
@@ -201,6 +203,47 @@ def compile_plan(
     return Plan(
         parts, hd_spec.format(strategies), needs, ("main", *_extra_rows(parts)), _cost(parts)
     )
+
+
+def alike(plan: Plan) -> str | None:
+    """What plans must agree in for their rows to run in one batch; None where none may share.
+
+    Edits inside the forward and edits of the main prompt act on the main row, which is shared. What
+    a plan makes of its rows' logits, and which rows it has beside main, is its own affair.
+    """
+    return None if plan.search is not None else hd_spec.format(_shared_edits(plan))
+
+
+def united(plans: Sequence[Plan]) -> tuple[Plan, list[list[int]]]:
+    """One plan with the rows of several that are `alike`, equal ones once.
+
+    Returns:
+        The plan, and for each of the given ones the places of its parts in it.
+    """
+    parts, places = list[TracedStrategy](), list[list[int]]()
+    shared: dict[str, int] = {}
+    for plan in plans:
+        edits = _shared_edits(plan)
+        own: list[int] = []
+        for part in plan.parts:
+            name = hd_spec.format([part.strategy]) if part.strategy in edits else ""
+            at = shared.get(name, len(parts))
+            if name:
+                shared[name] = at
+            if at == len(parts):
+                parts.append(part)
+            own.append(at)
+        places.append(own)
+    needs = frozenset[str]().union(*(plan.needs for plan in plans))
+    text = " | ".join(plan.canonical for plan in plans)
+    rows = ("main", *_extra_rows(parts))
+    return Plan(tuple(parts), text, needs, rows, _cost(parts)), places
+
+
+def _shared_edits(plan: Plan) -> list[Strategy]:
+    """Strategies of a plan that change what the main row computes."""
+    acts = [p for p in plan.parts if p.phase is not None or p.steers or "main" in p.branches]
+    return [part.strategy for part in acts]
 
 
 def typical_model_info() -> ModelInfo:

@@ -18,6 +18,7 @@ VLLM_PROVIDES = frozenset(
         ),
         *("add_scores", "scale_scores", "mask", "scale_weights", "scale_heads"),
         *("mass", "scores", "weights", "head_outputs", "token_mask", "at_first_token", "key"),
+        *("received", "paid", "keys_at_first_token", "confidence"),
         *("steer", "early", "vision", "raster"),
     }
 )

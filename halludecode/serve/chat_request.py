@@ -12,7 +12,8 @@ from vllm.exceptions import GenerationError
 
 from halludecode.core.errors import InvalidRequest
 from halludecode.core.plan import Plan
-from halludecode.engines.vllm.engine import OpenRequest
+from halludecode.core.prompt import Prompt, Turn
+from halludecode.engines.vllm.engine import OpenRequest, VLLMEngine
 from halludecode.engines.vllm.frontend.requests import RequestGroup
 from halludecode.engines.vllm.protocol import GroupReport
 
@@ -30,6 +31,7 @@ class ChatRequest:
         clock: Seconds at arrival, when handed over, at the first token, at the end.
         ids: Tokens written so far, per child.
         report: The workers' on the first child, once it is done.
+        readings: Of every child, what `GroupReport` has of its tokens.
     """
 
     opened: OpenRequest
@@ -40,6 +42,7 @@ class ChatRequest:
     clock: list[float] = field(default_factory=list)
     ids: list[list[int]] = field(default_factory=list)
     report: GroupReport | None = None
+    readings: list[list[Any]] = field(default_factory=list)
 
     @property
     def name(self) -> str:
@@ -160,3 +163,14 @@ def check_output(output: Any) -> None:
         if choice.finish_reason == "error":
             why = choice.stop_reason or "no reason"
             raise GenerationError(f"vLLM gave the request up: {why}.")
+
+
+def listed(stop: Any) -> tuple[str, ...]:
+    """Stop strings, however many were given."""
+    return (stop,) if isinstance(stop, str) else tuple(stop or ())
+
+
+def begun_by_tokenizer(engine: VLLMEngine) -> bool:
+    """Whether prompts begin with the tokenizer's own first token, not the template's."""
+    bos = getattr(engine.tokenizer, "bos_token", None)
+    return not (bos and engine.inputs.render(Prompt((Turn("user", ("?",)),))).startswith(bos))
