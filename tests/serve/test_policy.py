@@ -20,7 +20,9 @@ def test_the_operators_own_alias_and_default_may():
     assert policy.strategy_of(None, None) == (MAPPED, False)
 
 
-@pytest.mark.parametrize("spec", ["agla(blip=/etc)", "agla(blip=some/model)", "spin(map=a)"])
+@pytest.mark.parametrize(
+    "spec", ["agla(blip=/etc)", "marine(detector=/etc)", "agla(blip=some/model)", "spin(map=a)"]
+)
 def test_nor_a_model_whatever_the_parameter_is_called(spec):
     for policy in (Policy("testbed"), Policy("testbed", default="vcd", aliases=("agla",))):
         with pytest.raises(InvalidRequest, match="may not name files of the server or models"):
