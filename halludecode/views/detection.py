@@ -117,7 +117,12 @@ class _Detector:
     def __call__(self, pictures: Sequence[Picture]) -> list[tuple[Thing, ...]]:
         import torch
 
-        words = {"text": [list(self.labels)]} if self.labels else {}
+        if not all(label.strip() and "." not in label for label in self.labels):
+            raise InvalidParameter(
+                f"labels={self.labels!r}: each must have a word and none a full stop."
+            )
+        # Joined here: its processor takes a list for text pairs, or for labels, by what is in it
+        words = {"text": ". ".join(self.labels).lower() + "."} if self.labels else {}
         inputs = [self.processor(images=p.image, return_tensors="pt", **words) for p in pictures]
         alike: dict[tuple[int, ...], list[int]] = {}  # padding would change what is seen
         for i, one in enumerate(inputs):
@@ -152,8 +157,7 @@ class _Detector:
         spans = [(at, end) for at, end in zip(starts, stops, strict=False) if at < end]
         if len(spans) != len(self.labels):
             raise InvalidParameter(
-                f"labels={self.labels!r}: {len(spans)} can be told apart; each must have a word "
-                "and none a full stop."
+                f"labels={self.labels!r}: the detector reads {len(spans)} of them; give fewer."
             )
         return torch.stack([logits[..., at:end].amax(-1) for at, end in spans], -1)
 

@@ -82,10 +82,19 @@ def test_grounding_dino_scores_each_label_by_its_best_word(pictures):
     (found,) = find(pictures[1:2], model=path, threshold=0.0, labels=labels)
     for thing, (score, label) in zip(found, sorted(naive, reverse=True), strict=True):
         assert (thing.label, thing.score) == (label, pytest.approx(score, abs=1e-5))
-    with pytest.raises(InvalidParameter, match="2 can be told apart"):
-        find(pictures[:1], model=path, threshold=0.0, labels=("cat. dog", ""))
-    with pytest.raises(InvalidParameter, match="2 can be told apart"):
-        find(pictures[:1], model=path, threshold=0.0, labels=("cat. dog",))
+
+
+@pytest.mark.parametrize(
+    ("labels", "words"),
+    [
+        (("cat. dog", "sofa"), "none a full stop"),
+        (("cat", " "), "each must have a word"),
+        (("cat",) * 200, "give fewer"),  # than the 256 words that are read
+    ],
+)
+def test_labels_that_cannot_be_told_apart_are_refused(pictures, labels, words):
+    with pytest.raises(InvalidParameter, match=words):
+        find(pictures[:1], model=detectors.save_grounding_dino(), threshold=0.0, labels=labels)
 
 
 def test_a_picture_is_looked_at_once(pictures, monkeypatch):
