@@ -85,6 +85,7 @@ record: $(STAMP)
 bench: $(STAMP)
 	$(TEST_ENV) $(BIN)/python benchmarks/overhead.py
 	$(BIN)/python benchmarks/scoring.py
+	$(BIN)/python benchmarks/answers.py
 	$(BIN)/python benchmarks/grounding.py
 	$(TEST_ENV) $(BIN)/python benchmarks/serving.py
 

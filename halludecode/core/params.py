@@ -85,13 +85,16 @@ class Param:
         return value
 
     def _plain(self, value: Any) -> Any:
-        """Numbers of other libraries as Python's own, and those that YAML 1.1 takes for text."""
+        """Numbers of other libraries as Python's own; numbers and truths that came as text."""
         if isinstance(value, Number) and not isinstance(value, bool | int | float | complex):
             number = cast("Any", value)
             return int(number) if isinstance(value, Integral) else float(number)
         number_wanted = not any("str" in kind for kind in self.type.split("|"))
         if isinstance(value, str) and number_wanted and _EXPONENT.fullmatch(value):
             return float(value)
+        truths = {"true": True, "false": False}  # as YAML and JSON write them
+        if isinstance(value, str) and number_wanted and "bool" in self.type:
+            return truths.get(value.lower(), value)
         return value
 
     def _typed(self, where: str, value: Any) -> Any:

@@ -13,6 +13,8 @@ from vllm.exceptions import GenerationError
 from halludecode.core.errors import InvalidRequest
 from halludecode.core.plan import Plan
 from halludecode.core.prompt import Prompt, Turn
+from halludecode.engines.inputs.images import VIDEO
+from halludecode.engines.inputs.parts import VIDEOS
 from halludecode.engines.vllm.engine import OpenRequest, VLLMEngine
 from halludecode.engines.vllm.frontend.requests import RequestGroup
 from halludecode.engines.vllm.protocol import GroupReport
@@ -127,6 +129,8 @@ def _part(part: Any, where: str, urls: list[str]) -> dict[str, Any]:
         if not isinstance(text, str):
             raise InvalidRequest(f"{where}: a part of type {kind!r} needs its text.")
         return {"type": "text", "text": text}
+    if kind in VIDEOS:
+        raise InvalidRequest(f"{where}: a part {VIDEO}")
     url = part.get("image_url") if isinstance(part, Mapping) else None
     url = url.get("url") if isinstance(url, Mapping) else url
     if not isinstance(url, str):

@@ -19,6 +19,7 @@ from halludecode.evals.benchmarks.answer_file import check_rule
 from halludecode.evals.benchmarks.base import Benchmark
 from halludecode.evals.benchmarks.registry import check_option, choose, standard
 from halludecode.evals.data.entries import Selection
+from halludecode.evals.data.oddities import odd_units
 from halludecode.evals.load import load_units
 from halludecode.evals.presets import Preset, preset_for
 from halludecode.evals.results import controls as hd_controls
@@ -78,6 +79,7 @@ def run_setup(
         results = store.write_results(results)
         gone = _keep_pictures(store, setup, names)
         told = tuple(way for benchmark in setup.benchmarks.values() for way in benchmark.ways())
+        told += odd_units(setup.units)
         return Report(results, Path(output), store.run, failed, left_out, told, tuple(gone))
 
 
