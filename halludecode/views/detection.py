@@ -65,7 +65,7 @@ def find(
     Raises:
         InvalidModel: The detector cannot be loaded, or wants labels and has none, or the other way
             round.
-        InvalidParameter: A label has no word or a full stop.
+        InvalidParameter: A label has no word or a full stop, or there are too many.
     """
     new = {p.key: p for p in pictures if (model, labels, p.key) not in _found}
     if new:
@@ -124,6 +124,12 @@ class _Detector:
         # Joined here: its processor takes a list for text pairs, or for labels, by what is in it
         words = {"text": ". ".join(self.labels).lower() + "."} if self.labels else {}
         inputs = [self.processor(images=p.image, return_tensors="pt", **words) for p in pictures]
+        longest = getattr(self.network.config, "max_text_len", 0)
+        if words and inputs[0]["input_ids"].shape[-1] > longest:
+            raise InvalidParameter(
+                f"labels: the detector reads {longest} tokens and these {len(self.labels)} have "
+                f"{inputs[0]['input_ids'].shape[-1]}; give fewer."
+            )
         alike: dict[tuple[int, ...], list[int]] = {}  # padding would change what is seen
         for i, one in enumerate(inputs):
             alike.setdefault(tuple(one["pixel_values"].shape), []).append(i)
@@ -155,10 +161,6 @@ class _Detector:
         stops = (ids == stop).nonzero().flatten().tolist()
         starts = [1, *(place + 1 for place in stops)]  # after [CLS]
         spans = [(at, end) for at, end in zip(starts, stops, strict=False) if at < end]
-        if len(spans) != len(self.labels):
-            raise InvalidParameter(
-                f"labels={self.labels!r}: the detector reads {len(spans)} of them; give fewer."
-            )
         return torch.stack([logits[..., at:end].amax(-1) for at, end in spans], -1)
 
     def _things(self, read: Any) -> tuple[Thing, ...]:

@@ -56,7 +56,7 @@ def test_where_the_operator_fixed_them_it_is_refused_in_one_sentence(model):
 def test_what_is_fixed_may_be_all_defaults_or_a_preset():
     assert allowed_of(["vcd()"]) == {"vcd(alpha=1.0,beta=0.1,noise_step=500)"}
     assert allowed_of(["vcd@official-llava-pope", "pai"]) > {"pai"}
-    with pytest.raises(HalluDecodeError, match="Did you mean .*'vcd'"):
+    with pytest.raises(HalluDecodeError, match=r"Did you mean .*'vcd'"):
         allowed_of(["pai+vdc"])
 
 
