@@ -47,7 +47,7 @@ def list_(
     if json:
         return
     if name is None:
-        show(_task_table(infos) if tasks else _table(infos))
+        show(*([_task_table(infos)] if tasks else [_table(infos), _absent_table()]))
     else:
         show(*_details(infos))
 
@@ -154,6 +154,20 @@ def _table(infos: list[Info]) -> Any:
     for i in infos:
         paper = i.paper.number if i.paper else ""
         table.add_row(i.name, paper, summary(i), ", ".join(in_words(i.needs)), " ".join(i.rows))
+    return table
+
+
+def _absent_table() -> Any:
+    from rich.box import SIMPLE_HEAD
+    from rich.table import Table
+
+    from halludecode.catalog import ABSENT
+
+    table = Table(box=SIMPLE_HEAD, pad_edge=False)
+    table.add_column("not here", no_wrap=True)
+    table.add_column("what it would need", overflow="fold")
+    for name, need in ABSENT.items():
+        table.add_row(name, need)
     return table
 
 

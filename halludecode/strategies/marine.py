@@ -6,8 +6,8 @@ arXiv:2402.08680. One more row reads the question with the names of what the det
 once, surest first; where it found nothing, the row is the main one. The official list is what DETR
 (score over .95) and RAM++ (.68) both name, synonyms joined; RAM++ has no class in transformers, so
 here one detector does it: DETR, or Grounding DINO with ``labels`` to look for. The official code
-resizes pictures to 800 x 800, here the detector's processor decides. Its questions are in lower
-case and it draws one of four wordings for each; here there is one, in our words, with `request` for
+scales pictures to 800 x 800; here the detector's processor decides. Its questions are in lower case
+and it draws one of four wordings for each; here is one, in our words, and ``request`` gives
 another. It samples at T = .6 and top-p .9. Objects of several pictures make one list.
 """
 

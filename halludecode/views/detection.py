@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Protocol
 
-from halludecode.core.errors import InvalidModel
+from halludecode.core.errors import InvalidModel, InvalidParameter
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -65,6 +65,7 @@ def find(
     Raises:
         InvalidModel: The detector cannot be loaded, or wants labels and has none, or the other way
             round.
+        InvalidParameter: A label has no word or a full stop, or there are too many.
     """
     new = {p.key: p for p in pictures if (model, labels, p.key) not in _found}
     if new:
@@ -116,8 +117,19 @@ class _Detector:
     def __call__(self, pictures: Sequence[Picture]) -> list[tuple[Thing, ...]]:
         import torch
 
-        words = {"text": [list(self.labels)]} if self.labels else {}
+        if not all(label.strip() and "." not in label for label in self.labels):
+            raise InvalidParameter(
+                f"labels={self.labels!r}: each must have a word and none a full stop."
+            )
+        # Joined here: its processor takes a list for text pairs, or for labels, by what is in it
+        words = {"text": ". ".join(self.labels).lower() + "."} if self.labels else {}
         inputs = [self.processor(images=p.image, return_tensors="pt", **words) for p in pictures]
+        longest = getattr(self.network.config, "max_text_len", 0)
+        if words and inputs[0]["input_ids"].shape[-1] > longest:
+            raise InvalidParameter(
+                f"labels: the detector reads {longest} tokens and these {len(self.labels)} have "
+                f"{inputs[0]['input_ids'].shape[-1]}; give fewer."
+            )
         alike: dict[tuple[int, ...], list[int]] = {}  # padding would change what is seen
         for i, one in enumerate(inputs):
             alike.setdefault(tuple(one["pixel_values"].shape), []).append(i)
@@ -135,20 +147,31 @@ class _Detector:
         return [made[i] for i in range(len(pictures))]
 
     def _read(self, output: Any, batch: Any, sizes: list[tuple[int, int]]) -> Any:
-        if not self.labels:
-            return self.processor.post_process_object_detection(
-                output, threshold=0.0, target_sizes=sizes
-            )
-        return self.processor.post_process_grounded_object_detection(
-            output, batch["input_ids"], threshold=0.0, target_sizes=sizes
-        )
+        if self.labels:
+            # The processor's own reading makes names of whatever words score, across labels.
+            output.logits = self._by_label(output.logits, batch["input_ids"][0])
+        reader = getattr(self.processor, "image_processor", self.processor)
+        return reader.post_process_object_detection(output, threshold=0.0, target_sizes=sizes)
+
+    def _by_label(self, logits: Tensor, ids: Tensor) -> Tensor:
+        """[pictures, queries, labels]: the highest of each label's tokens; a full stop ends one."""
+        import torch
+
+        stop = self.processor.tokenizer.convert_tokens_to_ids(".")
+        stops = (ids == stop).nonzero().flatten().tolist()
+        starts = [1, *(place + 1 for place in stops)]  # after [CLS]
+        spans = [(at, end) for at, end in zip(starts, stops, strict=False) if at < end]
+        return torch.stack([logits[..., at:end].amax(-1) for at, end in spans], -1)
 
     def _things(self, read: Any) -> tuple[Thing, ...]:
-        names = read.get("text_labels")
-        if names is None:
-            names = [self.network.config.id2label[int(label)] for label in read["labels"]]
-        rows = zip(names, read["scores"].tolist(), read["boxes"].tolist(), strict=True)
-        things = [Thing(name, score, tuple(box)) for name, score, box in rows if name]
+        names = self.labels or self.network.config.id2label
+        rows = zip(
+            (names[int(label)] for label in read["labels"]),
+            read["scores"].tolist(),
+            read["boxes"].tolist(),
+            strict=True,
+        )
+        things = [Thing(name, score, tuple(box)) for name, score, box in rows]
         return tuple(sorted(things, key=lambda thing: -thing.score))
 
 

@@ -21,6 +21,15 @@ def test_list_shows_every_strategy(cli, names):
     assert "arXiv:2311.16922" in result.out
 
 
+def test_list_says_what_methods_that_are_not_here_would_need(cli, names):
+    from halludecode.catalog import ABSENT
+
+    shown = cli("list").out
+    assert not set(ABSENT) & set(names)
+    for name in ABSENT:
+        assert any(line.split()[:1] == [name] for line in shown.splitlines())
+
+
 def test_list_json_holds_parameters_with_bounds(cli, names):
     listed = json.loads(cli("list", "--json").out)
     assert [entry["name"] for entry in listed] == names

@@ -20,7 +20,9 @@ def test_the_operators_own_alias_and_default_may():
     assert policy.strategy_of(None, None) == (MAPPED, False)
 
 
-@pytest.mark.parametrize("spec", ["agla(blip=/etc)", "agla(blip=some/model)", "spin(map=a)"])
+@pytest.mark.parametrize(
+    "spec", ["agla(blip=/etc)", "marine(detector=/etc)", "agla(blip=some/model)", "spin(map=a)"]
+)
 def test_nor_a_model_whatever_the_parameter_is_called(spec):
     for policy in (Policy("testbed"), Policy("testbed", default="vcd", aliases=("agla",))):
         with pytest.raises(InvalidRequest, match="may not name files of the server or models"):
@@ -54,7 +56,7 @@ def test_where_the_operator_fixed_them_it_is_refused_in_one_sentence(model):
 def test_what_is_fixed_may_be_all_defaults_or_a_preset():
     assert allowed_of(["vcd()"]) == {"vcd(alpha=1.0,beta=0.1,noise_step=500)"}
     assert allowed_of(["vcd@official-llava-pope", "pai"]) > {"pai"}
-    with pytest.raises(HalluDecodeError, match="Unknown strategy 'vdc'"):
+    with pytest.raises(HalluDecodeError, match=r"Did you mean .*'vcd'"):
         allowed_of(["pai+vdc"])
 
 

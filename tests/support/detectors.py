@@ -90,7 +90,7 @@ def save_grounding_dino() -> str:
     config = GroundingDinoConfig(
         backbone_config=swin,
         text_config=bert,
-        d_model=16,
+        d_model=32,
         num_queries=5,
         encoder_layers=1,
         decoder_layers=2,
@@ -102,7 +102,9 @@ def save_grounding_dino() -> str:
     folder = str(_FOLDER / "grounding-dino")
     GroundingDinoForObjectDetection(config).eval().save_pretrained(folder)
     GroundingDinoProcessor(
-        image_processor=GroundingDinoImageProcessor(size={"shortest_edge": 64, "longest_edge": 96}),
+        image_processor=GroundingDinoImageProcessor(
+            size={"shortest_edge": 128, "longest_edge": 224}
+        ),
         tokenizer=_bert_words(),
     ).save_pretrained(folder)
     return folder

@@ -3,7 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from halludecode.core.errors import InvalidModel
+from halludecode.core.errors import InvalidModel, InvalidParameter
 from halludecode.core.prompt import Picture
 from halludecode.strategies.marine import REQUEST, guided
 from halludecode.views import detection
@@ -34,7 +34,7 @@ def test_together_and_alone_the_same_is_found(pictures, labels):
         for one, other in zip(alone, things, strict=True):
             assert one.score == pytest.approx(other.score, abs=1e-5)
             assert one.box == pytest.approx(other.box, abs=1e-3)
-            assert set(one.label.split()) <= set(detectors.LABELS)
+            assert one.label in detectors.LABELS
         assert [t.score for t in things] == sorted((t.score for t in things), reverse=True)
 
 
@@ -61,6 +61,40 @@ def test_detr_is_read_as_its_own_processor_does(pictures):
     for thing, (score, label, box) in zip(found, naive, strict=True):
         assert (thing.label, thing.score) == (label, pytest.approx(score, abs=1e-5))
         assert thing.box == pytest.approx(box, abs=1e-3)
+
+
+def test_grounding_dino_scores_each_label_by_its_best_word(pictures):
+    from transformers import GroundingDinoForObjectDetection, GroundingDinoProcessor
+
+    path, labels = detectors.save_grounding_dino(), ("red cat", "sofa")
+    model, processor = (
+        each.from_pretrained(path)
+        for each in (GroundingDinoForObjectDetection, GroundingDinoProcessor)
+    )
+    inputs = processor(images=pictures[1].image, text="red cat. sofa.", return_tensors="pt")
+    assert inputs["input_ids"].shape == (1, 7)  # [CLS] red cat . sofa . [SEP]
+    with torch.no_grad():
+        chances = model.eval()(**inputs).logits[0].sigmoid()
+    naive = []
+    for query in chances.tolist():
+        cat, sofa = max(query[1:3]), query[4]
+        naive.append((cat, "red cat") if cat >= sofa else (sofa, "sofa"))
+    (found,) = find(pictures[1:2], model=path, threshold=0.0, labels=labels)
+    for thing, (score, label) in zip(found, sorted(naive, reverse=True), strict=True):
+        assert (thing.label, thing.score) == (label, pytest.approx(score, abs=1e-5))
+
+
+@pytest.mark.parametrize(
+    ("labels", "words"),
+    [
+        (("cat. dog", "sofa"), "none a full stop"),
+        (("cat", " "), "each must have a word"),
+        (("cat",) * 200, "reads 256 tokens and these 200 have 402"),
+    ],
+)
+def test_labels_that_cannot_be_told_apart_are_refused(pictures, labels, words):
+    with pytest.raises(InvalidParameter, match=words):
+        find(pictures[:1], model=detectors.save_grounding_dino(), threshold=0.0, labels=labels)
 
 
 def test_a_picture_is_looked_at_once(pictures, monkeypatch):
