@@ -11,9 +11,11 @@ is computed anew each time. One file a method, named after the strategy:
     differs                 list of sentences: what is otherwise here on purpose, and by how much
     reported                optional: a whole run beside the official code, measured once
     cases                   list; each is one of
-        {"spec", "rows": {name: [V]}, "early": {layer: [V]}, "t", "scores": [V]}
+        {"spec", "rows": {name: [V]}, "early": {layer: [V]}, "t", "first": {name: [V]},
+         "scores": [V]}
                             `combine` of the spec on these logits; null stands for -inf. ``early``
-                            (residuals of a model whose head is the identity) and ``t`` are optional
+                            (residuals of a model whose head is the identity), ``t`` and ``first``
+                            (token 1's logits) are optional
         {"function": "module:name", "given": {argument: number or nested list}, "gives": the same}
                             a function of ours on these tensors (float64)
 
@@ -76,10 +78,9 @@ def difference(case: Mapping[str, Any]) -> float:
     rows = {name: _scores(values) for name, values in case["rows"].items()}
     early = {int(layer): _scores(values) for layer, values in case.get("early", {}).items()}
     t = torch.tensor([[case.get("t", 1)]])
-    parts = [
-        (each, Step(rows, t, decode=lambda x, norm: x, residuals=early, owner=each.name))
-        for each in parse(case["spec"])
-    ]
+    first = {name: _scores(values) for name, values in case.get("first", {}).items()} or None
+    more = {"decode": lambda x, norm: x, "residuals": early, "first": first}
+    parts = [(each, Step(rows, t, owner=each.name, **more)) for each in parse(case["spec"])]
     ours, official = combine(parts, rows["main"]).scores, _scores(case["scores"])
     return _apart(ours.double().log_softmax(-1), official.double().log_softmax(-1))
 

@@ -11,6 +11,8 @@ from collections.abc import Iterable, Mapping
 WORDS: Mapping[str, str] = {
     "rows": "extra rows",
     "main prompt": "edits the main prompt",
+    "rewords": "rewords the question by its pictures",
+    "more pictures": "adds pictures to the prompt",
     "images": "edits images",
     "pixels": "edits pixels",
     "features": "edits image features",

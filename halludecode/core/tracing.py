@@ -51,6 +51,7 @@ class TracedStrategy:
     reads: frozenset[str] = frozenset()  # rows beside main that `combine` reads
     cut: float | None = None  # share of the mask that is the last thing `combine` does
     reads_state: bool = False  # whether `combine` does
+    firsts: frozenset[str] = frozenset()  # rows whose logits of token 1 `combine` reads later, too
 
     @property
     def steers(self) -> bool:
@@ -103,6 +104,8 @@ class TracedStrategy:
             "keys_at_first_token",
             "token_mask",
         }
+        if not self.firsts <= {"main"}:
+            return False
         return lasting and self.extra <= self.reads and (edited <= {"main"} or apart)
 
     @property
@@ -164,6 +167,7 @@ def trace(strategy: Strategy, model_info: ModelInfo) -> TracedStrategy:
         frozenset[str]().union(*(step.reads for step in steps)),
         next(iter(cuts)) if len(cuts) == 1 else None,
         any(step.reads_state for step in steps),
+        frozenset[str]().union(*(step.firsts for step in steps)),
     )
 
 
@@ -237,6 +241,7 @@ def _trace_combine(
             states,
             decode,
             residuals,
+            first=rows,
             owner=strategy.name,
         )
         scores: Any = strategy.combine(step)

@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache, lru_cache
 from importlib.util import find_spec
@@ -84,17 +84,21 @@ class Reader:
         return _remembered(self, caption)
 
     def _read(self, caption: str) -> CaptionReading:
-        tokens = self.tokens(caption)
-        words = _join(self.normalise([text for text, _, _ in tokens]), tokens)
+        lowered = caption.lower()
+        pieces = tokens.easy_words(lowered) if self.path == "tables" else None
+        found = [] if pieces else self.tokens(caption)
+        words, heads = _join(self.normalise(pieces or [text for text, _, _ in found]))
         # The seat of a toilet is no chair; it still counts as a word.
-        seat = "seat" if any(word == "toilet" for word, _, _ in words) else None
+        seat = "seat" if "toilet" in words else None
         nodes = vocabulary()
-        mentions = tuple(
-            Mention(nodes[word], caption[start:end], start, end, i)
-            for i, (word, start, end) in enumerate(words)
-            if word in nodes and word != seat
-        )
-        return CaptionReading(tuple(word for word, _, _ in words), mentions)
+        named = [i for i, word in enumerate(words) if word in nodes and word != seat]
+        if named and pieces:
+            found = tokens.placed(lowered, pieces[: heads[named[-1] + 1]])
+        mentions = []
+        for i in named:
+            start, end = found[heads[i]][1], found[heads[i + 1] - 1][2]
+            mentions.append(Mention(nodes[words[i]], caption[start:end], start, end, i))
+        return CaptionReading(tuple(words), tuple(mentions))
 
 
 @lru_cache(maxsize=1 << 15)  # judged, scored, cut and compared, a caption is read many times
@@ -139,23 +143,26 @@ def _made(family: str, path: str) -> Reader:
     return Reader(family, path, _nltk_tokens(), lambda words: _lemmas(words, tags.installed()))
 
 
-def _join(normal: list[str], tokens: list[Token]) -> list[Token]:
-    pairs, firsts = bigrams(), _bigram_firsts()
-    if firsts.isdisjoint(normal):
-        return [(w, start, end) for w, (_, start, end) in zip(normal, tokens, strict=True)]
-    words: list[Token] = []
-    i = 0
-    while i < len(normal):
-        if normal[i] not in firsts:
-            words.append((normal[i], tokens[i][1], tokens[i][2]))
-            i += 1
+def _join(normal: list[str]) -> tuple[list[str], Sequence[int]]:
+    """The words, pairs that are read as one joined; the first token of each, and the end."""
+    joined, firsts = bigrams(), _bigram_firsts()
+    pairs = [
+        (i, joined[two])
+        for i, word in enumerate(normal[:-1])
+        if word in firsts and (two := f"{word} {normal[i + 1]}") in joined
+    ]
+    if not pairs:
+        return normal, range(len(normal) + 1)
+    words: list[str] = []
+    heads: list[int] = []
+    start = 0
+    for i, word in pairs:
+        if i < start:  # part of the pair before
             continue
-        two = " ".join(normal[i : i + 2])
-        last = i + 1 if two in pairs and i + 1 < len(normal) else i
-        word = pairs[two] if last > i else normal[i]
-        words.append((word, tokens[i][1], tokens[last][2]))
-        i = last + 1
-    return words
+        words += [*normal[start:i], word]
+        heads += range(start, i + 1)
+        start = i + 2
+    return words + normal[start:], [*heads, *range(start, len(normal) + 1)]
 
 
 # Tables ------------------------------------------------------------------------------------------

@@ -24,15 +24,13 @@ from typing import Any
 from halludecode.evals.benchmarks.chair import object_words as words
 from halludecode.evals.benchmarks.chair import tagger as tags
 from halludecode.evals.benchmarks.chair.tagger import Window, shape
+from halludecode.evals.benchmarks.chair.tagger_correction import Examples, Weights, settle, windows
 from halludecode.evals.data.records import read_records
 
-Examples = dict[Window, str]
-Weights = dict[str, dict[str, int]]  # feature -> tag -> tenths
 Pool = tuple[list[str], list[float]]  # words and cumulative weights
 
 MADE = 6_000_000
 OFTEN = 30  # a word seen this often with one tag only is taken to have no other
-ROUNDS = 200  # passes over the windows that were read wrongly before all are read again
 MARKS = ("**", "*", "***", "`", '"')  # put round object words, as chat models write captions
 ENDINGS = ("ing", "ed", "est", "er", "s", "")
 
@@ -74,15 +72,6 @@ def seen(captions: Iterable[Sequence[str]], tagger: tags.Tagger) -> Examples:
         named = tagger.tag(tokens)
         found.update((window, named[i]) for i, window in enumerate(windows(tokens, named)))
     return found
-
-
-def windows(tokens: Sequence[str], named: Mapping[int, str]) -> list[Window]:
-    """The window of every token of a text, given all tags."""
-    near = [*tags.BEFORE, *map(shape, tokens), *tags.AFTER]
-    return [
-        (near[i], near[i + 1], word, near[i + 3], near[i + 4], named[i - 1], named[i - 2])
-        for i, word in enumerate(tokens)
-    ]
 
 
 class Maker:
@@ -227,55 +216,6 @@ def rounded(features: Sequence[str], names: Sequence[str], weights: Any) -> Weig
     tenths = ((10 * centred).round().int() * (centred.abs() >= 0.25)).tolist()
     rows = zip(features, tenths, strict=True)
     return {f: {n: k for n, k in zip(names, row, strict=True) if k} for f, row in rows if any(row)}
-
-
-def settle(
-    weights: Weights,
-    known: Mapping[str, str],
-    teacher: tags.Tagger,
-    captions: Iterable[Sequence[str]],
-    targets: frozenset[str],
-) -> None:
-    """Corrects weights until every word that matters is read in the captions as NLTK reads it.
-
-    Perceptron steps of a tenth on the windows of captions that are read wrongly. NLTK's tagger
-    being a sum of such weights itself, the steps come to an end.
-
-    Args:
-        weights: Changed in place.
-        known: Words that have one tag everywhere.
-        teacher: NLTK's tagger.
-        captions: As tokens.
-        targets: Words that matter.
-    """
-    wanted = [(c, [i for i, word in enumerate(c) if word in targets]) for c in captions]
-    asked = [(tokens, places, teacher.tag(tokens)) for tokens, places in wanted if places]
-    wrong: Examples = {}
-    while True:
-        student = tags.Tagger(weights, known, teacher.names)
-        for tokens, places, right in asked:
-            found = student.tag(tokens, places)
-            if any(tags.part(found[i]) != tags.part(right[i]) for i in places):
-                wrong.update((w, right[i]) for i, w in enumerate(windows(tokens, right)))
-        steps = [one for one in wrong.items() if one[0][2] not in known]
-        moved = sum(correct(weights, student, *one) for one in steps)
-        if not moved:
-            return
-        for _ in range(ROUNDS):  # reading all captions again takes far longer than these
-            if not sum(correct(weights, student, *one) for one in steps):
-                break
-
-
-def correct(weights: Weights, student: tags.Tagger, window: Window, name: str) -> bool:
-    """Moves the weights of a window a tenth towards its tag; whether that was needed."""
-    found = student.judge(window)
-    if found == name:
-        return False
-    for feature in tags.features(window):
-        row = weights.setdefault(feature, {})
-        row[name] = row.get(name, 0) + 1
-        row[found] = row.get(found, 0) - 1
-    return True
 
 
 # The file ----------------------------------------------------------------------------------------

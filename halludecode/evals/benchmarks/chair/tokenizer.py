@@ -33,6 +33,15 @@ _BROKEN = re.compile(r"[?!].|[^.]\.[)\";}\]*:@'({\[,!?\u2018\u2019\u201c\u201d\u
 _TWO_WORDS = frozenset({"cannot", "gimme", "lemme", "gonna", "gotta", "wanna"})
 _LONE_QUOTE = re.compile(r"(\"|'')[\"')\]}]*")
 _NUMBER = re.compile(r"[.,]?\d[\d,.-]*")
+# Texts of words, counts, commas and periods alone, as most captions are, split the same way in
+# every place: no rule below looks beyond one of their words.
+_SHORTS = "|".join(map(re.escape, sorted(ABBREVIATIONS)))
+_EASY = re.compile(
+    rf"(?:(?:[a-z]+(?:-[a-z]+)*(?:'s)?|[0-9]+)[,;]?\s+|(?!(?:{_SHORTS})\.)[a-z]{{2,}}\.\s+)*"
+    r"(?:[a-z]{2,}|[0-9]+)[.,]?"
+)
+_PIECE = re.compile(r"[a-z]+(?:-[a-z]+)*|'s|[,;.]|[0-9]+")
+_JOINED = re.compile("|".join(sorted(_TWO_WORDS)))
 
 Rule = tuple[re.Pattern[str], str]
 
@@ -106,6 +115,24 @@ def tokenize(caption: str, abbreviations: frozenset[str] = ABBREVIATIONS) -> lis
     if isinstance(place, range):
         return tokens
     return [(text, place[start], place[end]) for text, start, end in tokens]
+
+
+def easy_words(lowered: str) -> list[str] | None:
+    """The texts of `tokenize`, in a tenth of the time; None where the text is not easy to split."""
+    if not _EASY.fullmatch(lowered) or _JOINED.search(lowered):
+        return None
+    return _PIECE.findall(lowered)
+
+
+def placed(lowered: str, words: Sequence[str]) -> list[Token]:
+    """`easy_words` with their places."""
+    tokens: list[Token] = []
+    end = 0
+    for word in words:
+        start = lowered.index(word, end)
+        end = start + len(word)
+        tokens.append((word, start, end))
+    return tokens
 
 
 def plain(lowered: str, spared: frozenset[str]) -> bool:

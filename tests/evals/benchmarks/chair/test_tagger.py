@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from halludecode.evals.benchmarks.chair import object_words as words
 from halludecode.evals.benchmarks.chair import tagger as tags
+from halludecode.evals.benchmarks.chair import tagger_correction as tags_correct
 from halludecode.evals.benchmarks.chair import tagger_training as tags_train
 from tests.support.published import CAPTION_FILES, caption_texts, use_nltk_data
 
@@ -164,14 +165,14 @@ def test_captions_read_wrongly_are_settled_by_small_steps():
     tokens = [list(sentence) for sentence in CORPUS]
     before = tags.Tagger(dict(weights), TEACHER.known, TEACHER.names).tag(CORPUS[1])
     assert before[1] == "VBG"
-    tags_train.settle(weights, TEACHER.known, TEACHER, tokens, TARGETS)
+    tags_correct.settle(weights, TEACHER.known, TEACHER, tokens, TARGETS)
     student = tags.Tagger(weights, TEACHER.known, TEACHER.names)
     for sentence in CORPUS:
         for i in (i for i, word in enumerate(sentence) if word in TARGETS):
             assert student.tag(sentence, [i])[i] == TEACHER.tag(sentence)[i]
     # Weights that read everything right stay as they are.
     kept = json.dumps(weights)
-    tags_train.settle(weights, TEACHER.known, TEACHER, tokens, TARGETS)
+    tags_correct.settle(weights, TEACHER.known, TEACHER, tokens, TARGETS)
     assert json.dumps(weights) == kept
 
 

@@ -96,6 +96,35 @@ def test_texts_called_plain_never_differ(nltk_tokens):
     assert len(set(asked)) > 100
 
 
+_WORDS = _LETTERS | st.sampled_from(["a", "dogs", "dog's", "hot-dog", "cannot-do", "12", "1990"])
+_WITH = st.tuples(_WORDS, st.sampled_from(["", "", ",", ";", "."])).map("".join)
+EASY = st.tuples(st.lists(_WITH, max_size=6), _LETTERS).map(
+    lambda parts: " ".join([*parts[0], parts[1]])
+)
+
+
+def test_easy_texts_are_split_as_all_others_are():
+    asked = []
+
+    @settings(deadline=None, max_examples=300)
+    @given(EASY | TEXTS)
+    def check(caption):
+        lowered = caption.lower()
+        found = tokens.easy_words(lowered)
+        if found is not None:
+            asked.append(caption)
+            assert tokens.placed(lowered, found) == tokens.tokenize(lowered)
+
+    check()
+    assert len(set(asked)) > 100
+
+
+@pytest.mark.parametrize("odd", ["st. louis", "a. dog", "gonna", "3.5 m", "it isn't", "caf\u00e9"])
+def test_odd_texts_are_not_easy(odd):
+    assert tokens.easy_words("a dog, the cat's 2 well-lit toys.") is not None
+    assert tokens.easy_words(f"the {odd} dog") is None
+
+
 # What differs: NLTK's tokens and ours.
 DIFFERENCES = {
     # NLTK's list of abbreviations is longer, and partly of ordinary words.
