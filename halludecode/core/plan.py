@@ -126,7 +126,7 @@ class Plan:
 
     @property
     def attending(self) -> tuple[TracedStrategy, ...]:
-        """Parts with `attend`, score edits first, head outputs last."""
+        """Parts with `attend`, score edits first, head outputs last; those of a kind by name."""
         used = [part for part in self.parts if part.phase is not None]
         return tuple(sorted(used, key=_attend_order))
 
@@ -308,10 +308,12 @@ def _is_off(strategy: Strategy) -> bool:
     return all(getattr(strategy, key) == value for key, value in strategy.off.items())
 
 
-def _attend_order(part: TracedStrategy) -> int:
+def _attend_order(part: TracedStrategy) -> tuple[int, str, str]:
+    """Edits of scores do not commute; by name they act alike in whichever order they are given."""
+    own = (part.strategy.name, str(sorted(part.strategy.resolved().items())))
     if part.verbs & {"add_scores", "scale_scores", "mask"}:
-        return 0
-    return 1 if part.phase == "scores" else 2
+        return (0, *own)
+    return (1 if part.phase == "scores" else 2, *own)
 
 
 def _needs(part: TracedStrategy) -> frozenset[str]:
