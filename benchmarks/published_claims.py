@@ -323,7 +323,8 @@ def page(claims: Sequence[Claim]) -> str:
     first = sum("first" in c.told for c in claims)
     parts = [
         "# What published claims are worth",
-        "Made by `python benchmarks/published_claims.py` from the released answers in `benchmarks/published/`; do not edit.",
+        "Made by `python benchmarks/published_claims.py` from the released answers in "
+        "`benchmarks/published/`; do not edit.",
         "\n".join(f"{i}. {said}" for i, said in enumerate(conclusion(claims), start=1)),
         "## How to read it",
         "Differences are strategy minus baseline in points, paired by picture, with 95 % intervals "
