@@ -13,7 +13,7 @@ TEST_ENV := OMP_NUM_THREADS=$(or $(OMP_NUM_THREADS),1)
 # Processes that share the tests; each holds a few GiB once vLLM and the model families are loaded.
 JOBS ?= 2
 
-.PHONY: help setup demo test test-all soak lint strategy laws record bench notebooks
+.PHONY: help setup demo test test-all test-versions check-vllm soak lint strategy laws record bench notebooks
 help:
 	@sed -n 's/^##* *make /make /p' Makefile
 
@@ -35,6 +35,22 @@ test: $(STAMP)
 ## make test-all  every strategy on every model family
 test-all: $(STAMP)
 	$(TEST_ENV) $(BIN)/pytest -n $(JOBS)
+
+## make test-versions  the HF engine's tests on the oldest and the newest transformers we say we run on, without vLLM
+test-versions: $(foreach v,5.18.0 5.24.0,.venv-$(v)/tested)
+
+.venv-%/tested: pyproject.toml
+	$(PYTHON) -m venv .venv-$*
+	grep -v '^transformers\|^vllm' constraints.txt > .venv-$*/constraints.txt
+	.venv-$*/bin/pip install -q -c .venv-$*/constraints.txt -e ".[dev]" "transformers==$*"
+	$(TEST_ENV) .venv-$*/bin/pytest -m "not full" -n $(JOBS) --ignore tests/engines/vllm --ignore tests/serve \
+	  tests/core tests/views tests/models tests/strategies tests/engines tests/contract tests/analysis tests/calibration
+	@touch $@
+
+## make check-vllm   VLLM=0.33.0: names, methods and parameters we build on, looked up in that release's wheel
+check-vllm: $(STAMP)
+	$(BIN)/pip download -q --no-deps "vllm==$(VLLM)" -d .venv/wheels
+	$(BIN)/python -m tests.support.vllm_wheel .venv/wheels/vllm-$(VLLM)-*.whl
 
 ## make soak      2,000 mixed requests to a server (SOAK=n for another number), then nothing is left; servers ended under load
 soak: $(STAMP)
@@ -69,6 +85,7 @@ record: $(STAMP)
 bench: $(STAMP)
 	$(TEST_ENV) $(BIN)/python benchmarks/overhead.py
 	$(BIN)/python benchmarks/scoring.py
+	$(BIN)/python benchmarks/answers.py
 	$(BIN)/python benchmarks/grounding.py
 	$(TEST_ENV) $(BIN)/python benchmarks/serving.py
 

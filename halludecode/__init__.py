@@ -36,8 +36,9 @@ if TYPE_CHECKING:
     from halludecode.analysis.head_map import HeadMap
     from halludecode.analysis.head_sensitivity import head_sensitivity
     from halludecode.analysis.sinks import SinkReport, sinks
-    from halludecode.api import applied, generate, get, load
+    from halludecode.api import generate, get, load
     from halludecode.catalog import BenchmarkInfo, Info, benchmarks, strategies
+    from halludecode.engines.hf.apply import applied
     from halludecode.evals.benchmarks.base import Benchmark
     from halludecode.evals.benchmarks.registry import benchmark
     from halludecode.evals.benchmarks.yes_no import YesNoBenchmark
@@ -52,7 +53,7 @@ _LAZY = {
     "head_sensitivity": "halludecode.analysis.head_sensitivity",
     "SinkReport": "halludecode.analysis.sinks",
     "sinks": "halludecode.analysis.sinks",
-    "applied": "halludecode.api",
+    "applied": "halludecode.engines.hf.apply",
     "generate": "halludecode.api",
     "get": "halludecode.api",
     "load": "halludecode.api",

@@ -1,4 +1,4 @@
-"""Top-level functions: load a model, answer one request, apply a strategy to a plain HF model."""
+"""Top-level functions: load a model, answer one request."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from halludecode.core.errors import InvalidRequest
 from halludecode.core.spec import Spec, get
 from halludecode.engines import ENGINES
 from halludecode.engines.api import Engine, Explain, Output, Request, Sampling, checked_extra_rows
-from halludecode.engines.hf.apply import applied
+from halludecode.models.sources import TESTBED, check_dtype, model_source
 
-__all__ = ["applied", "generate", "get", "load"]
+__all__ = ["check_load", "generate", "get", "load"]
 
 
 def load(model: Any, engine: str = "hf", **engine_args: Any) -> Engine:
@@ -37,8 +37,7 @@ def load(model: Any, engine: str = "hf", **engine_args: Any) -> Engine:
     """
     if isinstance(model, PathLike):
         model = fspath(model)
-    if "extra_rows" in engine_args:  # before anything slow
-        checked_extra_rows(engine_args["extra_rows"])
+    check_load(model, engine, **engine_args)
     if engine == "vllm":
         from halludecode.engines.vllm.engine import VLLMEngine
 
@@ -47,11 +46,25 @@ def load(model: Any, engine: str = "hf", **engine_args: Any) -> Engine:
         from halludecode.engines.server.engine import ServerEngine
 
         return ServerEngine(model, **engine_args)
-    if engine != "hf":
-        raise InvalidRequest(f"Unknown engine {engine!r}; known: {', '.join(ENGINES)}.")
     from halludecode.engines.hf.engine import HFEngine
 
     return HFEngine(model, **engine_args)
+
+
+def check_load(model: Any, engine: str = "hf", **engine_args: Any) -> None:
+    """Refuse what `load` would refuse, as far as that is known before torch is imported.
+
+    Raises:
+        HalluDecodeError: As `load`.
+    """
+    if engine not in ENGINES:
+        raise InvalidRequest(f"Unknown engine {engine!r}; known: {', '.join(ENGINES)}.")
+    if "extra_rows" in engine_args:
+        checked_extra_rows(engine_args["extra_rows"])
+    if engine == "hf":
+        check_dtype(engine_args.get("dtype"))
+    if engine != "server" and isinstance(model, str) and model not in TESTBED:
+        model_source(model)
 
 
 def generate(

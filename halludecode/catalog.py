@@ -3,12 +3,23 @@
 from __future__ import annotations
 
 import inspect
+import json
+import os
+import platform
+from contextlib import suppress
 from dataclasses import dataclass, replace
+from functools import cache
+from hashlib import sha256
+from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 from halludecode.core.paper import Paper
 from halludecode.core.params import Param
 from halludecode.core.registry import STRATEGIES
+from halludecode.testbed.cache import cache_folder
+
+PACKAGE = Path(__file__).parent
 
 
 @dataclass(frozen=True)
@@ -46,12 +57,13 @@ class BenchmarkInfo:
 
 
 def info(name: str) -> Info:
-    """Everything known of one strategy at its defaults; loads torch to trace what it needs."""
-    from halludecode.core.plan import compile_plan, typical_model_info
-    from halludecode.engines.api import engines_providing
+    """Everything known of one strategy at its defaults.
 
+    What tracing finds is kept in the user's cache (`cache_folder`) for as long as no file of
+    this package changes, so that torch is loaded for the first listing alone.
+    """
     cls = STRATEGIES.get(name)
-    plan = compile_plan(cls(), replace(typical_model_info(), artifact={}))
+    facts = _Facts.of(cls)
     module = inspect.getmodule(cls)
     doc = inspect.cleandoc((module and module.__doc__) or cls.__doc__ or "")
     return Info(
@@ -59,14 +71,74 @@ def info(name: str) -> Info:
         summary=doc.splitlines()[0] if doc else "",
         paper=cls.paper,
         params=cls.params(),
-        needs=tuple(sorted(plan.needs)),
-        rows=plan.rows,
-        cost=str(plan.cost),
-        engines=engines_providing(plan.needs),
+        needs=facts.needs,
+        rows=facts.rows,
+        cost=facts.cost,
+        engines=facts.engines,
         off=dict(cls.off),
-        decided=plan.parts[0].decides if plan.can_wait else "",
+        decided=facts.decided,
         doc=doc,
     )
+
+
+@dataclass(frozen=True)
+class _Facts:
+    """What only tracing tells of a strategy; it needs torch."""
+
+    needs: tuple[str, ...]
+    rows: tuple[str, ...]
+    cost: str
+    engines: tuple[str, ...]
+    decided: str
+
+    @classmethod
+    def of(cls, strategy: Any) -> _Facts:
+        """From the cache, or traced; a strategy that is not this package's own always is."""
+        own = Path(inspect.getfile(strategy)).is_relative_to(PACKAGE) if _has_file(strategy) else 0
+        file = _cache() / f"{strategy.name}.json" if own else None
+        if file is not None:
+            with suppress(OSError, ValueError, TypeError):
+                return cls(**{k: _frozen(v) for k, v in json.loads(file.read_text()).items()})
+        facts = cls.traced(strategy)
+        if file is not None:
+            with suppress(OSError):  # a home that cannot be written to costs time, nothing else
+                file.parent.mkdir(parents=True, exist_ok=True)
+                beside = file.with_suffix(f".{os.getpid()}")
+                beside.write_text(json.dumps(vars(facts)))
+                beside.replace(file)
+        return facts
+
+    @classmethod
+    def traced(cls, strategy: Any) -> _Facts:
+        """Found by running every hook once."""
+        from halludecode.core.plan import compile_plan, typical_model_info
+        from halludecode.engines.api import engines_providing
+
+        plan = compile_plan(strategy(), replace(typical_model_info(), artifact={}))
+        decided = plan.parts[0].decides if plan.can_wait else ""
+        needs = tuple(sorted(plan.needs))
+        return cls(needs, plan.rows, str(plan.cost), engines_providing(plan.needs), decided)
+
+
+def _frozen(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value
+
+
+def _has_file(strategy: Any) -> bool:
+    """Whether a class is from a file: one of a notebook's cells may change and keep its name."""
+    try:
+        return bool(inspect.getfile(strategy))
+    except (OSError, TypeError):
+        return False
+
+
+@cache
+def _cache() -> Path:
+    """The folder for facts about the package as it is now: files, Python and torch."""
+    files = sorted(PACKAGE.rglob("*.py"))
+    stats = [(str(file), (s := file.stat()).st_mtime_ns, s.st_size) for file in files]
+    about = (stats, version("torch"), platform.python_version())
+    return cache_folder("strategies") / sha256(repr(about).encode()).hexdigest()[:16]
 
 
 def strategies() -> list[Info]:

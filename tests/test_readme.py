@@ -45,10 +45,10 @@ def test_the_family_table_reads_well():
         {**base, "strategy": "vcd", "family": "b", "outcome": "fail"},
     ]
     assert _readme.family_table(record).splitlines() == [
-        "| strategy | a | b |",
-        "| --- | --- | --- |",
-        "| `var` | no (1) | not run |",
-        "| `vcd` | yes | **fails** |",
+        "| family | hf |",
+        "| --- | --- |",
+        "| `a` | 1 of 2; not `var` (1) |",
+        "| `b` | 0 of 1; **fails**: `vcd` |",
         "",
         "1. a has no sinks.",
     ]
@@ -70,17 +70,15 @@ def test_the_family_table_tells_engines_apart_where_they_differ():
         )
     ]
     assert _readme.family_table(both).splitlines()[2:] == [
-        "| `dola` | hf yes, vllm **fails** |",
-        "| `opera` | hf (1) |",
-        "| `pai` | hf |",
-        "| `var` | no (2) |",
-        "| `vcd` | yes |",
+        "| `a` | 4 of 5; not `var` (1) | 1 of 4; not `opera` (2), `var` (1); **fails**: `dola` |",
         "",
-        "yes: on hf and vllm; an engine's name: on that one alone.",
-        "",
-        "1. vLLM has no beams",
-        "2. a has no sinks",
+        "1. a has no sinks",
+        "2. vLLM has no beams",
     ]
+    none = [row | {"outcome": "refused", "reason": "b is not served"} for row in both[1:2]]
+    assert "| `b` | not run | no (1) |" in _readme.family_table(
+        [*both[:1], none[0] | {"family": "b"}]
+    )
 
 
 def test_the_table_has_a_line_per_strategy():

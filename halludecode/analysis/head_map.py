@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from rich.table import Table
 
+METRICS = ("vhd", "mass", "ablation")
+
 
 class Head(NamedTuple):
     """One head of a map, layers and heads counted from 0."""

@@ -25,7 +25,7 @@ import numpy as np
 from numpy import ndarray
 
 from halludecode.analysis import sample_metrics as measure
-from halludecode.analysis.head_map import Grid, HeadMap, spearman
+from halludecode.analysis.head_map import METRICS, Grid, HeadMap, spearman
 from halludecode.analysis.head_records import HeadRecord, Part, Records, Summary, summarise
 from halludecode.analysis.sample_metrics import HeadReading, Sinks
 from halludecode.core.errors import InvalidData, InvalidParameter, InvalidRequest
@@ -33,7 +33,6 @@ from halludecode.core.prompt import Prompt, digest
 from halludecode.engines.api import Output, Request, Sampling
 from halludecode.engines.base import local
 
-METRICS = ("vhd", "mass", "ablation")
 TOP_SHARE = 0.25  # of a layer's heads that count in T-VHD
 UNITS = {
     "vhd": "norm of the difference",

@@ -25,6 +25,7 @@ from halludecode.cli import (
     list_cite,
     serve,
     sinks,
+    sweep,
     system,
 )
 from halludecode.cli.output import fail, note
@@ -37,7 +38,18 @@ app = typer.Typer(
     rich_markup_mode=None,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for group in (list_cite, generate, evaluation, answers, calibrate, heads, sinks, serve, system):
+for group in (
+    list_cite,
+    generate,
+    evaluation,
+    sweep,
+    answers,
+    calibrate,
+    heads,
+    sinks,
+    serve,
+    system,
+):
     group.register(app)
 
 

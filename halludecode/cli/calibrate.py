@@ -55,7 +55,6 @@ def calibrate(
     An artifact is named by its content and used only where a spec names its strategy.
     """
     settings = dict(locals())  # the options alone: nothing else is a local yet
-    import halludecode
     from halludecode.analysis.calibration_samples import samples
     from halludecode.calibration.store import ArtifactStore
     from halludecode.core.spec import parse
@@ -63,6 +62,8 @@ def calibrate(
 
     parts = parse(strategy)
     _check(parts)
+    arguments = {**options.engine_arguments(settings), "artifacts": out}
+    load = options.loader(model, "hf", arguments)
     sources = data or (["testbed-dev-iid"] if model in MODELS and annotations is None else [])
     names = ", ".join(Path(each).name for each in (*sources, annotations) if each)
     pairs = None  # the engine's own eight prompts
@@ -70,8 +71,7 @@ def calibrate(
         words = {"prompt_preset": prompt_preset, "limit": limit}
         pairs = samples(model, sources, images, annotations, **words)
     with json_document(json) as documents, memory_advice(batch_size):
-        arguments = {**options.engine_arguments(settings), "artifacts": out}
-        engine = halludecode.load(model, **arguments)
+        engine = load()
         with threads_for(model):
             artifact = engine.calibrate(parts[0], pairs, source=names, seed=seed, progress=True)
         path = ArtifactStore(out).path(artifact)

@@ -33,6 +33,7 @@ KINDS: dict[str, tuple[type, ...]] = {
     "batch_size": (int,),
     "extra_rows": (str,),
     "seed": (int,),
+    "seeds": (str, int, list),
     "temperature": (int, float),
     "max_new_tokens": (int,),
     "controls": (bool,),
@@ -45,7 +46,7 @@ KINDS: dict[str, tuple[type, ...]] = {
     "revision": (str,),
     "trust_remote_code": (bool,),
 }
-ALIASES = {"strategies": "strategy", "seeds": "seed", "task": "tasks", "datasets": "data"}
+ALIASES = {"strategies": "strategy", "task": "tasks", "datasets": "data"}
 
 
 def merge(flags: Mapping[str, Any], path: Path | None) -> dict[str, Any]:
@@ -69,6 +70,11 @@ def merge(flags: Mapping[str, Any], path: Path | None) -> dict[str, Any]:
     if merged["columns"] is not None:
         merged["columns"] = pairs(merged["columns"])
     merged["server"] = _listed(merged["server"])
+    merged["seeds"] = _seeds(merged["seeds"])
+    if merged["seeds"] and merged["seed"] is not None:
+        raise InvalidData("Both seed and seeds are given; keep one.")
+    if len(merged["seeds"]) == 1:
+        merged["seed"], merged["seeds"] = merged["seeds"][0], []
     merged["strategy"] = [_spec(item) for item in _listed(merged["strategy"])]
     return merged
 
@@ -107,8 +113,6 @@ def _take(settings: dict[str, Any], key: str, value: Any, path: Path) -> None:
         raise InvalidData(f"--config {path}: {key!r} gives {name!r} again; keep one.")
     if value is None:
         return
-    if key == "seeds" and isinstance(value, list) and len(value) == 1:
-        value = value[0]
     if not isinstance(value, KINDS[name]) or (isinstance(value, bool) and bool not in KINDS[name]):
         expected = " or ".join(kind.__name__ for kind in KINDS[name])
         raise InvalidData(f"--config {path}: {key} must be {expected}, not {value!r}.")
@@ -147,6 +151,18 @@ def pairs(value: Any) -> dict[str, str]:
     if wrong:
         raise InvalidData(f"--columns {wrong[0]!r}: give OURS=THEIRS, such as answer=reply.")
     return {name: column for name, _, column in found}
+
+
+def _seeds(value: Any) -> list[int]:
+    """Whole numbers from ``0..4``, ``0,1,7`` or a list of them."""
+    found: list[int] = []
+    for word in (part for item in _listed(value) for part in str(item).split(",")):
+        first, dots, last = word.strip().partition("..")
+        try:
+            found += range(int(first), int(last) + 1) if dots else [int(first)]
+        except ValueError:
+            raise InvalidData(f"--seeds {word.strip()!r}: write 0..4 or 0,1,2.") from None
+    return found
 
 
 def _spec(item: Any) -> str:

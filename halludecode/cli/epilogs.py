@@ -133,6 +133,27 @@ counts and left_out says how much does not. --model, --temperature and the like 
 you state them; nothing else is known of the run.
 """
 
+SWEEP = """
+\b
+  halludecode sweep --model testbed --tasks pope --strategy "vcd(alpha={0.1..2:10})" --output runs/s
+  halludecode eval --config runs/s/best.yaml --output runs/best
+
+{a,b,c} are these values, {a..b:n} n numbers from a to b, {a..b} whole numbers; several braces are
+all their combinations. The best setting on the development pictures (--dev) is run once on the
+pictures of --data, beside greedy: only that second number says how good it is, as the best of many
+is partly lucky. p values on the development pictures are multiplied by the number of settings that
+the folder ever tried (Bonferroni). With --dev 0.3, three tenths of the pictures of --data choose
+and the rest reports. Pictures that are on both sides are refused.
+
+Settings share what they agree in: one reading of the prompt, equal rows beside it, and every step
+while their answers are the same (engine hf; settings that edit the model's inside differently run
+apart). The answers are those of single runs. The last line says what all settings cost against one,
+measured at the start on a batch.
+
+The folder holds dev/ and test/ (run folders, for compare and report), sweep.json, a drawing for
+each parameter (PNG, PDF, SVG), best.yaml, and presets/NAME.yaml as in configs/strategies.
+"""
+
 COMPARE = """
 \b
   halludecode compare runs/first
@@ -176,8 +197,9 @@ SERVE = f"""
   halludecode serve --model testbed --strategy vcd --api-key secret --alias m3id
 
 This is vLLM's own OpenAI server with strategies. A request names its strategy in vllm_xargs, by
-the model name MODEL:STRATEGY (those given with --alias are listed in /v1/models), or takes the
-server's default. Any OpenAI client works unchanged:
+the model name MODEL:STRATEGY, as in "testbed:vcd(alpha=0.5)" (those given with --alias are listed
+in /v1/models, the others are not), or takes the server's default. --allow vcd lets clients choose
+vcd's parameters, --allow "vcd(alpha=0.5)" does not. Any OpenAI client works unchanged:
 
 {as_it_stands(serve.__doc__ or "")}
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from functools import partial
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -82,6 +81,10 @@ def eval_(
     batch_size: options.BatchSize = None,
     extra_rows: options.ExtraRows = None,
     seed: Annotated[int | None, typer.Option(help="Seed of the run (default 0).")] = None,
+    seeds: Annotated[
+        str | None,
+        typer.Option(help="0..4 or 0,1,7: a run each, with the spread over them; sampled alone."),
+    ] = None,
     temperature: Annotated[float | None, typer.Option(help="0 (default) is greedy.")] = None,
     max_new_tokens: Annotated[
         int | None, typer.Option(min=1, help="Most tokens, in place of the preset's.")
@@ -117,24 +120,24 @@ def eval_(
     for name in needed if dry_run else (*needed, "output"):
         if not run[name]:
             raise InvalidParameter(f"eval needs --{name} (or {name} in a --config file).")
-    return _predict(run, json) if dry_run else _run(run, json)
+    if dry_run:
+        return _predict(run, json)
+    return _run_seeds(run, json) if run["seeds"] else _run(run, json)
 
 
-def _loader(run: dict[str, Any]) -> Any:
+def loader(run: dict[str, Any]) -> Any:
     """Loads the model only when it is needed, so that bad input is reported first."""
-    import halludecode
-
     if run.get("server"):
         given = options.server_arguments(run)
-        return lambda: halludecode.load(run["server"], engine="server", **given)
-    arguments = options.engine_arguments(run)
+        return lambda: options.load(run["server"], engine="server", **given)
+    given = options.engine_arguments(run)
     for name in ("api_key", "concurrency"):
         if run.get(name) is not None:
             raise InvalidParameter(f"--{name.replace('_', '-')} goes with --server; add its URL.")
-    return partial(halludecode.load, run["model"], engine=run["engine"] or "hf", **arguments)
+    return options.loader(run["model"], run["engine"], given)
 
 
-def _what(run: dict[str, Any]) -> dict[str, Any]:
+def arguments(run: dict[str, Any]) -> dict[str, Any]:
     """Arguments that a run and its forecast share."""
     given = ("temperature", "max_new_tokens", "controls", "answers")
     given += ("family", "gt_family", "incomplete", "image_ids", "similarity", "columns")
@@ -156,7 +159,7 @@ def _predict(run: dict[str, Any], json: bool) -> int:
     from halludecode.evals.runner.dry_run import dry_run
 
     with json_document(json) as documents, memory_advice(run["batch_size"]):
-        predicted = dry_run(_loader(run), **_what(run))
+        predicted = dry_run(loader(run), **arguments(run))
         documents.append(predicted)
     if not json:
         show(two_columns(predicted))
@@ -169,8 +172,8 @@ def _run(run: dict[str, Any], json: bool) -> int:
     folder = Path(run["output"])
     with json_document(json) as documents, memory_advice(run["batch_size"]):
         result = run_eval(
-            _loader(run),
-            **_what(run),
+            loader(run),
+            **arguments(run),
             output=folder,
             fresh=bool(run["fresh"]),
         )
@@ -191,6 +194,27 @@ def _run(run: dict[str, Any], json: bool) -> int:
         )
         return 1
     note(f"saved in {folder}")
+    return 0
+
+
+def _run_seeds(run: dict[str, Any], json: bool) -> int:
+    from halludecode.evals.report.seed_plots import draw_seeds
+    from halludecode.evals.runner.seeds import run_seeds
+
+    folder = Path(run["output"])
+    given = arguments(run)
+    del given["seed"]
+    with json_document(json) as documents, memory_advice(run["batch_size"]):
+        how = {"seeds": run["seeds"], "output": folder, "fresh": bool(run["fresh"])}
+        found, reports = run_seeds(loader(run), **given, **how)
+        draw_seeds(folder, found.spreads, [r.results for r in reports], found.labels)
+        documents.append(found.to_dict())
+    if not json:
+        show(found.table())
+    if failed := sum(report.failed for report in reports):
+        fail(f"{failed} samples failed, the rest is scored; see errors.jsonl in {folder}/seed-*")
+        return 1
+    note(f"saved in {folder}: seed-*, seeds.json, drawings")
     return 0
 
 
@@ -240,6 +264,9 @@ def compare(
             "interval over seeds and pictures.",
         ),
     ] = False,
+    full: Annotated[
+        bool, typer.Option("--full", help="Every metric of every split, with all controls.")
+    ] = False,
     task: Annotated[str | None, typer.Option(help="Of files: what they answer.")] = None,
     annotations: Annotated[
         Path | None, typer.Option(help="Of files: the questions, as for score.")
@@ -254,7 +281,7 @@ def compare(
     similarity: options.Similarity = None,
     json: options.Json = False,
 ) -> None:
-    """Paired differences with intervals, p-values and controls.
+    """Paired differences with intervals, p-values and controls: a summary, or --full.
 
     One run alone: every strategy against greedy.
     """
@@ -269,7 +296,7 @@ def compare(
         for sentence in comparison.told:
             note(sentence)
         if not json:
-            show(comparison.table())
+            _show(comparison, full)
         return
     if given or task is not None:
         name = next(iter(given), "task").replace("_", "-")
@@ -281,13 +308,23 @@ def compare(
     with json_document(json) as documents, without_collector():
         comparison = chosen(runs)
         documents.append(comparison.to_dict() if json else None)
-    if not json:
+    if seeds and not json:
         show(comparison.table())
+    elif not json:
+        _show(comparison, full)
+
+
+def _show(comparison: Any, full: bool) -> None:
+    show(comparison.table() if full else comparison.summary())
+    if not full:
+        note("every metric, split and control: the same with --full")
 
 
 def report(
     runs: Annotated[list[Path], typer.Argument(help="Run folders.", metavar="RUN...")],
-    format: Annotated[str, typer.Option(help="html, md, csv, lmms-eval or vlmevalkit.")] = "md",
+    format: Annotated[
+        str, typer.Option(help="html, md, csv, latex, lmms-eval or vlmevalkit.")
+    ] = "md",
     output: Annotated[Path | None, typer.Option(help="File or folder to write.")] = None,
 ) -> None:
     """Render run folders as a page, a table or other files."""

@@ -77,7 +77,6 @@ def generate(
 ) -> None:
     """Answer one prompt about pictures under a strategy."""
     settings = dict(locals())  # the options alone: nothing else is a local yet
-    import halludecode
     from halludecode.core.spec import parse
     from halludecode.engines.api import Request, Sampling
 
@@ -93,12 +92,14 @@ def generate(
     asked = _asked(prompt, messages)
     request = Request(asked, tuple(image or ()), told, continue_final_message, background)
     parse(strategy)  # a misspelt strategy should not cost the time of loading a model
+    for picture in image or ():
+        if not (picture.expanduser().exists() or ":" in str(picture)):
+            raise InvalidRequest(f"{picture}: no such image file.")
+    load = options.loader(model, engine, options.engine_arguments(settings))
     if explain is not None:
         _check_explain(request, explain)
     with json_document(json) as documents, memory_advice(1):
-        loaded = halludecode.load(
-            model, engine=engine or "hf", **options.engine_arguments(settings)
-        )
+        loaded = load()
         if explain is None and not json:
             output = _write(loaded, request, strategy, sampling)
         else:

@@ -74,13 +74,16 @@ def heads(
     ablation, adhh(map=FILE).
     """
     settings = dict(locals())  # the options alone: nothing else is a local yet
-    import halludecode
+    metrics = list(dict.fromkeys(metric or ["vhd"]))
+    _check(metrics, sinks)
+    load = options.loader(model, engine, options.engine_arguments(settings))
+    if images is not None and not images.is_dir():
+        raise InvalidData(f"{images}: cannot be read (No such file or directory).")
+
     from halludecode.analysis.head_map_plot import check
     from halludecode.analysis.head_sensitivity import head_sensitivity
     from halludecode.evals.runner.batching import threads_for
 
-    metrics = list(dict.fromkeys(metric or ["vhd"]))
-    _check(metrics, sinks)
     check()
     samples, source = _samples(settings)
     if "ablation" in metrics and all(s.answer is None and s.objects is None for s in samples):
@@ -90,9 +93,7 @@ def heads(
         )
     maps: dict[str, HeadMap] = {}
     with json_document(json) as documents, memory_advice(batch_size):
-        loaded = halludecode.load(
-            model, engine=engine or "hf", **options.engine_arguments(settings)
-        )
+        loaded = load()
         for name in metrics:
             how = {"output": output, "source": source, "fresh": fresh, "progress": True}
             with threads_for(model):
@@ -112,7 +113,7 @@ def heads(
 
 def _check(metrics: Sequence[str], sinks: str) -> None:
     """Bad input first: it should not cost the time of loading a model."""
-    from halludecode.analysis.head_sensitivity import METRICS
+    from halludecode.analysis.head_map import METRICS
     from halludecode.core.spec import parse
 
     unknown = next((name for name in metrics if name not in METRICS), None)
@@ -165,8 +166,7 @@ def _summary(maps: Mapping[str, HeadMap], output: Path, top: int) -> dict[str, A
 
     Maps of this model that an earlier call left in the folder count, too.
     """
-    from halludecode.analysis.head_map import HeadMap
-    from halludecode.analysis.head_sensitivity import METRICS
+    from halludecode.analysis.head_map import METRICS, HeadMap
     from halludecode.evals.data.run_files import write_json
 
     first = next(iter(maps.values()))

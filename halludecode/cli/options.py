@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from halludecode.core.errors import InvalidParameter
+
+if TYPE_CHECKING:
+    from halludecode.engines.api import Engine
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON document and nothing else.")]
 EngineName = Annotated[str | None, typer.Option("--engine", help="hf (default) or vllm.")]
@@ -129,6 +133,25 @@ SERVER_ARGUMENTS = {
 def engine_arguments(settings: dict[str, Any]) -> dict[str, Any]:
     """Those of ``settings`` that `halludecode.load` takes and that the user set."""
     return {name: settings[name] for name in ENGINE_ARGUMENTS if settings.get(name) is not None}
+
+
+def loader(model: str, engine: str | None, arguments: dict[str, Any]) -> partial[Engine]:
+    """Loads the model when it is called; what can be refused at once is.
+
+    Raises:
+        HalluDecodeError: As `halludecode.load`.
+    """
+    from halludecode.api import check_load
+
+    check_load(model, engine or "hf", **arguments)
+    return partial(load, model, engine=engine or "hf", **arguments)
+
+
+def load(model: Any, **arguments: Any) -> Engine:
+    """`halludecode.load`, which is imported by then and not before."""
+    import halludecode
+
+    return halludecode.load(model, **arguments)
 
 
 def server_arguments(settings: dict[str, Any]) -> dict[str, Any]:

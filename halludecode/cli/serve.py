@@ -30,7 +30,10 @@ def serve(
     ] = None,
     allow: Annotated[
         list[str] | None,
-        typer.Option(help="Strategy clients may ask for; repeat. Without it: all."),
+        typer.Option(
+            help="Strategy clients may ask for: NAME with any parameters, NAME(k=v) with these "
+            "alone; repeat. Without it: all."
+        ),
     ] = None,
     max_rows: Annotated[int, typer.Option(min=1, help="Rows of one request, times n.")] = 32,
     max_groups: Annotated[
@@ -58,32 +61,31 @@ def serve(
 ) -> None:
     """Serve a model as OpenAI does; other options are vLLM's, such as --api-key."""
     settings = dict(locals())  # the options alone: nothing else is a local yet
-    from halludecode.core.spec import format as canonical
+    from halludecode.api import check_load
     from halludecode.core.spec import parse
 
     for text in (strategy, *(alias or ()), *(allow or ())):
         parse(text)  # a misspelt strategy should not cost the time of loading a model
+    check_load(model, "vllm")
     folder = allowed_local_media_path
     if folder is not None and not folder.is_dir():
         raise InvalidRequest(f"--allowed-local-media-path {folder}: no such folder.")
-    policy = _policy(settings, [canonical(parse(text)) for text in allow or ()])
+    policy = _policy(settings)
     from halludecode.serve import app
 
     args = app.arguments(policy, ["--host", host, "--port", str(port), *context.args])
     app.run(model, app.named(policy, args), args, artifacts)
 
 
-def _policy(settings: dict[str, Any], allowed: list[str]) -> Any:
-    from halludecode.core.spec import parse
-    from halludecode.serve.policy import Policy
+def _policy(settings: dict[str, Any]) -> Any:
+    from halludecode.serve.policy import Policy, allowed_of
 
-    names = frozenset(part.name for text in allowed for part in parse(text))
     folder = settings["allowed_local_media_path"]
     policy = Policy(
         name=settings["model"],
         default=settings["strategy"],
         aliases=tuple(settings["alias"] or ()),
-        allowed=names or None,
+        allowed=allowed_of(settings["allow"] or ()),
         rows=settings["max_rows"],
         groups=settings["max_groups"],
         images=settings["max_images"],

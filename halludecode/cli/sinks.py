@@ -49,13 +49,14 @@ def sinks(
     `calibrate --model M var` keeps the dimensions for var.
     """
     settings = dict(locals())  # the options alone: nothing else is a local yet
-    import halludecode
+    if tau is not None and not tau > 0:
+        raise InvalidParameter(f"--tau {tau:g}: it must be above 0.")
+    load = options.loader(model, engine, options.engine_arguments(settings))
+
     from halludecode.analysis import sinks as analysis
     from halludecode.analysis.calibration_samples import samples
     from halludecode.evals.runner.batching import threads_for
 
-    if tau is not None and not tau > 0:
-        raise InvalidParameter(f"--tau {tau:g}: it must be above 0.")
     default_data = ["testbed-dev-iid"] if model in MODELS and annotations is None else []
     sources = data or default_data
     names = ", ".join(Path(each).name for each in (*sources, annotations) if each)
@@ -64,8 +65,7 @@ def sinks(
         words = {"prompt_preset": prompt_preset, "limit": limit}
         pairs = samples(model, sources, images, annotations, **words)
     with json_document(json) as documents, memory_advice(1):
-        arguments = options.engine_arguments(settings)
-        loaded = halludecode.load(model, engine=engine or "hf", **arguments)
+        loaded = load()
         with threads_for(model):
             report = analysis.sinks(loaded, pairs, tau=tau, source=names, progress=True)
         saved = report.save(output)

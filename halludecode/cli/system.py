@@ -20,8 +20,18 @@ def register(app: typer.Typer) -> None:
     app.command(context_settings=passing, add_help_option=False)(testbed)
 
 
-def doctor(json: options.Json = False) -> int:
+def doctor(
+    json: options.Json = False,
+    family: Annotated[
+        str | None,
+        typer.Option(
+            help="A model type, a folder or a hub id: what engines and strategies do on it."
+        ),
+    ] = None,
+) -> int:
     """Show what works here, what is missing, and its cure."""
+    if family:
+        return _family(family, json=json)
     from halludecode.cli.doctor import describe, report
 
     with json_document(json) as documents:
@@ -30,6 +40,17 @@ def doctor(json: options.Json = False) -> int:
     if not json:
         show(*describe(checks))
     return 0 if checks["engines"]["hf"]["usable"] else 1
+
+
+def _family(given: str, *, json: bool) -> int:
+    from halludecode.cli.family import describe, report
+
+    with json_document(json) as documents:
+        found = report(given)
+        documents.append(found)
+    if not json:
+        show(*describe(found))
+    return 0
 
 
 def demo(

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, overload
+from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 from halludecode.core.attention_block import (
     GENERATED,
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
 
     from halludecode.core.model_info import ModelInfo
 
+T = TypeVar("T")
 SCORE_VERBS = frozenset(
     {"add_scores", "scale_scores", "mask", "scale_weights", "mass", "scores", "weights"}
 )
@@ -83,6 +84,10 @@ class Hooks:
         trace: While compiling, where verbs are written down.
         allowed: Verbs found by tracing; any other raises.
         gone: Rows dropped after the first token; edits to them are skipped.
+        received: ``own -> float32 [R, H, N]``, see `Attention.received`.
+        paid: ``keys [R, N] -> float32 [R, H, N]``, see `Attention.paid`.
+        confidence: ``() -> float32 [R, Q]``, see `Attention.confidence`.
+        keys_at_first_token: ``(name, fn) -> [R, .., N]``, as `at_first_token`, for later keys 0.
     """
 
     token_mask: Callable[[str, Callable[[Tensor], Tensor], str], Tensor]
@@ -92,13 +97,18 @@ class Hooks:
     trace: Trace | None = None
     allowed: frozenset[str] | None = None
     gone: frozenset[str] = frozenset()
+    received: Callable[[bool], Tensor] | None = None
+    paid: Callable[[Tensor], Tensor] | None = None
+    confidence: Callable[[], Tensor] | None = None
+    keys_at_first_token: Callable[[str, Callable[[], Tensor]], Tensor] | None = None
 
 
 class Attention:
     """One layer's attention as a strategy sees it; every verb is branch-free in values.
 
     ``rows=("main",)`` and ``queries="emitting"`` by default: "emitting" queries predict a token
-    (p >= P-1), "generated" are p >= P, "after_image" are text that sees an image, "all" is all.
+    (p >= P-1), "generated" are p >= P, "prompt" p < P, "after_image" are text that sees an image,
+    "all" is all.
     """
 
     def __init__(
@@ -149,16 +159,34 @@ class Attention:
         """The first key that is not padding."""
         return self._kinds("first", lambda keys: _first(keys.kind != PAD))
 
+    @property
+    def place(self) -> tuple[Tensor, Tensor]:
+        """float32 [R, Q] twice: a main query's place in its prompt, and prompt tokens after it."""
+        keys = self._keys("main")
+        return keys.position.float(), (keys.length[:, None] - 1 - keys.position).clamp_min(
+            0
+        ).float()
+
     def _kinds(self, name: str, make: Callable[[RowKeys], Tensor]) -> Segment:
         return Segment(lambda row: self._keys(row).cached(name, make))
 
+    @property
+    def confidence(self) -> Tensor:
+        """float32 [R, Q]: largest probability of the raw scores that gave a query's token.
+
+        1 for tokens of the prompt.
+        """
+        self._use("confidence", ("main",))
+        return _need(self._hooks.confidence)()
+
     def key(self, name: str) -> Tensor:
-        """float32 [R, N]: a `PerImageToken` of the state laid onto the main row's image keys."""
+        """float32 [R, .., N]: a `PerImageToken` of the state on the main row's image keys."""
         self._use("key", ("main",))
-        mask = self._keys("main").kind == IMAGE
-        laid = mask.float() * 0
-        for request, own in enumerate(self.state[name]):  # pictures differ in their token counts
-            laid[request, mask[request]] = own.values.to(laid)
+        mask, values = self._keys("main").kind == IMAGE, [own.values for own in self.state[name]]
+        rows, count = mask.shape
+        laid = mask.new_zeros((rows, *values[0].shape[:-1], count)).float()
+        for request, own in enumerate(values):  # pictures differ in their token counts
+            laid[request, ..., mask[request]] = own.to(laid)
         return laid
 
     def token_mask(self, name: str, fn: Callable[[Tensor], Tensor]) -> Segment:
@@ -173,6 +201,11 @@ class Attention:
         """``fn() -> [R, ...]``, evaluated in the forward that emits token 1 and kept, per layer."""
         self._use("at_first_token", ())
         return self._hooks.at_first_token(name, fn)
+
+    def keys_at_first_token(self, name: str, fn: Callable[[], Tensor]) -> Tensor:
+        """``fn() -> [R, .., N]`` of the main row's keys, kept likewise; 0 for later keys."""
+        self._use("keys_at_first_token", ("main",))
+        return _need(self._hooks.keys_at_first_token)(name, fn)
 
     def top_keys(
         self, seg: Segment, value: Tensor, k: int | Tensor, *, largest: bool = True
@@ -232,6 +265,24 @@ class Attention:
         block = self._blocks[row]
         whole = block.output() if block.touched else block.base
         return whole[:, :, -1:].transpose(1, 2).float()
+
+    def received(self, *, own: bool = True) -> Tensor:
+        """float32 [R, H, N]: attention that each key of the main row gets from all prompt queries.
+
+        A sum over the queries, before any edit in this layer, with or without what a token pays
+        itself. It reads the prompt's queries once more, block by block: ask within
+        `at_first_token` or `keys_at_first_token` only.
+        """
+        self._use("received", ("main",))
+        return _need(self._hooks.received)(own)
+
+    def paid(self, seg: Segment) -> Tensor:
+        """float32 [R, H, N]: attention that each prompt token pays a segment, at its own key.
+
+        Like `received`: before any edit, in blocks, and only within what is kept.
+        """
+        self._use("paid", ("main",))
+        return _need(self._hooks.paid)(seg.of("main"))
 
     # Edits ----------------------------------------------------------------------------------------
     def add_scores(
@@ -334,6 +385,13 @@ class Attention:
             raise UnsupportedStrategy(
                 f"{self._owner}.attend names row {missing[0]!r}, which its branches do not make."
             )
+
+
+def _need(hook: T | None) -> T:
+    """A hook that the engine lends."""
+    if hook is None:
+        raise HookNeverFired("attention: this engine does not lend a hook that `attend` called.")
+    return hook
 
 
 def _first(real: Tensor) -> Tensor:

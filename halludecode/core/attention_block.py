@@ -19,7 +19,7 @@ from halludecode.core.errors import HookNeverFired
 if TYPE_CHECKING:
     from torch import Tensor
 
-Queries = Literal["emitting", "generated", "after_image", "all"]
+Queries = Literal["emitting", "generated", "prompt", "after_image", "all"]
 PAD, SYSTEM, IMAGE, TEXT, GENERATED = range(5)  # kinds of keys, see `RowKeys`
 NEG_INF = float("-inf")
 
@@ -55,6 +55,12 @@ class RowKeys:
             self._cache[name] = make(self)
         return self._cache[name]
 
+    def own(self) -> Tensor:
+        """Bool [R, Q, N]: the key that a query's own token is."""
+        real = self.kind != PAD
+        rank = (real.cumsum(-1) - 1).where(real, -2)  # padding has position -1 among the queries
+        return rank[:, None] == self.position[..., None]
+
     def _queries(self, which: Queries) -> Tensor:
         real = self.position >= 0
         if which == "all":
@@ -63,6 +69,8 @@ class RowKeys:
             return real & (self.position >= self.length[:, None] - 1)
         if which == "generated":
             return real & (self.position >= self.length[:, None])
+        if which == "prompt":
+            return real & (self.position < self.length[:, None])
         return real & (self.query_kind >= TEXT) & (self.kind == IMAGE).any(-1, keepdim=True)
 
 
@@ -119,6 +127,23 @@ class AttentionBlock:
             blind = scores.shape[2] > 1 or self._plain is not None
             self._weights = weights.nan_to_num(0.0) if blind else weights
         return self._weights
+
+    def received(self, *, own: bool) -> Tensor:
+        """float32 [R, H, N]: sum over these prompt queries of the weights before any edit."""
+        counted = self.keys.queries("prompt")[..., None]  # [R, Q, 1]
+        counted = counted if own else counted & ~self.keys.own()
+        return (self._unedited() * counted[:, None]).sum(2)
+
+    def paid(self, seg: Tensor) -> Tensor:
+        """float32 [R, H, N]: their weights on keys ``seg`` (bool [R, N]), at each one's own key."""
+        weights = self._unedited()
+        mass = weights @ seg[:, None, :, None].to(weights.dtype)  # [R, H, Q, 1]
+        own = self.keys.own() & self.keys.queries("prompt")[..., None]
+        return (mass * own[:, None]).sum(2)
+
+    def _unedited(self) -> Tensor:
+        scores = self.scores() if self._plain is None else self._plain
+        return scores.softmax(-1).nan_to_num(0.0)
 
     @property
     def touched(self) -> bool:

@@ -65,6 +65,9 @@ class BeamSearch:
         rollback: ``(pointed [B, steps], used) -> position or None``: the answer is cut to that many
             tokens and goes on otherwise; ``used`` counts earlier returns by position.
         history: Most steps the search can go back.
+        prompt_counts: A beam's log-probability is divided by the text ids of its prompt (a picture
+            is one) plus its answer's without the end token, in place of its answer's tokens.
+        by_slot: ``pointed`` is kept by place among the beams, in place of by what beam came from.
     """
 
     width: int
@@ -74,3 +77,5 @@ class BeamSearch:
     penalty: Callable[[Peek], tuple[Tensor, Tensor]] = no_penalty
     rollback: Callable[[Tensor, Mapping[int, int]], int | None] = never
     history: int = 512
+    prompt_counts: bool = False
+    by_slot: bool = False

@@ -65,6 +65,8 @@ class Branch:
 
     Args:
         prompt: What the row reads.
+        words: (question, pictures=pictures) -> question; run when the row is built, so that it
+            may ask a model of its own what the pictures show.
         images: PIL -> PIL, before preprocessing.
         pixels: One picture's processor output, float32, same shape.
         features: [N, D] -> [n, D] visual embeddings after the projector.
@@ -80,6 +82,15 @@ class Branch:
     tokens: int | None = None
     mask: Edit | None = None
     life: Literal["answer", "prefill"] = "answer"
+    words: Edit | None = None
+
+    def read(self) -> Prompt:
+        """The prompt with its question reworded, where ``words`` is given."""
+        if self.words is None:
+            return self.prompt
+        fn, params = self.words.fn, dict(self.words.params)
+        pictures = self.prompt.pictures
+        return self.prompt.map_question(lambda text: fn(text, pictures=pictures, **params))
 
     @property
     def edits(self) -> tuple[Edit, ...]:
@@ -89,5 +100,5 @@ class Branch:
     @property
     def key(self) -> str:
         """Digest of the prompt and every edit; branches with equal keys share a row."""
-        edits = (self.images, self.pixels, self.features, self.mask)
+        edits = (self.images, self.pixels, self.features, self.mask, self.words)
         return digest(self.prompt.key, *(e.key if e else "" for e in edits), self.tokens, self.life)

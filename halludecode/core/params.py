@@ -14,6 +14,7 @@ from typing import Any, ClassVar, cast
 from halludecode.core.errors import InvalidParameter
 
 LARGEST = 1e30
+_TOO_LARGE = f"must be at most {LARGEST:g} in size, as scores times it must be numbers in float32."
 
 _EXPONENT = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)[eE][+-]?\d+")  # 1e-1, which YAML 1.1 has no dot in
 
@@ -59,7 +60,10 @@ class Param:
 
     def check(self, owner: str, value: Any) -> Any:
         """The value, int widened to float and list to tuple; else InvalidParameter."""
-        where = f"{owner}({self.name}={value!r})"
+        large = isinstance(value, int) and abs(value) > LARGEST  # perhaps for a float or for repr
+        where = f"{owner}({self.name}={'...' if large else repr(value)})"
+        if large:
+            raise InvalidParameter(f"{where}: {self.name} {_TOO_LARGE}")
         value = self._typed(where, self._plain(value))
         if value is None:
             return None
@@ -77,20 +81,20 @@ class Param:
             if not inside:
                 raise InvalidParameter(f"{where}: {self.name} must be {self.bounds}.")
             if abs(value) > LARGEST:
-                raise InvalidParameter(
-                    f"{where}: {self.name} must be at most {LARGEST:g} in size, as scores times it "
-                    "must be numbers in float32."
-                )
+                raise InvalidParameter(f"{where}: {self.name} {_TOO_LARGE}")
         return value
 
     def _plain(self, value: Any) -> Any:
-        """Numbers of other libraries as Python's own, and those that YAML 1.1 takes for text."""
+        """Numbers of other libraries as Python's own; numbers and truths that came as text."""
         if isinstance(value, Number) and not isinstance(value, bool | int | float | complex):
             number = cast("Any", value)
             return int(number) if isinstance(value, Integral) else float(number)
         number_wanted = not any("str" in kind for kind in self.type.split("|"))
         if isinstance(value, str) and number_wanted and _EXPONENT.fullmatch(value):
             return float(value)
+        truths = {"true": True, "false": False}  # as YAML and JSON write them
+        if isinstance(value, str) and number_wanted and "bool" in self.type:
+            return truths.get(value.lower(), value)
         return value
 
     def _typed(self, where: str, value: Any) -> Any:

@@ -99,12 +99,14 @@ class Plan:
 
         Edits must leave the prefix alone or depend on nothing but the main row itself.
         """
-        steered = any(p.strategy.steer_at in ("all", "after_image") for p in self.steering)
+        steered = any(
+            p.strategy.steer_at in ("all", "after_image", "prompt") for p in self.steering
+        )
         return (
             not self.whole
             and not steered
             and all(
-                "all" not in part.queries
+                not part.queries & {"all", "prompt"}
                 and part.attend_rows in ((), ("main",))
                 and not part.activations
                 for part in self.parts
@@ -203,6 +205,47 @@ def compile_plan(
     )
 
 
+def alike(plan: Plan) -> str | None:
+    """What plans must agree in for their rows to run in one batch; None where none may share.
+
+    Edits inside the forward and edits of the main prompt act on the main row, which is shared. What
+    a plan makes of its rows' logits, and which rows it has beside main, is its own affair.
+    """
+    return None if plan.search is not None else hd_spec.format(_shared_edits(plan))
+
+
+def united(plans: Sequence[Plan]) -> tuple[Plan, list[list[int]]]:
+    """One plan with the rows of several that are `alike`, equal ones once.
+
+    Returns:
+        The plan, and for each of the given ones the places of its parts in it.
+    """
+    parts, places = list[TracedStrategy](), list[list[int]]()
+    shared: dict[str, int] = {}
+    for plan in plans:
+        edits = _shared_edits(plan)
+        own: list[int] = []
+        for part in plan.parts:
+            name = hd_spec.format([part.strategy]) if part.strategy in edits else ""
+            at = shared.get(name, len(parts))
+            if name:
+                shared[name] = at
+            if at == len(parts):
+                parts.append(part)
+            own.append(at)
+        places.append(own)
+    needs = frozenset[str]().union(*(plan.needs for plan in plans))
+    text = " | ".join(plan.canonical for plan in plans)
+    rows = ("main", *_extra_rows(parts))
+    return Plan(tuple(parts), text, needs, rows, _cost(parts)), places
+
+
+def _shared_edits(plan: Plan) -> list[Strategy]:
+    """Strategies of a plan that change what the main row computes."""
+    acts = [p for p in plan.parts if p.phase is not None or p.steers or "main" in p.branches]
+    return [part.strategy for part in acts]
+
+
 def typical_model_info() -> ModelInfo:
     """A 7B-like model, for listings that have no model at hand."""
     return ModelInfo(
@@ -249,6 +292,14 @@ def _check_composition(parts: Sequence[TracedStrategy]) -> None:
         raise IncompatibleStrategies(
             f"{names} edit the main row, and only one can where one edits its pictures; drop one."
         )
+    # What a pass before the answer kept belongs to the pictures as they were asked about.
+    adding = next((p for p in edited if "more pictures" in _needs(p)), None)
+    other = next((p for p in parts if p is not adding and p.activations), None)
+    if adding is not None and other is not None:
+        raise IncompatibleStrategies(
+            f"{adding.strategy.name} adds pictures to the prompt, and what {other.strategy.name} "
+            "reads before the answer is of those that were there; drop one."
+        )
 
 
 def _is_off(strategy: Strategy) -> bool:
@@ -270,6 +321,10 @@ def _needs(part: TracedStrategy) -> frozenset[str]:
         needs |= {e for e in ("images", "pixels", "features") if getattr(branch, e) is not None}
         if branch.mask is not None:
             needs.add("masked rows")
+        if branch.words is not None:
+            needs.add("rewords")
+        if len(branch.prompt.pictures) > 1:  # strategies are traced with one
+            needs.add("more pictures")
     if part.activations:
         needs.add("activations")
     if any(request.vision for request in part.activations.values()):

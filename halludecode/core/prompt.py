@@ -7,8 +7,9 @@ reused across requests, and random edits must draw the same noise wherever they 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass, replace
+from itertools import count
 from typing import TYPE_CHECKING
 
 from halludecode.core.errors import InvalidRequest
@@ -109,9 +110,14 @@ class Prompt:
             ]
         return digest(*flat)
 
-    def without_images(self) -> Prompt:
-        """The image-free prompt: each placeholder goes, with the newline that follows it."""
+    def without_images(self, which: Collection[int] | None = None) -> Prompt:
+        """The image-free prompt: each placeholder goes, with the newline that follows it.
+
+        Args:
+            which: Pictures to leave out, counted from 0 in the prompt's order; None is all.
+        """
         turns: list[Turn] = []
+        place = count()
         for turn in self.turns:
             parts: list[Part] = []
             after_picture = False
@@ -119,6 +125,27 @@ class Prompt:
                 if isinstance(part, str):
                     parts.append(part.removeprefix("\n") if after_picture else part)
                 after_picture = isinstance(part, Picture)
+                if isinstance(part, Picture) and which is not None and next(place) not in which:
+                    parts.append(part)
+                    after_picture = False
+            turns.append(replace(turn, parts=tuple(parts)))
+        return replace(self, turns=tuple(turns))
+
+    def words_for_pictures(self, words: Sequence[str]) -> Prompt:
+        """The image-free prompt with words in every picture's place, on a line of their own.
+
+        Args:
+            words: One text per picture, in order.
+        """
+        fresh = iter(words)
+        turns: list[Turn] = []
+        for turn in self.turns:
+            parts: list[Part] = []
+            for part, after in zip(turn.parts, (*turn.parts[1:], ""), strict=True):
+                text = part if isinstance(part, str) else next(fresh)
+                if isinstance(part, Picture) and not str(after).startswith("\n"):
+                    text += "\n"
+                parts[-1:] = ["".join(map(str, (*parts[-1:], text)))]
             turns.append(replace(turn, parts=tuple(parts)))
         return replace(self, turns=tuple(turns))
 

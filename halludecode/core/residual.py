@@ -43,3 +43,32 @@ class ResidualStream:
     def logits(self) -> Tensor:
         """float32 [R, V]: what the last position of ``inp`` would say, norm included."""
         return self.decode(self.inp[:, -1])
+
+
+def steered(x: Tensor, v: Tensor, lam: float) -> Tensor:
+    """``x + lam * v`` at the length of x; x and v are [.., D]."""
+    return _at_length(x, x.float() + lam * v.float())
+
+
+def turned(x: Tensor, v: Tensor, lam: float) -> Tensor:
+    r"""X turned towards v at its own length, further where it points away; x and v are [.., D].
+
+    .. math:: x' = \lVert x \rVert\, n\bigl(n(x) + \lambda\,
+       (1 + \max(0, \cos(x, -v)))\, n(v)\bigr), \qquad n(y) = y / \lVert y \rVert
+
+    The released code of VISTA (LzVv123456/VISTA llm_layers.py) and, with 0.1 for each unit of
+    lambda, of VTI (shengliu66/VTI vti_utils/llm_layers.py); a v of zeros changes nothing.
+    """
+    unit, way = (_unit(y.float()) for y in (x, v))
+    away = 1 + (-unit * way).sum(-1, keepdim=True).clamp_min(0)
+    return _at_length(x, unit + lam * away * way)
+
+
+def _unit(y: Tensor) -> Tensor:
+    return y / y.square().sum(-1, keepdim=True).sqrt().clamp_min(1e-12)
+
+
+def _at_length(x: Tensor, moved: Tensor) -> Tensor:
+    """``moved`` at the length of x."""
+    sizes = [y.float().square().sum(-1, keepdim=True) for y in (x, moved)]
+    return moved * (sizes[0] / sizes[1].clamp_min(1e-12)).sqrt()

@@ -23,8 +23,9 @@ from halludecode.core.errors import InvalidParameter
 from halludecode.core.registry import STRATEGIES
 from halludecode.core.strategy import Strategy
 
+# Blanks are taken once and for all (``*+``): else a thousand of them are shared out for seconds.
 _ITEM = re.compile(
-    r"\s*([A-Za-z_][A-Za-z0-9_]*)\s*(?:@\s*([A-Za-z0-9_.\-]+))?\s*(?:\((.*)\))?\s*", re.S
+    r"\s*+([A-Za-z_][A-Za-z0-9_]*+)\s*+(?:@\s*+([A-Za-z0-9_.\-]++)\s*+)?(?:\((.*)\)\s*+)?", re.S
 )
 _BARE = re.compile(r"[A-Za-z0-9_./:\-]+")
 _OPEN, _CLOSE = "([{", ")]}"

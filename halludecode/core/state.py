@@ -32,6 +32,6 @@ def _stacked(values: list[Any]) -> Tensor:
 
 @dataclass(frozen=True)
 class PerImageToken:
-    """State of one float per image token ([N_img]), seen by `attend` as ``a.key(name)``."""
+    """State of floats per image token ([.., N_img]), seen by `attend` as ``a.key(name)``."""
 
     values: Tensor

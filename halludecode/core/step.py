@@ -31,6 +31,7 @@ class Step:
         state: What `prepare` returned, stacked to [B, ...].
         decode: ``([.., D], norm) -> float32 [.., V]``, the model's LM head.
         residuals: The main row's residual [B, D] entering each of the strategy's `early` layers.
+        first: What `first` gives, by row; None at token 1, where it is ``logits``.
         masking: False while the engine asks for unmasked scores (the yes/no margin of a first
             step).
         owner: The strategy's name, for messages.
@@ -38,6 +39,7 @@ class Step:
     Attributes:
         reads: While compiling: rows other than main that were read.
         cuts: While compiling: every `plausible` call's share and what it gave.
+        firsts: While compiling: rows that `first` was asked for.
         reads_state: While compiling: whether `state` was asked for.
     """
 
@@ -49,6 +51,7 @@ class Step:
         decode: Callable[[Tensor, bool], Tensor] | None = None,
         residuals: Mapping[int, Tensor] | None = None,
         *,
+        first: Mapping[str, Tensor] | None = None,
         masking: bool = True,
         owner: str = "",
     ) -> None:
@@ -57,11 +60,13 @@ class Step:
         self._state = state or {}
         self._decode = decode
         self._residuals = residuals or {}
+        self._first = logits if first is None else first
         self._early: dict[bool, Tensor] = {}
         self._masking = masking
         self._owner = owner
         self.reads: set[str] = set()
         self.cuts: list[tuple[float, Tensor]] = []
+        self.firsts: set[str] = set()
         self.reads_state = False
 
     @property
@@ -80,6 +85,16 @@ class Step:
             return self._logits[row]
         self.reads.add(row)
         return hd_math.unban(self._logits[row], self._logits["main"])
+
+    def first(self, row: str = "main") -> Tensor:
+        """float32 [B, V]: a row's logits for token 1 of the answer, before any token was banned.
+
+        A row beside main that is asked for here runs from token 1 on: it never waits.
+        """
+        self.firsts.add(row)
+        if row not in self._first:
+            raise UnsupportedStrategy(f"{self._owner}.combine: no row {row!r} wrote token 1.")
+        return self._first[row]
 
     @property
     def layers(self) -> tuple[int, ...]:

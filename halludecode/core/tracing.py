@@ -27,7 +27,10 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 N = TypeVar("N")
-_WHOLE_READS = frozenset({"at_first_token", "head_outputs", "scores", "weights"})
+_WHOLE_READS = frozenset(
+    {"at_first_token", "keys_at_first_token", "head_outputs", "scores", "weights"}
+)
+_PROMPT = frozenset({"all", "after_image", "prompt"})  # queries before the first that emits
 
 
 @dataclass(frozen=True)
@@ -48,6 +51,7 @@ class TracedStrategy:
     reads: frozenset[str] = frozenset()  # rows beside main that `combine` reads
     cut: float | None = None  # share of the mask that is the last thing `combine` does
     reads_state: bool = False  # whether `combine` does
+    firsts: frozenset[str] = frozenset()  # rows whose logits of token 1 `combine` reads later, too
 
     @property
     def steers(self) -> bool:
@@ -64,7 +68,8 @@ class TracedStrategy:
     @property
     def whole(self) -> bool:
         """Whether all rows must prefill unchunked in one forward."""
-        return bool(self.verbs & _WHOLE_READS and self.queries & {"all", "after_image"})
+        chosen = self.verbs & _WHOLE_READS and self.queries & _PROMPT
+        return bool(chosen or self.verbs & {"received", "paid"})
 
     @property
     def combines(self) -> bool:
@@ -94,7 +99,13 @@ class TracedStrategy:
         """
         lasting = all(b.life == "answer" for n, b in self.branches.items() if n in self.extra)
         edited = {*self.attend_rows, *(self.strategy.steer_rows if self.steers else ())}
-        apart = edited <= self.extra and not self.verbs & {"at_first_token", "token_mask"}
+        apart = edited <= self.extra and not self.verbs & {
+            "at_first_token",
+            "keys_at_first_token",
+            "token_mask",
+        }
+        if not self.firsts <= {"main"}:
+            return False
         return lasting and self.extra <= self.reads and (edited <= {"main"} or apart)
 
     @property
@@ -156,6 +167,7 @@ def trace(strategy: Strategy, model_info: ModelInfo) -> TracedStrategy:
         frozenset[str]().union(*(step.reads for step in steps)),
         next(iter(cuts)) if len(cuts) == 1 else None,
         any(step.reads_state for step in steps),
+        frozenset[str]().union(*(step.firsts for step in steps)),
     )
 
 
@@ -229,6 +241,7 @@ def _trace_combine(
             states,
             decode,
             residuals,
+            first=rows,
             owner=strategy.name,
         )
         scores: Any = strategy.combine(step)
@@ -272,6 +285,10 @@ def _trace_attend(
         state=state,
         carry=carry,
         trace=trace,
+        received=lambda own: blocks["main"].received(own=own),
+        paid=lambda seg: blocks["main"].paid(seg),
+        confidence=lambda: torch.ones(blocks["main"].keys.position.shape),
+        keys_at_first_token=lambda name, fn: fn(),
     )
     strategy.attend(Attention(layer, model_info, blocks, hooks, strategy.name))
 

@@ -5,9 +5,20 @@
 
 VLLM_PROVIDES = frozenset(
     {
-        *("rows", "main prompt", "images", "pixels", "features", "activations", "whole"),
+        *(
+            "rows",
+            "main prompt",
+            "rewords",
+            "more pictures",
+            "images",
+            "pixels",
+            "features",
+            "activations",
+            "whole",
+        ),
         *("add_scores", "scale_scores", "mask", "scale_weights", "scale_heads"),
         *("mass", "scores", "weights", "head_outputs", "token_mask", "at_first_token", "key"),
+        *("received", "paid", "keys_at_first_token", "confidence"),
         *("steer", "early", "vision", "raster"),
     }
 )

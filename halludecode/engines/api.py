@@ -285,6 +285,18 @@ class Engine(ABC):
             for outcome in self.generate_each(half, strategy, sampling, score_words=score_words)
         ]
 
+    def generate_settings(
+        self,
+        requests: Sequence[Request],
+        strategies: Sequence[Any],
+        sampling: Sampling | None = None,
+        *,
+        score_words: Sequence[str] = (),
+    ) -> list[list[Output | HalluDecodeError]]:
+        """Per strategy what `generate_each` gives; an engine may share what strategies agree in."""
+        each = {"score_words": score_words}
+        return [self.generate_each(requests, s, sampling, **each) for s in strategies]
+
     def stream(
         self, request: Request, strategy: Any = "greedy", sampling: Sampling | None = None
     ) -> Iterator[Chunk]:

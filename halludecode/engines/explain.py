@@ -30,7 +30,8 @@ from halludecode.engines.api import Explain, ExplainedToken, Explanation
 if TYPE_CHECKING:
     from halludecode.core.attention import Attention
     from halludecode.engines.inputs.rows import Row
-    from halludecode.models.families import ModelFamily, Span
+    from halludecode.models.families import ModelFamily
+    from halludecode.models.image_layout import Span
 
 BLIND = "blind"  # the name that strategies with this row give it
 MODES = (False, True, "maps")

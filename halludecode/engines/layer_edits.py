@@ -12,6 +12,8 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from functools import reduce
+from operator import add
 from typing import Any, Generic, TypeVar
 
 from torch import Tensor
@@ -65,6 +67,10 @@ class EditedRows(ABC, Generic[Row]):
         """The stream with a row's part replaced."""
 
     @abstractmethod
+    def confidences(self) -> Tensor:
+        """float32 [R, T]: how sure each of the first T written tokens was, T one at least."""
+
+    @abstractmethod
     def note_fired(self, hook: str, i: int, layer: int) -> None:
         """The i-th strategy's hook was called in a layer."""
 
@@ -96,6 +102,10 @@ class AttentionLayer(ABC, Generic[Row, Queries]):
         """Every query of this forward."""
 
     @abstractmethod
+    def split(self, queries: Queries) -> Iterable[Queries]:
+        """A range in ranges of at most `BLOCK` queries, the emitting one last."""
+
+    @abstractmethod
     def block(self, row: Row, queries: Queries, *, scores: bool) -> AttentionBlock:
         """A row's tensors; without ``scores`` only the head outputs."""
 
@@ -117,6 +127,10 @@ class AttentionLayer(ABC, Generic[Row, Queries]):
     @abstractmethod
     def at_first_token(self, i: int, name: str, fn: Callable[[], Any]) -> Any:
         """``fn() -> [R, ...]``, evaluated in the forward that emits token 1 and kept."""
+
+    @abstractmethod
+    def keys_at_first_token(self, i: int, name: str, fn: Callable[[], Tensor]) -> Tensor:
+        """``fn() -> [R, .., N]``, kept likewise; 0 for keys that came later."""
 
     def check_present(self, i: int, part: TracedStrategy, names: Collection[str]) -> None:
         """Raise HookNeverFired if a row that the i-th strategy needs beside these is missing."""
@@ -180,6 +194,26 @@ def _hooks(
     def at_first_token(name: str, fn: Callable[[], Any]) -> Any:
         return layer.at_first_token(i, name, fn)
 
+    def unedited() -> Iterator[AttentionBlock]:
+        for each in layer.split(layer.all_queries()):
+            yield layer.block(own["main"], each, scores=True)
+
+    def received(own: bool) -> Tensor:
+        return sum_of(block.received(own=own) for block in unedited())
+
+    def paid(seg: Tensor) -> Tensor:
+        return sum_of(block.paid(seg) for block in unedited())
+
+    def confidence() -> Tensor:
+        keys = shown["main"].keys
+        sure = layer.rows.confidences().to(keys.position.device)
+        written = keys.position - keys.length[:, None]
+        found = sure.gather(1, written.clamp(0, sure.shape[1] - 1))
+        return found.where(written >= 0, 1.0)
+
+    def keys_at_first_token(name: str, fn: Callable[[], Tensor]) -> Tensor:
+        return layer.keys_at_first_token(i, name, fn)
+
     return Hooks(
         token_mask,
         at_first_token,
@@ -187,7 +221,16 @@ def _hooks(
         layer.rows.carry[i],
         allowed=part.verbs,
         gone=frozenset(part.attend_rows) - own.keys(),
+        received=received,
+        paid=paid,
+        confidence=confidence,
+        keys_at_first_token=keys_at_first_token,
     )
+
+
+def sum_of(parts: Iterable[Tensor]) -> Tensor:
+    """The sum of at least one tensor."""
+    return reduce(add, parts)
 
 
 def reached(rows: EditedRows[Row], parts: Parts) -> Iterator[tuple[Row, Tensor]]:

@@ -18,6 +18,7 @@ from typing import Any
 from halludecode.core.errors import InvalidData
 from halludecode.engines.api import Request, Sampling
 from halludecode.evals.data.run_files import write_json
+from halludecode.evals.data.samples import EvalImage
 from halludecode.evals.results.build import Report
 from halludecode.evals.runner.batching import threads_for
 from halludecode.evals.runner.run import run_eval
@@ -79,6 +80,7 @@ def run_demo(
     """
     output = Path(output)
     if image is not None:
+        EvalImage.from_file(Path(image), Path(image).name)  # before a model is loaded
         return _one_picture(output, Path(image), strategies, engine or _testbed(), progress)
     engine = engine or _testbed()
     shared = {
@@ -169,7 +171,6 @@ def _print(*parts: Any) -> None:
 def _one_picture(
     output: Path, image: Path, strategies: Sequence[str], engine: Any, progress: bool
 ) -> Path:
-    from halludecode.evals.data.samples import EvalImage
     from halludecode.evals.presets import describing
     from halludecode.evals.report.html import page
 

@@ -166,7 +166,7 @@ def _unit(
         data = data_name(samples[0].image, images or folder)
     samples = bound.finish(bound.order(samples, str(path)))
     pictures = bound.pictures(path, folder, images)
-    return make_unit(bound, data, split, samples, pictures, selection)
+    return make_unit(bound, data, split, samples, pictures, selection, path=path)
 
 
 def data_name(image: str | None, place: Path | None) -> str:

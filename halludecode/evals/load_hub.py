@@ -254,14 +254,14 @@ def _units(
     }
     kept = [s for own in splits.values() for s in limited(benchmark, own, selection.limit)]
     shown = {name for s in kept if s.image is not None for name in (s.image, *s.more)}
-    pictures = _pictures(found, shown)
+    pictures = _pictures(found, shown, benchmark)
     return [
         make_unit(benchmark, data, split, own, pictures, selection, revision)
         for split, own in splits.items()
     ]
 
 
-def _pictures(found: _Found, names: set[str]) -> Pictures:
+def _pictures(found: _Found, names: set[str], benchmark: Benchmark) -> Pictures:
     """Finds pictures by name; those of one table are fetched together."""
     tables: dict[tuple[int, str, int | None], tuple[Rows, list[int]]] = {}
     for name in names & found.cells.keys():
@@ -272,7 +272,10 @@ def _pictures(found: _Found, names: set[str]) -> Pictures:
 
     def find(name: str, where: str) -> EvalImage:
         if name not in found.cells:
-            raise InvalidData(f"{where}: the data set has no column of pictures.")
+            raise InvalidData(
+                f"{where}: the data set has no column of pictures; {benchmark.name} needs "
+                f"{benchmark.what_it_needs}."
+            )
         if name not in known:
             table, column, number, place = found.cells[name]
             read = partial(reads[id(table), column, place], number)

@@ -7,16 +7,31 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
-from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from halludecode.core.errors import InvalidModel, UnsupportedStrategy
 from halludecode.core.needs import quoted
+from halludecode.models.image_layout import (
+    Span,
+    first_span,
+    first_view,
+    last_span,
+    last_view,
+    merged_patches,
+    packed_patches,
+    pixtral_patches,
+    pixtral_span,
+    qwen_span,
+    qwen_view,
+    same_patches,
+    square_patches,
+    views_span,
+    whole_span,
+    windowed_patches,
+)
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-Span = tuple[int, int, int]  # first token, rows, columns: where a picture's tokens form a raster
 
 
 @dataclass(frozen=True)
@@ -70,137 +85,61 @@ class ModelFamily:
     lacks: Mapping[str, str] = field(default_factory=dict)
 
 
-def _square(count: int) -> Span:
-    side = round(count**0.5)
-    return (0, side, side) if side * side == count else (0, 1, count)
-
-
-def _whole_span(pixels: Mapping[str, Any], count: int, config: Any) -> Span:
-    return _square(count)
-
-
-def _first_span(pixels: Mapping[str, Any], count: int, config: Any) -> Span:
-    # The first view is the whole picture, the others are its parts, row by row with line ends.
-    side = config.vision_config.image_size // config.vision_config.patch_size
-    return 0, side, side
-
-
-def _qwen_span(pixels: Mapping[str, Any], count: int, config: Any) -> Span:
-    merge = config.vision_config.spatial_merge_size
-    _, rows, columns = pixels["image_grid_thw"][0].tolist()
-    return 0, rows // merge, columns // merge
-
-
-def _last_span(pixels: Mapping[str, Any], count: int, config: Any) -> Span:
-    # The last view is the whole picture, all views have as many tokens.
-    view = count // len(pixels["pixel_values"])
-    _, rows, columns = _square(view)
-    return count - view, rows, columns
-
-
-def _same_patches(values: Tensor, pixels: Mapping[str, Any], config: Any) -> Tensor:
-    return values.movedim(-3, -2).flatten(-2)
-
-
-def _square_patches(values: Tensor, pixels: Mapping[str, Any], config: Any) -> Tensor:
-    # Pixel shuffle or pooling makes one token of a square of neighbours, raster order kept.
-    step, side = _step(config), round(values.shape[-1] ** 0.5)
-    small = side // step
-    squares = values.unflatten(-1, (small, step, small, step)).mean((-3, -1))
-    return squares.flatten(-2).movedim(-3, -2).flatten(-2)
-
-
-def _step(config: Any) -> int:
-    if hasattr(config, "downsample_ratio"):
-        return round(1 / config.downsample_ratio)
-    if hasattr(config, "scale_factor"):
-        return config.scale_factor
-    side = config.vision_config.image_size // config.vision_config.patch_size
-    return side // round(config.mm_tokens_per_image**0.5)
-
-
-def _merged_patches(values: Tensor, pixels: Mapping[str, Any], config: Any) -> Tensor:
-    # Qwen's processors put the patches of one token side by side.
-    merge = config.vision_config.spatial_merge_size**2
-    return _same_patches(values.unflatten(-1, (-1, merge)).mean(-1), pixels, config)
-
-
-def _packed_patches(values: Tensor, pixels: Mapping[str, Any], config: Any) -> Tensor:
-    # The model's own way from views to tokens, with 0 at line ends.
-    from transformers import LlavaNextModel, LlavaOnevisionModel
-
-    views = values.movedim((-3, -1), (0, 1))  # [views, patches, .., Hv]
-    flat = views.flatten(2)
-    way: dict[str, Any] = {
-        "image_features": [flat],
-        "image_sizes": pixels["image_sizes"],
-        "image_newline": flat.new_zeros(flat.shape[-1]),
-    }
-    this: Any = SimpleNamespace(config=config)  # all that these methods read of the model
-    if config.model_type == "llava_next":
-        strategy = config.vision_feature_select_strategy
-        made, _ = LlavaNextModel.pack_image_features(
-            this, vision_feature_select_strategy=strategy, **way
-        )
-    else:
-        ratio = config.vision_aspect_ratio
-        made, _ = LlavaOnevisionModel.pack_image_features(this, vision_aspect_ratio=ratio, **way)
-    return made[0].unflatten(-1, views.shape[2:]).movedim(0, -1)
-
-
-def _windowed_patches(values: Tensor, pixels: Mapping[str, Any], config: Any) -> Tensor:
-    # Qwen2.5-VL's tower works on tokens sorted by window and sorts them back at its end.
-    from transformers.vision_utils import get_vision_window_index
-
-    tower = config.vision_config
-    sizes = (tower.spatial_merge_size, tower.window_size, tower.patch_size)
-    order, _ = get_vision_window_index(pixels["image_grid_thw"], *sizes)
-    return _merged_patches(values, pixels, config)[..., order.argsort()]
-
-
-def _first_view(pixels: Mapping[str, Any], processor: Any) -> Tensor:
-    return pixels["pixel_values"][0]
-
-
-def _last_view(pixels: Mapping[str, Any], processor: Any) -> Tensor:
-    return pixels["pixel_values"][-1]
-
-
-def _qwen_view(pixels: Mapping[str, Any], processor: Any) -> Tensor:
-    _, rows, columns = pixels["image_grid_thw"][0].tolist()
-    merge, patch, frames = processor.merge_size, processor.patch_size, processor.temporal_patch_size
-    blocks = pixels["pixel_values"].reshape(
-        rows // merge, columns // merge, merge, merge, 3, frames, patch, patch
-    )[..., 0, :, :]  # frames of a still picture are equal
-    return blocks.permute(4, 0, 2, 5, 1, 3, 6).reshape(3, rows * patch, columns * patch)
-
-
 _CHATML = "<|im_start|>user\n{images}{text}<|im_end|>\n<|im_start|>assistant\n"
 _LLAVA = ModelFamily(
     placeholder="<image>",
     layers="model.language_model.layers",
     turn="USER: {images}\n{text} ASSISTANT:",
-    span=_whole_span,
-    view=_last_view,
-    patches=_same_patches,
+    span=whole_span,
+    view=last_view,
+    patches=same_patches,
 )
-_LLAVA_NEXT = replace(_LLAVA, span=_first_span, view=_first_view, patches=_packed_patches)
+_LLAVA_NEXT = replace(_LLAVA, span=first_span, view=first_view, patches=packed_patches)
 _QWEN = ModelFamily(
     placeholder="<|vision_start|><|image_pad|><|vision_end|>",
     layers="model.language_model.layers",
     turn=_CHATML,
-    span=_qwen_span,
-    view=_qwen_view,
-    patches=_merged_patches,
+    span=qwen_span,
+    view=qwen_view,
+    patches=merged_patches,
     mrope=True,
+)
+_QWEN3 = replace(
+    _QWEN,
+    lacks={
+        "features": "its picture also enters the first layers (deepstack), past the features "
+        "that an edit reaches",
+    },
+)
+_GLM = replace(
+    _QWEN,
+    placeholder="<|begin_of_image|><|image|><|end_of_image|>",
+    turn="<|user|>\n{images}{text}<|assistant|>\n",
+)
+_DEEPSEEK = replace(
+    _LLAVA,
+    placeholder="<image_placeholder>",
+    turn="User: {images}{text}\n\nAssistant:",
+    packed=True,
+)
+_AYA = ModelFamily(
+    placeholder="<image>",
+    layers="model.language_model.layers",
+    turn="<|START_OF_TURN_TOKEN|><|USER_TOKEN|>{images}{text}<|END_OF_TURN_TOKEN|>"
+    "<|START_OF_TURN_TOKEN|><|CHATBOT_TOKEN|>",
+    span=last_span,
+    view=last_view,
+    patches=square_patches,
+    frame="<|IMG_PATCH|>",
+    packed=True,
 )
 _IDEFICS = ModelFamily(
     placeholder="<image>",
     layers="model.text_model.layers",
     turn="<|im_start|>User:{images}{text}<end_of_utterance>\nAssistant:",
-    span=_last_span,
-    view=_last_view,
-    patches=_square_patches,
+    span=last_span,
+    view=last_view,
+    patches=square_patches,
     nested=True,
     packed=True,
 )
@@ -216,14 +155,15 @@ FAMILIES: Mapping[str, ModelFamily] = {
         placeholder="<image>",
         layers="language_model.model.layers",
         turn="{text}",
-        span=_whole_span,
-        view=_last_view,
+        span=whole_span,
+        view=last_view,
         leading=True,
         encoder_words=("qformer_input_ids", "qformer_attention_mask"),
         unused=("pixel_values", "qformer_input_ids"),
         packed=True,
         unshared="its Q-Former reads the question, so a picture's features belong to one question",
         lacks={
+            "more pictures": "it reads one picture",
             "raster": "its image tokens are queries of a Q-Former and form no raster",
             "vision": "its image tokens are queries of a Q-Former and stand for no patches",
             "generate": "its own generate() does not call the model's forward, so nothing would "
@@ -231,30 +171,24 @@ FAMILIES: Mapping[str, ModelFamily] = {
         },
     ),
     "qwen2_vl": _QWEN,
-    "qwen2_5_vl": replace(_QWEN, patches=_windowed_patches),
-    "qwen3_vl": replace(
-        _QWEN,
-        lacks={
-            "features": "its picture also enters the first layers (deepstack), past the features "
-            "that an edit reaches",
-        },
-    ),
+    "qwen2_5_vl": replace(_QWEN, patches=windowed_patches),
+    "qwen3_vl": _QWEN3,
     "internvl": ModelFamily(
         placeholder="<IMG_CONTEXT>",
         layers="model.language_model.layers",
         turn=_CHATML.replace("{images}", "{images}\n"),
-        span=_last_span,
-        view=_last_view,
-        patches=_square_patches,
+        span=last_span,
+        view=last_view,
+        patches=square_patches,
         packed=True,
     ),
     "gemma3": ModelFamily(
         placeholder="<start_of_image>",
         layers="model.language_model.layers",
         turn="<start_of_turn>user\n{images}{text}<end_of_turn>\n<start_of_turn>model\n",
-        span=_whole_span,
-        view=_last_view,
-        patches=_square_patches,
+        span=whole_span,
+        view=last_view,
+        patches=square_patches,
         frame="\n\n<start_of_image><image_soft_token><end_of_image>\n\n",
         packed=True,
         mutual=True,
@@ -265,6 +199,44 @@ FAMILIES: Mapping[str, ModelFamily] = {
     ),
     "idefics3": _IDEFICS,
     "smolvlm": _IDEFICS,
+    "vipllava": replace(_LLAVA, packed=True),
+    "mistral3": ModelFamily(
+        placeholder="[IMG]",
+        layers="model.language_model.layers",
+        turn="[INST]{images}{text}[/INST]",
+        span=pixtral_span,
+        view=first_view,
+        patches=pixtral_patches,
+    ),
+    "aya_vision": _AYA,
+    "cohere2_vision": replace(_AYA, placeholder="<|IMG_PATCH|>", frame=""),
+    "glm4v": _GLM,
+    "glm46v": _GLM,
+    "qwen3_vl_moe": _QWEN3,
+    "deepseek_vl": _DEEPSEEK,
+    "janus": replace(_DEEPSEEK, turn="<|User|>: {images}\n{text}\n\n<|Assistant|>:"),
+    "ovis2": ModelFamily(
+        placeholder="<image>",
+        layers="model.language_model.layers",
+        turn=_CHATML.replace("{images}", "{images}\n"),
+        span=views_span,
+        view=first_view,
+        patches=square_patches,
+        frame="<IMG_ATOM>",
+        packed=True,
+        unshared="the marks after a picture are embedded with the picture, so both must be read at "
+        "once",
+    ),
+    "aria": replace(
+        _LLAVA,
+        turn="<|im_start|>user\n{images}{text}<|im_end|>\n<|im_start|>assistant\n",
+        patches=None,
+        packed=True,
+        lacks={
+            "raster": "its image tokens are queries of its projector and form no raster",
+            "vision": "its image tokens are queries of its projector and stand for no patches",
+        },
+    ),
 }
 
 

@@ -6,7 +6,6 @@ import re
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -14,8 +13,8 @@ import torch
 from halludecode.core.errors import InvalidModel, InvalidRequest
 from halludecode.core.prompt import digest
 from halludecode.models.checkpoints import complete_processor, load_config
+from halludecode.models.sources import model_source
 from halludecode.testbed.assets import MODELS as TESTBED
-from halludecode.testbed.assets import model_path
 
 BITS = ("load_in_4bit", "load_in_8bit")
 OF_VLLM = frozenset(
@@ -114,28 +113,6 @@ def inner_model(model: Any) -> Any:
                 "(of PEFT: model.get_base_model()), or a hub id or folder."
             )
     return model
-
-
-def model_source(model_id: str) -> str:
-    """Path or hub id behind a model name; "testbed" is the embedded model."""
-    if model_id in TESTBED:
-        return str(model_path(model_id))
-    looks_local = model_id.startswith((".", "/", "~")) or model_id.count("/") > 1
-    path = Path(model_id).expanduser()
-    if path.is_dir():
-        if (path / "adapter_config.json").is_file() and not (path / "config.json").is_file():
-            raise InvalidModel(
-                f"{model_id}: an adapter of PEFT without its model; load it with "
-                "PeftModel.from_pretrained(model, folder) and give that model and its processor."
-            )
-        if not (path / "config.json").is_file():
-            raise InvalidModel(f"{model_id}: the folder has no config.json, so it is not a model.")
-        return str(path)
-    if looks_local or path.exists():
-        raise InvalidModel(
-            f"{model_id}: no such model folder; give a folder, a hub id, or 'testbed'."
-        )
-    return model_id
 
 
 @contextmanager

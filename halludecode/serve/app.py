@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from halludecode.core.errors import InvalidRequest
-from halludecode.engines.vllm.frontend.loading import OURS, _import_vllm, settings
+from halludecode.engines.vllm.compat.vllm_api import ENGINE, SERVER, moved
+from halludecode.engines.vllm.frontend.loading import OURS, import_vllm, settings
 from halludecode.serve.policy import NOWHERE, Policy
 
 # Options of vLLM that would make a second front end or another kind of server.
@@ -25,13 +26,11 @@ def arguments(policy: Policy, options: Sequence[str]) -> Any:
         InvalidRequest: An option vLLM does not know, refuses, or that is ours to set.
         MissingExtra: vLLM is not installed, or is of another version.
     """
-    _import_vllm()
-    from vllm.entrypoints.launchers.cli_args import make_arg_parser, validate_parsed_serve_args
-    from vllm.entrypoints.serve.utils.api_utils import cli_env_setup
+    import_vllm((ENGINE, SERVER))
     from vllm.utils.argparse_utils import FlexibleArgumentParser
 
-    cli_env_setup()
-    parser = make_arg_parser(FlexibleArgumentParser())
+    moved("cli_env_setup")()
+    parser = moved("make_arg_parser")(FlexibleArgumentParser())
     parser.error = _refuse  # type: ignore[method-assign]
     _check_given(options)
     proposed, fixed = settings()
@@ -47,7 +46,7 @@ def arguments(policy: Policy, options: Sequence[str]) -> Any:
     args.allowed_media_domains = list(policy.domains) or [NOWHERE]
     args.allowed_local_media_path = policy.folder or ""
     try:
-        validate_parsed_serve_args(args)
+        moved("validate_parsed_serve_args")(args)
     except (ValueError, TypeError) as error:
         raise InvalidRequest(str(error).removeprefix("Error: ")) from None
     return args

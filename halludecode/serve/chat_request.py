@@ -12,7 +12,10 @@ from vllm.exceptions import GenerationError
 
 from halludecode.core.errors import InvalidRequest
 from halludecode.core.plan import Plan
-from halludecode.engines.vllm.engine import OpenRequest
+from halludecode.core.prompt import Prompt, Turn
+from halludecode.engines.inputs.images import VIDEO
+from halludecode.engines.inputs.parts import VIDEOS
+from halludecode.engines.vllm.engine import OpenRequest, VLLMEngine
 from halludecode.engines.vllm.frontend.requests import RequestGroup
 from halludecode.engines.vllm.protocol import GroupReport
 
@@ -30,6 +33,7 @@ class ChatRequest:
         clock: Seconds at arrival, when handed over, at the first token, at the end.
         ids: Tokens written so far, per child.
         report: The workers' on the first child, once it is done.
+        readings: Of every child, what `GroupReport` has of its tokens.
     """
 
     opened: OpenRequest
@@ -40,6 +44,7 @@ class ChatRequest:
     clock: list[float] = field(default_factory=list)
     ids: list[list[int]] = field(default_factory=list)
     report: GroupReport | None = None
+    readings: list[list[Any]] = field(default_factory=list)
 
     @property
     def name(self) -> str:
@@ -124,6 +129,8 @@ def _part(part: Any, where: str, urls: list[str]) -> dict[str, Any]:
         if not isinstance(text, str):
             raise InvalidRequest(f"{where}: a part of type {kind!r} needs its text.")
         return {"type": "text", "text": text}
+    if kind in VIDEOS:
+        raise InvalidRequest(f"{where}: a part {VIDEO}")
     url = part.get("image_url") if isinstance(part, Mapping) else None
     url = url.get("url") if isinstance(url, Mapping) else url
     if not isinstance(url, str):
@@ -160,3 +167,14 @@ def check_output(output: Any) -> None:
         if choice.finish_reason == "error":
             why = choice.stop_reason or "no reason"
             raise GenerationError(f"vLLM gave the request up: {why}.")
+
+
+def listed(stop: Any) -> tuple[str, ...]:
+    """Stop strings, however many were given."""
+    return (stop,) if isinstance(stop, str) else tuple(stop or ())
+
+
+def begun_by_tokenizer(engine: VLLMEngine) -> bool:
+    """Whether prompts begin with the tokenizer's own first token, not the template's."""
+    bos = getattr(engine.tokenizer, "bos_token", None)
+    return not (bos and engine.inputs.render(Prompt((Turn("user", ("?",)),))).startswith(bos))

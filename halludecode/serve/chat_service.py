@@ -28,7 +28,7 @@ from halludecode.serve.errors import refusal
 from halludecode.serve.handler import ChatHandler
 from halludecode.serve.metrics import RequestMetrics, label_of
 from halludecode.serve.policy import Busy
-from halludecode.serve.response_fields import details_of, words_of
+from halludecode.serve.response_fields import details_of, explain_of, words_of
 
 PLAIN = "plain"
 # The chat request being handled in this context: its rows, or that it is a plain one.
@@ -173,8 +173,11 @@ class ChatService(StandIn):
         pictured = has_pictures(request.messages)
         words = words_of(request.vllm_xargs)
         rows = words is not None or (plan.parts and pictured) or handler.draws_here(request)
+        blind = plan.parts and not pictured
         if not (ours and rows):
             return await self._plain(request, raw_request, plan, metrics, ours=ours)
+        if pictured and explain_of(request.vllm_xargs):
+            plan = await handler.explaining(plan)
         children = 1 if request.n is None else request.n
         if self._running + children > policy.groups:
             raise Busy(
@@ -191,10 +194,10 @@ class ChatService(StandIn):
 
             def fields() -> dict[str, Any]:
                 values: dict[str, Any] = {"strategy": plan.canonical}
-                if plan.parts and not pictured:
+                if blind:
                     values["strategy_warning"] = BLIND
                 if words is not None and chat.report is not None:
-                    values["halludecode"] = details_of(chat, self._handler.decode)
+                    values["halludecode"] = details_of(chat, self._handler)
                 return values
 
             return await self._deliver(request, raw_request, chat, fields, metrics, release)

@@ -16,11 +16,12 @@ from vllm.v1.engine.exceptions import EngineDeadError
 from halludecode import __version__
 from halludecode.core.errors import HalluDecodeError, HookNeverFired, InvalidRequest
 from halludecode.core.plan import Plan
-from halludecode.core.prompt import Prompt, Turn
 from halludecode.engines.api import Request, Sampling
+from halludecode.engines.explain import BLIND, explaining
 from halludecode.engines.inputs.processor import LRU
 from halludecode.engines.vllm.engine import VLLMEngine
 from halludecode.engines.vllm.frontend.async_bridge import AsyncBridge
+from halludecode.engines.vllm.frontend.pending import explained
 from halludecode.engines.vllm.frontend.requests import vllm_temperature
 from halludecode.engines.vllm.protocol import (
     DROP_STATE,
@@ -32,7 +33,9 @@ from halludecode.engines.vllm.protocol import (
 from halludecode.engines.vllm.row_metadata import replica_of
 from halludecode.serve.chat_request import (
     ChatRequest,
+    begun_by_tokenizer,
     check_output,
+    listed,
     parent_of,
     split_pictures,
     without_pictures,
@@ -71,9 +74,9 @@ class ChatHandler:
         self._defaults = self.llm.model_config.get_diff_sampling_param()
         self._plans: LRU[Plan] = LRU(KEPT)
         self._compiling = asyncio.Lock()
-        # The model's own processor begins a prompt with these unless its template does; vLLM's chat
-        # leaves them out, so that plain requests would read another prompt than rows do.
-        self.special_tokens = _begun_by_tokenizer(engine)
+        # The processor begins a prompt with these unless its template does; vLLM's chat leaves them
+        # out, so that plain requests would read another prompt than rows do.
+        self.special_tokens = begun_by_tokenizer(engine)
         self.template_defaults: dict[str, Any] = {}  # the operator's, for the chat template
         self._tasks: set[asyncio.Task[Any]] = set()
         self._threads = ThreadPoolExecutor(THREADS, "halludecode")
@@ -81,13 +84,16 @@ class ChatHandler:
 
     async def plan(self, text: str) -> Plan:
         """A strategy compiled for this model; its first use may calibrate it."""
-        plan = self._plans.get(text)
-        if plan is not None:
+        if (plan := self._plans.get(text)) is not None:
             return plan
         task = asyncio.get_running_loop().create_task(self._compiled(text))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return await asyncio.shield(task)  # it goes on when this client leaves
+
+    async def explaining(self, plan: Plan) -> Plan:
+        """See `VLLMEngine.explaining`."""
+        return await self._in_thread(lambda: self._engine.explaining(plan))
 
     async def prepare(
         self, request: Any, plan: Plan, score_words: Sequence[str] = ()
@@ -104,7 +110,8 @@ class ChatHandler:
         """
         arrived = time.perf_counter()
         check_served(request, plan.canonical)
-        self.policy.check_rows(plan.canonical, len(plan.rows), request.n or 1)
+        rows = {*plan.rows, *(() if explaining(plan) is None else (BLIND,))}
+        self.policy.check_rows(plan.canonical, len(rows), request.n or 1)
         told = self._told_template(request)
         messages, urls = split_pictures(request.messages)
         most = min(self.policy.images, self._engine.loaded.picture_limit)
@@ -284,6 +291,11 @@ class ChatHandler:
             "limits": {"rows": policy.rows, "answers": policy.groups, "images": policy.images},
         }
 
+    def explained(self, chat: ChatRequest, child: int, text: str, ids: Sequence[int]) -> Any:
+        """One answer token by token; None where that was not asked for."""
+        how = self._engine.family, self._engine.processor.tokenizer.decode
+        return explained(chat.plan, chat.opened.prepared, (text, ids, chat.readings[child]), *how)
+
     def decode(self, ids: Sequence[int]) -> str:
         """Text as `VLLMEngine` writes it."""
         return self._engine.processor.tokenizer.decode(ids, skip_special_tokens=True).strip()
@@ -312,7 +324,7 @@ class ChatHandler:
             for members in group.members:
                 self._set_params(members[0], params)
             # Decoded pictures are not kept for as long as the answer takes.
-            return ChatRequest(without_pictures(opened), group, most, _listed(request.stop))
+            return ChatRequest(without_pictures(opened), group, most, listed(request.stop))
         except BaseException:
             engine.forget([opened])
             raise
@@ -366,7 +378,7 @@ class ChatHandler:
                 wrong_use = kind and error_class(kind) is not HookNeverFired
                 raise (VLLMValidationError if wrong_use else GenerationError)(report["error"])
             CHANGED.labels(label).inc(differing_within(report["differs"], len(ids)) or 0)
-        chat.report = reports[0]
+        chat.report, chat.readings = reports[0], [report["readings"] for report in reports]
         chat.clock.append(time.perf_counter())
 
     async def _in_thread(
@@ -387,12 +399,3 @@ class ChatHandler:
                     lambda t: None if t.cancelled() or t.exception() else discard(t.result())
                 )
             raise
-
-
-def _listed(stop: Any) -> tuple[str, ...]:
-    return (stop,) if isinstance(stop, str) else tuple(stop or ())
-
-
-def _begun_by_tokenizer(engine: VLLMEngine) -> bool:
-    bos = getattr(engine.tokenizer, "bos_token", None)
-    return not (bos and engine.inputs.render(Prompt((Turn("user", ("?",)),))).startswith(bos))

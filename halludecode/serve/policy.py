@@ -11,7 +11,7 @@ from halludecode.core import spec as hd_spec
 from halludecode.core.errors import HalluDecodeError, InvalidRequest, UnsupportedStrategy
 
 XARGS = 'vllm_xargs: {"strategy": "vcd(alpha=0.5)"}'
-READ = frozenset({"strategy", "details", "score_words"})  # of vllm_xargs
+READ = frozenset({"strategy", "details", "score_words", "explain"})  # of vllm_xargs
 NOWHERE = "no-domain.invalid"  # vLLM reads an empty list of domains as "any domain"
 LONGEST = 1000  # characters of a strategy
 WORDS = frozenset({"request", "pin"})  # parameters of free text: words, the name of an artifact
@@ -29,7 +29,8 @@ class Policy:
         name: The model's public name.
         default: Strategy of requests that name none.
         aliases: Strategies listed in ``/v1/models`` as ``NAME:STRATEGY``.
-        allowed: Names of strategies that may be asked for; None allows all, greedy always is.
+        allowed: Strategies that may be asked for: a name with any parameters, a canonical text with
+            those alone, see `allowed_of`; None allows all, greedy always is.
         rows: Most rows of one request: those of its strategy, times ``n``.
         groups: Most answers under strategies at a time.
         images: Most pictures of one request.
@@ -101,11 +102,18 @@ class Policy:
         Raises:
             HalluDecodeError: It is that, or unknown or malformed.
         """
-        for part in hd_spec.parse(text):
-            if self.allowed is not None and part.name not in self.allowed | {"greedy"}:
+        parts = hd_spec.parse(text)
+        if self.allowed is None:
+            return
+        allowed = self.allowed | {"greedy"}
+        fixed = {text.partition("(")[0] for text in allowed if "(" in text}
+        for part in parts:
+            canonical = hd_spec.format((part,))
+            if not {part.name, canonical} & allowed:
+                named = canonical if part.name in fixed else part.name
                 raise UnsupportedStrategy(
-                    f"Strategy {part.name!r} is not allowed on this server; allowed: "
-                    f"{', '.join(sorted(self.allowed | {'greedy'}))}."
+                    f"Strategy {named!r} is not allowed on this server; allowed: "
+                    f"{', '.join(sorted(allowed))}."
                 )
 
     def check_rows(self, canonical: str, rows: int, n: int) -> None:
@@ -140,6 +148,28 @@ class Policy:
         if not isinstance(text, str):
             raise InvalidRequest(f"The strategy {text!r} must be text, as in {XARGS}.")
         return text
+
+
+def allowed_of(texts: Sequence[str]) -> frozenset[str] | None:
+    """What an operator allows, as `Policy` has it.
+
+    Args:
+        texts: Specs; in each a bare name leaves its parameters free, and ``name(...)`` or
+            ``name@preset`` fixes them all. Composing is free.
+
+    Returns:
+        Names and canonical texts; None where nothing is said.
+
+    Raises:
+        HalluDecodeError: One is unknown or malformed.
+    """
+    allowed: set[str] = set()
+    for text in texts:
+        for item in hd_spec.split(text, "+", text):
+            (part,) = hd_spec.parse(item)
+            fixed = item.strip() != part.name
+            allowed.add(hd_spec.format((part,)) if fixed else part.name)
+    return frozenset(allowed) or None
 
 
 def _check_paths(text: str) -> None:

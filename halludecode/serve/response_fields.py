@@ -12,7 +12,9 @@ from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
 from halludecode.core.errors import HalluDecodeError, InvalidRequest
+from halludecode.engines.explain import unprobed
 from halludecode.engines.outputs import effect_of
+from halludecode.engines.server.openai_format import EXPLAINED
 from halludecode.engines.vllm.protocol import differing_within
 from halludecode.evals.results.controls import controls_of
 
@@ -41,27 +43,46 @@ def words_of(xargs: Mapping[str, Any] | None) -> tuple[str, ...] | None:
         raise InvalidRequest(
             f"score_words: at most {MOST_WORDS} words of {LONGEST_WORD} characters are scored."
         )
-    details = bool((xargs or {}).get("details")) or bool(score_words)
+    details = bool((xargs or {}).get("details")) or bool(score_words) or explain_of(xargs)
     return tuple(score_words) if details else None
 
 
-def details_of(chat: ChatRequest, decode: Callable[[Sequence[int]], str]) -> dict[str, Any]:
+def explain_of(xargs: Mapping[str, Any] | None) -> bool:
+    """Whether what each token owes to the picture is asked for.
+
+    Raises:
+        InvalidRequest: It is neither yes nor no.
+    """
+    explain = (xargs or {}).get("explain", False)
+    if explain not in (0, 1):
+        raise InvalidRequest(f"explain must be 0 or 1, not {explain!r}; there are no maps here.")
+    return bool(explain)
+
+
+def details_of(chat: ChatRequest, handler: ChatHandler) -> dict[str, Any]:
     """The ``halludecode`` field of a finished answer.
 
     Args:
         chat: The request, answered.
-        decode: Token ids to text.
+        handler: Its own.
 
     Returns:
         ``effect``, ``rows``, ``scores``, ``decided`` and ``warnings`` as `Output` has them; of
-        every choice its ``text`` as the tokenizer writes it, its ``token_ids`` and whether a stop
-        string ended it; ``timings`` in milliseconds.
+        every choice its ``text`` as the tokenizer writes it, its ``token_ids``, whether a stop
+        string ended it, and where that was asked for ``explanation``, of every token the numbers of
+        `ExplainedToken`; ``timings`` in milliseconds.
     """
     report: Any = chat.report
-    choices = [_choice(ids, decode, chat.stops) for ids in chat.ids]
+    choices = [_choice(ids, handler.decode, chat.stops) for ids in chat.ids]
+    for child, choice in enumerate(choices):
+        explained = handler.explained(chat, child, choice["text"], choice["token_ids"])
+        if explained is not None:
+            choice["explanation"] = [
+                {name: getattr(token, name) for name in EXPLAINED} for token in explained.tokens
+            ]
     differs = differing_within(report["differs"], len(choices[0]["token_ids"]))
     counted: Any = SimpleNamespace(changed=report["changed"], differs=differs, started=True)
-    effect, warnings = effect_of(chat.plan, counted, chat.opened.prepared)
+    effect, warnings = effect_of(unprobed(chat.plan), counted, chat.opened.prepared)
     arrived, sent, first, done = chat.clock
     return {
         "effect": effect,

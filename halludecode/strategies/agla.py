@@ -2,12 +2,12 @@
 
     z = l(v) + alpha * l(v_aug),   keep y with  p(y | v) >= beta * max p(. | v)
 
-``matcher="blip"`` is the paper's: BLIP-ITM GradCAM of the question, masked fraction = half the
+``matcher="blip"`` is the paper's: BLIP-ITM GradCAM of the bare question, masked fraction = half the
 similarity. ``matcher="self"`` needs no second model: attention of the last prompt token to the
-image in the middle third of layers, divided by the same map for "Describe the image.", the lowest
-``drop`` blacked out. The official code lets the augmented row read the main row's cache from token
-2 on; here it keeps its own. The rule's net scale is 1 + alpha: compare sampled results with a
-temperature-matched baseline.
+image in the middle third of layers, divided by the same map for "Describe the image." unless that
+is what is asked, the lowest ``drop`` blacked out. The official code lets the augmented row read the
+main row's cache from token 2 on; here it keeps its own. The rule's net scale is 1 + alpha: compare
+sampled results with a temperature-matched baseline.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from halludecode.core.branch import Branch, Edit
 from halludecode.core.strategy import ModelInfo, Paper, Prompt, State, Strategy, param, strategy
 from halludecode.views.image_text_matcher import masked
 from halludecode.views.masks import blackout
-from halludecode.views.relevance import relevance_maps
+from halludecode.views.relevance import GENERIC, is_generic, relevance_maps
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -51,21 +51,20 @@ class AGLA(Strategy):
     fetch = ("relevance",)
 
     def activations(self, prompt: Prompt, m: ModelInfo) -> Mapping[str, ActivationRequest]:
-        """The question's and a generic prompt's attention to the image."""
+        """The question's attention to the image, and a generic prompt's."""
         if self.matcher == "blip" or not prompt.pictures:
             return {}
         middle = tuple(range(m.num_layers // 3, max(2 * m.num_layers // 3, m.num_layers // 3 + 1)))
-        generic = prompt.with_instruction("Describe the image.")
-        return {
-            "question": ActivationRequest(prompt, image=middle),
-            "generic": ActivationRequest(generic, image=middle),
-        }
+        asked = {"question": prompt}
+        if not is_generic(prompt.question):
+            asked["generic"] = prompt.with_instruction(GENERIC)
+        return {name: ActivationRequest(each, image=middle) for name, each in asked.items()}
 
     def prepare(self, activations: Mapping[str, Activations], m: ModelInfo) -> State:
         """One relevance map per picture."""
         if not activations:
             return {}
-        return {"relevance": relevance_maps(activations["question"], activations["generic"])}
+        return {"relevance": relevance_maps(activations["question"], activations.get("generic"))}
 
     def branches(self, prompt: Prompt, state: State, m: ModelInfo) -> Mapping[str, Branch]:
         """The same prompt with masked pictures."""

@@ -7,10 +7,10 @@
 A is the last layer's attention among the answer's tokens, the candidate's row included: largest
 over heads, then divided by its sum over all keys (code). In the answer's first ten tokens phi is
 minus the attention to the image (code), and no beam goes back there. After a return nothing is
-penalised for one token; the tokens chosen there before are forbidden. Other than in the code, s is
-in log space and at most its half precision's 65504; tokens that are no candidates are out, not at
--999, which large penalties fell below; a beam's past follows the beam, not its slot.
-Weight 0 is plain beam search, which with one beam is greedy decoding.
+penalised for one token; the tokens chosen there before are forbidden. ``rule="released"`` is the
+code's: beams are ranked by log-probability over the length of prompt text and answer, pointings
+counted by place; with "own" the answer alone ranks, and a past follows its beam. Other than in the
+code s is in log space, at most 65504, and tokens not tried or forbidden are out, not at -999.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ PAPER = Paper(
     venue="CVPR",
     year=2024,
 )
-EARLY = 10  # answer positions that are paid for looking at the image
+EARLY, HISTORY = 10, 512  # positions that are paid for looking at the image; most steps back
 LOG_UNIT, LOG_MOST = math.log(1e-7), math.log(65504)
 
 
@@ -47,13 +47,15 @@ class OPERA(Strategy):
     threshold: int = param(15, "pointings at one token before going back (r)", ge=1)
     num_attn_candidates: int = param(5, "tokens tried per beam and step (n)", ge=1)
     penalty_weight: float = param(1.0, "weight of the penalty (w)", ge=0)
+    rule: str = param("released", "how beams are ranked", choices=("released", "own"))
 
     def search(self, m: ModelInfo) -> BeamSearch:
         """Beams read at the last layer."""
+        width, n, code = self.num_beams, self.num_attn_candidates, self.rule == "released"
         if self.penalty_weight == 0:
-            return BeamSearch(self.num_beams)
-        width, n, last = self.num_beams, self.num_attn_candidates, m.num_layers - 1
-        return BeamSearch(width, n, last, self.columns, self.over_trust, self.retrospect)
+            return BeamSearch(width)
+        rules = (self.columns, self.over_trust, self.retrospect, HISTORY, code, code)
+        return BeamSearch(width, n, m.num_layers - 1, *rules)
 
     def columns(self, kept: Tensor, row: Tensor) -> Tensor:
         """Log of every column's product so far, [.., A], times the new row's entry."""
@@ -74,5 +76,5 @@ class OPERA(Strategy):
         overlap = (pointed == summary).sum(-1)
         if summary < EARLY or bool((overlap <= self.threshold).any()):
             return None
-        tries = self.num_attn_candidates
-        return next((p for p in (summary + 1, summary) if used.get(p, 0) < tries), None)
+        most = self.num_attn_candidates
+        return next((p for p in (summary + 1, summary) if used.get(p, 0) < most), None)

@@ -4,10 +4,11 @@
     h_l <- (h_l + lam * v_l) * ||h_l|| / ||h_l + lam * v_l||           every layer, every token
     z = (1 - gamma) * z_L + gamma * mean of z_l over the five layers before the last
 
-arXiv:2502.03628. The official code steers each MLP's output instead of the residual, scales lam by
-1 + max(0, cos(x, -v)), decodes six layers without the final norm, and adds a unit artefact of a
-one-sample PCA; here directions come from the plain model and the final norm is used. The authors
-advise lam = 0.01 for yes/no questions; 0.17 of the paper's captions repeats itself for others.
+arXiv:2502.03628. ``rule="released"`` is the official code's: every MLP's output is turned towards
+v_l (`core.residual.turned`), and six layers are read without the final norm. There ``lam`` is a
+share of the output's length, here a multiple of v_l, so the scripts' 0.01 for yes/no questions and
+0.17 for captions are of the released rule (``vista@official-pope``, ``vista@official-chair``).
+Not kept: a unit that a PCA of one sample adds to one number of layer 0.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING
 
 from halludecode.core.activations import ActivationRequest, Activations
+from halludecode.core.residual import steered, turned
 from halludecode.core.strategy import ModelInfo, Paper, Prompt, State, Strategy, param, strategy
 
 if TYPE_CHECKING:
@@ -35,31 +37,29 @@ PAPER = Paper(
 )
 
 
-def steered(x: Tensor, v: Tensor, lam: float) -> Tensor:
-    """``x + lam * v`` at the length of x; x and v are [.., D]."""
-    before, moved = x.float(), x.float() + lam * v.float()
-    sizes = (before.square().sum(-1, keepdim=True), moved.square().sum(-1, keepdim=True))
-    return moved * (sizes[0] / sizes[1].clamp_min(1e-12)).sqrt()
-
-
 @strategy("vista", paper=PAPER, off={"lam": 0.0, "gamma": 0.0})
 class VISTA(Strategy):
     """Add the image's own direction in every layer, and the late layers' opinion."""
 
     lam: float = param(0.1, "length of the step along the image's direction", ge=0)
     gamma: float = param(0.3, "share of the late layers' mean logits", ge=0, le=1)
+    rule: str = param("paper", "whose steps and late layers", choices=("paper", "released"))
+
+    @property
+    def site(self) -> str:  # type: ignore[override]
+        """The residual, or what MLPs put out."""
+        return "mlp" if self.rule == "released" else "residual"
 
     def early(self, m: ModelInfo) -> Iterable[int]:
-        """What enters the last five layers is what the five before the last put out."""
-        return range(max(m.num_layers - 5, 1), m.num_layers)
+        """What enters the last layers is what those before the last put out."""
+        return range(max(m.num_layers - (6 if self.rule == "released" else 5), 1), m.num_layers)
 
     def activations(self, prompt: Prompt, m: ModelInfo) -> Mapping[str, ActivationRequest]:
-        """The last prompt token in every layer, with and without the image."""
+        """The last prompt token, with and without the image."""
         if not prompt.pictures:
             return {}
-        every = tuple(range(m.num_layers))
-        blind = ActivationRequest(prompt.without_images(), hidden=every)
-        return {"sighted": ActivationRequest(prompt, hidden=every), "blind": blind}
+        prompts = {"sighted": prompt, "blind": prompt.without_images()}
+        return {n: ActivationRequest(p, hidden=(*range(m.num_layers),)) for n, p in prompts.items()}
 
     def prepare(self, activations: Mapping[str, Activations], m: ModelInfo) -> State:
         """One direction a layer: [L, D]; none without an image."""
@@ -70,10 +70,11 @@ class VISTA(Strategy):
         return {"v": activations["sighted"].hidden - activations["blind"].hidden}  # type: ignore[operator]
 
     def steer(self, h: ResidualStream) -> Tensor:
-        """The residual leaving a layer, at its own length."""
-        return steered(h.x, h.state["v"][:, h.layer, None], self.lam) if self.lam else h.x
+        """The stream at its own length, nearer to the image's direction."""
+        step = turned if self.rule == "released" else steered
+        return step(h.x, h.state["v"][:, h.layer, None], self.lam) if self.lam else h.x
 
     def combine(self, step: Step) -> Tensor:
         """Self-logits augmentation."""
-        late = [step.early(n, norm=True) for n in step.layers]
+        late = [step.early(n, norm=self.rule == "paper") for n in step.layers]
         return (1 - self.gamma) * step["main"] + self.gamma * sum(late) / len(late)

@@ -8,7 +8,7 @@ from pathlib import Path
 CACHE_VARIABLE = "HALLUDECODE_CACHE"
 
 
-def cache_folder() -> Path:
-    """``$HALLUDECODE_CACHE/testbed``, or ``~/.cache/halludecode/testbed``."""
+def cache_folder(kind: str = "testbed") -> Path:
+    """``$HALLUDECODE_CACHE/KIND``, or ``~/.cache/halludecode/KIND``."""
     root = os.environ.get(CACHE_VARIABLE)
-    return (Path(root) if root else Path.home() / ".cache" / "halludecode") / "testbed"
+    return (Path(root) if root else Path.home() / ".cache" / "halludecode") / kind

@@ -10,13 +10,16 @@ over the question's content tokens i (no CLS, no SEP) and without the picture's 
 al., CVPR 2025, arXiv 2406.12718; the map is that of Selvaraju et al., Grad-CAM, ICCV 2017, as
 BLIP's library applies it.
 
-As in that library the matching head reads a text that begins with BLIP's ``[ENC]`` token and ends
-after 35 tokens. The paper sums over tokens and its code averages: the same after the scaling that
-follows.
+The matcher reads the bare question in the words of that library's captions, see `caption`: without
+what follows the last question mark, such as "Please answer yes or no.", which the official scripts
+add after it has read. As in that library the matching head reads a text that begins with BLIP's
+``[ENC]`` token and ends after 35 tokens. The paper sums over tokens and its code averages: the same
+after the scaling that follows.
 """
 
 from __future__ import annotations
 
+import re
 from functools import lru_cache
 from math import isqrt
 from threading import Lock
@@ -32,6 +35,7 @@ if TYPE_CHECKING:
 MODEL = "Salesforce/blip-itm-large-coco"
 LAYER = 6
 MAX_TOKENS = 35
+MOST_WORDS = 50
 MATCH = 1  # the matching head's second logit
 
 
@@ -40,7 +44,7 @@ def masked(image: Image.Image, *, question: str, model: str = MODEL) -> Image.Im
 
     Args:
         image: Any PIL picture.
-        question: The user's words, without chat template.
+        question: The user's words, without chat template; the matcher reads `caption` of them.
         model: Id or path of a BLIP image-text retrieval model.
 
     Returns:
@@ -50,8 +54,17 @@ def masked(image: Image.Image, *, question: str, model: str = MODEL) -> Image.Im
         InvalidModel: The matcher cannot be loaded.
         InvalidRequest: The question has no words.
     """
-    grid, similarity = relevance(image, question, model=model)
+    grid, similarity = relevance(image, caption(question), model=model)
     return agla_mask(image, relevance=grid, similarity=similarity)
+
+
+def caption(question: str) -> str:
+    """The question as BLIP's captions are written.
+
+    Lower-case, without .!"()*#:;~, at most 50 words, and nothing after the last question mark.
+    """
+    words = question[: question.rfind("?") + 1] or question
+    return " ".join(re.sub(r'[.!"()*#:;~]', " ", words.lower()).split()[:MOST_WORDS])
 
 
 def relevance(

@@ -9,10 +9,9 @@ preprocessing.
 `agla_mask` is the paper's: a 384 x 384 picture, of which the image-text similarity decides the
 share that is masked. `blackout` keeps the picture's own size and masks a fixed share.
 
-The blur is a separable convolution in torch that follows the common definition (kernel cut at 4
-sigma, edges mirrored with the edge pixel repeated). The enlargement repeats edge values, where the
-official code's spline mixes in zeros from beyond the border; on a 24 x 24 map this concerns the
-outermost half patch.
+Both follow the official code's libraries (scikit-image's ``resize`` with order 3 and zeros beyond
+the border, scipy's Gaussian, cut at 4 sigma, edges mirrored with the edge pixel repeated) to the
+last pixel of the mask, as one product of matrices a side.
 """
 
 from __future__ import annotations
@@ -28,6 +27,7 @@ if TYPE_CHECKING:
 SIZE = 384  # pixels, BLIP's input, on which the paper masks
 BLUR = 0.02  # sigma as a share of the longer side
 TRUNCATE = 4.0  # the kernel ends at this many sigma
+REACH = 14  # knots beyond the border whose coefficients are not nothing in float64
 MOST = 1 - 1e-5  # the share kept when picture and text have nothing in common
 
 
@@ -102,20 +102,35 @@ def smooth(relevance: Tensor, height: int, width: int) -> Tensor:
         width: Columns of the picture.
 
     Returns:
-        float32 ``[height, width]`` in [0, 1]; zeros where the map has no contrast.
+        float64 ``[height, width]`` in [0, 1]; zeros where the map has no contrast.
 
     Raises:
         InvalidParameter: The map is not a finite matrix.
     """
-    from torch.nn.functional import interpolate
-
     if relevance.ndim != 2 or not relevance.isfinite().all():
         raise InvalidParameter(
             f"relevance map of shape {list(relevance.shape)}: expected finite values [h, w]."
         )
-    scaled = _min_max(relevance.detach().float().cpu())[None, None]
-    large = interpolate(scaled, size=(height, width), mode="bicubic", align_corners=False)
-    return _min_max(blur(large[0, 0], BLUR * max(height, width)))
+    scaled = _min_max(relevance.detach().double().cpu())
+    rows, columns = cubic(scaled.shape[0], height), cubic(scaled.shape[1], width)
+    large = (rows @ scaled @ columns.T).clamp(0, 1)
+    return _min_max(blur(large, BLUR * max(height, width)))
+
+
+def cubic(count: int, size: int) -> Tensor:
+    """float64 [size, count]: values at pixel centres of the cubic spline through ``count`` cells.
+
+    Beyond the cells the spline runs through zeros: its coefficients are those of an endless signal,
+    sqrt(3) z^|i - j| of value j at knot i with z = sqrt(3) - 2.
+    """
+    import torch
+
+    at = (torch.arange(size, dtype=torch.float64) + 0.5) * count / size - 0.5
+    knots = torch.arange(-REACH, count + REACH, dtype=torch.float64)
+    far = (at[:, None] - knots).abs()
+    near = 2 / 3 - far.square() * (2 - far) / 2
+    bumps = torch.where(far < 1, near, (2 - far).clamp_min(0) ** 3 / 6)
+    return bumps @ (3**0.5 * (3**0.5 - 2) ** (knots[:, None] - torch.arange(count)).abs())
 
 
 def blur(values: Tensor, sigma: float) -> Tensor:

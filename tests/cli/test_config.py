@@ -64,7 +64,8 @@ def test_one_key_maps_are_strategies(config):
         ("modle: x", "unknown option 'modle'. Did you mean 'model'"),
         ("limit: ten", "limit must be int, not 'ten'"),
         ("limit: true", "limit must be int, not True"),
-        ("seeds: [1, 2]", r"seeds must be int, not \[1, 2\]"),
+        ("seeds: [1, x]", "--seeds 'x': write 0..4"),
+        ("seed: 1\nseeds: 0..2", "Both seed and seeds"),
         ("strategy: vcd\nstrategies: [greedy]", "gives 'strategy' again"),
         ("engine: {name: hf, colour: red}", "unknown option 'colour'"),
         ("- a\n- b", "expected options"),
@@ -93,3 +94,13 @@ def test_columns_are_pairs_or_a_mapping(tmp_path):
     assert merge({}, None)["columns"] is None
     with pytest.raises(InvalidData, match="--columns 'answer': give OURS=THEIRS"):
         merge({"columns": ["answer"]}, None)
+
+
+def test_seeds_are_a_list_and_a_single_one_is_the_seed(tmp_path):
+    assert merge({"seeds": "0..3"}, None)["seeds"] == [0, 1, 2, 3]
+    assert merge({"seeds": "0,7, 9"}, None)["seeds"] == [0, 7, 9]
+    alone = merge({"seeds": "4"}, None)
+    assert (alone["seed"], alone["seeds"]) == (4, [])
+    path = tmp_path / "run.yaml"
+    path.write_text("seeds: [1, 2, 3]\n")
+    assert merge({}, path)["seeds"] == [1, 2, 3]

@@ -6,6 +6,7 @@ from packaging.requirements import Requirement
 
 from halludecode import __version__
 from halludecode.cli import doctor as _doctor
+from halludecode.cli import doctor_probe
 from halludecode.engines import PROVIDES
 from halludecode.models import import_repair as _repair
 
@@ -76,11 +77,13 @@ def test_what_keeps_vllm_from_starting_is_told(monkeypatch, told, v2, why):
     assert re.search(why, vllm["why"])
 
 
-def test_a_vllm_that_cannot_speak_is_quoted(monkeypatch):
-    monkeypatch.setattr(_doctor, "VLLM_NAMES", "halludecode.no_such_module")
-    _doctor._asked_of_vllm.cache_clear()
+def test_a_probe_that_cannot_speak_is_quoted(monkeypatch):
+    monkeypatch.setattr(_doctor, "PROBE", "halludecode.no_such_module")
+    _doctor._probed.cache_clear()
     assert "no_such_module" in _doctor._asked_of_vllm()["error"]
-    _doctor._asked_of_vllm.cache_clear()
+    hf = _doctor._hf_engine(_doctor._probed())
+    assert not hf["usable"] and "no_such_module" in hf["why"]
+    _doctor._probed.cache_clear()
 
 
 def test_builds_agree_with_the_repair(found):
@@ -134,7 +137,7 @@ def test_what_really_broke_an_import_is_told(monkeypatch):
             raise ImportError(f"could not import {name}") from error
 
     monkeypatch.setattr(importlib, "import_module", fails)
-    assert _doctor._hf_engine() == {
+    assert doctor_probe.hf_engine() == {
         "usable": False,
         "provides": [],
         "why": "OSError: libfoo.so: cannot open",

@@ -331,6 +331,9 @@ def test_compare(cli, monkeypatch):
         def table(self):
             return "differences"
 
+        def summary(self):
+            return "in short"
+
         def to_dict(self):
             return {"difference": 0.1}
 
@@ -350,10 +353,13 @@ def test_compare(cli, monkeypatch):
         compare_runs=compare_runs,
         compare_seeds=compare_seeds,
     )
-    assert cli("compare", "runs/a:vcd", "runs/b").out == "differences\n"
+    short = cli("compare", "runs/a:vcd", "runs/b")
+    assert short.out == "in short\n" and "--full" in short.err
+    assert cli("compare", "runs/a:vcd", "runs/b", "--full").out == "differences\n"
     assert json.loads(cli("compare", "runs/a", "--json").out) == {"difference": 0.1}
     assert cli("compare", "runs/a", "runs/b", "runs/c", "--seeds").out == "differences\n"
     assert calls == [
+        ["runs/a:vcd", "runs/b"],
         ["runs/a:vcd", "runs/b"],
         ["runs/a"],
         ("seeds", ["runs/a", "runs/b", "runs/c"]),

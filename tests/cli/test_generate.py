@@ -5,7 +5,12 @@ from halludecode.engines.api import Sampling
 BASE = ("generate", "--model", "some/model", "--prompt", "What is it?")
 
 
-def test_the_answer_is_streamed_and_warnings_go_to_standard_error(cli, engines):
+def test_the_answer_is_streamed_and_warnings_go_to_standard_error(
+    cli, engines, tmp_path, monkeypatch
+):
+    monkeypatch.chdir(tmp_path)
+    for name in ("a.png", "b.png"):
+        (tmp_path / name).write_bytes(b"read by the engine alone")
     result = cli(*BASE, "--image", "a.png", "--image", "b.png", "--strategy", "vcd")
     assert result.code == 0
     assert result.out == "a red cube\n"

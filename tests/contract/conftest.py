@@ -44,7 +44,7 @@ def _place(item: pytest.Item) -> Place | None:
 
 
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Every strategy on the first family, six on the others; refused pairs only where refused."""
+    """Every strategy on the first family, six or three on others; refused only where refused."""
     kept, dropped = list[pytest.Item](), list[pytest.Item]()
     refused = set(specs.refusals())
     for item in items:
@@ -58,7 +58,8 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             continue
         PLACES[item.nodeid] = place
         other = place[1] != specs.FAMILIES[0] and "refused" not in law
-        if other and (place[2] not in specs.REPRESENTATIVES or law in ANYWHERE):
+        tried = specs.FEWER if place[1] in specs.ALIKE else specs.REPRESENTATIVES
+        if other and (place[2] not in tried or law in ANYWHERE):
             item.add_marker(pytest.mark.full)
     if dropped:
         config.hook.pytest_deselected(items=dropped)

@@ -117,7 +117,7 @@ def test_a_run_is_shown_where_it_is_not_installed(made):
     shown = subprocess.run(words, cwd=ROOT, capture_output=True, text=True)
     assert shown.returncode == 0, shown.stderr
     assert "REDNESS on set" in shown.stdout
-    words = (sys.executable, "-m", "halludecode", "compare", str(made / "run"))
+    words = (sys.executable, "-m", "halludecode", "compare", "--full", str(made / "run"))
     shown = subprocess.run(words, cwd=ROOT, capture_output=True, text=True)
     assert shown.returncode == 0, shown.stderr
     assert "'redness' is not installed here and stands as in results.json" in shown.stdout

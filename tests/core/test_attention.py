@@ -3,13 +3,22 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 import pytest
 import torch
 
 from halludecode.core.attention import Attention, Hooks
-from halludecode.core.attention_block import GENERATED, IMAGE, SYSTEM, TEXT, AttentionBlock, RowKeys
+from halludecode.core.attention_block import (
+    GENERATED,
+    IMAGE,
+    PAD,
+    SYSTEM,
+    TEXT,
+    AttentionBlock,
+    RowKeys,
+)
 from halludecode.core.errors import HookNeverFired, UnsupportedStrategy
 from halludecode.core.plan import typical_model_info
 from halludecode.core.sinks import is_sink, magnitude
@@ -235,3 +244,51 @@ def test_verbs_tracing_missed_and_rows_that_do_not_exist_raise():
         a.scale_weights(a.image, 2.0)
     with pytest.raises(UnsupportedStrategy, match="names row 'blind'"):
         attention(common_block()).scale_heads(torch.ones(1, 2), rows=("blind",))
+
+
+def padded_block(scores, pad):
+    """A prompt [H][N][N] behind some padding, as one block of all its queries."""
+    heads, n = len(scores), len(scores[0])
+    kinds = [PAD] * pad + [SYSTEM, IMAGE, IMAGE, *[TEXT] * (n - 3)]
+    kind = torch.tensor([kinds], dtype=torch.int8)
+    wide = torch.full((1, heads, n + pad, n + pad), -torch.inf, dtype=torch.float64)
+    wide[0, :, pad:, pad:] = torch.tensor(scores)
+    wide = wide.masked_fill(~torch.ones(n + pad, n + pad).tril().bool(), -torch.inf)
+    position = torch.arange(-pad, n)[None].clamp_min(-1)
+    keys = RowKeys(kind, (kind == IMAGE).to(torch.int16) - 1, position, kind, torch.tensor([n]))
+    q = torch.zeros(1, heads, n + pad, 1)
+    return AttentionBlock(keys, q, q, q, wide > -torch.inf, 1.0, q, _scores=wide)
+
+
+@pytest.mark.parametrize("pad", [0, 3])
+def test_what_keys_receive_and_tokens_pay(pad):
+    scores = torch.randn(2, 5, 5, generator=torch.Generator().manual_seed(0)).tolist()
+    weights = [
+        [[math.exp(s) / sum(map(math.exp, row[: i + 1])) for s in row[: i + 1]]
+         for i, row in enumerate(head)]
+        for head in scores
+    ]  # fmt: skip
+    block = padded_block(scores, pad)
+    for own in (True, False):
+        wanted = [
+            [0.0] * pad
+            + [sum(head[i][k] for i in range(k + (not own), 5)) for k in range(5)]
+            for head in weights
+        ]  # fmt: skip
+        close(block.received(own=own)[0], wanted)
+    image = block.keys.kind == IMAGE
+    paid = [
+        [0.0] * pad + [sum(row[k] for k in (1, 2) if k < len(row)) for row in h] for h in weights
+    ]
+    close(block.paid(image)[0], paid)
+    seen = attention(block)
+    assert seen.place[0][0, pad:].tolist() == [0, 1, 2, 3, 4]
+    assert seen.place[1][0, pad:].tolist() == [4, 3, 2, 1, 0]
+    assert block.keys.queries("prompt")[0].tolist() == [False] * pad + [True] * 5
+
+
+def test_written_queries_are_no_prompt():
+    keys = keys_of([SYSTEM, IMAGE, TEXT, GENERATED], [1, 2, 3], 3)
+    assert keys.queries("prompt")[0].tolist() == [True, True, False]
+    with pytest.raises(HookNeverFired, match="does not lend a hook"):
+        attention(common_block()).received()

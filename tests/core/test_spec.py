@@ -66,6 +66,11 @@ def test_spellings_of_one_strategy_are_equal():
         ("vcd(noise_step=2.5)", InvalidParameter, ["noise_step", "int"]),
         ("vcd(alpha=big)", InvalidParameter, ["vcd(alpha='big')", "float"]),
         ("vcd(alpha=1e999)", InvalidParameter, ["alpha"]),
+        pytest.param(f"vcd(alpha={'9' * 900})", InvalidParameter, ["at most 1e+30"], id="digits"),
+        pytest.param(f"vcd{' ' * 20_000}!", InvalidParameter, ["cannot read"], id="blanks"),
+        pytest.param(
+            f"vcd@x(alpha=1){' ' * 20_000}!", InvalidParameter, ["cannot read"], id="more blanks"
+        ),
         (
             "vcd(alhpa=1)",
             InvalidParameter,

@@ -117,6 +117,11 @@ BAD = {
         400,
         "a part must be text, image_url or input_image, not 'audio_url'",
     ),
+    "video": (
+        {"parts": [{"type": "video_url", "video_url": {"url": "data:video/mp4;base64,AA"}}]},
+        400,
+        "a part is a video, and only pictures are read: take frames from it",
+    ),
     "role": ({"messages": [BOT, *ask("And this?", picture_url())]}, 400, "role 'bot' must be"),
     "no tokens": ({"max_tokens": 0}, 400, r"max_tokens=0: it must be in \[1, 512\]"),
     "fewer than none": ({"max_tokens": -5}, 400, r"max_tokens=-5: it must be in \[1, 512\]"),

@@ -89,28 +89,39 @@ def test_outlier_row_holds_the_chosen_features_in_falling_order(family_engine):
     assert len(main.input_ids) - len(row.input_ids) == len(features) - 3
 
 
-def test_engine_equals_the_slow_form(family_engine):
-    engine, family = family_engine("llava"), families.FAMILIES["llava"]
+@pytest.mark.parametrize(("name", "k"), [("llava", 3), ("qwen2_5_vl", 3), ("qwen2_5_vl", 10)])
+def test_engine_equals_the_slow_form(name, k, family_engine):
+    """Also where a picture has no more tokens than k: chosen ones still stand in line."""
+    engine, family = family_engine(name), families.FAMILIES[name]
     image, text = families.pictures()[1], family.prompt("What is this?")
     inputs = naive.inputs_of(engine.processor, text, [image])
-    row = engine.rows(hd.Request("What is this?", [image]), "damro(k=3)")["outliers"]
+    spec = f"damro(k={k})"
+    row = engine.rows(hd.Request("What is this?", [image]), spec)["outliers"]
     token = engine.model.config.image_token_id
+    count = int((inputs["input_ids"] == token).sum())
+    assert int((row.input_ids == token).sum()) == min(k, count)
+    assert k < count or name == "qwen2_5_vl"
 
     def outliers(ids: list[int]) -> torch.Tensor:
         fed = torch.cat([row.input_ids, torch.tensor(ids, dtype=torch.long)])[None]
         embeds = engine.model.get_input_embeddings()(fed).clone()
         embeds[fed == token] = row.embeds
+        line = torch.arange(fed.shape[1])[None]
+        place = line if name == "llava" else line.expand(3, 1, -1)
         with torch.no_grad():
-            return engine.model(inputs_embeds=embeds, use_cache=False).logits[0, -1]
+            out = engine.model(inputs_embeds=embeds, position_ids=place, use_cache=False)
+        return out.logits[0, -1]
 
     def step(ids: list[int], t: int) -> torch.Tensor:
         z, other = naive.next_logits(engine.model, inputs, ids), outliers(ids)
         return torch.tensor(naive.combine_vcd(z.tolist(), other.tolist(), 2.0, 0.1))
 
     wanted = naive.write(step, 4, ())
-    sampling = hd.Sampling(max_new_tokens=4, min_new_tokens=4)
-    made = engine.generate([hd.Request("What is this?", [image])], "damro(k=3)", sampling)[0]
+    sampling = hd.Sampling(max_new_tokens=4, logprobs=1)
+    made = engine.generate([hd.Request("What is this?", [image])], spec, sampling)[0]
     assert list(made.token_ids) == wanted.ids
+    for got, scores in zip(made.logprobs, wanted.scores, strict=True):
+        assert got.logprob == pytest.approx(float(scores.log_softmax(-1)[got.token_id]), abs=5e-4)
 
 
 def test_shuffled_patches_follow_the_models_own_shuffle(family_engine):

@@ -143,11 +143,19 @@ def most_common(values: list[int]) -> int:
     return max(sorted(set(values)), key=values.count)
 
 
-def slow_opera(slow, length, *, beams, sigma, r, n, w, eos=()) -> tuple[list[int], int]:
-    """Tokens of the answer, and how often the search went back."""
+def slow_opera(
+    slow, length, *, beams, sigma, r, n, w, eos=(), rule="released"
+) -> tuple[list[int], list[int]]:
+    """Tokens of the answer, and the places the search went back to."""
+    released = rule == "released"
+    before = len(slow.inputs["input_ids"][0]) - int(slow.image.sum()) + 1 if released else 0
+
+    def rank(score, ids):
+        return score / (before + len(ids) - int(released and ids[-1] in eos))
+
     live = [{"ids": (), "score": 0.0, "locs": []}]
     ended: list[tuple[float, tuple[int, ...]]] = []
-    states, picked, barred, tries, returns = {}, {}, {}, {}, 0
+    states, picked, barred, tries, returns, slots = {}, {}, {}, {}, [], []
     while True:
         t = len(live[0]["ids"])
         pool = []
@@ -165,18 +173,23 @@ def slow_opera(slow, length, *, beams, sigma, r, n, w, eos=()) -> tuple[list[int
                 (beam["score"] + s, b, token) for token, s in zip(adjusted, scores, strict=True)
             ]
             beam["locs"] = [*beam["locs"], most_common(locs)]
+        slots = [*slots[:t], [beam["locs"][-1] for beam in live]]
         states[t] = ([dict(beam) for beam in live], list(ended))
-        now = most_common([beam["locs"][-1] for beam in live])
-        if now >= EARLY and all(beam["locs"].count(now) > r for beam in live):
-            at = next((p for p in (now + 1, now) if tries.get(p, 0) < n), None)
+        now = most_common(slots[t])
+        pasts = [beam["locs"] for beam in live]
+        if released:  # the first step has one beam, which is in every place
+            pasts = [[row[min(b, len(row) - 1)] for row in slots] for b in range(len(live))]
+        if now >= EARLY and all(past.count(now) > r for past in pasts):
+            place = next((p for p in (now + 1, now) if tries.get(p, 0) < n), None)
+            at = t - 1 if released and place is not None and place >= t else place
             if at is not None and at < t:
-                tries[at] = tries.get(at, 0) + 1
-                returns += 1
+                tries[place] = tries.get(place, 0) + 1
+                returns.append(place)
                 live, ended = [dict(beam) for beam in states[at][0]], list(states[at][1])
                 for later in [p for p in barred if p > at]:
                     del barred[later]
                 barred[at] = barred.get(at, set()) | picked[at]
-                t, pool = at, []
+                t, pool, slots = at, [], slots[: at + 1]
                 for b, beam in enumerate(live):
                     logits, _, _ = slow.feed(beam["ids"])
                     free = [i for i in range(len(logits)) if (b, i) not in barred[at]]
@@ -184,20 +197,21 @@ def slow_opera(slow, length, *, beams, sigma, r, n, w, eos=()) -> tuple[list[int
                     pool += [(beam["score"] + s, b, i) for i, s in zip(free, scores, strict=True)]
         pool.sort(key=lambda entry: -entry[0])
         following, picked[t] = [], set()
-        for rank, (score, b, token) in enumerate(pool):
+        for place, (score, b, token) in enumerate(pool):
             ids = (*live[b]["ids"], token)
             if token in eos:
-                if rank < beams:
-                    ended.append((score / (t + 1), ids))
+                if place < beams:
+                    ended.append((rank(score, ids), ids))
             elif len(following) < beams:
                 following.append({"ids": ids, "score": score, "locs": live[b]["locs"]})
                 picked[t].add((b, token))
         ended = sorted(ended, key=lambda entry: -entry[0])[:beams]
         live = following
         if not live or t + 1 == length:
-            ended += [(beam["score"] / (t + 1), beam["ids"]) for beam in live]
+            ended += [(rank(beam["score"], beam["ids"]), beam["ids"]) for beam in live]
             break
-        if len(ended) == beams and ended[-1][0] >= live[0]["score"] / (t + 1):
+        best = pool[0][0] if released else live[0]["score"]
+        if len(ended) == beams and ended[-1][0] >= best / (before + t + 1):
             break
     return list(max(ended, key=lambda entry: entry[0])[1]), returns
 
@@ -217,7 +231,7 @@ def both(world, place, length, **p):
     question, image = QUESTIONS[place], families.pictures()[place]
     spec = (
         f"opera(num_beams={p['beams']},sigma={p['sigma']},threshold={p['r']},"
-        f"num_attn_candidates={p['n']},penalty_weight={p['w']})"
+        f"num_attn_candidates={p['n']},penalty_weight={p['w']},rule={p.get('rule', 'released')})"
     )
     output = engine.generate(
         hd.Request(question, [image]), spec, hd.Sampling(max_new_tokens=length)
@@ -231,7 +245,7 @@ def both(world, place, length, **p):
 def test_tokens_are_the_slow_forms(world, place):
     output, (ids, returns) = both(world, place, 13, beams=3, sigma=50.0, r=15, n=3, w=1.0)
     assert list(output.token_ids) == ids
-    assert returns == 0
+    assert returns == []
 
 
 def test_the_penalty_changes_answers_as_in_the_slow_form(world):
@@ -252,7 +266,7 @@ def goes_back(world, **changes):
     for place in places:
         calls = world[0].hf_model.calls
         output, (ids, returns) = both(world, place, 20, **values)
-        assert returns >= 1, "the search must go back here"
+        assert returns, "the search must go back here"
         assert world[0].hf_model.calls - calls > 21, "tokens after a return are written anew"
         yield list(output.token_ids), ids
 
@@ -279,3 +293,23 @@ def test_ends_as_in_the_slow_form(world, monkeypatch):
         output, (ids, _) = both(world, place, 12, beams=3, sigma=50.0, r=15, n=3, w=1.0)
         assert list(output.token_ids) == ids
         assert output.finish_reason == ("stop" if ids[-1] in eos else "length")
+
+
+OFFICIAL = json.loads(Path("tests/data/official/opera.json").read_text(encoding="utf-8"))["runs"]
+
+
+@pytest.mark.parametrize("run", OFFICIAL, ids=lambda run: run["question"] + run["spec"])
+def test_tokens_are_the_official_codes(run, family_engine):
+    """Beams that end at several lengths, and searches that go back."""
+    request = hd.Request(run["question"], [families.pictures()[run["picture"]]])
+    sampling = hd.Sampling(max_new_tokens=run["max_new_tokens"])
+    output = family_engine("llava").generate(request, run["spec"], sampling)[0]
+    assert list(output.token_ids) == run["token_ids"]
+
+
+def test_the_own_rule_ranks_by_the_answer_alone(world):
+    values = {"beams": 2, "sigma": 30.0, "r": 15, "n": 3, "w": 1.0, "rule": "own"}
+    output, (ids, _) = both(world, 0, 10, **values)
+    assert list(output.token_ids) == ids
+    search = OPERA(rule="own").search(typical_model_info())
+    assert not search.prompt_counts and not search.by_slot

@@ -11,8 +11,10 @@ import torch
 
 import halludecode as hd
 from halludecode.core.errors import HookNeverFired
+from halludecode.core.residual import steered, turned
+from halludecode.core.spec import parse
 from halludecode.core.step import Step
-from halludecode.strategies.vista import VISTA, steered
+from halludecode.strategies.vista import VISTA
 from tests.support import families, naive
 
 CASES = json.loads(Path("tests/data/attention.json").read_text(encoding="utf-8"))["cases"]
@@ -25,6 +27,14 @@ def test_steered_matches_the_vector():
     assert v.tolist() == pytest.approx(case["v"])
     made = steered(torch.tensor(case["h"]), v, case["lambda"])
     assert made.tolist() == pytest.approx(case["paper_out"], abs=2e-6)
+
+
+def test_the_two_rules_are_of_another_scale():
+    """The released rule against its own code is in tests/benchmarks/test_parity.py."""
+    x, v = torch.tensor([3.0, 4.0]), torch.tensor([10.0, 0.0])
+    assert turned(x, v, 0.1).tolist() == pytest.approx([3.2925, 3.7629], abs=1e-4)
+    assert steered(x, v, 0.1).tolist() == pytest.approx([3.5355, 3.5355], abs=1e-4)
+    assert torch.equal(turned(x, v * 0, 0.1), x)
 
 
 def test_late_logits_match_the_vector():
@@ -59,7 +69,7 @@ def last_token(model, inputs) -> list[torch.Tensor]:
     return [kept[i] for i in range(len(kept))]
 
 
-def slow(model, processor, family, image, n: int) -> naive.Answer:
+def slow(model, processor, family, image, n: int, released: bool) -> naive.Answer:
     text = family.prompt("What is this?")
     inputs = naive.inputs_of(processor, text, [image])
     blind = naive.inputs_of(processor, family.blind(text))
@@ -81,28 +91,47 @@ def slow(model, processor, family, image, n: int) -> naive.Answer:
             for place in range(x.shape[1]):
                 h = x[0, place]
                 moved = h + LAM * v[i]
+                if released:
+                    away = 1 + max(0.0, float(torch.dot(h, -v[i]) / (h.norm() * v[i].norm())))
+                    moved = h / h.norm() + LAM * away * v[i] / v[i].norm()
                 out[0, place] = moved * (h.norm() / moved.norm())
-            leaving.append(out[0, -1])
             return (out, *output[1:]) if isinstance(output, tuple) else out
+
+        def note(module, args, output):
+            leaving.append((output[0] if isinstance(output, tuple) else output)[0, -1])
 
         with ExitStack() as stack, torch.no_grad():
             for i, layer in enumerate(layers):
-                hook = layer.register_forward_hook(lambda m, a, o, i=i: steer(m, a, o, i))
+                site = layer.mlp if released else layer
+                hook = site.register_forward_hook(lambda m, a, o, i=i: steer(m, a, o, i))
                 stack.callback(hook.remove)
+                stack.callback(layer.register_forward_hook(note).remove)
             last = naive.next_logits(model, inputs, ids)
-            late = [model.get_output_embeddings()(norm(h)) for h in leaving[-6:-1]]
+            head = model.get_output_embeddings()
+            late = [head(h if released else norm(h)) for h in leaving[-7 if released else -6 : -1]]
         return (1 - GAMMA) * last + GAMMA * torch.stack(late).mean(0)
 
     return naive.write(step, n, ())
 
 
-@pytest.mark.parametrize("name", ["llava", "qwen2_5_vl", "internvl"])
-def test_engine_equals_the_slow_form(name, family_engine):
+@pytest.mark.parametrize(
+    ("name", "rule"),
+    [
+        ("llava", "paper"),
+        ("qwen2_5_vl", "paper"),
+        ("internvl", "paper"),
+        ("llava", "released"),
+        ("qwen2_5_vl", "released"),
+    ],
+)
+def test_engine_equals_the_slow_form(name, rule, family_engine):
     engine, family = family_engine(name), families.FAMILIES[name]
     image = families.pictures()[1]
-    wanted = slow(engine.model, engine.processor, family, image, 4)
+    wanted = slow(engine.model, engine.processor, family, image, 4, rule == "released")
     sampling = hd.Sampling(max_new_tokens=4, logprobs=1)
-    made = engine.generate([hd.Request("What is this?", [image])], "vista", sampling)[0]
+    made = engine.generate([hd.Request("What is this?", [image])], f"vista(rule={rule})", sampling)[
+        0
+    ]
     assert list(made.token_ids) == wanted.ids
     for got, scores in zip(made.logprobs, wanted.scores, strict=True):
         assert got.logprob == pytest.approx(float(scores.log_softmax(-1)[got.token_id]), abs=5e-4)
@@ -157,3 +186,12 @@ def test_late_layers_are_the_five_before_the_last():
         num_layers=32, num_heads=4, num_kv_heads=4, hidden_size=8, vocab_size=6, head_dim=2
     )
     assert list(VISTA().early(model_info)) == [27, 28, 29, 30, 31]
+    released = VISTA(rule="released")  # what layers 25 to 30 put out (--logits-layers 25,30)
+    assert list(released.early(model_info)) == [26, 27, 28, 29, 30, 31]
+    assert (VISTA().site, released.site) == ("residual", "mlp")
+
+
+@pytest.mark.parametrize(("preset", "lam"), [("pope", 0.01), ("chair", 0.17), ("mmhal", 0.1)])
+def test_the_scripts_values_belong_to_the_released_rule(preset, lam):
+    made = parse(f"vista@official-{preset}")[0]
+    assert (made.rule, made.lam, made.gamma) == ("released", lam, 0.3)

@@ -165,20 +165,26 @@ EditHeads = Callable[[int, Tensor], Tensor]  # layer, [H, T, d] -> [H, T, d]
 
 
 def attend_by_head(
-    query: Tensor, key: Tensor, value: Tensor, mask: Tensor, scaling: float, edit: Any
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor,
+    scaling: float,
+    edit: Any,
+    before: Any = None,
 ) -> tuple[Tensor, Tensor]:
     """Softmax attention, head by head: q [H, T, d], k and v [G, T, d], mask [T, T] additive.
 
     Query head h reads key/value head floor(h G / H). `edit` changes the weights between softmax and
-    values.
+    values, `before` the masked scores before softmax.
     """
     group = [h * key.shape[0] // query.shape[0] for h in range(query.shape[0])]
-    weights = torch.stack(
-        [
-            (query[h] @ key[g].transpose(0, 1) * scaling + mask).softmax(-1)
-            for h, g in enumerate(group)
-        ]
+    scores = torch.stack(
+        [query[h] @ key[g].transpose(0, 1) * scaling + mask for h, g in enumerate(group)]
     )
+    if before is not None:
+        scores = torch.tensor(before(scores.tolist()), dtype=scores.dtype)
+    weights = scores.softmax(-1)
     if edit is not None:
         weights = torch.tensor(edit(weights.tolist()), dtype=weights.dtype)
     return torch.stack([weights[h] @ value[g] for h, g in enumerate(group)]), weights
@@ -189,13 +195,14 @@ def edited(
     model: Any,
     *,
     weights: EditWeights | None = None,
+    scores: EditWeights | None = None,
     heads: EditHeads | None = None,
     entering: Callable[[int, Tensor], None] | None = None,
 ) -> Iterator[None]:
     """Run the decoder's attention as written here, with the edits given.
 
-    `weights` sees one layer's weights after softmax, `heads` its head outputs before o_proj, and
-    `entering` is shown the residual [T, D] entering each layer before the layer runs.
+    `scores` sees one layer's masked scores, `weights` its weights after softmax, `heads` its head
+    outputs before o_proj; `entering` is shown the residual [T, D] entering a layer before it runs.
     """
     from transformers import AttentionInterface
     from transformers.masking_utils import AttentionMaskInterface, eager_mask
@@ -210,8 +217,9 @@ def edited(
     ) -> tuple[Tensor, Tensor]:
         layer = module.layer_idx
         edit = None if weights is None else lambda w: weights(layer, w)
+        before = None if scores is None else lambda s: scores(layer, s)
         out, w = attend_by_head(
-            query[0], key[0], value[0], attention_mask[0, 0], kw["scaling"], edit
+            query[0], key[0], value[0], attention_mask[0, 0], kw["scaling"], edit, before
         )
         if heads is not None:
             out = heads(layer, out)

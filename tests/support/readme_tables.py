@@ -18,7 +18,6 @@ from halludecode.core.needs import in_words
 
 MARK = "<!-- {name}:{edge} -->"
 RECORD = "tests/contract/record.json"
-SIGNS = {"pass": "yes", "refused": "no", "fail": "**fails**"}
 COLUMNS = ("strategy", "paper", "what it does", "needs", "rows", "cost", "engines")
 
 
@@ -45,46 +44,49 @@ def strategy_table() -> str:
 
 
 def family_table(record: Sequence[Mapping[str, Any]]) -> str:
-    """One line of Markdown per strategy, a column per family, refusals explained below.
+    """One line of Markdown per model family, a column per engine, reasons explained below.
 
-    Where engines agree a cell says so once; "hf (2)" is an engine that does what the others refuse
-    for reason 2.
+    A cell counts the strategies and compositions that passed every law there; "not `damro` (2)" is
+    one that the engine refuses on this family before any token, for reason 2.
 
     Args:
         record: What the contract tests found: engine, family, strategy, outcome, reason.
     """
-    families = list(dict.fromkeys(row["family"] for row in record))
+    families = sorted({row["family"] for row in record})
     engines = list(dict.fromkeys(row["engine"] for row in record))
-    made = {(row["strategy"], row["family"], row["engine"]): row for row in record}
-    names = sorted({row["strategy"] for row in record}, key=lambda name: ("+" in name, name))
     reasons: dict[str, int] = {}
-    lines = [["strategy", *families], ["---"] * (len(families) + 1)]
-    for name in names:
-        cells = [f"`{name}`"]
-        for family in families:
-            found = {engine: made.get((name, family, engine)) for engine in engines}
-            cells.append(_cell(found, reasons))
-        lines.append(cells)
+    lines = [["family", *engines], ["---"] * (len(engines) + 1)]
+    for family in families:
+        here = [row for row in record if row["family"] == family]
+        cells = [_cell([r for r in here if r["engine"] == engine], reasons) for engine in engines]
+        lines.append([f"`{family}`", *cells])
     table = "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
     notes = "\n".join(f"{number}. {reason}" for reason, number in reasons.items())
-    named = f"yes: on {' and '.join(engines)}; an engine's name: on that one alone."
-    return "\n\n".join(filter(None, [table, named if len(engines) > 1 else "", notes]))
+    return "\n\n".join(filter(None, [table, notes]))
 
 
-def _cell(found: Mapping[str, Mapping[str, Any] | None], reasons: dict[str, int]) -> str:
-    ran = {engine: row for engine, row in found.items() if row}
-    if not ran:
+def _cell(found: Sequence[Mapping[str, Any]], reasons: dict[str, int]) -> str:
+    names: dict[str, list[str]] = {"pass": [], "fail": []}
+    refused: dict[str, list[str]] = {}
+    for row in sorted(found, key=lambda row: row["strategy"]):
+        named = f"`{row['strategy']}`"
+        if row["outcome"] == "refused":
+            refused.setdefault(row["reason"], []).append(named)
+        else:
+            names[row["outcome"]].append(named)
+    if not found:
         return "not run"
-    outcomes = {row["outcome"] for row in ran.values()}
-    why = {row["reason"]: None for row in ran.values() if row["outcome"] == "refused"}
-    numbers = ", ".join(str(reasons.setdefault(one, len(reasons) + 1)) for one in why)
-    explained = f" ({numbers})" if why else ""
-    if len(ran) == len(found) and len(outcomes) == 1:
-        return SIGNS[outcomes.pop()] + explained
-    if "fail" in outcomes:
-        return ", ".join(f"{engine} {SIGNS[row['outcome']]}" for engine, row in ran.items())
-    able = [engine for engine, row in ran.items() if row["outcome"] == "pass"]
-    return (", ".join(able) or SIGNS["refused"]) + explained
+    why = [
+        (f"{', '.join(group)} " if names["pass"] else "")
+        + f"({reasons.setdefault(reason, len(reasons) + 1)})"
+        for reason, group in refused.items()
+    ]
+    failed = f"; **fails**: {', '.join(names['fail'])}" if names["fail"] else ""
+    if not names["pass"] and not failed:
+        return f"no {' '.join(why)}"
+    count = len(names["pass"])
+    told = f"all {count}" if count == len(found) else f"{count} of {len(found)}"
+    return told + (f"; not {', '.join(why)}" if why else "") + failed
 
 
 def updated(text: str, record: Sequence[Mapping[str, Any]] = ()) -> str:

@@ -13,19 +13,26 @@ from halludecode.core.artifact import Artifact
 from halludecode.core.plan import compile_plan, typical_model_info
 from halludecode.core.registry import STRATEGIES
 from halludecode.models import families as models
-from tests.support import families
+from tests.support import detectors, families
 
 FAMILIES = tuple(families.FAMILIES)
 # One strategy for each way to act: on these `make test` runs every family (see conftest.py).
 REPRESENTATIVES = ("agla", "damro", "var", "vcd", "vhr", "vista")
+# Of families whose row is much like another's, half of these: the tower, attention, a row.
+ALIKE = FAMILIES[FAMILIES.index("vipllava") :]
+FEWER = ("damro", "var", "vcd")
 # Parameters under which a strategy acts on a random model; without an entry, its defaults.
 ACTIVE: dict[str, str] = {
+    "act": "act(alpha=1.5)",
     "adhh": "adhh(heads=(0,0,1,1,2,0,2,1),tau=0.05)",
+    "code": "code(tokens=5)",
     "m3id": "m3id(lam=0.5,gate=1)",
+    "marine": f"marine(detector={detectors.DETR},threshold=0.3)",
     "scaled": "scaled(scale=2.0)",
     "spin": "spin(r=0.5)",
     "var": "var(dims=(3,13,40),tau=2.0,min_mass=0.05,rho=0.2)",
     "vdgd": "vdgd(tokens=5)",
+    "vicrop": "vicrop(base=24)",
 }
 COMPOSED = ("var+vcd", "vhr+m3id")
 TOLERANCE = 1e-4  # top-two gap below which equal tokens are not claimed
@@ -59,9 +66,11 @@ def refusals() -> list[tuple[str, str]]:
 
 
 def supplied(engine: Any, folder: Path) -> Any:
-    """The engine with hand-made artifacts for the strategies that need one."""
+    """The engine with hand-made artifacts for the strategies that need one, and a detector."""
+    detectors.save_detr()
     m, rng = engine.model_info, torch.Generator().manual_seed(0)
     made = {
+        "act": {"gain": torch.rand(m.num_layers, m.num_heads, generator=rng) - 0.3},
         "lacing": {"soft": torch.randn(7, m.hidden_size, generator=rng)},
         "zerotuning": {
             "heads": torch.rand(m.num_layers, m.num_heads, generator=rng) < 0.5,

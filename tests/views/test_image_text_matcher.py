@@ -15,6 +15,7 @@ from halludecode.views import masks
 from tests.support import families
 
 DATA = Path(__file__).parents[1] / "data" / "contrastive.json"
+OFFICIAL = json.loads((DATA.parent / "official" / "agla.json").read_text())["captions"]["cases"]
 VECTORS = {v["id"]: v for v in json.loads(DATA.read_text())["vectors"]}
 QUESTION = "is there a red cat in the picture?"
 WORDS = [
@@ -107,6 +108,18 @@ def by_hand(path, picture, question, layer, encoder_token):
                 made[j - 1] += float(weights[h, i, j] * max(float(slope[h, i, j]), 0.0)) / heads
         made[j - 1] /= len(content)
     return torch.tensor(made).reshape(SIDE, SIDE)
+
+
+@pytest.mark.parametrize("case", OFFICIAL, ids=lambda case: case["caption"][:20])
+def test_captions_are_the_official_ones(case):
+    assert blip_itm.caption(case["question"]) == case["caption"]
+
+
+def test_the_matcher_reads_the_bare_question(matcher, picture):
+    bare = blip_itm.masked(picture, question="is there a red cat?", model=matcher)
+    dressed = "Is there a RED cat? Please answer yes or no."
+    assert blip_itm.masked(picture, question=dressed, model=matcher) == bare
+    assert blip_itm.caption("Describe it, please.") == "describe it, please", "no question mark"
 
 
 def test_gradcam_matches_the_vector():

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import hashlib
 import json
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from halludecode.core.errors import InvalidParameter
 from halludecode.views import masks
 
 DATA = Path(__file__).parents[1] / "data" / "contrastive.json"
+OFFICIAL = json.loads((DATA.parent / "official" / "agla.json").read_text())["mask"]["cases"]
 VECTORS = {v["id"]: v for v in json.loads(DATA.read_text())["vectors"]}
 
 
@@ -33,6 +35,21 @@ def test_keep_mask_matches_the_vectors(name):
     kept = masks.keep_mask(torch.tensor(case["inputs"]["cam"]), share)
     assert kept.int().tolist() == case["expected"]["mask"]
     assert int(kept.sum()) == case["expected"]["kept"]
+
+
+@pytest.mark.parametrize("case", OFFICIAL, ids=lambda case: str(case["size"]))
+def test_mask_is_the_official_one_to_the_last_pixel(case):
+    rows, columns = (torch.arange(n, dtype=torch.float64) for n in case["shape"])
+    wave = (12.9898 * rows[:, None] + 78.233 * columns).sin() * 43758.5453
+    made = masks.smooth(wave - wave.floor(), case["size"], case["size"])
+    sparse = made[:: case["every"], :: case["every"]]
+    torch.testing.assert_close(
+        sparse, torch.tensor(case["smoothed"], dtype=torch.float64), atol=1e-7, rtol=0
+    )
+    kept = masks.keep_mask(made, masks.keep_share(case["similarity"]))
+    assert int(kept.sum()) == case["kept"]
+    packed = np.packbits(kept.numpy()).tobytes()
+    assert hashlib.sha256(packed).hexdigest() == case["mask_sha256"]
 
 
 @given(st.floats(-1, 1))

@@ -40,6 +40,7 @@ class AppliedAnswer:
         length: int64 [B], prompt lengths.
         states: Per strategy (by id of its part), what `prepare` returned.
         written: Tokens fed after the prompt.
+        first: float32 [B, V], logits of token 1.
     """
 
     context: ForwardContext
@@ -47,6 +48,7 @@ class AppliedAnswer:
     length: Tensor
     states: Mapping[int, State]
     written: int = 0
+    first: Tensor | None = None
 
 
 class AppliedForward:
@@ -213,6 +215,8 @@ class AppliedForward:
         combining = [part for part in self.plan.parts if part.combines]
         main = logits[:, -1].float()
         t = torch.full((len(main), 1), answer.written + 1, device=main.device)
+        if answer.first is None and any(part.firsts for part in combining):
+            answer.first = main
         parts: list[Any] = []
         for part in combining:
             early = {layer: answer.context.early[layer] for layer in part.early}
@@ -222,6 +226,7 @@ class AppliedForward:
                 answer.states[id(part)],
                 self._decode,
                 early,
+                first=None if answer.first is None else {"main": answer.first},
                 owner=part.strategy.name,
             )
             parts.append((part.strategy, step))

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from halludecode.core.attention_block import GENERATED, PAD, AttentionBlock
 from halludecode.core.errors import HookNeverFired
@@ -58,7 +59,11 @@ class HFAttentionLayer(AttentionLayer[RowPlacement, Columns]):
         places = tuple(i for i, _ in parts)
         if places not in self.rows.columns:
             self.rows.columns[places] = self._edited_columns(parts)
-        start, stop = self.rows.columns[places]
+        yield from self.split(self.rows.columns[places])
+
+    def split(self, queries: Columns) -> Iterator[Columns]:
+        """From the first to the last."""
+        start, stop = queries
         for at in range(start, stop, BLOCK):
             yield at, min(at + BLOCK, stop)
 
@@ -149,3 +154,10 @@ class HFAttentionLayer(AttentionLayer[RowPlacement, Columns]):
         if which not in kept:
             kept[which] = fn()
         return kept[which]
+
+    def keys_at_first_token(self, i: int, name: str, fn: Callable[[], Tensor]) -> Tensor:
+        """``fn() -> [R, .., N]``, kept likewise; 0 for keys that came later."""
+        kept, which = self.rows.first_keys, (i, self.number, name)
+        if which not in kept:
+            kept[which] = fn()
+        return pad(kept[which], (0, self.metadata.kind.shape[1] - kept[which].shape[-1]))

@@ -90,13 +90,14 @@ class BeamLoop:
         yield from ()
 
     def _searches(self, logits: Tensor) -> list[Generator[TreeStep, TreeResult, Beam]]:
-        sees = [bool(request.prompt.pictures) for request in self.batch.requests]
-        return [
-            BeamSearchRun(self._scorer, answer, self.rules if sees[r] else PLAIN).run(
-                logits[r : r + 1]
-            )
-            for r, answer in enumerate(self.answers)
-        ]
+        searches = list[Generator[TreeStep, TreeResult, Beam]]()
+        for r, answer in enumerate(self.answers):
+            main = self.batch.requests[r].rows["main"]
+            text_ids = len(main.input_ids) - sum(image.count - 1 for image in main.images)
+            rules = self.rules if main.images else PLAIN
+            search = BeamSearchRun(self._scorer, answer, rules, text_ids)
+            searches.append(search.run(logits[r : r + 1]))
+        return searches
 
     def _next(
         self,

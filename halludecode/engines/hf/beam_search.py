@@ -1,8 +1,8 @@
 """The search for one request's answer: beams whose candidates are tried before they are chosen.
 
-Beams end and are ranked as in transformers' beam search with its defaults: by mean log-probability,
-until the best live beam cannot beat the worst of ``width`` ended ones. Everything here is on the
-CPU and in float64; the forwards are asked for by yielding.
+Beams end and are ranked as in transformers' beam search with its defaults: by log-probability over
+length, until the best option cannot beat the worst of ``width`` ended ones. Everything here is on
+the CPU and in float64; the forwards are asked for by yielding.
 """
 
 from __future__ import annotations
@@ -61,11 +61,6 @@ class Beam:
     logprobs: tuple[TokenLogprob, ...] = ()
     finish: str = ""
     text: str = ""
-
-    @property
-    def mean(self) -> float:
-        """What ended beams are ranked by."""
-        return self.score / len(self.ids)
 
 
 @dataclass(frozen=True)
@@ -174,9 +169,12 @@ class BeamSearchRun:
         scorer: What it shares with the batch's others.
         answer: The request; first-step scores of words are put there.
         rules: The strategy's search.
+        text_ids: Ids of the prompt's text, a picture counted as one.
     """
 
-    def __init__(self, scorer: BeamScorer, answer: AnswerState, rules: BeamSearch) -> None:
+    def __init__(
+        self, scorer: BeamScorer, answer: AnswerState, rules: BeamSearch, text_ids: int = 0
+    ) -> None:
         self.scorer, self.answer, self.rules = scorer, answer, rules
         self.room = min(scorer.sampling.max_new_tokens, scorer.limit - len(answer.prompt))
         self.ended: tuple[Beam, ...] = ()
@@ -184,6 +182,8 @@ class BeamSearchRun:
         self.chosen: dict[int, set[tuple[int, int]]] = {}  # step -> (beam, token) that went on
         self.forbidden: dict[int, set[tuple[int, int]]] = {}
         self.used: Counter[int] = Counter()
+        self.pointed: list[list[int]] = []  # step -> where its beams pointed
+        self.before = text_ids if rules.prompt_counts else 0
 
     def run(self, logits: Tensor) -> Generator[TreeStep, TreeResult, Beam]:
         """Yields what the next forward must hold; returns the best beam.
@@ -209,9 +209,9 @@ class BeamSearchRun:
                 extra = []
             if result is None:
                 choices = [self._open(i, beam) for i, beam in enumerate(beams)]
-            going = self._settle(beams, choices)
+            going, best = self._settle(beams, choices)
             self.chosen[written] = {(option.beam, option.token) for option in going}
-            if self._is_done(going, written + 1):
+            if self._is_done(going, best, written + 1):
                 cut = going if written + 1 == self.room else []
                 return self._best([self._child(beams, choices, option) for option in cut])
             if result is None:
@@ -251,8 +251,12 @@ class BeamSearchRun:
         logits = beam.top.logits.masked_fill(torch.isin(beam.top.ids, barred), NEG_INF)
         return Choices(beam.top.ids, logits - torch.cat([logits, beam.top.rest]).logsumexp(-1))
 
-    def _settle(self, beams: list[Beam], choices: list[Choices]) -> list[Option]:
-        """End beams that end among the best ``width``; the best ``width`` others go on."""
+    def _settle(self, beams: list[Beam], choices: list[Choices]) -> tuple[list[Option], float]:
+        """End beams that end among the best ``width``; the best ``width`` others go on.
+
+        Returns:
+            Those that go on, and the log-probability of the best option, ended or not.
+        """
         options = [
             Option(b, place, token, beams[b].score + logprob)
             for b, own in enumerate(choices)
@@ -272,20 +276,26 @@ class BeamSearchRun:
                 ended.append(replace(child, finish="stop", text=text))
             if len(going) == self.rules.width:
                 break
-        ended.sort(key=lambda beam: -beam.mean)
+        ended.sort(key=lambda beam: -self._rank(beam))
         self.ended = tuple(ended[: self.rules.width])
-        return going
+        return going, options[0].total
 
-    def _is_done(self, going: list[Option], written: int) -> bool:
+    def _is_done(self, going: list[Option], best: float, written: int) -> bool:
         if not going or written == self.room:
             return True
         full = len(self.ended) == self.rules.width
-        return full and self.ended[-1].mean >= going[0].total / written
+        most = best if self.rules.prompt_counts else going[0].total
+        return full and self._rank(self.ended[-1]) >= most / (self.before + written)
+
+    def _rank(self, beam: Beam) -> float:
+        """What ended beams are ranked by: log-probability over length."""
+        unread = int(self.rules.prompt_counts and beam.ids[-1] in self.scorer.eos)
+        return beam.score / (self.before + len(beam.ids) - unread)
 
     def _best(self, last: list[Beam]) -> Beam:
         """The best ended beam, those cut off by the length included."""
         cut = [replace(b, finish="length", text=self.scorer.decode(b.ids)) for b in last]
-        return max((*self.ended, *cut), key=lambda beam: beam.mean)
+        return max((*self.ended, *cut), key=self._rank)
 
     def _child(self, beams: list[Beam], choices: list[Choices], option: Option) -> Beam:
         parent = beams[option.beam]
@@ -321,16 +331,28 @@ class BeamSearchRun:
         written = len(beams[0].ids)
         self.past[written] = (beams, self.ended)
         self.past.pop(written - self.rules.history, None)
-        target = self.rules.rollback(torch.tensor([beam.pointed for beam in beams]), self.used)
-        at = None if target is None else max(target, min(self.past))
-        if at is None or target is None or at >= written:
+        self.pointed[written:] = [[beam.pointed[-1] for beam in beams]]
+        target = self.rules.rollback(self._history(beams), self.used)
+        if target is None or written == 0:
             return None
+        at = max(target, min(self.past))
+        if at >= written:
+            if not self.rules.by_slot:
+                return None
+            at = written - 1  # as the released code, whose place after the last token is the last
         self.used[target] += 1
         earlier, self.ended = self.past[at]
         self.forbidden = {step: pairs for step, pairs in self.forbidden.items() if step <= at}
         self.forbidden.setdefault(at, set()).update(self.chosen[at])
         self.past = {step: state for step, state in self.past.items() if step <= at}
         return earlier
+
+    def _history(self, beams: list[Beam]) -> Tensor:
+        """int64 [B, steps]: where beams, or their places, pointed so far."""
+        if not self.rules.by_slot:
+            return torch.tensor([beam.pointed for beam in beams])
+        steps = [row * len(beams) if len(row) == 1 else row for row in self.pointed]
+        return torch.tensor(steps).T
 
     def _score_words(self, logits: Tensor, extra: list[int], penalty: Tensor | None) -> None:
         scores = logits[extra].double().cpu()

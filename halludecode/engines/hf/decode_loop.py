@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -53,6 +54,7 @@ class AnswerState:
     raw: list[Tensor] = field(default_factory=list)  # float32 [V] each, on the CPU
     read: list[TokenReading] = field(default_factory=list)
     ends: list[int] = field(default_factory=list)  # characters after each token
+    first: dict[tuple[int, str], Tensor] = field(default_factory=dict)  # see `Step.first`
 
     def choice(self, sampling: Sampling) -> Choice:
         """The finished answer."""
@@ -140,6 +142,25 @@ class DecodeLoop:
             logits = self.batch.step(token.cpu())
             glances = self.batch.glances()
 
+    def choose(self, batch: Any, logits: Tensor, step: int) -> dict[int, int]:
+        """Write one token into every unfinished answer, where others make the forwards.
+
+        Args:
+            batch: The rows of the unfinished answers, in their order; see `shared_rows.RowsOfOne`.
+            logits: Theirs, float32 [rows, V].
+            step: Tokens already written.
+
+        Returns:
+            Places of the answers that go on -> their tokens.
+        """
+        self.batch = batch
+        live = [self.answers[a] for a in self._alive]
+        token = self._choose(logits, live, step).tolist()
+        goes_on = [i for i, answer in enumerate(live) if not answer.finish]
+        self._alive = [self._alive[i] for i in goes_on]
+        self.sampler.select(torch.tensor(goes_on, dtype=torch.long))
+        return {i: token[i] for i in goes_on}
+
     def _rows_of(self, requests: Tensor) -> Tensor:
         place = {key: i for i, key in enumerate(self.batch.rows)}
         names = dict.fromkeys(name for _, name in self.batch.rows)
@@ -153,7 +174,10 @@ class DecodeLoop:
 
     def _choose(self, logits: Tensor, live: list[AnswerState], step: int) -> Tensor:
         """Combine, penalise, draw, and write the token into every live answer."""
+        if step == 0:
+            self._keep_first(logits, live)
         written = [live[request].ids for request, _ in self.batch.rows]
+        self.batch.context.note_confidence(logits[: len(live)])
         logits = self.sampler.ban(logits, step, written)
         main = logits[: len(live)]
         self._check_left(main, live)
@@ -180,6 +204,13 @@ class DecodeLoop:
                 answer.changed = touched[i]
                 self._append(answer, ids[i])
         return token
+
+    def _keep_first(self, logits: Tensor, live: list[AnswerState]) -> None:
+        """Logits of token 1, where a strategy goes on reading them."""
+        for i, part in enumerate(self.batch.plan.parts):
+            for name in part.firsts:
+                for answer, own in zip(live, logits[self.batch.index[i][name].at], strict=True):
+                    answer.first[i, name] = own
 
     def _check_left(self, main: Tensor, live: list[AnswerState]) -> None:
         """Something must be left to write; only rules of a request can ban everything."""
@@ -246,6 +277,10 @@ class DecodeLoop:
                     self.batch.states[i],
                     self.batch.decode,
                     {n: self.batch.context.early[n] for n in part.early},
+                    first={
+                        name: torch.stack([self.answers[a].first[i, name] for a in self._alive])
+                        for name in part.firsts
+                    },
                     masking=masking,
                     owner=part.strategy.name,
                 ),

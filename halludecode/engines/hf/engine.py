@@ -32,7 +32,7 @@ from halludecode.engines.api import (
     Sampling,
     Timings,
 )
-from halludecode.engines.base import LocalEngine, Writing, listed
+from halludecode.engines.base import Writing, listed
 from halludecode.engines.explain import probed, warnings
 from halludecode.engines.hf import soft_prompt
 from halludecode.engines.hf.activations import ActivationCollector
@@ -43,6 +43,7 @@ from halludecode.engines.hf.hooks import attention_set, lock_of
 from halludecode.engines.hf.kept_rows import Prefix
 from halludecode.engines.hf.late_rows import LateRows
 from halludecode.engines.hf.model import HFModel
+from halludecode.engines.hf.settings import SharingEngine
 from halludecode.engines.inputs.processor import LRU
 from halludecode.engines.inputs.rows import PreparedRequest, Row, with_embeds
 from halludecode.engines.outputs import effect_of
@@ -54,7 +55,7 @@ from halludecode.models.loading import inner_model, load_model, model_digest
 DEFAULT_BATCH = 16
 
 
-class HFEngine(LocalEngine):
+class HFEngine(SharingEngine):
     """A loaded transformers model that answers requests under any strategy.
 
     Args:

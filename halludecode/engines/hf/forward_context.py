@@ -13,6 +13,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor
 from torch.nn import functional
 
@@ -59,7 +60,9 @@ class ForwardContext(EditedRows[RowPlacement]):
         emitting: False in a forward that only fills a prefix.
         token_masks: Bool [rows, N] by strategy, layer and name.
         first_token: What `at_first_token` gave, [R, ...] by strategy, layer and name.
+        first_keys: What `keys_at_first_token` gave, [R, .., N] likewise.
         early: [R, D] of the main rows' last token, by layer.
+        sure: [R, T], what `note_confidence` was told of every written token.
 
     What follows these is made once per forward: see `begin`.
     """
@@ -73,6 +76,8 @@ class ForwardContext(EditedRows[RowPlacement]):
     emitting: bool = True
     token_masks: dict[tuple[int, int, str], Tensor] = field(default_factory=dict)
     first_token: dict[tuple[int, int, str], Any] = field(default_factory=dict)
+    first_keys: dict[tuple[int, int, str], Tensor] = field(default_factory=dict)
+    sure: Tensor | None = None
     fired: set[Fired] = field(default_factory=set)
     early: dict[int, Tensor] = field(default_factory=dict)
     changed: Tensor | None = None
@@ -142,6 +147,8 @@ class ForwardContext(EditedRows[RowPlacement]):
         """Keep (or repeat) some batch rows and requests, under a new index and states."""
         self.token_masks = {k: v[rows] for k, v in self.token_masks.items()}
         self.first_token = {k: v[requests] for k, v in self.first_token.items()}
+        self.first_keys = {k: v[requests] for k, v in self.first_keys.items()}
+        self.sure = self.sure[requests] if self.sure is not None else None
         self.early = {k: v[requests] for k, v in self.early.items()}
         self.changed = self.changed[requests] if self.changed is not None else None
         self.index, self.states = index, states
@@ -151,6 +158,7 @@ class ForwardContext(EditedRows[RowPlacement]):
         self.token_masks = {
             k: functional.pad(v, (width, 0, 0, rows)) for k, v in self.token_masks.items()
         }
+        self.first_keys = {k: functional.pad(v, (width, 0)) for k, v in self.first_keys.items()}
 
     # What `layer_edits` asks ----------------------------------------------------------------------
     def named_rows(self, i: int) -> Mapping[str, RowPlacement]:
@@ -181,6 +189,19 @@ class ForwardContext(EditedRows[RowPlacement]):
         out = x.clone()
         out[places] = new
         return out
+
+    def note_confidence(self, main: Tensor) -> None:
+        """Raw scores [R, V] of the main rows, from which a token is being drawn."""
+        if any("confidence" in part.verbs for part in self.parts):
+            new = main.float().softmax(-1).amax(-1, keepdim=True)
+            self.sure = new if self.sure is None else torch.cat([self.sure, new], 1)
+
+    def confidences(self) -> Tensor:
+        """What was noted; a prompt's forward comes before."""
+        if self.sure is None:
+            kind = self._here().kind
+            return torch.ones(len(kind), 1, device=kind.device)
+        return self.sure
 
     def note_fired(self, hook: str, i: int, layer: int) -> None:
         """The i-th strategy's hook was called in a layer."""

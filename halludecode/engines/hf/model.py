@@ -2,25 +2,55 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
+import transformers
 from torch import Tensor
-from torch.nn import functional
-from transformers import DynamicCache
+from transformers import DynamicCache, LlamaForCausalLM
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from halludecode.core.attention_block import GENERATED, IMAGE, PAD, SYSTEM, TEXT
 from halludecode.core.errors import InvalidModel, InvalidRequest
 from halludecode.engines.inputs.processor import LRU
-from halludecode.engines.inputs.rows import ImageInput, Row
+from halludecode.engines.inputs.rows import ImageInput, Row, joined
 from halludecode.models.families import ModelFamily, switch_to_try
 from halludecode.models.info import model_info
 
 VISION_BATCH = 64  # views of pictures per call of the vision tower
+
+
+def _check_release(model_class: type) -> None:
+    """Releases before 5.18 take what they do not know and answer without the picture."""
+    if "mm_encoder_outputs" not in inspect.signature(model_class.forward).parameters:
+        raise InvalidModel(
+            f"{model_class.__name__} of transformers {transformers.__version__} does not take "
+            "pictures that are already encoded (`mm_encoder_outputs`), so it would not see them; "
+            "install a release that does: pip install 'transformers>=5.18,<5.25'."
+        )
+
+
+def _cache_name() -> str:
+    """What models call the argument and the output that hold their KV.
+
+    All of a release call it the same; InstructBLIP takes it without a word of it in its signature.
+    """
+    taken = inspect.signature(LlamaForCausalLM.forward).parameters
+    for name in ("cache", "past_key_values"):  # since transformers 5.24, and before
+        if name in taken:
+            return name
+    raise InvalidModel(
+        f"transformers {transformers.__version__} has neither `cache` nor `past_key_values` among "
+        "the arguments of a model's forward; install a release this version of halludecode knows "
+        "(pip install 'transformers>=5.18,<5.25')."
+    )
+
+
+CACHE = _cache_name()
 
 
 @dataclass(frozen=True)
@@ -69,11 +99,13 @@ class EncodedImages(BaseModelOutputWithPooling):
 
     Args:
         deepstack_features: Qwen3-VL: per early layer, a tensor [n, D] per picture.
+        visual_indicator_features: Ovis 2: of the tokens around pictures, the same for all of them.
         vision_outputs: InstructBLIP hands it on, nobody reads it.
         qformer_outputs: As ``vision_outputs``.
     """
 
     deepstack_features: list[list[Tensor]] | None = None
+    visual_indicator_features: Tensor | None = None
     vision_outputs: Any = None
     qformer_outputs: Any = None
 
@@ -91,10 +123,15 @@ class HFModel:
     """
 
     def __init__(self, model: Any, family: ModelFamily) -> None:
+        _check_release(type(model))
         self.model = model
         self.family = family
         self.info = model_info(model.config)
         self.calls = 0
+        # Some outer models do not hand it on.
+        whole = hasattr(model, "get_image_features")
+        self._encoder = (model if whole else model.model).get_image_features
+        self._around: Tensor | None = None  # features of marks around pictures, of no picture's own
         self._features: LRU[Tensor] = LRU(256e6, lambda f: f.numel() * f.element_size())
 
     @property
@@ -184,7 +221,7 @@ class HFModel:
                 input_ids=ids.to(device),
                 position_ids=(position if self.family.mrope else position[0]).to(device),
                 attention_mask=mask.to(device),
-                past_key_values=cache,
+                **{CACHE: cache},
                 use_cache=True,
                 logits_to_keep=1,
                 **self.given(ids, features),
@@ -194,7 +231,7 @@ class HFModel:
     def encode(self, images: Sequence[ImageInput]) -> dict[str, Tensor]:
         """One pass of the vision tower and projector: features [N, D] by the pictures' keys."""
         names = images[0].pixels.keys()
-        inputs = {n: _joined([image.pixels[n] for image in images]).to(self.device) for n in names}
+        inputs = {n: joined([image.pixels[n] for image in images]).to(self.device) for n in names}
         inputs["pixel_values"] = inputs["pixel_values"].to(self.model.dtype)
         if self.family.nested:
             if not inputs["pixel_values"].flatten(1).any(1).all():
@@ -205,7 +242,8 @@ class HFModel:
                 )
             inputs = {name: value[None] for name, value in inputs.items()}
         with self._told_by_switch(encoding=True):
-            encoded = self.model.get_image_features(**inputs, return_dict=True)
+            encoded = self._encoder(**inputs, return_dict=True)
+        self._around = getattr(encoded, "visual_indicator_features", None)
         deep = getattr(encoded, "deepstack_features", None) or ()
         levels = [encoded.pooler_output, *deep]
         views = [len(image.pixels["pixel_values"]) for image in images]
@@ -229,6 +267,7 @@ class HFModel:
             "image": EncodedImages(
                 pooler_output=torch.cat(pooled)[:, None] if family.packed else list(pooled),
                 deepstack_features=[list(level) for level in deep],
+                visual_indicator_features=self._around,
             )
         }
         return extra
@@ -251,13 +290,9 @@ class HFModel:
     def _positions(self, row: Row, is_image: Tensor) -> Tensor:
         if not self.family.mrope:
             return torch.arange(len(row.input_ids))[None]
-        if not row.images:
+        if not row.images or row.in_line:
             return torch.arange(len(row.input_ids)).expand(3, -1)
         grid = torch.cat([image.pixels["image_grid_thw"] for image in row.images])
-        merge = self.model.config.vision_config.spatial_merge_size**2
-        if int(is_image.sum()) * merge != int(grid.prod(-1).sum()):
-            # Chosen tokens are no raster any more: they stand in line, like words.
-            return torch.arange(len(row.input_ids)).expand(3, -1)
         position, _ = self.model.model.get_rope_index(
             row.input_ids[None], mm_token_type_ids=is_image[None].int(), image_grid_thw=grid
         )
@@ -281,16 +316,11 @@ def _batches(images: Sequence[ImageInput]) -> Iterator[list[ImageInput]]:
         yield chunk
 
 
-def _joined(parts: Sequence[Tensor]) -> Tensor:
-    """Along the first axis, the others padded with zeros at their ends."""
-    shape = [max(part.shape[axis] for part in parts) for axis in range(1, parts[0].dim())]
-    missing = [[m - n for n, m in zip(part.shape[1:], shape, strict=True)] for part in parts]
-    pads = [[pad for m in reversed(short) for pad in (0, m)] for short in missing]
-    return torch.cat([functional.pad(p, pad) for p, pad in zip(parts, pads, strict=True)])
-
-
 def _by_picture(features: Any, views: Sequence[int]) -> list[Tensor]:
     """[n, D] per picture, from a list of them or from [views, n, D] over all pictures."""
+    if isinstance(features, list | tuple) and len(features) == 1 < len(views):
+        # Idefics3's kind since transformers 5.20.1: all views of a sample in one list of tokens.
+        features = features[0].unflatten(0, (sum(views), -1))
     if isinstance(features, list | tuple):
         return [own.flatten(0, -2) for own in features]
     return [own.flatten(0, -2) for own in features.split(list(views))]

@@ -23,6 +23,7 @@ from halludecode.engines.hf.attention_metadata import AttentionMetadata, RowPlac
 from halludecode.engines.hf.batch import Batch
 from halludecode.engines.hf.forward_context import ForwardContext
 from halludecode.engines.hf.hooks import hooked
+from halludecode.engines.hf.model import CACHE
 
 FULL, SLIDING = {"full_attention"}, {"sliding_attention"}
 
@@ -218,7 +219,7 @@ class TokenTree:
                 input_ids=ids.to(device),
                 position_ids=position.to(device),
                 attention_mask=self._masks(visible),
-                past_key_values=self.batch.cache,
+                **{CACHE: self.batch.cache},
                 use_cache=True,
                 **hf_model.given(ids, ()),
             )

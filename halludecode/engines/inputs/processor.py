@@ -19,7 +19,8 @@ from torch import Tensor
 
 from halludecode.core.errors import InvalidRequest
 from halludecode.core.prompt import Picture, Prompt, Turn
-from halludecode.models.families import ModelFamily, Span
+from halludecode.models.families import ModelFamily
+from halludecode.models.image_layout import Span
 
 V = TypeVar("V")
 CACHED = 256e6  # bytes of preprocessed pictures that are remembered

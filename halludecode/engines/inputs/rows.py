@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from halludecode.core.activations import ActivationRequest
 from halludecode.core.branch import Branch, Edit
@@ -57,6 +58,8 @@ class Row:
         embeds: Edited features [n, D] of all pictures; None where features are not edited.
         hidden: bool [N_img], image tokens this row never sees; None if it sees all.
         life: "answer", or "prefill" for rows dropped after the first token.
+        in_line: Its image tokens were chosen (`Branch.tokens`) and form no raster any more, however
+            many they are: their positions stand in line, like words.
     """
 
     name: str
@@ -69,6 +72,7 @@ class Row:
     key: str
     images: tuple[ImageInput, ...] = field(repr=False)
     prefix: int = field(repr=False, default=0)  # tokens up to the last image token
+    in_line: bool = False
     _view: Any = field(repr=False, default=None)
 
     def picture(self, index: int = 0) -> Image:
@@ -129,18 +133,25 @@ class RowBuilder:
             if edited is not None:
                 main, owner = edited, state[i]
         for i, part in enumerate(() if main_only else plan.parts):
+            if not part.extra:
+                continue
             branches = part.strategy.branches(main.prompt, state[i], part.model_info)
             extra += [(i, name, b) for name, b in branches.items() if name != "main"]
         rows = {"main": self._row("main", main, row_hooks(plan.parts, None, "main"), owner)}
         local: list[dict[str, str]] = [{"main": "main"} for _ in plan.parts]
+        made: dict[tuple[str, str], str] = {}  # branches that look at no state
         for i, name, branch in extra:
             part = plan.parts[i]
-            label = free_name(name, part.strategy.name, rows)
-            row = self._row(label, branch, row_hooks(plan.parts, part, name), state[i])
-            same = next((r.name for r in rows.values() if r.key == row.key), None)
+            hooks = row_hooks(plan.parts, part, name)
+            same = None if state[i] else made.get((branch.key, hooks))
             if same is None:
-                rows[label] = row
-            local[i][name] = same or label
+                label = free_name(name, part.strategy.name, rows)
+                row = self._row(label, branch, hooks, state[i])
+                same = next((r.name for r in rows.values() if r.key == row.key), label)
+                rows.setdefault(same, row)
+            if not state[i]:
+                made[branch.key, hooks] = same
+            local[i][name] = same
         return PreparedRequest(main.prompt, rows, tuple(local), tuple(state), main_only)
 
     def activation_row(self, request: ActivationRequest) -> Row:
@@ -148,7 +159,7 @@ class RowBuilder:
         return self._row("main", Branch(request.prompt), "", {})
 
     def _row(self, name: str, branch: Branch, hooks: str, state: Mapping[str, Any]) -> Row:
-        prompt = branch.prompt
+        prompt = branch.read()
         if branch.images is not None:
             edited = [
                 Picture.of(branch.images(p.image, edited=p.key, index=i, state=state))
@@ -179,6 +190,7 @@ class RowBuilder:
             key=digest(text, *(image.key for image in images), hooks, branch.life),
             images=tuple(images),
             prefix=last if last < len(ids) else 0,  # a question must remain
+            in_line=branch.tokens is not None,
             _view=self._show,
         )
 
@@ -242,8 +254,16 @@ def _image_input(
     return ImageInput(key, pixel_key, picture, processed, pixels, count, features, hidden)
 
 
+def joined(parts: Sequence[Tensor]) -> Tensor:
+    """Along the first axis, the others padded with zeros at their ends."""
+    shape = [max(part.shape[axis] for part in parts) for axis in range(1, parts[0].dim())]
+    missing = [[m - n for n, m in zip(part.shape[1:], shape, strict=True)] for part in parts]
+    pads = [[pad for m in reversed(short) for pad in (0, m)] for short in missing]
+    return torch.cat([functional.pad(p, pad) for p, pad in zip(parts, pads, strict=True)])
+
+
 def _pixels_of(images: Sequence[ImageInput]) -> Tensor | None:
-    return torch.cat([image.pixels["pixel_values"] for image in images]) if images else None
+    return joined([image.pixels["pixel_values"] for image in images]) if images else None
 
 
 def _shrink(image: ProcessedImage, count: int, image_token: int) -> ProcessedImage:

@@ -17,16 +17,15 @@ from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
-from halludecode.core import errors
 from halludecode.core import spec as hd_spec
 from halludecode.core.errors import (
     HalluDecodeError,
     InvalidModel,
     InvalidParameter,
     InvalidRequest,
-    MissingExtra,
 )
-from halludecode.engines.api import Engine, Output, Request, Sampling, Timings
+from halludecode.engines.api import Engine, Explain, Output, Request, Sampling, Timings
+from halludecode.engines.server.client_errors import KEY, Unreachable, error_of, openai_client
 from halludecode.engines.server.openai_format import body_of, output_of
 
 T = TypeVar("T")
@@ -34,12 +33,6 @@ TRIES = 8  # of one request: with waits that double from half a second up to 8, 
 FIRST_TRIES = 3  # of the first contact
 PATIENCE = 600.0  # seconds for one answer
 SAME = ("model", "model_digest", "dtype", "versions", "halludecode")  # what servers must agree on
-GONE = frozenset({502, 503, 504})
-KEY = "HALLUDECODE_API_KEY"
-
-
-class Unreachable(HalluDecodeError):
-    """No server answers, or none that is `halludecode serve`."""
 
 
 @dataclass(frozen=True)
@@ -77,6 +70,7 @@ class Ask:
     strategy: str
     sampling: Sampling
     words: tuple[str, ...]
+    explain: bool
     servers: list[Server]
     turns: asyncio.Semaphore = field(compare=False)
 
@@ -137,17 +131,19 @@ class ServerEngine(Engine):
         sampling: Sampling | None = None,
         *,
         score_words: Sequence[str] = (),
-        explain: Any = False,
+        explain: Explain = False,
     ) -> list[Output]:
         """Answers in the order of the requests.
 
         Raises:
             HalluDecodeError: The first request that was refused or failed.
         """
-        if explain:
-            raise InvalidRequest("explain= is not served over HTTP; use engine='hf'.")
+        if explain not in (False, True):
+            raise InvalidRequest(
+                f"explain={explain!r} is not served over HTTP, explain=True is; use engine='hf'."
+            )
         wanted = [requests] if isinstance(requests, Request) else list(requests)
-        outcomes = self.generate_each(wanted, strategy, sampling, score_words=score_words)
+        outcomes = self._outcomes(wanted, strategy, sampling, score_words, explain)
         for outcome in outcomes:
             if isinstance(outcome, HalluDecodeError):
                 raise outcome
@@ -166,13 +162,23 @@ class ServerEngine(Engine):
         Raises:
             Unreachable: No server is there to begin with.
         """
+        return self._outcomes(requests, strategy, sampling, score_words)
+
+    def _outcomes(
+        self,
+        requests: Sequence[Request],
+        strategy: hd_spec.Spec | ServedPlan,
+        sampling: Sampling | None,
+        score_words: Sequence[str],
+        explain: bool = False,
+    ) -> list[Output | HalluDecodeError]:
         plan = self.plan(strategy)
         drawn, begun = sampling or Sampling(), time.perf_counter()
 
         async def every(servers: list[Server]) -> list[Output | HalluDecodeError]:
             await self._greet_all(servers)
             turns = asyncio.Semaphore(self._most)
-            ask = Ask(plan.canonical, drawn, tuple(score_words), servers, turns)
+            ask = Ask(plan.canonical, drawn, tuple(score_words), explain, servers, turns)
             return await asyncio.gather(*[self._answer(request, ask) for request in requests])
 
         return _shared(self._run(every), (time.perf_counter() - begun) * 1000)
@@ -252,10 +258,10 @@ class ServerEngine(Engine):
         options = {"params": query, "max_retries": tries - 1}
         try:
             about = await server.client.get(path, cast_to=object, options=options)
-        except _openai().NotFoundError:
+        except openai_client().NotFoundError:
             about = None
-        except _openai().OpenAIError as error:
-            raise _error(error, server) from None
+        except openai_client().OpenAIError as error:
+            raise error_of(error, server.url) from None
         if not isinstance(about, dict):
             raise Unreachable(f"{server.url} is not a server started by `halludecode serve`.")
         return about
@@ -264,7 +270,8 @@ class ServerEngine(Engine):
         async with ask.turns:
             try:
                 how = (ask.strategy, ask.sampling, ask.words)
-                body = body_of(request, *how, self.model_id, self._about["placeholder"])
+                about = self.model_id, self._about["placeholder"]
+                body = body_of(request, *how, *about, ask.explain)
                 return output_of(await self._send(body, ask))
             except HalluDecodeError as error:
                 return error
@@ -280,8 +287,8 @@ class ServerEngine(Engine):
             try:
                 response = await server.client.chat.completions.create(**body)
                 return response.model_dump()
-            except _openai().OpenAIError as error:
-                ours = _error(error, server)
+            except openai_client().OpenAIError as error:
+                ours = error_of(error, server.url)
                 if not isinstance(ours, Unreachable):
                     raise ours from None
                 server.gone = str(ours)
@@ -292,7 +299,7 @@ class ServerEngine(Engine):
         """Run a coroutine over clients of all servers, in a notebook too."""
 
         async def work() -> T:
-            openai = _openai()
+            openai = openai_client()
             async with AsyncExitStack() as stack:
                 servers = []
                 for url in self.servers:
@@ -342,40 +349,6 @@ def _shared(
         else outcome
         for outcome in outcomes
     ]
-
-
-# Errors -------------------------------------------------------------------------------------------
-
-
-def _openai() -> Any:
-    try:
-        import openai
-    except ImportError as error:
-        raise MissingExtra(
-            f"A server is asked with OpenAI's client ({error}): pip install openai."
-        ) from None
-    return openai
-
-
-def _error(error: Any, server: Server) -> HalluDecodeError:
-    """A client's error as one of ours, with the server's own sentence where it has one."""
-    status = getattr(error, "status_code", None)
-    if status is None:
-        slow = isinstance(error, _openai().APITimeoutError)
-        what = "takes too long" if slow else "cannot be reached"
-        kind = InvalidRequest if slow else Unreachable
-        return kind(f"{server.url} {what} ({error.__cause__ or error}).")
-    body = error.body if isinstance(error.body, Mapping) else {}
-    said = str(body.get("message") or f"status {status}").strip()
-    if status in GONE:
-        return Unreachable(f"{server.url} is not serving ({said}).")
-    if status in (401, 403):
-        return InvalidModel(
-            f"{server.url} refuses the key ({said}); give --api-key or set {KEY} to the server's."
-        )
-    kind = getattr(errors, str(body.get("type")), None)
-    ours = isinstance(kind, type) and issubclass(kind, HalluDecodeError)
-    return kind(said) if ours else (InvalidRequest if status < 429 else HalluDecodeError)(said)
 
 
 def _unreachable(why: str) -> str:

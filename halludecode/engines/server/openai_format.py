@@ -12,10 +12,21 @@ from typing import Any
 
 from halludecode.core.errors import InvalidRequest
 from halludecode.core.prompt import Picture
-from halludecode.engines.api import Choice, Output, Request, Sampling, Timings, TokenLogprob
+from halludecode.engines.api import (
+    Choice,
+    ExplainedToken,
+    Explanation,
+    Output,
+    Request,
+    Sampling,
+    Timings,
+    TokenLogprob,
+)
 from halludecode.engines.inputs.chat import to_prompt
 from halludecode.engines.inputs.images import _read, load_picture
 from halludecode.engines.inputs.pixels import is_array
+
+EXPLAINED = ("text", "token_id", "grounding", "entropy", "mass")  # of `ExplainedToken`
 
 
 def body_of(
@@ -25,6 +36,7 @@ def body_of(
     words: Sequence[str],
     model: str,
     placeholder: str,
+    explain: bool = False,
 ) -> dict[str, Any]:
     """Keyword arguments for the OpenAI client's ``chat.completions.create``.
 
@@ -35,11 +47,14 @@ def body_of(
         words: Words whose first-step scores are wanted.
         model: The model's name at the server.
         placeholder: Its image placeholder.
+        explain: Whether the answer is to be explained token by token.
 
     Raises:
         InvalidRequest: A picture cannot be read, or the prompt cannot be sent.
     """
     xargs = {"strategy": strategy, "details": 1, "score_words": list(words)}
+    if explain:
+        xargs["explain"] = 1
     drawn, extra = _drawn(sampling)
     if request.chat_template_kwargs:
         told = dict(request.chat_template_kwargs)
@@ -118,7 +133,14 @@ def _choice(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> Choice:
         ids,
         "stop" if stopped else "length",
         None if logprobs is None else logprobs[: len(ids)],
+        _explanation(ours.get("explanation")),
     )
+
+
+def _explanation(tokens: Any) -> Explanation | None:
+    if tokens is None:
+        return None
+    return Explanation(tuple(ExplainedToken(*map(each.get, EXPLAINED)) for each in tokens))
 
 
 def _logprobs(choice: Mapping[str, Any]) -> tuple[TokenLogprob, ...] | None:

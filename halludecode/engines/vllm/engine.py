@@ -10,27 +10,16 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from halludecode.core import spec as hd_spec
 from halludecode.core.activations import ActivationRequest, Activations
-from halludecode.core.errors import HalluDecodeError, HookNeverFired
+from halludecode.core.errors import HalluDecodeError
 from halludecode.core.plan import Plan
 from halludecode.core.prompt import Prompt
 from halludecode.engines import VLLM_PROVIDES
 from halludecode.engines.api import Explain, Explanation, ExtraRows, Output, Request, Sampling
 from halludecode.engines.base import LocalEngine, Writing, listed
-from halludecode.engines.explain import (
-    TokenReading,
-    explaining,
-    explanation,
-    glance,
-    probed,
-    rasters,
-    warnings,
-)
+from halludecode.engines.explain import probed, warnings
 from halludecode.engines.inputs.rows import PreparedRequest, Row
-from halludecode.engines.outputs import settled
 from halludecode.engines.vllm.frontend.activations import ActivationPasses
 from halludecode.engines.vllm.frontend.capacity import check_known, check_plan
 from halludecode.engines.vllm.frontend.loading import Loaded, load_engine
@@ -39,6 +28,7 @@ from halludecode.engines.vllm.frontend.pending import (
     PendingAnswer,
     PendingRequest,
     answered,
+    explained,
     outcome,
 )
 from halludecode.engines.vllm.frontend.requests import RequestBuilder, RequestGroup
@@ -374,25 +364,19 @@ class VLLMEngine(LocalEngine):
         self, work: PendingAnswer, answer: PartialAnswer, report: GroupReport
     ) -> Explanation | None:
         """One answer token by token, if that was asked for and there is an image."""
-        prepared = work.prepared
-        if explaining(work.settings.plan) is None or not prepared or not prepared.prompt.pictures:
-            return None
-        if len(report["readings"]) < len(answer.ids):
-            raise HookNeverFired(
-                f"{len(answer.ids)} tokens were written and {len(report['readings'])} of them "
-                "read; explain with engine='hf'."
-            )
-        row, decode = prepared.rows["main"], self.processor.tokenizer.decode
-        spans = rasters(row, self.family)
-        read = [
-            TokenReading(grounding, entropy, glance(torch.tensor(seen), row, spans))
-            for grounding, entropy, seen in report["readings"][: len(answer.ids)]
-        ]
-        texts = (
-            decode(answer.ids[: i + 1], skip_special_tokens=True).strip() for i in range(len(read))
-        )
-        ends = [len(settled(text, ())) for text in texts]
-        return explanation(answer.text, answer.ids, ends, read)
+        written = answer.text, answer.ids, report["readings"]
+        decode = self.processor.tokenizer.decode
+        return explained(work.settings.plan, work.prepared, written, self.family, decode)
+
+    def explaining(self, plan: Plan) -> Plan:
+        """A plan of this engine whose answers are explained, without maps.
+
+        Raises:
+            UnsupportedStrategy: They cannot be.
+        """
+        probing = probed(plan, self.model_info, True)
+        self._check_plan(probing)
+        return probing
 
     def _warned(self, output: Output, explain: Explain) -> Output:
         """With what the user should know about an explanation that is not whole."""

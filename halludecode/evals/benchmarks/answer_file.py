@@ -274,14 +274,25 @@ def lines_of(
     benchmark: Benchmark, samples: Sequence[Sample], answers: Mapping[Id, str], rule: str
 ) -> dict[Id, dict[str, Any]]:
     """Lines as a run folder has them, of the samples that are answered."""
-    sizes = Counter(map(benchmark.group, samples))
     lines = {}
-    for sample in benchmark.answerable(samples, answers):
-        group = benchmark.group(sample)
-        filled = replace(sample, group=group, group_size=sizes[group])
+    for sample in benchmark.answerable(grouped(benchmark, samples), answers):
         asked = {"id": sample.id, "image": sample.image, "prompt": sample.question}
-        lines[sample.id] = {**asked, **answered(benchmark, filled, answers[sample.id], rule)}
+        lines[sample.id] = {**asked, **answered(benchmark, sample, answers[sample.id], rule)}
     return lines
+
+
+def grouped(benchmark: Benchmark, samples: Sequence[Sample]) -> list[Sample]:
+    """The samples with name and size of their groups, which lines hold where they count."""
+    if not benchmark.whole:
+        return list(samples)
+    names = [benchmark.group(sample) for sample in samples]
+    sizes = Counter(names)
+    return [
+        sample
+        if (sample.group, sample.group_size) == (name, sizes[name])
+        else replace(sample, group=name, group_size=sizes[name])
+        for sample, name in zip(samples, names, strict=True)
+    ]
 
 
 def texts_of(

@@ -36,7 +36,7 @@ from halludecode.evals.benchmarks.shown import (
 from halludecode.evals.data.columns import Columns, cells_of, map_columns, nearest
 from halludecode.evals.data.entries import Pictures, folder_pictures
 from halludecode.evals.data.records import Record, first_fields, read_records
-from halludecode.evals.data.samples import Sample
+from halludecode.evals.data.samples import EvalImage, Sample
 from halludecode.evals.statistics.score import Formula, Id, Score, gather, mean_of
 
 if TYPE_CHECKING:
@@ -201,6 +201,19 @@ class Benchmark(Parameters, Shown, Answered):
             images: Where the user says the pictures are.
         """
         return folder_pictures(images or folder / "images")
+
+    def shown(self, sample: Sample, picture: EvalImage, path: Path | None) -> EvalImage:
+        """The picture as it is asked about, such as with what a question names marked in it.
+
+        Args:
+            sample: The question.
+            picture: As the data have it.
+            path: The question file; None of a data set on the hub.
+
+        Raises:
+            InvalidData: What is drawn into it does not exist.
+        """
+        return picture
 
     def order(self, samples: Sequence[Sample], where: str) -> Sequence[Sample]:
         """The samples in the order that a limit takes them.

@@ -7,11 +7,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Self
+from typing import TYPE_CHECKING, Any, ClassVar, Self
 
 from halludecode.core.errors import InvalidParameter
 from halludecode.core.params import param
-from halludecode.evals.benchmarks.base import Benchmark
+from halludecode.evals.benchmarks.base import Benchmark, Metric
 from halludecode.evals.data.judge import VARIABLE, Judge, named
 from halludecode.evals.data.records import read_text
 from halludecode.evals.data.samples import Sample
@@ -20,6 +20,10 @@ if TYPE_CHECKING:
     from halludecode.evals.presets import Preset
 
 REFUSED, UNREAD = "refused", "other"  # what is read of a verdict that holds none
+REFUSED_AND_UNREAD = (
+    Metric("refused", "verdicts refused", scale=1.0, lower_is_better=None, digits=0),
+    Metric("unread", "verdicts unread", scale=1.0, lower_is_better=None, digits=0),
+)
 
 
 @dataclass(frozen=True)
@@ -36,6 +40,8 @@ class JudgedBenchmark(Benchmark):
 
     text_kind = "choice"
     wording = "own"
+    # What a judge says of a right answer and of a wrong one: what the contract suite lets it say.
+    replies: ClassVar[tuple[str, str]]
 
     def settled(self, preset: Preset) -> Self:
         """Itself; without a judge or its words nothing is asked of the model."""
@@ -63,7 +69,7 @@ class JudgedBenchmark(Benchmark):
         """What the judge's words say; `UNREAD` where they say nothing or too much."""
         raise NotImplementedError
 
-    def right(self, verdict: Any) -> bool:
+    def right(self, verdict: Any, sample: Sample) -> bool:
         """Whether an answer with this verdict counts as right."""
         raise NotImplementedError
 
@@ -78,7 +84,7 @@ class JudgedBenchmark(Benchmark):
         told = Judge(self._named(), self.judge_url).ask(prompt)
         parsed = REFUSED if told.refused else self.verdict(told.raw)
         known = parsed not in (REFUSED, UNREAD)
-        right = int(known and self.right(parsed))
+        right = int(known and self.right(parsed, sample))
         return {"parsed": parsed, "score": right, "judged": told.record()}
 
     def prompt_for(self, sample: Sample, answer: str) -> str:

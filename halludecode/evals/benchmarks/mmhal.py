@@ -9,7 +9,7 @@ import numpy as np
 
 from halludecode.core.paper import Paper
 from halludecode.evals.benchmarks.base import Metric
-from halludecode.evals.benchmarks.judged import REFUSED, UNREAD, JudgedBenchmark
+from halludecode.evals.benchmarks.judged import REFUSED, REFUSED_AND_UNREAD, UNREAD, JudgedBenchmark
 from halludecode.evals.benchmarks.registry import benchmark
 from halludecode.evals.data.columns import Columns, said, words_of
 from halludecode.evals.data.records import Record
@@ -35,15 +35,24 @@ class MMHal(JudgedBenchmark):
     verdict with no rating, or with several, is a 0, and so is a refusal; ``unread`` and ``refused``
     count both. The words for the judge are `template` in Eval/eval_gpt_mmhal.py of
     llava-rlhf/LLaVA-RLHF (Apache-2.0), with four places; its judge was gpt-4-0314, and numbers of
-    different judges do not compare. Questions: response_template.json of Shengcao1006/MMHal-Bench
-    (Apache-2.0), its pictures by the name in ``image_src``; they could not be had where this was
-    written, so nothing of them is counted, and no judge was at hand to repeat a published number.
+    different judges do not compare; no judge was at hand to repeat a published number.
+
+    Questions and pictures: response_template.json and images/ of Shengcao1006/MMHal-Bench
+    (Apache-2.0), read at 8c04a4a8ae40b80763eee9b3eadf115e2267bfa6; a picture's name is the end of
+    its ``image_src``. Counted (in the copy that RLHF-V/RLHF-V has): 96 questions, twelve of each of
+    eight kinds, each about a picture of its own; none is asked twice, though eight ask for the
+    same, a detailed description.
     """
 
     title = "MMHal-Bench"
     max_new_tokens = 512
-    files = ("mmhal.jsonl", "mmhal/response_template.json")
-    needs = "mmhal/response_template.json with images/ in the folder"
+    hub = "Shengcao1006/MMHal-Bench@8c04a4a8ae40b80763eee9b3eadf115e2267bfa6"
+    hub_files = ("response_template.json", "images/*")
+    files = ("mmhal.jsonl", "mmhal/response_template.json", "response_template.json")
+    needs = (
+        "mmhal/response_template.json with images/ in the folder, or Shengcao1006/MMHal-Bench of "
+        "the hub"
+    )
     columns = (
         Columns(
             {"image": ("image", "image_src"), "question": ("question",), "answer": ("gt_answer",)}
@@ -59,14 +68,12 @@ class MMHal(JudgedBenchmark):
         | {"contents": [thing, "Table"], "kind": "counting"}
         for n, thing in enumerate(("cup", "dog"), start=2)
     )
+    replies = ("Rating: 6", "Rating: 0")
     metrics = (
         Metric("average", "rating (0 to 6)", scale=1.0, digits=2, short="rating"),
         Metric("hallucination_rate", "hallucinated %", lower_is_better=True),
     )
-    more_metrics = (
-        Metric("refused", "verdicts refused", scale=1.0, lower_is_better=None, digits=0),
-        Metric("unread", "verdicts unread", scale=1.0, lower_is_better=None, digits=0),
-    )
+    more_metrics = REFUSED_AND_UNREAD
 
     def read(self, record: Record) -> Sample | Iterable[Sample]:
         """One question, named after its picture: they have one each."""
@@ -86,7 +93,7 @@ class MMHal(JudgedBenchmark):
         found = [rating for rating in RATINGS if f"rating: {rating}" in raw.lower()]
         return found[0] if len(found) == 1 else UNREAD
 
-    def right(self, verdict: Any) -> bool:
+    def right(self, verdict: Any, sample: Sample) -> bool:
         """Without hallucination."""
         return verdict >= HONEST
 

@@ -52,6 +52,7 @@ class NaturalBench(Benchmark):
     wording = "own"
     max_new_tokens: ClassVar[Mapping[str, int]] = {"naturalbench": 16, LETTERS: 16}
     needs = "naturalbench.jsonl in the folder, or BaiqiL/NaturalBench of the hub"
+    hub = "BaiqiL/NaturalBench@b6a84a18ba24544169681d4b15543dd103d4d3bb"
     columns = (
         Columns({n.lower(): (n.lower(), n) for n in _COLUMNS}, pictures=("image_0", "image_1")),
     )

@@ -33,7 +33,7 @@ FOLLOW = (
     " In case there is an inconsistency between the context and the image content, you should "
     "follow the image. "
 )
-MODES = ("base", "iac", "icc", "ccs")
+MODES = ("base", "iac", "sec", "icc", "ccs")
 _QUESTIONS = {name: (name,) for name in ("yes_question", "no_question", "task")}
 _TAKES = {name: (name,) for name in ("context", "ccs_description")}
 _PLACES = ("train2014/COCO_train2014_{:0>12}.jpg", "val2014/COCO_val2014_{:0>12}.jpg")
@@ -45,12 +45,15 @@ class PhD(YesNoBenchmark):
     """Pairs of questions about one picture, one right with yes and one with no.
 
     ``mode``: base asks as it is, iac and icc put an inaccurate or an incorrect context before, ccs
-    asks about pictures against common sense. ``index`` is the harmonic mean of the recalls of yes
-    and of no, by task as well; one answer for all gets 0 of it and of pairs. The release defines
-    that number in its README and has no script, rule for reading answers or answers of models:
+    asks about pictures against common sense; later releases call iac sec (specious). ``index`` is
+    the harmonic mean of the recalls of yes and of no, by task as well; one answer for all gets 0 of
+    it and of pairs. The release defines that number in its README and has no script, rule for
+    reading answers or answers of models:
     answers are read as POPE does, and there is nothing to compare with. data.json of
-    jiazhen-code/PhD (or AIMClab-RUC/PhD) has no licence text, so it is not shipped; it was too
-    large to be had here, and nothing of it is counted.
+    AIMClab-RUC/PhD is read at 452e9b3be62f908b71cdec909f2ca4770d39d4b9, COCO's pictures come from
+    --images; jiazhen-code/PhD has it too. Its licence could not be read, so it is not shipped; it
+    was too large to be had here, so questions asked twice and contradictory labels are counted when
+    they are read.
     """
 
     mode: str = param("base", "Which of the four modes.", choices=MODES)
@@ -58,7 +61,9 @@ class PhD(YesNoBenchmark):
     title = "PhD"
     whole = True
     preset_tokens = True
-    files = ("phd.jsonl", "phd/data.json", "PhD/data.json")
+    hub = "AIMClab-RUC/PhD@452e9b3be62f908b71cdec909f2ca4770d39d4b9"
+    hub_files = ("data.json", "CCS_images/*", "images/*")
+    files = ("phd.jsonl", "phd/data.json", "PhD/data.json", "data.json")
     needs = "phd/data.json with images/{train2014,val2014,CCS_images} beside it"
     columns = (
         Columns({**_QUESTIONS, "image": ("image", "image_path")}, _TAKES),
@@ -101,7 +106,7 @@ class PhD(YesNoBenchmark):
     def read(self, record: Record) -> Sample | Iterable[Sample]:
         """Both questions of a row."""
         cells, before = record.fields, ""
-        if self.mode in ("iac", "icc"):
+        if self.mode in ("iac", "sec", "icc"):
             contexts = cells.get("context")
             if not isinstance(contexts, Mapping) or not isinstance(contexts.get(self.mode), str):
                 raise InvalidData(f"{record.where}: there is no context {self.mode!r} in it.")

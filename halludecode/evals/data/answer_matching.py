@@ -10,6 +10,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -72,10 +73,9 @@ class Matcher:
         self.by_id = {s.id: s for s in samples}
         self.keys: dict[Id, Id] = {_key(i): i for i in self.by_id}
         self.cores = {s.id: core(s.question) for s in samples}
-        counts = Counter(_stem(s.image) for s in samples if s.image)
-        self.alone = {
-            _stem(s.image): s.id for s in samples if s.image and counts[_stem(s.image)] == 1
-        }
+        stems = {s.id: _stem(s.image) for s in samples if s.image}
+        counts = Counter(stems.values())
+        self.alone = {stem: i for i, stem in stems.items() if counts[stem] == 1}
 
     # Columns ------------------------------------------------------------------------------------
 
@@ -290,8 +290,9 @@ def _key(i: Id) -> Id:
     return read_id(i)
 
 
-def _stem(name: Any) -> str:
-    return PurePosixPath(str(name).replace("\\", "/")).stem.lower()
+@lru_cache(maxsize=1 << 15)  # every system answers the same pictures
+def _stem(name: str) -> str:
+    return PurePosixPath(name.replace("\\", "/")).stem.lower()
 
 
 def _image_keys(name: Any) -> list[str]:

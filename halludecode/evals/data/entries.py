@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from halludecode.core.errors import InvalidData
+from halludecode.evals.data.oddities import oddities
 from halludecode.evals.data.run_files import LINE_FACTS
 from halludecode.evals.data.samples import EvalImage, EvalUnit, Sample
 
@@ -67,6 +68,7 @@ def make_unit(
     pictures: Pictures,
     selection: Selection,
     revision: str | None = None,
+    path: Path | None = None,
 ) -> EvalUnit:
     """Applies the limit, finds the pictures and words the prompts.
 
@@ -78,12 +80,13 @@ def make_unit(
         pictures: Finds a picture by its name.
         selection: Limit and prompts.
         revision: Of a hub data set.
+        path: The question file; None of a hub data set.
 
     Raises:
-        InvalidData: A picture is missing, or an id occurs twice.
+        InvalidData: Pictures are missing (how many is told), or an id occurs twice.
     """
     preset, seen = selection.presets[benchmark.name], dict[int | str, str]()
-    found: dict[tuple[str, ...], EvalImage] = {}
+    find = _Finder(pictures)
     taken = limited(benchmark, samples, selection.limit)
     sizes = Counter(map(benchmark.group, taken))
     asked = []
@@ -99,18 +102,46 @@ def make_unit(
             )
         seen[sample.id] = sample.where
         group = benchmark.group(sample)
-        if sample.image is None:
-            picture = EvalImage.none(f"{group}: no picture")
-        else:
-            names = (sample.image, *sample.more)
-            if names not in found:
-                shown = [pictures(name, sample.where) for name in names]
-                found[names] = EvalImage.joined(shown) if sample.more else shown[0]
-            picture = found[names]
+        picture = EvalImage.none(f"{group}: no picture") if sample.image is None else find(sample)
+        if picture is None:
+            continue
+        if sample.image is not None:
+            picture = benchmark.shown(sample, picture, path)
         prompt = benchmark.prompt(preset, sample)
         filled = {"picture": picture, "prompt": prompt, "group": group}
         asked.append(replace(sample, **filled, group_size=sizes[group]))
-    return EvalUnit(benchmark, data, split, tuple(asked), revision)
+    find.refuse_missing()
+    odd = oddities((sample.prompt, sample) for sample in asked)
+    return EvalUnit(benchmark, data, split, tuple(asked), revision, odd)
+
+
+class _Finder:
+    """Finds the pictures of samples, and counts those that are missing."""
+
+    def __init__(self, pictures: Pictures) -> None:
+        self._pictures = pictures
+        self._found: dict[tuple[str, ...], EvalImage | None] = {}
+        self._missing: list[InvalidData] = []
+
+    def __call__(self, sample: Sample) -> EvalImage | None:
+        """The picture of a sample, of several joined; None where one is missing."""
+        names = (str(sample.image), *sample.more)
+        if names not in self._found:
+            try:
+                shown = [self._pictures(name, sample.where) for name in names]
+                self._found[names] = EvalImage.joined(shown) if sample.more else shown[0]
+            except InvalidData as error:
+                self._found[names] = None
+                self._missing.append(error)
+        return self._found[names]
+
+    def refuse_missing(self) -> None:
+        """Raises the first complaint, with how many more there are."""
+        if self._missing:
+            told, more = str(self._missing[0]), len(self._missing) - 1
+            if more:
+                told = f"{told.rstrip('.')} ({more} more of {len(self._found)} are missing too)."
+            raise InvalidData(told)
 
 
 def limited(benchmark: Benchmark, samples: Sequence[Sample], limit: int | None) -> list[Sample]:

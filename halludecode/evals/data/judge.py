@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Any
 
 from halludecode.core.errors import InvalidData, MissingExtra
@@ -61,12 +62,11 @@ class Judge:
             ) from None
         key = os.environ.get("OPENAI_API_KEY") or ("none" if self.url else None)
         try:
-            with openai.OpenAI(base_url=self.url, api_key=key) as client:
-                answer = client.chat.completions.create(
-                    model=self.model,
-                    messages=[{"role": "user", "content": prompt}],
-                    temperature=0.0,
-                )
+            answer = _client(self.url, key).chat.completions.create(
+                model=self.model,
+                messages=[{"role": "user", "content": prompt}],
+                temperature=0.0,
+            )
         except openai.OpenAIError as error:
             reason = " ".join(str(error).split())[:200].rstrip(".")
             raise InvalidData(
@@ -78,6 +78,13 @@ class Judge:
         declined = bool(getattr(choice.message, "refusal", None))
         filtered = choice.finish_reason == "content_filter"
         return Verdict(answer.model, prompt, raw, declined or filtered or not raw.strip())
+
+
+@lru_cache(maxsize=4)  # making one costs more than asking
+def _client(url: str | None, key: str | None) -> Any:
+    import openai
+
+    return openai.OpenAI(base_url=url, api_key=key)
 
 
 def named(model: str | None) -> str | None:

@@ -171,6 +171,7 @@ class EvalUnit:
         split: The benchmark's split; None in those without any.
         samples: In file order, pictures together.
         revision: Revision of a hub data set; None for files.
+        oddities: What is odd in them, counted: see `oddities`.
     """
 
     benchmark: Benchmark
@@ -178,6 +179,7 @@ class EvalUnit:
     split: str | None
     samples: tuple[Sample, ...]
     revision: str | None = None
+    oddities: Mapping[str, int] = field(default_factory=dict[str, int])
 
     @property
     def task(self) -> str:

@@ -16,7 +16,7 @@ from halludecode.evals.data.run_files import read_json
 from halludecode.evals.report import gallery
 from halludecode.evals.report import sample_browser as browser
 from halludecode.evals.report.figures import figures, verdict
-from halludecode.evals.results import control_text
+from halludecode.evals.results import control_text, summary
 from halludecode.evals.results.build import Answers, labels
 from halludecode.evals.results.kept_pictures import has_gallery
 from halludecode.evals.results.notes import notes
@@ -97,6 +97,7 @@ def _run(
         "model": run["model"],
         "stand_in": run["model"] in MODELS,
         "sections": sections,
+        "answers": summary.answers(summary.lines(results.get("differences", ()), named)),
         "galleries": galleries,
         "notes": notes({**results, "differences": []}, named)[1:],
         "recipe": recipe(run),

@@ -19,7 +19,8 @@ from halludecode.evals.results.notes import notes
 from halludecode.evals.results.sections import Section, cell, groups, heading, section
 from halludecode.testbed.assets import MODELS
 
-FORMATS = ("html", "md", "csv", "lmms-eval", "vlmevalkit")
+FOLDERS = ("latex", "lmms-eval", "vlmevalkit")  # formats that are several files
+FORMATS = ("html", "md", "csv", *FOLDERS)
 COLUMNS = (
     *("run", "model", "engine", "task", "data", "split", "strategy", "metric", "value", "low"),
     *("high", "n", "failed", "difference", "difference_low", "difference_high", "p", "p_holm"),
@@ -32,8 +33,9 @@ def render(runs: Sequence[Path], format: str = "html", output: Path | None = Non
 
     Args:
         runs: Run folders.
-        format: ``html`` (self-contained page), ``md``, ``csv`` (one line per metric), ``lmms-eval``
-            or ``vlmevalkit`` (files as those harnesses write them; ``output`` is then a folder).
+        format: ``html`` (self-contained page), ``md``, ``csv`` (one line per metric), ``latex``
+            (tables, Methods, citations, figures), ``lmms-eval`` or ``vlmevalkit`` (files as those
+            harnesses write them); for the last three ``output`` is a folder.
         output: File or folder to write; None returns the text.
 
     Returns:
@@ -52,7 +54,7 @@ def render(runs: Sequence[Path], format: str = "html", output: Path | None = Non
         if not (folder / "results.json").is_file():
             raise InvalidData(f"{folder} has no results.json; is it a finished run folder?")
     try:
-        if format in ("lmms-eval", "vlmevalkit"):
+        if format in FOLDERS:
             return _export(folders, format, output)
         text = _text(folders, format)
         if output is None:
@@ -88,10 +90,14 @@ def _text(folders: Mapping[str, Path], format: str) -> str:
 
 
 def _export(folders: Mapping[str, Path], format: str, output: Path | None) -> Path:
-    from halludecode.evals.report import export
-
     if output is None:
         raise InvalidParameter(f"Format {format!r} is a folder of files: give --output FOLDER.")
+    if format == "latex":
+        from halludecode.evals.report.latex import write_latex
+
+        return write_latex(folders, Path(output))
+    from halludecode.evals.report import export
+
     write = export.lmms_eval if format == "lmms-eval" else export.vlmevalkit
     for name, folder in folders.items():
         alone = len(folders) == 1

@@ -271,6 +271,7 @@ def _entries(
     }
     if group.benchmark.splits:
         splits[MEAN] = tuple(splits)
+    metrics = dict[int, dict[str, dict[str, float]]]()  # the mean of one split is that split
     for split, parts in splits.items():
         lines = [line for part in parts for line in answered.get(part, {}).values()]
         wanted = sum(asked[group.task, group.data, part] for part in parts)
@@ -279,6 +280,8 @@ def _entries(
         score = scores.get(split) or (scores.get(parts[0]) if len(parts) == 1 else None)
         whole = (group.benchmark.complete(answered.get(part, {})) for part in parts)
         left_out = len(lines) - sum(map(len, whole))
+        if score and id(score) not in metrics:
+            metrics[id(score)] = _metrics(score, seed)
         yield (
             {"task": group.task, "data": group.data, "split": split, "strategy": strategy},
             {
@@ -289,7 +292,7 @@ def _entries(
                 "cut": sum(line.get("finish") == "length" for line in lines),
                 "unparsed": score.unparsed if score else 0,
                 "unread": score.unread if score else 0,
-                "metrics": _metrics(score, seed) if score else {},
+                "metrics": metrics[id(score)] if score else {},
                 **({"fixed_answers": fixed[split]} if split in fixed else {}),
                 "degenerate": list(score.degenerate) if score else [],
                 "warnings": dict(Counter(w for line in lines for w in line.get("warnings", ()))),

@@ -51,20 +51,36 @@ class Comparison:
     told: tuple[str, ...] = ()
     three: bool = False
 
-    def table(self) -> Group:
-        """One table per task, source, split and strategy."""
+    def summary(self) -> Group:
+        """Which strategy, by how much, and is that sure; see `summary`."""
         from rich.console import Group
         from rich.text import Text
 
+        from halludecode.evals.results import summary
+
+        found = summary.lines(self.differences, self.labels)
+        told = [Text(f"{what}. {said}") for what, said in summary.answers(found)]
+        beside = three_way.tables(self.differences, self.labels) if self.three else []
+        return Group(*self._also(), *beside, summary.summary_table(found), *told)
+
+    def table(self) -> Group:
+        """One table per task, source, split and strategy."""
+        from rich.console import Group
+
         from halludecode.evals.results.terminal import comparison_tables
+
+        beside = three_way.tables(self.differences, self.labels) if self.three else []
+        return Group(*self._also(), *beside, comparison_tables(self.differences, self.labels))
+
+    def _also(self) -> list[Any]:
+        from rich.text import Text
 
         also = [Text(f"The runs also differ in {', '.join(self.apart)}.")] if self.apart else []
         for task in self.strangers:
             there = any(gap["task"] == task for gap in self.differences)
             became = "stands as in results.json" if there else "is left out"
             also.append(Text(f"Task {task!r} is not installed here and {became}."))
-        beside = three_way.tables(self.differences, self.labels) if self.three else []
-        return Group(*also, *beside, comparison_tables(self.differences, self.labels))
+        return also
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON: ``{"schema", "differences", "apart"}``, and ``strangers`` if there are."""

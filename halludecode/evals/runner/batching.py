@@ -62,6 +62,7 @@ class Setup:
     batch: int
     controls: Mapping[str, Any] = field(default_factory=dict)  # canonical -> `controls_of` it
     answers: str = "as_written"  # or "final"; see `data.final_answer`
+    together: bool = False  # all plans are asked a batch before the next one
 
     def jobs(self) -> Iterable[tuple[str, Any, list[Ask]]]:
         """(kind, plan, batch) in the order they are worked through."""
@@ -70,6 +71,15 @@ class Setup:
                 share = self.sampling[kind].temperature == 0
                 for batch in plan_batches(units, share=share, size=self.batch):
                     yield kind, plan, batch
+
+    def rounds(self) -> Iterable[tuple[str, list[Any], list[Ask]]]:
+        """`jobs`, with all plans that are asked a batch at the same time."""
+        if not self.together:
+            yield from ((kind, [plan], batch) for kind, plan, batch in self.jobs())
+            return
+        plans = list(self.plans.values())
+        first = replace(self, plans={"": plans[0]})
+        yield from ((kind, plans, batch) for kind, _, batch in first.jobs())
 
 
 def _grouped(units: Sequence[EvalUnit]) -> dict[tuple[str, str], list[EvalUnit]]:
@@ -116,19 +126,20 @@ def answer_all(setup: Setup, store: RunStore, progress: bool) -> None:
     """Answers what the folder lacks, batch by batch, with a progress bar on standard error."""
     from tqdm import tqdm
 
-    jobs = list(setup.jobs())
-    total, hopeless = sum(len(batch) for _, _, batch in jobs), 0
+    jobs = list(setup.rounds())
+    total, hopeless = sum(len(batch) * len(plans) for _, plans, batch in jobs), 0
     with tqdm(total=total, unit="answer", disable=not progress, dynamic_ncols=True) as bar:
-        for _, group in groupby(jobs, lambda job: (job[0], job[1].canonical)):
+        for _, group in groupby(jobs, lambda job: (job[0], job[1][0].canonical)):
             with threads_for(setup.model):
-                for kind, plan, batch in group:
+                for kind, plans, batch in group:
                     unit = batch[0].takers[0][0]
-                    bar.set_description(f"{plan.canonical.split('(')[0]} {kind} {unit.data}")
-                    full = _answer_batch(setup, store, kind, plan, batch)
+                    few = plans[0].canonical.split("(")[0] if len(plans) == 1 else len(plans)
+                    bar.set_description(f"{few} {kind} {unit.data}")
+                    full = _answer_batch(setup, store, kind, plans, batch)
                     hopeless = hopeless + 1 if full else 0
                     if full and hopeless == HOPELESS:
                         raise full
-                    bar.update(len(batch))
+                    bar.update(len(batch) * len(plans))
 
 
 @contextmanager
@@ -171,35 +182,49 @@ def _faster(few: int, many: int) -> int:
 
 
 def _answer_batch(
-    setup: Setup, store: RunStore, kind: str, plan: Any, batch: list[Ask]
+    setup: Setup, store: RunStore, kind: str, plans: Sequence[Any], batch: list[Ask]
 ) -> OutOfMemory | None:
     """Answers a batch whole unless every request of it that can be answered has been.
 
     Returns:
         The error, if memory was too small for every request of it; else None.
     """
-    missing = [ask for ask in batch if any(k not in store.done for k in _keys(ask, plan))]
-    if not missing:
+    missing = {
+        plan.canonical: [a for a in batch if any(k not in store.done for k in _keys(a, plan))]
+        for plan in plans
+    }
+    plans = [plan for plan in plans if missing[plan.canonical]]
+    if not plans:
         return None
-    encoded = setup.engine.takes_bytes
-    requests, failed = requests_of(batch, encoded=encoded)
-    readable: list[Ask] = []
-    if any(ask.picture.digest not in failed for ask in missing):
-        readable = [ask for ask in batch if ask.picture.digest not in failed]
+    requests, failed = requests_of(batch, encoded=setup.engine.takes_bytes)
+    readable = [ask for ask in batch if ask.picture.digest not in failed]
     words = batch[0].takers[0][0].benchmark.words(kind)
-    answers = generate_each(
-        setup.engine,
-        [requests[id(ask)] for ask in readable],
-        plan.canonical,
-        setup.sampling[kind],
-        words,
-    )
-    outcomes = [(a, failed[a.picture.digest]) for a in batch if a.picture.digest in failed]
-    outcomes += zip(readable, answers, strict=True)
+    asked = [
+        plan
+        for plan in plans
+        if any(ask.picture.digest not in failed for ask in missing[plan.canonical])
+    ]
+    given = ([requests[id(ask)] for ask in readable], setup.sampling[kind], words)
+    answers: dict[str, list[Any]] = {plan.canonical: [] for plan in plans}
+    answers |= generate_settings(setup.engine, [plan.canonical for plan in asked], *given)
+    for plan in plans:
+        outcomes = [(a, failed[a.picture.digest]) for a in batch if a.picture.digest in failed]
+        outcomes += zip(readable if plan in asked else [], answers[plan.canonical], strict=True)
+        _keep(setup, store, plan.canonical, outcomes, words)
+    full = [answer for each in answers.values() for answer in each]
+    if full and all(isinstance(answer, OutOfMemory) for answer in full):
+        return full[0]
+    return None
+
+
+def _keep(
+    setup: Setup, store: RunStore, strategy: str, outcomes: Iterable[Any], words: Sequence[str]
+) -> None:
+    """Appends the lines of (ask, output or error)."""
     lines, errors = [], []
     for ask, outcome in outcomes:
         for unit, sample in ask.takers:
-            head = _head(unit, sample, plan.canonical)
+            head = _head(unit, sample, strategy)
             if isinstance(outcome, HalluDecodeError):
                 error = type(outcome).__name__
                 errors.append({**head, "kind": error, "error": str(outcome)})
@@ -207,8 +232,27 @@ def _answer_batch(
                 lines.append({**head, **_answer(unit, sample, outcome, words, setup.answers)})
     store.append(lines)
     store.append_errors(errors)
-    full = [answer for answer in answers if isinstance(answer, OutOfMemory)]
-    return full[0] if full and len(full) == len(answers) else None
+
+
+def generate_settings(
+    engine: Any,
+    strategies: Sequence[str],
+    requests: list[Request],
+    sampling: Sampling,
+    words: Sequence[str],
+) -> dict[str, list[Output | HalluDecodeError]]:
+    """One output or error per strategy and request; several share what they can.
+
+    Raises:
+        HalluDecodeError: One of `FATAL`, which would repeat for every sample.
+    """
+    if len(strategies) == 1:
+        found = [generate_each(engine, requests, strategies[0], sampling, words)]
+    else:
+        found = engine.generate_settings(requests, strategies, sampling, score_words=words)
+    for error in (outcome for each in found for outcome in each if isinstance(outcome, FATAL)):
+        raise error
+    return dict(zip(strategies, found, strict=True))
 
 
 def _keys(ask: Ask, plan: Any) -> list[Key]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import datetime
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from halludecode.evals.benchmarks.answer_file import (
 from halludecode.evals.benchmarks.base import Benchmark
 from halludecode.evals.data.answers import digest
 from halludecode.evals.data.run_files import key_of
-from halludecode.evals.data.samples import EvalImage, EvalUnit, Sample
+from halludecode.evals.data.samples import EvalUnit, Sample
 from halludecode.evals.load import data_name
 from halludecode.evals.presets import PRESETS
 from halludecode.evals.results.build import Report, build_results
@@ -27,6 +27,7 @@ from halludecode.evals.runner.run_folder import RunStore
 from halludecode.evals.runner.run_record import recipes, versions
 from halludecode.evals.runner.score_file import (
     chosen_benchmark,
+    odd_questions,
     read_systems,
     scorer_options,
     sentences,
@@ -146,16 +147,17 @@ def judged(
             samples[split] = {**own, **samples.get(split, {})}
     first = next(iter(next(iter(samples.values())).values()))
     source = data_name(first.image, notes)
-    changed = 0
+    changed, digests = 0, dict[int, str]()
     told += [sentence for name, (_, given) in read.items() for sentence in sentences(given, name)]
     for name, (asked, given) in read.items():
         for split, own in given.items():
             head = {"task": chosen.name, "data": source, "split": split, "strategy": name}
-            lines += _lines(chosen, asked[split], own, head, answers)
+            lines += _lines(chosen, asked[split], own, head, answers, digests)
             if answers == "as_written":
                 changed += changed_by_final(chosen, asked[split], own.answers)
     if changed:
         told.append(offer(changed, len(lines)))
+    told += odd_questions(chosen, {k: list(own.values()) for k, own in samples.items()}, source)
     told += chosen.ways(annotations=notes, **options)
     units, unshared = _shared(chosen, source, samples, {n: g for n, (_, g) in read.items()})
     made = _run(chosen, predictions, read, notes, captions, answers, seed, stated or {}, units)
@@ -175,12 +177,19 @@ def _lines(
     given: Given,
     head: Mapping[str, Any],
     answers: str,
+    digests: dict[int, str],
 ) -> Iterable[dict[str, Any]]:
-    """Lines as `eval` writes them; what nobody measured is None."""
-    filled = {s.id: replace(s, picture=EvalImage.none(str(s.image))) for s in samples}
+    """Lines as `eval` writes them; what nobody measured is None.
+
+    ``digests`` keeps those of samples, which all systems share.
+    """
+    by_id = {s.id: s for s in samples}
     for i, line in lines_of(benchmark, samples, given.answers, answers).items():
-        sample = filled[i]
-        asked = {"prompt": sample.question, "image": str(sample.image), "data_hash": sample.digest}
+        sample = by_id[i]
+        if id(sample) not in digests:
+            digests[id(sample)] = sample.digest
+        asked = {"prompt": sample.question, "image": str(sample.image)}
+        asked["data_hash"] = digests[id(sample)]
         judged = {k: v for k, v in line.items() if k not in ("id", "image", "prompt")}
         unknown = dict.fromkeys(("margin", "tokens", "ms", "effect", "finish"))
         yield {"id": i, **head, **asked, **judged, **unknown}

@@ -13,18 +13,20 @@ from pathlib import Path
 from typing import Any
 
 from halludecode.core.errors import InvalidParameter
+from halludecode.core.spec import parse
 from halludecode.engines.api import Engine, Sampling
 from halludecode.evals.benchmarks.answer_file import check_rule
 from halludecode.evals.benchmarks.base import Benchmark
 from halludecode.evals.benchmarks.registry import check_option, choose, standard
 from halludecode.evals.data.entries import Selection
+from halludecode.evals.data.oddities import odd_units
 from halludecode.evals.load import load_units
 from halludecode.evals.presets import Preset, preset_for
 from halludecode.evals.results import controls as hd_controls
 from halludecode.evals.results.build import MEAN, Report, arrange, build_results
 from halludecode.evals.results.kept_pictures import save_pictures
 from halludecode.evals.runner.batching import BATCH, Setup, answer_all
-from halludecode.evals.runner.run_folder import RunStore, writing
+from halludecode.evals.runner.run_folder import RunStore, check_folder, writing
 from halludecode.evals.runner.run_record import check_data, recipe
 from halludecode.testbed.assets import MODELS
 
@@ -57,7 +59,15 @@ def run_eval(
             not raise but are listed in ``errors.jsonl``.
         KeyboardInterrupt: Interrupted; what is done is kept.
     """
+    check_folder(Path(output))
     setup = prepare(engine_or_loader, tasks=tasks, strategies=strategies, **options)
+    return run_setup(setup, output, fresh=fresh, progress=progress)
+
+
+def run_setup(
+    setup: Setup, output: str | Path, *, fresh: bool = False, progress: bool = True
+) -> Report:
+    """`run_eval` of what has been prepared."""
     check = functools.partial(check_data, setup, Path(output))
     with RunStore(Path(output), *recipe(setup), fresh=fresh, check=check) as store:
         answer_all(setup, store, progress)
@@ -69,6 +79,7 @@ def run_eval(
         results = store.write_results(results)
         gone = _keep_pictures(store, setup, names)
         told = tuple(way for benchmark in setup.benchmarks.values() for way in benchmark.ways())
+        told += odd_units(setup.units)
         return Report(results, Path(output), store.run, failed, left_out, told, tuple(gone))
 
 
@@ -167,6 +178,10 @@ def prepare(
     presets = {b.name: preset_for(prompt_preset, name, [b]) for b in asked}
     benchmarks = {b.name: b.settled(presets[b.name][1]) for b in asked}
     plain = {task: preset for task, (_, preset) in presets.items()}
+    sampling = _sampling(benchmarks, plain, max_new_tokens, temperature, seed)
+    if engine is None and not isinstance(engine_or_loader, Engine):
+        for spec in strategies:  # a server may know more of them, and is asked
+            parse(spec)
     chosen = Selection(tuple(benchmarks.values()), plain, limit, columns or {}, testbed_images)
     # Data come before the model: a misspelt folder should not cost the time of loading one.
     sources = _sources(data, images, annotations, name)
@@ -184,7 +199,7 @@ def prepare(
         units=units,
         benchmarks=benchmarks,
         presets=presets,
-        sampling=_sampling(benchmarks, plain, max_new_tokens, temperature, seed),
+        sampling=sampling,
         seed=seed,
         limit=limit,
         batch=BATCH.get(engine.name, BATCH["hf"]),

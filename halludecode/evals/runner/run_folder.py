@@ -154,6 +154,19 @@ class RunStore:
         self.close()
 
 
+def check_folder(path: Path) -> None:
+    """Refuse a folder that could not be made or written to, before anything slow is done for it.
+
+    Raises:
+        InvalidData: The sentence names what is in the way.
+    """
+    there = next(parent for parent in (path, *path.absolute().parents) if parent.exists())
+    if not there.is_dir():
+        raise InvalidData(f"{path}: cannot be made a run folder ({there} is a file).")
+    if not os.access(there, os.W_OK):
+        raise InvalidData(f"{path}: cannot be written (no permission in {there}).")
+
+
 @contextmanager
 def writing(folder: Path) -> Iterator[None]:
     """Says in one sentence that a folder cannot be written to."""

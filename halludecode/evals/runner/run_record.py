@@ -45,6 +45,7 @@ def recipe(setup: Setup) -> tuple[dict[str, Any], dict[str, Any]]:
             "digest": unit.digest,
             "samples": len(unit.samples),
             "revision": unit.revision,
+            **({"oddities": dict(unit.oddities)} if unit.oddities else {}),
         }
         for unit in setup.units
     }

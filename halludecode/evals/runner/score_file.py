@@ -11,6 +11,7 @@ from halludecode.evals.benchmarks.answer_file import (
     Given,
     changed_by_final,
     check_rule,
+    grouped,
     load_records,
     offer,
     read_answers,
@@ -18,7 +19,9 @@ from halludecode.evals.benchmarks.answer_file import (
 from halludecode.evals.benchmarks.base import Benchmark
 from halludecode.evals.benchmarks.registry import BENCHMARKS, choose
 from halludecode.evals.data.answers import digest
-from halludecode.evals.data.samples import Sample
+from halludecode.evals.data.oddities import odd_units, oddities
+from halludecode.evals.data.samples import EvalUnit, Sample
+from halludecode.evals.presets import PRESETS
 from halludecode.evals.statistics.intervals import with_intervals
 from halludecode.evals.statistics.score import Id, Score
 
@@ -106,6 +109,7 @@ def score_predictions(
         if changed := sum(changed_by_final(benchmark, *pair) for pair in pairs):
             made["changed_by_final"] = changed
             made["told"].append(offer(changed, sum(len(g.answers) for g in read.values())))
+    made["told"] += odd_questions(benchmark, asked)
     made["told"] += [*benchmark.ways(annotations=notes, **options), *benchmark.remarks(score)]
     if score.degenerate:
         names = ", ".join(score.degenerate)
@@ -171,6 +175,7 @@ def read_systems(
     }
     rows = [part for own in files.values() for part in own]
     asked = benchmark.annotated(annotations, rows, **options) if files else {}
+    asked = {split: grouped(benchmark, samples) for split, samples in asked.items()}
     found: dict[Any, Read] = {}
     for name, paths in systems.items():
         results = whole[name]
@@ -193,6 +198,21 @@ def sentences(read: Mapping[str | None, Given], name: str = "") -> list[str]:
         f"{head}: {own.sentence}" if head else own.sentence
         for head, own in zip(heads, read.values(), strict=True)
     ]
+
+
+def odd_questions(
+    benchmark: Benchmark, asked: Mapping[str | None, Sequence[Sample]], data: str = ""
+) -> tuple[str, ...]:
+    """What is odd in the questions of every split, in words."""
+    preset = PRESETS["llava-1.5"]  # whose words are the same for all
+    found = {
+        split: oddities((benchmark.prompt(preset, sample), sample) for sample in samples)
+        for split, samples in asked.items()
+    }
+    return odd_units(
+        EvalUnit(benchmark, data, split, tuple(samples), oddities=found[split])
+        for split, samples in asked.items()
+    )
 
 
 def _own_results(

@@ -19,9 +19,8 @@ from halludecode.core.errors import InvalidData, InvalidParameter
 from halludecode.evals.statistics.score import Id, Score
 
 _CHUNK = 500  # resamples at a time: 500 x 1187 MME pictures of weights are 5 MB
-_KEPT = (
-    64_000_000  # counts, a byte each, that are kept for the next comparison of the same pictures
-)
+_CACHED = 20_000  # draws at a time: counted in the processor's cache, five times as fast as outside
+_KEPT = 100_000_000  # counts, a byte each, kept for the next comparison of the same pictures
 
 
 class Interval(NamedTuple):
@@ -368,11 +367,22 @@ def _drawn(group: tuple[int, ...], resamples: int, seed: int) -> Iterator[np.nda
         rows = min(_CHUNK, resamples - start)
         weights = np.zeros((rows, len(group)))
         for members in groups:
-            size = len(members)
-            drawn = rng.integers(size, size=(rows, size)) + size * np.arange(rows)[:, None]
-            counts = np.bincount(drawn.ravel(), minlength=rows * size)
-            weights[:, members] = counts.reshape(rows, size)
+            for at in range(0, rows, step := max(1, _CACHED // len(members))):
+                counts = _counted(rng, min(step, rows - at), len(members))
+                if len(groups) == 1:
+                    weights[at : at + step] = counts
+                else:
+                    weights[at : at + step, members] = counts
         yield weights
+
+
+def _counted(rng: np.random.Generator, rows: int, size: int) -> np.ndarray:
+    """How often each of ``size`` members is drawn in ``size`` draws, ``[rows, size]``."""
+    drawn = rng.integers(size, size=(rows, size))
+    if rows == 1:
+        return np.bincount(drawn[0], minlength=size)
+    drawn += size * np.arange(rows)[:, None]
+    return np.bincount(drawn.ravel(), minlength=rows * size).reshape(rows, size)
 
 
 def _percentiles(drawn: np.ndarray, level: float) -> tuple[float, float]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import threading
 import warnings
 
@@ -18,6 +19,7 @@ from halludecode.core.errors import (
     InvalidScores,
     UnsupportedStrategy,
 )
+from halludecode.engines.hf.model import CACHE
 from tests.support import families
 
 EDIT, COMBINE = "spin(r=0.5,alpha=0.0)", "dola(strength=5.0)"
@@ -130,14 +132,14 @@ def test_a_model_over_one_device_is_looked_into_and_an_unknown_wrapper_refused(e
         {"cache_implementation": "static"},
         {"return_dict_in_generate": False, "guidance_scale": 1.0},
         {"logits_processor": [lambda ids, scores: scores]},
-        {"past_key_values": "fresh"},
+        {CACHE: "fresh"},
     ],
 )
 def test_ways_to_generate_that_obey(engine, model, inputs, wanted, options):
     for spec in SPECS:
         given = dict(options)
-        if "past_key_values" in given:
-            given["past_key_values"] = DynamicCache()
+        if CACHE in given:
+            given[CACHE] = DynamicCache()
         assert answer(model, engine, inputs, spec, **given) == wanted[spec]
 
 
@@ -200,26 +202,26 @@ def second_turn(engine, inputs, first):
 @pytest.mark.parametrize("spec", SPECS)
 def test_a_second_turn_on_a_kept_cache_is_refused(engine, model, inputs, spec):
     outside, inside = DynamicCache(), DynamicCache()
-    first = model.generate(**inputs, **SHORT, past_key_values=outside)
+    first = model.generate(**inputs, **SHORT, **{CACHE: outside})
     with hd.applied(model, engine.processor, spec):
         with pytest.raises(UnsupportedStrategy, match="filled outside of the block"):
-            model.generate(**second_turn(engine, inputs, first), **SHORT, past_key_values=outside)
-        first = model.generate(**inputs, **SHORT, past_key_values=inside)
+            model.generate(**second_turn(engine, inputs, first), **SHORT, **{CACHE: outside})
+        first = model.generate(**inputs, **SHORT, **{CACHE: inside})
         with pytest.raises(UnsupportedStrategy, match="tokens at once on a filled KV cache"):
-            model.generate(**second_turn(engine, inputs, first), **SHORT, past_key_values=inside)
-        inside.crop(4)
+            model.generate(**second_turn(engine, inputs, first), **SHORT, **{CACHE: inside})
+        inside.crop(4 - inside.get_seq_length())
         fed = {"input_ids": first[:, -1:], "attention_mask": torch.ones(1, 5)}
         with pytest.raises(UnsupportedStrategy, match="was cut, repeated or filled"):
-            model(**fed, past_key_values=inside)
+            model(**fed, **{CACHE: inside})
 
 
 @pytest.mark.parametrize("spec", SPECS)
 def test_an_answer_may_be_written_on(engine, model, inputs, wanted, spec):
     cache, half = DynamicCache(), {"max_new_tokens": 2, "do_sample": False}
     with hd.applied(model, engine.processor, spec):
-        first = model.generate(**inputs, **half, past_key_values=cache)
+        first = model.generate(**inputs, **half, **{CACHE: cache})
         more = {"input_ids": first, "attention_mask": torch.ones_like(first)}
-        ids = model.generate(**more, **half, past_key_values=cache)
+        ids = model.generate(**more, **half, **{CACHE: cache})
     assert ids[0, inputs["input_ids"].shape[1] :].tolist() == wanted[spec]
 
 
@@ -228,8 +230,8 @@ def test_a_loop_of_ones_own_obeys(engine, model, inputs, wanted, spec):
     mask, fed, cache, ids = inputs["attention_mask"], dict(inputs), None, list[int]()
     with hd.applied(model, engine.processor, spec):
         for call in (model, model.forward, model, model.forward):
-            out = call(**fed, past_key_values=cache, logits_to_keep=1)
-            token, cache = out.logits[:, -1].argmax(-1, keepdim=True), out.past_key_values
+            out = call(**fed, **{CACHE: cache}, logits_to_keep=1)
+            token, cache = out.logits[:, -1].argmax(-1, keepdim=True), out[CACHE]
             ids.append(int(token))
             mask = torch.cat([mask, torch.ones_like(token)], 1)
             fed = {"input_ids": token, "attention_mask": mask}
@@ -239,17 +241,37 @@ def test_a_loop_of_ones_own_obeys(engine, model, inputs, wanted, spec):
 
 
 def test_a_cache_is_known_whatever_its_argument_is_called(engine, model, inputs, wanted):
-    """Newer transformers call it otherwise."""
+    """transformers renamed it in 5.24, and may again."""
     original = model.forward
-    model.forward = lambda cache=None, **kwargs: original(past_key_values=cache, **kwargs)
+    model.forward = lambda kv=None, **kwargs: original(**{CACHE: kv}, **kwargs)
     mask, fed, cache, ids = inputs["attention_mask"], dict(inputs), DynamicCache(), list[int]()
     with hd.applied(model, engine.processor, EDIT):
         for _ in wanted[EDIT]:
-            token = model(**fed, cache=cache, logits_to_keep=1).logits[:, -1].argmax(-1)[:, None]
+            token = model(**fed, kv=cache, logits_to_keep=1).logits[:, -1].argmax(-1)[:, None]
             ids.append(int(token))
             mask = torch.cat([mask, torch.ones_like(token)], 1)
             fed = {"input_ids": token, "attention_mask": mask}
     assert ids == wanted[EDIT]
+
+
+@pytest.mark.parametrize("spec", SPECS)
+def test_a_cache_that_cannot_be_seen_is_an_error_not_plain_greedy(engine, model, inputs, spec):
+    """What a transformers would do that kept the KV where the block does not look."""
+    original, kept = model.forward, DynamicCache()
+
+    @functools.wraps(original)
+    def forward(**kwargs):
+        kwargs.pop(CACHE, None)
+        output = original(**kwargs, **{CACHE: kept})
+        output[CACHE] = None
+        return output
+
+    model.forward = forward
+    with (
+        pytest.raises(HookNeverFired, match=r"4 forward\(s\) of the model came by"),
+        hd.applied(model, engine.processor, spec),
+    ):
+        model.generate(**inputs, **SHORT)
 
 
 @pytest.mark.parametrize("spec", SPECS)

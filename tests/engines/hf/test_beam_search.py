@@ -7,6 +7,8 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+import transformers
+from packaging.version import Version
 from transformers import DynamicCache, MistralConfig
 
 import halludecode as hd
@@ -74,6 +76,9 @@ def llava(family_engine):
 @pytest.mark.parametrize("width", [2, 5])
 @pytest.mark.parametrize("ends", [False, True])
 def test_plain_beams_are_those_of_transformers(engine, monkeypatch, width, ends):
+    several = any(len(engine.rows(r)["main"].pixel_values) > 1 for r in requests())
+    if several and Version(transformers.__version__) < Version("5.19"):
+        pytest.skip("beams of transformers 5.18 mix the views of a picture (see findings/)")
     if ends:
         config = engine.model.generation_config
         monkeypatch.setattr(config, "eos_token_id", [config.eos_token_id[0], *often(engine)])

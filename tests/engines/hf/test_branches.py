@@ -226,6 +226,14 @@ def test_looks_are_remembered(family_engine):
     assert engine.hf_model.calls - before == 2, "the main row and the masked one"
 
 
+@pytest.mark.parametrize("question", ["Describe the image.", "describe the image"])
+def test_agla_masks_under_the_generic_prompt_too(question, family_engine):
+    engine = family_engine("llava")
+    rows = engine.rows(hd.Request(question, [families.pictures()[0]]), "agla")
+    assert tuple(rows) == ("main", "masked")
+    assert not torch.equal(rows["main"].pixel_values, rows["masked"].pixel_values)
+
+
 def test_agla_with_the_papers_matcher(family_engine, tmp_path):
     """BLIP-ITM with random weights, end to end: the masked row sees the masked picture."""
     from tests.views.test_image_text_matcher import save_tiny_blip

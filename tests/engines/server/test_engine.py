@@ -341,7 +341,7 @@ def test_text_in_the_models_own_template_cannot_be_sent(source):
         with pytest.raises(hd.InvalidRequest, match="no such image file"):
             engine.generate(hd.Request("What?", ["/no/such.png"]))
         with pytest.raises(hd.InvalidRequest, match="explain"):
-            engine.generate(hd.Request("What?"), explain=True)
+            engine.generate(hd.Request("What?"), explain="maps")
 
 
 def test_chats_keep_their_pictures_in_place(source):

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import http.server
-import json
-import threading
-
 import pytest
 
 from halludecode.core.errors import InvalidData, InvalidParameter
@@ -15,6 +11,7 @@ from halludecode.evals.runner.run import run_eval
 from halludecode.evals.runner.score_file import score_predictions
 from tests.support import eval_world as world
 from tests.support.answered import OFFICIAL, samples_of
+from tests.support.judge_stub import judges
 
 pytest.importorskip("openai", reason="the openai package is not installed")
 KINDS = ("attribute", "adversarial", "comparison", "counting", "relation", "environment")
@@ -26,50 +23,11 @@ ROWS = [
 ]
 
 
-class Stub(http.server.ThreadingHTTPServer):
-    """Says what it is told to, in turn; keeps what it was asked."""
-
-    def __init__(self, *replies):
-        super().__init__(("127.0.0.1", 0), Handler)
-        self.replies, self.asked = list(replies), []
-
-
-class Handler(http.server.BaseHTTPRequestHandler):
-    def do_POST(self):
-        body = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
-        self.server.asked.append(body)
-        reply = self.server.replies.pop(0)
-        status = reply if isinstance(reply, int) else 200
-        told = {"role": "assistant", "content": None, **(reply if status == 200 else {})}
-        choice = {"index": 0, "message": told, "finish_reason": told.pop("finish_reason", "stop")}
-        made = {"id": "1", "object": "chat.completion", "created": 0, "model": "judge-2024"}
-        made |= {"choices": [choice]} if status == 200 else {"error": {"message": "no such judge"}}
-        data = json.dumps(made).encode()
-        self.send_response(status)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(data)))
-        self.end_headers()
-        self.wfile.write(data)
-
-    def log_message(self, *args):
-        pass
-
-
 @pytest.fixture
 def served():
     """Starts a judge that gives these replies; its address is beside."""
-    servers = []
-
-    def start(*replies):
-        server = Stub(*replies)
-        threading.Thread(target=server.serve_forever, daemon=True).start()
-        servers.append(server)
-        return server, f"http://127.0.0.1:{server.server_port}/v1"
-
-    yield start
-    for server in servers:
-        server.shutdown()
-        server.server_close()
+    with judges() as start:
+        yield lambda *replies: (server := start(*replies), server.url)
 
 
 @pytest.fixture
@@ -91,7 +49,7 @@ def test_counts_equal_the_official_scripts():
     lines = []
     for n, said in enumerate(given["said"]):
         parsed = MMHal().verdict(given["replies"][said])
-        kind, right = KINDS[n % 8], int(parsed != "other" and MMHal().right(parsed))
+        kind, right = KINDS[n % 8], int(parsed != "other" and MMHal().right(parsed, None))
         lines.append({"id": n, "image": str(n), "kind": kind, "parsed": parsed, "score": right})
     metrics = MMHal().score(lines).metrics
     assert metrics["average"] == pytest.approx(given["average_2_digits"], abs=0.005)

@@ -608,3 +608,36 @@ def test_a_picture_deleted_meanwhile_costs_the_report_alone(tmp_path, source, mo
     report = run(tmp_path / "run", source)
     assert report.gone and not report.failed
     assert json.loads((tmp_path / "run" / "results.json").read_text()) == report.results
+
+
+# Seeds
+
+
+def test_seeds_are_a_run_each_with_the_spread_over_them(tmp_path, source):
+    from halludecode.evals.report.seed_plots import draw_seeds
+    from halludecode.evals.runner.seeds import run_seeds
+
+    options = {"tasks": ["pope"], "strategies": ["greedy", "vcd"], "data": [source]}
+    options |= {"prompt_preset": "opera", "progress": False, "temperature": 1, "controls": False}
+    engine = world.FakeEngine()
+    found, reports = run_seeds(engine, seeds=[0, 1, 5], output=tmp_path / "s", **options)
+    assert found.seeds == (0, 1, 5)
+    for seed, report in zip(found.seeds, reports, strict=True):
+        assert (
+            json.loads((tmp_path / "s" / f"seed-{seed}" / "run.json").read_text())["seed"] == seed
+        )
+        assert report.path == tmp_path / "s" / f"seed-{seed}"
+    assert json.loads((tmp_path / "s" / "seeds.json").read_text()) == found.to_dict()
+    calls = len(engine.calls)
+    run_seeds(engine, seeds=[0, 1, 5], output=tmp_path / "s", **options)
+    assert len(engine.calls) == calls
+    drawn = draw_seeds(tmp_path, found.spreads, [r.results for r in reports], found.labels)
+    assert [path.name for path in drawn] == [f"seeds-pope-set.{s}" for s in ("png", "pdf", "svg")]
+    assert all(path.stat().st_size > 1000 for path in drawn)
+    for seeds, more, says in (
+        ([0, 1], {}, "give 3 or more"),
+        ([0, 1, 1], {}, "give 3 or more different"),
+        ([0, 1, 2], {"temperature": 0}, "every seed gives the same"),
+    ):
+        with pytest.raises(InvalidParameter, match=says):
+            run_seeds(engine, seeds=seeds, output=tmp_path / "t", **{**options, **more})

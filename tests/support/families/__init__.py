@@ -7,7 +7,6 @@ is written depends on the picture. A further family is one function and one row 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -19,7 +18,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from halludecode.models import import_repair as _repair
-from tests.support.families import llava, others, qwen
+from tests.support.families import cohere, llava, others, qwen, single
 from tests.support.families.base import BOS, EOS, LAYERS, PAD, Family
 
 __all__ = ["FAMILIES", "LAYERS", "Family"]
@@ -58,6 +57,36 @@ _IDEFICS = Family(
     stop=("<end_of_utterance>",),
 )
 
+_COHERE = Family(
+    cohere.cohere2_vision,
+    placeholder="<|IMG_PATCH|>",
+    newline="",
+    user="<|START_OF_TURN_TOKEN|><|USER_TOKEN|>",
+    turn="<|END_OF_TURN_TOKEN|><|START_OF_TURN_TOKEN|>",
+    reply="<|CHATBOT_TOKEN|>",
+    end="<|END_OF_TURN_TOKEN|>",
+    spread=0.1,
+    rename=TOWER,
+)
+_GLM = Family(
+    qwen.glm4v,
+    placeholder="<|begin_of_image|><|image|><|end_of_image|>",
+    newline="",
+    user="<|user|>\n",
+    turn="",
+    reply="<|assistant|>\n",
+    end="\n",
+)
+_DEEPSEEK = Family(
+    single.deepseek_vl,
+    placeholder="<image_placeholder>",
+    newline="",
+    user="User: ",
+    turn="\n\n",
+    reply="Assistant:",
+    end="<eos>",
+)
+
 FAMILIES: dict[str, Family] = {
     "llava": _LLAVA,
     "llava_next": replace(_LLAVA, parts=llava.llava_next),
@@ -93,6 +122,27 @@ FAMILIES: dict[str, Family] = {
     ),
     "idefics3": _IDEFICS,
     "smolvlm": replace(_IDEFICS, parts=others.smolvlm),
+    "vipllava": replace(_LLAVA, parts=llava.vipllava),
+    "mistral3": Family(
+        single.mistral3,
+        placeholder="[IMG]",
+        newline="",
+        user="[INST]",
+        turn="[/INST]",
+        reply="",
+        end="<eos>",
+    ),
+    "aya_vision": replace(_COHERE, parts=cohere.aya_vision, placeholder="<image>"),
+    "cohere2_vision": _COHERE,
+    "glm4v": _GLM,
+    "glm46v": replace(_GLM, parts=qwen.glm46v),
+    "qwen3_vl_moe": replace(
+        _QWEN, parts=qwen.qwen3_vl_moe, spread=2.0, transposed=("gate_up_proj", "down_proj")
+    ),
+    "deepseek_vl": _DEEPSEEK,
+    "janus": replace(_DEEPSEEK, parts=single.janus, user="<|User|>: ", reply="<|Assistant|>:"),
+    "ovis2": replace(_QWEN, parts=single.ovis2, placeholder="<image>", newline="\n"),
+    "aria": replace(_QWEN, parts=single.aria, placeholder="<image>", stop=()),
 }
 
 
@@ -128,14 +178,17 @@ def build(family: str, directory: Path) -> Path:
         processor.chat_template = row.template
     model.save_pretrained(directory)
     processor.save_pretrained(directory)
-    if row.rename:
-        _rename(directory / "model.safetensors", row.rename)
+    if row.rename or row.transposed:
+        _as_released(directory / "model.safetensors", row)
     return directory
 
 
-def _rename(path: Path, prefixes: Sequence[tuple[str, str]]) -> None:
+def _as_released(path: Path, row: Family) -> None:
     weights = load_file(path)
-    for old, new in prefixes:
+    for name in weights:
+        if name.endswith(row.transposed):
+            weights[name] = weights[name].transpose(-1, -2).contiguous()
+    for old, new in row.rename:
         weights = {
             k.replace(old, new, 1) if old in k and new not in k else k: v
             for k, v in weights.items()

@@ -34,6 +34,8 @@ class Family:
     spread: float = 0.5
     # vLLM looks the tower up under the name released checkpoints use
     rename: tuple[tuple[str, str], ...] = ()
+    # Weights that released checkpoints hold the other way round; transformers reads both.
+    transposed: tuple[str, ...] = ()
 
     def prompt(self, text: str, images: int = 1) -> str:
         """The prompt the chat template renders for one user turn with pictures first."""

@@ -1,4 +1,4 @@
-"""LLaVA-1.5, LLaVA-NeXT and LLaVA-OneVision, tiny."""
+"""LLaVA-1.5, LLaVA-NeXT, LLaVA-OneVision and VipLLaVA, tiny."""
 
 from __future__ import annotations
 
@@ -103,3 +103,30 @@ def llava_onevision() -> tuple[Any, Any]:
         vision_aspect_ratio=ratio,
     )
     return LlavaOnevisionForConditionalGeneration(config), processor
+
+
+def vipllava() -> tuple[Any, Any]:
+    from transformers import (
+        CLIPImageProcessor,
+        LlavaProcessor,
+        VipLlavaConfig,
+        VipLlavaForConditionalGeneration,
+    )
+
+    words = tokenizer(["<image>"], {"image_token": "<image>"}, eos="<eos>", bos_first=True)
+    config = VipLlavaConfig(
+        vision_config=clip(),
+        text_config=llama(len(words)),
+        image_token_index=words.image_token_id,
+        vision_feature_layers=[-2, -1],
+        image_seq_length=64,
+        tie_word_embeddings=False,
+    )
+    processor = LlavaProcessor(
+        image_processor=CLIPImageProcessor(size={"shortest_edge": 64}, crop_size=SIDE),
+        tokenizer=words,
+        patch_size=8,
+        vision_feature_select_strategy="default",
+        num_additional_image_tokens=1,
+    )
+    return VipLlavaForConditionalGeneration(config), processor

@@ -1,4 +1,4 @@
-"""Qwen2-VL, Qwen2.5-VL and Qwen3-VL, tiny."""
+"""Qwen2-VL, Qwen2.5-VL, Qwen3-VL and its mixture of experts, and GLM-4V and GLM-4.6V, tiny."""
 
 from __future__ import annotations
 
@@ -114,3 +114,114 @@ def qwen3_vl() -> tuple[Any, Any]:
         video_processor=Qwen3VLVideoProcessor(size=pixels, patch_size=16),
     )
     return Qwen3VLForConditionalGeneration(config), processor
+
+
+def qwen3_vl_moe() -> tuple[Any, Any]:
+    from transformers import (
+        Qwen2VLImageProcessor,
+        Qwen3VLMoeConfig,
+        Qwen3VLMoeForConditionalGeneration,
+        Qwen3VLProcessor,
+        Qwen3VLVideoProcessor,
+    )
+
+    words, ids = _words()
+    rope = _rope(6, 5, 5, mrope_interleaved=True)
+    tower = {"hidden_size": 64, "out_hidden_size": 128, "intermediate_size": 128}
+    config = Qwen3VLMoeConfig(
+        text_config=text_config(
+            len(words),
+            head_dim=32,
+            num_experts=4,
+            num_experts_per_tok=2,
+            moe_intermediate_size=96,  # not square, so that each way round is told
+            norm_topk_prob=True,  # vLLM reads it, transformers always does so
+            **rope,
+        ),
+        vision_config={
+            **TOWER,
+            **tower,
+            "depth": 3,
+            "patch_size": 16,
+            "num_position_embeddings": 64,
+            "deepstack_visual_indexes": [0, 1],
+        },
+        **ids,
+    )
+    pixels = {"shortest_edge": 64 * 64, "longest_edge": 128 * 128}
+    processor = Qwen3VLProcessor(
+        image_processor=Qwen2VLImageProcessor(size=pixels, patch_size=16),
+        tokenizer=words,
+        video_processor=Qwen3VLVideoProcessor(size=pixels, patch_size=16),
+    )
+    return Qwen3VLMoeForConditionalGeneration(config), processor
+
+
+GLM = [
+    "<|image|>",
+    "<|video|>",
+    "<|begin_of_image|>",
+    "<|end_of_image|>",
+    "<|begin_of_video|>",
+    "<|end_of_video|>",
+]
+GLM_PIXELS = {"shortest_edge": 2 * 84 * 84, "longest_edge": 2 * 140 * 140}
+
+
+def _glm(config: Any) -> tuple[Any, Any]:
+    """A config of this class, and the tokenizer."""
+    words = tokenizer([*GLM, "<|user|>", "<|assistant|>"], eos="<|user|>", bos_first=False)
+    image, video, *edges = words.convert_tokens_to_ids(GLM)
+    return words, config(
+        text_config=text_config(len(words), **_rope(2, 3, 3, partial_rotary_factor=0.5)),
+        vision_config={
+            **TOWER,
+            "hidden_size": 64,
+            "out_hidden_size": 128,
+            "intermediate_size": 128,
+            "image_size": 140,
+        },
+        image_token_id=image,
+        video_token_id=video,
+        image_start_token_id=edges[0],
+        image_end_token_id=edges[1],
+        video_start_token_id=edges[2],
+        video_end_token_id=edges[3],
+        tie_word_embeddings=False,
+    )
+
+
+def glm4v() -> tuple[Any, Any]:
+    from transformers import (
+        Glm4vConfig,
+        Glm4vForConditionalGeneration,
+        Glm4vImageProcessor,
+        Glm4vProcessor,
+        Glm4vVideoProcessor,
+    )
+
+    words, config = _glm(Glm4vConfig)
+    processor = Glm4vProcessor(
+        image_processor=Glm4vImageProcessor(size=GLM_PIXELS),
+        tokenizer=words,
+        video_processor=Glm4vVideoProcessor(size=GLM_PIXELS),
+    )
+    return Glm4vForConditionalGeneration(config), processor
+
+
+def glm46v() -> tuple[Any, Any]:
+    from transformers import (
+        Glm46VConfig,
+        Glm46VForConditionalGeneration,
+        Glm46VImageProcessor,
+        Glm46VProcessor,
+        Glm46VVideoProcessor,
+    )
+
+    words, config = _glm(Glm46VConfig)
+    processor = Glm46VProcessor(
+        image_processor=Glm46VImageProcessor(size=GLM_PIXELS),
+        tokenizer=words,
+        video_processor=Glm46VVideoProcessor(size=GLM_PIXELS),
+    )
+    return Glm46VForConditionalGeneration(config), processor

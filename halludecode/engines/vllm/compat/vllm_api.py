@@ -1,16 +1,16 @@
-"""What of vLLM this engine builds on beyond its public options, checked before it starts.
-
-``python -m halludecode.engines.vllm.compat.vllm_api`` tells `halludecode doctor`, from a process of
-its own.
-"""
+"""What of vLLM this engine builds on beyond its public options, checked before it starts."""
 
 from __future__ import annotations
 
+import ast
 import importlib
 import inspect
-import json
-import sys
+from collections.abc import Iterable, Sequence
+from importlib.resources import files
 from typing import Any
+
+# Packages of this project that import vLLM; a server needs both, an engine only the first.
+ENGINE, SERVER = "halludecode.engines.vllm", "halludecode.serve"
 
 # Module -> class -> methods that are called, wrapped or overridden.
 USED: dict[str, dict[str, tuple[str, ...]]] = {
@@ -58,16 +58,6 @@ USED: dict[str, dict[str, tuple[str, ...]]] = {
     "vllm.v1.attention.backend": {"AttentionType": ("DECODER",)},
     "vllm.model_executor.models.utils": {"WeightsMapper": ("__or__",)},
 }
-FUNCTIONS = {
-    "vllm.v1.sample.ops.topk_topp_sampler": ("apply_top_k_top_p",),
-    "vllm.distributed": (
-        "get_tensor_model_parallel_world_size",
-        "tensor_model_parallel_all_gather",
-    ),
-    "vllm.inputs.engine": ("mm_input", "tokens_input"),
-    "vllm.model_executor.model_loader.utils": ("get_model_architecture",),
-    "vllm.multimodal.utils": ("group_and_batch_mm_kwargs",),
-}
 # Parameters that are passed by name.
 TAKES = {
     ("vllm.v1.sample.sampler", "Sampler", "forward"): ("logits", "sampling_metadata"),
@@ -83,17 +73,72 @@ TAKES = {
     ),
 }
 
+# What has moved between the releases we run on: name -> modules that have had it, newest first.
+MOVED = {
+    "make_arg_parser": ("vllm.entrypoints.common.cli_args", "vllm.entrypoints.launchers.cli_args"),
+    "validate_parsed_serve_args": (
+        "vllm.entrypoints.common.cli_args",
+        "vllm.entrypoints.launchers.cli_args",
+    ),
+    "cli_env_setup": (
+        "vllm.entrypoints.common.startup",
+        "vllm.entrypoints.serve.utils.api_utils",
+    ),
+}
+# Our subclasses of vLLM's classes: a method that becomes abstract there is missing here.
+SUBCLASSES = {
+    ENGINE: (("halludecode.engines.vllm.scheduler.scheduler", "AsyncGroupScheduler"),),
+    SERVER: (
+        ("halludecode.serve.images", "PictureIO"),
+        ("halludecode.serve.images", "Pictures"),
+    ),
+}
 
-def missing() -> list[str]:
-    """Dotted names that this vLLM lacks, in words; empty where all are there."""
-    lacking: list[str] = []
+
+def moved(name: str) -> Any:
+    """A function of `MOVED`, from where this vLLM keeps it.
+
+    Raises:
+        ImportError: It is in none of these places.
+    """
+    for module in MOVED[name]:
+        found = _get(module, name)
+        if found is not None:
+            return found
+    raise ImportError(f"vLLM has {name} in none of {', '.join(MOVED[name])}")
+
+
+def imported(packages: Iterable[str] = (ENGINE, SERVER)) -> set[tuple[str, str]]:
+    """What these packages' sources import from vLLM: (module, name)."""
+    found = set[tuple[str, str]]()
+    for package in packages:
+        for source in files(package).glob("**/*.py"):  # type: ignore[attr-defined]
+            for node in ast.walk(ast.parse(source.read_text(encoding="utf-8"))):
+                if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "vllm":
+                    found |= {(str(node.module), alias.name) for alias in node.names}
+    return found
+
+
+def missing(packages: Sequence[str] = (ENGINE, SERVER)) -> list[str]:
+    """Dotted names that this vLLM lacks, in words; empty where all are there.
+
+    Args:
+        packages: Whose needs; those of the engine alone cost no import of a server's modules.
+    """
+    lacking = [f"{m}.{name}" for m, name in sorted(imported(packages)) if not _has(m, name)]
+    for package in packages:
+        for module, name in SUBCLASSES[package]:
+            abstract: Iterable[str] = getattr(_get(module, name), "__abstractmethods__", ())
+            lacking += [f"a base of {name} without abstract method {m}" for m in sorted(abstract)]
+    if SERVER in packages:
+        for name, places in MOVED.items():
+            if not any(_get(module, name) for module in places):
+                lacking.append(f"{' or '.join(places)}.{name}")
     for module, classes in USED.items():
         for name, methods in classes.items():
             cls = _get(module, name)
             absent = [f".{m}" for m in methods if not hasattr(cls, m)] if cls else [""]
             lacking += [f"{module}.{name}{method}" for method in absent]
-    for module, functions in FUNCTIONS.items():
-        lacking += [f"{module}.{name}" for name in functions if _get(module, name) is None]
     for (module, name, method), parameters in TAKES.items():
         function = getattr(_get(module, name), method, None)
         accepted = inspect.signature(function).parameters if function else {}
@@ -110,7 +155,7 @@ def about() -> dict[str, Any]:
     import vllm
     from vllm.platforms import current_platform
 
-    counted = sum(len(classes) for classes in (*USED.values(), *FUNCTIONS.values()))
+    counted = len(imported()) + len(MOVED) + sum(len(classes) for classes in USED.values())
     return {
         "version": vllm.__version__,
         "device": current_platform.device_type,
@@ -119,12 +164,12 @@ def about() -> dict[str, Any]:
     }
 
 
+def _has(module: str, name: str) -> bool:
+    return _get(module, name) is not None or _get(f"{module}.{name}", "__name__") is not None
+
+
 def _get(module: str, name: str) -> object | None:
     try:
         return getattr(importlib.import_module(module), name, None)
     except ImportError:
         return None
-
-
-if __name__ == "__main__":
-    sys.stdout.write(json.dumps(about()) + "\n")

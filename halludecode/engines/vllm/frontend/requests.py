@@ -25,7 +25,8 @@ from halludecode.engines.vllm.row_metadata import RowMetadata
 GREEDY = Plan((), "greedy", frozenset(), ("main",), Cost())
 ROUNDING = 0.05  # of normalised pixels in bfloat16
 COOLEST, HOTTEST = 0.01, 2.0  # what vLLM takes beside 0; our sampler knows the true temperature
-OWN = frozenset({"token_mask", "at_first_token", "key"})  # verbs whose values belong to one request
+# Verbs whose values belong to one request.
+OWN = frozenset({"token_mask", "at_first_token", "keys_at_first_token", "key", "confidence"})
 
 
 @dataclass
@@ -115,8 +116,8 @@ class RequestBuilder:
         for role, row in enumerate(rows):
             # Token masks are kept per child: none may find another's KV, which they were judged by.
             given = self._input(row, self._salt(row.name, prepared, plan, main.group))
-            edits, in_line = _feature_edits(row, prepared, plan), _in_line(row)
-            metadata = replace(main, role=role, feature_edits=edits, in_line=in_line)
+            edits = _feature_edits(row, prepared, plan)
+            metadata = replace(main, role=role, feature_edits=edits, in_line=row.in_line)
             if role > 0:
                 metadata = replace(metadata, noise_key=-1, score_words=None, token_rules=None)
             requests.append(self._request(metadata, given, rows, sampling))
@@ -303,8 +304,3 @@ def _feature_edits(row: Row, prepared: PreparedRequest, plan: Plan) -> list[list
         name = next(local for local, label in prepared.local[i].items() if label == row.name)
         edits.append([i, name, edited, index, edit.key, image.count])
     return edits
-
-
-def _in_line(row: Row) -> bool:
-    natural = sum(image.processed.count for image in row.images)
-    return sum(image.count for image in row.images) != natural

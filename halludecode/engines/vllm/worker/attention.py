@@ -159,7 +159,12 @@ class BatchAttention(AttentionLayer[str, FromEnd]):
             far = 1  # nothing to edit, but every prompt token must be judged
         if len(names) > 1 or far <= BLOCK:
             return [(far, 0)] if far else []
-        return [(at, max(at - BLOCK, 0)) for at in range(far, 0, -BLOCK)]
+        return self.split((far, 0))
+
+    def split(self, queries: FromEnd) -> list[FromEnd]:
+        """From the first to the last."""
+        far, near = queries
+        return [(at, max(at - BLOCK, near)) for at in range(far, near, -BLOCK)]
 
     def all_queries(self) -> FromEnd:
         """As many as the longest row has."""
@@ -245,6 +250,17 @@ class BatchAttention(AttentionLayer[str, FromEnd]):
             records[0].first_token[which] = fn()
         values = [record.first_token[which] for record in records]
         return values[0] if len(values) == 1 else torch.cat(values)
+
+    def keys_at_first_token(self, i: int, name: str, fn: Callable[[], Tensor]) -> Tensor:
+        """``fn() -> [R, .., N]``, kept likewise; 0 for keys that came later."""
+        which, records = (i, self.number, name), self.rows.records
+        if any(which not in record.first_keys for record in records):
+            if not self.rows.emits():
+                raise HookNeverFired(f"{name!r} was not found when the first token was written.")
+            records[0].first_keys[which] = fn()[0]
+        width = self.rows.reach(self.rows.named_rows(i)["main"])
+        kept = [record.first_keys[which] for record in records]
+        return torch.stack([pad(own, (0, width - own.shape[-1])) for own in kept])
 
 
 def _before(keys: RowKeys) -> Tensor:

@@ -99,6 +99,13 @@ class EditBatch(EditedRows[str]):
         x[places] = new
         return x
 
+    def confidences(self) -> Tensor:
+        """Of tokens written so far; one that is missing was never drawn here."""
+        kept = [record.sure for record in self.records]
+        most = max((max(own, default=0) for own in kept), default=0) + 1
+        one = next((torch.ones_like(x) for own in kept for x in own.values()), torch.ones(()))
+        return torch.stack([torch.stack([own.get(t, one) for t in range(most)]) for own in kept])
+
     def note_fired(self, hook: str, i: int, layer: int) -> None:
         """A declared hook was called; only the forward that emits token 1 is checked."""
         if self.emits():

@@ -35,6 +35,7 @@ from halludecode.engines.explain import (
     unprobed,
 )
 from halludecode.engines.sampling import gumbel, tempered
+from halludecode.engines.vllm.worker import first_logits
 from halludecode.engines.vllm.worker.bans import ban
 from halludecode.engines.vllm.worker.captured import Captured
 from halludecode.engines.vllm.worker.state import WorkerState
@@ -124,6 +125,7 @@ class GroupSampler(Sampler):
             self.current.groups = list(batch.sampling())
             self._keep_logits(logits)
             self._keep_probes(logits)
+            first_logits.keep(self.state, self.current.groups, logits)
             written = sampling_metadata.output_token_ids
             logits = self._combine(ban(self.current.groups, logits, written, self.state))
         return super().forward(
@@ -153,10 +155,13 @@ class GroupSampler(Sampler):
     def _keep_logits(self, logits: Tensor) -> None:
         for rows in self.current.groups:
             main = rows["main"]
-            metadata = main.metadata
+            metadata, plan = main.metadata, self.state.plan(main.metadata.plan)
             if metadata.capture and metadata.capture["logits"]:
                 captured = self.state.captured.setdefault(metadata.group, Captured())
                 captured.logits[main.written] = logits[main.index].detach().float().cpu()
+            elif plan is not None and "confidence" in plan.needs:
+                sure = logits[main.index].float().softmax(-1).amax()
+                self.state.record(metadata.group).sure[main.written] = sure
 
     def _keep_probes(self, logits: Tensor) -> None:
         """Of groups that are explained: the probe's place, and log p [2, V], with image first."""
@@ -311,7 +316,9 @@ class GroupSampler(Sampler):
                 state = _on(stack(own_states), logits.device)
                 forward = self.runner.hd_forward()
                 early = {layer: forward.early_of(names, layer) for layer in part.early}
-                step = Step(named, t, state, decode, early, masking=masking, owner=owner)
+                first = first_logits.of(self.state, names, i, part)
+                more = {"first": first, "masking": masking, "owner": owner}
+                step = Step(named, t, state, decode, early, **more)
                 steps.append((part, step))
         return steps
 

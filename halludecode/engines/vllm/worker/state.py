@@ -45,6 +45,9 @@ class GroupRecord:
         error: Why the answer is void, in a sentence; ``kind`` is its class.
         token_masks: (row, part, layer, name) -> bool [tokens], judged so far.
         first_token: (part, layer, name) -> what `Attention.at_first_token` keeps.
+        first_keys: (part, layer, name) -> what `Attention.keys_at_first_token` keeps, [.., tokens].
+        sure: Largest raw probability of each written token, where a strategy asks for it.
+        first_logits: (part, row) -> float32 [V], see `Step.first`.
         fired: (hook, part, layer) seen so far.
         broken: Names, and whose scores were broken, bool [names, requests], and the request's place
             there; of each token whose scores are on a GPU.
@@ -61,6 +64,9 @@ class GroupRecord:
     kind: str = ""
     token_masks: dict[tuple[str, int, int, str], Tensor] = field(default_factory=dict)
     first_token: dict[tuple[int, int, str], Any] = field(default_factory=dict)
+    first_keys: dict[tuple[int, int, str], Tensor] = field(default_factory=dict)
+    sure: dict[int, Tensor] = field(default_factory=dict)
+    first_logits: dict[tuple[int, str], Tensor] = field(default_factory=dict)
     fired: set[tuple[str, int, int]] = field(default_factory=set)
     broken: list[tuple[tuple[str, ...], Tensor, int]] = field(default_factory=list)
     rules: TokenRules | None = None

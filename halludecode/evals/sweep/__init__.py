@@ -1,0 +1,1 @@
+"""Many settings of a strategy: chosen on development pictures, reported on others."""

@@ -1,0 +1,153 @@
+"""How a family's picture lies in its tokens: its raster, its pixels to show, its patches.
+
+Every function takes the pixel inputs of one picture as the model's processor makes them; see
+`ModelFamily.span`, `.view` and `.patches` for what is asked of them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Span = tuple[int, int, int]  # first token, rows, columns: where a picture's tokens form a raster
+
+
+def _square(count: int) -> Span:
+    side = round(count**0.5)
+    return (0, side, side) if side * side == count else (0, 1, count)
+
+
+def whole_span(pixels: Mapping[str, Any], count: int, config: Any) -> Span:
+    """One square of all tokens."""
+    return _square(count)
+
+
+def first_span(pixels: Mapping[str, Any], count: int, config: Any) -> Span:
+    """The first view is the whole picture, the others are its parts, row by row with line ends."""
+    side = config.vision_config.image_size // config.vision_config.patch_size
+    return 0, side, side
+
+
+def qwen_span(pixels: Mapping[str, Any], count: int, config: Any) -> Span:
+    """A grid of merged patches."""
+    merge = config.vision_config.spatial_merge_size
+    _, rows, columns = pixels["image_grid_thw"][0].tolist()
+    return 0, rows // merge, columns // merge
+
+
+def pixtral_span(pixels: Mapping[str, Any], count: int, config: Any) -> Span:
+    """A grid of merged patches, of the picture's own size."""
+    side = config.vision_config.patch_size * config.spatial_merge_size
+    height, width = pixels["image_sizes"][0].tolist()
+    return 0, height // side, width // side
+
+
+def views_span(pixels: Mapping[str, Any], count: int, config: Any) -> Span:
+    """The first view is the whole picture, all views have as many tokens."""
+    return _square(count // len(pixels["pixel_values"]))
+
+
+def last_span(pixels: Mapping[str, Any], count: int, config: Any) -> Span:
+    """The last view is the whole picture, all views have as many tokens."""
+    view = count // len(pixels["pixel_values"])
+    _, rows, columns = _square(view)
+    return count - view, rows, columns
+
+
+def same_patches(values: Tensor, pixels: Mapping[str, Any], config: Any) -> Tensor:
+    """A token is a patch, view after view."""
+    return values.movedim(-3, -2).flatten(-2)
+
+
+def square_patches(values: Tensor, pixels: Mapping[str, Any], config: Any) -> Tensor:
+    """Pixel shuffle or pooling makes one token of a square of neighbours, raster order kept."""
+    step, side = _step(config), round(values.shape[-1] ** 0.5)
+    small = side // step
+    squares = values.unflatten(-1, (small, step, small, step)).mean((-3, -1))
+    return squares.flatten(-2).movedim(-3, -2).flatten(-2)
+
+
+def _step(config: Any) -> int:
+    if hasattr(config, "downsample_ratio"):
+        return round(1 / config.downsample_ratio)
+    tower = config.vision_config
+    for owner, name in (
+        (config, "scale_factor"),
+        (config, "downsample_factor"),
+        (tower, "hidden_stride"),
+    ):
+        if hasattr(owner, name):
+            return getattr(owner, name)
+    side = tower.image_size // tower.patch_size
+    return side // round(config.mm_tokens_per_image**0.5)
+
+
+def pixtral_patches(values: Tensor, pixels: Mapping[str, Any], config: Any) -> Tensor:
+    """One token of a square of neighbours, in the picture's own shape."""
+    _, rows, columns = pixtral_span(pixels, 0, config)
+    step = config.spatial_merge_size
+    squares = values.unflatten(-1, (rows, step, columns, step)).mean((-3, -1))
+    return squares.flatten(-2).movedim(-3, -2).flatten(-2)
+
+
+def merged_patches(values: Tensor, pixels: Mapping[str, Any], config: Any) -> Tensor:
+    """Qwen's processors put the patches of one token side by side."""
+    merge = config.vision_config.spatial_merge_size**2
+    return same_patches(values.unflatten(-1, (-1, merge)).mean(-1), pixels, config)
+
+
+def packed_patches(values: Tensor, pixels: Mapping[str, Any], config: Any) -> Tensor:
+    """The model's own way from views to tokens, with 0 at line ends."""
+    from transformers import LlavaNextModel, LlavaOnevisionModel
+
+    views = values.movedim((-3, -1), (0, 1))  # [views, patches, .., Hv]
+    flat = views.flatten(2)
+    way: dict[str, Any] = {
+        "image_features": [flat],
+        "image_sizes": pixels["image_sizes"],
+        "image_newline": flat.new_zeros(flat.shape[-1]),
+    }
+    this: Any = SimpleNamespace(config=config)  # all that these methods read of the model
+    if config.model_type == "llava_next":
+        strategy = config.vision_feature_select_strategy
+        made, _ = LlavaNextModel.pack_image_features(
+            this, vision_feature_select_strategy=strategy, **way
+        )
+    else:
+        ratio = config.vision_aspect_ratio
+        made, _ = LlavaOnevisionModel.pack_image_features(this, vision_aspect_ratio=ratio, **way)
+    return made[0].unflatten(-1, views.shape[2:]).movedim(0, -1)
+
+
+def windowed_patches(values: Tensor, pixels: Mapping[str, Any], config: Any) -> Tensor:
+    """Qwen2.5-VL's tower sorts tokens by window and sorts them back at its end."""
+    from transformers.vision_utils import get_vision_window_index
+
+    tower = config.vision_config
+    sizes = (tower.spatial_merge_size, tower.window_size, tower.patch_size)
+    order, _ = get_vision_window_index(pixels["image_grid_thw"], *sizes)
+    return merged_patches(values, pixels, config)[..., order.argsort()]
+
+
+def first_view(pixels: Mapping[str, Any], processor: Any) -> Tensor:
+    """The first view."""
+    return pixels["pixel_values"][0]
+
+
+def last_view(pixels: Mapping[str, Any], processor: Any) -> Tensor:
+    """The last view."""
+    return pixels["pixel_values"][-1]
+
+
+def qwen_view(pixels: Mapping[str, Any], processor: Any) -> Tensor:
+    """Patches put back in their places."""
+    _, rows, columns = pixels["image_grid_thw"][0].tolist()
+    merge, patch, frames = processor.merge_size, processor.patch_size, processor.temporal_patch_size
+    blocks = pixels["pixel_values"].reshape(
+        rows // merge, columns // merge, merge, merge, 3, frames, patch, patch
+    )[..., 0, :, :]  # frames of a still picture are equal
+    return blocks.permute(4, 0, 2, 5, 1, 3, 6).reshape(3, rows * patch, columns * patch)

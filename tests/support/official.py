@@ -1,0 +1,93 @@
+"""Attention under an edit beside what an official forward gave on the same queries and keys.
+
+`edited` and `farsight` are also what benchmarks/parity.py calls.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from halludecode.core.attention import Attention, Hooks
+from halludecode.core.attention_block import GENERATED, IMAGE, SYSTEM, TEXT, AttentionBlock
+from halludecode.core.plan import typical_model_info
+from halludecode.core.spec import get
+from halludecode.core.state import PerImageToken
+from halludecode.core.strategy import Strategy
+from tests.core.test_attention import keys_of
+
+OFFICIAL = json.loads(Path("tests/data/attention_official.json").read_text(encoding="utf-8"))
+KINDS = [SYSTEM, SYSTEM, IMAGE, IMAGE, IMAGE, TEXT, GENERATED, GENERATED]
+BASE, CASES = OFFICIAL["attention"]["base"], OFFICIAL["attention"]["cases"]
+
+
+def official_block(queries: list[int]) -> AttentionBlock:
+    """The block of some queries of the official example."""
+    q, k, v = (torch.tensor([BASE[name]], dtype=torch.float64) for name in "qkv")
+    scaling = q.shape[-1] ** -0.5
+    visible = torch.ones(len(KINDS), len(KINDS)).tril().bool()[queries]
+    scores = (q[:, :, queries] @ k.transpose(-1, -2) * scaling).masked_fill(~visible, -torch.inf)
+    keys = keys_of(KINDS, queries, BASE["length"])
+    base = scores.softmax(-1) @ v
+    return AttentionBlock(keys, q[:, :, queries], k, v, visible, scaling, base, _scores=scores)
+
+
+def outputs_of(
+    strategy: Strategy,
+    queries: list[int],
+    state: dict[str, Any] | None = None,
+    *,
+    layer: int = 7,
+    confidence: float = 1.0,
+    **model: Any,
+) -> torch.Tensor:
+    """[queries, heads * d] after a strategy's edit in a layer of 32, by default the eighth."""
+    block = official_block(queries)
+    hooks = Hooks(
+        lambda *a: None,  # type: ignore[arg-type, return-value]
+        lambda name, fn: fn(),
+        state or {},
+        confidence=lambda: torch.full((1, len(queries)), confidence, dtype=torch.float64),
+    )
+    m = replace(typical_model_info(), num_heads=3, num_kv_heads=3, **model)
+    strategy.attend(Attention(layer, m, {"main": block}, hooks, strategy.name))
+    return block.output()[0].transpose(0, 1).flatten(1)
+
+
+def close(got: torch.Tensor, name: str, queries: list[int]) -> None:
+    """Equal to the official outputs of these queries, whose softmax was in float32."""
+    expected = torch.tensor(CASES[name]["out"], dtype=torch.float64)[queries]
+    torch.testing.assert_close(got.double(), expected, atol=1e-6, rtol=0)
+
+
+def edited(name: str) -> torch.Tensor:
+    """[queries, heads * d] of a method's official example, in its own strategy."""
+    case = CASES[name]
+    if name == "paint":
+        state = {"gain": [PerImageToken(torch.tensor([0.7, 0.0, 0.3]))]}
+        return outputs_of(get(name), [7], state)
+    if name == "caac":
+        state = {"even": [PerImageToken(torch.tensor(case["factors"], dtype=torch.float64)[None])]}
+        sure = case["confidence"]
+        return outputs_of(get(name, depth=1), [7], state, layer=0, confidence=sure)
+    return outputs_of(get(name), [5, 6, 7] if name == "vaf" else [7])
+
+
+def farsight(slopes: bool) -> torch.Tensor:
+    """[8, heads * d]: the prompt of FarSight's example."""
+    given = OFFICIAL["farsight"]
+    q, k, v = (torch.tensor([given[each]], dtype=torch.float64) for each in "qkv")
+    visible = torch.ones(8, 8).tril().bool()
+    scores = (q @ k.transpose(-1, -2) * 2**-0.5).masked_fill(~visible, -torch.inf)
+    keys = keys_of([SYSTEM, IMAGE, IMAGE, *[TEXT] * 5], list(range(8)), 8)
+    base = scores.softmax(-1) @ v
+    block = AttentionBlock(keys, q, k, v, visible, 2**-0.5, base, _scores=scores)
+    hooks = Hooks(lambda *a: None, lambda name, fn: fn())  # type: ignore[arg-type, return-value]
+    m = replace(typical_model_info(), num_heads=4)
+    attention = Attention(0, m, {"main": block}, hooks, "farsight")
+    get("farsight", slopes=slopes).attend(attention)
+    return block.output()[0].transpose(0, 1).flatten(1)
