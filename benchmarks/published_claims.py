@@ -21,6 +21,7 @@ sys.path[:0] = [str(Path(__file__).resolve().parents[1]), str(Path(__file__).res
 import published_answers as published
 from published_answers import Claim
 
+from halludecode.cli.output import without_collector
 from halludecode.evals.benchmarks.chair import scoring as chair
 from halludecode.evals.results import broken_text, detection, object_control
 from halludecode.evals.results.length_control import VERDICTS as LENGTH
@@ -29,7 +30,6 @@ from halludecode.evals.results.verdict import NONE, STANDS, WORSE
 from halludecode.evals.statistics.intervals import excludes_zero
 
 LEVEL = 0.05
-COMMAND = "python benchmarks/published_claims.py"
 AGAINST = {"greedy": "greedy", "beam": "beam 5", "sampling": "sampling", "trained": "untrained"}
 SHORT = {
     STANDS: "stands",
@@ -53,13 +53,10 @@ RANK = ("stands", "only", "turns", "text", "leaves", "not", "worse")
 def word(claim: Claim) -> str:
     """The verdict in a few words; Holm's correction over the page has the last one."""
     parts = [SHORT[part] for part in claim.verdict.split("; ")]
+    said = "; ".join(parts)
     if claim.p_holm >= LEVEL:
-        return "not significant" if claim.verdict == NONE else f"not significant ({_raw(parts)})"
-    return "; ".join(parts)
-
-
-def _raw(parts: Sequence[str]) -> str:
-    return f"uncorrected: {'; '.join(parts)}"
+        return f"not significant{'' if claim.verdict == NONE else f' (uncorrected: {said})'}"
+    return said
 
 
 def rank(claim: Claim) -> tuple[int, float]:
@@ -326,7 +323,8 @@ def page(claims: Sequence[Claim]) -> str:
     first = sum("first" in c.told for c in claims)
     parts = [
         "# What published claims are worth",
-        f"Made by `{COMMAND}` from the released answers in `benchmarks/published/`; do not edit.",
+        "Made by `python benchmarks/published_claims.py` from the released answers in "
+        "`benchmarks/published/`; do not edit.",
         "\n".join(f"{i}. {said}" for i, said in enumerate(conclusion(claims), start=1)),
         "## How to read it",
         "Differences are strategy minus baseline in points, paired by picture, with 95 % intervals "
@@ -383,15 +381,14 @@ def _stems(given: str | Sequence[str]) -> list[str]:
 def main() -> None:
     """Compare, write the page, say how long it took."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument(
-        "--output", type=Path, default=published.HERE.parent / "published_claims.md"
-    )
+    parser.add_argument("--output", type=Path, default=Path(__file__).with_suffix(".md"))
     args = parser.parse_args()
     if lack := published.missing():
         sys.exit(f"{lack} (for AMBER's descriptions)")
     start = time.monotonic()
-    claims = published.claims()
-    text = page(claims)
+    with without_collector():
+        claims = published.claims()
+        text = page(claims)
     args.output.write_text(text, encoding="utf-8")
     print(f"wrote {args.output}: {len(claims)} claims in {time.monotonic() - start:.0f} s")
     if rows := unexplained(claims):

@@ -19,8 +19,8 @@ Task = Annotated[
 Annotations = Annotated[
     Path | None,
     typer.Option(
-        help="The benchmark's questions, or a folder of them; COCO instances (the captions file "
-        "beside them counts too); AMBER's data folder."
+        help="The benchmark's questions, or a folder of them; COCO instances, or a folder of "
+        "several (the captions file beside each counts too); AMBER's data folder."
     ),
 ]
 Captions = Annotated[Path | None, typer.Option(help="COCO captions file.")]

@@ -236,10 +236,27 @@ def test_captions_that_only_look_good_are_counted(tmp_path):
     assert any("name none of the 80 objects" in told for told in made["told"])
 
 
+def test_bold_captions_are_read_as_nltk_reads_them(tmp_path):
+    path = lines(
+        tmp_path / "bold_min.jsonl",
+        [
+            {
+                "image_id": 42,
+                "caption": "The image features a large herd of **zebras** gathered in a grassy "
+                "field.",
+            }
+        ],
+    )
+    for answers in ("as_written", "final"):
+        made = score_predictions("chair(path=tables)", path, answers=answers)
+        assert made["sentences"][0]["generated"] == ["zebra"]
+        assert not any("tagger" in told and "differ" in told for told in made["told"])
+
+
 def test_marks_that_the_own_tagger_is_not_sure_of_are_told(tmp_path):
-    path = lines(tmp_path / "c.jsonl", [{"image_id": 9, "caption": "A herd of **zebras**."}])
+    path = lines(tmp_path / "c.jsonl", [{"image_id": 9, "caption": "A herd of `zebras`."}])
     made = score_predictions("chair(path=tables)", path)
-    assert any("1 of 1 captions have words in *" in told for told in made["told"])
+    assert any("1 of 1 captions have words in `" in told for told in made["told"])
     plain = score_predictions("chair(path=tables)", path, answers="final")
     assert plain["sentences"][0]["generated"] == ["zebra"]
     assert not any("have words in" in told for told in plain["told"])

@@ -2,6 +2,7 @@ import functools
 import io
 import json
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 from rich.console import Console
@@ -137,6 +138,44 @@ def test_recipe_names_model_data_prompts_and_versions(tmp_path, source):
     assert {"halludecode", "python", "torch"} <= recipe["versions"].keys()
     assert recipe["hardware"]["device"] == "cpu"
     assert recipe["chair"]["path"] in ("nltk", "tables")
+
+
+class ThinkingEngine(world.FakeEngine):
+    """Thinks aloud before an answer; every fourth thought is never finished."""
+
+    def _one(self, request, strategy, scored):
+        output = super()._one(request, strategy, scored)
+        text = output.choices[0].text
+        whole = f"<think> No, hidden. </think> {text}"
+        thought = "<think> No, or yes" if len(self.asked) % 4 == 0 else whole
+        return replace(output, choices=(replace(output.choices[0], text=thought),))
+
+
+def test_final_answers_are_read_recorded_and_belong_to_one_run(tmp_path, source):
+    asked = {"tasks": ("pope",), "strategies": ["greedy"]}
+    made = {}
+    for rule in ("as_written", "final"):
+        report = run(tmp_path / rule, source, ThinkingEngine(), answers=rule, **asked)
+        assert report.run["answers"] == rule
+        assert json.loads((tmp_path / rule / "run.json").read_text())["answers"] == rule
+        made[rule] = entries(report)["pope", "random", "greedy"]
+    plain = entries(run(tmp_path / "plain", source, **asked))["pope", "random", "greedy"]
+    both = (world.lines(tmp_path / name / "samples.jsonl") for name in ("final", "plain"))
+    lines, others = ([x for x in found if x["split"] == "random"] for found in both)
+    cut = [line for line in lines if line["as_written"] == "<think> No, or yes"]
+    assert 0 < len(cut) < len(lines) == plain["n"]
+    assert {(line["answer"], line["parsed"]) for line in cut} == {("", "other")}
+    final, written = made["final"]["metrics"], made["as_written"]["metrics"]
+    assert (final["unparsed"]["value"], plain["metrics"]["unparsed"]["value"]) == (len(cut), 0)
+    said = {(x["id"], x["answer"]) for x in others}
+    assert {(x["id"], x["answer"]) for x in lines if x not in cut} <= said
+    assert written["yes_ratio"]["value"] == 0  # the thought's own "No" is read
+    assert final["yes_ratio"]["value"] > 0
+    with pytest.raises(InvalidData, match="answers"):
+        run(tmp_path / "final", source, ThinkingEngine(), **asked)
+    with pytest.raises(InvalidData, match="answers 'last' is unknown"):
+        run(tmp_path / "last", source, ThinkingEngine(), answers="last", **asked)
+    assert not (tmp_path / "last").exists()
 
 
 def test_differences_to_greedy_are_paired_and_corrected(tmp_path, source):

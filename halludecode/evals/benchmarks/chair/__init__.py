@@ -325,7 +325,7 @@ class CHAIR(CutCaptions, Benchmark):
                 path=self.path,
                 incomplete=self.incomplete or "keep",
             )
-        told = caption_files.captions_read(options.get("annotations"), options.get("captions"))
+        told = caption_files.captions_told(options.get("annotations"), options.get("captions"))
         return replace(scored, notes=scored.notes | told)
 
     def ways(self, **options: Any) -> list[str]:

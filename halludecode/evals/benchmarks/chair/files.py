@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Collection
 from pathlib import Path, PurePosixPath
+from typing import Any
 
 from halludecode.core.errors import InvalidData
 from halludecode.evals.benchmarks.chair import scoring as chair
@@ -50,11 +51,44 @@ def pictures(instances: Path) -> list[tuple[int, str]]:
         ) from None
 
 
-def captions_read(annotations: Path | None, captions: Path | None) -> dict[str, Path | None]:
-    """``captions``: the captions file that counts beside instances; {} where there are none."""
+def instances_of(annotations: Path) -> list[Path]:
+    """The COCO instances files meant: the file itself, or all of a folder, such as train and val.
+
+    Raises:
+        InvalidData: A folder holds none.
+    """
+    if not annotations.is_dir():
+        return [annotations]
+    if found := sorted(annotations.glob("instances_*.json")):
+        return found
+    raise InvalidData(
+        f"{annotations}: no COCO instances file is in this folder; give a file, or a folder of "
+        "files named instances_*.json."
+    )
+
+
+def captions_read(annotations: Path | None, captions: Path | None) -> dict[Path, Path | None]:
+    """The captions file that counts beside each instances file; {} where there are none.
+
+    Raises:
+        InvalidData: One captions file is given for several of instances.
+    """
     if annotations is None or ".tsv" in annotations.suffixes:
         return {}
-    return {"captions": captions or captions_beside(annotations, named=True)}
+    files = instances_of(annotations)
+    if captions and len(files) > 1:
+        raise InvalidData(
+            f"{captions}: one captions file for {len(files)} instances files in {annotations}; put "
+            f"each beside its own, as {files[0].name.replace('instances', 'captions')}, and leave "
+            "--captions out."
+        )
+    return {file: captions or captions_beside(file, named=True) for file in files}
+
+
+def captions_told(annotations: Path | None, captions: Path | None) -> dict[str, Any]:
+    """``captions``: the captions file that counts, or those beside several instances files."""
+    read = [f and str(f) for f in captions_read(annotations, captions).values()]
+    return {"captions": read if read[1:] else read[0]} if read else {}
 
 
 def ways_of_reading(path: str, annotations: Path | None, captions: Path | None) -> list[str]:
@@ -62,10 +96,9 @@ def ways_of_reading(path: str, annotations: Path | None, captions: Path | None) 
     by = {"nltk": "NLTK", "tables": "the tokeniser and tagger of this package"}[path]
     ways = [f"Words are found by {by} (path {path})."]
     read = captions_read(annotations, captions)
-    if "captions" in read:
-        beside = read["captions"]
+    for file, beside in read.items():
         counted = f"instances and the captions of {beside}" if beside else "instances only"
-        ways.append(f"The truth is {counted}.")
+        ways.append(f"The truth is {counted}{f' ({file.name})' if len(read) > 1 else ''}.")
     return ways
 
 
@@ -79,7 +112,8 @@ def truth_of(
     """The pictures of which answers may be, with their true objects.
 
     Args:
-        annotations: COCO instances, or finished sets (``.tsv``); None takes the shipped ones.
+        annotations: COCO instances, a folder of several, or finished sets (``.tsv``); None takes
+            the shipped ones.
         captions: COCO captions of the same pictures; None takes those beside the instances.
         gt_family: Word family of the ground truth.
         path: What finds words, see `object_words.reader`.
@@ -98,14 +132,22 @@ def truth_of(
             )
         sets = chair.load_truth(annotations or chair.SHIPPED)
         return [_sample(i, sets[i], None) for i in sets if i in cells]
-    captions = captions or captions_read(annotations, captions).get("captions")
-    coco = chair.read_instances(annotations)
-    names = {i: file_name(image) for i, image in coco.imgs.items()}
-    wanted = {
-        i for i, name in names.items() if i in cells or PurePosixPath(name or "").stem in cells
-    }
-    truth = chair.objects_of(coco, captions, family=gt_family, path=path, images=wanted)
-    return [_sample(i, truth[i], names[i]) for i in truth]
+    found: dict[int, tuple[Path, Sample]] = {}
+    for file, beside in captions_read(annotations, captions).items():
+        coco = chair.read_instances(file)
+        names = {i: file_name(image) for i, image in coco.imgs.items()}
+        wanted = {
+            i for i, name in names.items() if i in cells or PurePosixPath(name or "").stem in cells
+        }
+        truth = chair.objects_of(coco, beside, family=gt_family, path=path, images=wanted)
+        for i, objects in truth.items():
+            sample = _sample(i, objects, names[i])
+            before = found.setdefault(i, (file, sample))
+            if before[1].objects != sample.objects:
+                raise InvalidData(
+                    f"picture {i} has other objects in {before[0]} than in {file}; give one file."
+                )
+    return [sample for _, sample in found.values()]
 
 
 def _sample(image: int, objects: Collection[str], name: str | None) -> Sample:

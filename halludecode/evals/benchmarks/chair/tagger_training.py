@@ -31,7 +31,7 @@ Pool = tuple[list[str], list[float]]  # words and cumulative weights
 
 MADE = 6_000_000
 OFTEN = 30  # a word seen this often with one tag only is taken to have no other
-MARKS = ("**", "*", "***", "`", '"')  # put round object words, as chat models write captions
+MARKS = ("**", "*")  # put round object words, as chat models write captions
 ENDINGS = ("ing", "ed", "est", "er", "s", "")
 
 
@@ -45,19 +45,12 @@ def texts(paths: Iterable[str | Path]) -> list[str]:
     return found
 
 
-def marked(captions: Sequence[str], every: int = 3) -> list[str]:
-    """The captions with their object words in bold and in italics, some in other marks too.
-
-    Args:
-        captions: Plain ones.
-        every: Of the rarer marks, each is put in every so many-th caption.
-    """
+def marked(captions: Sequence[str]) -> list[str]:
+    """The captions with their object words in bold, and in italics."""
     plain, found = words.reader("wordnet", "tables"), []
-    for number, caption in enumerate(captions):
+    for caption in captions:
         mentions = sorted(plain.read(caption).mentions, key=lambda m: -m.start)
-        for k, mark in enumerate(MARKS):
-            if k > 1 and (number + k) % every:
-                continue
+        for mark in MARKS:
             text = caption
             for m in mentions:
                 text = text[: m.start] + mark + text[m.start : m.end] + mark + text[m.end :]

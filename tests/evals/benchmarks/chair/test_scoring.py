@@ -254,6 +254,17 @@ def test_both_word_paths_read_every_published_caption_alike(name):
     assert longer <= (0 if LENGTH_SLACK else 2)  # the tables' tokens are those of NLTK 3.10
 
 
+@pytest.mark.parametrize("mark", ["**", "*"])
+def test_both_word_paths_read_words_in_bold_and_italics_alike(mark):
+    exact, tables = reader_for("wordnet", "nltk"), words.reader("wordnet", "tables")
+    names = [name for name in CAPTION_FILES if "opera" in name]
+    for text in (text for name in names for text in caption_texts(name)[:60]):
+        for mention in reversed(tables.read(text).mentions):
+            text = text[: mention.end] + mark + text[mention.end :]
+            text = text[: mention.start] + mark + text[mention.start :]
+        assert tables.read(text).objects == exact.read(text).objects, text
+
+
 @pytest.mark.parametrize("path", ["nltk", "tables"])
 def test_another_groups_complete_output_is_reproduced(path):
     """Of these captions none had a part in fitting the tags of the tables path."""
