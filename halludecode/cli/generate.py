@@ -92,12 +92,12 @@ def generate(
     asked = _asked(prompt, messages)
     request = Request(asked, tuple(image or ()), told, continue_final_message, background)
     parse(strategy)  # a misspelt strategy should not cost the time of loading a model
+    if explain is not None:
+        _check_explain(request, explain)
     for picture in image or ():
         if not (picture.expanduser().exists() or ":" in str(picture)):
             raise InvalidRequest(f"{picture}: no such image file.")
     load = options.loader(model, engine, options.engine_arguments(settings))
-    if explain is not None:
-        _check_explain(request, explain)
     with json_document(json) as documents, memory_advice(1):
         loaded = load()
         if explain is None and not json:

@@ -14,6 +14,7 @@ from halludecode.cli.options import Json
 from halludecode.cli.output import json_document, plain, show
 from halludecode.core.errors import HalluDecodeError, InvalidParameter, UnknownStrategy
 from halludecode.core.needs import KINDS, in_words
+from halludecode.core.registry import did_you_mean
 
 if TYPE_CHECKING:
     from halludecode.catalog import BenchmarkInfo, Info
@@ -86,8 +87,7 @@ def _owner(name: str) -> Any:
         if name in names[kind]:
             return registry
     both = [*names["strategies"], *names["benchmarks"]]
-    close = difflib.get_close_matches(name.lower(), both, n=3, cutoff=0.5)
-    hint = f" Did you mean {' or '.join(map(repr, close))}?" if close else ""
+    hint = did_you_mean(name, both)
     known = "; ".join(f"{kind}: {', '.join(own)}" for kind, own in names.items())
     raise UnknownStrategy(f"No strategy or benchmark {name!r}.{hint} Known {known}.")
 

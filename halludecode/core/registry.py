@@ -6,7 +6,7 @@ import difflib
 import importlib
 import pkgutil
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from importlib.metadata import entry_points
 from typing import TYPE_CHECKING, Generic, TypeVar
@@ -17,6 +17,14 @@ if TYPE_CHECKING:
     from halludecode.core.strategy import Strategy
 
 T = TypeVar("T")
+
+
+def did_you_mean(name: str, known: Iterable[str]) -> str:
+    """A sentence with near misses, swapped letters first; "" where nothing is near."""
+    given = name.strip().lower()
+    close = difflib.get_close_matches(given, list(known), n=3, cutoff=0.5)
+    close.sort(key=lambda word: sorted(word) != sorted(given))
+    return f" Did you mean {' or '.join(map(repr, close))}?" if close else ""
 
 
 @dataclass
@@ -62,8 +70,7 @@ class Registry(Generic[T]):
         if name in self._entries:
             return self._entries[name]
         names = self.names()
-        close = difflib.get_close_matches(name.strip().lower(), names, n=3, cutoff=0.5)
-        hint = f" Did you mean {' or '.join(map(repr, close))}?" if close else ""
+        hint = did_you_mean(name, names)
         raise self.missing(f"Unknown {self.kind} {name!r}.{hint} Known: {', '.join(names)}.")
 
     def names(self) -> list[str]:

@@ -63,6 +63,7 @@ class ModelFamily:
         unshared: Why the KV of a picture cannot serve several questions; "" where it can.
         apart: Whether each of several pictures in a prompt is one view, where a picture alone is
             cut into views.
+        least: Fewest image tokens of a picture that the model's own code can read.
         lacks: Need of a strategy -> why this family cannot serve it.
     """
 
@@ -82,6 +83,7 @@ class ModelFamily:
     mutual: bool = False
     unshared: str = ""
     apart: bool = False
+    least: int = 1
     lacks: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -207,6 +209,7 @@ FAMILIES: Mapping[str, ModelFamily] = {
         span=pixtral_span,
         view=first_view,
         patches=pixtral_patches,
+        least=2,  # its features of one token lose the axis of tokens
     ),
     "aya_vision": _AYA,
     "cohere2_vision": replace(_AYA, placeholder="<|IMG_PATCH|>", frame=""),

@@ -24,8 +24,8 @@ def naive(grid, size, base, sizes):
     best = None
     for i in range(sizes):
         side = base * (10 + 2 * i) / 10
-        wide = max(1, min(columns, int(side * columns / size[0])))
-        high = max(1, min(rows, int(side * rows / size[1])))
+        wide = max(1, min(columns, int(side / (size[0] / columns))))
+        high = max(1, min(rows, int(side / (size[1] / rows))))
         if (wide, high) == (columns, rows):
             if best is None:
                 return (0, 0, *size)
@@ -45,7 +45,7 @@ def naive(grid, size, base, sizes):
     box = []
     for centre, length, count in ((x, size[0], columns), (y, size[1], rows)):
         half = side // 2
-        middle = int(centre * length / count)
+        middle = int(centre * (length / count))
         middle = half if middle < half else middle
         middle = length - half if middle > length - half else middle
         box.append((round(max(0, middle - half)), round(min(length, middle + half))))

@@ -22,6 +22,8 @@ from halludecode.engines.hf.token_tree import TreeResult, TreeStep
 from halludecode.engines.sampling import FREE, Sampler
 from halludecode.engines.token_rules import NEG_INF, TokenRules, exhausted
 
+NOWHERE = -1
+
 
 @dataclass(frozen=True)
 class Top:
@@ -351,7 +353,12 @@ class BeamSearchRun:
         """int64 [B, steps]: where beams, or their places, pointed so far."""
         if not self.rules.by_slot:
             return torch.tensor([beam.pointed for beam in beams])
-        steps = [row * len(beams) if len(row) == 1 else row for row in self.pointed]
+        # A place that held no beam at a step pointed nowhere.
+        count = len(beams)
+        steps = [
+            row * count if len(row) == 1 else [*row, *[NOWHERE] * count][:count]
+            for row in self.pointed
+        ]
         return torch.tensor(steps).T
 
     def _score_words(self, logits: Tensor, extra: list[int], penalty: Tensor | None) -> None:

@@ -232,6 +232,13 @@ class InputProcessor:
             stop = before + long.count(self.image_token) // times
         expansion = tuple(long[before:stop])
         count = expansion.count(self.image_token)
+        if count < family.least:
+            width, height = picture.image.size
+            raise InvalidRequest(
+                f"An image of {width} x {height} pixels cannot be preprocessed for this model: it "
+                f"makes {count} image token(s), and the model's code takes {family.least} or more; "
+                "give a larger one."
+            )
         words = (*WORDS, *family.encoder_words)
         tensors = {k: v for k, v in inputs.items() if k not in words}
         pixels = _views({k: v[:1] for k, v in tensors.items()} if several else tensors)

@@ -15,7 +15,7 @@ SCHEMA = 1
 # What run.json tells of a run itself; beside it stand benchmarks, under their names.
 RUN_FACTS = ("schema", "model", "model_digest", "model_facts", "engine", "dtype", "seed", "prompts")
 RUN_FACTS += ("sampling", "strategies", "data", "limit", "hardware", "versions", "started")
-RUN_FACTS += ("resumed", "answers", "imported")
+RUN_FACTS += ("resumed", "answers", "imported", "calls")
 # What samples.jsonl tells of every answer; beside it stand a benchmark's own facts of a question.
 LINE_FACTS = frozenset({"id", "task", "data", "split", "strategy", "prompt", "image", "data_hash"})
 LINE_FACTS |= {"answer", "parsed", "score", "label", "objects", "margin", "tokens", "ms", "effect"}

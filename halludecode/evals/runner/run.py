@@ -164,7 +164,7 @@ def prepare(
         HalluDecodeError: An argument, a file or the model cannot be used; of options that do not
             exist near misses are named.
     """
-    call = _call(locals())
+    given = dict(locals())  # the options alone: nothing else is a local yet
     for option in parameters:
         check_option(option, _OPTIONS)
     _check_arguments(strategies, limit=limit, batch_size=batch_size, max_new_tokens=max_new_tokens)
@@ -207,7 +207,7 @@ def prepare(
         batch=BATCH.get(engine.name, BATCH["hf"]),
         controls=hd_controls.record(plans) if temperature > 0 else {},
         answers=answers,
-        call=call,
+        call=_call(given),
     )
 
 
@@ -218,10 +218,16 @@ def _call(given: Mapping[str, Any]) -> dict[str, Any]:
     for name in ("tasks", "strategies", "data"):
         value = options[name]
         options[name] = [value] if isinstance(value, str | Path) else list(value)
-    options["strategies"] = [
-        spec if isinstance(spec, str) else canonical(parse(spec)) for spec in options["strategies"]
-    ]
+    options["strategies"] = [_written(spec) for spec in options["strategies"]]
     return {name: _plain(value) for name, value in options.items() if value is not None}
+
+
+def _written(spec: Any) -> str:
+    """A strategy as text; one that is an object of somebody's own can only be named."""
+    try:
+        return spec if isinstance(spec, str) else canonical(parse(spec))
+    except InvalidParameter:
+        return type(spec).__name__
 
 
 def _plain(value: Any) -> Any:

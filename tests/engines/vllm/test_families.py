@@ -24,8 +24,14 @@ REFUSED = {
     **dict.fromkeys(ABSENT, r"vLLM [\d.]+ has no \w+ForConditionalGeneration of its own; .*'hf'"),
 }
 REST = [name for name in families.FAMILIES if name not in (*CHOSEN, *REFUSED)]
+# RITUAL's crop is 336 x 336, a shape that vLLM cuts into other tokens; ViCrop adds a picture.
+CUT = {
+    ("llava_onevision", "ritual"): "tokens of a 336 x 336 picture",
+    ("llava_onevision", "vicrop"): "cuts each of several pictures into views",
+}
 # transformers merges the experts of a checkpoint, so its digest on this engine is another.
 MERGED = ("qwen3_vl_moe",)
+UNNAMED = "engine 'vllm': an artifact made on engine 'hf' is not known to be of these weights"
 GREEDY = {"max_new_tokens": 8, "logprobs": 3}
 SAMPLED = {**GREEDY, "temperature": 1.3, "top_p": 0.95, "seed": 11, "repetition_penalty": 1.1}
 
@@ -76,13 +82,13 @@ def compare(ours, hf, noted) -> int:
             if reason:
                 with pytest.raises(hd.UnsupportedStrategy, match=re.escape(reason)):
                     hf.plan(spec)
-            noted(family, name, "refused", reason or f"engine 'vllm': {why.partition(';')[0]}")
             unnamed = family in MERGED and "an artifact made for this model" in why
+            told = UNNAMED if unnamed else f"engine 'vllm': {why.partition(';')[0]}"
+            noted(family, name, "refused", reason or told)
             assert reason or name == "opera" or unnamed, why
             continue
-        if family == "llava_onevision" and name == "ritual":
-            # RITUAL's crop is 336 x 336, a shape that vLLM cuts into other tokens here.
-            with pytest.raises(hd.InvalidRequest, match="tokens of a 336 x 336 picture") as cut:
+        if (family, name) in CUT:
+            with pytest.raises(hd.InvalidRequest, match=CUT[family, name]) as cut:
                 ours.generate(asked[1], spec, hd.Sampling(**GREEDY))
             noted(family, name, "refused", f"engine 'vllm': {reason_of(cut.value)}")
             continue
