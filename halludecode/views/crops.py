@@ -61,7 +61,9 @@ def sharpest_box(relevance: Tensor, size: tuple[int, int], base: int, sizes: int
             continue
         sharpness, x, y = _best_window(grid, wide, high)
         found.append((sharpness, side, (x + wide / 2) * cell_x, (y + high / 2) * cell_y))
-    _, side, x, y = max(found, key=lambda window: window[0])
+    top = max(sharpness for sharpness, *_ in found)
+    near = 1e-12 * max(abs(sharpness) for sharpness, *_ in found)  # rounding alone is no difference
+    _, side, x, y = next(window for window in found if window[0] >= top - near)
     (left, right), (top, bottom) = _span(int(x), side, size[0]), _span(int(y), side, size[1])
     return left, top, right, bottom
 

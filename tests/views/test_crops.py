@@ -23,7 +23,7 @@ def naive(grid, size, base, sizes):
     rows, columns = len(grid), len(grid[0])
     best = None
     for i in range(sizes):
-        side = base * (10 + 2 * i) / 10
+        side = base * ((10 + 2 * i) / 10)  # the factor as a decimal, as the official list has it
         wide = max(1, min(columns, int(side / (size[0] / columns))))
         high = max(1, min(rows, int(side / (size[1] / rows))))
         if (wide, high) == (columns, rows):
