@@ -49,3 +49,8 @@ class ModelInfo:
     def scaled(self, layer: int) -> int:
         """A layer number given for 32-layer models, scaled to this depth."""
         return round(layer * self.num_layers / 32)
+
+    def scaled_range(self, start: int, stop: int) -> range:
+        """Layers start..stop-1 of 32-layer models, scaled to this depth; one at least."""
+        first = min(self.scaled(start), self.num_layers - 1)
+        return range(first, max(self.scaled(stop), first + 1))

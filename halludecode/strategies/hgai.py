@@ -39,8 +39,7 @@ class HGAI(Strategy):
 
     def layers(self, m: ModelInfo) -> Iterable[int]:
         """Layers start..stop-1 of 32, scaled; one at least."""
-        first = min(m.scaled(self.start), m.num_layers - 1)
-        return range(first, max(m.scaled(self.stop), first + 1))
+        return m.scaled_range(self.start, self.stop)
 
     def attend(self, a: Attention) -> None:
         """One addend for all heads."""
