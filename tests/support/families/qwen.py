@@ -83,20 +83,15 @@ def qwen2_5_vl() -> tuple[Any, Any]:
     return Qwen2_5_VLForConditionalGeneration(config), processor
 
 
-def qwen3_vl() -> tuple[Any, Any]:
-    from transformers import (
-        Qwen2VLImageProcessor,
-        Qwen3VLConfig,
-        Qwen3VLForConditionalGeneration,
-        Qwen3VLProcessor,
-        Qwen3VLVideoProcessor,
-    )
+def _qwen3(config: Any, model: Any, **experts: Any) -> tuple[Any, Any]:
+    """A model of these classes, and the processor."""
+    from transformers import Qwen2VLImageProcessor, Qwen3VLProcessor, Qwen3VLVideoProcessor
 
     words, ids = _words()
     rope = _rope(6, 5, 5, mrope_interleaved=True)
     tower = {"hidden_size": 64, "out_hidden_size": 128, "intermediate_size": 128}
-    config = Qwen3VLConfig(
-        text_config=text_config(len(words), head_dim=32, **rope),
+    made = config(
+        text_config=text_config(len(words), head_dim=32, **experts, **rope),
         vision_config={
             **TOWER,
             **tower,
@@ -113,48 +108,26 @@ def qwen3_vl() -> tuple[Any, Any]:
         tokenizer=words,
         video_processor=Qwen3VLVideoProcessor(size=pixels, patch_size=16),
     )
-    return Qwen3VLForConditionalGeneration(config), processor
+    return model(made), processor
+
+
+def qwen3_vl() -> tuple[Any, Any]:
+    from transformers import Qwen3VLConfig, Qwen3VLForConditionalGeneration
+
+    return _qwen3(Qwen3VLConfig, Qwen3VLForConditionalGeneration)
 
 
 def qwen3_vl_moe() -> tuple[Any, Any]:
-    from transformers import (
-        Qwen2VLImageProcessor,
+    from transformers import Qwen3VLMoeConfig, Qwen3VLMoeForConditionalGeneration
+
+    return _qwen3(
         Qwen3VLMoeConfig,
         Qwen3VLMoeForConditionalGeneration,
-        Qwen3VLProcessor,
-        Qwen3VLVideoProcessor,
+        num_experts=4,
+        num_experts_per_tok=2,
+        moe_intermediate_size=96,  # not square, so that each way round is told
+        norm_topk_prob=True,  # vLLM reads it, transformers always does so
     )
-
-    words, ids = _words()
-    rope = _rope(6, 5, 5, mrope_interleaved=True)
-    tower = {"hidden_size": 64, "out_hidden_size": 128, "intermediate_size": 128}
-    config = Qwen3VLMoeConfig(
-        text_config=text_config(
-            len(words),
-            head_dim=32,
-            num_experts=4,
-            num_experts_per_tok=2,
-            moe_intermediate_size=96,  # not square, so that each way round is told
-            norm_topk_prob=True,  # vLLM reads it, transformers always does so
-            **rope,
-        ),
-        vision_config={
-            **TOWER,
-            **tower,
-            "depth": 3,
-            "patch_size": 16,
-            "num_position_embeddings": 64,
-            "deepstack_visual_indexes": [0, 1],
-        },
-        **ids,
-    )
-    pixels = {"shortest_edge": 64 * 64, "longest_edge": 128 * 128}
-    processor = Qwen3VLProcessor(
-        image_processor=Qwen2VLImageProcessor(size=pixels, patch_size=16),
-        tokenizer=words,
-        video_processor=Qwen3VLVideoProcessor(size=pixels, patch_size=16),
-    )
-    return Qwen3VLMoeForConditionalGeneration(config), processor
 
 
 GLM = [
