@@ -24,7 +24,6 @@ Annotations = Annotated[
     ),
 ]
 Captions = Annotated[Path | None, typer.Option(help="COCO captions file.")]
-OURS = ("family", "gt_family", "incomplete", "image_ids", "similarity")
 
 
 def register(app: typer.Typer) -> None:
@@ -55,6 +54,7 @@ def score(
     gt_family: options.GtFamily = None,
     incomplete: options.Incomplete = None,
     image_ids: options.ImageIds = None,
+    synonyms: options.Synonyms = None,
     details: Annotated[
         Path | None,
         typer.Option(help="CHAIR: write every caption's words and objects here, as JSON lines."),
@@ -79,6 +79,7 @@ def score(
             relabel=relabel,
             incomplete=incomplete,
             image_ids=image_ids,
+            synonyms=synonyms,
             details=details,
             similarity=similarity,
             allow_missing=allow_missing,
@@ -123,6 +124,7 @@ def import_(
     gt_family: options.GtFamily = None,
     incomplete: options.Incomplete = None,
     image_ids: options.ImageIds = None,
+    synonyms: options.Synonyms = None,
     similarity: options.Similarity = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Replace a run that is there.")] = False,
     json: options.Json = False,
@@ -133,7 +135,7 @@ def import_(
     stated = {"model": model, "prompt": prompt, "temperature": temperature, "dtype": dtype}
     stated |= {"max_new_tokens": max_new_tokens, "engine": engine, "revision": revision}
     given = {"family": family, "gt_family": gt_family, "incomplete": incomplete}
-    given |= {"image_ids": image_ids, "similarity": similarity}
+    given |= {"image_ids": image_ids, "similarity": similarity, "synonyms": synonyms}
     with json_document(json) as documents:
         made = import_answers(
             task,

@@ -98,6 +98,16 @@ def parse_answer(answer: str, rule: str = "official", label: str | None = None) 
     return RULES[rule](answer, label or "")
 
 
+def neither_remarks(score: Score) -> list[str]:
+    """How many answers hold neither word and are counted as one all the same, as a sentence."""
+    if not score.unparsed:
+        return []
+    return [
+        f"{score.unparsed} of {score.n} answers hold neither yes nor no as a word; rule "
+        f"{score.rule} leaves {score.unread} unread and counts the others as yes or no."
+    ]
+
+
 def is_unparsed(answer: str) -> bool:
     """Whether an answer holds neither the word yes nor the word no, in any case."""
     return re.search(r"\b(yes|no)\b", answer, re.IGNORECASE) is None
@@ -257,6 +267,10 @@ class YesNoBenchmark(Benchmark):
     def unparsed(self, lines: Sequence[Mapping[str, Any]]) -> int:
         """Answers with neither word."""
         return sum(is_unparsed(line["answer"]) for line in lines)
+
+    def remarks(self, score: Score) -> list[str]:
+        """Answers that a rule made for one word reads although they hold neither."""
+        return neither_remarks(score)
 
     def score(self, lines: Sequence[Mapping[str, Any]]) -> Score:
         """The counts of all answers; see `Benchmark.cluster`."""

@@ -157,8 +157,8 @@ def prepare(
             is yes above temperature 0, where alone it tells something.
         answers: ``as_written``, or ``final``: what an answer finally says, see `final_answer`.
         **parameters: Parameters of single benchmarks by their old names: ``pope_splits``;
-            ``family``, ``gt_family``, ``incomplete`` and ``image_ids`` of CHAIR; ``similarity`` of
-            AMBER. None means not given.
+            ``family``, ``gt_family``, ``incomplete``, ``image_ids`` and ``synonyms`` of CHAIR;
+            ``similarity`` of AMBER. None means not given.
 
     Raises:
         HalluDecodeError: An argument, a file or the model cannot be used; of options that do not

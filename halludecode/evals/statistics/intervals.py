@@ -39,11 +39,10 @@ class Difference(NamedTuple):
         value: Metric of the first score minus that of the second.
         low: Lower end of the paired bootstrap interval.
         high: Upper end.
-        p: McNemar's exact p for shares of items, the bootstrap's otherwise.
+        p: McNemar's exact p for shares of items, else the bootstrap's, of n pictures >= 2^(1 - n).
         test: ``mcnemar`` or ``bootstrap``.
         discordant: Items where only the first, and only the second, has the flag (McNemar only).
-        first: The first's own value and interval.
-        second: The second's.
+        first, second: Their own values and intervals.
     """
 
     value: float
@@ -146,6 +145,8 @@ def compare(
     out: dict[str, Difference] = {}
     for name in a.metrics:
         gap = difference(firsts[name], seconds[name], drawn_a[name] - drawn_b[name], level)
+        # All pictures on one side: no test of so few can say more, whatever resampling says.
+        gap = gap._replace(p=max(gap.p, 2.0 ** (1 - len(a.clusters))))
         flags_a, flags_b = a.shares.get(name), b.shares.get(name)
         paired = flags_a is not None and flags_b is not None and flags_a.keys() == flags_b.keys()
         # POPE's splits share their positive questions, which a pooled count would take thrice.
@@ -236,8 +237,7 @@ def wilson_interval(hits: int, n: int, level: float = 0.95) -> tuple[float, floa
     """Wilson's score interval of a share of ``n`` independent items; (0, 1) for no items."""
     if n == 0:
         return 0.0, 1.0
-    z = NormalDist().inv_cdf((1 + level) / 2)
-    share, spread = hits / n, z * z / n
+    share, spread = hits / n, (z := NormalDist().inv_cdf((1 + level) / 2)) ** 2 / n
     middle = (share + spread / 2) / (1 + spread)
     half = z / (1 + spread) * math.sqrt(share * (1 - share) / n + spread / (4 * n))
     return max(0.0, middle - half), min(1.0, middle + half)
