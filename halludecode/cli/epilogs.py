@@ -98,7 +98,7 @@ Jobs of a cluster: --shard K/N asks about every N-th picture alone, into a folde
 left, results and all. --engine-arg KEY=VALUE is for whatever else an engine takes.
 
 \b
-  halludecode eval ... --shard $((SLURM_ARRAY_TASK_ID + 1))/8 --output runs/part-$SLURM_ARRAY_TASK_ID
+  halludecode eval ... --shard $SLURM_ARRAY_TASK_ID/8 --output runs/part-$SLURM_ARRAY_TASK_ID
   halludecode merge runs/part-* --output runs/whole
 
 Any option may come from a file instead, where flags win over the file:
