@@ -303,10 +303,11 @@ class Batch:
     # Image prefixes -------------------------------------------------------------------------------
     def _prefixes(self, kept: LRU[Prefix], own: Sequence[Prefix | None]) -> list[Prefix | None]:
         """Each row's own KV or its image prefix (None without pictures), missing ones computed."""
+        every = self.plan.reusable
         hooks = [self._prefix_hooks(name) for _, name in self.rows]
         keys = [
             self.row_builder.prefix_key(self._row(place), hook)
-            if self._row(place).prefix and has is None
+            if self._row(place).prefix and has is None and (place[1] == "main" or every)
             else None
             for place, hook, has in zip(self.rows, hooks, own, strict=True)
         ]
