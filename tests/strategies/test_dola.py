@@ -92,7 +92,9 @@ def test_layers_of_decided_requests_are_not_decoded(monkeypatch, kind, beta, cac
     assert torch.equal(made.softmax(-1)[decided], wanted.softmax(-1)[decided])
     free = step_of(layers, z)
     free._masking = False
-    assert torch.equal(rules.combine(free), plain(DoLa(beta=0, divergence=kind), step_of(layers, z)))
+    assert torch.equal(
+        rules.combine(free), plain(DoLa(beta=0, divergence=kind), step_of(layers, z))
+    )
 
 
 @pytest.mark.parametrize(
