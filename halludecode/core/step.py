@@ -142,7 +142,8 @@ class Step:
             raise HookNeverFired("combine asked for layers, which early() does not name.")
         logits = self._decode(torch.stack(list(self._residuals.values()))[:, requests], norm)
         few = CACHED // logits.shape[-1] if logits.device.type == "cpu" else len(requests)
-        yield from zip(requests.split(max(few, 1)), logits.split(max(few, 1), 1), strict=True)
+        for at in range(0, len(requests), max(few, 1)):
+            yield requests[at : at + max(few, 1)], logits[:, at : at + max(few, 1)]
 
     def undecided(self, beta: float) -> Tensor:
         """int64 [k]: requests of which `plausible` at this share keeps more than one token.
