@@ -115,6 +115,13 @@ class Plan:
         )
 
     @property
+    def main_reusable(self) -> bool:
+        """Whether the main row's image-prefix KV may be reused, whatever the other rows need."""
+        edited = {name for part in self.attending for name in part.attend_rows}
+        edited |= {name for part in self.steering for name in part.strategy.steer_rows}
+        return self.reusable or "main" not in edited
+
+    @property
     def can_wait(self) -> bool:
         """Whether rows beside main may begin to read at the first token that needs them.
 

@@ -134,7 +134,7 @@ def test_prefix_reuse_changes_nothing(engine, case):
     calls = engine.hf_model.calls
     reused = engine.generate(questions, plan, SHORT)
     spent = engine.hf_model.calls - calls
-    shared = plan.reusable and not engine.family.unshared
+    shared = plan.main_reusable and not engine.family.unshared
     assert engine.reuses_prefixes([_prompt(engine, q) for q in questions], plan) == shared
     assert spent >= 5
     for question, output in zip(questions, reused, strict=True):
