@@ -7,6 +7,7 @@ import os
 import random
 from collections import Counter
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -107,3 +108,9 @@ def encoder_outputs(engine):
     """Owner and name of what holds encoded pictures in an engine's worker."""
     runner = worker_of(engine).model_runner
     return (runner.encoder_cache, "encoder_outputs") if V2 else (runner, "encoder_cache")
+
+
+def python_path() -> str:
+    """PYTHONPATH of a process that a test starts, with what stands in for Triton where it is."""
+    repo = str(Path(__file__).parents[2])
+    return os.pathsep.join([repo, os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep)

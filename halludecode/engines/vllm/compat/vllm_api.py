@@ -197,14 +197,16 @@ def missing(packages: Sequence[str] = (ENGINE, SERVER)) -> list[str]:
 
 
 def about() -> dict[str, Any]:
-    """Version, kind of device, and what is missing; imports vLLM, starts nothing."""
+    """Version, kind of device, whether it has Triton, and what is missing; starts nothing."""
     import vllm
     from vllm.platforms import current_platform
+    from vllm.triton_utils import HAS_TRITON
 
     counted = len(imported()) + len(MOVED) + sum(len(classes) for classes in USED.values())
     return {
         "version": vllm.__version__,
         "device": current_platform.device_type,
+        "triton": HAS_TRITON,
         "missing": missing(),
         "counted": counted,
     }
