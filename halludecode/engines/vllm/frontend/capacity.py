@@ -34,7 +34,7 @@ ATTENTION = frozenset(
     }
 )
 INSIDE = ATTENTION | {"steer", "early", "activations", "key"}  # needs served between vLLM's kernels
-TOWER = frozenset({"vision"})
+TOWER = frozenset({"vision", "tower"})
 
 
 def check_known(plan: Plan, call_workers: Callable[..., list[Any]]) -> None:
@@ -64,11 +64,11 @@ def check_plan(plan: Plan, config: Any) -> None:
     compiled = config.compilation_config
     if plan.needs & INSIDE and compiled.cudagraph_mode.name != "NONE":
         _refuse(plan, INSIDE, "CUDA graphs would leave out; start with enforce_eager=True")
-    if "vision" in plan.needs and compiled.compile_mm_encoder:
+    if plan.needs & TOWER and compiled.compile_mm_encoder:
         _refuse(plan, TOWER, "compiled towers do not show; start without compile_mm_encoder")
     ranks = config.parallel_config
     spread = ranks.tensor_parallel_size > 1 and config.model_config.multimodal_config
-    if "vision" in plan.needs and spread and spread.mm_encoder_tp_mode == "data":
+    if plan.needs & TOWER and spread and spread.mm_encoder_tp_mode == "data":
         why = "ranks with pictures of their own do not show; use mm_encoder_tp_mode='weights'"
         _refuse(plan, TOWER, why)
     if plan.parts and ranks.pipeline_parallel_size > 1:

@@ -24,6 +24,7 @@ from halludecode.engines.vllm.worker.captured import Captured, activations_of
 from halludecode.engines.vllm.worker.forward_context import WorkerForward
 from halludecode.engines.vllm.worker.state import WorkerState
 from halludecode.engines.vllm.worker.step_batch import StepBatch
+from halludecode.engines.vllm.worker.tower import encoded
 
 BASES = {
     "CPUWorker": "vllm.v1.worker.cpu_worker",
@@ -99,7 +100,7 @@ class RunnerMixin:
         scheduled = scheduler_output.scheduled_encoder_inputs
         self._hd_edits = image_features.edits_of(self, scheduled)
         self._capture_towers(scheduled)
-        return super()._execute_mm_encoder(scheduler_output)
+        return encoded(self, scheduler_output, super()._execute_mm_encoder)
 
     def _capture_towers(self, scheduled: dict[str, list[int]]) -> None:
         """Passes that read the vision tower run it once more, picture by picture.
