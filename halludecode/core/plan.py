@@ -327,7 +327,8 @@ def _needs(part: TracedStrategy) -> frozenset[str]:
     needs = set(part.verbs)
     for name, branch in part.branches.items():
         needs.add("main prompt" if name == "main" else "rows")
-        needs |= {e for e in ("images", "pixels", "features") if getattr(branch, e) is not None}
+        kinds = ("images", "pixels", "tower", "features")
+        needs |= {kind for kind in kinds if getattr(branch, kind) is not None}
         if branch.mask is not None:
             needs.add("masked rows")
         if branch.words is not None:

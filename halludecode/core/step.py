@@ -99,6 +99,11 @@ class Step:
         return self._first[row]
 
     @property
+    def rows(self) -> tuple[str, ...]:
+        """Names of the strategy's rows at this token, the main one among them."""
+        return tuple(self._logits)
+
+    @property
     def layers(self) -> tuple[int, ...]:
         """The strategy's `early` layers."""
         return tuple(self._residuals)
