@@ -37,6 +37,7 @@ def recipe(setup: Setup) -> tuple[dict[str, Any], dict[str, Any]]:
             for task, s in setup.sampling.items()
         },
         "answers": setup.answers,
+        **({"shard": "{}/{}".format(*setup.shard)} if setup.shard else {}),
         **recipes(setup.benchmarks),
     }
     data = {
@@ -60,6 +61,7 @@ def recipe(setup: Setup) -> tuple[dict[str, Any], dict[str, Any]]:
         "versions": {**versions(), **described.pop("versions", {})},
         "model_facts": described,
         **({"calls": {call_name(setup.call): dict(setup.call)}} if setup.call else {}),
+        **({"load": dict(setup.load)} if setup.load else {}),
         "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }
     return identity, rest
