@@ -84,7 +84,7 @@ class Hooks:
         trace: While compiling, where verbs are written down.
         allowed: Verbs found by tracing; any other raises.
         gone: Rows dropped after the first token; edits to them are skipped.
-        received: ``own -> float32 [R, H, N]``, see `Attention.received`.
+        received: ``own, weights -> float32 [R, H, N]``, see `Attention.received`.
         paid: ``keys [R, N] -> float32 [R, H, N]``, see `Attention.paid`.
         confidence: ``() -> float32 [R, Q]``, see `Attention.confidence`.
         keys_at_first_token: ``(name, fn) -> [R, .., N]``, as `at_first_token`, for later keys 0.
@@ -97,7 +97,7 @@ class Hooks:
     trace: Trace | None = None
     allowed: frozenset[str] | None = None
     gone: frozenset[str] = frozenset()
-    received: Callable[[bool], Tensor] | None = None
+    received: Callable[[bool, Tensor | None], Tensor] | None = None
     paid: Callable[[Tensor], Tensor] | None = None
     confidence: Callable[[], Tensor] | None = None
     keys_at_first_token: Callable[[str, Callable[[], Tensor]], Tensor] | None = None
@@ -266,15 +266,16 @@ class Attention:
         whole = block.output() if block.touched else block.base
         return whole[:, :, -1:].transpose(1, 2).float()
 
-    def received(self, *, own: bool = True) -> Tensor:
+    def received(self, *, own: bool = True, of: Tensor | None = None) -> Tensor:
         """float32 [R, H, N]: attention that each key of the main row gets from all prompt queries.
 
         A sum over the queries, before any edit in this layer, with or without what a token pays
-        itself. It reads the prompt's queries once more, block by block: ask within
-        `at_first_token` or `keys_at_first_token` only.
+        itself; ``of`` [R, N] weighs a prompt token's query by the number at its own key. It reads
+        the prompt's queries once more, block by block: ask within `at_first_token` or
+        `keys_at_first_token` only.
         """
         self._use("received", ("main",))
-        return _need(self._hooks.received)(own)
+        return _need(self._hooks.received)(own, of)
 
     def paid(self, seg: Segment) -> Tensor:
         """float32 [R, H, N]: attention that each prompt token pays a segment, at its own key.

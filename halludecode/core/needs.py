@@ -40,6 +40,8 @@ WORDS: Mapping[str, str] = {
     "scale_heads": "edits head outputs",
     "steer": "edits hidden states",
     "early": "decodes early layers",
+    "logits": "decodes early layers",
+    "image_features": "reads image features",
     "whole": "prompts read whole",
     "search": "beam search",
     "generate": "the model's own generate()",

@@ -337,6 +337,10 @@ def _needs(part: TracedStrategy) -> frozenset[str]:
         needs.add("steer")
     if part.early:
         needs.add("early")
+    if "logits" in part.stream_reads:
+        needs.add("logits")
+    if "features" in part.stream_reads:
+        needs.add("image_features")
     if part.strategy.declares("search"):
         needs.add("search")
     if part.whole:
@@ -373,6 +377,7 @@ def _extra_rows(parts: Sequence[TracedStrategy]) -> dict[str, Branch]:
 def _cost(parts: Sequence[TracedStrategy]) -> Cost:
     search = next((s for p in parts if (s := p.strategy.search(p.model_info)) is not None), None)
     extra = list(_extra_rows(parts).values())
+    gated = {layer for part in parts if "logits" in part.stream_reads for layer in part.layers}
     return Cost(
         rows=1 + sum(b.life == "answer" for b in extra),
         prefill_rows=sum(b.life == "prefill" for b in extra),
@@ -380,7 +385,7 @@ def _cost(parts: Sequence[TracedStrategy]) -> Cost:
         written=sum(request.write for part in parts for request in part.activations.values()),
         image_rows=sum(bool(b.prompt.pictures) for b in extra),
         attention=any(part.phase == "scores" for part in parts),
-        early=len({layer for part in parts for layer in part.early}),
+        early=len({layer for part in parts for layer in part.early}) + len(gated),
         steer=len({layer for part in parts if part.steers for layer in part.layers}),
         beams=search.width if search else 1,
         peeks=search.peek if search else 0,

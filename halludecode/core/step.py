@@ -31,6 +31,7 @@ class Step:
         state: What `prepare` returned, stacked to [B, ...].
         decode: ``([.., D], norm) -> float32 [.., V]``, the model's LM head.
         residuals: The main row's residual [B, D] entering each of the strategy's `early` layers.
+        beside: The same of other rows, or of all, by their names.
         first: What `first` gives, by row; None at token 1, where it is ``logits``.
         masking: False while the engine asks for unmasked scores (the yes/no margin of a first
             step).
@@ -40,6 +41,7 @@ class Step:
         reads: While compiling: rows other than main that were read.
         cuts: While compiling: every `plausible` call's share and what it gave.
         firsts: While compiling: rows that `first` was asked for.
+        early_rows: While compiling: rows other than main that `early` was asked for.
         reads_state: While compiling: whether `state` was asked for.
     """
 
@@ -51,6 +53,7 @@ class Step:
         decode: Callable[[Tensor, bool], Tensor] | None = None,
         residuals: Mapping[int, Tensor] | None = None,
         *,
+        beside: Mapping[str, Mapping[int, Tensor]] | None = None,
         first: Mapping[str, Tensor] | None = None,
         masking: bool = True,
         owner: str = "",
@@ -59,14 +62,15 @@ class Step:
         self.t = t
         self._state = state or {}
         self._decode = decode
-        self._residuals = residuals or {}
+        self._residuals = {"main": residuals or {}, **(beside or {})}
         self._first = logits if first is None else first
-        self._early: dict[bool, Tensor] = {}
+        self._early: dict[tuple[str, bool], Tensor] = {}
         self._masking = masking
         self._owner = owner
         self.reads: set[str] = set()
         self.cuts: list[tuple[float, Tensor]] = []
         self.firsts: set[str] = set()
+        self.early_rows: set[str] = set()
         self.reads_state = False
 
     @property
@@ -99,27 +103,35 @@ class Step:
     @property
     def layers(self) -> tuple[int, ...]:
         """The strategy's `early` layers."""
-        return tuple(self._residuals)
+        return tuple(self._residuals["main"])
 
-    def early(self, layer: int, *, norm: bool = False) -> Tensor:
-        """float32 [B, V]: the LM head on the main row's residual entering a layer.
+    def early(self, layer: int, *, norm: bool = False, row: str = "main") -> Tensor:
+        """float32 [B, V]: the LM head on a row's residual entering a layer.
 
-        All layers are decoded at the first call, in one product, so the head is read once.
+        All layers of a row are decoded at the first call, in one product, so the head is read once.
+        A row beside main that is asked for here runs from token 1 on: it never waits.
 
         Args:
             layer: One of the strategy's `early` layers.
             norm: Whether the model's final norm comes before the head.
+            row: Whose; local to the strategy.
 
         Raises:
             HookNeverFired: The strategy did not declare it.
         """
         import torch
 
-        if self._decode is None or layer not in self._residuals:
-            raise HookNeverFired(f"combine asked for layer {layer}, which early() does not name.")
-        if norm not in self._early:
-            self._early[norm] = self._decode(torch.stack(list(self._residuals.values())), norm)
-        return self._early[norm][self.layers.index(layer)]
+        if row != "main":
+            self.early_rows.add(row)
+        residuals = self._residuals.get(row, {})
+        if self._decode is None or layer not in residuals:
+            of = "" if row == "main" else f" of row {row!r}"
+            raise HookNeverFired(
+                f"combine asked for layer {layer}{of}, which early() does not name."
+            )
+        if (row, norm) not in self._early:
+            self._early[row, norm] = self._decode(torch.stack(list(residuals.values())), norm)
+        return self._early[row, norm][list(residuals).index(layer)]
 
     def plausible(self, scores: Tensor, beta: float) -> Tensor:
         """``scores`` with tokens implausible under the main row banned, see `core.logits`."""

@@ -29,7 +29,7 @@ def after(act, scores, gain):
     hooks = Hooks(
         lambda *a: None,  # type: ignore[arg-type, return-value]
         lambda name, fn: fn(),
-        received=lambda own: block.received(own=own),
+        received=lambda own, of: block.received(own=own, of=of),
         keys_at_first_token=lambda name, fn: fn(),
     )
     heads = len(scores)

@@ -27,7 +27,7 @@ def after(weights, theta, image=(1, 2, 3)):
     hooks = Hooks(
         lambda *a: None,  # type: ignore[arg-type, return-value]
         lambda name, fn: fn(),
-        received=lambda own: block.received(own=own),
+        received=lambda own, of: block.received(own=own, of=of),
     )
     get("eah", theta=theta).attend(
         Attention(1, typical_model_info(), {"main": block}, hooks, "eah")

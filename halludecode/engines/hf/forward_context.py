@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from halludecode.core.attention_block import RowKeys
+from halludecode.core.attention_block import IMAGE, RowKeys
 from halludecode.core.errors import HookNeverFired, UnsupportedStrategy
 from halludecode.core.state import State
 from halludecode.core.tracing import TracedStrategy
@@ -61,8 +61,9 @@ class ForwardContext(EditedRows[RowPlacement]):
         token_masks: Bool [rows, N] by strategy, layer and name.
         first_token: What `at_first_token` gave, [R, ...] by strategy, layer and name.
         first_keys: What `keys_at_first_token` gave, [R, .., N] likewise.
-        early: [R, D] of the main rows' last token, by layer.
+        early: [rows, D] of every batch row's last token, by layer.
         sure: [R, T], what `note_confidence` was told of every written token.
+        pictures: Per request, float32 [N_img, D], what `features` gives.
 
     What follows these is made once per forward: see `begin`.
     """
@@ -78,6 +79,7 @@ class ForwardContext(EditedRows[RowPlacement]):
     first_token: dict[tuple[int, int, str], Any] = field(default_factory=dict)
     first_keys: dict[tuple[int, int, str], Tensor] = field(default_factory=dict)
     sure: Tensor | None = None
+    pictures: list[Tensor] = field(default_factory=list)
     fired: set[Fired] = field(default_factory=set)
     early: dict[int, Tensor] = field(default_factory=dict)
     changed: Tensor | None = None
@@ -102,11 +104,23 @@ class ForwardContext(EditedRows[RowPlacement]):
     @property
     def input_layers(self) -> list[int]:
         """Layers whose entering residual `token_mask` or `steer` needs, or to be decoded."""
-        needed = {i for part in self.parts for i in part.early}
+        needed = {i for part in self.parts for i in part.early} | self._gated
+        if self._shows_pictures:
+            needed.add(0)
         for part in self.parts:
             if "token_mask" in part.verbs or (part.steers and part.strategy.site == "residual"):
                 needed |= part.layers
         return sorted(needed)
+
+    @property
+    def _gated(self) -> frozenset[int]:
+        """Layers where `steer` decodes what enters them."""
+        gated = [part.layers for part in self.parts if "logits" in part.stream_reads]
+        return frozenset[int]().union(*gated)
+
+    @property
+    def _shows_pictures(self) -> bool:
+        return any("features" in part.stream_reads for part in self.parts)
 
     @property
     def output_layers(self) -> list[int]:
@@ -149,12 +163,14 @@ class ForwardContext(EditedRows[RowPlacement]):
         self.first_token = {k: v[requests] for k, v in self.first_token.items()}
         self.first_keys = {k: v[requests] for k, v in self.first_keys.items()}
         self.sure = self.sure[requests] if self.sure is not None else None
-        self.early = {k: v[requests] for k, v in self.early.items()}
+        self.pictures = [self.pictures[r] for r in requests.tolist()] if self.pictures else []
+        self.early = {k: v[rows] for k, v in self.early.items()}
         self.changed = self.changed[requests] if self.changed is not None else None
         self.index, self.states = index, states
 
     def admit(self, width: int, rows: int) -> None:
         """Make room for further batch rows, none of them marked, and for padding on the left."""
+        self.early.clear()  # the next forward has the further rows
         self.token_masks = {
             k: functional.pad(v, (width, 0, 0, rows)) for k, v in self.token_masks.items()
         }
@@ -203,6 +219,19 @@ class ForwardContext(EditedRows[RowPlacement]):
             return torch.ones(len(kind), 1, device=kind.device)
         return self.sure
 
+    def features(self) -> Sequence[Tensor]:
+        """What was kept of the prompt."""
+        if not self.pictures:
+            raise HookNeverFired("The image tokens entering layer 0 were never seen.")
+        return self.pictures
+
+    def _keep_pictures(self, x: Tensor) -> None:
+        """The main rows' image tokens, of the residual entering layer 0."""
+        here, main = self._here(), self._main
+        if main is not None and here.prompting and self.emitting:
+            shown = self.stream_keys(main, x).query_kind == IMAGE
+            self.pictures = [own[mask].float() for own, mask in zip(x[main.at], shown, strict=True)]
+
     def note_fired(self, hook: str, i: int, layer: int) -> None:
         """The i-th strategy's hook was called in a layer."""
         self.fired.add((hook, i, layer))
@@ -215,11 +244,12 @@ class ForwardContext(EditedRows[RowPlacement]):
     # Called from the model's forward --------------------------------------------------------------
     def layer_input(self, layer: int, x: Tensor) -> None:
         """The residual entering a layer, [rows, Q, D]; kept until the layer is done."""
+        if layer == 0 and self._shows_pictures:
+            self._keep_pictures(x)
         if any(layer in part.layers for part in self.parts if part.steers or part.verbs):
             self.inputs[layer] = x
-        main = self._main
-        if main and self.emitting and any(layer in part.early for part in self.parts):
-            self.early[layer] = x[main.at, -1]
+        if self._main and self.emitting and any(layer in part.early for part in self.parts):
+            self.early[layer] = x[:, -1]
 
     def layer_output(self, layer: int, x: Tensor) -> Tensor:
         """The residual leaving a layer: kept for activation requests, rewritten by `steer`."""
@@ -235,7 +265,8 @@ class ForwardContext(EditedRows[RowPlacement]):
             return x
         for i, part in enumerate(self.parts):
             if part.steers and part.strategy.site == site and layer in part.layers:
-                x = steer(self, i, part, layer, x, inp, self._decode_last)
+                entering = self.inputs.get(layer)
+                x = steer(self, i, part, layer, x, inp, self._decode_last, entering)
         return x
 
     def _decode_last(self, last: Tensor) -> Tensor:
@@ -260,7 +291,7 @@ class ForwardContext(EditedRows[RowPlacement]):
         shown = HFAttentionLayer(self, self.metadata, layer, q, k, v, mask, scaling, out)
         attending = [(i, part) for i, part in enumerate(self.parts) if part.phase is not None]
         edit_attention(shown, attending)
-        if layer not in self.steered("residual"):
+        if layer not in self.steered("residual") | self._gated:
             self.inputs.pop(layer, None)
         if self.capture is not None and self.emitting:
             self._keep(self.capture, shown)

@@ -34,7 +34,7 @@ def sharing(plans: Sequence[Plan]) -> list[list[int]]:
 
 @dataclass(frozen=True)
 class _Seen:
-    """What a combination reads of a forward: early layers of the main rows, and edits that hit."""
+    """What a combination reads of a forward: early layers of its rows, and edits that hit."""
 
     early: dict[int, Tensor]
     changed: Tensor | None
@@ -57,11 +57,6 @@ class RowsOfOne:
         self.plan, self.row_builder, self.decode = plan, batch.row_builder, batch.decode
         self.requests = [_as_own(batch.requests[n], places) for n in nodes]
         self.states = [_of(batch.states[i], nodes) for i in places]
-        context = batch.context
-        self.context = _Seen(
-            {layer: x[nodes] for layer, x in context.early.items()},
-            context.changed[nodes] if context.changed is not None else None,
-        )
         self.at = list(nodes)  # of the shared batch's rows; main rows are numbered as requests
         self.index: list[dict[str, RowPlacement]] = []
         taken: dict[tuple[int, ...], RowPlacement] = {}
@@ -74,6 +69,11 @@ class RowsOfOne:
                     self.at += rows
                 named[name] = taken.get(rows) or RowPlacement.of(range(len(nodes)))
             self.index.append(named)
+        context = batch.context
+        self.context = _Seen(
+            {layer: x[self.at] for layer, x in context.early.items()},
+            context.changed[nodes] if context.changed is not None else None,
+        )
         self.rows = [(n % len(nodes), "") for n in range(len(self.at))]  # whose tokens they hold
 
 

@@ -33,7 +33,8 @@ ATTENTION = frozenset(
         "confidence",
     }
 )
-INSIDE = ATTENTION | {"steer", "early", "activations", "key"}  # needs served between vLLM's kernels
+# Needs served between vLLM's kernels.
+INSIDE = ATTENTION | {"steer", "early", "logits", "image_features", "activations", "key"}
 TOWER = frozenset({"vision"})
 
 

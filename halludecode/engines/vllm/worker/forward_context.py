@@ -7,7 +7,7 @@ nothing.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any
 
 import torch
@@ -21,7 +21,7 @@ from halludecode.engines.vllm.worker.capture import keep_attention, keep_hidden
 from halludecode.engines.vllm.worker.captured import Captured
 from halludecode.engines.vllm.worker.edit_batch import EditBatch, acting, edit_batches
 from halludecode.engines.vllm.worker.state import WorkerState
-from halludecode.engines.vllm.worker.step_batch import StepBatch
+from halludecode.engines.vllm.worker.step_batch import Rows, StepBatch, labels
 
 MODEL = "this vLLM model"  # what sentences call it
 Decode = Callable[[Tensor, bool], Tensor]
@@ -48,12 +48,13 @@ class WorkerForward:
             for row in rows.values()
             if row.metadata.capture
         ]
-        self.early: dict[tuple[str, int], Tensor] = {}  # (group, layer) -> [D]
+        self.early: dict[tuple[str, str, int], Tensor] = {}  # (group, row, layer) -> [D]
         self._checked = checked
         self._inputs: dict[int, Tensor] = {}
         parts = [part for batch in self.edit_batches for part in batch.plan.parts]
         self._reads = _layers(parts, lambda p: "token_mask" in p.verbs or p.steers)
         self._decodes = frozenset(n for part in parts for n in part.early)
+        self._shows_pictures = any("features" in part.stream_reads for part in parts)
         self._edits = _layers(parts, lambda p: p.phase is not None)
         self._steers = {
             site: _layers(parts, lambda p, s=site: p.steers and p.strategy.site == s)
@@ -62,14 +63,19 @@ class WorkerForward:
 
     def layer_input(self, layer: int, hidden: Tensor, residual: Tensor | None) -> None:
         """The residual entering a layer, in vLLM's two parts [tokens, D]."""
-        if layer not in self._reads and layer not in self._decodes:
+        shows = layer == 0 and self._shows_pictures
+        if layer not in self._reads and layer not in self._decodes and not shows:
             return
         x = hidden if residual is None else hidden + residual
         self._inputs[layer] = x
+        if shows:
+            for batch in self.edit_batches:
+                self._guard(batch, lambda b=batch: b.keep_pictures(x))
         if layer in self._decodes:
             for rows in self.step.sampling():
-                main = rows["main"]
-                self.early[main.metadata.group, layer] = x[main.first + main.stop - main.start - 1]
+                for name, row in rows.items():
+                    last = row.first + row.stop - row.start - 1
+                    self.early[row.metadata.group, name, layer] = x[last]
 
     def layer_output(
         self, layer: int, hidden: Tensor, residual: Tensor
@@ -114,26 +120,42 @@ class WorkerForward:
                 given = (list(enumerate(batch.plan.parts)), batch.records[0].fired, MODEL)
                 self._guard(batch, lambda given=given: check_fired(*given))
 
-    def early_of(self, groups: Sequence[str], layer: int) -> Tensor:
-        """[B, D]: residuals entering a layer, of groups that draw a token in this step.
+    def early_of(
+        self, i: int, part: TracedStrategy, groups: Sequence[Rows], present: Collection[str]
+    ) -> dict[str, dict[int, Tensor]]:
+        """By row and layer, [B, D]: residuals that part ``i`` of some groups' plan may decode.
+
+        Args:
+            i: The part's place.
+            part: The part.
+            groups: All draw a token in this step.
+            present: Its rows that are here.
 
         Raises:
-            HookNeverFired: The layer never showed them.
+            HookNeverFired: A layer never showed them.
         """
-        if any((group, layer) not in self.early for group in groups):
+        return {
+            name: {n: self._early(labels(i, groups, name), n) for n in part.early}
+            for name in ("main", *(part.early_rows & {*present}))
+        }
+
+    def _early(self, rows: Sequence[tuple[str, str]], layer: int) -> Tensor:
+        """[B, D]: residuals entering a layer, of rows (group, name)."""
+        if any((*row, layer) not in self.early for row in rows):
             raise HookNeverFired(
                 f"The residual entering layer {layer} was never seen, so its early scores are "
                 "unknown; this vLLM model did not reach halludecode's hooks (report it with "
                 "`halludecode doctor`)."
             )
-        return torch.stack([self.early[group, layer] for group in groups])
+        return torch.stack([self.early[*row, layer] for row in rows])
 
     def _steer(self, site: str, layer: int, x: Tensor, inp: Tensor) -> Tensor:
         out = x.clone()
         for batch in self.edit_batches:
             for i, part in acting(batch.plan, batch.plan.steering):
                 if part.strategy.site == site and layer in part.layers:
-                    given = (batch, i, part, layer, out, inp, self._decode_last)
+                    entering = self._inputs.get(layer)
+                    given = (batch, i, part, layer, out, inp, self._decode_last, entering)
                     self._guard(batch, lambda given=given: steer(*given))
         return out
 

@@ -315,10 +315,10 @@ class GroupSampler(Sampler):
                 own_states = [self.state.states_of(request)[i] for request in requests]
                 state = _on(stack(own_states), logits.device)
                 forward = self.runner.hd_forward()
-                early = {layer: forward.early_of(names, layer) for layer in part.early}
+                early = forward.early_of(i, part, groups, named)
                 first = first_logits.of(self.state, names, i, part)
-                more = {"first": first, "masking": masking, "owner": owner}
-                step = Step(named, t, state, decode, early, **more)
+                more = {"beside": early, "first": first, "masking": masking, "owner": owner}
+                step = Step(named, t, state, decode, **more)
                 steps.append((part, step))
         return steps
 
