@@ -148,6 +148,13 @@ class AttentionBlock:
         own = self.keys.own() & self.keys.queries("prompt")[..., None]
         return (mass * own[:, None]).sum(2)
 
+    def under(self, weights: Tensor) -> Tensor:
+        """float32 [R, H, d]: head outputs of one query under other weights [R, H, N]."""
+        value = _need(self.v).to(weights.dtype)
+        r, h, n = weights.shape
+        g = value.shape[1]
+        return (weights.reshape(r, g, h // g, n) @ value).reshape(r, h, -1)
+
     def _unedited(self) -> Tensor:
         scores = self.scores() if self._plain is None else self._plain
         return scores.softmax(-1).nan_to_num(0.0)

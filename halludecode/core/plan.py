@@ -40,6 +40,7 @@ class Cost:
         image_rows: Extra rows that hold pictures (each costs about one more prefill).
         attention: Whether attention is recomputed for edited rows.
         early: Early layers decoded for every token, each a product with the LM head.
+        branches: Branches of one layer, each a feed-forward network and an LM head for every token.
         steer: Layers whose stream is rewritten.
         beams: Beams of a search, 1 without one.
         peeks: Candidates tried per beam and token.
@@ -52,6 +53,7 @@ class Cost:
     image_rows: int = 0
     attention: bool = False
     early: int = 0
+    branches: int = 0
     steer: int = 0
     beams: int = 1
     peeks: int = 0
@@ -70,6 +72,8 @@ class Cost:
             parts.append(f"{self.steer} layer{'s' if self.steer > 1 else ''} steered")
         if self.early:
             parts.append(f"{self.early} early layer{'s' if self.early > 1 else ''}")
+        if self.branches:
+            parts.append(f"{self.branches} branch{'es' if self.branches > 1 else ''} of one layer")
         if self.beams > 1:
             parts.append(f"{self.beams} beams x {self.peeks} candidates")
         return ", ".join(parts)
@@ -386,6 +390,7 @@ def _cost(parts: Sequence[TracedStrategy]) -> Cost:
         image_rows=sum(bool(b.prompt.pictures) for b in extra),
         attention=any(part.phase == "scores" for part in parts),
         early=len({layer for part in parts for layer in part.early}) + len(gated),
+        branches=sum(part.branches_off for part in parts),
         steer=len({layer for part in parts if part.steers for layer in part.layers}),
         beams=search.width if search else 1,
         peeks=search.peek if search else 0,

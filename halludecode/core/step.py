@@ -32,6 +32,7 @@ class Step:
         decode: ``([.., D], norm) -> float32 [.., V]``, the model's LM head.
         residuals: The main row's residual [B, D] entering each of the strategy's `early` layers.
         beside: The same of other rows, or of all, by their names.
+        branch: ``(residual, last, normed) -> float32 [B, V]``, what `branch` gives.
         first: What `first` gives, by row; None at token 1, where it is ``logits``.
         masking: False while the engine asks for unmasked scores (the yes/no margin of a first
             step).
@@ -54,6 +55,7 @@ class Step:
         residuals: Mapping[int, Tensor] | None = None,
         *,
         beside: Mapping[str, Mapping[int, Tensor]] | None = None,
+        branch: Callable[[float, float, bool], Tensor] | None = None,
         first: Mapping[str, Tensor] | None = None,
         masking: bool = True,
         owner: str = "",
@@ -63,6 +65,7 @@ class Step:
         self._state = state or {}
         self._decode = decode
         self._residuals = {"main": residuals or {}, **(beside or {})}
+        self._branch = branch
         self._first = logits if first is None else first
         self._early: dict[tuple[str, bool], Tensor] = {}
         self._masking = masking
@@ -132,6 +135,24 @@ class Step:
         if (row, norm) not in self._early:
             self._early[row, norm] = self._decode(torch.stack(list(residuals.values())), norm)
         return self._early[row, norm][list(residuals).index(layer)]
+
+    def branch(self, residual: float, last: float, *, normed: bool = False) -> Tensor:
+        r"""float32 [B, V]: logits of what `Attention.branch_off` carried past the layers.
+
+        .. math:: head(n(h + FFN(n'(h))) + last \, n(x_L)), \qquad
+           h = W_O\, heads + residual \, x_{L-1}
+
+        n' and FFN are the last layer's, n the model's final norm, x_{L-1} what enters the last
+        layer and x_L what leaves it; ``normed`` puts the last layer's input norm before the sum h.
+
+        Raises:
+            HookNeverFired: Nothing was branched off in the forward.
+        """
+        if self._branch is None:
+            raise HookNeverFired(
+                f"{self._owner}.combine asked for a branch that attend never made."
+            )
+        return self._branch(residual, last, normed)
 
     def plausible(self, scores: Tensor, beta: float) -> Tensor:
         """``scores`` with tokens implausible under the main row banned, see `core.logits`."""

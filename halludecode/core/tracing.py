@@ -12,8 +12,9 @@ from functools import cache
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
 
 from halludecode.core.activations import ActivationRequest, Activations
-from halludecode.core.attention import SCORE_VERBS, Attention, Hooks, Trace
+from halludecode.core.attention import SCORE_VERBS, Attention
 from halludecode.core.attention_block import IMAGE, SYSTEM, TEXT, AttentionBlock, Queries, RowKeys
+from halludecode.core.attention_hooks import Hooks, Trace
 from halludecode.core.branch import Branch
 from halludecode.core.errors import InvalidParameter
 from halludecode.core.model_info import ModelInfo
@@ -67,8 +68,8 @@ class TracedStrategy:
         found = {
             "search": self.strategy.declares("search"),
             "steering": self.steers,
-            "attention": bool(self.verbs) and "main" in self.attend_rows,
-            "layers": bool(self.early),
+            "attention": bool(self.verbs) and "main" in self.attend_rows and not self.branches_off,
+            "layers": bool(self.early) or self.branches_off,
             "contrast": bool(self.reads),
         }
         return tuple(kind for kind in KINDS if found.get(kind)) or KINDS[-1:]
@@ -85,6 +86,11 @@ class TracedStrategy:
         """Whether all rows must prefill unchunked in one forward."""
         chosen = self.verbs & _WHOLE_READS and self.queries & _PROMPT
         return bool(chosen or self.verbs & {"received", "paid"} or self.stream_reads)
+
+    @property
+    def branches_off(self) -> bool:
+        """Whether `attend` carries head outputs past the layers, see `Attention.branch_off`."""
+        return "branch_off" in self.verbs
 
     @property
     def combines(self) -> bool:
@@ -115,6 +121,7 @@ class TracedStrategy:
         lasting = all(b.life == "answer" for n, b in self.branches.items() if n in self.extra)
         edited = {*self.attend_rows, *(self.strategy.steer_rows if self.steers else ())}
         apart = edited <= self.extra and not self.verbs & {
+            "branch_off",
             "at_first_token",
             "keys_at_first_token",
             "token_mask",
@@ -271,6 +278,7 @@ def _trace_combine(
             decode,
             residuals,
             beside={name: own for name, own in beside.items() if name not in gone | {"main"}},
+            branch=lambda residual, last, normed: torch.randn(requests, vocab, generator=rng),
             first=rows,
             owner=strategy.name,
         )
@@ -319,6 +327,7 @@ def _trace_attend(
         paid=lambda seg: blocks["main"].paid(seg),
         confidence=lambda: torch.ones(blocks["main"].keys.position.shape),
         keys_at_first_token=lambda name, fn: fn(),
+        branch=lambda heads: None,
     )
     strategy.attend(Attention(layer, model_info, blocks, hooks, strategy.name))
 

@@ -18,8 +18,9 @@ from typing import Any, Generic, TypeVar
 
 from torch import Tensor
 
-from halludecode.core.attention import Attention, Hooks
+from halludecode.core.attention import Attention
 from halludecode.core.attention_block import AttentionBlock, RowKeys
+from halludecode.core.attention_hooks import Hooks
 from halludecode.core.errors import HookNeverFired
 from halludecode.core.residual import ResidualStream
 from halludecode.core.state import State
@@ -73,6 +74,10 @@ class EditedRows(ABC, Generic[Row]):
     @abstractmethod
     def features(self) -> Sequence[Tensor]:
         """Per request, float32 [N_img, D], see `core.residual.ResidualStream.features`."""
+
+    @abstractmethod
+    def keep_branch(self, i: int, layer: int, heads: Tensor) -> None:
+        """Head outputs [R, H, d] that the i-th strategy carries past a layer to the last one."""
 
     @abstractmethod
     def note_fired(self, hook: str, i: int, layer: int) -> None:
@@ -218,6 +223,9 @@ def _hooks(
     def keys_at_first_token(name: str, fn: Callable[[], Tensor]) -> Tensor:
         return layer.keys_at_first_token(i, name, fn)
 
+    def branch(heads: Tensor) -> None:
+        layer.rows.keep_branch(i, layer.number, heads)
+
     return Hooks(
         token_mask,
         at_first_token,
@@ -229,6 +237,7 @@ def _hooks(
         paid=paid,
         confidence=confidence,
         keys_at_first_token=keys_at_first_token,
+        branch=branch,
     )
 
 

@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from halludecode.core.attention import Attention, Hooks
+from halludecode.core.attention import Attention
 from halludecode.core.attention_block import IMAGE, SYSTEM, TEXT, AttentionBlock
+from halludecode.core.attention_hooks import Hooks
 from halludecode.core.plan import compile_plan, typical_model_info
 from halludecode.core.spec import get
 from tests.core.test_attention import keys_of

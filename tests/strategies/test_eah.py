@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from halludecode.core.attention import Attention, Hooks
+from halludecode.core.attention import Attention
 from halludecode.core.attention_block import IMAGE, SYSTEM, TEXT
+from halludecode.core.attention_hooks import Hooks
 from halludecode.core.plan import compile_plan, typical_model_info
 from halludecode.core.spec import get
 from tests.core.test_attention import CASES, block_of, close, weights_after

@@ -10,8 +10,9 @@ import pytest
 import torch
 
 from halludecode.core import step as hd_step
-from halludecode.core.attention import Attention, Hooks
+from halludecode.core.attention import Attention
 from halludecode.core.attention_block import IMAGE, SYSTEM, TEXT, AttentionBlock
+from halludecode.core.attention_hooks import Hooks
 from halludecode.core.plan import compile_plan, typical_model_info
 from halludecode.core.spec import get
 from halludecode.core.step import Step

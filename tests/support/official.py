@@ -12,8 +12,9 @@ from typing import Any
 
 import torch
 
-from halludecode.core.attention import Attention, Hooks
+from halludecode.core.attention import Attention
 from halludecode.core.attention_block import GENERATED, IMAGE, SYSTEM, TEXT, AttentionBlock
+from halludecode.core.attention_hooks import Hooks
 from halludecode.core.plan import typical_model_info
 from halludecode.core.residual import ResidualStream
 from halludecode.core.spec import get
@@ -118,3 +119,23 @@ def memvr(start: int, end: int, tau: float, ratio: float) -> torch.Tensor:
             out = strategy.steer(stream)
         h = h + out
     return norm(h)[0]
+
+
+def only(scores: torch.Tensor) -> torch.Tensor:
+    """[H, N]: the weights that ONLY branches off with, of the last query's scores [H, N]."""
+    heads, count = scores.shape
+    kinds = [SYSTEM] * 3 + [IMAGE] * 4 + [TEXT] * (count - 7)
+    keys, one = keys_of(kinds, [count - 1], count), torch.zeros(1, heads, 1, 2)
+    block = AttentionBlock(
+        keys, one, one, one, torch.tensor(True), 1.0, one, _scores=scores[None, :, None]
+    )
+    kept: list[torch.Tensor] = []
+    block.under = kept.append  # type: ignore[method-assign, assignment]
+    hooks = Hooks(
+        lambda *a: None,  # type: ignore[arg-type, return-value]
+        lambda name, fn: fn(),
+        branch=lambda made: None,
+    )
+    m = replace(typical_model_info(), num_heads=heads, num_kv_heads=heads)
+    get("only").attend(Attention(0, m, {"main": block}, hooks, "only"))
+    return kept[0][0]

@@ -281,6 +281,7 @@ class DecodeLoop:
                         name: self._early(i, part, name)
                         for name in part.early_rows & self.batch.index[i].keys()
                     },
+                    branch=self.batch.branch(i),
                     first={
                         name: torch.stack([self.answers[a].first[i, name] for a in self._alive])
                         for name in part.firsts

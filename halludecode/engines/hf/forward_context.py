@@ -31,6 +31,7 @@ from halludecode.engines.layer_edits import (
     never_called,
     steer,
 )
+from halludecode.models.feed_forward import Branch
 
 MODEL = "this model"  # what sentences call it
 
@@ -61,7 +62,9 @@ class ForwardContext(EditedRows[RowPlacement]):
         token_masks: Bool [rows, N] by strategy, layer and name.
         first_token: What `at_first_token` gave, [R, ...] by strategy, layer and name.
         first_keys: What `keys_at_first_token` gave, [R, .., N] likewise.
-        early: [rows, D] of every batch row's last token, by layer.
+        early: [rows, D] of every batch row's last token, by layer; the number of layers is what
+            leaves the last one.
+        branched: By place in ``parts``, what `keep_branch` was told in this forward.
         sure: [R, T], what `note_confidence` was told of every written token.
         pictures: Per request, float32 [N_img, D], what `features` gives.
 
@@ -82,6 +85,7 @@ class ForwardContext(EditedRows[RowPlacement]):
     pictures: list[Tensor] = field(default_factory=list)
     fired: set[Fired] = field(default_factory=set)
     early: dict[int, Tensor] = field(default_factory=dict)
+    branched: dict[int, tuple[int, Tensor]] = field(default_factory=dict)
     changed: Tensor | None = None
     inputs: dict[int, Tensor] = field(default_factory=dict)  # [rows, Q, D] entering a layer
     carry: list[dict[str, Any]] = field(default_factory=list)
@@ -107,6 +111,8 @@ class ForwardContext(EditedRows[RowPlacement]):
         needed = {i for part in self.parts for i in part.early} | self._gated
         if self._shows_pictures:
             needed.add(0)
+        if self._branches:
+            needed.add(self._last)
         for part in self.parts:
             if "token_mask" in part.verbs or (part.steers and part.strategy.site == "residual"):
                 needed |= part.layers
@@ -119,6 +125,15 @@ class ForwardContext(EditedRows[RowPlacement]):
         return frozenset[int]().union(*gated)
 
     @property
+    def _branches(self) -> bool:
+        return any(part.branches_off for part in self.parts)
+
+    @property
+    def _last(self) -> int:
+        """The last layer's number."""
+        return self.parts[0].model_info.num_layers - 1
+
+    @property
     def _shows_pictures(self) -> bool:
         return any("features" in part.stream_reads for part in self.parts)
 
@@ -126,7 +141,8 @@ class ForwardContext(EditedRows[RowPlacement]):
     def output_layers(self) -> list[int]:
         """Layers whose leaving residual an activation request keeps or a strategy rewrites."""
         kept = self.capture.hidden if self.capture else frozenset[int]()
-        return sorted(kept | self.steered("residual"))
+        last = frozenset([self._last]) if self._branches else frozenset[int]()
+        return sorted(kept | self.steered("residual") | last)
 
     def steered(self, site: str) -> frozenset[int]:
         """Layers where the stream at ``site`` is rewritten."""
@@ -137,6 +153,7 @@ class ForwardContext(EditedRows[RowPlacement]):
         """Call before every forward."""
         self.metadata, self.emitting = metadata, emitting
         self.inputs.clear()
+        self.branched.clear()
         self.columns.clear()
         self.causal.clear()
         self._keys.clear()
@@ -165,6 +182,7 @@ class ForwardContext(EditedRows[RowPlacement]):
         self.sure = self.sure[requests] if self.sure is not None else None
         self.pictures = [self.pictures[r] for r in requests.tolist()] if self.pictures else []
         self.early = {k: v[rows] for k, v in self.early.items()}
+        self.branched = {i: (n, x[requests]) for i, (n, x) in self.branched.items()}
         self.changed = self.changed[requests] if self.changed is not None else None
         self.index, self.states = index, states
 
@@ -232,6 +250,17 @@ class ForwardContext(EditedRows[RowPlacement]):
             shown = self.stream_keys(main, x).query_kind == IMAGE
             self.pictures = [own[mask].float() for own, mask in zip(x[main.at], shown, strict=True)]
 
+    def keep_branch(self, i: int, layer: int, heads: Tensor) -> None:
+        """The last of the blocks of a layer is the one that emits."""
+        self.branched[i] = layer, heads
+
+    def branch(self, i: int) -> Branch | None:
+        """The i-th strategy's branch of this forward, with both ends of the last layer [R, D]."""
+        if i not in self.branched or self._main is None:
+            return None
+        ends = (self.early[self._last][self._main.at], self.early[self._last + 1][self._main.at])
+        return (*self.branched[i], *ends)
+
     def note_fired(self, hook: str, i: int, layer: int) -> None:
         """The i-th strategy's hook was called in a layer."""
         self.fired.add((hook, i, layer))
@@ -248,7 +277,8 @@ class ForwardContext(EditedRows[RowPlacement]):
             self._keep_pictures(x)
         if any(layer in part.layers for part in self.parts if part.steers or part.verbs):
             self.inputs[layer] = x
-        if self._main and self.emitting and any(layer in part.early for part in self.parts):
+        decoded = any(layer in part.early for part in self.parts)
+        if self._main and self.emitting and (decoded or (self._branches and layer == self._last)):
             self.early[layer] = x[:, -1]
 
     def layer_output(self, layer: int, x: Tensor) -> Tensor:
@@ -257,7 +287,10 @@ class ForwardContext(EditedRows[RowPlacement]):
             kept = x if self.capture.every_token else x[:, -1]
             self.capture.kept["hidden", layer] = kept.detach().float().cpu()
         inp = self.inputs.pop(layer, None)
-        return x if inp is None else self.steer("residual", layer, x, inp)
+        x = x if inp is None else self.steer("residual", layer, x, inp)
+        if self._branches and layer == self._last and self.emitting:
+            self.early[layer + 1] = x[:, -1]
+        return x
 
     def steer(self, site: str, layer: int, x: Tensor, inp: Tensor) -> Tensor:
         """The stream [rows, Q, D] with every strategy's `steer` put in its rows and positions."""

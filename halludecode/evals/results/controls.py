@@ -99,6 +99,7 @@ def _fed(plan: Plan, logits: Tensor, t: int, *, masking: bool) -> Tensor | None:
                 decode=lambda x, norm: x,  # early layers say the same too
                 residuals=(said := dict.fromkeys(part.early, logits)),
                 beside=dict.fromkeys(part.branches, said),
+                branch=lambda residual, last, normed: logits,
                 masking=masking,
             ),
         )

@@ -31,6 +31,7 @@ ATTENTION = frozenset(
         "received",
         "paid",
         "confidence",
+        "branch_off",
     }
 )
 # Needs served between vLLM's kernels.

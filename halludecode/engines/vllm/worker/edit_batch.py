@@ -119,6 +119,11 @@ class EditBatch(EditedRows[str]):
             shown = self.stream_keys("main", x).query_kind[0] == IMAGE
             self.records[0].pictures = x[self.flat("main", x.device)[0]][shown].float()
 
+    def keep_branch(self, i: int, layer: int, heads: Tensor) -> None:
+        """For the token that is drawn next; the last block of a layer is the one that emits."""
+        for record, own in zip(self.records, heads, strict=True):
+            record.branched[i] = layer, own
+
     def note_fired(self, hook: str, i: int, layer: int) -> None:
         """A declared hook was called; only the forward that emits token 1 is checked."""
         if self.emits():

@@ -8,6 +8,7 @@ nothing.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -22,9 +23,11 @@ from halludecode.engines.vllm.worker.captured import Captured
 from halludecode.engines.vllm.worker.edit_batch import EditBatch, acting, edit_batches
 from halludecode.engines.vllm.worker.state import WorkerState
 from halludecode.engines.vllm.worker.step_batch import Rows, StepBatch, labels
+from halludecode.models.feed_forward import Branch, Branched
 
 MODEL = "this vLLM model"  # what sentences call it
 Decode = Callable[[Tensor, bool], Tensor]
+OfBranch = Callable[[Branch, float, float, bool], Tensor]
 
 
 class WorkerForward:
@@ -35,11 +38,19 @@ class WorkerForward:
         worker_state: Plans and records.
         checked: See `attention.Checked`; lives as long as the worker.
         decode: ``([.., D], norm) -> float32 [.., V]``.
+        branched: ``(branch, residual, last, normed) -> float32 [B, V]``, see
+            `models.feed_forward.branch_logits`.
     """
 
     def __init__(
-        self, step: StepBatch, worker_state: WorkerState, checked: attention.Checked, decode: Decode
+        self,
+        step: StepBatch,
+        worker_state: WorkerState,
+        checked: attention.Checked,
+        decode: Decode,
+        branched: OfBranch,
     ) -> None:
+        self.branched = branched
         self.step, self.worker_state, self.decode = step, worker_state, decode
         self.edit_batches = edit_batches(step, worker_state)
         self.captures = [
@@ -53,7 +64,9 @@ class WorkerForward:
         self._inputs: dict[int, Tensor] = {}
         parts = [part for batch in self.edit_batches for part in batch.plan.parts]
         self._reads = _layers(parts, lambda p: "token_mask" in p.verbs or p.steers)
-        self._decodes = frozenset(n for part in parts for n in part.early)
+        self._last = max((p.model_info.num_layers - 1 for p in parts if p.branches_off), default=-1)
+        self._decodes = frozenset(n for part in parts for n in part.early) | {self._last}
+        self._done = False
         self._shows_pictures = any("features" in part.stream_reads for part in parts)
         self._edits = _layers(parts, lambda p: p.phase is not None)
         self._steers = {
@@ -72,10 +85,14 @@ class WorkerForward:
             for batch in self.edit_batches:
                 self._guard(batch, lambda b=batch: b.keep_pictures(x))
         if layer in self._decodes:
-            for rows in self.step.sampling():
-                for name, row in rows.items():
-                    last = row.first + row.stop - row.start - 1
-                    self.early[row.metadata.group, name, layer] = x[last]
+            self._keep_early(layer, x)
+
+    def _keep_early(self, layer: int, x: Tensor) -> None:
+        """[tokens, D]: of every row that draws a token in this step, its last one's."""
+        for rows in self.step.sampling():
+            for name, row in rows.items():
+                last = row.first + row.stop - row.start - 1
+                self.early[row.metadata.group, name, layer] = x[last]
 
     def layer_output(
         self, layer: int, hidden: Tensor, residual: Tensor
@@ -85,15 +102,18 @@ class WorkerForward:
         for row, kept in self.captures:
             if row.metadata.capture and layer in row.metadata.capture["hidden"]:
                 keep_hidden(row, kept, layer, hidden + residual)
-        if layer not in self._steers["residual"] or inp is None:
+        steers = layer in self._steers["residual"] and inp is not None
+        if not steers and layer != self._last:
             return None
         x = hidden + residual
-        new = self._steer("residual", layer, x, inp)
-        return new, torch.zeros_like(new)
+        new = self._steer("residual", layer, x, inp) if steers else x
+        if layer == self._last:
+            self._keep_early(layer + 1, new)
+        return (new, torch.zeros_like(new)) if steers else None
 
     def mlp_output(self, layer: int, x: Tensor, inp: Tensor) -> Tensor | None:
         """What an MLP puts out; what stands in its place, or None."""
-        if layer not in self._steers["mlp"]:
+        if self._done or layer not in self._steers["mlp"]:
             return None
         return self._steer("mlp", layer, x, inp)
 
@@ -112,6 +132,7 @@ class WorkerForward:
 
     def finish(self) -> None:
         """After the forward: note what changed, and that every declared hook was called."""
+        self._done = True
         for batch in self.edit_batches:
             if batch.changed is not None:
                 for r, record in enumerate(batch.records):
@@ -138,6 +159,17 @@ class WorkerForward:
             name: {n: self._early(labels(i, groups, name), n) for n in part.early}
             for name in ("main", *(part.early_rows & {*present}))
         }
+
+    def branch_of(self, i: int, part: TracedStrategy, groups: Sequence[Rows]) -> Branched | None:
+        """What `Step.branch` gives part ``i`` of some groups' plan."""
+        names = labels(i, groups, "main") if part.branches_off else []
+        kept = [self.worker_state.record(group).branched.get(i) for group, _ in names]
+        found = [own for own in kept if own is not None]
+        if not found or len(found) < len(kept):
+            return None
+        heads = torch.stack([own[1] for own in found])
+        ends = [self._early(names, layer) for layer in (self._last, self._last + 1)]
+        return partial(self.branched, (found[0][0], heads, *ends))
 
     def _early(self, rows: Sequence[tuple[str, str]], layer: int) -> Tensor:
         """[B, D]: residuals entering a layer, of rows (group, name)."""

@@ -71,7 +71,7 @@ class RunnerMixin:
             batch = self.hd_step_batch()
             if batch is None or not batch.groups:
                 return None
-            lasting = (self.hd_state, self._hd_checked, self._hd_decode)
+            lasting = (self.hd_state, self._hd_checked, self._hd_decode, self._hd_branched)
             self._hd_forward = WorkerForward(batch, *lasting)
         return self._hd_forward
 
@@ -168,6 +168,7 @@ class WorkerMixin:
         runner._hd_scheduled = runner._hd_step_batch = runner._hd_forward = None
         runner._hd_edits = {}
         runner._hd_checked, runner._hd_decode = Checked(), hooks.decoder(runner)
+        runner._hd_branched = hooks.brancher(runner)
         group_sampler.install(runner)
         hooks.install(runner)
 
