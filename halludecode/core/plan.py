@@ -40,7 +40,7 @@ class Cost:
         image_rows: Extra rows that hold pictures (each costs about one more prefill).
         attention: Whether attention is recomputed for edited rows.
         early: Early layers decoded for every token, each a product with the LM head.
-        branches: Branches of one layer, each a feed-forward network and an LM head for every token.
+        branches: Branches of one layer, each an FFN and an LM head for every token.
         steer: Layers whose stream is rewritten.
         beams: Beams of a search, 1 without one.
         peeks: Candidates tried per beam and token.
@@ -117,6 +117,13 @@ class Plan:
                 if part.verbs
             )
         )
+
+    @property
+    def main_reusable(self) -> bool:
+        """Whether the main row's image-prefix KV may be reused, whatever the other rows need."""
+        edited = {name for part in self.attending for name in part.attend_rows}
+        edited |= {name for part in self.steering for name in part.strategy.steer_rows}
+        return self.reusable or "main" not in edited
 
     @property
     def can_wait(self) -> bool:
@@ -324,7 +331,8 @@ def _needs(part: TracedStrategy) -> frozenset[str]:
     needs = set(part.verbs)
     for name, branch in part.branches.items():
         needs.add("main prompt" if name == "main" else "rows")
-        needs |= {e for e in ("images", "pixels", "features") if getattr(branch, e) is not None}
+        kinds = ("images", "pixels", "tower", "features")
+        needs |= {kind for kind in kinds if getattr(branch, kind) is not None}
         if branch.mask is not None:
             needs.add("masked rows")
         if branch.words is not None:
@@ -339,12 +347,7 @@ def _needs(part: TracedStrategy) -> frozenset[str]:
         needs.add("raster")
     if part.steers:
         needs.add("steer")
-    if part.early:
-        needs.add("early")
-    if "logits" in part.stream_reads:
-        needs.add("logits")
-    if "features" in part.stream_reads:
-        needs.add("image_features")
+    needs |= part.stream_reads | ({"early"} if part.early else set())
     if part.strategy.declares("search"):
         needs.add("search")
     if part.whole:

@@ -34,7 +34,7 @@ class ResidualStream:
         entering: [R, T, D], the residual entering the layer; None where that is ``inp``.
         chosen: Bool [R, T], positions that are rewritten; None is all.
         pictures: What `features` gives.
-        reads: While compiling: which of `logits` and `features` were asked for.
+        reads: While compiling: needs, for what of `logits` and `features` was asked for.
     """
 
     layer: int
@@ -64,7 +64,7 @@ class ResidualStream:
 
         Kept from the prompt, which starts whole; N_img is 0 without a picture.
         """
-        self.reads.add("features")
+        self.reads.add("image_features")
         if self.pictures is None:
             raise HookNeverFired("steer: this engine keeps no image features for `features`.")
         return self.pictures()

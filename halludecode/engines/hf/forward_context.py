@@ -23,6 +23,7 @@ from halludecode.core.state import State
 from halludecode.core.tracing import TracedStrategy
 from halludecode.engines.hf.attention_layer import HFAttentionLayer
 from halludecode.engines.hf.attention_metadata import AttentionMetadata, RowPlacement
+from halludecode.engines.hf.unpadded import Unpadded
 from halludecode.engines.layer_edits import (
     EditedRows,
     Fired,
@@ -98,7 +99,13 @@ class ForwardContext(EditedRows[RowPlacement]):
         """Whether the attention function must be ours."""
         capture = self.capture
         edits = any(part.phase is not None for part in self.parts)
-        return edits or bool(capture and (capture.heads or capture.image))
+        kept = bool(capture and (capture.heads or capture.image))
+        return edits or kept or self.unpadded is not None
+
+    @property
+    def unpadded(self) -> Unpadded | None:
+        """How this forward's rows are laid end to end outside of attention."""
+        return None if self.metadata is None else self.metadata.unpadded
 
     @property
     def _main(self) -> RowPlacement | None:
@@ -112,7 +119,7 @@ class ForwardContext(EditedRows[RowPlacement]):
         if self._shows_pictures:
             needed.add(0)
         if self._branches:
-            needed.add(self._last)
+            needed.add(self._final)
         for part in self.parts:
             if "token_mask" in part.verbs or (part.steers and part.strategy.site == "residual"):
                 needed |= part.layers
@@ -129,19 +136,19 @@ class ForwardContext(EditedRows[RowPlacement]):
         return any(part.branches_off for part in self.parts)
 
     @property
-    def _last(self) -> int:
+    def _final(self) -> int:
         """The last layer's number."""
         return self.parts[0].model_info.num_layers - 1
 
     @property
     def _shows_pictures(self) -> bool:
-        return any("features" in part.stream_reads for part in self.parts)
+        return any("image_features" in part.stream_reads for part in self.parts)
 
     @property
     def output_layers(self) -> list[int]:
         """Layers whose leaving residual an activation request keeps or a strategy rewrites."""
         kept = self.capture.hidden if self.capture else frozenset[int]()
-        last = frozenset([self._last]) if self._branches else frozenset[int]()
+        last = frozenset([self._final]) if self._branches else frozenset[int]()
         return sorted(kept | self.steered("residual") | last)
 
     def steered(self, site: str) -> frozenset[int]:
@@ -258,7 +265,7 @@ class ForwardContext(EditedRows[RowPlacement]):
         """The i-th strategy's branch of this forward, with both ends of the last layer [R, D]."""
         if i not in self.branched or self._main is None:
             return None
-        ends = (self.early[self._last][self._main.at], self.early[self._last + 1][self._main.at])
+        ends = (self.early[self._final][self._main.at], self.early[self._final + 1][self._main.at])
         return (*self.branched[i], *ends)
 
     def note_fired(self, hook: str, i: int, layer: int) -> None:
@@ -272,35 +279,59 @@ class ForwardContext(EditedRows[RowPlacement]):
 
     # Called from the model's forward --------------------------------------------------------------
     def layer_input(self, layer: int, x: Tensor) -> None:
-        """The residual entering a layer, [rows, Q, D]; kept until the layer is done."""
+        """The residual entering a layer; kept until the layer is done."""
         if layer == 0 and self._shows_pictures:
-            self._keep_pictures(x)
+            self._keep_pictures(self._block(x))
         if any(layer in part.layers for part in self.parts if part.steers or part.verbs):
-            self.inputs[layer] = x
+            self.inputs[layer] = self._block(x)
         decoded = any(layer in part.early for part in self.parts)
-        if self._main and self.emitting and (decoded or (self._branches and layer == self._last)):
-            self.early[layer] = x[:, -1]
+        if self._main and self.emitting and (decoded or (self._branches and layer == self._final)):
+            self.early[layer] = self._last(x)
 
     def layer_output(self, layer: int, x: Tensor) -> Tensor:
         """The residual leaving a layer: kept for activation requests, rewritten by `steer`."""
         if self.capture is not None and layer in self.capture.hidden and self.emitting:
-            kept = x if self.capture.every_token else x[:, -1]
+            kept = self._block(x) if self.capture.every_token else self._last(x)
             self.capture.kept["hidden", layer] = kept.detach().float().cpu()
         inp = self.inputs.pop(layer, None)
         x = x if inp is None else self.steer("residual", layer, x, inp)
-        if self._branches and layer == self._last and self.emitting:
-            self.early[layer + 1] = x[:, -1]
+        if self._branches and layer == self._final and self.emitting:
+            self.early[layer + 1] = self._last(x)
         return x
 
+    def mlp_output(self, layer: int, x: Tensor, inp: Tensor) -> Tensor:
+        """What a layer's MLP made of ``inp``, rewritten by `steer`."""
+        return self.steer("mlp", layer, x, self._block(inp))
+
     def steer(self, site: str, layer: int, x: Tensor, inp: Tensor) -> Tensor:
-        """The stream [rows, Q, D] with every strategy's `steer` put in its rows and positions."""
-        if self.metadata is None:
+        """The stream with every strategy's `steer` put in its rows and positions.
+
+        Args:
+            site: Where it was taken.
+            layer: Decoder layer.
+            x: The stream as the model has it, [rows, Q, D] or laid end to end.
+            inp: What entered, [rows, Q, D].
+        """
+        here = [
+            (i, part)
+            for i, part in enumerate(self.parts)
+            if part.steers and part.strategy.site == site and layer in part.layers
+        ]
+        if self.metadata is None or not here:
             return x
-        for i, part in enumerate(self.parts):
-            if part.steers and part.strategy.site == site and layer in part.layers:
-                entering = self.inputs.get(layer)
-                x = steer(self, i, part, layer, x, inp, self._decode_last, entering)
-        return x
+        block = self._block(x)
+        for i, part in here:
+            entering = self.inputs.get(layer)
+            block = steer(self, i, part, layer, block, inp, self._decode_last, entering)
+        return block if self.unpadded is None else self.unpadded.joined(block)
+
+    def _block(self, x: Tensor) -> Tensor:
+        """The model's stream as [rows, Q, D]."""
+        return x if self.unpadded is None else self.unpadded.block(x)
+
+    def _last(self, x: Tensor) -> Tensor:
+        """[rows, D] of the model's stream."""
+        return x[:, -1] if self.unpadded is None else x[0, self.unpadded.last]
 
     def _decode_last(self, last: Tensor) -> Tensor:
         if self.decode is None:

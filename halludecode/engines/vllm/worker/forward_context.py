@@ -67,7 +67,7 @@ class WorkerForward:
         self._last = max((p.model_info.num_layers - 1 for p in parts if p.branches_off), default=-1)
         self._decodes = frozenset(n for part in parts for n in part.early) | {self._last}
         self._done = False
-        self._shows_pictures = any("features" in part.stream_reads for part in parts)
+        self._shows_pictures = any("image_features" in part.stream_reads for part in parts)
         self._edits = _layers(parts, lambda p: p.phase is not None)
         self._steers = {
             site: _layers(parts, lambda p, s=site: p.steers and p.strategy.site == s)
