@@ -106,12 +106,33 @@ class AttentionBlock:
     def scores(self) -> Tensor:
         """float32 [R, H, Q, N] scaled, masked logits."""
         if self._scores is None:
-            q, k, visible = _need(self.q).float(), _need(self.k).float(), _need(self.visible)
-            r, h, n_q, d = q.shape
-            g = k.shape[1]
-            raw = (q * self.scaling).reshape(r, g, h // g * n_q, d) @ k.transpose(-1, -2)
-            self._scores = raw.reshape(r, h, n_q, -1).where(visible, NEG_INF)
+            raw = self._products(_need(self.q), _need(self.k))
+            self._scores = raw.where(_need(self.visible), NEG_INF)
         return self._scores
+
+    def open(self, mask: Tensor) -> None:
+        """Let queries see keys (bool [R, Q, N]) that lie after them."""
+        visible = _need(self.visible)
+        before, shut = self.scores(), mask[:, None] & ~visible
+        self.edit_scores(self._products(_need(self.q), _need(self.k)).where(shut, before))
+        self.visible = visible | mask[:, None]
+
+    def elsewhere(self, queries: Tensor, keys: Tensor, frequencies: Tensor) -> Tensor:
+        """float32 [R, H, Q, N]: logits before any mask, with rotary positions moved on.
+
+        Args:
+            queries: float32 [R, Q], how far each is moved.
+            keys: float32 [R, N], likewise.
+            frequencies: float32 [d / 2 or fewer], turns of each pair of dimensions a position.
+        """
+        q = turned(_need(self.q).float(), queries, frequencies)
+        return self._products(q, turned(_need(self.k).float(), keys, frequencies))
+
+    def _products(self, q: Tensor, k: Tensor) -> Tensor:
+        r, h, n_q, d = q.shape
+        g = k.shape[1]
+        grouped = (q.float() * self.scaling).reshape(r, g, h // g * n_q, d)
+        return (grouped @ k.float().transpose(-1, -2)).reshape(r, h, n_q, -1)
 
     def edit_scores(self, scores: Tensor) -> None:
         """Replace the logits; weights are recomputed from them."""
@@ -192,6 +213,17 @@ class AttentionBlock:
         if self.head_gain is not None:
             out = out.float() * self.head_gain[..., None]
         return out.to(self.base.dtype).where(edited[:, None, :, None], self.base)
+
+
+def turned(x: Tensor, by: Tensor, frequencies: Tensor) -> Tensor:
+    """[R, h, T, d]: queries or keys moved ``by`` [R, T] positions; pairs lie half a head apart."""
+    import torch
+
+    angles = (by[..., None] * frequencies)[:, None]  # [R, 1, T, d / 2]
+    cos, sin = angles.cos(), angles.sin()
+    half = len(frequencies)
+    first, second, rest = x[..., :half], x[..., half : 2 * half], x[..., 2 * half :]
+    return torch.cat([first * cos - second * sin, second * cos + first * sin, rest], -1)
 
 
 def _need(tensor: Tensor | None) -> Tensor:

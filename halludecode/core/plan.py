@@ -266,6 +266,7 @@ def typical_model_info() -> ModelInfo:
         hidden_size=64,
         vocab_size=16,
         head_dim=4,
+        rope=(1.0, 0.01),
         vision=VisionInfo(24, 16, True, -2),
     )
 
@@ -322,6 +323,8 @@ def _is_off(strategy: Strategy) -> bool:
 def _attend_order(part: TracedStrategy) -> tuple[int, str, str]:
     """Edits of scores do not commute; by name they act alike in whichever order they are given."""
     own = (part.strategy.name, str(sorted(part.strategy.resolved().items())))
+    if part.verbs & {"open", "reposition"}:
+        return (-1, *own)
     if part.verbs & {"add_scores", "scale_scores", "mask"}:
         return (0, *own)
     return (1 if part.phase == "scores" else 2, *own)

@@ -85,7 +85,7 @@ class TracedStrategy:
     def whole(self) -> bool:
         """Whether all rows must prefill unchunked in one forward."""
         chosen = self.verbs & _WHOLE_READS and self.queries & _PROMPT
-        return bool(chosen or self.verbs & {"received", "paid"} or self.stream_reads)
+        return bool(chosen or self.verbs & {"received", "paid", "open"} or self.stream_reads)
 
     @property
     def branches_off(self) -> bool:
@@ -345,7 +345,7 @@ def _fake_block(model_info: ModelInfo, *, image: bool, rng: Any) -> AttentionBlo
         kind,
         torch.tensor([n, n]),
     )
-    shape = (2, model_info.num_heads, n, 4)
+    shape = (2, model_info.num_heads, n, model_info.head_dim)
     q, k, v, base = (torch.randn(shape, generator=rng) for _ in range(4))
     return AttentionBlock(keys, q, k, v, torch.ones(n, n, dtype=torch.bool).tril(), 0.5, base)
 

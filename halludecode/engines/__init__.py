@@ -17,6 +17,7 @@ VLLM_PROVIDES = frozenset(
             "activations",
             "whole",
         ),
+        *("square", "open", "reposition"),
         *("add_scores", "scale_scores", "mask", "scale_weights", "scale_heads"),
         *("mass", "scores", "weights", "head_outputs", "token_mask", "at_first_token", "key"),
         *("received", "paid", "keys_at_first_token", "confidence"),
