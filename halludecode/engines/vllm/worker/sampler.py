@@ -32,10 +32,9 @@ from halludecode.engines.explain import (
     explaining,
     on_image,
     readings,
-    unprobed,
 )
 from halludecode.engines.sampling import gumbel, tempered
-from halludecode.engines.vllm.worker import first_logits
+from halludecode.engines.vllm.worker import first_logits, undecided
 from halludecode.engines.vllm.worker.bans import ban
 from halludecode.engines.vllm.worker.captured import Captured
 from halludecode.engines.vllm.worker.state import WorkerState
@@ -127,7 +126,9 @@ class GroupSampler(Sampler):
             self._keep_probes(logits)
             first_logits.keep(self.state, self.current.groups, logits)
             written = sampling_metadata.output_token_ids
-            logits = self._combine(ban(self.current.groups, logits, written, self.state))
+            logits = ban(self.current.groups, logits, written, self.state)
+            undecided.ask(self, logits)
+            logits = self._combine(logits)
         return super().forward(
             logits, sampling_metadata, predict_bonus_token, logprobs_mode_override
         )
@@ -259,7 +260,7 @@ class GroupSampler(Sampler):
         if scored:
             scored_groups = [groups[i] for i in scored]
             unmasked = self._scores(plan, scored_groups, logits, main[scored], masking=False)
-            alone = self._decided(plan, scored_groups, logits, main[scored])
+            alone = undecided.decided(self, plan, scored_groups, logits, main[scored])
             unmasked = unmasked.where(~alone[:, None], main[scored])
             for scores, rows, own in zip(unmasked, scored_groups, alone.tolist(), strict=True):
                 metadata = rows["main"].metadata
@@ -284,23 +285,15 @@ class GroupSampler(Sampler):
         """
         if plan is None:
             return main
-        steps = self._steps(plan, groups, logits, masking=masking)
+        steps = self.steps(plan, groups, logits, masking=masking)
         acting = [part.strategy.name for part in plan.parts]
         pairs = [(part.strategy, step) for part, step in steps]
-        combined = hd_step.combine(pairs, main, _pictured(groups, main), acting)
+        combined = hd_step.combine(pairs, main, undecided.pictured(groups, main), acting)
         for r, rows in enumerate(groups if masking else ()):
             self.state.record(rows["main"].metadata.group).note_broken(combined, r)
         return combined.scores
 
-    def _decided(
-        self, plan: Plan | None, groups: Sequence[Rows], logits: Tensor, main: Tensor
-    ) -> Tensor:
-        """Bool [B]: whose first token the main row decides alone, see `Plan.can_wait`."""
-        if plan is None or not unprobed(plan).can_wait:
-            return main.new_zeros(len(main)).bool()
-        return hd_step.decided(self._steps(plan, groups, logits), main) & _pictured(groups, main)
-
-    def _steps(
+    def steps(
         self, plan: Plan, groups: Sequence[Rows], logits: Tensor, *, masking: bool = True
     ) -> list[tuple[TracedStrategy, Step]]:
         """What every part that combines sees of some groups."""
@@ -312,6 +305,8 @@ class GroupSampler(Sampler):
         for i, part in enumerate(plan.parts):
             if part.combines:
                 named, owner = rows_of(i, groups, logits), part.strategy.name
+                if groups[0]["main"].metadata.alone:  # what it decides is the same for any others
+                    named |= dict.fromkeys(part.extra, named["main"])
                 own_states = [self.state.states_of(request)[i] for request in requests]
                 state = _on(stack(own_states), logits.device)
                 forward = self.runner.hd_forward()
@@ -379,11 +374,6 @@ def install(runner: Any) -> None:
     sampler.__class__ = GroupSampler
     sampler.runner, sampler.current = runner, Current()
     sampler.topk_topp_sampler = Noise(sampler.topk_topp_sampler, sampler)
-
-
-def _pictured(groups: Sequence[Rows], like: Tensor) -> Tensor:
-    """Bool [B]: whose request has a picture."""
-    return placed([rows["main"].metadata.pictured for rows in groups], like.device)
 
 
 def _temperature(main: ScheduledRow) -> float:

@@ -49,8 +49,8 @@ class ScheduledRow:
 
     @property
     def prompt(self) -> int:
-        """Prompt tokens."""
-        return self.request.num_prompt_tokens
+        """Prompt tokens; a row that began late has read part of the answer with its prompt."""
+        return self.request.num_prompt_tokens - self.metadata.answered
 
     @property
     def written(self) -> int:
@@ -77,9 +77,9 @@ def placed(values: Tensor | Sequence[Any], device: torch.device) -> Tensor:
     return (tensor.pin_memory() if device.type == "cuda" else tensor).to(device, non_blocking=True)
 
 
-def prompt_layout(request: Any) -> tuple[Tensor, Tensor]:
-    """Kind (int8) and picture (int16) of a row's prompt tokens."""
-    length = request.num_prompt_tokens
+def prompt_layout(request: Any, answered: int = 0) -> tuple[Tensor, Tensor]:
+    """Kind (int8) and picture (int16) of a row's prompt tokens, but for the answer's among them."""
+    length = request.num_prompt_tokens - answered
     picture = torch.full((length,), -1, dtype=torch.int16)
     for i, feature in enumerate(request.mm_features):
         place = feature.mm_position
@@ -111,6 +111,8 @@ class StepBatch:
         """
         batch = runner.input_batch
         groups: dict[str, dict[str, ScheduledRow]] = {}
+        for vllm_id in batch.req_ids:  # rows that join tell their main row what it is part of now
+            state.metadata(vllm_id, runner.requests[vllm_id].sampling_params)
         first = 0
         for index, vllm_id in enumerate(batch.req_ids):
             count = scheduled[vllm_id]
@@ -120,7 +122,7 @@ class StepBatch:
                 start = int(batch.num_computed_tokens_cpu[index])
                 samples = not bool(runner.discard_request_mask.np[index])
                 if vllm_id not in state.prompt_layouts:
-                    state.prompt_layouts[vllm_id] = prompt_layout(request)
+                    state.prompt_layouts[vllm_id] = prompt_layout(request, metadata.answered)
                 layout = state.prompt_layouts[vllm_id]
                 place = (index, first, start, start + count, samples)
                 row = ScheduledRow(*place, metadata, request, layout)
