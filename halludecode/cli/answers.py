@@ -10,7 +10,14 @@ import typer
 
 from halludecode.cli import epilogs, options
 from halludecode.cli.config import pairs
-from halludecode.cli.output import columns_table, json_document, note, show, two_columns
+from halludecode.cli.output import (
+    columns_table,
+    json_document,
+    note,
+    show,
+    two_columns,
+    without_collector,
+)
 from halludecode.core.errors import InvalidParameter
 
 Task = Annotated[
@@ -73,7 +80,7 @@ def score(
     """Score predictions made elsewhere; needs no model."""
     from halludecode.evals.runner.score_file import score_predictions
 
-    with json_document(json) as documents:
+    with json_document(json) as documents, without_collector():
         scored = score_predictions(
             *(task, predictions, annotations, captions, parser, family, gt_family),
             relabel=relabel,
@@ -134,7 +141,7 @@ def import_(
     stated |= {"max_new_tokens": max_new_tokens, "engine": engine, "revision": revision}
     given = {"family": family, "gt_family": gt_family, "incomplete": incomplete}
     given |= {"image_ids": image_ids, "similarity": similarity}
-    with json_document(json) as documents:
+    with json_document(json) as documents, without_collector():
         made = import_answers(
             task,
             named(predictions),

@@ -38,6 +38,8 @@ KINDS: dict[str, tuple[type, ...]] = {
     "max_new_tokens": (int,),
     "controls": (bool,),
     "answers": (str,),
+    "shard": (str,),
+    "engine_arg": (dict, str, list),
     "output": (str,),
     "fresh": (bool,),
     "dtype": (str,),

@@ -19,6 +19,12 @@ class VisionInfo:
     has_cls: bool
     feature_layer: int
 
+    @property
+    def read_layers(self) -> int:
+        """How many layers the projector's input has been through."""
+        below = self.feature_layer if self.feature_layer >= 0 else self.layers + 1
+        return below + min(self.feature_layer, 0)
+
 
 @dataclass(frozen=True)
 class ModelInfo:

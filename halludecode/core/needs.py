@@ -17,6 +17,7 @@ WORDS: Mapping[str, str] = {
     "more pictures": "adds pictures to the prompt",
     "images": "edits images",
     "pixels": "edits pixels",
+    "tower": "edits the vision tower's layers",
     "features": "edits image features",
     "masked rows": "rows without some image tokens",
     "activations": "passes before the answer",

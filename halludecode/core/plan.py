@@ -115,6 +115,13 @@ class Plan:
         )
 
     @property
+    def main_reusable(self) -> bool:
+        """Whether the main row's image-prefix KV may be reused, whatever the other rows need."""
+        edited = {name for part in self.attending for name in part.attend_rows}
+        edited |= {name for part in self.steering for name in part.strategy.steer_rows}
+        return self.reusable or "main" not in edited
+
+    @property
     def can_wait(self) -> bool:
         """Whether rows beside main may begin to read at the first token that needs them.
 
@@ -320,7 +327,8 @@ def _needs(part: TracedStrategy) -> frozenset[str]:
     needs = set(part.verbs)
     for name, branch in part.branches.items():
         needs.add("main prompt" if name == "main" else "rows")
-        needs |= {e for e in ("images", "pixels", "features") if getattr(branch, e) is not None}
+        kinds = ("images", "pixels", "tower", "features")
+        needs |= {kind for kind in kinds if getattr(branch, kind) is not None}
         if branch.mask is not None:
             needs.add("masked rows")
         if branch.words is not None:

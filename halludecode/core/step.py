@@ -5,7 +5,7 @@ Shapes: B requests, V vocabulary size, D hidden size.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, cast
 
@@ -17,6 +17,8 @@ if TYPE_CHECKING:
 
     from halludecode.core.strategy import Strategy
     from halludecode.core.tracing import TracedStrategy
+
+CACHED = 1 << 18  # logits of a megabyte
 
 
 class Step:
@@ -97,6 +99,11 @@ class Step:
         return self._first[row]
 
     @property
+    def rows(self) -> tuple[str, ...]:
+        """Names of the strategy's rows at this token, the main one among them."""
+        return tuple(self._logits)
+
+    @property
     def layers(self) -> tuple[int, ...]:
         """The strategy's `early` layers."""
         return tuple(self._residuals)
@@ -120,6 +127,40 @@ class Step:
         if norm not in self._early:
             self._early[norm] = self._decode(torch.stack(list(self._residuals.values())), norm)
         return self._early[norm][self.layers.index(layer)]
+
+    def early_blocks(
+        self, requests: Tensor, *, norm: bool = False
+    ) -> Iterator[tuple[Tensor, Tensor]]:
+        """All `early` layers decoded for some requests, in one product, shown a few at a time.
+
+        Args:
+            requests: int64 [k].
+            norm: As in `early`.
+
+        Yields:
+            int64 [b] of the requests, and float32 [L, b, V]: on a processor as many as its cache
+            holds a layer of, so that what is made of them is not written to memory and read again.
+        """
+        import torch
+
+        if self._decode is None:
+            raise HookNeverFired("combine asked for layers, which early() does not name.")
+        logits = self._decode(torch.stack(list(self._residuals.values()))[:, requests], norm)
+        few = CACHED // logits.shape[-1] if logits.device.type == "cpu" else len(requests)
+        for at in range(0, len(requests), max(few, 1)):
+            yield requests[at : at + max(few, 1)], logits[:, at : at + max(few, 1)]
+
+    def undecided(self, beta: float) -> Tensor:
+        """int64 [k]: requests of which `plausible` at this share keeps more than one token.
+
+        All of them where nothing is masked, and off the processor, which would be waited for.
+        """
+        import torch
+
+        main = self["main"]
+        if not self._masking or beta <= 0 or main.device.type != "cpu":
+            return torch.arange(len(main), device=main.device)
+        return (~hd_math.alone(main, beta)).nonzero()[:, 0]
 
     def plausible(self, scores: Tensor, beta: float) -> Tensor:
         """``scores`` with tokens implausible under the main row banned, see `core.logits`."""

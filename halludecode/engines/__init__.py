@@ -12,6 +12,7 @@ VLLM_PROVIDES = frozenset(
             "more pictures",
             "images",
             "pixels",
+            "tower",
             "features",
             "activations",
             "whole",

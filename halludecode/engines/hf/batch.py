@@ -23,6 +23,7 @@ from halludecode.engines.hf.forward_context import Capture, ForwardContext
 from halludecode.engines.hf.hooks import decode, hooked
 from halludecode.engines.hf.kept_rows import Prefix, of_row, right_aligned, stacked
 from halludecode.engines.hf.model import HFModel, pad_left
+from halludecode.engines.hf.unpadded import Unpadded
 from halludecode.engines.inputs.processor import LRU
 from halludecode.engines.inputs.rows import PreparedRequest, Row, RowBuilder
 
@@ -281,14 +282,17 @@ class Batch:
         self._extend(kind, picture, (kind != PAD) & ~hidden)
         inside = (kind != PAD).cumsum(-1) - 1 + torch.tensor(cut)[:, None]
         metadata = self._metadata(inside.where(kind != PAD, torch.tensor(-1)))
+        if self.hf_model.reads_unpadded:
+            metadata.unpadded = Unpadded.of(kind != PAD, self.hf_model.device)
         return self._call(ids, position, metadata, features)
 
     def _call(
         self, ids: Tensor, position: Tensor, metadata: AttentionMetadata, features: Sequence[Tensor]
     ) -> Tensor:
         self.context.begin(metadata, emitting=True)
+        given = (ids, position, self.mask.long(), self.cache, features, metadata.unpadded)
         with hooked(self.hf_model.model, self.hf_model.family, self.context):
-            return self.hf_model.forward(ids, position, self.mask.long(), self.cache, features)
+            return self.hf_model.forward(*given)
 
     def _extend(self, kind: Tensor, picture: Tensor, mask: Tensor) -> None:
         self.kind = torch.cat([self.kind, kind], 1)
@@ -303,10 +307,11 @@ class Batch:
     # Image prefixes -------------------------------------------------------------------------------
     def _prefixes(self, kept: LRU[Prefix], own: Sequence[Prefix | None]) -> list[Prefix | None]:
         """Each row's own KV or its image prefix (None without pictures), missing ones computed."""
+        every = self.plan.reusable
         hooks = [self._prefix_hooks(name) for _, name in self.rows]
         keys = [
             self.row_builder.prefix_key(self._row(place), hook)
-            if self._row(place).prefix and has is None
+            if self._row(place).prefix and has is None and (place[1] == "main" or every)
             else None
             for place, hook, has in zip(self.rows, hooks, own, strict=True)
         ]

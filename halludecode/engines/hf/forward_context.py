@@ -23,6 +23,7 @@ from halludecode.core.state import State
 from halludecode.core.tracing import TracedStrategy
 from halludecode.engines.hf.attention_layer import HFAttentionLayer
 from halludecode.engines.hf.attention_metadata import AttentionMetadata, RowPlacement
+from halludecode.engines.hf.unpadded import Unpadded
 from halludecode.engines.layer_edits import (
     EditedRows,
     Fired,
@@ -92,7 +93,13 @@ class ForwardContext(EditedRows[RowPlacement]):
         """Whether the attention function must be ours."""
         capture = self.capture
         edits = any(part.phase is not None for part in self.parts)
-        return edits or bool(capture and (capture.heads or capture.image))
+        kept = bool(capture and (capture.heads or capture.image))
+        return edits or kept or self.unpadded is not None
+
+    @property
+    def unpadded(self) -> Unpadded | None:
+        """How this forward's rows are laid end to end outside of attention."""
+        return None if self.metadata is None else self.metadata.unpadded
 
     @property
     def _main(self) -> RowPlacement | None:
@@ -214,29 +221,53 @@ class ForwardContext(EditedRows[RowPlacement]):
 
     # Called from the model's forward --------------------------------------------------------------
     def layer_input(self, layer: int, x: Tensor) -> None:
-        """The residual entering a layer, [rows, Q, D]; kept until the layer is done."""
+        """The residual entering a layer; kept until the layer is done."""
         if any(layer in part.layers for part in self.parts if part.steers or part.verbs):
-            self.inputs[layer] = x
+            self.inputs[layer] = self._block(x)
         main = self._main
         if main and self.emitting and any(layer in part.early for part in self.parts):
-            self.early[layer] = x[main.at, -1]
+            self.early[layer] = self._last(x)[main.at]
 
     def layer_output(self, layer: int, x: Tensor) -> Tensor:
         """The residual leaving a layer: kept for activation requests, rewritten by `steer`."""
         if self.capture is not None and layer in self.capture.hidden and self.emitting:
-            kept = x if self.capture.every_token else x[:, -1]
+            kept = self._block(x) if self.capture.every_token else self._last(x)
             self.capture.kept["hidden", layer] = kept.detach().float().cpu()
         inp = self.inputs.pop(layer, None)
         return x if inp is None else self.steer("residual", layer, x, inp)
 
+    def mlp_output(self, layer: int, x: Tensor, inp: Tensor) -> Tensor:
+        """What a layer's MLP made of ``inp``, rewritten by `steer`."""
+        return self.steer("mlp", layer, x, self._block(inp))
+
     def steer(self, site: str, layer: int, x: Tensor, inp: Tensor) -> Tensor:
-        """The stream [rows, Q, D] with every strategy's `steer` put in its rows and positions."""
-        if self.metadata is None:
+        """The stream with every strategy's `steer` put in its rows and positions.
+
+        Args:
+            site: Where it was taken.
+            layer: Decoder layer.
+            x: The stream as the model has it, [rows, Q, D] or laid end to end.
+            inp: What entered, [rows, Q, D].
+        """
+        here = [
+            (i, part)
+            for i, part in enumerate(self.parts)
+            if part.steers and part.strategy.site == site and layer in part.layers
+        ]
+        if self.metadata is None or not here:
             return x
-        for i, part in enumerate(self.parts):
-            if part.steers and part.strategy.site == site and layer in part.layers:
-                x = steer(self, i, part, layer, x, inp, self._decode_last)
-        return x
+        block = self._block(x)
+        for i, part in here:
+            block = steer(self, i, part, layer, block, inp, self._decode_last)
+        return block if self.unpadded is None else self.unpadded.joined(block)
+
+    def _block(self, x: Tensor) -> Tensor:
+        """The model's stream as [rows, Q, D]."""
+        return x if self.unpadded is None else self.unpadded.block(x)
+
+    def _last(self, x: Tensor) -> Tensor:
+        """[rows, D] of the model's stream."""
+        return x[:, -1] if self.unpadded is None else x[0, self.unpadded.last]
 
     def _decode_last(self, last: Tensor) -> Tensor:
         if self.decode is None:

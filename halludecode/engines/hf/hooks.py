@@ -55,15 +55,20 @@ def _attention(
 ) -> tuple[Tensor, None]:
     """Stock SDPA, then the edits of the active context; shapes as transformers' are.
 
+    Rows that are laid end to end are a block here alone.
+
     Returns:
         Head outputs [rows, Q, H, d], and no weights.
     """
-    out, _ = sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
     context, layer = _ACTIVE.get(), getattr(module, "layer_idx", None)
+    unpadded = context.unpadded if context is not None and layer is not None else None
+    if unpadded is not None:  # the cache has laid out keys and values
+        query = unpadded.heads(query)
+    out, _ = sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
     if context is not None and layer is not None:
         scaling = kwargs.get("scaling") or query.shape[-1] ** -0.5
         context.attention(layer, query, key, value, attention_mask, scaling, out)
-    return out, None
+    return (out if unpadded is None else unpadded.joined(out)), None
 
 
 AttentionInterface.register(NAME, _attention)
@@ -173,6 +178,6 @@ def _on_mlp(context: ForwardContext, layer: int) -> Callable[..., Any]:
         module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor
     ) -> Tensor:
         inp = args[0] if args else next(iter(kwargs.values()))
-        return context.steer("mlp", layer, output, inp)
+        return context.mlp_output(layer, output, inp)
 
     return hook

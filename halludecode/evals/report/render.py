@@ -52,7 +52,10 @@ def render(runs: Sequence[Path], format: str = "html", output: Path | None = Non
     folders = named_runs(runs)
     for folder in folders.values():
         if not (folder / "results.json").is_file():
-            raise InvalidData(f"{folder} has no results.json; is it a finished run folder?")
+            raise InvalidData(
+                f"{folder} has no results.json: finish the run by the same command, or, if it is a "
+                "shard, join it with the others (halludecode merge)."
+            )
     try:
         if format in FOLDERS:
             return _export(folders, format, output)

@@ -124,6 +124,9 @@ class Answers:
     # Reading captions takes seconds, and a baseline is needed beside every strategy.
     _scored: dict[Any, Score] = field(default_factory=dict, repr=False)
     _fixed: dict[Any, dict[str, dict[str, float]]] = field(default_factory=dict, repr=False)
+    _shared: dict[Any, tuple[Any, dict[str | None, Lines]]] = field(
+        default_factory=dict, repr=False
+    )
 
     @cached_property
     def benchmark(self) -> Benchmark:
@@ -144,6 +147,14 @@ class Answers:
             like: Only what this strategy answered too.
             other: Where ``like`` is to be found; None is here.
         """
+        key = strategy, like, id(other or self)
+        if key not in self._shared:
+            self._shared[key] = other, self._common(strategy, like, other)
+        return self._shared[key][1]
+
+    def _common(
+        self, strategy: str, like: str | None, other: Answers | None
+    ) -> dict[str | None, Lines]:
         theirs = None if like is None else (other or self).lines.get(like, {})
         found: dict[str | None, Lines] = {}
         for split, lines in self.lines.get(strategy, {}).items():

@@ -147,12 +147,12 @@ def judged(
             samples[split] = {**own, **samples.get(split, {})}
     first = next(iter(next(iter(samples.values())).values()))
     source = data_name(first.image, notes)
-    changed, digests = 0, dict[int, str]()
+    changed = 0
     told += [sentence for name, (_, given) in read.items() for sentence in sentences(given, name)]
     for name, (asked, given) in read.items():
         for split, own in given.items():
             head = {"task": chosen.name, "data": source, "split": split, "strategy": name}
-            lines += _lines(chosen, asked[split], own, head, answers, digests)
+            lines += _lines(chosen, asked[split], own, head, answers)
             if answers == "as_written":
                 changed += changed_by_final(chosen, asked[split], own.answers)
     if changed:
@@ -177,19 +177,13 @@ def _lines(
     given: Given,
     head: Mapping[str, Any],
     answers: str,
-    digests: dict[int, str],
 ) -> Iterable[dict[str, Any]]:
-    """Lines as `eval` writes them; what nobody measured is None.
-
-    ``digests`` keeps those of samples, which all systems share.
-    """
+    """Lines as `eval` writes them; what nobody measured is None."""
     by_id = {s.id: s for s in samples}
     for i, line in lines_of(benchmark, samples, given.answers, answers).items():
         sample = by_id[i]
-        if id(sample) not in digests:
-            digests[id(sample)] = sample.digest
         asked = {"prompt": sample.question, "image": str(sample.image)}
-        asked["data_hash"] = digests[id(sample)]
+        asked["data_hash"] = sample.digest
         judged = {k: v for k, v in line.items() if k not in ("id", "image", "prompt")}
         unknown = dict.fromkeys(("margin", "tokens", "ms", "effect", "finish"))
         yield {"id": i, **head, **asked, **judged, **unknown}

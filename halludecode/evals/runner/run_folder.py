@@ -88,8 +88,8 @@ class RunStore:
         old = read_json(file)
         if "answers" in identity:  # runs of before there was a choice took them as written
             old.setdefault("answers", "as_written")
-        for name, value in identity.items():
-            _same(self.path, name, old.get(name), value)
+        for name in (*identity, "shard"):  # which a whole run has not
+            _same(self.path, name, old.get(name), identity.get(name))
         return old
 
     def _adopt(self, old: dict[str, Any], identity: dict[str, Any], recipe: dict[str, Any]) -> None:

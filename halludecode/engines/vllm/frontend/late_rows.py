@@ -50,6 +50,8 @@ def why_from_start(plan: Plan, extra_rows: ExtraRows, config: Any) -> str:
         return "its prompts are read whole, in one step"
     if any(edited_rows(part) - {"main"} for part in plan.parts):
         return "they are edited inside the model"
+    if config.use_v2_model_runner:
+        return "model runner V2 draws a token of every row"
     if config.scheduler_config.async_scheduling:
         return "a step is scheduled before the tokens of the last one are known"
     return ""

@@ -178,6 +178,7 @@ def _editing(cls: type) -> type:
                     getattr(attn_metadata, "block_table", None),
                     self.scale,
                     output.view(shape),
+                    window=layer.sliding_window,
                 )
             )
         return result

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -98,13 +98,16 @@ class GroupRecord:
             if broken and (error := Combined(flags, flags, names).error(request)):
                 self.fail(error, names[0])
 
-    def added_by(self, metadata: RowMetadata, like: Tensor, written: Sequence[int]) -> Tensor:
+    def added_by(
+        self, metadata: RowMetadata, like: Tensor, written: Callable[[], Sequence[int]]
+    ) -> Tensor:
         """What the request's rules add to a row's logits [V]; float32, on their device."""
         if self.rules is None:
             self.rules = TokenRules.of_plain(metadata.token_rules or {})
         if self.added is not None:
             return self.added
-        added = self.rules.added(like.shape[-1], written).to(like.device)
+        known = written() if self.rules.looks_back else ()
+        added = self.rules.added(like.shape[-1], known).to(like.device)
         if not self.rules.looks_back:
             self.added = added
         return added
