@@ -25,12 +25,18 @@ class Noted:
     Args:
         sampling_params: As it came with them.
         num_prompt_tokens: Without what it had written before it was preempted.
-        mm_features: Its pictures. vLLM may drop the pixels of its own once they are encoded.
+        mm_features: Its pictures. vLLM 0.33 drops their pixels, in features of its own, once they
+            are encoded, where a row may still have to read what they gave.
     """
 
     sampling_params: Any
     num_prompt_tokens: int
     mm_features: list[Any]
+
+    def drop_pixels(self) -> None:
+        """Its prompt is read; should it be preempted, they come again with it."""
+        if any(feature.data is not None for feature in self.mm_features):
+            self.mm_features = [replace(feature, data=None) for feature in self.mm_features]
 
 
 class RunnerV2(RunnerMixin):
@@ -70,8 +76,12 @@ class RunnerV2(RunnerMixin):
 
     def prepare_inputs(self, *args: Any, **kwargs: Any) -> Any:
         """The batch of the step, which dummy runs have none of."""
-        self._hd_step = super().prepare_inputs(*args, **kwargs)
-        return self._hd_step
+        batch = self._hd_step = super().prepare_inputs(*args, **kwargs)
+        for vllm_id, start in zip(batch.req_ids, batch.num_computed_tokens_np, strict=True):
+            noted = self._hd_noted[vllm_id]
+            if start >= noted.num_prompt_tokens:
+                noted.drop_pixels()
+        return batch
 
     def _hd_places(self, step: Any) -> Iterator[RowPlace]:
         return places(self._hd_noted, step)
