@@ -60,11 +60,14 @@ class DoLa(Strategy):
         )
 
     def combine(self, step: Step) -> Tensor:
-        """Log-ratio to the layer chosen for each row."""
+        """Log-ratio to the layer chosen for each row, where the cut leaves a choice."""
         import torch
 
-        last = step["main"].log_softmax(-1).clamp_min(-1e3)  # a banned token stays finite here
-        early = torch.stack([step.early(n).log_softmax(-1) for n in step.layers])
-        chosen = divergence(last, early, self.divergence).argmax(0)  # [B]
-        premature = early[chosen, torch.arange(len(chosen), device=chosen.device)]
-        return step.plausible(last - self.strength * premature, self.beta)
+        scores = step["main"].log_softmax(-1).clamp_min_(-1e3)  # a banned token stays finite here
+        for at, logits in step.early_blocks(step.undecided(self.beta)):
+            last, early = scores[at], logits.log_softmax(-1)  # [b, V], [L, b, V]
+            apart = torch.stack([divergence(last, each, self.divergence) for each in early])
+            chosen = apart.argmax(0)  # [b]
+            premature = early[chosen, torch.arange(len(at), device=at.device)]
+            scores[at] = last - self.strength * premature
+        return step.plausible(scores, self.beta)
