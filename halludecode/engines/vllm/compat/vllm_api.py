@@ -85,6 +85,7 @@ USED: dict[str, dict[str, tuple[str, ...]]] = {
     "vllm.v1.worker.gpu.model_states.interface": {
         "ModelState": ("execute_mm_encoder", "add_request", "encoder_cache")
     },
+    "vllm.v1.worker.gpu.mm.encoder_runner": {"EncoderRunner": ("cudagraph_manager",)},
     "vllm.v1.worker.gpu.mm.encoder_cache": {"EncoderCache": ("mm_features", "encoder_outputs")},
     "vllm.v1.engine.llm_engine": {
         "LLMEngine": ("from_engine_args", "step", "abort_request", "collective_rpc")

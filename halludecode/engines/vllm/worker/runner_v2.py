@@ -16,6 +16,7 @@ from torch import Tensor
 from halludecode.engines.vllm.worker import image_features, sampler_v2
 from halludecode.engines.vllm.worker.runner import RunnerMixin
 from halludecode.engines.vllm.worker.step_batch import RowPlace, ScheduledRow
+from halludecode.engines.vllm.worker.tower import encoded, step_of
 
 
 @dataclass
@@ -59,6 +60,11 @@ class RunnerV2(RunnerMixin):
         cache: Any = self.encoder_cache
         cache.mm_features[vllm_id] = list(self._hd_noted[vllm_id].mm_features)
         self.model_state.execute_mm_encoder({vllm_id: [picture]})
+
+    @property
+    def hd_tower_graphs(self) -> tuple[Any, str]:
+        """See `RunnerMixin.hd_tower_graphs`."""
+        return self.model_state.encoder_runner, "cudagraph_manager"
 
     def add_requests(self, scheduler_output: Any) -> None:
         """New rows, and preempted ones that come again."""
@@ -124,13 +130,17 @@ class EncoderOutputs(dict[str, Tensor]):
 def _model_state(cls: type) -> type:
     """VLLM's class of what belongs to a kind of model, with our pictures in it."""
 
+    def encode(self: Any, step: Any) -> list[Tensor]:
+        cls.execute_mm_encoder(self, step.scheduled_encoder_inputs)
+        return []  # it has kept them
+
     def execute_mm_encoder(self: Any, scheduled: dict[str, list[int]]) -> None:
         """Encode pictures; edits of their features apply before a row reads them."""
         runner, features = self.hd_runner, self.encoder_cache.encoder_outputs
         edits = image_features.edits_of(runner, scheduled)
         fresh = {name: edit for name, edit in edits.items() if name not in features}
         runner.hd_capture_towers(scheduled)
-        cls.execute_mm_encoder(self, scheduled)
+        encoded(runner, step_of(scheduled), lambda step: encode(self, step))
         for name in fresh.keys() & features.keys():
             features[name] = image_features.apply(runner, name, fresh[name], features[name])
 

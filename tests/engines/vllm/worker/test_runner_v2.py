@@ -5,6 +5,7 @@ With vLLM's own runner all of the engine's tests run in `make test-v2`.
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any
@@ -16,7 +17,7 @@ import torch
 from halludecode.core.errors import HalluDecodeError
 from halludecode.engines.sampling import gumbel
 from halludecode.engines.vllm.row_metadata import RowMetadata
-from halludecode.engines.vllm.worker import image_features, runner, runner_v2, sampler_v2
+from halludecode.engines.vllm.worker import image_features, runner, runner_v2, sampler_v2, tower
 from halludecode.engines.vllm.worker.runner_v2 import EncoderOutputs, Noted, RunnerV2, places
 from halludecode.engines.vllm.worker.sampler import Current
 from halludecode.engines.vllm.worker.state import WorkerState
@@ -156,9 +157,10 @@ class StockState:
 
     def __init__(self, features):
         self.encoder_cache = SimpleNamespace(encoder_outputs=features, mm_features={})
-        self.positions = None
+        self.positions, self.calls = None, []
 
     def execute_mm_encoder(self, scheduled):
+        self.calls.append(scheduled)
         for name, pictures in scheduled.items():
             for i in pictures:
                 identifier = self.encoder_cache.mm_features[name][i].identifier
@@ -200,6 +202,24 @@ def test_features_are_edited_once_as_they_enter(encoding):
     assert features.get("plain").mean() == 1 and features.get("edited").mean() == 2
     state.execute_mm_encoder({"b": [0]})
     assert features.get("edited").mean() == 2, "what was there already is not edited again"
+
+
+def test_pictures_whose_row_edits_the_tower_are_encoded_apart(encoding, monkeypatch):
+    runner, state = encoding
+    obeyed = []
+
+    @contextmanager
+    def obeying(runner, edit):
+        obeyed.append((edit, len(state.calls)))
+        yield
+
+    monkeypatch.setattr(tower, "_edit_of", lambda runner, plan, place, name, identity: identity)
+    monkeypatch.setattr(tower, "_obeying", obeying)
+    comes(runner, state, "a", [Picture("plain", 1)])
+    comes(runner, state, "b", [Picture("other", 1)], tower_edit=[0, "noised", "an edit"])
+    state.execute_mm_encoder({"a": [0], "b": [0]})
+    assert state.calls == [{"a": [0]}, {"b": [0]}] and obeyed == [("an edit", 1)]
+    assert state.encoder_cache.encoder_outputs.keys() == {"plain", "other"}
 
 
 def test_features_that_were_lost_are_made_again_from_the_pixels_that_were_kept(encoding):
