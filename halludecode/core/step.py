@@ -138,8 +138,8 @@ class Step:
         """
         import torch
 
-        if self._decode is None:
-            raise HookNeverFired("combine asked for layers, which early() does not name.")
+        if self._decode is None or not self._residuals:
+            raise HookNeverFired("combine asked for layers, and early() names none.")
         logits = self._decode(torch.stack(list(self._residuals.values()))[:, requests], norm)
         few = CACHED // logits.shape[-1] if logits.device.type == "cpu" else len(requests)
         for at in range(0, len(requests), max(few, 1)):
