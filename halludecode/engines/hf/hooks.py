@@ -8,6 +8,7 @@ never see each other's.
 
 from __future__ import annotations
 
+import functools
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -23,6 +24,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
 from halludecode.models.families import ModelFamily, decoder_layers
+from halludecode.models.feed_forward import Branch, Branched, branch_logits
 
 if TYPE_CHECKING:
     from halludecode.engines.hf.forward_context import ForwardContext
@@ -112,6 +114,15 @@ def decode(model: Any, family: ModelFamily, x: Tensor, *, norm: bool) -> Tensor:
         parent = model.get_submodule(family.layers.rpartition(".")[0])
         x = parent.norm(x)
     return model.get_output_embeddings()(x).float()
+
+
+def branch(model: Any, family: ModelFamily, kept: Branch | None) -> Branched | None:
+    """What `core.step.Step.branch` gives of what a forward kept."""
+    if kept is None:
+        return None
+    norm = model.get_submodule(family.layers.rpartition(".")[0]).norm
+    parts = decoder_layers(model, family), norm, model.get_output_embeddings(), kept
+    return functools.partial(branch_logits, *parts)
 
 
 @contextmanager

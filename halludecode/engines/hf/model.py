@@ -22,6 +22,7 @@ from halludecode.engines.inputs.processor import LRU
 from halludecode.engines.inputs.rows import ImageInput, Row, joined
 from halludecode.models.families import ModelFamily, switch_to_try
 from halludecode.models.info import model_info
+from halludecode.models.vision_tower import edited
 
 FULL = "full_attention"  # what transformers calls layers that see all keys
 VISION_BATCH = 64  # views of pictures per call of the vision tower
@@ -184,15 +185,15 @@ class HFModel:
     @torch.no_grad()
     def features(self, images: Sequence[ImageInput]) -> list[Tensor]:
         """Projected features [n, D] of pictures, each encoded once; edits applied in float32."""
-        missing = {f.pixel_key: f for f in images if self._features.get(f.pixel_key) is None}
+        missing = {f.tower_key: f for f in images if self._features.get(f.tower_key) is None}
         fresh: dict[str, Tensor] = {}
         for chunk in _batches(list(missing.values())):
             fresh |= self.encode(chunk)
         out: list[Tensor] = []
         for image in images:
-            base = fresh.get(image.pixel_key)
+            base = fresh.get(image.tower_key)
             if base is None:
-                base = _need(self._features.get(image.pixel_key), image)
+                base = _need(self._features.get(image.tower_key), image)
             if len(base) != image.processed.count:
                 raise InvalidModel(
                     f"The processor writes {image.processed.count} tokens for a picture of which "
@@ -259,14 +260,14 @@ class HFModel:
                     "that leaves something to see."
                 )
             inputs = {name: value[None] for name, value in inputs.items()}
-        with self._told_by_switch(encoding=True):
+        with self._told_by_switch(encoding=True), edited(self.model, self.info, images[0].tower):
             encoded = self._encoder(**inputs, return_dict=True)
         self._around = getattr(encoded, "visual_indicator_features", None)
         deep = getattr(encoded, "deepstack_features", None) or ()
         levels = [encoded.pooler_output, *deep]
         views = [len(image.pixels["pixel_values"]) for image in images]
         own = zip(*(_by_picture(level, views) for level in levels), strict=True)
-        return {image.pixel_key: torch.cat(f, -1) for image, f in zip(images, own, strict=True)}
+        return {image.tower_key: torch.cat(f, -1) for image, f in zip(images, own, strict=True)}
 
     def given(self, ids: Tensor, features: Sequence[Tensor]) -> dict[str, Any]:
         """Arguments that carry picture features, those of deepstack layers side by side."""
@@ -324,7 +325,9 @@ def _batches(images: Sequence[ImageInput]) -> Iterator[list[ImageInput]]:
         pixels = image.pixels["pixel_values"]
         more = len(pixels) if pixels.dim() == 4 else 1  # else a picture is one list of patches
         # One picture beside others is one view, which the model tells by how many there are.
-        alike = not chunk or chunk[0].processed.several == image.processed.several
+        alike = not chunk or (
+            chunk[0].processed.several == image.processed.several and chunk[0].tower == image.tower
+        )
         if chunk and (views + more > VISION_BATCH or not alike):
             yield chunk
             chunk, views = [], 0
@@ -347,7 +350,7 @@ def _by_picture(features: Any, views: Sequence[int]) -> list[Tensor]:
 def _need(base: Tensor | None, image: ImageInput) -> Tensor:
     """Features must be there; a bound smaller than one batch would be a bug."""
     if base is None:
-        raise RuntimeError(f"features of picture {image.pixel_key} were dropped while in use")
+        raise RuntimeError(f"features of picture {image.tower_key} were dropped while in use")
     return base
 
 

@@ -19,6 +19,7 @@ from halludecode.evals.benchmarks.fixed_answers import constant_answers, copied_
 from halludecode.evals.benchmarks.registry import benchmark_named
 from halludecode.evals.data.run_files import SCHEMA, Key
 from halludecode.evals.results.paired import differences
+from halludecode.evals.results.remarks import hidden
 from halludecode.evals.statistics import intervals as stats
 
 if TYPE_CHECKING:
@@ -304,6 +305,7 @@ def _entries(
                 "unparsed": score.unparsed if score else 0,
                 "unread": score.unread if score else 0,
                 "metrics": metrics[id(score)] if score else {},
+                **(hidden(group.benchmark, score) if score else {}),
                 **({"fixed_answers": fixed[split]} if split in fixed else {}),
                 "degenerate": list(score.degenerate) if score else [],
                 "warnings": dict(Counter(w for line in lines for w in line.get("warnings", ()))),

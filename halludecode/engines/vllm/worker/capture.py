@@ -98,18 +98,24 @@ def _shown_to(model: Any, tower: VisionCapture, heads: int) -> Iterator[None]:
     """Within this block the tower's attention shows queries and keys of its heads to ``tower``."""
     handles: list[Any] = []
     places: dict[int, int] = {}
-    for name, module in model.named_modules():
-        number = re.search(r"\.(\d+)\.", name)
-        is_attention = type(module).__name__ == "MMEncoderAttention" and number is not None
-        if is_attention and not name.startswith("language_model"):
-            places[id(module)] = int(number[1])  # type: ignore[index]
-            handles.append(module.register_forward_pre_hook(_show(tower, heads), with_kwargs=True))
+    for number, module in tower_attention(model):
+        places[id(module)] = number
+        handles.append(module.register_forward_pre_hook(_show(tower, heads), with_kwargs=True))
     tower.places = places  # type: ignore[misc]
     try:
         yield
     finally:
         for handle in handles:
             handle.remove()
+
+
+def tower_attention(model: nn.Module) -> Iterator[tuple[int, Any]]:
+    """The attention modules of the vision tower, with their layers."""
+    for name, module in model.named_modules():
+        number = re.search(r"\.(\d+)\.", name)
+        is_attention = type(module).__name__ == "MMEncoderAttention"
+        if number is not None and is_attention and not name.startswith("language_model"):
+            yield int(number[1]), module
 
 
 def _show(tower: VisionCapture, heads: int) -> Any:

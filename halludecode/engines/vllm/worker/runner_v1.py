@@ -12,6 +12,7 @@ from torch import Tensor
 from halludecode.engines.vllm.worker import image_features, sampler_v1
 from halludecode.engines.vllm.worker.runner import RunnerMixin
 from halludecode.engines.vllm.worker.step_batch import RowPlace, ScheduledRow
+from halludecode.engines.vllm.worker.tower import encoded
 
 
 class RunnerV1(RunnerMixin):
@@ -68,7 +69,7 @@ class RunnerV1(RunnerMixin):
         scheduled = scheduler_output.scheduled_encoder_inputs
         self._hd_edits = image_features.edits_of(self, scheduled)
         self.hd_capture_towers(scheduled)
-        return super()._execute_mm_encoder(scheduler_output)
+        return encoded(self, scheduler_output, super()._execute_mm_encoder)
 
     def _cache_encoder_output(self, mm_hash: str, output: Tensor, *args: Any) -> None:
         edit = self._hd_edits.get(mm_hash)

@@ -277,14 +277,15 @@ class GroupSampling:
         steps = list[tuple[TracedStrategy, Step]]()
         for i, part in enumerate(plan.parts):
             if part.combines:
-                named, owner = rows_of(i, groups, logits), part.strategy.name
+                named = rows_of(i, groups, logits)
                 own_states = [self.state.states_of(request)[i] for request in requests]
                 state = _on(stack(own_states), logits.device)
                 forward = self.runner.hd_forward()
-                early = {layer: forward.early_of(names, layer) for layer in part.early}
+                early = forward.early_of(i, part, groups, named)
                 first = first_logits.of(self.state, names, i, part)
-                more = {"first": first, "masking": masking, "owner": owner}
-                step = Step(named, t, state, decode, early, **more)
+                branch = forward.branch_of(i, part, groups)
+                more = {"beside": early, "branch": branch, "first": first, "masking": masking}
+                step = Step(named, t, state, decode, **more, owner=part.strategy.name)
                 steps.append((part, step))
         return steps
 

@@ -152,6 +152,12 @@ class StepBatch:
 Rows = dict[str, ScheduledRow]  # of one group, by their names in the batch
 
 
+def labels(i: int, groups: Sequence[Rows], name: str) -> list[tuple[str, str]]:
+    """Group and name in the batch of the row that part ``i`` calls ``name``, as in `rows_of`."""
+    requests = [rows["main"].metadata for rows in groups]
+    return [(each.group, dict(each.local_names[i]).get(name, "main")) for each in requests]
+
+
 def rows_of(i: int, groups: Sequence[Rows], logits: Tensor) -> dict[str, Tensor]:
     """Logits [B, V] by the names part ``i`` gives its rows.
 
