@@ -99,7 +99,7 @@ def _run(
         "sections": sections,
         "answers": summary.answers(summary.lines(results.get("differences", ()), named)),
         "galleries": galleries,
-        "notes": notes({**results, "differences": []}, named)[1:],
+        "notes": notes({**results, "differences": []}, named),
         "recipe": recipe(run),
         "strategies": [(named.get(name, name), name) for name in run.get("strategies", {})],
     }

@@ -10,6 +10,7 @@ from typing import Any
 from halludecode.evals.benchmarks.registry import NotInstalled, benchmark_named
 from halludecode.evals.results import control_text
 from halludecode.evals.results.sections import MARK, MEAN
+from halludecode.testbed.assets import MODELS, PLANTED
 
 NEITHER = "neither yes nor no"
 Labels = Mapping[str, str]  # canonical strategy to a shorter name
@@ -40,6 +41,7 @@ def notes(results: Mapping[str, Any], labels: Labels) -> list[str]:
     for entry in entries:
         sentences += _losses(entry, labels)
     sentences += control_text.fixed_answers(entries, labels)
+    sentences += _idle(entries, labels)
     return [*sentences, *_warnings(entries, labels), *_misspelt(entries), *_strangers(entries)]
 
 
@@ -68,6 +70,27 @@ def _losses(entry: Mapping[str, Any], labels: Labels) -> Iterator[str]:
 def _choices(task: str) -> str:
     """What an answer that cannot be read does not say."""
     return "none of the choices" if benchmark_named(task).text_kind == "choice" else NEITHER
+
+
+def _idle(entries: Sequence[Mapping[str, Any]], labels: Labels) -> Iterator[str]:
+    """Strategies all of whose answers are greedy's, which a table shows as zeros alone."""
+    alike, answers = Counter[tuple[str, str]](), Counter[tuple[str, str]]()
+    for entry in entries:
+        if "as_greedy" in entry:
+            key = entry["strategy"], entry["model"]
+            alike[key] += entry["as_greedy"]
+            answers[key] += entry["answered"]
+    for (strategy, model), count in answers.items():
+        if count and alike[strategy, model] == count:
+            name = labels.get(strategy, strategy)
+            planted = (
+                f" --model {PLANTED} is the same model with attention sinks written in, for what "
+                "acts on those."
+            )
+            yield (
+                f"{name} changed nothing: all {count:,} of its answers are greedy's, word for "
+                f"word, at these settings.{planted if model == MODELS[0] else ''}"
+            )
 
 
 def _warnings(entries: Sequence[Mapping[str, Any]], labels: Labels) -> Iterator[str]:
