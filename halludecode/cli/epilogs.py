@@ -93,6 +93,14 @@ for the engine: the same samples, strategies and scores, a bounded number of req
 (--concurrency), tried again with growing pauses when the server is busy; what it refuses is a
 failed sample with its sentence. In Python: hd.load(url, engine="server").
 
+Jobs of a cluster: --shard K/N asks about every N-th picture alone, into a folder of its own;
+`halludecode merge FOLDER... --output DIR` joins the N folders into the run that one job would have
+left, results and all. --engine-arg KEY=VALUE is for whatever else an engine takes.
+
+\b
+  halludecode eval ... --shard $SLURM_ARRAY_TASK_ID/8 --output runs/part-$SLURM_ARRAY_TASK_ID
+  halludecode merge runs/part-* --output runs/whole
+
 Any option may come from a file instead, where flags win over the file:
 
 \b

@@ -75,6 +75,7 @@ def generate(
     device_map: options.DeviceMap = None,
     revision: options.Revision = None,
     trust_remote_code: options.TrustRemoteCode = None,
+    engine_arg: options.EngineArgs = None,
     json: options.Json = False,
 ) -> None:
     """Answer one prompt about pictures under a strategy."""

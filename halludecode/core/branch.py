@@ -60,6 +60,38 @@ class Edit:
 
 
 @dataclass(frozen=True)
+class TowerEdit:
+    """An edit inside the vision tower, in each of its layers, of every picture of a row.
+
+    ``fn`` is called with keywords ``layer`` (from 0), ``layers`` (their number up to the one that
+    feeds the projector) and the edit's own; it neither draws nor reads state.
+
+    Args:
+        at: What is edited, of T patches (and a CLS token) of V views at once.
+            "layer": what leaves a layer, ``fn(x, entering=x0)``, both [.., T, D].
+            "mlp": what its MLP puts out, ``fn(x)``.
+            "attention": its heads' outputs, ``fn(q, k=k, v=v, visible=b, scaling=s)``, [V, H, T, d]
+            each; b is which keys a query may see (bool, to be spread to [V, H, T, T]; None: all).
+        edit: The function.
+    """
+
+    at: Literal["layer", "mlp", "attention"]
+    edit: Edit
+
+    def __post_init__(self) -> None:
+        if self.edit.use or self.edit.draw is not None:
+            raise InvalidParameter(
+                f"TowerEdit({self.edit.fn.__qualname__}): an edit inside the vision tower takes "
+                "its params alone; leave out use= and draw=."
+            )
+
+    @property
+    def key(self) -> str:
+        """Identity."""
+        return digest(self.at, self.edit.key)
+
+
+@dataclass(frozen=True)
 class Branch:
     """One extra row: the prompt it sees and how its pictures are altered on the way in.
 
@@ -69,6 +101,7 @@ class Branch:
             may ask a model of its own what the pictures show.
         images: PIL -> PIL, before preprocessing.
         pixels: One picture's processor output, float32, same shape.
+        tower: Within the vision tower.
         features: [N, D] -> [n, D] visual embeddings after the projector.
         tokens: n per picture when ``features`` changes the count; placeholders shrink with it.
         mask: bool [N] image tokens this row never sees.
@@ -83,6 +116,7 @@ class Branch:
     mask: Edit | None = None
     life: Literal["answer", "prefill"] = "answer"
     words: Edit | None = None
+    tower: TowerEdit | None = None
 
     def read(self) -> Prompt:
         """The prompt with its question reworded, where ``words`` is given."""
@@ -95,10 +129,11 @@ class Branch:
     @property
     def edits(self) -> tuple[Edit, ...]:
         """What is done to its pictures, in the order it is done."""
-        return tuple(e for e in (self.images, self.pixels, self.features, self.mask) if e)
+        tower = self.tower.edit if self.tower else None
+        return tuple(e for e in (self.images, self.pixels, tower, self.features, self.mask) if e)
 
     @property
     def key(self) -> str:
         """Digest of the prompt and every edit; branches with equal keys share a row."""
-        edits = (self.images, self.pixels, self.features, self.mask, self.words)
+        edits = (self.images, self.pixels, self.features, self.mask, self.words, self.tower)
         return digest(self.prompt.key, *(e.key if e else "" for e in edits), self.tokens, self.life)

@@ -19,6 +19,12 @@ class VisionInfo:
     has_cls: bool
     feature_layer: int
 
+    @property
+    def read_layers(self) -> int:
+        """How many layers the projector's input has been through."""
+        below = self.feature_layer if self.feature_layer >= 0 else self.layers + 1
+        return below + min(self.feature_layer, 0)
+
 
 @dataclass(frozen=True)
 class ModelInfo:
@@ -33,6 +39,9 @@ class ModelInfo:
         head_dim: Head size.
         vision: The vision tower's numbers.
         mrope: Whether positions are three-dimensional.
+        rope: How far each pair of dimensions of a head turns from one position to the next, where
+            one rotation holds for all layers and lengths; else empty.
+        scheme: What the weights were trained with, see `Strategy.trained`; "" for nothing.
         artifact: Tensors made by `calibrate` for this model and strategy, if any.
     """
 
@@ -44,6 +53,8 @@ class ModelInfo:
     head_dim: int
     vision: VisionInfo | None = None
     mrope: bool = False
+    rope: tuple[float, ...] = ()
+    scheme: str = ""
     artifact: Mapping[str, Tensor] | None = field(default=None, compare=False)
 
     def scaled(self, layer: int) -> int:

@@ -20,9 +20,12 @@ from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
+from halludecode.core.branch import TowerEdit
 from halludecode.core.errors import HookNeverFired, UnsupportedStrategy
+from halludecode.core.model_info import ModelInfo
 from halludecode.models.families import ModelFamily
 from halludecode.models.info import vision_info
+from halludecode.models.tower_edit import call, hooked
 
 NAME = "halludecode_vision"
 BLOCK = 256  # query rows at a time where all of them count
@@ -68,7 +71,38 @@ class VisionCapture:
         self.kept.setdefault(layer, []).append(weights.cpu())
 
 
-_ACTIVE: ContextVar[VisionCapture | None] = ContextVar("halludecode_vision", default=None)
+@dataclass
+class AttentionEdit:
+    """An edit of the tower's attention, and the layers in which it was called."""
+
+    edit: TowerEdit
+    places: Mapping[int, int]
+    layers: int
+    fired: set[int]
+
+    def output(
+        self,
+        module: nn.Module,
+        q: Tensor,
+        k: Tensor,
+        v: Tensor,
+        scaling: float,
+        mask: Tensor | None,
+    ) -> Tensor | None:
+        """[views, Hv, tokens, d] in place of the heads' outputs; None in other layers."""
+        layer = self.places.get(id(module), self.layers)
+        if layer >= self.layers:
+            return None
+        self.fired.add(layer)
+        seen = mask == 0 if mask is not None and mask.is_floating_point() else mask
+        known = {"k": k, "v": v, "visible": seen, "scaling": scaling}
+        known |= {"layer": layer, "layers": self.layers}
+        return call(self.edit, q, **known)
+
+
+_ACTIVE: ContextVar[VisionCapture | AttentionEdit | None] = ContextVar(
+    "halludecode_vision", default=None
+)
 
 
 def _attention(
@@ -80,9 +114,13 @@ def _attention(
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
     """Stock SDPA; queries and keys are [views, Hv, N, d]."""
-    capture = _ACTIVE.get()
-    if capture is not None:
-        capture.see(module, query, key, kwargs.get("scaling") or query.shape[-1] ** -0.5)
+    active, scaling = _ACTIVE.get(), kwargs.get("scaling") or query.shape[-1] ** -0.5
+    if isinstance(active, VisionCapture):
+        active.see(module, query, key, scaling)
+    if isinstance(active, AttentionEdit):
+        edited = active.output(module, query, key, value, scaling, attention_mask)
+        if edited is not None:
+            return edited.transpose(1, 2).contiguous(), None
     out, _ = sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
     return out, None
 
@@ -133,6 +171,29 @@ def received(
             patches = torch.stack([torch.cat(capture.kept[layer], -1) for layer in layers])
             by_image.append(_on_tokens(model.config, family, patches, image.pixels))
     return torch.cat(by_image, -1)
+
+
+@contextmanager
+def edited(model: Any, m: ModelInfo, edit: TowerEdit | None) -> Iterator[None]:
+    """Within this block the tower of a transformers model obeys ``edit``; then it is as it was.
+
+    Raises:
+        HookNeverFired: It did not come to the edit in every layer.
+    """
+    if edit is None:
+        yield
+        return
+    with hooked(model, m, edit) as fired:
+        if edit.at != "attention":
+            yield
+            return
+        layers = m.vision.read_layers if m.vision is not None else 0
+        token = _ACTIVE.set(AttentionEdit(edit, _places(model), layers, fired))
+        try:
+            with _tower_set(model):
+                yield
+        finally:
+            _ACTIVE.reset(token)
 
 
 def _on_tokens(

@@ -28,7 +28,7 @@ def of_worker(worker: Any) -> dict[str, int]:
         "requests of the scheduler": len(scheduler.requests),
         "running": len(scheduler.running),
         "waiting": len(scheduler.waiting),
-        "requests of the runner": len(runner.requests),
+        "requests of the runner": len(runner.hd_requests),
     }
     for name in ("groups", "_group_of", "_failed", "_ready", "_broken", "_hidden"):
         left[f"scheduler.{name}"] = len(getattr(scheduler, name))

@@ -8,8 +8,9 @@ import pytest
 import torch
 
 import halludecode as hd
-from halludecode.core.attention import Attention, Hooks
+from halludecode.core.attention import Attention
 from halludecode.core.attention_block import IMAGE, PAD, SYSTEM, TEXT, AttentionBlock, RowKeys
+from halludecode.core.attention_hooks import Hooks
 from halludecode.core.plan import compile_plan, typical_model_info
 from halludecode.core.spec import get
 from tests.core.test_attention import block_of

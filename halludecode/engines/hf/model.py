@@ -6,21 +6,25 @@ import inspect
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
 import transformers
 from torch import Tensor
-from transformers import DynamicCache, LlamaForCausalLM
+from transformers import LlamaForCausalLM
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from halludecode.core.attention_block import GENERATED, IMAGE, PAD, SYSTEM, TEXT
 from halludecode.core.errors import InvalidModel, InvalidRequest
+from halludecode.engines.hf.unpadded import RowCache, Unpadded
 from halludecode.engines.inputs.processor import LRU
 from halludecode.engines.inputs.rows import ImageInput, Row, joined
 from halludecode.models.families import ModelFamily, switch_to_try
 from halludecode.models.info import model_info
+from halludecode.models.vision_tower import edited
 
+FULL = "full_attention"  # what transformers calls layers that see all keys
 VISION_BATCH = 64  # views of pictures per call of the vision tower
 
 
@@ -149,9 +153,17 @@ class HFModel:
         """Forget the features of all pictures."""
         self._features.clear()
 
-    def cache(self) -> DynamicCache:
+    def cache(self) -> RowCache:
         """An empty KV cache; it keeps tokens that left a sliding window, as edits count them."""
-        return DynamicCache()
+        return RowCache()
+
+    @cached_property
+    def reads_unpadded(self) -> bool:
+        """Whether rows may be laid end to end: where a mask of our own says all that is seen."""
+        text = self.model.config.get_text_config()
+        plain = ("sliding_attention" if getattr(text, "sliding_window", None) else FULL,)
+        kinds = set(getattr(text, "layer_types", None) or plain)
+        return kinds == {FULL} and not self.family.mutual and not self.family.unused
 
     def tokens(self, row: Row) -> Tokens:
         """Everything the forward needs to know about a row's prompt."""
@@ -173,15 +185,15 @@ class HFModel:
     @torch.no_grad()
     def features(self, images: Sequence[ImageInput]) -> list[Tensor]:
         """Projected features [n, D] of pictures, each encoded once; edits applied in float32."""
-        missing = {f.pixel_key: f for f in images if self._features.get(f.pixel_key) is None}
+        missing = {f.tower_key: f for f in images if self._features.get(f.tower_key) is None}
         fresh: dict[str, Tensor] = {}
         for chunk in _batches(list(missing.values())):
             fresh |= self.encode(chunk)
         out: list[Tensor] = []
         for image in images:
-            base = fresh.get(image.pixel_key)
+            base = fresh.get(image.tower_key)
             if base is None:
-                base = _need(self._features.get(image.pixel_key), image)
+                base = _need(self._features.get(image.tower_key), image)
             if len(base) != image.processed.count:
                 raise InvalidModel(
                     f"The processor writes {image.processed.count} tokens for a picture of which "
@@ -204,6 +216,7 @@ class HFModel:
         mask: Tensor,
         cache: Any,
         features: Sequence[Tensor] = (),
+        unpadded: Unpadded | None = None,
     ) -> Tensor:
         """One pass over all rows; float32 logits [rows, V] of the last token.
 
@@ -213,9 +226,14 @@ class HFModel:
             mask: int64 [rows, N] of visible keys, this forward's included.
             cache: The rows' KV, extended in place.
             features: Of every picture in ``ids``, row by row.
+            unpadded: How to lay the rows end to end; None reads them as the block they are.
         """
         self.calls += 1
-        device = self.device
+        device, keep = self.device, 1
+        if unpadded is not None:
+            mask, keep = unpadded.visible(mask), unpadded.last
+            ids, position = unpadded.joined(ids), torch.stack([*map(unpadded.joined, position)])
+            cache.unpadded = unpadded
         with self._told_by_switch(encoding=False):
             out = self.model(
                 input_ids=ids.to(device),
@@ -223,10 +241,11 @@ class HFModel:
                 attention_mask=mask.to(device),
                 **{CACHE: cache},
                 use_cache=True,
-                logits_to_keep=1,
+                logits_to_keep=keep,
                 **self.given(ids, features),
             )
-        return out.logits[:, -1].float()
+        cache.unpadded = None
+        return (out.logits[:, -1] if unpadded is None else out.logits[0]).float()
 
     def encode(self, images: Sequence[ImageInput]) -> dict[str, Tensor]:
         """One pass of the vision tower and projector: features [N, D] by the pictures' keys."""
@@ -241,14 +260,14 @@ class HFModel:
                     "that leaves something to see."
                 )
             inputs = {name: value[None] for name, value in inputs.items()}
-        with self._told_by_switch(encoding=True):
+        with self._told_by_switch(encoding=True), edited(self.model, self.info, images[0].tower):
             encoded = self._encoder(**inputs, return_dict=True)
         self._around = getattr(encoded, "visual_indicator_features", None)
         deep = getattr(encoded, "deepstack_features", None) or ()
         levels = [encoded.pooler_output, *deep]
         views = [len(image.pixels["pixel_values"]) for image in images]
         own = zip(*(_by_picture(level, views) for level in levels), strict=True)
-        return {image.pixel_key: torch.cat(f, -1) for image, f in zip(images, own, strict=True)}
+        return {image.tower_key: torch.cat(f, -1) for image, f in zip(images, own, strict=True)}
 
     def given(self, ids: Tensor, features: Sequence[Tensor]) -> dict[str, Any]:
         """Arguments that carry picture features, those of deepstack layers side by side."""
@@ -306,7 +325,9 @@ def _batches(images: Sequence[ImageInput]) -> Iterator[list[ImageInput]]:
         pixels = image.pixels["pixel_values"]
         more = len(pixels) if pixels.dim() == 4 else 1  # else a picture is one list of patches
         # One picture beside others is one view, which the model tells by how many there are.
-        alike = not chunk or chunk[0].processed.several == image.processed.several
+        alike = not chunk or (
+            chunk[0].processed.several == image.processed.several and chunk[0].tower == image.tower
+        )
         if chunk and (views + more > VISION_BATCH or not alike):
             yield chunk
             chunk, views = [], 0
@@ -329,7 +350,7 @@ def _by_picture(features: Any, views: Sequence[int]) -> list[Tensor]:
 def _need(base: Tensor | None, image: ImageInput) -> Tensor:
     """Features must be there; a bound smaller than one batch would be a bug."""
     if base is None:
-        raise RuntimeError(f"features of picture {image.pixel_key} were dropped while in use")
+        raise RuntimeError(f"features of picture {image.tower_key} were dropped while in use")
     return base
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from halludecode.core.activations import ActivationRequest
-from halludecode.core.branch import Branch, Edit
+from halludecode.core.branch import Branch, Edit, TowerEdit
 from halludecode.core.errors import InvalidRequest
 from halludecode.core.plan import Plan, free_name, row_hooks
 from halludecode.core.prompt import Picture, Prompt, digest
@@ -31,6 +31,7 @@ class ImageInput:
         picture: What was preprocessed, edited already if ``images`` was.
         processed: What came of it, before the edits that follow.
         pixels: The processor's output with ``pixel_values`` edited.
+        tower: Edit within the vision tower.
         features: Edit of the projected features [N, D], with the digest and index it is seeded by.
         hidden: bool [n] tokens the row never sees.
     """
@@ -41,8 +42,14 @@ class ImageInput:
     processed: ProcessedImage
     pixels: Mapping[str, Tensor]
     count: int
+    tower: TowerEdit | None = None
     features: tuple[Edit, str, int, Mapping[str, Any]] | None = None
     hidden: Tensor | None = None
+
+    @property
+    def tower_key(self) -> str:
+        """Digest of everything before the projected features."""
+        return self.pixel_key if self.tower is None else digest(self.pixel_key, self.tower.key)
 
 
 @dataclass(frozen=True)
@@ -240,6 +247,8 @@ def _image_input(
         pixels |= words
         key = digest(key, "asked", *(value.tolist() for value in words.values()))
     pixel_key, features = key, None
+    if branch.tower is not None:
+        key = digest(key, branch.tower.key)
     if branch.features is not None:
         features = (branch.features, key, index, state)
         used = [state[name][index].numpy().tobytes() for name in branch.features.use]
@@ -251,7 +260,8 @@ def _image_input(
             torch.zeros(count, dtype=torch.bool), edited=key, index=index, state=state
         )
         key = digest(key, "hide", hidden.tolist())
-    return ImageInput(key, pixel_key, picture, processed, pixels, count, features, hidden)
+    tower = branch.tower
+    return ImageInput(key, pixel_key, picture, processed, pixels, count, tower, features, hidden)
 
 
 def joined(parts: Sequence[Tensor]) -> Tensor:

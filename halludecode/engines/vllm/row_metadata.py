@@ -34,6 +34,8 @@ class RowMetadata:
         feature_edits: Edits of picture features, per picture: place of the strategy in the plan,
             its own name of the row, digest of what is edited, index of the picture, identity of
             the edit, tokens it leaves.
+        tower_edit: Of all its pictures: place of the strategy in the plan, its own name of the row,
+            identity of the edit.
         in_line: Image tokens were chosen and form no raster any more: positions stand in line.
         score_words: Words whose first-step scores are wanted, with their token ids.
         token_rules: Tokens that are banned, allowed or pushed in all rows: `TokenRules.plain`.
@@ -53,6 +55,7 @@ class RowMetadata:
     noise_key: int = -1
     whole: bool = False
     feature_edits: list[list[Any]] | None = None
+    tower_edit: list[Any] | None = None
     in_line: bool = False
     score_words: dict[str, list[int]] | None = None
     token_rules: dict[str, Any] | None = None

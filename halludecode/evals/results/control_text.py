@@ -53,7 +53,7 @@ def rivals(gaps: Mapping[Any, Gap]) -> list[tuple[str, str]]:
 def legend(gaps: Sequence[Gap]) -> list[str]:
     """What the lines of controls mean, and what they came to, for the tables of a run."""
     sentences = []
-    if any("yes_ratio" in gap.get("controls", {}) for gap in gaps):
+    if any("difference" in gap.get("controls", {}).get("yes_ratio", {}) for gap in gaps):
         sentences.append(
             "=yes: accuracy difference with the yes-no margins cut where greedy's yes-ratio is met."
         )

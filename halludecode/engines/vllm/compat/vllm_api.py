@@ -12,7 +12,7 @@ from typing import Any
 # Packages of this project that import vLLM; a server needs both, an engine only the first.
 ENGINE, SERVER = "halludecode.engines.vllm", "halludecode.serve"
 
-# Module -> class -> methods that are called, wrapped or overridden.
+# Module -> class -> methods that are called, wrapped or overridden, and attributes that are read.
 USED: dict[str, dict[str, tuple[str, ...]]] = {
     "vllm.v1.core.sched.scheduler": {
         "Scheduler": (
@@ -27,9 +27,24 @@ USED: dict[str, dict[str, tuple[str, ...]]] = {
     },
     "vllm.v1.core.sched.async_scheduler": {"AsyncScheduler": ("_update_after_schedule",)},
     "vllm.v1.core.kv_cache_coordinator": {"KVCacheCoordinator": ("get_num_blocks_to_allocate",)},
-    "vllm.v1.sample.sampler": {"Sampler": ("forward", "sample")},
+    "vllm.v1.core.sched.output": {
+        "NewRequestData": (
+            *("req_id", "prompt_len", "prefill_token_ids", "mm_features", "sampling_params"),
+        )
+    },
+    "vllm.config": {
+        "VllmConfig": ("use_v2_model_runner",),
+        "ParallelConfig": (
+            "prefill_context_parallel_size",
+            "decode_context_parallel_size",
+            "use_ubatching",
+            "enable_batch_sharded_sampling",
+        ),
+    },
+    "vllm.v1.sample.sampler": {"Sampler": ("forward", "sample", "apply_temperature")},
     "vllm.v1.worker.gpu_model_runner": {
         "GPUModelRunner": (
+            *("requests", "input_batch", "discard_request_mask", "use_async_scheduling"),
             "execute_model",
             "sample_tokens",
             "_execute_mm_encoder",
@@ -39,6 +54,34 @@ USED: dict[str, dict[str, tuple[str, ...]]] = {
             "_on_request_state_removed",
         )
     },
+    "vllm.v1.worker.gpu.model_runner": {
+        "GPUModelRunner": (
+            *("sampler", "encoder_cache", "req_states", "get_model"),
+            "execute_model",
+            "sample_tokens",
+            "add_requests",
+            "finish_requests",
+            "prepare_inputs",
+        )
+    },
+    "vllm.v1.worker.gpu.input_batch": {
+        "InputBatch": (
+            "req_ids",
+            "query_start_loc_np",
+            "num_computed_tokens_np",
+            "num_scheduled_tokens",
+            "prefill_len_np",
+        )
+    },
+    "vllm.v1.worker.gpu.states": {"RequestState": ("req_id_to_index", "all_token_ids")},
+    "vllm.v1.worker.gpu.sample.sampler": {
+        "Sampler": ("__call__", "sample", "_sample_random", "sampling_states")
+    },
+    "vllm.v1.worker.gpu.sample.states": {"SamplingStates": ("apply_temperature",)},
+    "vllm.v1.worker.gpu.model_states.interface": {
+        "ModelState": ("execute_mm_encoder", "add_request", "encoder_cache")
+    },
+    "vllm.v1.worker.gpu.mm.encoder_cache": {"EncoderCache": ("mm_features", "encoder_outputs")},
     "vllm.v1.engine.llm_engine": {
         "LLMEngine": ("from_engine_args", "step", "abort_request", "collective_rpc")
     },
@@ -58,8 +101,11 @@ USED: dict[str, dict[str, tuple[str, ...]]] = {
     "vllm.v1.attention.backend": {"AttentionType": ("DECODER",)},
     "vllm.model_executor.models.utils": {"WeightsMapper": ("__or__",)},
 }
-# Parameters that are passed by name.
+# Parameters that are passed by name, or all that come first.
 TAKES = {
+    ("vllm.v1.worker.gpu.sample.sampler", "Sampler", "_sample_random"): (
+        *("processed_logits", "expanded_idx_mapping", "idx_mapping_np", "pos", "top_k", "top_p"),
+    ),
     ("vllm.v1.sample.sampler", "Sampler", "forward"): ("logits", "sampling_metadata"),
     ("vllm.v1.core.kv_cache_coordinator", "KVCacheCoordinator", "get_num_blocks_to_allocate"): (
         "request_id",
@@ -137,7 +183,7 @@ def missing(packages: Sequence[str] = (ENGINE, SERVER)) -> list[str]:
     for module, classes in USED.items():
         for name, methods in classes.items():
             cls = _get(module, name)
-            absent = [f".{m}" for m in methods if not hasattr(cls, m)] if cls else [""]
+            absent = [f".{m}" for m in methods if not _has_member(cls, m)] if cls else [""]
             lacking += [f"{module}.{name}{method}" for method in absent]
     for (module, name, method), parameters in TAKES.items():
         function = getattr(_get(module, name), method, None)
@@ -151,14 +197,16 @@ def missing(packages: Sequence[str] = (ENGINE, SERVER)) -> list[str]:
 
 
 def about() -> dict[str, Any]:
-    """Version, kind of device, and what is missing; imports vLLM, starts nothing."""
+    """Version, kind of device, whether it has Triton, and what is missing; starts nothing."""
     import vllm
     from vllm.platforms import current_platform
+    from vllm.triton_utils import HAS_TRITON
 
     counted = len(imported()) + len(MOVED) + sum(len(classes) for classes in USED.values())
     return {
         "version": vllm.__version__,
         "device": current_platform.device_type,
+        "triton": HAS_TRITON,
         "missing": missing(),
         "counted": counted,
     }
@@ -166,6 +214,14 @@ def about() -> dict[str, Any]:
 
 def _has(module: str, name: str) -> bool:
     return _get(module, name) is not None or _get(f"{module}.{name}", "__name__") is not None
+
+
+def _has_member(cls: Any, name: str) -> bool:
+    """Whether a class has a method or field, or its instances an attribute from the start."""
+    if hasattr(cls, name) or name in getattr(cls, "__dataclass_fields__", ()):
+        return True
+    starts = [inspect.unwrap(base.__init__) for base in cls.__mro__]
+    return any(name in start.__code__.co_names for start in starts if inspect.isfunction(start))
 
 
 def _get(module: str, name: str) -> object | None:

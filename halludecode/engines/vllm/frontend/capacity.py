@@ -31,10 +31,12 @@ ATTENTION = frozenset(
         "received",
         "paid",
         "confidence",
+        "branch_off",
     }
 )
-INSIDE = ATTENTION | {"steer", "early", "activations", "key"}  # needs served between vLLM's kernels
-TOWER = frozenset({"vision"})
+# Needs served between vLLM's kernels.
+INSIDE = ATTENTION | {"steer", "early", "logits", "image_features", "activations", "key"}
+TOWER = frozenset({"vision", "tower"})
 
 
 def check_known(plan: Plan, call_workers: Callable[..., list[Any]]) -> None:
@@ -64,13 +66,16 @@ def check_plan(plan: Plan, config: Any) -> None:
     compiled = config.compilation_config
     if plan.needs & INSIDE and compiled.cudagraph_mode.name != "NONE":
         _refuse(plan, INSIDE, "CUDA graphs would leave out; start with enforce_eager=True")
-    if "vision" in plan.needs and compiled.compile_mm_encoder:
+    if plan.needs & TOWER and compiled.compile_mm_encoder:
         _refuse(plan, TOWER, "compiled towers do not show; start without compile_mm_encoder")
     ranks = config.parallel_config
     spread = ranks.tensor_parallel_size > 1 and config.model_config.multimodal_config
-    if "vision" in plan.needs and spread and spread.mm_encoder_tp_mode == "data":
+    if plan.needs & TOWER and spread and spread.mm_encoder_tp_mode == "data":
         why = "ranks with pictures of their own do not show; use mm_encoder_tp_mode='weights'"
         _refuse(plan, TOWER, why)
+    if "tower" in plan.needs and config.use_v2_model_runner:
+        why = "the V2 runner encodes together with other rows; set VLLM_USE_V2_MODEL_RUNNER=0"
+        _refuse(plan, frozenset({"tower"}), why)
     if plan.parts and ranks.pipeline_parallel_size > 1:
         _refuse(plan, plan.needs, "needs the whole model; use pipeline_parallel_size=1")
     if plan.needs & ATTENTION and "fp8" in str(config.cache_config.cache_dtype):

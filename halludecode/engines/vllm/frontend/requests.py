@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from halludecode.core import spec as hd_spec
-from halludecode.core.errors import InvalidRequest, UnsupportedStrategy
+from halludecode.core.errors import HookNeverFired, InvalidRequest, UnsupportedStrategy
 from halludecode.core.plan import Cost, Plan
 from halludecode.engines.api import Sampling
 from halludecode.engines.inputs.processor import CACHED, LRU, InputProcessor
@@ -117,7 +117,10 @@ class RequestBuilder:
             # Token masks are kept per child: none may find another's KV, which they were judged by.
             given = self._input(row, self._salt(row.name, prepared, plan, main.group))
             edits = _feature_edits(row, prepared, plan)
-            metadata = replace(main, role=role, feature_edits=edits, in_line=row.in_line)
+            tower = _tower_edit(row, prepared, plan)
+            metadata = replace(
+                main, role=role, feature_edits=edits, tower_edit=tower, in_line=row.in_line
+            )
             if role > 0:
                 metadata = replace(metadata, noise_key=-1, score_words=None, token_rules=None)
             requests.append(self._request(metadata, given, rows, sampling))
@@ -292,6 +295,18 @@ def _alike(theirs: Any, ours: Tensor) -> bool:
     if not theirs.is_floating_point() or theirs.numel() != ours.numel():
         return False
     return bool((theirs.float().flatten() - ours.flatten()).abs().max() < ROUNDING)
+
+
+def _tower_edit(row: Row, prepared: PreparedRequest, plan: Plan) -> list[Any] | None:
+    tower = next((image.tower for image in row.images), None)
+    if tower is None:
+        return None
+    for i, names in enumerate(prepared.local):
+        for name, label in names.items():
+            branch = plan.parts[i].branches.get(name)
+            if label == row.name and branch is not None and branch.tower is not None:
+                return [i, name, tower.key]
+    raise HookNeverFired(f"Nobody edits the vision tower of row {row.name!r}.")
 
 
 def _feature_edits(row: Row, prepared: PreparedRequest, plan: Plan) -> list[list[Any]] | None:

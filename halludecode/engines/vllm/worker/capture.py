@@ -46,7 +46,10 @@ def keep_attention(row: ScheduledRow, captured: Captured, layer: Layer) -> None:
         keys, _ = layer.read(table, row.prompt)
         q = layer.query[at].float()
         k = keys[0].float().repeat_interleave(q.shape[0] // keys.shape[1], 0)
-        weights = (torch.einsum("hd,hnd->hn", q, k) * layer.scaling).softmax(-1)
+        scores = torch.einsum("hd,hnd->hn", q, k) * layer.scaling
+        if layer.window:
+            scores[:, : max(row.prompt - layer.window, 0)] = -torch.inf
+        weights = scores.softmax(-1)
         captured.image[layer.number] = all_heads(weights, 0).cpu()[:, row.picture >= 0]
 
 
@@ -95,18 +98,24 @@ def _shown_to(model: Any, tower: VisionCapture, heads: int) -> Iterator[None]:
     """Within this block the tower's attention shows queries and keys of its heads to ``tower``."""
     handles: list[Any] = []
     places: dict[int, int] = {}
-    for name, module in model.named_modules():
-        number = re.search(r"\.(\d+)\.", name)
-        is_attention = type(module).__name__ == "MMEncoderAttention" and number is not None
-        if is_attention and not name.startswith("language_model"):
-            places[id(module)] = int(number[1])  # type: ignore[index]
-            handles.append(module.register_forward_pre_hook(_show(tower, heads), with_kwargs=True))
+    for number, module in tower_attention(model):
+        places[id(module)] = number
+        handles.append(module.register_forward_pre_hook(_show(tower, heads), with_kwargs=True))
     tower.places = places  # type: ignore[misc]
     try:
         yield
     finally:
         for handle in handles:
             handle.remove()
+
+
+def tower_attention(model: nn.Module) -> Iterator[tuple[int, Any]]:
+    """The attention modules of the vision tower, with their layers."""
+    for name, module in model.named_modules():
+        number = re.search(r"\.(\d+)\.", name)
+        is_attention = type(module).__name__ == "MMEncoderAttention"
+        if number is not None and is_attention and not name.startswith("language_model"):
+            yield int(number[1]), module
 
 
 def _show(tower: VisionCapture, heads: int) -> Any:

@@ -2,7 +2,8 @@
 
 Checked in every step: rows of a group sample together and at the same place, whole groups start
 unchunked, every picture a worker reads has been encoded and not dropped since; at the end: every
-answer has its length, nothing is left behind.
+answer has its length, nothing is left behind. Half of the runs are for model runner V2, which is
+sent all tokens of a row that comes or comes again, and draws where a step reaches the last of them.
 """
 
 from __future__ import annotations
@@ -78,12 +79,14 @@ class Scenario:
     """
 
     def __init__(self, make, seed: int, depth: int) -> None:
-        self.rng, self.depth = random.Random(seed), depth
+        self.rng, self.depth, self.v2 = random.Random(seed), depth, seed % 2 == 1
         seqs = self.rng.choice([4, 6, 8, 16])
         budget = max(seqs, self.rng.choice([16, 33, 64, 200]))
         self.blocks = self.rng.choice([16, 18, 21, 24, 32, 60])
         self.limit = budget - seqs
         self.scheduler = make(self.blocks, seqs, budget, self.rng.random() < 0.7, depth > 1)
+        self.scheduler.use_v2_model_runner = self.v2
+        self.known: dict[str, int] = {}  # tokens that V2 was sent of a row
         self.scheduler.max_num_encoder_input_tokens = self.rng.choice([40, 64])
         self.scheduler.encoder_cache_manager.cache_size = self.rng.choice([40, 64, 100])
         self.scheduler.encoder_cache_manager.reset()
@@ -201,6 +204,9 @@ class Scenario:
             if self.depth > 1:
                 place += max(0, row.num_output_placeholders - 1)
             tokens.append([self._token(info, place)] if samples else [])
+            if self.v2:
+                stop = self.computed[name] + made.num_scheduled_tokens[name]
+                assert samples == (stop >= self.known[name]), (name, stop, self.known[name])
             if info["size"] > 1:
                 together.setdefault(info["k"], {})[info["role"]] = (samples, place)
             if info["whole"] and status[name] != "RUNNING" and info["life"] == "answer":
@@ -228,6 +234,10 @@ class Scenario:
         old = made.scheduled_cached_reqs
         for name, done in zip(old.req_ids, old.num_computed_tokens, strict=True):
             rows[name] = (self.scheduler.requests[name].mm_features, done)
+        self.computed = {name: done for name, (_, done) in rows.items()}
+        for row in made.scheduled_new_reqs if self.v2 else ():
+            assert row.prefill_token_ids == list(self.scheduler.requests[row.req_id].all_token_ids)
+            self.known[row.req_id] = len(row.prefill_token_ids)
         self.encoded -= set(made.free_encoder_mm_hashes)
         for name, numbers in made.scheduled_encoder_inputs.items():
             self.encoded |= {rows[name][0][i].identifier for i in numbers}
