@@ -31,7 +31,6 @@ Annotations = Annotated[
     ),
 ]
 Captions = Annotated[Path | None, typer.Option(help="COCO captions file.")]
-OURS = ("family", "gt_family", "incomplete", "image_ids", "similarity")
 
 
 def register(app: typer.Typer) -> None:
@@ -62,6 +61,7 @@ def score(
     gt_family: options.GtFamily = None,
     incomplete: options.Incomplete = None,
     image_ids: options.ImageIds = None,
+    synonyms: options.Synonyms = None,
     details: Annotated[
         Path | None,
         typer.Option(help="CHAIR: write every caption's words and objects here, as JSON lines."),
@@ -86,6 +86,7 @@ def score(
             relabel=relabel,
             incomplete=incomplete,
             image_ids=image_ids,
+            synonyms=synonyms,
             details=details,
             similarity=similarity,
             allow_missing=allow_missing,
@@ -130,6 +131,7 @@ def import_(
     gt_family: options.GtFamily = None,
     incomplete: options.Incomplete = None,
     image_ids: options.ImageIds = None,
+    synonyms: options.Synonyms = None,
     similarity: options.Similarity = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Replace a run that is there.")] = False,
     json: options.Json = False,
@@ -140,7 +142,7 @@ def import_(
     stated = {"model": model, "prompt": prompt, "temperature": temperature, "dtype": dtype}
     stated |= {"max_new_tokens": max_new_tokens, "engine": engine, "revision": revision}
     given = {"family": family, "gt_family": gt_family, "incomplete": incomplete}
-    given |= {"image_ids": image_ids, "similarity": similarity}
+    given |= {"image_ids": image_ids, "similarity": similarity, "synonyms": synonyms}
     with json_document(json) as documents, without_collector():
         made = import_answers(
             task,

@@ -19,6 +19,7 @@ KINDS: dict[str, tuple[type, ...]] = {
     "images": (str,),
     "annotations": (str,),
     "image_ids": (str,),
+    "synonyms": (str,),
     "prompt_preset": (str,),
     "family": (str,),
     "gt_family": (str,),

@@ -60,6 +60,7 @@ def eval_(
         ),
     ] = None,
     image_ids: options.ImageIds = None,
+    synonyms: options.Synonyms = None,
     prompt_preset: options.PromptPreset = None,
     family: options.Family = None,
     gt_family: options.GtFamily = None,
@@ -152,7 +153,8 @@ def loader(run: dict[str, Any]) -> Any:
 def arguments(run: dict[str, Any]) -> dict[str, Any]:
     """Arguments that a run and its forecast share."""
     given = ("temperature", "max_new_tokens", "controls", "answers", "shard")
-    given += ("family", "gt_family", "incomplete", "image_ids", "similarity", "columns")
+    given += ("family", "gt_family", "incomplete", "image_ids", "synonyms")
+    given += ("similarity", "columns")
     return {
         "tasks": run["tasks"],
         "strategies": run["strategy"],
@@ -317,6 +319,7 @@ def compare(
     gt_family: options.GtFamily = None,
     incomplete: options.Incomplete = None,
     image_ids: options.ImageIds = None,
+    synonyms: options.Synonyms = None,
     similarity: options.Similarity = None,
     json: options.Json = False,
 ) -> None:
@@ -327,6 +330,7 @@ def compare(
     files = {"annotations": annotations, "captions": captions, "columns": columns}
     files |= {"answers": answers, "family": family, "gt_family": gt_family}
     files |= {"incomplete": incomplete, "image_ids": image_ids, "similarity": similarity}
+    files |= {"synonyms": synonyms}
     given = {name: value for name, value in files.items() if value is not None}
     if not seeds and (task is not None or are_files(runs)):
         with json_document(json) as documents, without_collector():

@@ -67,6 +67,13 @@ ImageIds = Annotated[
         "with one image id a line."
     ),
 ]
+Synonyms = Annotated[
+    str | None,
+    typer.Option(
+        help="CHAIR: object words of your own: a file of lines 'category, word, word ...'. Words "
+        "that CHAIR's own list lacks need NLTK with its data, WordNet's among them."
+    ),
+]
 Similarity = Annotated[
     str | None, typer.Option(help="AMBER: of its words: spacy:en_core_web_lg (default none).")
 ]

@@ -68,8 +68,9 @@ class Given:
         left = "; ".join(f"{name!r} is {what}" for name, what in self.others.items())
         rest = f" ({left})" if left else ""
         more = f"; {self.aside} answers to other splits are left out" if self.aside else ""
+        count = f"{len(self.answers)} answer{'' if len(self.answers) == 1 else 's'}"
         return (
-            f"{self.path}: {len(self.answers)} answers from {self.column!r}{rest}, matched by "
+            f"{self.path}: {count} from {self.column!r}{rest}, matched by "
             f"{self.how}{self.remark}{more}."
         )
 

@@ -100,6 +100,16 @@ def parse_answer(answer: str, rule: str = "official", label: str | None = None) 
     return RULES[rule](answer, label or "")
 
 
+def neither_remarks(score: Score) -> list[str]:
+    """How many answers hold neither word and are counted as one all the same, as a sentence."""
+    if not score.unparsed:
+        return []
+    return [
+        f"{score.unparsed} of {score.n} answers hold neither yes nor no as a word; rule "
+        f"{score.rule} leaves {score.unread} unread and counts the others as yes or no."
+    ]
+
+
 _EITHER = re.compile(r"\b(yes|no)\b", re.IGNORECASE)
 
 
@@ -268,6 +278,10 @@ class YesNoBenchmark(Benchmark):
     def unparsed(self, lines: Sequence[Mapping[str, Any]]) -> int:
         """Answers with neither word."""
         return sum(is_unparsed(line["answer"]) for line in lines)
+
+    def remarks(self, score: Score) -> list[str]:
+        """Answers that a rule made for one word reads although they hold neither."""
+        return neither_remarks(score)
 
     def score(self, lines: Sequence[Mapping[str, Any]]) -> Score:
         """The counts of all answers; see `Benchmark.cluster`."""

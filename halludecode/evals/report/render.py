@@ -175,13 +175,14 @@ def _table(part: Section, named: Mapping[str, str]) -> Iterator[str]:
     titles = [heading(split, column, " ") for split, column in part.cells]
     yield f"## {part.task.upper()} on {part.data}"
     yield ""
-    yield _line(["strategy", *titles, "time/token"])
-    yield _line(["---"] * (len(titles) + 2))
-    for strategy in part.strategies:
+    costs = {strategy: part.cost(strategy) for strategy in part.strategies}
+    timed = any(costs.values())
+    yield _line(["strategy", *titles, *["time/token"] * timed])
+    yield _line(["---"] * (len(titles) + 1 + timed))
+    for strategy, ratio in costs.items():
         cells = [cell(part, strategy, *place).replace("\n", "<br>") for place in part.cells]
-        ratio = part.cost(strategy)
-        cost = "" if ratio is None else f"{ratio:.2f}x"
-        yield _line([named.get(strategy, strategy), *cells, cost])
+        cost = [f"{ratio:.2f}x" if ratio else ""] * timed
+        yield _line([named.get(strategy, strategy), *cells, *cost])
 
 
 def _plain(text: str) -> str:

@@ -169,8 +169,8 @@ def prepare(
         shard: ``K/N``: ask about every N-th picture of each source alone, from the K-th on; `merge`
             joins the N run folders.
         **parameters: Parameters of single benchmarks by their old names: ``pope_splits``;
-            ``family``, ``gt_family``, ``incomplete`` and ``image_ids`` of CHAIR; ``similarity`` of
-            AMBER. None means not given.
+            ``family``, ``gt_family``, ``incomplete``, ``image_ids`` and ``synonyms`` of CHAIR;
+            ``similarity`` of AMBER. None means not given.
 
     Raises:
         HalluDecodeError: An argument, a file or the model cannot be used; of options that do not

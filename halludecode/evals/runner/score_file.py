@@ -25,6 +25,7 @@ from halludecode.evals.data.oddities import odd_units, oddities
 from halludecode.evals.data.samples import EvalUnit, Sample
 from halludecode.evals.presets import PRESETS
 from halludecode.evals.results import control_text
+from halludecode.evals.results.remarks import few
 from halludecode.evals.statistics.intervals import with_intervals
 from halludecode.evals.statistics.score import Id, Score
 
@@ -40,6 +41,7 @@ def score_predictions(
     *,
     incomplete: str | None = None,
     image_ids: Path | str | None = None,
+    synonyms: Path | str | None = None,
     details: Path | str | None = None,
     relabel: Path | str | None = None,
     similarity: Any = None,
@@ -67,6 +69,7 @@ def score_predictions(
         incomplete: What becomes of a caption's unfinished last sentence; see `chair.trim`.
         image_ids: List of pictures of which each must have a caption, and no other may; see
             `image_ids.load_ids`. None scores what is there.
+        synonyms: Object words in place of CHAIR's own; see `chair.word_list`.
         details: File to write every caption's words to; see `caption_records.records`.
         relabel: POPE questions with later labels, such as RePOPE's; see `repope.relabel`.
         similarity: Similarity of two words, AMBER only; see `amber.score`.
@@ -87,10 +90,10 @@ def score_predictions(
         MissingExtra: A library or its data is not installed.
     """
     old = {"family": family, "gt_family": gt_family, "incomplete": incomplete}
-    old |= {"image_ids": image_ids, "similarity": similarity}
+    old |= {"image_ids": image_ids, "similarity": similarity, "synonyms": synonyms}
     benchmark = chosen_benchmark(task, old)
     sources = {"predictions": predictions, "annotations": annotations, "captions": captions}
-    sources |= {"relabel": relabel}
+    sources |= {"relabel": relabel, "synonyms": synonyms}
     given = {"captions": captions, "details": details, "relabel": relabel}
     options = scorer_options(benchmark, {**given, "allow_missing": allow_missing or None})
     check_rule(answers)
@@ -123,6 +126,8 @@ def score_predictions(
         made["told"] += control_text.fixed_answers(blocks, {})
     made["told"] += odd_questions(benchmark, asked)
     made["told"] += [*benchmark.ways(annotations=notes, **options), *benchmark.remarks(score)]
+    if sentence := few(len(score.clusters)):
+        made["told"].append(f"{benchmark.name}: {sentence}")
     if score.degenerate:
         names = ", ".join(score.degenerate)
         made["told"].append(f"{names}: nothing to divide by, so 0 stands for no value.")

@@ -34,7 +34,8 @@ class Difference(NamedTuple):
         value: Metric of the first score minus that of the second.
         low: Lower end of the paired bootstrap interval.
         high: Upper end.
-        p: McNemar's exact p for shares of items, the bootstrap's otherwise.
+        p: McNemar's exact p for shares of items, the bootstrap's otherwise: of n pictures at
+            least 2^(1 - n), so that one picture says nothing of others.
         test: ``mcnemar`` or ``bootstrap``.
         discordant: Items where only the first, and only the second, has the flag (McNemar only).
         first: The first's own value and interval.
@@ -141,6 +142,8 @@ def compare(
     out: dict[str, Difference] = {}
     for name in a.metrics:
         gap = difference(firsts[name], seconds[name], drawn_a[name] - drawn_b[name], level)
+        # All pictures on one side: no test of so few can say more, whatever resampling says.
+        gap = gap._replace(p=max(gap.p, 2.0 ** (1 - len(a.clusters))))
         flags_a, flags_b = a.shares.get(name), b.shares.get(name)
         paired = flags_a is not None and flags_b is not None and flags_a.keys() == flags_b.keys()
         # POPE's splits share their positive questions, which a pooled count would take thrice.
