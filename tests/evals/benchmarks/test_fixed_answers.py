@@ -157,6 +157,6 @@ def test_scores_of_benchmarks_with_rules_of_their_own_tell_them_too(tmp_path):
     made = score_predictions("hallusionbench", *files)
     assert made["fixed_answers"]["always yes"]["aAcc"] == made["metrics"]["aAcc"]["value"] == 0.5
     (sentence,) = (told for told in made["told"] if "within a pair" in told)
-    assert "always no: " in sentence and "50.0" in sentence, sentence
-    assert made["fixed_answers"]["always no"]["qAcc"] == 0
+    for told in ("always no", "the file's first answer copied: ", "aAcc 50.0, qAcc 0.0"):
+        assert told in sentence
     assert "fixed_answers" not in score_predictions("hallusionbench", *files, parser="vlmevalkit")
