@@ -258,7 +258,7 @@ def page(cells: Cells) -> str:
     text = [
         "# Rows on demand",
         "",
-        "<!-- Made by: benchmarks/on_demand.py, cell by cell -->",
+        "<!-- Made by: .venv/bin/python benchmarks/on_demand.py, a line's columns its options -->",
         "",
         "Engine hf, one thread, float32. Processor time of whole answers, prefill included, as a "
         "multiple of greedy's just before, at so many requests in a batch; in brackets the same of "
@@ -282,21 +282,24 @@ def page(cells: Cells) -> str:
             f"| {own['differ']} | {own['load']:g} |"
         )
     text += ["", "## Waiting, or running beside the main rows", ""]
-    text += ["| model | answers | open | strategy | beside | waiting | decided | load |"]
-    text += ["|---|---|---|---|---|---|---|---|"]
-    for model, share, kind, streams, spec, own in _keyed(cells, "policy"):
-        shown = model if share == "0" else f"{model}, {float(share):.0%}"
-        text.append(
-            f"| {shown} | {own['answers']} {kind} | {streams} | {spec} | {_both(own['beside'])} "
-            f"| {_both(own['waiting'])} | {own['decided']:.0%} | {own['load']:g} |"
-        )
+    waits = [
+        f"| {model if share == '0' else f'{model}, {float(share):.0%}'} | {own['answers']} {kind} "
+        f"| {streams} | {spec} | {_both(own['beside'])} | {_both(own['waiting'])} "
+        f"| {own['decided']:.0%} | {own['load']:g} |"
+        for model, share, kind, streams, spec, own in _keyed(cells, "policy")
+    ]
+    columns = "| model | answers | open | strategy | beside | waiting | decided | load |"
+    text += [columns, "|---" * 8 + "|", *waits] if waits else ["Not measured yet (`--policy`)."]
     text += ["", "## Memory", ""]
-    text += ["Most memory of a process that answers POPE, beyond what one answer needs:", ""]
-    text += ["| strategy | always | on demand |", "|---|---|---|"]
-    for key, own in cells.found.items():
-        if key.startswith("memory"):
-            sizes = (f"{own[way] / 1024:.0f} MB" for way in ("always", "on_demand"))
-            text.append(f"| {key.split(' | ')[1]} | {' | '.join(sizes)} |")
+    sizes = [
+        f"| {key.split(' | ')[1]} | {own['always'] / 1024:.0f} MB "
+        f"| {own['on_demand'] / 1024:.0f} MB |"
+        for key, own in cells.found.items()
+        if key.startswith("memory")
+    ]
+    told = "Most memory of a process that answers POPE, beyond what one answer needs:"
+    head = ["| strategy | always | on demand |", "|---|---|---|"]
+    text += [told, "", *head, *sizes] if sizes else ["Not measured yet (`--memory`)."]
     return "\n".join(text) + "\n"
 
 

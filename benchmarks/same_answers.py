@@ -252,7 +252,8 @@ def page(cells: Cells) -> str:
         "",
         "<!-- Made by: benchmarks/same_answers.py tokens; benchmarks/same_answers.py control -->",
         "",
-        f"{total['answers']:,} answers in {len(made)} cells (engine hf), on demand against always: "
+        f"{total['answers']:,} answers in {len(made)} of {2 * 2 * len(SPECS) * len(SAMPLINGS)} "
+        "cells (engine hf; the others are not measured yet), on demand against always: "
         f"{total['different']} different, {total['ties']} differ where the two best tokens are "
         f"within {TIE:g} nats; rows of {total['never']:,} requests never began. The load of the "
         f"machine was {min(busy, default=0):g} to {max(busy, default=0):g}; it cannot change this.",
@@ -267,7 +268,8 @@ def page(cells: Cells) -> str:
     text += [
         "",
         f"Over {', '.join(sorted({each['key'].split(' | ')[1] for each in made}))}; "
-        f"{'; '.join(SAMPLINGS)}; rows waiting and side by side.",
+        f"{'; '.join(sorted({each['key'].split(' | ')[3] for each in made}))}; rows waiting and "
+        "side by side.",
         "",
         "## The control at greedy's yes-ratio",
         "",
