@@ -39,6 +39,7 @@ def without_interference(own: np.ndarray, others: np.ndarray, weights: np.ndarra
         others: float [K, N], maps of earlier tokens.
         weights: float [K], how much each of them speaks of this token, at least 0.
     """
+    own, others, weights = (np.asarray(each) for each in (own, others, weights))
     common = (weights / (weights.sum() + TINY)) @ others
     norm = common @ common
     scale = own @ common / norm if norm > 0 else 0.0
