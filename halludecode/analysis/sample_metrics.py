@@ -53,7 +53,7 @@ def sinks_of(engine: LocalEngine, spec: str = "var") -> Sinks:
 class _Unshared(Plan):
     """A plan whose prompts are read whole: no picture's prefix is read apart from its question."""
 
-    reusable = False  # type: ignore[assignment]
+    reusable = main_reusable = False  # type: ignore[assignment]
 
 
 class _Numbered(Strategy):

@@ -10,7 +10,14 @@ import typer
 
 from halludecode.cli import epilogs, options
 from halludecode.cli.config import pairs
-from halludecode.cli.output import columns_table, json_document, note, show, two_columns
+from halludecode.cli.output import (
+    columns_table,
+    json_document,
+    note,
+    show,
+    two_columns,
+    without_collector,
+)
 from halludecode.core.errors import InvalidParameter
 
 Task = Annotated[
@@ -24,7 +31,6 @@ Annotations = Annotated[
     ),
 ]
 Captions = Annotated[Path | None, typer.Option(help="COCO captions file.")]
-OURS = ("family", "gt_family", "incomplete", "image_ids", "similarity")
 
 
 def register(app: typer.Typer) -> None:
@@ -55,6 +61,7 @@ def score(
     gt_family: options.GtFamily = None,
     incomplete: options.Incomplete = None,
     image_ids: options.ImageIds = None,
+    synonyms: options.Synonyms = None,
     details: Annotated[
         Path | None,
         typer.Option(help="CHAIR: write every caption's words and objects here, as JSON lines."),
@@ -73,12 +80,13 @@ def score(
     """Score predictions made elsewhere; needs no model."""
     from halludecode.evals.runner.score_file import score_predictions
 
-    with json_document(json) as documents:
+    with json_document(json) as documents, without_collector():
         scored = score_predictions(
             *(task, predictions, annotations, captions, parser, family, gt_family),
             relabel=relabel,
             incomplete=incomplete,
             image_ids=image_ids,
+            synonyms=synonyms,
             details=details,
             similarity=similarity,
             allow_missing=allow_missing,
@@ -123,6 +131,7 @@ def import_(
     gt_family: options.GtFamily = None,
     incomplete: options.Incomplete = None,
     image_ids: options.ImageIds = None,
+    synonyms: options.Synonyms = None,
     similarity: options.Similarity = None,
     fresh: Annotated[bool, typer.Option("--fresh", help="Replace a run that is there.")] = False,
     json: options.Json = False,
@@ -133,8 +142,8 @@ def import_(
     stated = {"model": model, "prompt": prompt, "temperature": temperature, "dtype": dtype}
     stated |= {"max_new_tokens": max_new_tokens, "engine": engine, "revision": revision}
     given = {"family": family, "gt_family": gt_family, "incomplete": incomplete}
-    given |= {"image_ids": image_ids, "similarity": similarity}
-    with json_document(json) as documents:
+    given |= {"image_ids": image_ids, "similarity": similarity, "synonyms": synonyms}
+    with json_document(json) as documents, without_collector():
         made = import_answers(
             task,
             named(predictions),

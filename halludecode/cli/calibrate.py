@@ -48,6 +48,7 @@ def calibrate(
     device_map: options.DeviceMap = None,
     revision: options.Revision = None,
     trust_remote_code: options.TrustRemoteCode = None,
+    engine_arg: options.EngineArgs = None,
     json: options.Json = False,
 ) -> None:
     """Make a strategy's artifact for a model: sink dimensions, head maps, soft prompts.

@@ -132,9 +132,11 @@ def _vllm_engine(versions: dict[str, str | None]) -> dict[str, Any]:
         gone = ", ".join(told["missing"])
         why = f"{where}, lacks what halludecode builds on: {gone}. Install another version: "
         return found | {"why": f'{why}{sys.executable} -m pip install "vllm==0.32.*".'}
-    if runner == "V2":
-        return found | {"why": f"{where}; halludecode builds on V1: unset {RUNNER}."}
+    if runner == "V2" and not told["triton"]:
+        return found | {"why": f"{where}, which needs Triton, and there is none: unset {RUNNER}."}
     why = f"{where}; all {told['counted']} classes and functions halludecode builds on are there."
+    if told["triton"] and runner == "V1":
+        why += f" {RUNNER}=1 takes V2, vLLM's own choice, which we have run on a CPU alone."
     return found | {"usable": True, "provides": sorted(PROVIDES["vllm"]), "why": why}
 
 

@@ -31,8 +31,8 @@ which it must write greedy's tokens, one by one, which the tests hold it to.
 
 GENERATE = """
 \b
-  halludecode generate --model testbed --image street.png --prompt "What is it?" --strategy vcd
-  halludecode generate --model testbed --image street.png --prompt "What is it?" --explain why.html
+  halludecode generate --model testbed --image testbed:3 --prompt "Describe it." --strategy vcd
+  halludecode generate --model testbed --image testbed:3 --prompt "Describe it." --explain why.html
 
 --engine vllm runs the same strategies inside vLLM's continuous batching, on the stock wheel; in
 float32 both engines write the same tokens. opera needs engine hf. In Python, hd.load(model,
@@ -92,6 +92,14 @@ Servers: --server http://host:8000 (repeat it for replicas) takes a running `hal
 for the engine: the same samples, strategies and scores, a bounded number of requests at a time
 (--concurrency), tried again with growing pauses when the server is busy; what it refuses is a
 failed sample with its sentence. In Python: hd.load(url, engine="server").
+
+Jobs of a cluster: --shard K/N asks about every N-th picture alone, into a folder of its own;
+`halludecode merge FOLDER... --output DIR` joins the N folders into the run that one job would have
+left, results and all. --engine-arg KEY=VALUE is for whatever else an engine takes.
+
+\b
+  halludecode eval ... --shard $SLURM_ARRAY_TASK_ID/8 --output runs/part-$SLURM_ARRAY_TASK_ID
+  halludecode merge runs/part-* --output runs/whole
 
 Any option may come from a file instead, where flags win over the file:
 

@@ -27,6 +27,7 @@ def register(app: typer.Typer) -> None:
     """Add this module's commands."""
     app.command("eval", epilog=epilogs.EVAL)(eval_)
     app.command("pope-questions")(pope_questions)
+    app.command("merge")(merge_shards)
     app.command(epilog=epilogs.COMPARE)(compare)
     app.command(epilog=epilogs.REPORT)(report)
 
@@ -59,6 +60,7 @@ def eval_(
         ),
     ] = None,
     image_ids: options.ImageIds = None,
+    synonyms: options.Synonyms = None,
     prompt_preset: options.PromptPreset = None,
     family: options.Family = None,
     gt_family: options.GtFamily = None,
@@ -98,11 +100,19 @@ def eval_(
         ),
     ] = None,
     answers: options.Answers = None,
+    shard: Annotated[
+        str | None,
+        typer.Option(
+            help="K/N: every N-th picture alone, from the K-th on, for a job of an array; `merge` "
+            "joins the N run folders."
+        ),
+    ] = None,
     dtype: options.Dtype = None,
     device: options.Device = None,
     device_map: options.DeviceMap = None,
     revision: options.Revision = None,
     trust_remote_code: options.TrustRemoteCode = None,
+    engine_arg: options.EngineArgs = None,
     output: Annotated[str | None, typer.Option(help="Run folder; resumed if it exists.")] = None,
     fresh: Annotated[bool | None, typer.Option("--fresh", help="Start over.")] = None,
     dry_run: Annotated[
@@ -120,6 +130,9 @@ def eval_(
     for name in needed if dry_run else (*needed, "output"):
         if not run[name]:
             raise InvalidParameter(f"eval needs --{name} (or {name} in a --config file).")
+    if run["shard"] and (run["seeds"] or dry_run):
+        other = "--seeds" if run["seeds"] else "--dry-run"
+        raise InvalidParameter(f"--shard does not go with {other}; drop one.")
     if dry_run:
         return _predict(run, json)
     return _run_seeds(run, json) if run["seeds"] else _run(run, json)
@@ -139,8 +152,9 @@ def loader(run: dict[str, Any]) -> Any:
 
 def arguments(run: dict[str, Any]) -> dict[str, Any]:
     """Arguments that a run and its forecast share."""
-    given = ("temperature", "max_new_tokens", "controls", "answers")
-    given += ("family", "gt_family", "incomplete", "image_ids", "similarity", "columns")
+    given = ("temperature", "max_new_tokens", "controls", "answers", "shard")
+    given += ("family", "gt_family", "incomplete", "image_ids", "synonyms")
+    given += ("similarity", "columns")
     return {
         "tasks": run["tasks"],
         "strategies": run["strategy"],
@@ -178,7 +192,9 @@ def _run(run: dict[str, Any], json: bool) -> int:
             fresh=bool(run["fresh"]),
         )
         documents.append(result.to_dict() if json else None)
-    if not json:
+    if run["shard"]:
+        note(f"answers of shard {run['shard']}; `halludecode merge` scores all of them together")
+    elif not json:
         show(result.table())
     if result.failed:
         samples = "sample" if result.failed == 1 else "samples"
@@ -215,6 +231,31 @@ def _run_seeds(run: dict[str, Any], json: bool) -> int:
         fail(f"{failed} samples failed, the rest is scored; see errors.jsonl in {folder}/seed-*")
         return 1
     note(f"saved in {folder}: seed-*, seeds.json, drawings")
+    return 0
+
+
+def merge_shards(
+    runs: Annotated[
+        list[Path], typer.Argument(help="Run folders of eval --shard K/N.", metavar="RUN...")
+    ],
+    output: Annotated[Path, typer.Option(help="Run folder to write.")],
+    json: options.Json = False,
+) -> int:
+    """Join the shards of a run: the folder and the results of one that was never divided.
+
+    The data are read again, where eval found them; the model is not loaded.
+    """
+    from halludecode.evals.runner.merge import merge as joined
+
+    with json_document(json) as documents:
+        result = joined(runs, output)
+        documents.append(result.to_dict() if json else None)
+    if not json:
+        show(result.table())
+    if result.failed:
+        fail(f"{result.failed} samples failed, the rest is scored; see {output / 'errors.jsonl'}")
+        return 1
+    note(f"saved in {output}")
     return 0
 
 
@@ -278,6 +319,7 @@ def compare(
     gt_family: options.GtFamily = None,
     incomplete: options.Incomplete = None,
     image_ids: options.ImageIds = None,
+    synonyms: options.Synonyms = None,
     similarity: options.Similarity = None,
     json: options.Json = False,
 ) -> None:
@@ -288,6 +330,7 @@ def compare(
     files = {"annotations": annotations, "captions": captions, "columns": columns}
     files |= {"answers": answers, "family": family, "gt_family": gt_family}
     files |= {"incomplete": incomplete, "image_ids": image_ids, "similarity": similarity}
+    files |= {"synonyms": synonyms}
     given = {name: value for name, value in files.items() if value is not None}
     if not seeds and (task is not None or are_files(runs)):
         with json_document(json) as documents, without_collector():

@@ -66,6 +66,7 @@ def heads(
     device_map: options.DeviceMap = None,
     revision: options.Revision = None,
     trust_remote_code: options.TrustRemoteCode = None,
+    engine_arg: options.EngineArgs = None,
     json: options.Json = False,
 ) -> None:
     """Map how sensitive every attention head is to the picture: PNG, JSON and a table.

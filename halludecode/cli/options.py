@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -66,6 +67,13 @@ ImageIds = Annotated[
         "with one image id a line."
     ),
 ]
+Synonyms = Annotated[
+    str | None,
+    typer.Option(
+        help="CHAIR: object words of your own: a file of lines 'category, word, word ...'. Words "
+        "that CHAIR's own list lacks need NLTK with its data, WordNet's among them."
+    ),
+]
 Similarity = Annotated[
     str | None, typer.Option(help="AMBER: of its words: spacy:en_core_web_lg (default none).")
 ]
@@ -114,6 +122,16 @@ ExtraRows = Annotated[
     ),
 ]
 
+EngineArgs = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--engine-arg",
+        help="KEY=VALUE: anything else that the engine's loader takes (from_pretrained of "
+        "transformers, vLLM's EngineArgs), such as attn_implementation=eager, max_model_len=4096 "
+        "or limit_mm_per_prompt='{image: 2}'; repeat for several.",
+    ),
+]
+
 ENGINE_ARGUMENTS = (
     "dtype",
     "device",
@@ -131,8 +149,47 @@ SERVER_ARGUMENTS = {
 
 
 def engine_arguments(settings: dict[str, Any]) -> dict[str, Any]:
-    """Those of ``settings`` that `halludecode.load` takes and that the user set."""
-    return {name: settings[name] for name in ENGINE_ARGUMENTS if settings.get(name) is not None}
+    """Those of ``settings`` that `halludecode.load` takes and that the user set.
+
+    Raises:
+        InvalidParameter: An ``engine_arg`` is not KEY=VALUE, or has an option of its own, too.
+    """
+    named = {name: settings[name] for name in ENGINE_ARGUMENTS if settings.get(name) is not None}
+    more = engine_args(settings.get("engine_arg"))
+    if both := sorted(named.keys() & more.keys()):
+        option = both[0].replace("_", "-")
+        raise InvalidParameter(f"--engine-arg {both[0]} and --{option} are both given; keep one.")
+    return named | more
+
+
+def engine_args(given: Any) -> dict[str, Any]:
+    """Keyword arguments from ``["key=value", ...]``, values as in YAML, or from a mapping."""
+    if isinstance(given, dict):
+        return {str(name): value for name, value in given.items()}
+    found: dict[str, Any] = {}
+    for text in [given] if isinstance(given, str) else given or ():
+        name, sign, value = text.partition("=")
+        name = name.strip().replace("-", "_")
+        if not (sign and name.isidentifier()):
+            raise InvalidParameter(
+                f"--engine-arg {text!r}: give KEY=VALUE, such as max_model_len=4096."
+            )
+        if name in found:
+            raise InvalidParameter(f"--engine-arg {name} is given twice; keep one.")
+        found[name] = _value(value)
+    return found
+
+
+def _value(text: str) -> Any:
+    """What YAML reads, and numbers such as 1e-1, which YAML takes for words."""
+    import yaml
+
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        return text
+    exponent = isinstance(value, str) and re.fullmatch(r"[+-]?(\d+\.?\d*|\.\d+)e[+-]?\d+", value)
+    return float(value) if exponent else value
 
 
 def loader(model: str, engine: str | None, arguments: dict[str, Any]) -> partial[Engine]:
@@ -160,7 +217,7 @@ def server_arguments(settings: dict[str, Any]) -> dict[str, Any]:
     Raises:
         InvalidParameter: The sentence names the option.
     """
-    for name in ENGINE_ARGUMENTS:
+    for name in (*ENGINE_ARGUMENTS, "engine_arg"):
         if settings.get(name) is not None:
             raise InvalidParameter(
                 f"--{name.replace('_', '-')} is for a model loaded here; with --server it is "

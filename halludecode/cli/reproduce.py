@@ -42,8 +42,10 @@ def reproduce(
     elif card["engine"] == "server":
         raise InvalidParameter(f"{run}: a server answered; give its URL with --server.")
     else:
-        given = {"device": device, "batch_size": batch_size}
-        given |= {"dtype": card.get("dtype")}
+        given = {**card.get("load", {}), "dtype": card.get("dtype")}
+        given |= {
+            k: v for k, v in (("device", device), ("batch_size", batch_size)) if v is not None
+        }
         set_ = {name: value for name, value in given.items() if value is not None}
         load = options.loader(model or card["model"], card["engine"], set_)
     with json_document(json) as documents, memory_advice(batch_size):

@@ -42,6 +42,7 @@ def sinks(
     device_map: options.DeviceMap = None,
     revision: options.Revision = None,
     trust_remote_code: options.TrustRemoteCode = None,
+    engine_arg: options.EngineArgs = None,
     json: options.Json = False,
 ) -> None:
     """Find a model's attention sinks: dimensions, tokens, the attention they take; draw them.

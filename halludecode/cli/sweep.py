@@ -60,6 +60,7 @@ def sweep(
     device_map: options.DeviceMap = None,
     revision: options.Revision = None,
     trust_remote_code: options.TrustRemoteCode = None,
+    engine_arg: options.EngineArgs = None,
     output: Annotated[
         str | None, typer.Option(help="Folder of the sweep; resumed if it exists.")
     ] = None,

@@ -10,7 +10,6 @@ Shapes: R requests, H query heads, Q query rows of the block, N keys, d head siz
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 from halludecode.core.attention_block import (
@@ -20,6 +19,7 @@ from halludecode.core.attention_block import (
     AttentionBlock,
     Queries,
 )
+from halludecode.core.attention_hooks import Hooks
 from halludecode.core.errors import HookNeverFired, UnsupportedStrategy
 from halludecode.core.row_view import RowView, Segment
 
@@ -36,48 +36,6 @@ SCORE_VERBS = frozenset(
     }
 )
 EDIT_VERBS = SCORE_VERBS - {"mass", "scores", "weights"} | {"scale_heads"}
-
-
-@dataclass
-class Trace:
-    """Verbs, rows and queries a strategy used; the plan is built from it."""
-
-    verbs: set[str] = field(default_factory=set[str])
-    rows: set[str] = field(default_factory=set[str])
-    queries: set[Queries] = field(default_factory=set[Queries])
-
-
-@dataclass
-class Hooks:
-    """What the engine lends to one strategy in one layer of one forward.
-
-    Args:
-        token_mask: ``(name, fn, row) -> bool [R, N]``, computed from the residual entering the
-            layer, kept.
-        at_first_token: ``(name, fn) -> value``, computed in the forward that emits token 1, kept
-            per layer.
-        state: What `prepare` returned, stacked over requests.
-        carry: From layer to later layer within one forward.
-        trace: While compiling, where verbs are written down.
-        allowed: Verbs found by tracing; any other raises.
-        gone: Rows dropped after the first token; edits to them are skipped.
-        received: ``own -> float32 [R, H, N]``, see `Attention.received`.
-        paid: ``keys [R, N] -> float32 [R, H, N]``, see `Attention.paid`.
-        confidence: ``() -> float32 [R, Q]``, see `Attention.confidence`.
-        keys_at_first_token: ``(name, fn) -> [R, .., N]``, as `at_first_token`, for later keys 0.
-    """
-
-    token_mask: Callable[[str, Callable[[Tensor], Tensor], str], Tensor]
-    at_first_token: Callable[[str, Callable[[], Any]], Any]
-    state: Mapping[str, Any] = field(default_factory=dict[str, Any])
-    carry: dict[str, Any] = field(default_factory=dict[str, Any])
-    trace: Trace | None = None
-    allowed: frozenset[str] | None = None
-    gone: frozenset[str] = frozenset()
-    received: Callable[[bool], Tensor] | None = None
-    paid: Callable[[Tensor], Tensor] | None = None
-    confidence: Callable[[], Tensor] | None = None
-    keys_at_first_token: Callable[[str, Callable[[], Tensor]], Tensor] | None = None
 
 
 class Attention(RowView):
@@ -200,15 +158,16 @@ class Attention(RowView):
         whole = block.output() if block.touched else block.base
         return whole[:, :, -1:].transpose(1, 2).float()
 
-    def received(self, *, own: bool = True) -> Tensor:
+    def received(self, *, own: bool = True, of: Tensor | None = None) -> Tensor:
         """float32 [R, H, N]: attention that each key of the main row gets from all prompt queries.
 
         A sum over the queries, before any edit in this layer, with or without what a token pays
-        itself. It reads the prompt's queries once more, block by block: ask within
-        `at_first_token` or `keys_at_first_token` only.
+        itself; ``of`` [R, N] weighs a prompt token's query by the number at its own key. It reads
+        the prompt's queries once more, block by block: ask within `at_first_token` or
+        `keys_at_first_token` only.
         """
         self._use("received", ("main",))
-        return _need(self._hooks.received)(own)
+        return _need(self._hooks.received)(own, of)
 
     def paid(self, seg: Segment) -> Tensor:
         """float32 [R, H, N]: attention that each prompt token pays a segment, at its own key.
@@ -319,6 +278,15 @@ class Attention(RowView):
             chosen = block.keys.queries(queries)
             laid = wide.where(chosen[:, None], wide.new_ones(()))
             block.head_gain = laid if block.head_gain is None else block.head_gain * laid
+
+    def branch_off(self, weights: Tensor) -> None:
+        """Carry the last query's head outputs under ``weights`` [R, H, N] to the last layer.
+
+        They take no part in any other layer, and this one goes on as it would: `Step.branch` makes
+        logits of them.
+        """
+        self._use("branch_off", ("main",))
+        _need(self._hooks.branch)(self._blocks["main"].under(weights))
 
     def _edit_scores(
         self,

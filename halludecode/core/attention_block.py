@@ -149,11 +149,18 @@ class AttentionBlock:
             self._weights = weights.nan_to_num(0.0) if blind else weights
         return self._weights
 
-    def received(self, *, own: bool) -> Tensor:
-        """float32 [R, H, N]: sum over these prompt queries of the weights before any edit."""
+    def received(self, *, own: bool, of: Tensor | None = None) -> Tensor:
+        """float32 [R, H, N]: sum over these prompt queries of the weights before any edit.
+
+        ``of`` [R, N] weighs each by the number at its own key.
+        """
+        mine = self.keys.own()  # [R, Q, N]
         counted = self.keys.queries("prompt")[..., None]  # [R, Q, 1]
-        counted = counted if own else counted & ~self.keys.own()
-        return (self._unedited() * counted[:, None]).sum(2)
+        counted = counted if own else counted & ~mine
+        weights = self._unedited()
+        if of is not None:
+            counted = counted * (mine * of[:, None]).sum(-1, keepdim=True)
+        return (weights * counted[:, None]).sum(2)
 
     def paid(self, seg: Tensor) -> Tensor:
         """float32 [R, H, N]: their weights on keys ``seg`` (bool [R, N]), at each one's own key."""
@@ -161,6 +168,13 @@ class AttentionBlock:
         mass = weights @ seg[:, None, :, None].to(weights.dtype)  # [R, H, Q, 1]
         own = self.keys.own() & self.keys.queries("prompt")[..., None]
         return (mass * own[:, None]).sum(2)
+
+    def under(self, weights: Tensor) -> Tensor:
+        """float32 [R, H, d]: head outputs of one query under other weights [R, H, N]."""
+        value = _need(self.v).to(weights.dtype)
+        r, h, n = weights.shape
+        g = value.shape[1]
+        return (weights.reshape(r, g, h // g, n) @ value).reshape(r, h, -1)
 
     def _unedited(self) -> Tensor:
         scores = self.scores() if self._plain is None else self._plain

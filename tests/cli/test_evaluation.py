@@ -51,6 +51,26 @@ def runs(monkeypatch, engines):
     return calls
 
 
+def test_a_shard_is_answered_and_scored_with_the_others(cli, runs):
+    result = cli(*BASE, "--shard", "2/8", "--output", "runs/x")
+    assert runs[0][1]["shard"] == "2/8"
+    assert (result.code, result.out) == (0, "") and "`halludecode merge`" in result.err
+    for word in ("--dry-run", "--seeds=0..2"):
+        result = cli(*BASE, "--shard", "2/8", "--output", "runs/x", word)
+        assert result.code == 2 and f"--shard does not go with {word.split('=')[0]}" in result.err
+
+
+def test_what_the_engine_takes_comes_from_a_file_too(cli, runs, engines, tmp_path):
+    file = tmp_path / "run.yaml"
+    file.write_text("engine: {name: vllm, engine_arg: {max_model_len: 512}}\n")
+    assert cli(*BASE, "--output", "runs/x", "--config", str(file)).code == 0
+    runs[0][0]()
+    assert engines[0].arguments["max_model_len"] == 512
+    served = ("eval", "--server", "http://x", "--engine-arg", "a=1", *BASE[3:], "--output", "x")
+    result = cli(*served)
+    assert result.code == 2 and "--engine-arg is for a model loaded here" in result.err
+
+
 def test_eval_passes_everything_on_and_prints_the_table(cli, runs, engines):
     more = (
         "--strategy vcd --data testbed-iid --data testbed-broken --limit 5 --batch-size 4 --seed 7"

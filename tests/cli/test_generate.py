@@ -68,6 +68,35 @@ def test_every_option_reaches_its_place(cli, engines):
     )
 
 
+def test_what_else_the_engine_takes_is_read_as_yaml(cli, engines):
+    given = "max-model-len=4096 enforce_eager=true gpu_memory_utilization=9e-1 dtype=float32"
+    given = [*given.split(), "limit_mm_per_prompt={image: 2}", "kv_cache_dtype=fp8", "seed="]
+    words = [word for text in given for word in ("--engine-arg", text)]
+    assert cli(*BASE, *words).code == 0
+    assert engines[0].arguments == {
+        "max_model_len": 4096,
+        "enforce_eager": True,
+        "gpu_memory_utilization": 0.9,
+        "dtype": "float32",
+        "limit_mm_per_prompt": {"image": 2},
+        "kv_cache_dtype": "fp8",
+        "seed": None,
+    }
+
+
+def test_engine_arguments_that_say_nothing_or_twice_are_refused(cli, engines):
+    for words, says in (
+        (["--engine-arg", "max_model_len"], "'max_model_len': give KEY=VALUE"),
+        (["--engine-arg", "=3"], "give KEY=VALUE"),
+        (["--engine-arg", "a b=3"], "give KEY=VALUE"),
+        (["--engine-arg", "a=3", "--engine-arg", "a=4"], "a is given twice"),
+        (["--engine-arg", "dtype=auto", "--dtype", "auto"], "dtype and --dtype are both given"),
+    ):
+        result = cli(*BASE, *words)
+        assert result.code == 2 and says in result.err
+    assert engines == []
+
+
 def test_bans_and_what_the_template_is_told_reach_their_places(cli, engines, tmp_path):
     chat = [{"role": "developer", "content": "Be brief."}, {"role": "assistant", "content": "It"}]
     file = tmp_path / "chat.json"

@@ -278,11 +278,18 @@ REAL_ORDERS = {
 }
 
 
-@pytest.mark.parametrize("order", REAL_ORDERS.values(), ids=REAL_ORDERS)
+@pytest.mark.parametrize(
+    "order",
+    [
+        pytest.param(code, id=order, marks=[] if order == "halludecode first" else pytest.mark.full)
+        for order, code in REAL_ORDERS.items()
+    ],
+)
 def test_installed_builds_import(world, order):
     assert world.run(f"{order}\n{REAL}") == ["4", "4", "True", "True"]
 
 
+@pytest.mark.full  # twenty seconds; every test of the vLLM engine imports it under the repair
 def test_vllm_imports_by_itself(world):
     found = subprocess.run([sys.executable, "-c", "import vllm.version"], capture_output=True)
     if found.returncode:

@@ -10,6 +10,8 @@ import pytest
 import torch
 
 import halludecode as hd
+from halludecode.core import logits as hd_math
+from halludecode.core import step as hd_step
 from halludecode.core.errors import HookNeverFired
 from halludecode.core.model_info import ModelInfo
 from halludecode.core.step import Step
@@ -61,6 +63,40 @@ def test_every_row_chooses_its_own_layer():
         assert torch.allclose(made[row], alone[0], atol=1e-6)
 
 
+def plain(rules: DoLa, step: Step) -> torch.Tensor:
+    """The rule with every layer of every request decoded, and all of them compared at once."""
+    last = step["main"].log_softmax(-1).clamp_min(-1e3)
+    early = torch.stack([step.early(n).log_softmax(-1) for n in step.layers])
+    chosen = divergence(last, early, rules.divergence).argmax(0)
+    premature = early[chosen, torch.arange(len(chosen))]
+    return step.plausible(last - rules.strength * premature, rules.beta)
+
+
+@pytest.mark.parametrize("kind", ["code", "jsd"])
+@pytest.mark.parametrize("beta", [0.0, 0.1, 1.0])
+@pytest.mark.parametrize("cached", [1, 12, 1 << 18], ids="cache of {}".format)
+def test_layers_of_decided_requests_are_not_decoded(monkeypatch, kind, beta, cached):
+    monkeypatch.setattr(hd_step, "CACHED", cached)
+    torch.manual_seed(3)
+    z, layers = torch.randn(7, 6) * 3, torch.randn(3, 7, 6) * 3
+    z[2, 1] = -math.inf  # a banned token
+    rules, seen = DoLa(beta=beta, divergence=kind), list[int]()
+    step = step_of(layers, z)
+    decode = step._decode
+    monkeypatch.setattr(step, "_decode", lambda x, norm: seen.append(x.shape[1]) or decode(x, norm))
+    made, wanted = rules.combine(step), plain(rules, step_of(layers, z))
+    decided = hd_math.alone(z, beta) if beta else torch.zeros(7).bool()
+    assert seen == [7 - int(decided.sum())] and (beta == 0) == (seen == [7])
+    assert torch.equal(made[~decided], wanted[~decided])
+    assert torch.equal(made == -math.inf, wanted == -math.inf)
+    assert torch.equal(made.softmax(-1)[decided], wanted.softmax(-1)[decided])
+    free = step_of(layers, z)
+    free._masking = False
+    assert torch.equal(
+        rules.combine(free), plain(DoLa(beta=0, divergence=kind), step_of(layers, z))
+    )
+
+
 @pytest.mark.parametrize(
     ("bucket", "depth", "expected"),
     [
@@ -77,6 +113,10 @@ def test_buckets(bucket, depth, expected):
 def test_undeclared_layer_is_an_error():
     with pytest.raises(HookNeverFired, match="layer 7"):
         step_of(LAYERS, Z).early(7)
+    with pytest.raises(HookNeverFired, match="names none"):
+        next(
+            Step({"main": Z}, torch.ones(1, 1), decode=lambda x, _: x).early_blocks(torch.arange(1))
+        )
 
 
 def slow(model, processor, text, image, n: int) -> naive.Answer:

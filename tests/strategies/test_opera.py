@@ -216,7 +216,9 @@ def slow_opera(
     return list(max(ended, key=lambda entry: entry[0])[1]), returns
 
 
-@pytest.fixture(scope="module", params=["llava", "qwen2_5_vl"])
+@pytest.fixture(
+    scope="module", params=["llava", pytest.param("qwen2_5_vl", marks=pytest.mark.full)]
+)
 def world(request, family_engine, tmp_path_factory):
     """The engine, its family, the same model with eager attention, and the name."""
     name = request.param

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+import os
 import random
 from collections import Counter
 from collections.abc import Callable
+from pathlib import Path
 
 import pytest
 
@@ -22,6 +24,7 @@ ACTIVE = {
     "adhh": "adhh(heads=(0,0,1,1,2,0,3,3),tau=0.05)",
     "spin": "spin(r=0.5)",
 }
+V2 = os.environ.get("VLLM_USE_V2_MODEL_RUNNER") == "1"  # see `make test-v2`
 WORDS = ("Describe the image.", "Is there a dog in the image?", "What color is the car?", "Why?")
 
 
@@ -99,3 +102,15 @@ def worker_of(engine):
     """The worker of an engine whose core is in this process."""
     core = engine.loaded.engine.engine_core.engine_core
     return core.model_executor.driver_worker.worker
+
+
+def encoder_outputs(engine):
+    """Owner and name of what holds encoded pictures in an engine's worker."""
+    runner = worker_of(engine).model_runner
+    return (runner.encoder_cache, "encoder_outputs") if V2 else (runner, "encoder_cache")
+
+
+def python_path() -> str:
+    """PYTHONPATH of a process that a test starts, with what stands in for Triton where it is."""
+    repo = str(Path(__file__).parents[2])
+    return os.pathsep.join([repo, os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep)

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from halludecode.core.attention_block import IMAGE, RowKeys
+from halludecode.engines.hf.unpadded import Unpadded
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,7 @@ class AttentionMetadata:
         position: int64 [rows, Q], -1 for padding.
         length: int64 [rows], prompt lengths P.
         prompting: Whether any token of this forward belongs to a prompt.
+        unpadded: How its rows are laid end to end outside of attention; None if they are not.
     """
 
     kind: Tensor
@@ -52,6 +54,7 @@ class AttentionMetadata:
     position: Tensor
     length: Tensor
     prompting: bool = True
+    unpadded: Unpadded | None = None
 
     @property
     def width(self) -> int:

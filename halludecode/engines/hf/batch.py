@@ -20,11 +20,13 @@ from halludecode.core.state import State, stack
 from halludecode.engines.explain import Glance, carried, explaining, glance, on_image, rasters
 from halludecode.engines.hf.attention_metadata import AttentionMetadata, RowPlacement
 from halludecode.engines.hf.forward_context import Capture, ForwardContext
-from halludecode.engines.hf.hooks import decode, hooked
+from halludecode.engines.hf.hooks import branch, decode, hooked
 from halludecode.engines.hf.kept_rows import Prefix, of_row, right_aligned, stacked
 from halludecode.engines.hf.model import HFModel, pad_left
+from halludecode.engines.hf.unpadded import Unpadded
 from halludecode.engines.inputs.processor import LRU
 from halludecode.engines.inputs.rows import PreparedRequest, Row, RowBuilder
+from halludecode.models.feed_forward import Branched
 
 ANY_LENGTH = 1 << 40  # a prefix has no emitting query, whatever prompt it will serve
 
@@ -51,12 +53,8 @@ class Batch:
         requests: Sequence[PreparedRequest],
         capture: Capture | None = None,
     ) -> None:
-        self.hf_model, self.row_builder, self.plan, self.requests = (
-            hf_model,
-            row_builder,
-            plan,
-            list(requests),
-        )
+        self.hf_model, self.row_builder, self.plan = hf_model, row_builder, plan
+        self.requests = list(requests)
         names = dict.fromkeys(name for request in requests for name in request.rows)
         self.rows: list[tuple[int, str]] = [
             (r, name)
@@ -145,6 +143,11 @@ class Batch:
     def decode(self, x: Tensor, norm: bool) -> Tensor:
         """float32 [.., V]: the LM head on residuals [.., D], after the final norm or not."""
         return decode(self.hf_model.model, self.hf_model.family, x, norm=norm)
+
+    def branch(self, i: int) -> Branched | None:
+        """What `Step.branch` gives the i-th part, of all requests."""
+        kept = self.context.branch(self.order.index(i)) if i in self.order else None
+        return branch(self.hf_model.model, self.hf_model.family, kept)
 
     def glances(self) -> list[Glance]:
         """Per request, where the last forward's attention on the image lay; see `Probe`."""
@@ -281,14 +284,17 @@ class Batch:
         self._extend(kind, picture, (kind != PAD) & ~hidden)
         inside = (kind != PAD).cumsum(-1) - 1 + torch.tensor(cut)[:, None]
         metadata = self._metadata(inside.where(kind != PAD, torch.tensor(-1)))
+        if self.hf_model.reads_unpadded:
+            metadata.unpadded = Unpadded.of(kind != PAD, self.hf_model.device)
         return self._call(ids, position, metadata, features)
 
     def _call(
         self, ids: Tensor, position: Tensor, metadata: AttentionMetadata, features: Sequence[Tensor]
     ) -> Tensor:
         self.context.begin(metadata, emitting=True)
+        given = (ids, position, self.mask.long(), self.cache, features, metadata.unpadded)
         with hooked(self.hf_model.model, self.hf_model.family, self.context):
-            return self.hf_model.forward(ids, position, self.mask.long(), self.cache, features)
+            return self.hf_model.forward(*given)
 
     def _extend(self, kind: Tensor, picture: Tensor, mask: Tensor) -> None:
         self.kind = torch.cat([self.kind, kind], 1)
@@ -303,10 +309,11 @@ class Batch:
     # Image prefixes -------------------------------------------------------------------------------
     def _prefixes(self, kept: LRU[Prefix], own: Sequence[Prefix | None]) -> list[Prefix | None]:
         """Each row's own KV or its image prefix (None without pictures), missing ones computed."""
+        every = self.plan.reusable
         hooks = [self._prefix_hooks(name) for _, name in self.rows]
         keys = [
             self.row_builder.prefix_key(self._row(place), hook)
-            if self._row(place).prefix and has is None
+            if self._row(place).prefix and has is None and (place[1] == "main" or every)
             else None
             for place, hook, has in zip(self.rows, hooks, own, strict=True)
         ]

@@ -6,7 +6,7 @@ all (`token_tree`).
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 from torch import Tensor
 
@@ -15,10 +15,10 @@ from halludecode.core.errors import InvalidRequest
 from halludecode.core.plan import Plan
 from halludecode.engines.api import Sampling
 from halludecode.engines.hf.batch import Batch
-from halludecode.engines.hf.beam_search import Beam, BeamScorer, BeamSearchRun
+from halludecode.engines.hf.beam_search import Beam, BeamScorer, BeamSearchRun, Search
 from halludecode.engines.hf.decode_loop import AnswerState
 from halludecode.engines.hf.hooks import attention_set
-from halludecode.engines.hf.token_tree import TokenTree, TreeResult, TreeStep
+from halludecode.engines.hf.token_tree import Chosen, TokenTree, TreeResult, TreeStep
 from halludecode.engines.sampling import FREE
 from halludecode.engines.token_rules import TokenRules
 
@@ -76,21 +76,30 @@ class BeamLoop:
         tree, searches = TokenTree(self.batch, self.rules.layer), self._searches(logits)
         with attention_set(self.batch.hf_model.model, True):
             held = list(range(len(searches)))
-            steps = {r: step for r in held if (step := self._next(r, searches[r])) is not None}
+            first = {r: self._next(r, searches[r]) for r in held}
+            steps = {r: step for r, step in first.items() if isinstance(step, TreeStep)}
             while steps:
                 if len(steps) < len(held):
                     tree.select([i for i, r in enumerate(held) if r in steps])
                     held = list(steps)
                 results = tree.feed(list(steps.values()))
-                following = {
-                    r: self._next(r, searches[r], result)
+                wants = [
+                    self._next(r, searches[r], result)
                     for r, result in zip(held, results, strict=True)
+                ]
+                chosen = {i: want for i, want in enumerate(wants) if isinstance(want, Chosen)}
+                logits = tree.logits(chosen) if chosen else {}
+                for i, own in logits.items():
+                    wants[i] = self._next(held[i], searches[held[i]], own)
+                steps = {
+                    r: want
+                    for r, want in zip(held, wants, strict=True)
+                    if isinstance(want, TreeStep)
                 }
-                steps = {r: step for r, step in following.items() if step is not None}
         yield from ()
 
-    def _searches(self, logits: Tensor) -> list[Generator[TreeStep, TreeResult, Beam]]:
-        searches = list[Generator[TreeStep, TreeResult, Beam]]()
+    def _searches(self, logits: Tensor) -> list[Search]:
+        searches = list[Search]()
         for r, answer in enumerate(self.answers):
             main = self.batch.requests[r].rows["main"]
             text_ids = len(main.input_ids) - sum(image.count - 1 for image in main.images)
@@ -102,10 +111,10 @@ class BeamLoop:
     def _next(
         self,
         r: int,
-        search: Generator[TreeStep, TreeResult, Beam],
-        result: TreeResult | None = None,
-    ) -> TreeStep | None:
-        """Drive one request's search to its next forward; None once its answer is written."""
+        search: Search,
+        result: TreeResult | Tensor | None = None,
+    ) -> TreeStep | Chosen | None:
+        """Drive one request's search to what it wants next; None once its answer is written."""
         try:
             return next(search) if result is None else search.send(result)
         except StopIteration as end:

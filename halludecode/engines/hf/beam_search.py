@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
@@ -18,7 +18,7 @@ from torch import Tensor
 from halludecode.core.beam_search import BeamSearch, Peek
 from halludecode.engines.api import Sampling, TokenLogprob
 from halludecode.engines.hf.decode_loop import AnswerState
-from halludecode.engines.hf.token_tree import TreeResult, TreeStep
+from halludecode.engines.hf.token_tree import Chosen, TreeResult, TreeStep
 from halludecode.engines.sampling import FREE, Sampler
 from halludecode.engines.token_rules import NEG_INF, TokenRules, exhausted
 
@@ -164,6 +164,9 @@ class BeamScorer:
         return (TokenLogprob(option.token, word, float(own.logprobs[option.place]), top),)
 
 
+Search: TypeAlias = Generator[TreeStep | Chosen, TreeResult | Tensor, Beam]
+
+
 class BeamSearchRun:
     """The search for one request's answer.
 
@@ -187,8 +190,8 @@ class BeamSearchRun:
         self.pointed: list[list[int]] = []  # step -> where its beams pointed
         self.before = text_ids if rules.prompt_counts else 0
 
-    def run(self, logits: Tensor) -> Generator[TreeStep, TreeResult, Beam]:
-        """Yields what the next forward must hold; returns the best beam.
+    def run(self, logits: Tensor) -> Search:
+        """Yields what the next forward must hold, then which logits of it; returns the best beam.
 
         Args:
             logits: float32 [1, V] of the first token.
@@ -201,6 +204,7 @@ class BeamSearchRun:
             if n:
                 tokens = [[*beam.top.ids[:n].tolist(), *extra] for beam in beams]
                 result = yield TreeStep(keep, [beam.columns for beam in beams], tokens)
+                assert isinstance(result, TreeResult)
                 beams, choices, phi = self._peek(beams, result)
                 back = self._turn(beams)
                 if back is not None:
@@ -222,7 +226,10 @@ class BeamSearchRun:
                 keep = list(range(len(going)))
             else:
                 keep = [option.beam * len(choices[0].ids) + option.place for option in going]
-            beams = self._grow(beams, choices, going, result, keep)
+            assert isinstance(result, TreeResult)
+            after = yield Chosen(keep)
+            assert isinstance(after, Tensor)
+            beams = self._grow(beams, choices, going, result.rows[keep], result.first, after)
 
     # One step -------------------------------------------------------------------------------------
     def _tops(self, logits: Tensor, ids: Sequence[tuple[int, ...]]) -> list[Top]:
@@ -314,16 +321,26 @@ class BeamSearchRun:
         beams: list[Beam],
         choices: list[Choices],
         going: list[Option],
-        result: TreeResult,
-        slots: list[int],
+        rows: Tensor,
+        column: int,
+        after: Tensor,
     ) -> list[Beam]:
-        """The beams of the next step: what goes on, with what its forward gave."""
+        """The beams of the next step: what goes on, with what its forward gave.
+
+        Args:
+            beams: Those that were.
+            choices: Theirs.
+            going: G of these.
+            rows: float64 [G, A], see `TreeResult`.
+            column: Where the first lies in the tree.
+            after: float32 [G, V], logits of the tokens after them.
+        """
         children = [self._child(beams, choices, option) for option in going]
         past = torch.stack([beam.kept for beam in children])
-        kept = self.rules.fold(past, result.rows[slots])
-        tops = self._tops(result.logits[slots], [child.ids for child in children])
+        kept = self.rules.fold(past, rows)
+        tops = self._tops(after, [child.ids for child in children])
         return [
-            replace(child, top=top, kept=row, columns=(*child.columns, result.first + i))
+            replace(child, top=top, kept=row, columns=(*child.columns, column + i))
             for i, (child, top, row) in enumerate(zip(children, tops, kept, strict=True))
         ]
 

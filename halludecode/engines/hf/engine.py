@@ -246,7 +246,7 @@ class HFEngine(SharingEngine):
     def reuses_prefixes(self, prompts: Sequence[Prompt], plan: Plan) -> bool:
         """Whether image prefixes are kept for these: some picture is asked about more than once."""
         keys = [tuple(p.key for p in prompt.pictures) for prompt in prompts if prompt.pictures]
-        return self._reuse and plan.reusable and len(set(keys)) < len(keys)
+        return self._reuse and plan.main_reusable and len(set(keys)) < len(keys)
 
     def write(
         self,

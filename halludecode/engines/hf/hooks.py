@@ -23,6 +23,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
 from halludecode.models.families import ModelFamily, decoder_layers
+from halludecode.models.feed_forward import Branch, Branched, branch_logits
 
 if TYPE_CHECKING:
     from halludecode.engines.hf.forward_context import ForwardContext
@@ -55,15 +56,20 @@ def _attention(
 ) -> tuple[Tensor, None]:
     """Stock SDPA, then the edits of the active context; shapes as transformers' are.
 
+    Rows that are laid end to end are a block here alone.
+
     Returns:
         Head outputs [rows, Q, H, d], and no weights.
     """
-    out, _ = sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
     context, layer = _ACTIVE.get(), getattr(module, "layer_idx", None)
+    unpadded = context.unpadded if context is not None and layer is not None else None
+    if unpadded is not None:  # the cache has laid out keys and values
+        query = unpadded.heads(query)
+    out, _ = sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
     if context is not None and layer is not None:
         scaling = kwargs.get("scaling") or query.shape[-1] ** -0.5
         context.attention(layer, query, key, value, attention_mask, scaling, out)
-    return out, None
+    return (out if unpadded is None else unpadded.joined(out)), None
 
 
 AttentionInterface.register(NAME, _attention)
@@ -107,6 +113,16 @@ def decode(model: Any, family: ModelFamily, x: Tensor, *, norm: bool) -> Tensor:
         parent = model.get_submodule(family.layers.rpartition(".")[0])
         x = parent.norm(x)
     return model.get_output_embeddings()(x).float()
+
+
+def branch(model: Any, family: ModelFamily, kept: Branch | None) -> Branched | None:
+    """What `core.step.Step.branch` gives of what a forward kept."""
+    if kept is None:
+        return None
+    norm = model.get_submodule(family.layers.rpartition(".")[0]).norm
+    parts = decoder_layers(model, family), norm, model.get_output_embeddings()
+    wide = kept[0], kept[1][None], kept[2][None], kept[3][None]
+    return lambda *how: branch_logits(*parts, wide, *how)[0]
 
 
 @contextmanager
@@ -173,6 +189,6 @@ def _on_mlp(context: ForwardContext, layer: int) -> Callable[..., Any]:
         module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor
     ) -> Tensor:
         inp = args[0] if args else next(iter(kwargs.values()))
-        return context.steer("mlp", layer, output, inp)
+        return context.mlp_output(layer, output, inp)
 
     return hook

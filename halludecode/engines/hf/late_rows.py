@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
 from typing import TypeAlias
 
 from torch import Tensor
@@ -25,17 +24,30 @@ from halludecode.engines.inputs.rows import PreparedRequest, RowBuilder
 Logits: TypeAlias = Mapping[tuple[int, str], Tensor]  # by place of a part and its name for a row
 
 
-# Decoder weights from which on, on a processor, a row of a forward is taken to cost as much as a
-# forward of its own; below, and on a GPU, rows that share a forward are nearly free. An estimate:
-# only the testbed, far below, was measured (benchmarks/on_demand.py).
-HEAVY = 100e6
+# Decoder weights from which on, on a processor, a second token costs most of what the first does:
+# one token's products are of a matrix and a vector, two tokens' are of matrices, which read no less
+# and compute slower. Two tokens took 1.1, 1.0, 1.4 and 1.8 times as long as one at 6, 14, 25 and 39
+# million weights (8 layers, one thread), and 1.9 times at 360; 16 took 1.1 to 1.3 times as long as
+# 8, and 64 took 1.5 to 1.75 times as long as 32, at any number of weights.
+HEAVY = 35e6
 
 
-def pays_to_wait(hf_model: HFModel) -> bool:
-    """Whether rows that have begun should wait for the next token that needs them."""
+def pays_to_wait(hf_model: HFModel, answers: int) -> bool:
+    """Whether rows that have begun should wait for the next token that needs them.
+
+    With t(n) the time of n tokens in one forward and u the share of tokens that need the rows, a
+    row beside B main rows costs t(2B) - t(B) a token. One that waits costs u forwards, which read
+    all that it missed: about u t(1/u) for B = 1 and t(B) for more, since some row is nearly always
+    needed. As t(2B) is less than 2 t(B) from B = 2 on, waiting pays for one answer alone, and there
+    where t(2) - t(1) is more than u t(2), at u = 0.42 (the testbed's captions): t(2) > 1.7 t(1).
+
+    Args:
+        hf_model: The model.
+        answers: Those whose main rows share a forward.
+    """
     info = hf_model.info
     weights = 12 * info.num_layers * info.hidden_size**2
-    return hf_model.device.type == "cpu" and weights >= HEAVY
+    return answers == 1 and hf_model.device.type == "cpu" and weights >= HEAVY
 
 
 @dataclass(frozen=True)
@@ -92,11 +104,6 @@ class LateRows:
     _open: tuple[list[Asked], Batch] | None = None
     _finished: set[int] = field(default_factory=set[int])
 
-    @cached_property
-    def waits(self) -> bool:
-        """Whether rows that have begun wait for the next token that needs them."""
-        return pays_to_wait(self.hf_model)
-
     @property
     def one_by_one(self) -> bool:
         """Whether a row must read token by token: what edits it looks at the newest token."""
@@ -133,7 +140,7 @@ class LateRows:
             answers: Those of its requests, in order.
             requests: The numbers of those requests where all rows are told.
         """
-        if self.waits:
+        if pays_to_wait(self.hf_model, len(answers)):
             return
         self._close()
         late, kept = dict[int, PreparedRequest](), dict[tuple[int, str], Prefix]()

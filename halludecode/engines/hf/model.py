@@ -6,22 +6,25 @@ import inspect
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
 import transformers
 from torch import Tensor
-from transformers import DynamicCache, LlamaForCausalLM
+from transformers import LlamaForCausalLM
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from halludecode.core.attention_block import GENERATED, IMAGE, PAD, SYSTEM, TEXT
 from halludecode.core.errors import InvalidModel, InvalidRequest
+from halludecode.engines.hf.unpadded import RowCache, Unpadded
 from halludecode.engines.inputs.processor import LRU
 from halludecode.engines.inputs.rows import ImageInput, Row, joined
 from halludecode.models.families import ModelFamily, switch_to_try
 from halludecode.models.info import model_info
 from halludecode.models.vision_tower import edited
 
+FULL = "full_attention"  # what transformers calls layers that see all keys
 VISION_BATCH = 64  # views of pictures per call of the vision tower
 
 
@@ -150,9 +153,17 @@ class HFModel:
         """Forget the features of all pictures."""
         self._features.clear()
 
-    def cache(self) -> DynamicCache:
+    def cache(self) -> RowCache:
         """An empty KV cache; it keeps tokens that left a sliding window, as edits count them."""
-        return DynamicCache()
+        return RowCache()
+
+    @cached_property
+    def reads_unpadded(self) -> bool:
+        """Whether rows may be laid end to end: where a mask of our own says all that is seen."""
+        text = self.model.config.get_text_config()
+        plain = ("sliding_attention" if getattr(text, "sliding_window", None) else FULL,)
+        kinds = set(getattr(text, "layer_types", None) or plain)
+        return kinds == {FULL} and not self.family.mutual and not self.family.unused
 
     def tokens(self, row: Row) -> Tokens:
         """Everything the forward needs to know about a row's prompt."""
@@ -205,6 +216,7 @@ class HFModel:
         mask: Tensor,
         cache: Any,
         features: Sequence[Tensor] = (),
+        unpadded: Unpadded | None = None,
     ) -> Tensor:
         """One pass over all rows; float32 logits [rows, V] of the last token.
 
@@ -214,9 +226,14 @@ class HFModel:
             mask: int64 [rows, N] of visible keys, this forward's included.
             cache: The rows' KV, extended in place.
             features: Of every picture in ``ids``, row by row.
+            unpadded: How to lay the rows end to end; None reads them as the block they are.
         """
         self.calls += 1
-        device = self.device
+        device, keep = self.device, 1
+        if unpadded is not None:
+            mask, keep = unpadded.visible(mask), unpadded.last
+            ids, position = unpadded.joined(ids), torch.stack([*map(unpadded.joined, position)])
+            cache.unpadded = unpadded
         with self._told_by_switch(encoding=False):
             out = self.model(
                 input_ids=ids.to(device),
@@ -224,10 +241,11 @@ class HFModel:
                 attention_mask=mask.to(device),
                 **{CACHE: cache},
                 use_cache=True,
-                logits_to_keep=1,
+                logits_to_keep=keep,
                 **self.given(ids, features),
             )
-        return out.logits[:, -1].float()
+        cache.unpadded = None
+        return (out.logits[:, -1] if unpadded is None else out.logits[0]).float()
 
     def encode(self, images: Sequence[ImageInput]) -> dict[str, Tensor]:
         """One pass of the vision tower and projector: features [N, D] by the pictures' keys."""

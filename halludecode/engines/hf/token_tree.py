@@ -8,7 +8,8 @@ and a beam of earlier is still there when a search goes back to it.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -55,15 +56,61 @@ class TreeResult:
 
     Args:
         first: Column of the first token that will be kept, the next one's follows.
-        logits: float32 [S, V] of the token after each, on the model's device.
         rows: float64 [S, A], each token's attention to its answer, its own position last.
         image: float64 [S], its attention to the image.
     """
 
     first: int
-    logits: Tensor
     rows: Tensor
     image: Tensor
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """Tokens of a `TreeStep`, by number, after which the logits are wanted."""
+
+    slots: Sequence[int]
+
+
+class LastForward:
+    """The logits of one forward, of which most are never asked for.
+
+    What enters the LM head is kept, and the head decodes the tokens that are asked for. Some models
+    scale or bend what their head gives: the first forward decodes all tokens and shows whether the
+    head alone gives the model's logits; if not, every forward decodes all.
+    """
+
+    def __init__(self) -> None:
+        self._alone: bool | None = None
+        self._entering = self._made = torch.empty(0)
+
+    @contextmanager
+    def of(self, model: Any) -> Iterator[None]:
+        """A forward in which the head's input is kept, and decoded only where it must be."""
+
+        def keep(_: Any, args: tuple[Tensor]) -> tuple[Tensor]:
+            self._entering = args[0]
+            return (args[0][:, :0],) if self._alone else args
+
+        handle = model.get_output_embeddings().register_forward_pre_hook(keep)
+        try:
+            yield
+        finally:
+            handle.remove()
+
+    def made(self, logits: Tensor, decode: Callable[[Tensor, bool], Tensor]) -> None:
+        """What the model gave for the forward."""
+        if self._alone is None:
+            self._alone = torch.equal(logits.float(), decode(self._entering, False))
+        self._made = logits
+
+    def logits(
+        self, rows: Tensor, slots: Tensor, decode: Callable[[Tensor, bool], Tensor]
+    ) -> Tensor:
+        """float32 [k, V] at some places of the forward (both int64 [k])."""
+        if self._alone:
+            return decode(self._entering[rows, slots], False)
+        return self._made[rows, slots].float()
 
 
 class TreeContext(ForwardContext):
@@ -127,6 +174,7 @@ class TokenTree:
         self.prompt = batch.mask.shape[1]  # columns of the prompts, padding included
         self.width = self.prompt  # columns that are kept
         self.line = torch.arange(self.prompt).repeat(len(batch.mask), 1)  # columns without a tree
+        self.last = LastForward()
 
     def _window(self) -> int | None:
         """Keys a sliding layer sees; None where no layer slides."""
@@ -158,21 +206,29 @@ class TokenTree:
             ids[r, : step.size] = torch.tensor([t for tokens in step.tokens for t in tokens])
             depth[r, : step.size] = len(step.paths[0])
         self.line = torch.cat([self.line, self.prompt + depth], 1)
-        logits, seen = self._forward(
-            ids, self.batch.position[:, None] + depth, self._visible(steps, size)
-        )
+        seen = self._forward(ids, self.batch.position[:, None] + depth, self._visible(steps, size))
         image = (self.batch.kind == IMAGE).to(seen.device)
         on_image = (seen[:, :, : self.prompt] * image[:, None]).sum(-1).double().cpu()
         behind = seen[:, :, self.prompt :].double().cpu()
         return [
             TreeResult(
                 self.width,
-                logits[r, : step.size],
                 self._rows(step, behind[r]),
                 on_image[r, : step.size],
             )
             for r, step in enumerate(steps)
         ]
+
+    def logits(self, chosen: Mapping[int, Chosen]) -> dict[int, Tensor]:
+        """float32 [k, V] after tokens of the last forward, on the model's device.
+
+        Args:
+            chosen: Places of requests in that forward -> their tokens.
+        """
+        rows = torch.tensor([r for r, own in chosen.items() for _ in own.slots], dtype=torch.long)
+        slots = [slot for own in chosen.values() for slot in own.slots]
+        found = self.last.logits(rows, torch.tensor(slots, dtype=torch.long), self.batch.decode)
+        return {r: found[rows == r] for r in chosen}
 
     def _rows(self, step: TreeStep, seen: Tensor) -> Tensor:
         """[S, A] of a request's attention [Q, columns behind the prompt]."""
@@ -205,8 +261,8 @@ class TokenTree:
         sliding = (visible & near)[:, None].to(self.hf_model.device)
         return {"full_attention": full, "sliding_attention": sliding}
 
-    def _forward(self, ids: Tensor, position: Tensor, visible: Tensor) -> tuple[Tensor, Tensor]:
-        """Float32 logits [R, Q, V] and attention [R, Q, N]."""
+    def _forward(self, ids: Tensor, position: Tensor, visible: Tensor) -> Tensor:
+        """Attention [R, Q, N]; of the logits see `logits`."""
         hf_model, device = self.hf_model, self.hf_model.device
         kind = torch.full((len(ids), visible.shape[-1]), GENERATED, dtype=torch.int8)
         tensors = (kind, kind.to(torch.int16), position, self.batch.length)
@@ -214,7 +270,7 @@ class TokenTree:
         self.context.begin(metadata, emitting=True)
         hf_model.calls += 1
         position = position.expand(3, -1, -1) if hf_model.family.mrope else position
-        with hooked(hf_model.model, hf_model.family, self.context):
+        with hooked(hf_model.model, hf_model.family, self.context), self.last.of(hf_model.model):
             out: Any = hf_model.model(
                 input_ids=ids.to(device),
                 position_ids=position.to(device),
@@ -223,7 +279,8 @@ class TokenTree:
                 use_cache=True,
                 **hf_model.given(ids, ()),
             )
-        return out.logits.float(), self.context.take()
+        self.last.made(out.logits, self.batch.decode)
+        return self.context.take()
 
     def _keep(self, chosen: Sequence[Sequence[int]]) -> None:
         """Move the tokens that stay to the front of the last forward's columns, drop the rest."""

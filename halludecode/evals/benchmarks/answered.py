@@ -109,6 +109,9 @@ class Answered:
         named = named or [split for split, task in theirs if task in path.name]
         return named[0] if len(named) == 1 else None
 
+    def check_given(self: Any, own: Given) -> None:
+        """Refuses answers that are not to exactly what the benchmark's parameters ask for."""
+
     def score_given(
         self: Any,
         asked: Mapping[str | None, Sequence[Sample]],

@@ -157,9 +157,10 @@ class Benchmark(Parameters, Shown, Answered):
         found = dict.fromkeys(name for record in records for name in record.fields)
         names = map_columns(kind, str(path), list(found), {})
         samples: list[Sample] = []
+        split = Path(path).stem
         for record in records:
             cells = cells_of(kind, names, record)
-            samples += self.samples(Record(record.where, cells, record.line, Path(path).stem))
+            samples += self.samples(Record(record.where, cells, record.line, split))
         return samples
 
     def table(self, found: Iterable[str]) -> Columns | None:
@@ -333,10 +334,16 @@ class Benchmark(Parameters, Shown, Answered):
             shares: Metrics that are plain shares, by item; None is ``accuracy`` of the lines.
             wilson: Those whose interval is Wilson's.
         """
-        clusters, columns = gather(rows, list(dict.fromkeys(n for _, row in rows for n in row)))
-        kept = ("image", "answer", "parsed", "label")
+        clusters, columns = gather(rows)
         outcomes = {
-            x["id"]: {**{name: x.get(name) for name in kept}, "correct": x["score"]} for x in lines
+            x["id"]: {
+                "image": x.get("image"),
+                "answer": x["answer"],
+                "parsed": x["parsed"],
+                "label": x.get("label"),
+                "correct": x["score"],
+            }
+            for x in lines
         }
         right = {i: outcome["correct"] for i, outcome in outcomes.items()}
         return Score(

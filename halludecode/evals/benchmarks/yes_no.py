@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache, lru_cache
 from types import MappingProxyType
 from typing import Any, ClassVar
 
@@ -80,6 +81,7 @@ RULES: Mapping[str, Callable[[str, str], str]] = MappingProxyType(
 )
 
 
+@lru_cache(maxsize=1 << 15)
 def parse_answer(answer: str, rule: str = "official", label: str | None = None) -> str:
     """Reads an answer as ``yes``, ``no`` or ``other`` (only some rules know the last).
 
@@ -98,9 +100,23 @@ def parse_answer(answer: str, rule: str = "official", label: str | None = None) 
     return RULES[rule](answer, label or "")
 
 
+def neither_remarks(score: Score) -> list[str]:
+    """How many answers hold neither word and are counted as one all the same, as a sentence."""
+    if not score.unparsed:
+        return []
+    return [
+        f"{score.unparsed} of {score.n} answers hold neither yes nor no as a word; rule "
+        f"{score.rule} leaves {score.unread} unread and counts the others as yes or no."
+    ]
+
+
+_EITHER = re.compile(r"\b(yes|no)\b", re.IGNORECASE)
+
+
+@lru_cache(maxsize=1 << 15)  # asked of the same answers by every count of them
 def is_unparsed(answer: str) -> bool:
     """Whether an answer holds neither the word yes nor the word no, in any case."""
-    return re.search(r"\b(yes|no)\b", answer, re.IGNORECASE) is None
+    return _EITHER.search(answer) is None
 
 
 # MME ---------------------------------------------------------------------------------------------
@@ -160,7 +176,12 @@ def count(parsed: str, label: str, answer: str, rule: str = "official") -> dict[
         answer: The raw words.
         rule: A key of `RULES`.
     """
-    counts = {"asked": 1.0, "unparsed": float(is_unparsed(answer))}
+    return dict(_counts(parsed, label, is_unparsed(answer), rule))
+
+
+@cache
+def _counts(parsed: str, label: str, unparsed: bool, rule: str) -> dict[str, float]:
+    counts = {"asked": 1.0, "unparsed": float(unparsed)}
     counts["unread"] = float(parsed == "other")
     if rule == "repope" and parsed == "other":  # which it does not count
         return counts
@@ -257,6 +278,10 @@ class YesNoBenchmark(Benchmark):
     def unparsed(self, lines: Sequence[Mapping[str, Any]]) -> int:
         """Answers with neither word."""
         return sum(is_unparsed(line["answer"]) for line in lines)
+
+    def remarks(self, score: Score) -> list[str]:
+        """Answers that a rule made for one word reads although they hold neither."""
+        return neither_remarks(score)
 
     def score(self, lines: Sequence[Mapping[str, Any]]) -> Score:
         """The counts of all answers; see `Benchmark.cluster`."""

@@ -292,7 +292,9 @@ def _key(i: Id) -> Id:
 
 @lru_cache(maxsize=1 << 15)  # every system answers the same pictures
 def _stem(name: str) -> str:
-    return PurePosixPath(name.replace("\\", "/")).stem.lower()
+    last = name.replace("\\", "/").rstrip("/").rpartition("/")[2]
+    dot = last.rfind(".")
+    return (last[:dot] if 0 < dot < len(last) - 1 else last).lower()
 
 
 def _image_keys(name: Any) -> list[str]:

@@ -22,6 +22,7 @@ from halludecode.evals.data.records import Record, read_records, read_text
 
 TABLES = {".tsv": "\t", ".csv": ","}
 SHEETS = (".xlsx", ".xlsm")
+_PLAIN = frozenset({str, int, float, bool, type(None)})  # cells that hold nothing else
 KINDS = (".jsonl", ".json", *TABLES, *SHEETS)  # what `answer_files` takes from a folder
 
 
@@ -52,7 +53,8 @@ def read_answer_records(path: Path) -> list[Record]:
         return _table(path, TABLES[suffix])
     if suffix in SHEETS:
         return _sheet(path)
-    return [Record(r.where, flat(r.fields), r.line, path.stem) for r in _json(path)]
+    stem = path.stem
+    return [Record(r.where, flat(r.fields), r.line, stem) for r in _json(path)]
 
 
 def _suffix(path: Path) -> str:
@@ -65,6 +67,8 @@ def flat(fields: Mapping[str, Any]) -> dict[str, Any]:
 
     Columns of the record itself go before those of what is nested in it.
     """
+    if _PLAIN.issuperset(map(type, fields.values())):
+        return dict(fields)
     out = {name: _single(value) for name, value in fields.items() if not isinstance(value, dict)}
     for outer, value in fields.items():
         if isinstance(value, dict):

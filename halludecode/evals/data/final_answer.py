@@ -8,6 +8,7 @@ markdown marks and option letters ("B. No") go. A thought that was cut off holds
 from __future__ import annotations
 
 import re
+from functools import lru_cache
 
 RULES = ("as_written", "final")
 
@@ -29,6 +30,7 @@ _WORD = re.compile(r"^[^\w<\\]*(yes|no)\b\s*([!:;]*)\s*", re.I)
 _MARKS = frozenset("<*\\_`~#>[\u25c1")
 
 
+@lru_cache(maxsize=1 << 15)  # most answers are one word
 def final_answer(text: str, kind: str = "yes_no") -> str | None:
     """What an answer finally says.
 

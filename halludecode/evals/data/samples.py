@@ -7,7 +7,7 @@ import io
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -152,7 +152,7 @@ class Sample:
     prompt: str = ""
     picture: EvalImage = NO_PICTURE
 
-    @property
+    @cached_property
     def digest(self) -> str:
         """Hash of the data behind it: id, question, picture bytes, label or objects, facts."""
         truth = self.label if self.objects is None else "|".join(self.objects)

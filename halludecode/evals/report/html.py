@@ -6,7 +6,7 @@ holds. The page forbids itself every request.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +19,11 @@ from halludecode.evals.report.figures import figures, verdict
 from halludecode.evals.results import control_text, summary
 from halludecode.evals.results.build import Answers, labels
 from halludecode.evals.results.kept_pictures import has_gallery
-from halludecode.evals.results.notes import notes
+from halludecode.evals.results.notes import TIMING, notes
 from halludecode.evals.results.run_answers import run_answers
 from halludecode.evals.results.sections import (
     MARK,
+    MEAN,
     Section,
     beside,
     gap_text,
@@ -99,7 +100,8 @@ def _run(
         "sections": sections,
         "answers": summary.answers(summary.lines(results.get("differences", ()), named)),
         "galleries": galleries,
-        "notes": notes({**results, "differences": []}, named)[1:],
+        # The page says how to read differences and times in its own words.
+        "notes": [n for n in notes({**results, "differences": []}, named) if n != TIMING],
         "recipe": recipe(run),
         "strategies": [(named.get(name, name), name) for name in run.get("strategies", {})],
     }
@@ -108,18 +110,21 @@ def _run(
 def recipe(run: Mapping[str, Any]) -> list[tuple[str, str]]:
     """What the numbers hang on, as (name, value)."""
     hardware = run.get("hardware", {})
-    weights = f"weights {str(run.get('model_digest'))[:16]}, {run.get('dtype')}"
+    about = [f"weights {digest[:16]}"] if (digest := run.get("model_digest")) else []
+    about += [str(dtype)] if (dtype := run.get("dtype")) else []
+    device = hardware.get("gpu") or hardware.get("device")
     limits = (f"{task} {n or 'all'}" for task, n in run.get("limit", {}).items())
     tasks = run.get("prompts", {})
     versions = ", ".join(f"{k} {v}" for k, v in run.get("versions", {}).items())
     return [
-        ("model", f"{run['model']} ({weights})"),
-        ("engine", f"{run.get('engine')} on {hardware.get('gpu') or hardware.get('device')}"),
+        ("model", f"{run['model']} ({', '.join(about)})" if about else str(run["model"])),
+        ("engine", f"{run.get('engine')}{f' on {device}' if device else ''}"),
         ("seed", str(run.get("seed"))),
         ("pictures per source", ", ".join(limits)),
         *(_prompt(run, task) for task in tasks),
         *(_data(name, data) for name, data in run.get("data", {}).items()),
         *(row for task in tasks for row in benchmark_named(task).recipe_rows(run)),
+        *_read(run),
         ("versions", versions),
         ("started", str(run.get("started"))),
     ]
@@ -127,11 +132,23 @@ def recipe(run: Mapping[str, Any]) -> list[tuple[str, str]]:
 
 def _prompt(run: Mapping[str, Any], task: str) -> tuple[str, str]:
     prompt, sampling = run["prompts"][task], run.get("sampling", {}).get(task, {})
-    way = f"t={sampling['temperature']}" if sampling.get("temperature") else "greedy"
-    return f"{task} prompt", (
-        f"{prompt['template']!r} ({prompt['preset']}); {way}, at most "
-        f"{sampling.get('max_new_tokens')} tokens"
-    )
+    temperature, most = (sampling.get(name) for name in ("temperature", "max_new_tokens"))
+    asked = "not stated" if prompt["template"] is None else repr(prompt["template"])
+    if prompt["preset"] is not None:
+        asked += f" ({prompt['preset']})"
+    way = "temperature not stated"
+    if temperature is not None:
+        way = f"t={temperature}" if temperature else "greedy"
+    return f"{task} prompt", f"{asked}; {way}{f', at most {most} tokens' if most else ''}"
+
+
+def _read(run: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """How answers were read: by which rule, and of those made elsewhere from where."""
+    if (rule := run.get("answers", "as_written")) != "as_written":
+        yield "answers", rule
+    for name, info in run.get("strategies", {}).items():
+        if read := info.get("read"):
+            yield f"answers of {name}", " ".join(read)
 
 
 def _data(name: str, data: Mapping[str, Any]) -> tuple[str, str]:
@@ -154,9 +171,11 @@ def _section(part: Section, named: Mapping[str, str], answers: Answers | None) -
     ]
     return {
         "title": f"{part.task.upper()} on {part.data}",
+        "n": sorted({e["n"] for e in part.entries.values() if e["split"] != MEAN}),
         "columns": [(split, c.title, c.lower_is_better) for split, c in part.cells],
         "rows": rows,
         "has_gaps": bool(part.gaps),
+        "timed": any(row["cost"] for row in rows),
         "legend": control_text.legend(list(part.gaps.values())),
         "verdicts": control_text.verdicts(part.gaps.values(), named),
         "controls": _controls(part, named),

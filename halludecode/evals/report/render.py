@@ -52,7 +52,10 @@ def render(runs: Sequence[Path], format: str = "html", output: Path | None = Non
     folders = named_runs(runs)
     for folder in folders.values():
         if not (folder / "results.json").is_file():
-            raise InvalidData(f"{folder} has no results.json; is it a finished run folder?")
+            raise InvalidData(
+                f"{folder} has no results.json: finish the run by the same command, or, if it is a "
+                "shard, join it with the others (halludecode merge)."
+            )
     try:
         if format in FOLDERS:
             return _export(folders, format, output)
@@ -172,13 +175,14 @@ def _table(part: Section, named: Mapping[str, str]) -> Iterator[str]:
     titles = [heading(split, column, " ") for split, column in part.cells]
     yield f"## {part.task.upper()} on {part.data}"
     yield ""
-    yield _line(["strategy", *titles, "time/token"])
-    yield _line(["---"] * (len(titles) + 2))
-    for strategy in part.strategies:
+    costs = {strategy: part.cost(strategy) for strategy in part.strategies}
+    timed = any(costs.values())
+    yield _line(["strategy", *titles, *["time/token"] * timed])
+    yield _line(["---"] * (len(titles) + 1 + timed))
+    for strategy, ratio in costs.items():
         cells = [cell(part, strategy, *place).replace("\n", "<br>") for place in part.cells]
-        ratio = part.cost(strategy)
-        cost = "" if ratio is None else f"{ratio:.2f}x"
-        yield _line([named.get(strategy, strategy), *cells, cost])
+        cost = [f"{ratio:.2f}x" if ratio else ""] * timed
+        yield _line([named.get(strategy, strategy), *cells, *cost])
 
 
 def _plain(text: str) -> str:

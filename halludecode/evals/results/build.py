@@ -19,6 +19,7 @@ from halludecode.evals.benchmarks.fixed_answers import constant_answers, copied_
 from halludecode.evals.benchmarks.registry import benchmark_named
 from halludecode.evals.data.run_files import SCHEMA, Key
 from halludecode.evals.results.paired import differences
+from halludecode.evals.results.remarks import hidden
 from halludecode.evals.statistics import intervals as stats
 
 if TYPE_CHECKING:
@@ -124,6 +125,9 @@ class Answers:
     # Reading captions takes seconds, and a baseline is needed beside every strategy.
     _scored: dict[Any, Score] = field(default_factory=dict, repr=False)
     _fixed: dict[Any, dict[str, dict[str, float]]] = field(default_factory=dict, repr=False)
+    _shared: dict[Any, tuple[Any, dict[str | None, Lines]]] = field(
+        default_factory=dict, repr=False
+    )
 
     @cached_property
     def benchmark(self) -> Benchmark:
@@ -144,6 +148,14 @@ class Answers:
             like: Only what this strategy answered too.
             other: Where ``like`` is to be found; None is here.
         """
+        key = strategy, like, id(other or self)
+        if key not in self._shared:
+            self._shared[key] = other, self._common(strategy, like, other)
+        return self._shared[key][1]
+
+    def _common(
+        self, strategy: str, like: str | None, other: Answers | None
+    ) -> dict[str | None, Lines]:
         theirs = None if like is None else (other or self).lines.get(like, {})
         found: dict[str | None, Lines] = {}
         for split, lines in self.lines.get(strategy, {}).items():
@@ -199,6 +211,24 @@ class Answers:
             if block := {**self._fixed[always], **self._fixed[copied]}:
                 found[split] = block
         return found
+
+    def as_greedy(self, strategy: str, splits: Sequence[str | None]) -> dict[str, int]:
+        """Answers that the baseline gave too, and how many of them are its own, word for word.
+
+        Args:
+            strategy: Whose answers; of the baseline nothing is said.
+            splits: Of which splits.
+        """
+        pairs = [
+            (line["answer"], plain[name]["answer"])
+            for split in splits
+            for plain in [self.lines.get(BASELINE, {}).get(split, {})]
+            for name, line in self.lines.get(strategy, {}).get(split, {}).items()
+            if name in plain
+        ]
+        if strategy == BASELINE or not pairs:
+            return {}
+        return {"answered": len(pairs), "as_greedy": sum(own == plain for own, plain in pairs)}
 
 
 def arrange(
@@ -289,10 +319,12 @@ def _entries(
                 "failed": wanted - len(lines),
                 # Answered, but not scored: what they are judged together with has no answer.
                 **({"left_out": left_out} if left_out else {}),
+                **group.as_greedy(strategy, parts),
                 "cut": sum(line.get("finish") == "length" for line in lines),
                 "unparsed": score.unparsed if score else 0,
                 "unread": score.unread if score else 0,
                 "metrics": metrics[id(score)] if score else {},
+                **(hidden(group.benchmark, score) if score else {}),
                 **({"fixed_answers": fixed[split]} if split in fixed else {}),
                 "degenerate": list(score.degenerate) if score else [],
                 "warnings": dict(Counter(w for line in lines for w in line.get("warnings", ()))),

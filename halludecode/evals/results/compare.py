@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from halludecode.core.errors import InvalidData
 from halludecode.evals.benchmarks.registry import BENCHMARKS, NotInstalled
 from halludecode.evals.data.run_files import read_json
-from halludecode.evals.results import summary, three_way
+from halludecode.evals.results import remarks, summary, three_way
 from halludecode.evals.results.build import BASELINE, Answers, arrange, labels
 from halludecode.evals.results.paired import differences
 from halludecode.evals.results.run_answers import run_answers
@@ -58,7 +58,9 @@ class Comparison:
 
         found = summary.lines(self.differences, self.labels)
         told = [Text(f"{what}. {said}") for what, said in summary.answers(found)]
+        told += map(Text, summary.fixed_answers(self.differences, self.labels))
         beside = three_way.tables(self.differences, self.labels) if self.three else []
+        told += map(Text, remarks.of_differences(self.differences, self.labels))
         return Group(*self._also(), *beside, summary.summary_table(found), *told)
 
     def table(self) -> Group:

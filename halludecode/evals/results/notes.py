@@ -9,9 +9,16 @@ from typing import Any
 
 from halludecode.evals.benchmarks.registry import NotInstalled, benchmark_named
 from halludecode.evals.results import control_text
+from halludecode.evals.results.remarks import FEW, few
 from halludecode.evals.results.sections import MARK, MEAN
+from halludecode.testbed.assets import MODELS, PLANTED
 
 NEITHER = "neither yes nor no"
+TIMING = (
+    "time/token is relative to greedy, prefill included; it varies with the machine. Questions "
+    "about one picture share what was computed of it unless a strategy edits the prompt itself, so "
+    "that one-word answers show the prefill above all."
+)
 Labels = Mapping[str, str]  # canonical strategy to a shorter name
 
 
@@ -31,15 +38,13 @@ def notes(results: Mapping[str, Any], labels: Labels) -> list[str]:
         sentences += control_text.legend(results["differences"])
         sentences += control_text.verdicts(results["differences"], labels)
     timed = any(entry.get("tokens_per_second") for entry in results["runs"])
-    sentences += timed * [
-        "time/token is relative to greedy, prefill included; it varies with the machine. Questions "
-        "about one picture share what was computed of it unless a strategy edits the prompt "
-        "itself, so that one-word answers show the prefill above all."
-    ]
+    sentences += timed * [TIMING]
     entries = [entry for entry in results["runs"] if entry["split"] != MEAN]
     for entry in entries:
         sentences += _losses(entry, labels)
+    sentences += dict.fromkeys(filter(None, map(_few, entries)))
     sentences += control_text.fixed_answers(entries, labels)
+    sentences += _idle(entries, labels)
     return [*sentences, *_warnings(entries, labels), *_misspelt(entries), *_strangers(entries)]
 
 
@@ -51,7 +56,8 @@ def _losses(entry: Mapping[str, Any], labels: Labels) -> Iterator[str]:
         split = f" ({entry['split']})" if entry["split"] else ""
         yield f"{where}{split}: {entry['failed']} failed, see errors.jsonl."
     if unshared := entry.get("unshared"):
-        yield f"{where}: {unshared} of its answers are left out, which not all strategies answered."
+        yield f"{where}: left out, as not all answered the same: {unshared} of its answers."
+    yield from (f"{where}: {remark}" for remark in entry.get("remarks", ()))
     if left_out := entry.get("left_out", 0) - entry.get("unshared", 0):
         yield (
             f"{where}: {left_out} answered but not scored, as others that they count together with "
@@ -65,9 +71,36 @@ def _losses(entry: Mapping[str, Any], labels: Labels) -> Iterator[str]:
         )
 
 
+def _few(entry: Mapping[str, Any]) -> str:
+    """What so few pictures mean; "" where they are enough, or were not counted."""
+    told = few(entry.get("clusters") or FEW)
+    return f"{entry['task']} on {entry['data']}: {told}" if told else ""
+
+
 def _choices(task: str) -> str:
     """What an answer that cannot be read does not say."""
     return "none of the choices" if benchmark_named(task).text_kind == "choice" else NEITHER
+
+
+def _idle(entries: Sequence[Mapping[str, Any]], labels: Labels) -> Iterator[str]:
+    """Strategies all of whose answers are greedy's, which a table shows as zeros alone."""
+    alike, answers = Counter[tuple[str, str]](), Counter[tuple[str, str]]()
+    for entry in entries:
+        if "as_greedy" in entry:
+            key = entry["strategy"], entry["model"]
+            alike[key] += entry["as_greedy"]
+            answers[key] += entry["answered"]
+    for (strategy, model), count in answers.items():
+        if count and alike[strategy, model] == count:
+            name = labels.get(strategy, strategy)
+            planted = (
+                f" --model {PLANTED} is the same model with attention sinks written in, for what "
+                "acts on those."
+            )
+            yield (
+                f"{name} changed nothing: all {count:,} of its answers are greedy's, word for "
+                f"word, at these settings.{planted if model == MODELS[0] else ''}"
+            )
 
 
 def _warnings(entries: Sequence[Mapping[str, Any]], labels: Labels) -> Iterator[str]:
@@ -90,7 +123,7 @@ def _misspelt(entries: Sequence[Mapping[str, Any]]) -> Iterator[str]:
         given.setdefault(entry["task"], set()).update(entry["metrics"])
     for task, names in given.items():
         for metric in benchmark_named(task).metrics:
-            close = difflib.get_close_matches(metric.name, names, n=1, cutoff=0.8)
+            close = difflib.get_close_matches(metric.name, names, n=1, cutoff=0.85)
             if metric.name not in names and close:
                 yield (
                     f"{task}: no score has the metric {metric.name!r} that it declares, but "

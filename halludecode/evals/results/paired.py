@@ -11,6 +11,7 @@ from halludecode.evals.results import broken_text, controls
 from halludecode.evals.results.detection import detection
 from halludecode.evals.results.length_control import budget_curve, length_control
 from halludecode.evals.results.object_control import object_control
+from halludecode.evals.results.remarks import hidden
 from halludecode.evals.results.yes_ratio import Pairs, yes_ratio
 from halludecode.evals.statistics import intervals as stats
 
@@ -61,9 +62,17 @@ class _Pair:
             split: {
                 "n": a.n,
                 "metrics": {n: d.to_dict() for n, d in stats.compare(a, b, seed=seed).items()},
+                **self._hidden(a, b),
             }
             for split, (a, b) in self.scores().items()
         }
+
+    def _hidden(self, a: Score, b: Score) -> dict[str, Any]:
+        """``clusters``, and ``remarks`` on either side."""
+        sides = {"strategy": a, "baseline": b}
+        found = {side: hidden(self.group.benchmark, score) for side, score in sides.items()}
+        remarks = {side: told["remarks"] for side, told in found.items() if "remarks" in told}
+        return {"clusters": len(a.clusters), **({"remarks": remarks} if remarks else {})}
 
     def yes_ratios(
         self, plains: Mapping[str | None, Any], sampled: bool, seed: int

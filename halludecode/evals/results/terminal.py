@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from halludecode.evals.benchmarks.base import Metric
 from halludecode.evals.benchmarks.registry import benchmark_named
-from halludecode.evals.results import control_text
+from halludecode.evals.results import control_text, remarks
 from halludecode.evals.results.notes import notes
 from halludecode.evals.results.sections import (
     MARK,
@@ -98,12 +98,14 @@ def _table(part: Section, labels: Mapping[str, str], columns: Sequence[Column]) 
     table.add_column("strategy", overflow="fold", max_width=NAME)
     for split, column in columns:
         table.add_column(heading(split, column), no_wrap=True)
-    table.add_column("time/\ntoken", justify="right", no_wrap=True)
-    for strategy in part.strategies:
+    costs = {strategy: part.cost(strategy) for strategy in part.strategies}
+    timed = any(costs.values())  # nobody timed answers that were made elsewhere
+    if timed:
+        table.add_column("time/\ntoken", justify="right", no_wrap=True)
+    for strategy, ratio in costs.items():
         cells = [cell(part, strategy, split, column) for split, column in columns]
-        ratio = part.cost(strategy)
-        name = labels.get(strategy, strategy)
-        table.add_row(name, *cells, "" if ratio is None else f"{ratio:.2f}x")
+        cost = [f"{ratio:.2f}x" if ratio else ""] * timed
+        table.add_row(labels.get(strategy, strategy), *cells, *cost)
     return table
 
 
@@ -141,11 +143,10 @@ def comparison_tables(gaps: Sequence[Mapping[str, Any]], labels: Mapping[str, st
     for gap in gaps:
         parts.append(_comparison(gap, labels))
         sentences = control_text.sentences(gap, labels, gap_text)
-        if "left_out" in gap:
-            sentences = [_left_out(gap, labels), *sentences]
         parts += [Padding(Text(line), (0, 0, 0, 2)) for line in sentences]
         curve = gap.get("controls", {}).get("length", {}).get("budgets")
         parts += [_curve(curve, gap, labels), Text()] if curve else [Text()]
+    parts += [Text(line) for line in remarks.of_differences(gaps, labels)]
     parts += [Text(line) for line in control_text.general(gaps)]
     parts.append(
         Text(
@@ -175,16 +176,6 @@ def _comparison(gap: Mapping[str, Any], labels: Mapping[str, str]) -> Table:
         tests = (f"{d['p']:.2g}", f"{d['p_holm']:.2g}", ":".join(map(str, d.get("discordant", ()))))
         table.add_row(metric.name, *sides, gap_text(d, metric.scale, metric.digits), *tests)
     return table
-
-
-def _left_out(gap: Mapping[str, Any], labels: Mapping[str, str]) -> str:
-    """What one side answered and the other did not, as a sentence."""
-    name, base = _names(gap, labels)
-    counts = gap["left_out"]
-    return (
-        f"Left out, as only one side answered: {counts['strategy']} of {name}, "
-        f"{counts['baseline']} of {base}."
-    )
 
 
 def _metrics(

@@ -64,11 +64,13 @@ class Setup:
     answers: str = "as_written"  # or "final"; see `data.final_answer`
     call: Mapping[str, Any] = field(default_factory=dict)  # the options, for `reproduce`
     together: bool = False  # all plans are asked a batch before the next one
+    load: Mapping[str, Any] = field(default_factory=dict)  # what the model was loaded with
+    shard: tuple[int, int] | None = None  # (k, n): every n-th picture from the k-th on is asked
 
     def jobs(self) -> Iterable[tuple[str, Any, list[Ask]]]:
         """(kind, plan, batch) in the order they are worked through."""
         for plan in self.plans.values():
-            for (kind, _), units in _grouped(self.units).items():
+            for (kind, _), units in _grouped(of_shard(self.units, self.shard)).items():
                 share = self.sampling[kind].temperature == 0
                 for batch in plan_batches(units, share=share, size=self.batch):
                     yield kind, plan, batch
@@ -94,6 +96,25 @@ def _grouped(units: Sequence[EvalUnit]) -> dict[tuple[str, str], list[EvalUnit]]
             part = unit if len(kinds) == 1 else replace(unit, samples=tuple(samples))
             groups.setdefault((kind, unit.data), []).append(part)
     return groups
+
+
+def of_shard(units: Sequence[EvalUnit], shard: tuple[int, int] | None) -> Sequence[EvalUnit]:
+    """The units with every n-th picture of a source alone, from the k-th on, counted from 1.
+
+    A picture's questions stay together, in whatever split they are, so a shard encodes it once.
+    """
+    if shard is None:
+        return units
+    (first, count), numbers = shard, dict[tuple[str, str], int]()
+    seen: dict[str, int] = {}
+
+    def mine(unit: EvalUnit, sample: Sample) -> bool:
+        key = (unit.data, sample.picture.digest or sample.picture.name)
+        if key not in numbers:
+            seen[unit.data] = numbers[key] = seen.get(unit.data, -1) + 1
+        return numbers[key] % count == first - 1
+
+    return [replace(u, samples=tuple(s for s in u.samples if mine(u, s))) for u in units]
 
 
 def plan_batches(

@@ -26,6 +26,7 @@ from halludecode.evals.results.build import Report, build_results
 from halludecode.evals.runner.run_folder import RunStore
 from halludecode.evals.runner.run_record import recipes, versions
 from halludecode.evals.runner.score_file import (
+    Read,
     chosen_benchmark,
     odd_questions,
     read_systems,
@@ -146,15 +147,19 @@ def judged(
             own = {s.id: s for s in asked[split] if s.id in given[split].answers}
             samples[split] = {**own, **samples.get(split, {})}
     first = next(iter(next(iter(samples.values())).values()))
-    source = data_name(first.image, notes)
-    changed, digests = 0, dict[int, str]()
+    # Results that hold their own questions lie nowhere but in themselves.
+    place = notes or (Path(chosen.title or chosen.name) if chosen.truth_in else None)
+    source = data_name(first.image, place)
+    changed = 0
     told += [sentence for name, (_, given) in read.items() for sentence in sentences(given, name)]
     for name, (asked, given) in read.items():
         for split, own in given.items():
             head = {"task": chosen.name, "data": source, "split": split, "strategy": name}
-            lines += _lines(chosen, asked[split], own, head, answers, digests)
+            chosen.check_given(own)
+            lines += _lines(chosen, asked[split], own, head, answers)
             if answers == "as_written":
                 changed += changed_by_final(chosen, asked[split], own.answers)
+    told += _unanswered(read, samples)
     if changed:
         told.append(offer(changed, len(lines)))
     told += odd_questions(chosen, {k: list(own.values()) for k, own in samples.items()}, source)
@@ -162,6 +167,17 @@ def judged(
     units, unshared = _shared(chosen, source, samples, {n: g for n, (_, g) in read.items()})
     made = _run(chosen, predictions, read, notes, captions, answers, seed, stated or {}, units)
     return Imported(chosen, made, lines, units, unshared, told)
+
+
+def _unanswered(
+    read: Mapping[str, Read], samples: Mapping[str | None, Mapping[Any, Sample]]
+) -> Iterable[str]:
+    """How much of what was asked nobody answered, as a sentence a split."""
+    for split, answered in samples.items():
+        asked = {s.id for own, given in read.values() if split in given for s in own[split]}
+        if len(answered) < len(asked):
+            where = f"{split}: " if split else ""
+            yield f"{where}{len(asked) - len(answered)} of {len(asked)} samples have no answer."
 
 
 def _paths(files: Paths) -> list[Path]:
@@ -177,19 +193,13 @@ def _lines(
     given: Given,
     head: Mapping[str, Any],
     answers: str,
-    digests: dict[int, str],
 ) -> Iterable[dict[str, Any]]:
-    """Lines as `eval` writes them; what nobody measured is None.
-
-    ``digests`` keeps those of samples, which all systems share.
-    """
+    """Lines as `eval` writes them; what nobody measured is None."""
     by_id = {s.id: s for s in samples}
     for i, line in lines_of(benchmark, samples, given.answers, answers).items():
         sample = by_id[i]
-        if id(sample) not in digests:
-            digests[id(sample)] = sample.digest
         asked = {"prompt": sample.question, "image": str(sample.image)}
-        asked["data_hash"] = digests[id(sample)]
+        asked["data_hash"] = sample.digest
         judged = {k: v for k, v in line.items() if k not in ("id", "image", "prompt")}
         unknown = dict.fromkeys(("margin", "tokens", "ms", "effect", "finish"))
         yield {"id": i, **head, **asked, **judged, **unknown}

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import re
 import tempfile
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -68,20 +69,28 @@ def run_eval(
 def run_setup(
     setup: Setup, output: str | Path, *, fresh: bool = False, progress: bool = True
 ) -> Report:
-    """`run_eval` of what has been prepared."""
+    """`run_eval` of what has been prepared; of a shard the answers alone, see `merge`."""
     check = functools.partial(check_data, setup, Path(output))
     with RunStore(Path(output), *recipe(setup), fresh=fresh, check=check) as store:
         answer_all(setup, store, progress)
-        names = [plan.canonical for plan in setup.plans.values()]
-        results = build_results(store.done, setup.units, names, store.run, setup.seed)
-        single = [entry for entry in results["runs"] if entry["split"] != MEAN]
-        failed = sum(entry["failed"] for entry in single)
-        left_out = sum(entry.get("left_out", 0) for entry in single)
-        results = store.write_results(results)
-        gone = _keep_pictures(store, setup, names)
-        told = tuple(way for benchmark in setup.benchmarks.values() for way in benchmark.ways())
-        told += odd_units(setup.units)
-        return Report(results, Path(output), store.run, failed, left_out, told, tuple(gone))
+        if setup.shard is None:
+            return score(setup, store)
+        failed = len(store.failures.keys() - store.done.keys())
+        return Report({"runs": [], "differences": []}, Path(output), store.run, failed)
+
+
+def score(setup: Setup, store: RunStore) -> Report:
+    """Writes the results of what a folder holds."""
+    names = [plan.canonical for plan in setup.plans.values()]
+    results = build_results(store.done, setup.units, names, store.run, setup.seed)
+    single = [entry for entry in results["runs"] if entry["split"] != MEAN]
+    failed = sum(entry["failed"] for entry in single)
+    left_out = sum(entry.get("left_out", 0) for entry in single)
+    results = store.write_results(results)
+    gone = _keep_pictures(store, setup, names)
+    told = tuple(way for benchmark in setup.benchmarks.values() for way in benchmark.ways())
+    told += odd_units(setup.units)
+    return Report(results, store.path, store.run, failed, left_out, told, tuple(gone))
 
 
 def evaluate(
@@ -133,6 +142,7 @@ def prepare(
     max_new_tokens: int | None = None,
     controls: bool | None = None,
     answers: str = "as_written",
+    shard: str | None = None,
     **parameters: Any,
 ) -> Setup:
     """Checks every argument, reads the data, then loads the model; nothing is generated.
@@ -156,9 +166,11 @@ def prepare(
         controls: Also run what sampled results must be read against, see `results.controls`; None
             is yes above temperature 0, where alone it tells something.
         answers: ``as_written``, or ``final``: what an answer finally says, see `final_answer`.
+        shard: ``K/N``: ask about every N-th picture of each source alone, from the K-th on; `merge`
+            joins the N run folders.
         **parameters: Parameters of single benchmarks by their old names: ``pope_splits``;
-            ``family``, ``gt_family``, ``incomplete`` and ``image_ids`` of CHAIR; ``similarity`` of
-            AMBER. None means not given.
+            ``family``, ``gt_family``, ``incomplete``, ``image_ids`` and ``synonyms`` of CHAIR;
+            ``similarity`` of AMBER. None means not given.
 
     Raises:
         HalluDecodeError: An argument, a file or the model cannot be used; of options that do not
@@ -169,6 +181,7 @@ def prepare(
         check_option(option, _OPTIONS)
     _check_arguments(strategies, limit=limit, batch_size=batch_size, max_new_tokens=max_new_tokens)
     check_rule(answers)
+    part = _shard(shard)
     if not isinstance(seed, int):
         raise InvalidParameter(f"seed={seed!r}: seed must be a whole number.")
     data = [data] if isinstance(data, str | Path) else data
@@ -207,8 +220,21 @@ def prepare(
         batch=BATCH.get(engine.name, BATCH["hf"]),
         controls=hd_controls.record(plans) if temperature > 0 else {},
         answers=answers,
-        call=_call(given),
+        call=_call({**given, "shard": None}),
+        load=_load(engine_or_loader),
+        shard=part,
     )
+
+
+def _shard(text: str | None) -> tuple[int, int] | None:
+    """(K, N) of ``K/N``."""
+    if text is None:
+        return None
+    numbers = re.fullmatch(r"(\d+)/(\d+)", text) if isinstance(text, str) else None
+    first, count = map(int, numbers.groups()) if numbers else (0, 0)
+    if not 1 <= first <= count:
+        raise InvalidParameter(f"shard={text!r}: give K/N with K from 1 to N, such as 2/8.")
+    return first, count
 
 
 def _call(given: Mapping[str, Any]) -> dict[str, Any]:
@@ -296,6 +322,12 @@ def _model_name(engine_or_loader: Any) -> str:
     if isinstance(engine_or_loader, functools.partial) and engine_or_loader.args:
         return str(engine_or_loader.args[0])
     return str(getattr(engine_or_loader, "model_id", ""))
+
+
+def _load(engine_or_loader: Any) -> dict[str, Any]:
+    """Options of a partial loader, such as the revision, for ``run.json``."""
+    given = getattr(engine_or_loader, "keywords", {})
+    return {name: _plain(value) for name, value in given.items() if name != "engine"}
 
 
 def _path(value: str | Path | None) -> Path | None:

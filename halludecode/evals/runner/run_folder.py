@@ -88,8 +88,8 @@ class RunStore:
         old = read_json(file)
         if "answers" in identity:  # runs of before there was a choice took them as written
             old.setdefault("answers", "as_written")
-        for name, value in identity.items():
-            _same(self.path, name, old.get(name), value)
+        for name in (*identity, "shard"):  # which a whole run has not
+            _same(self.path, name, old.get(name), identity.get(name))
         return old
 
     def _adopt(self, old: dict[str, Any], identity: dict[str, Any], recipe: dict[str, Any]) -> None:
@@ -193,7 +193,8 @@ def _append(
     new = [dict(line) for line in lines if key_of(line) not in known]
     if not new:
         return
-    file.write("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in new).encode("utf-8"))
+    encode = json.JSONEncoder(ensure_ascii=False).encode
+    file.write("".join(f"{encode(line)}\n" for line in new).encode("utf-8"))
     file.flush()
     os.fsync(file.fileno())
     known.update((key_of(line), line) for line in new)

@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING, Any
 
 from halludecode import __version__
 from halludecode.core.errors import InvalidData
-from halludecode.evals.benchmarks.registry import BENCHMARKS
 from halludecode.evals.data.run_files import Key
 
 if TYPE_CHECKING:
@@ -38,6 +37,7 @@ def recipe(setup: Setup) -> tuple[dict[str, Any], dict[str, Any]]:
             for task, s in setup.sampling.items()
         },
         "answers": setup.answers,
+        **({"shard": "{}/{}".format(*setup.shard)} if setup.shard else {}),
         **recipes(setup.benchmarks),
     }
     data = {
@@ -61,6 +61,7 @@ def recipe(setup: Setup) -> tuple[dict[str, Any], dict[str, Any]]:
         "versions": {**versions(), **described.pop("versions", {})},
         "model_facts": described,
         **({"calls": {call_name(setup.call): dict(setup.call)}} if setup.call else {}),
+        **({"load": dict(setup.load)} if setup.load else {}),
         "started": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
     }
     return identity, rest
@@ -72,10 +73,9 @@ def call_name(call: Mapping[str, Any]) -> str:
 
 
 def recipes(benchmarks: Mapping[str, Benchmark]) -> dict[str, dict[str, Any]]:
-    """What is recorded of benchmarks under their names; {} of those that were not run."""
-    found = {cls.name: {} for cls in BENCHMARKS if cls().recipe()}
-    found |= {name: chosen.recipe() for name, chosen in benchmarks.items()}
-    return {n: found[n] for n in sorted(found) if found[n] or n not in benchmarks}
+    """What is recorded of benchmarks under their names; nothing of those without parameters."""
+    found = {name: benchmarks[name].recipe() for name in sorted(benchmarks)}
+    return {name: recipe for name, recipe in found.items() if recipe}
 
 
 def _controls(setup: Setup, plan: Any) -> dict[str, Any]:

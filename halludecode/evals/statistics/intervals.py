@@ -8,20 +8,15 @@ McNemar's exact test; everything else the percentile bootstrap.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from functools import lru_cache
+from collections.abc import Mapping, Sequence
 from statistics import NormalDist, fmean, stdev
 from typing import Any, NamedTuple
 
 import numpy as np
 
 from halludecode.core.errors import InvalidData, InvalidParameter
+from halludecode.evals.statistics.resampling import draws
 from halludecode.evals.statistics.score import Id, Score
-
-_CHUNK = 500  # resamples at a time: 500 x 1187 MME pictures of weights are 5 MB
-_CACHED = 20_000  # draws at a time: counted in the processor's cache, five times as fast as outside
-_PRODUCT = 1_000_000  # counts that are multiplied at a time
-_KEPT = 100_000_000  # counts, a byte each, kept for the next comparison of the same pictures
 
 
 class Interval(NamedTuple):
@@ -39,7 +34,8 @@ class Difference(NamedTuple):
         value: Metric of the first score minus that of the second.
         low: Lower end of the paired bootstrap interval.
         high: Upper end.
-        p: McNemar's exact p for shares of items, the bootstrap's otherwise.
+        p: McNemar's exact p for shares of items, the bootstrap's otherwise: of n pictures at
+            least 2^(1 - n), so that one picture says nothing of others.
         test: ``mcnemar`` or ``bootstrap``.
         discordant: Items where only the first, and only the second, has the flag (McNemar only).
         first: The first's own value and interval.
@@ -146,6 +142,8 @@ def compare(
     out: dict[str, Difference] = {}
     for name in a.metrics:
         gap = difference(firsts[name], seconds[name], drawn_a[name] - drawn_b[name], level)
+        # All pictures on one side: no test of so few can say more, whatever resampling says.
+        gap = gap._replace(p=max(gap.p, 2.0 ** (1 - len(a.clusters))))
         flags_a, flags_b = a.shares.get(name), b.shares.get(name)
         paired = flags_a is not None and flags_b is not None and flags_a.keys() == flags_b.keys()
         # POPE's splits share their positive questions, which a pooled count would take thrice.
@@ -316,76 +314,34 @@ def _pairable(a: Score, b: Score) -> None:
 def _bootstrap(scores: Sequence[Score], resamples: int, seed: int) -> list[dict[str, np.ndarray]]:
     """Metrics of every score under the same resampled pictures, ``[resamples]`` each."""
     lead = scores[0].clusters
-    orders = [_order(score.clusters, lead) for score in scores]
-    parts: list[list[dict[str, np.ndarray]]] = [[] for _ in scores]
-    for weights in draws(scores[0].strata or [""] * len(lead), resamples, seed):
-        for score, order, part in zip(scores, orders, parts, strict=True):
-            part.append(score.resampled(weights if order is None else weights[:, order]))
-    return [{name: np.concatenate([c[name] for c in part]) for name in part[0]} for part in parts]
+    tables = [_ordered(score, lead) for score in scores]
+    # Sums of whole numbers have no rounding while they stay below 2**24, so that single precision
+    # gives the same in half the time, and so does one product for all scores.
+    whole = all(_whole(table) for table in tables)
+    kind = np.float32 if whole else float
+    factors = [np.concatenate(tables, axis=1).astype(kind)] if whole else tables
+    parts = [
+        [weights @ factor for factor in factors]
+        for weights in draws(scores[0].strata or [""] * len(lead), resamples, seed, kind)
+    ]
+    sums = [np.concatenate(part).astype(float) for part in zip(*parts, strict=True)]
+    if whole:
+        sums = np.split(sums[0], np.cumsum([table.shape[1] for table in tables])[:-1], axis=1)
+    return [score.from_sums(own) for score, own in zip(scores, sums, strict=True)]
 
 
-def _order(clusters: Sequence[str], lead: Sequence[str]) -> np.ndarray | None:
-    """Places in the leading order; None where they are the same, which spares a copy."""
-    if tuple(clusters) == tuple(lead):
-        return None
-    place = {name: i for i, name in enumerate(lead)}
-    return np.array([place[name] for name in clusters])
+def _ordered(score: Score, lead: Sequence[str]) -> np.ndarray:
+    """The columns of a score, its pictures in the leading order."""
+    if tuple(score.clusters) == tuple(lead):
+        return score.table()
+    place = {name: i for i, name in enumerate(score.clusters)}
+    return score.table()[[place[name] for name in lead]]
 
 
-def draws(strata: Sequence[str], resamples: int, seed: int = 0) -> Iterator[np.ndarray]:
-    """How often each picture is drawn, ``[<= 500, pictures]`` at a time.
-
-    Args:
-        strata: Group of every picture; pictures are drawn within their group.
-        resamples: Resamples in all.
-        seed: Seed of the drawing.
-    """
-    numbers = {name: i for i, name in enumerate(dict.fromkeys(strata))}
-    group = tuple(numbers[name] for name in strata)
-    if len(group) * resamples > _KEPT:
-        yield from _drawn(group, resamples, seed)
-        return
-    for counts in _drawn_once(group, resamples, seed):
-        for at in range(0, len(counts), step := max(1, _PRODUCT // len(group))):
-            yield counts[at : at + step].astype(float)
-
-
-@lru_cache(maxsize=2)
-def _drawn_once(group: tuple[int, ...], resamples: int, seed: int) -> tuple[np.ndarray, ...]:
-    """All of `_drawn`: a comparison and each of its controls resample the same pictures."""
-    try:
-        return tuple(_drawn(group, resamples, seed, np.uint8))
-    except OverflowError:  # a picture was drawn 256 times
-        return tuple(_drawn(group, resamples, seed))
-
-
-def _drawn(
-    group: tuple[int, ...], resamples: int, seed: int, kind: type = float
-) -> Iterator[np.ndarray]:
-    strata, rng = np.array(group), np.random.default_rng(seed)
-    groups = [np.flatnonzero(strata == number) for number in dict.fromkeys(group)]
-    for start in range(0, resamples, _CHUNK):
-        rows = min(_CHUNK, resamples - start)
-        weights = np.empty((rows, len(group)), kind)
-        for members in groups:
-            for at in range(0, rows, step := max(1, _CACHED // len(members))):
-                counts = _counted(rng, min(step, rows - at), len(members))
-                if kind is np.uint8 and counts.max() > 255:
-                    raise OverflowError
-                if len(groups) == 1:
-                    weights[at : at + step] = counts
-                else:
-                    weights[at : at + step, members] = counts
-        yield weights
-
-
-def _counted(rng: np.random.Generator, rows: int, size: int) -> np.ndarray:
-    """How often each of ``size`` members is drawn in ``size`` draws, ``[rows, size]``."""
-    drawn = rng.integers(size, size=(rows, size))
-    if rows == 1:
-        return np.bincount(drawn[0], minlength=size)
-    drawn += size * np.arange(rows)[:, None]
-    return np.bincount(drawn.ravel(), minlength=rows * size).reshape(rows, size)
+def _whole(table: np.ndarray) -> bool:
+    """Whether no sum of as many rows can be rounded in single precision."""
+    most = float(np.abs(table).max(initial=0.0)) * len(table)
+    return most < 2**24 and bool((table == np.rint(table)).all())
 
 
 def _percentiles(drawn: np.ndarray, level: float) -> tuple[float, float]:

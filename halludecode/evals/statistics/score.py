@@ -74,9 +74,15 @@ class Score:
         Returns:
             Metric name to values ``[resamples]``; a zero denominator gives 0.0.
         """
-        names = list(self.columns)
-        sums = weights @ np.stack([self.columns[name] for name in names], axis=1)
-        values = self.formula({name: sums[:, i] for i, name in enumerate(names)})
+        return self.from_sums(weights @ self.table())
+
+    def table(self) -> np.ndarray:
+        """The columns side by side, ``[clusters, columns]``."""
+        return np.stack(list(self.columns.values()), axis=1)
+
+    def from_sums(self, sums: np.ndarray) -> dict[str, np.ndarray]:
+        """Metrics of sums of the columns ``[resamples, columns]``, see `resampled`."""
+        values = self.formula({name: sums[:, i] for i, name in enumerate(self.columns)})
         return {name: np.nan_to_num(value) for name, value in values.items()}
 
 
@@ -87,29 +93,29 @@ def ratio(numerator: np.ndarray | float, denominator: np.ndarray | float) -> np.
 
 
 def gather(
-    rows: Sequence[tuple[str, Mapping[str, float]]], names: Sequence[str]
+    rows: Sequence[tuple[str, Mapping[str, float]]], names: Sequence[str] | None = None
 ) -> tuple[tuple[str, ...], dict[str, np.ndarray]]:
     """Sums item counts into clusters.
 
     Args:
         rows: Cluster name and counts of every item.
-        names: Column names; a count that an item lacks is 0.
+        names: Column names, in order; a count that an item lacks is 0. None is all that rows have.
 
     Returns:
         Cluster names in first-seen order and the columns, float64 ``[clusters]``.
     """
     places = {cluster: i for i, cluster in enumerate(dict.fromkeys(name for name, _ in rows))}
-    at: dict[str, list[int]] = {name: [] for name in names}
-    counted: dict[str, list[float]] = {name: [] for name in names}
-    for cluster, counts in rows:
-        place = places[cluster]
-        for name, count in counts.items():
-            at[name].append(place)
-            counted[name].append(count)
-    columns = {
-        name: np.bincount(np.array(at[name], int), counted[name], len(places)) for name in names
-    }
-    return tuple(places), columns
+    # Ten thousand answers have a few dozen different counts.
+    kinds: dict[tuple[tuple[str, float], ...], int] = {}
+    at = np.array([places[cluster] for cluster, _ in rows], int)
+    kind = np.array([kinds.setdefault((*counts.items(),), len(kinds)) for _, counts in rows], int)
+    if names is None:
+        names = list(dict.fromkeys(name for counts in kinds for name, _ in counts))
+    values = {name: np.zeros(len(kinds)) for name in names}
+    for i, counts in enumerate(kinds):
+        for name, count in counts:
+            values[name][i] = count
+    return tuple(places), {n: np.bincount(at, own[kind], len(places)) for n, own in values.items()}
 
 
 def mean_of(scores: Mapping[str, Score], totals: Collection[str] = ("unparsed", "unread")) -> Score:

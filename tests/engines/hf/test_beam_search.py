@@ -21,7 +21,7 @@ from halludecode.core.errors import (
 )
 from halludecode.core.strategy import Strategy
 from halludecode.engines.hf import batch as hf_batch
-from halludecode.engines.hf.token_tree import TokenTree
+from halludecode.engines.hf.token_tree import LastForward, TokenTree
 from tests.support import families, naive
 
 WORDS = ["What is this?", "Describe it, please.", "Why?"]
@@ -358,6 +358,51 @@ def test_layers_that_drop_keys_are_refused():
             TokenTree(batch, 0)
 
 
+class Headed(torch.nn.Module):
+    """A head and what some models do to its logits."""
+
+    def __init__(self, scale: float) -> None:
+        super().__init__()
+        self.head, self.scale = torch.nn.Linear(4, 9, bias=False), scale
+
+    def get_output_embeddings(self) -> torch.nn.Module:
+        return self.head
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.head(x) * self.scale
+
+
+@pytest.mark.parametrize("scale", [1.0, 0.5])
+@torch.no_grad()
+def test_only_logits_that_are_asked_for_are_made_where_the_head_makes_them(scale):
+    torch.manual_seed(0)
+    model, last = Headed(scale), LastForward()
+    for turn in range(3):
+        x = torch.randn(2, 5, 4)
+        with last.of(model):
+            made = model(x)
+        last.made(made, lambda h, norm: model.head(h))
+        assert made.shape[1] == (0 if turn and scale == 1 else 5)
+        found = last.logits(
+            torch.tensor([0, 1, 1]), torch.tensor([4, 0, 3]), lambda h, _: model.head(h)
+        )
+        torch.testing.assert_close(found, model(x)[[0, 1, 1], [4, 0, 3]])
+    assert model(x).shape[1] == 5, "the hook is gone"
+
+
+def test_tokens_that_were_tried_in_vain_cost_no_logits(llava):
+    rows: list[int] = []
+    handle = llava.model.get_output_embeddings().register_forward_hook(
+        lambda module, args, out: rows.append(out.shape[:-1].numel())
+    )
+    try:
+        llava.generate(requests(), "opera", hd.Sampling(max_new_tokens=5, min_new_tokens=5))
+    finally:
+        handle.remove()
+    first = [3, 15, 15]  # the prompts, their first candidates, and whether the head says the same
+    assert rows[:3] == first and set(rows[3:]) == {0, 15}, "five beams of 25 tries, three requests"
+
+
 def test_requests_of_one_batch_try_different_numbers_of_tokens(llava, monkeypatch):
     """What is read for a request has one row per token it asked for, not per token of the batch."""
     sizes, feed = set(), TokenTree.feed
@@ -365,7 +410,7 @@ def test_requests_of_one_batch_try_different_numbers_of_tokens(llava, monkeypatc
     def spied(tree, asks):
         made = feed(tree, asks)
         for ask, fed in zip(asks, made, strict=True):
-            assert len(fed.logits) == len(fed.rows) == len(fed.image) == ask.size
+            assert len(fed.rows) == len(fed.image) == ask.size
         sizes.add(tuple(ask.size for ask in asks))
         return made
 

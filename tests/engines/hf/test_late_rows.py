@@ -59,7 +59,7 @@ def told(outputs: list[hd.Output]) -> list[object]:
 @pytest.mark.parametrize("spec", SPECS)
 def test_tokens_are_those_of_rows_always_there(family_engine, monkeypatch, spec, how, heavy):
     engine = family_engine("llava")
-    monkeypatch.setattr(late_rows, "HEAVY", 0 if heavy else 1e99)
+    monkeypatch.setattr(late_rows, "pays_to_wait", lambda hf_model, answers: heavy)
     late = engine.generate(asked(), spec, SAMPLINGS[how])
     monkeypatch.setattr(engine, "extra_rows", "always")
     assert told(late) == told(engine.generate(asked(), spec, SAMPLINGS[how]))

@@ -84,7 +84,10 @@ def test_a_batch_cut_into_small_steps_gives_the_tokens_of_the_hf_engine(
     assert len(preempted & inside) >= 2, preempted  # edits met their tokens again
 
 
-@pytest.mark.parametrize("sampled", [False, True], ids=["greedy", "sampled"])
+@pytest.mark.parametrize(
+    "sampled",
+    [pytest.param(False, id="greedy", marks=pytest.mark.full), pytest.param(True, id="sampled")],
+)
 def test_prompts_that_start_whole_give_the_tokens_of_the_hf_engine(
     vllm_engine, testbed, preempted, sampled
 ):
@@ -93,8 +96,15 @@ def test_prompts_that_start_whole_give_the_tokens_of_the_hf_engine(
     assert preempted & {"vhr", "sid"}, preempted
 
 
-@pytest.mark.parametrize("family", ["qwen2_5_vl", "internvl"])
-@pytest.mark.parametrize("tight", ["cut", "whole"])
+@pytest.mark.parametrize(
+    ("family", "tight"),
+    [
+        ("qwen2_5_vl", "cut"),
+        ("internvl", "whole"),
+        pytest.param("qwen2_5_vl", "whole", marks=pytest.mark.full),
+        pytest.param("internvl", "cut", marks=pytest.mark.full),
+    ],
+)
 def test_other_families_under_pressure(
     vllm_engine, family_engine, supplied, preempted, family, tight
 ):

@@ -15,6 +15,7 @@ import halludecode as hd
 from halludecode.core.registry import STRATEGIES
 from halludecode.testbed import model_path
 from tests.support import LONG, families, specs
+from tests.support.vllm import python_path
 
 SPECS = ("vcd", "pai", "damro", "vista", "vdgd(tokens=4)", "var")
 REST = ("qwen2_5_vl", "internvl", "qwen3_vl", "idefics3")
@@ -89,8 +90,7 @@ if __name__ == "__main__":
 
 def run(script: Path, text: str, *words: str, ranks: int = 1) -> list[str]:
     script.write_text(text)
-    root = str(Path(__file__).parents[3])
-    env = {**os.environ, "VLLM_ENABLE_V1_MULTIPROCESSING": "1", "PYTHONPATH": root}
+    env = {**os.environ, "VLLM_ENABLE_V1_MULTIPROCESSING": "1", "PYTHONPATH": python_path()}
     env |= {"RANKS": str(ranks), "VLLM_LOGGING_LEVEL": "ERROR"}
     env["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"  # several processes, on however few cores
     done = subprocess.run(
@@ -117,6 +117,7 @@ def ask(hf, model: str, folder: Path, specs: tuple[str, ...], ranks: int) -> Non
         assert tuple(ids) == want.token_ids, spec
 
 
+@pytest.mark.full  # replicas below have such cores too, and so has half of the heads
 def test_answers_agree_with_the_core_in_another_process(testbed, tmp_path):
     ask(testbed, "testbed", tmp_path, SPECS, 1)
 

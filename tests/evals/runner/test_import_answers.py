@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import json
+import re
 
 import pytest
+from rich.console import Console
 
 from halludecode.cli.answers import compared, named
 from halludecode.core.errors import InvalidData, InvalidParameter
@@ -86,6 +89,119 @@ def test_what_not_all_answered_is_left_out_and_counted(tmp_path, asked, two):
     with pytest.raises(InvalidData, match="vcd and greedy have no answered sample in common"):
         import_answers("pope", two, annotations=asked, output=tmp_path / "none")
     assert not (tmp_path / "none").exists()
+
+
+def shown(made):
+    """What a terminal shows, in one line."""
+    console = Console(width=400, file=io.StringIO())
+    console.print(made)
+    return " ".join(console.file.getvalue().split())
+
+
+def test_what_numbers_hide_is_said_by_import_compare_and_score_alike(tmp_path, asked, two):
+    """Words of no rule, few pictures, samples without an answer, what one side answered alone."""
+    said(two["vcd"], ["Ja", "Nein"] * 3)
+    lines(two["greedy"], [{"question_id": n, "answer": "No"} for n in (2, 3)])
+    made = import_answers("pope", two, annotations=asked, output=tmp_path / "run")
+    neither = "answers hold neither yes nor no as a word; rule official leaves 0 unread"
+    for text in (
+        f"vcd, pope on questions: 2 of 2 {neither} and counts the others as yes or no.",
+        "pope on questions: only 1 picture or pair to resample: intervals say little",
+        "vcd, pope on questions: left out, as not all answered the same: 4 of its answers.",
+    ):
+        assert text in shown(made.table())
+    assert "time/ token" not in shown(made.table())  # nobody timed them
+    assert "samples have no answer" not in shown(made.table())
+    few = import_answers(
+        "pope", {"greedy": two["greedy"]}, annotations=asked, output=tmp_path / "few"
+    )
+    assert "questions: 4 of 6 samples have no answer." in shown(few.table())
+    render([tmp_path / "run"], "html", tmp_path / "page.html")
+    page = (tmp_path / "page.html").read_text()
+    assert "left out, as not all answered the same: 4 of its answers." in page
+    assert "temperature not stated" in page and "time per token" not in page
+    assert not {"on None", "weights None", "None (None)"} & set(re.findall(r"\w+ \(?None\)?", page))
+    render([tmp_path / "run"], "md", tmp_path / "page.md")
+    assert "time/token" not in (tmp_path / "page.md").read_text()
+    found = compared([str(two["vcd"]), str(two["greedy"])], "pope", {"annotations": asked})
+    for table in (found.summary(), found.table()):
+        text = shown(table)
+        assert f"a, pope on questions (questions): 2 of 2 {neither}" in text
+        assert "left out, as only one side answered: 4 of a, 0 of b." in text
+        assert "no difference can be sure" in text
+    told = score_predictions("pope", two["vcd"], asked)["told"]
+    assert any(sentence.startswith(f"6 of 6 {neither}") for sentence in told)
+
+
+def test_captions_of_nothing_are_named_by_import_and_compare(tmp_path):
+    say = {"a": ["A dog.", "A cat."], "b": ["", "\u732b"], "c": ["A dog.", ""]}
+    files = {
+        name: lines(
+            tmp_path / f"{name}.jsonl",
+            [{"image_id": i, "caption": text} for i, text in zip((42, 73), texts, strict=True)],
+        )
+        for name, texts in say.items()
+    }
+    made = import_answers("chair", {"greedy": files["a"], "b": files["b"]}, output=tmp_path / "run")
+    assert "b, chair on coco: 1 of 2 captions are empty (image 42)" in shown(made.table())
+    assert "b, chair on coco: 1 of 2 captions name none of the 80 objects" in shown(made.table())
+    assert "b, chair on coco: CHAIR_i: nothing to divide by" in shown(made.table())
+    found = compared([str(files["c"]), str(files["a"])], "chair", {})
+    assert "c, chair on coco: 1 of 2 captions are empty (image 73)" in shown(found.summary())
+
+
+def test_one_picture_makes_no_difference_sure(tmp_path):
+    sides = {name: tmp_path / f"{name}.jsonl" for name in ("good", "bad")}
+    lines(sides["good"], [{"image_id": 42, "caption": "A street."}])
+    lines(sides["bad"], [{"image_id": 42, "caption": "A giraffe, a kite, a pizza, a bed."}])
+    found = compared([str(path) for path in sides.values()], "chair", {})
+    (gap,) = found.differences
+    assert gap["metrics"]["chair_i"]["p"] == 1
+    assert "sure:" not in shown(found.summary())
+
+
+def test_results_with_their_own_questions_are_not_called_coco(tmp_path):
+    folder = tmp_path / "theirs"
+    folder.mkdir()
+    rows = ["p1.jpg\tIs there a cup?\tYes\tYes", "p1.jpg\tIs there a bed?\tNo\tNo"]
+    (folder / "existence.txt").write_text("\n".join(rows) + "\n")
+    made = import_answers("mme", {"greedy": folder}, output=tmp_path / "run")
+    assert {e["data"] for e in made.results["runs"]} == {"MME"}
+
+
+def test_a_list_of_pictures_holds_for_imports_too(tmp_path):
+    answers = lines(tmp_path / "a.jsonl", [{"image_id": 42, "caption": "A dog."}])
+    wanted = tmp_path / "ids.txt"
+    for ids, why in (("42\n73\n", "1 of the 2 image ids asked for are missing"), ("73\n", "42")):
+        wanted.write_text(ids)
+        with pytest.raises(InvalidData, match=why):
+            import_answers("chair", {"greedy": answers}, output=tmp_path / "r", image_ids=wanted)
+
+
+def test_several_instances_files_are_one_truth_for_imports(tmp_path):
+    """Train and val of COCO side by side, each with its captions; as for ``score``."""
+    category = {"id": 18, "name": "dog"}
+    for split, image, said_there in (("train", 42, "A cat."), ("val", 73, "A bus.")):
+        picture = {"id": image, "file_name": f"COCO_{split}2014_{image:012d}.jpg"}
+        objects = [{"id": image, "image_id": image, "category_id": 18}]
+        (tmp_path / f"instances_{split}2014.json").write_text(
+            json.dumps({"images": [picture], "annotations": objects, "categories": [category]})
+        )
+        caption = {"id": 1, "image_id": image, "caption": said_there}
+        (tmp_path / f"captions_{split}2014.json").write_text(
+            json.dumps({"images": [picture], "annotations": [caption]})
+        )
+    texts = {42: "A dog and a cat.", 73: "A dog and a cat."}
+    answers = lines(
+        tmp_path / "a.jsonl", [{"image_id": i, "caption": text} for i, text in texts.items()]
+    )
+    options = {"annotations": tmp_path, "output": tmp_path / "run"}
+    made = import_answers("chair", {"greedy": answers}, **options)
+    (entry,) = made.results["runs"]
+    assert (entry["n"], entry["metrics"]["chair_i"]["value"]) == (2, 0.25)  # no cat in 73
+    assert sum("instances and the captions of" in told for told in made.told) == 2
+    scored = score_predictions("chair", answers, tmp_path)
+    assert scored["metrics"]["chair_i"]["value"] == 0.25
 
 
 def test_bad_input_leaves_nothing_half_written(tmp_path, asked, two):

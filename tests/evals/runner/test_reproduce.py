@@ -1,4 +1,5 @@
 import json
+from functools import partial
 
 import pytest
 from rich.console import Console
@@ -75,3 +76,12 @@ def test_what_cannot_be_run_again_says_why(first, tmp_path):
     (first / "run.json").write_text(json.dumps(card))
     with pytest.raises(InvalidData, match="does not say how it was called"):
         read_card(first)
+
+
+def test_what_the_model_was_loaded_with_is_told(tmp_path):
+    source = world.folder(tmp_path / "set")
+    loader = partial(lambda name, **_: world.FakeEngine(), "fake", engine="hf", revision="abc")
+    given = {"prompt_preset": "opera", "progress": False, "data": [source], "tasks": ["pope"]}
+    run_eval(loader, strategies=["greedy"], output=tmp_path / "a", **given)
+    card = json.loads((tmp_path / "a" / "run.json").read_text())
+    assert card["load"] == {"revision": "abc"} and card["engine"] == "hf"

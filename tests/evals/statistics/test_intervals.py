@@ -12,6 +12,8 @@ from halludecode.evals.benchmarks.mme import scoring as mme
 from halludecode.evals.benchmarks.pope import scoring as pope
 from halludecode.evals.data.answers import load_answers
 from halludecode.evals.statistics import intervals as stats
+from halludecode.evals.statistics import resampling
+from halludecode.evals.statistics.score import Score, gather, ratio
 from tests.support.published import VECTORS, public, published_score
 
 
@@ -172,7 +174,7 @@ def test_strata_keep_their_size():
         for i in range(size)
     ]
     result = mme.score(asked, {q.id: q.label for q in asked})
-    for weights in stats.draws(result.strata, 700, seed=0):
+    for weights in resampling.draws(result.strata, 700, seed=0):
         assert (weights[:, :10].sum(axis=1) == 10).all()
         assert (weights[:, 10:].sum(axis=1) == 1).all()
     found = stats.intervals(result, resamples=100)
@@ -241,22 +243,55 @@ def test_seeds_give_mean_deviation_and_interval():
 
 
 def test_a_picture_drawn_more_often_than_a_byte_holds_is_counted(monkeypatch):
-    monkeypatch.setattr(stats, "_counted", lambda rng, rows, size: np.full((rows, size), 300))
-    stats._drawn_once.cache_clear()
-    assert {float(w.max()) for w in stats.draws([""] * 3, 7)} == {300.0}
-    stats._drawn_once.cache_clear()
+    monkeypatch.setattr(resampling, "_counted", lambda rng, rows, size: np.full((rows, size), 300))
+    resampling._drawn_once.cache_clear()
+    assert {float(w.max()) for w in resampling.draws([""] * 3, 7)} == {300.0}
+    resampling._drawn_once.cache_clear()
 
 
 def test_draws_are_those_of_one_call_whatever_is_counted_at_a_time(monkeypatch):
     strata = ["a"] * 40 + ["b"] * 9
 
     def drawn():
-        stats._drawn_once.cache_clear()
-        return np.concatenate(list(stats.draws(strata, 1100, 3)))
+        resampling._drawn_once.cache_clear()
+        return np.concatenate(list(resampling.draws(strata, 1100, 3)))
 
     whole = drawn()
     assert whole.shape == (1100, 49)
     assert (whole[:, :40].sum(axis=1) == 40).all()
     for name, value in (("_CACHED", 50), ("_CACHED", 10**9), ("_PRODUCT", 100), ("_KEPT", 0)):
-        monkeypatch.setattr(stats, name, value)
+        monkeypatch.setattr(resampling, name, value)
         assert (drawn() == whole).all()
+
+
+@pytest.mark.parametrize("scale", [1.0, 0.1, 2.0**22], ids=["whole", "fractions", "large"])
+def test_resampled_sums_are_those_of_double_precision_to_the_bit(scale):
+    rng = np.random.default_rng(0)
+    columns = {"right": rng.integers(0, 7, 30) * scale, "n": rng.integers(7, 9, 30) * scale}
+    names = tuple(f"{i}" for i in range(30))
+    first = share(names, columns)
+    turned = share(names[::-1], {name: column[::-1] for name, column in columns.items()})
+    (one, other) = stats._bootstrap([first, turned], 300, seed=1)
+    drawn = list(resampling.draws([""] * 30, 300, 1))
+    wanted = np.concatenate([first.resampled(weights)["share"] for weights in drawn])
+    assert (one["share"] == wanted).all() and (other["share"] == wanted).all()
+
+
+def share(names, columns):
+    formula = lambda s: {"share": ratio(s["right"], s["n"])}  # noqa: E731
+    return Score("t", 30, "", {}, names, columns, formula)
+
+
+COUNTED = st.dictionaries(st.sampled_from("abc"), st.sampled_from([0, 1, 2.0, 0.3]))
+
+
+@given(st.lists(st.tuples(st.sampled_from("xyz"), COUNTED)))
+def test_gathered_counts_are_sums_in_the_order_of_the_rows(rows):
+    clusters, columns = gather(rows)
+    assert list(clusters) == list(dict.fromkeys(name for name, _ in rows))
+    assert list(columns) == list(dict.fromkeys(name for _, counts in rows for name in counts))
+    for name, column in columns.items():
+        sums = dict.fromkeys(clusters, 0.0)
+        for cluster, counts in rows:
+            sums[cluster] += counts.get(name, 0)
+        assert column.tolist() == list(sums.values())

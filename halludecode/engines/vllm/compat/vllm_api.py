@@ -7,12 +7,16 @@ import importlib
 import inspect
 from collections.abc import Iterable, Sequence
 from importlib.resources import files
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
+
+from halludecode.engines.vllm.compat.sources import Sources
 
 # Packages of this project that import vLLM; a server needs both, an engine only the first.
 ENGINE, SERVER = "halludecode.engines.vllm", "halludecode.serve"
 
-# Module -> class -> methods that are called, wrapped or overridden.
+# Module -> class -> methods that are called, wrapped or overridden, and attributes that are read.
 USED: dict[str, dict[str, tuple[str, ...]]] = {
     "vllm.v1.core.sched.scheduler": {
         "Scheduler": (
@@ -27,9 +31,24 @@ USED: dict[str, dict[str, tuple[str, ...]]] = {
     },
     "vllm.v1.core.sched.async_scheduler": {"AsyncScheduler": ("_update_after_schedule",)},
     "vllm.v1.core.kv_cache_coordinator": {"KVCacheCoordinator": ("get_num_blocks_to_allocate",)},
-    "vllm.v1.sample.sampler": {"Sampler": ("forward", "sample")},
+    "vllm.v1.core.sched.output": {
+        "NewRequestData": (
+            *("req_id", "prompt_len", "prefill_token_ids", "mm_features", "sampling_params"),
+        )
+    },
+    "vllm.config": {
+        "VllmConfig": ("use_v2_model_runner",),
+        "ParallelConfig": (
+            "prefill_context_parallel_size",
+            "decode_context_parallel_size",
+            "use_ubatching",
+            "enable_batch_sharded_sampling",
+        ),
+    },
+    "vllm.v1.sample.sampler": {"Sampler": ("forward", "sample", "apply_temperature")},
     "vllm.v1.worker.gpu_model_runner": {
         "GPUModelRunner": (
+            *("requests", "input_batch", "discard_request_mask", "use_async_scheduling"),
             "execute_model",
             "sample_tokens",
             "_execute_mm_encoder",
@@ -39,6 +58,35 @@ USED: dict[str, dict[str, tuple[str, ...]]] = {
             "_on_request_state_removed",
         )
     },
+    "vllm.v1.worker.gpu.model_runner": {
+        "GPUModelRunner": (
+            *("sampler", "encoder_cache", "req_states", "get_model"),
+            "execute_model",
+            "sample_tokens",
+            "add_requests",
+            "finish_requests",
+            "prepare_inputs",
+        )
+    },
+    "vllm.v1.worker.gpu.input_batch": {
+        "InputBatch": (
+            "req_ids",
+            "query_start_loc_np",
+            "num_computed_tokens_np",
+            "num_scheduled_tokens",
+            "prefill_len_np",
+        )
+    },
+    "vllm.v1.worker.gpu.states": {"RequestState": ("req_id_to_index", "all_token_ids")},
+    "vllm.v1.worker.gpu.sample.sampler": {
+        "Sampler": ("__call__", "sample", "_sample_random", "sampling_states")
+    },
+    "vllm.v1.worker.gpu.sample.states": {"SamplingStates": ("apply_temperature",)},
+    "vllm.v1.worker.gpu.model_states.interface": {
+        "ModelState": ("execute_mm_encoder", "add_request", "encoder_cache")
+    },
+    "vllm.v1.worker.gpu.mm.encoder_runner": {"EncoderRunner": ("cudagraph_manager",)},
+    "vllm.v1.worker.gpu.mm.encoder_cache": {"EncoderCache": ("mm_features", "encoder_outputs")},
     "vllm.v1.engine.llm_engine": {
         "LLMEngine": ("from_engine_args", "step", "abort_request", "collective_rpc")
     },
@@ -58,8 +106,11 @@ USED: dict[str, dict[str, tuple[str, ...]]] = {
     "vllm.v1.attention.backend": {"AttentionType": ("DECODER",)},
     "vllm.model_executor.models.utils": {"WeightsMapper": ("__or__",)},
 }
-# Parameters that are passed by name.
+# Parameters that are passed by name, or all that come first.
 TAKES = {
+    ("vllm.v1.worker.gpu.sample.sampler", "Sampler", "_sample_random"): (
+        *("processed_logits", "expanded_idx_mapping", "idx_mapping_np", "pos", "top_k", "top_p"),
+    ),
     ("vllm.v1.sample.sampler", "Sampler", "forward"): ("logits", "sampling_metadata"),
     ("vllm.v1.core.kv_cache_coordinator", "KVCacheCoordinator", "get_num_blocks_to_allocate"): (
         "request_id",
@@ -119,53 +170,84 @@ def imported(packages: Iterable[str] = (ENGINE, SERVER)) -> set[tuple[str, str]]
     return found
 
 
-def missing(packages: Sequence[str] = (ENGINE, SERVER)) -> list[str]:
-    """Dotted names that this vLLM lacks, in words; empty where all are there.
+class Imported:
+    """What can be asked of this vLLM by importing it; see `sources.Sources` for the other way."""
+
+    def has(self, module: str, name: str) -> bool:
+        """Whether a module has a name, or is a package with a module of that name."""
+        return _get(module, name) is not None or _get(f"{module}.{name}", "__name__") is not None
+
+    def has_member(self, module: str, name: str, member: str) -> bool:
+        """Whether a class has a method or field, or its instances an attribute from the start."""
+        cls: Any = _get(module, name)
+        if hasattr(cls, member) or member in getattr(cls, "__dataclass_fields__", ()):
+            return True
+        starts = [inspect.unwrap(base.__init__) for base in getattr(cls, "__mro__", ())]
+        return any(member in f.__code__.co_names for f in starts if inspect.isfunction(f))
+
+    def parameters(self, module: str, name: str, method: str) -> list[str] | None:
+        """Names of a method's parameters; None where there is no such method."""
+        function = getattr(_get(module, name), method, None)
+        return None if function is None else list(inspect.signature(function).parameters)
+
+    def abstract(self, module: str, name: str) -> list[str]:
+        """Methods of a class, inherited ones too, that nothing implements."""
+        return sorted(getattr(_get(module, name), "__abstractmethods__", ()))
+
+
+def missing(
+    packages: Sequence[str] = (ENGINE, SERVER), asked: Imported | Sources | None = None
+) -> list[str]:
+    """Dotted names that vLLM lacks, in words; empty where all are there.
 
     Args:
         packages: Whose needs; those of the engine alone cost no import of a server's modules.
+        asked: This vLLM where it is imported anyway, or the files of any.
     """
-    lacking = [f"{m}.{name}" for m, name in sorted(imported(packages)) if not _has(m, name)]
+    asked = asked or Imported()
+    lacking = [f"{m}.{name}" for m, name in sorted(imported(packages)) if not asked.has(m, name)]
     for package in packages:
         for module, name in SUBCLASSES[package]:
-            abstract: Iterable[str] = getattr(_get(module, name), "__abstractmethods__", ())
-            lacking += [f"a base of {name} without abstract method {m}" for m in sorted(abstract)]
+            abstract = asked.abstract(module, name)
+            lacking += [f"a base of {name} without abstract method {m}" for m in abstract]
     if SERVER in packages:
         for name, places in MOVED.items():
-            if not any(_get(module, name) for module in places):
+            if not any(asked.has(module, name) for module in places):
                 lacking.append(f"{' or '.join(places)}.{name}")
     for module, classes in USED.items():
-        for name, methods in classes.items():
-            cls = _get(module, name)
-            absent = [f".{m}" for m in methods if not hasattr(cls, m)] if cls else [""]
-            lacking += [f"{module}.{name}{method}" for method in absent]
+        for name, members in classes.items():
+            if not asked.has(module, name):
+                lacking.append(f"{module}.{name}")
+                continue
+            absent = [m for m in members if not asked.has_member(module, name, m)]
+            lacking += [f"{module}.{name}.{member}" for member in absent]
     for (module, name, method), parameters in TAKES.items():
-        function = getattr(_get(module, name), method, None)
-        accepted = inspect.signature(function).parameters if function else {}
-        lacking += [
-            f"{module}.{name}.{method}({parameter}=)"
-            for parameter in parameters
-            if function and parameter not in accepted
-        ]
+        taken = asked.parameters(module, name, method)
+        absent = [p for p in parameters if taken is not None and p not in taken]
+        lacking += [f"{module}.{name}.{method}({parameter}=)" for parameter in absent]
     return lacking
 
 
+def installed() -> Sources:
+    """The files of the vLLM that is installed, and ours."""
+    specs = [find_spec(name) for name in ("vllm", "halludecode")]  # imports neither
+    return Sources(*(Path(str(spec.origin)).parents[1] for spec in specs if spec))
+
+
 def about() -> dict[str, Any]:
-    """Version, kind of device, and what is missing; imports vLLM, starts nothing."""
+    """Version, kind of device, whether it has Triton, and what is missing; starts nothing."""
     import vllm
     from vllm.platforms import current_platform
+    from vllm.triton_utils import HAS_TRITON
 
     counted = len(imported()) + len(MOVED) + sum(len(classes) for classes in USED.values())
     return {
         "version": vllm.__version__,
         "device": current_platform.device_type,
-        "missing": missing(),
+        "triton": HAS_TRITON,
+        "missing": missing(asked=installed()),
         "counted": counted,
     }
-
-
-def _has(module: str, name: str) -> bool:
-    return _get(module, name) is not None or _get(f"{module}.{name}", "__name__") is not None
 
 
 def _get(module: str, name: str) -> object | None:

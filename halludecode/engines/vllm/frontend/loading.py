@@ -13,6 +13,7 @@ from halludecode.core.model_info import ModelInfo
 from halludecode.engines.vllm.compat import vllm_api
 from halludecode.engines.vllm.compat.checkpoints import weights_digest
 from halludecode.engines.vllm.compat.startup_errors import check_guarded, starting
+from halludecode.engines.vllm.frontend.late_rows import listen
 from halludecode.engines.vllm.frontend.output_router import OutputRouter
 from halludecode.engines.vllm.protocol import SET_MODEL_INFO
 from halludecode.models.checkpoints import complete_processor, load_config
@@ -132,6 +133,8 @@ def load_engine(
     engine = (start or _start)(model, source, options)
     info = model_info(config)
     router = OutputRouter(shared=start is None)
+    if not hasattr(engine, "asked"):  # an `AsyncBridge` listens itself
+        listen(engine.output_processor, router.put)
     loaded = Loaded(engine, processor, config, layout, info, source, generation, router, shared)
     numbers = {k: v for k, v in asdict(info).items() if k != "artifact"}
     loaded.call_workers(SET_MODEL_INFO, numbers)
@@ -197,18 +200,12 @@ def check_served(family: str, architectures: Sequence[str]) -> None:
 
 
 def settings() -> tuple[dict[str, Any], dict[str, Any]]:
-    """Options of vLLM that we propose, and those that must be as they are.
-
-    Raises:
-        InvalidRequest: The environment asks for a model runner that is not served.
-    """
+    """Options of vLLM that we propose, and those that must be as they are."""
     from vllm.platforms import current_platform
 
-    if os.environ.setdefault(RUNNER, "0") != "0":
-        raise InvalidRequest(
-            f"{RUNNER}={os.environ[RUNNER]} asks for vLLM's model runner V2, and halludecode "
-            "builds on V1; unset it."
-        )
+    # V2 is vLLM's own choice on a GPU; ours, once our tests have passed on one. Workers read what
+    # vLLM made of this, which is V2 for some options whatever is set here.
+    os.environ.setdefault(RUNNER, "0")
     cpu = current_platform.is_cpu()
     proposed = {
         "enforce_eager": True,  # attention and residual edits are Python between kernels

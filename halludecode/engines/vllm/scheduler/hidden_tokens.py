@@ -44,8 +44,17 @@ class HiddenTokens:
 
 
 def mend_copies(scheduler_output: Any, rows: list[Request]) -> None:
-    """Tokens of resumed rows were copied for the worker while some were hidden: copy them again."""
+    """What was made for the worker while tokens were hidden is made again.
+
+    V1 is sent copies of what resumed rows hold. V2 is sent what all rows hold that come or come
+    again, and takes the last of these for the one after which a row draws. vLLM sends its own list,
+    to which the tokens have come back by now; nothing says that it will go on to.
+    """
     copies = getattr(scheduler_output.scheduled_cached_reqs, "all_token_ids", None) or {}
+    come = {new.req_id: new for new in scheduler_output.scheduled_new_reqs}
     for row in rows:
         if row.request_id in copies:
             copies[row.request_id] = row.all_token_ids.copy()
+        new = come.get(row.request_id)
+        if new is not None and new.prefill_token_ids is not None:
+            new.prefill_token_ids = row.all_token_ids.copy()

@@ -47,6 +47,8 @@ class Layer:
         scaling: Factor on q k^T.
         out: [tokens, h, d], the kernel's output, edited in place.
         x: [tokens, D], the residual entering the layer, where some token_mask needs it.
+        window: Keys a query sees, its own the last; None for all. What the cache holds of those
+            before is anything: vLLM gives their blocks to others, or none.
     """
 
     number: int
@@ -56,6 +58,7 @@ class Layer:
     scaling: float
     out: Tensor
     x: Tensor | None = None
+    window: int | None = None
     kv: dict[tuple[int, str], tuple[Tensor, Tensor]] = field(default_factory=dict)
 
     def keys_values(self, batch: EditBatch, row: str) -> tuple[Tensor, Tensor]:
@@ -105,7 +108,7 @@ class Checked:
         at = span.flat.stop - 1
         want = all_heads(layer.out[at], 0).float()
         query = all_heads(layer.query[at], 0)
-        have = paged.plain(query, keys[0], values[0], layer.scaling, span.stop)
+        have = paged.plain(query, keys[0], values[0], layer.scaling, span.stop, layer.window)
         gap = float((want - have).abs().max() / want.abs().max().clamp_min(1e-6))
         if not gap < CHECK:
             raise HookNeverFired(
@@ -185,7 +188,8 @@ class BatchAttention(AttentionLayer[str, FromEnd]):
             return AttentionBlock(keys, None, None, None, None, layer.scaling, base)
         self.checked.check(layer, self.rows, row)
         k, v = layer.keys_values(self.rows, row)
-        visible = keys.cached("before", _before)
+        window = layer.window
+        visible = keys.cached(f"before, {window}", lambda keys: _before(keys, window))
         q = all_heads(layer.query[at].transpose(1, 2), 1)
         return AttentionBlock(keys, q, k, v, visible[:, None], layer.scaling, base)
 
@@ -263,7 +267,9 @@ class BatchAttention(AttentionLayer[str, FromEnd]):
         return torch.stack([pad(own, (0, width - own.shape[-1])) for own in kept])
 
 
-def _before(keys: RowKeys) -> Tensor:
+def _before(keys: RowKeys, window: int | None) -> Tensor:
     """Bool [R, T, N]: keys that a query may see."""
     at = torch.arange(keys.kind.shape[1], device=keys.kind.device)
-    return at[None, None] <= keys.position[..., None]
+    position = keys.position[..., None]
+    visible = at[None, None] <= position
+    return visible if window is None else visible & (at[None, None] > position - window)

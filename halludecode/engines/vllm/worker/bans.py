@@ -8,7 +8,7 @@ the main one), and end tokens below the minimum length.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -21,14 +21,17 @@ Rows = dict[str, ScheduledRow]
 
 
 def ban(
-    groups: Sequence[Rows], logits: Tensor, written: Sequence[Sequence[int]], state: WorkerState
+    groups: Sequence[Rows],
+    logits: Tensor,
+    written: Callable[[ScheduledRow], Sequence[int]],
+    state: WorkerState,
 ) -> Tensor:
     """Logits [rows, V] of a step under what its requests ban, allow or push.
 
     Args:
         groups: Whose token is drawn.
         logits: As the forward gave them, a grammar's mask applied; left as they are.
-        written: Tokens written so far by each row of the batch; empty where no row of it needs it.
+        written: Tokens written so far by a row; asked for where rules look back at them.
         state: Of the worker; a group that is left nothing to write fails there.
     """
     out = logits
@@ -38,12 +41,16 @@ def ban(
         ends = params.stop_token_ids if params.min_tokens > main.written else ()
         if main.metadata.token_rules or params.structured_outputs is not None or ends:
             out = logits.float().clone() if out is logits else out
-            _ban_group(rows, out, written[main.index] if written else (), state, list(ends or ()))
+            _ban_group(rows, out, written, state, list(ends or ()))
     return out
 
 
 def _ban_group(
-    rows: Rows, out: Tensor, written: Sequence[int], state: WorkerState, ends: Sequence[int]
+    rows: Rows,
+    out: Tensor,
+    written: Callable[[ScheduledRow], Sequence[int]],
+    state: WorkerState,
+    ends: Sequence[int],
 ) -> None:
     main = rows["main"]
     structured = main.request.sampling_params.structured_outputs is not None
@@ -53,7 +60,7 @@ def _ban_group(
         own = own.masked_fill(out[main.index] == NEG_INF, NEG_INF)
     record = state.record(main.metadata.group)
     if main.metadata.token_rules:
-        own = own + record.added_by(main.metadata, out, written)
+        own = own + record.added_by(main.metadata, out, lambda: written(main))
     if ends:
         held = own.index_fill(-1, placed(list(ends), out.device), NEG_INF)
         # A grammar that only lets the answer end wins over the minimum length, as it does in vLLM.

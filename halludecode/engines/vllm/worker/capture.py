@@ -46,7 +46,10 @@ def keep_attention(row: ScheduledRow, captured: Captured, layer: Layer) -> None:
         keys, _ = layer.read(table, row.prompt)
         q = layer.query[at].float()
         k = keys[0].float().repeat_interleave(q.shape[0] // keys.shape[1], 0)
-        weights = (torch.einsum("hd,hnd->hn", q, k) * layer.scaling).softmax(-1)
+        scores = torch.einsum("hd,hnd->hn", q, k) * layer.scaling
+        if layer.window:
+            scores[:, : max(row.prompt - layer.window, 0)] = -torch.inf
+        weights = scores.softmax(-1)
         captured.image[layer.number] = all_heads(weights, 0).cpu()[:, row.picture >= 0]
 
 

@@ -8,7 +8,6 @@ beside the plain ones and nobody else reads them.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -27,7 +26,7 @@ def edits_of(runner: Any, scheduled: Mapping[str, list[int]]) -> Edits:
     """Pictures about to be encoded whose features some row edits."""
     edits: Edits = {}
     for vllm_id, pictures in scheduled.items():
-        request = runner.requests[vllm_id]
+        request = runner.hd_requests[vllm_id]
         metadata = runner.hd_state.metadata(vllm_id, request.sampling_params)
         if metadata is not None and metadata.feature_edits:
             for i in pictures:
@@ -89,17 +88,11 @@ def encode_again(runner: Any, identifier: str) -> bool:
     Returns:
         Whether a request here has the picture.
     """
-    for vllm_id, request in runner.requests.items():
+    for vllm_id, request in runner.hd_requests.items():
         for i, feature in enumerate(request.mm_features):
             if feature.identifier == identifier and feature.data is not None:
                 logger.warning("features of a picture were lost and are made again: %s", vllm_id)
-                runner._execute_mm_encoder(
-                    SimpleNamespace(
-                        scheduled_encoder_inputs={vllm_id: [i]},
-                        free_encoder_mm_hashes=[],
-                        ec_manager_metadata=None,
-                    )
-                )
+                runner.hd_encode(vllm_id, i)
                 return True
     return False
 

@@ -39,10 +39,16 @@ def tables(block_table: Tensor, rows: Tensor, length: int, size: int) -> Tensor:
     return block_table[rows, : -(-length // size)].clamp_min(0)
 
 
-def plain(q: Tensor, keys: Tensor, values: Tensor, scaling: float, seen: int) -> Tensor:
-    """float32 [H, d]: unedited attention of one query [H, d] over the first ``seen`` keys."""
+def plain(
+    q: Tensor, keys: Tensor, values: Tensor, scaling: float, seen: int, window: int | None = None
+) -> Tensor:
+    """float32 [H, d]: unedited attention of one query [H, d] over the first ``seen`` keys.
+
+    Where a layer slides, over the last ``window`` of these.
+    """
     heads, groups = q.shape[0], keys.shape[0]
-    k = keys[:, :seen].float().repeat_interleave(heads // groups, 0)
-    v = values[:, :seen].float().repeat_interleave(heads // groups, 0)
+    near = slice(max(seen - window, 0) if window else 0, seen)
+    k = keys[:, near].float().repeat_interleave(heads // groups, 0)
+    v = values[:, near].float().repeat_interleave(heads // groups, 0)
     weights = (torch.einsum("hd,hnd->hn", q.float(), k) * scaling).softmax(-1)
     return torch.einsum("hn,hnd->hd", weights, v)

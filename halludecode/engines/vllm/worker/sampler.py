@@ -1,4 +1,4 @@
-"""In a worker: vLLM's sampler for groups: rows are combined, the main row's token goes to all.
+"""In a worker: sampling of groups: rows are combined, the main row's token goes to all.
 
 What bans, allows or pushes tokens acts on all rows before that (`bans`); everything else that vLLM
 does with logits (penalties, temperature, top-k and top-p) acts on the combined scores of the main
@@ -8,17 +8,16 @@ their tokens are those of every other engine.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from vllm.v1.sample.ops.topk_topp_sampler import apply_top_k_top_p
-from vllm.v1.sample.sampler import Sampler
 
 from halludecode.core import step as hd_step
-from halludecode.core.errors import HalluDecodeError, HookNeverFired
+from halludecode.core.errors import HookNeverFired
 from halludecode.core.plan import Plan
 from halludecode.core.state import stack
 from halludecode.core.step import Step
@@ -32,10 +31,9 @@ from halludecode.engines.explain import (
     explaining,
     on_image,
     readings,
-    unprobed,
 )
 from halludecode.engines.sampling import gumbel, tempered
-from halludecode.engines.vllm.worker import first_logits
+from halludecode.engines.vllm.worker import first_logits, undecided
 from halludecode.engines.vllm.worker.bans import ban
 from halludecode.engines.vllm.worker.captured import Captured
 from halludecode.engines.vllm.worker.state import WorkerState
@@ -48,47 +46,6 @@ from halludecode.engines.vllm.worker.step_batch import (
 )
 
 
-class Noise(nn.Module):
-    """In place of vLLM's top-k/top-p sampler: our counter noise for our rows, its own for others.
-
-    vLLM's noise comes from a generator, whose state depends on how often the request was drawn for
-    before, and on a CPU from another algorithm than on a GPU. Ours is a function of a row's key, of
-    how many tokens it has written and of the word, so that every engine draws the same tokens.
-
-    Args:
-        stock: What vLLM uses.
-        sampler: Whose current step is sampled.
-    """
-
-    def __init__(self, stock: nn.Module, sampler: GroupSampler) -> None:
-        super().__init__()
-        self.stock = stock
-        self._sampler = [sampler]  # in a list: it is this module's parent
-
-    def forward(
-        self,
-        logits: Tensor,
-        generators: dict[int, torch.Generator],
-        k: Tensor | None,
-        p: Tensor | None,
-    ) -> tuple[Tensor, Tensor | None]:
-        """Tokens int64 [rows], as the stock sampler gives them."""
-        rows = self._sampler[0].rows_with_our_noise()
-        if not rows:
-            return self.stock(logits, generators, k, p)
-        at = placed([row.index for row in rows], logits.device)
-        cut = apply_top_k_top_p(
-            logits[at].clone(), None if k is None else k[at], None if p is None else p[at]
-        )
-        keys = placed([row.metadata.noise_key for row in rows], logits.device)
-        step = placed([row.written for row in rows], logits.device)
-        drawn = (cut + gumbel(keys, step, logits.shape[-1])).argmax(-1)
-        tokens, processed = self.stock(logits, generators, k, p)
-        tokens = tokens.long()
-        tokens[at] = drawn
-        return tokens, processed
-
-
 @dataclass
 class Current:
     """The step being sampled."""
@@ -98,8 +55,8 @@ class Current:
     probes: dict[str, tuple[int, Tensor]] = field(default_factory=dict)  # see `_keep_probes`
 
 
-class GroupSampler(Sampler):
-    """vLLM's sampler; `install` makes an existing one of this class."""
+class GroupSampling:
+    """What `sampler_v1` and `sampler_v2` call where vLLM's samplers begin, draw and end."""
 
     runner: Any
     current: Current
@@ -109,38 +66,59 @@ class GroupSampler(Sampler):
         """What the worker keeps of our requests."""
         return self.runner.hd_state
 
-    def forward(
-        self,
-        logits: Tensor,
-        sampling_metadata: Any,
-        predict_bonus_token: bool = False,
-        logprobs_mode_override: Any = None,
-    ) -> Any:
-        """Combine every complete group into its main row, then sample as vLLM does."""
-        self.current = Current()
-        batch: StepBatch | None = self.runner.hd_step_batch()
-        rows = self.runner.input_batch.num_reqs
-        # vLLM also calls its sampler to profile, with logits of no row.
-        if batch is not None and logits is not None and logits.shape[0] == rows:
-            self.current.groups = list(batch.sampling())
-            self._keep_logits(logits)
-            self._keep_probes(logits)
-            first_logits.keep(self.state, self.current.groups, logits)
-            written = sampling_metadata.output_token_ids
-            logits = self._combine(ban(self.current.groups, logits, written, self.state))
-        return super().forward(
-            logits, sampling_metadata, predict_bonus_token, logprobs_mode_override
-        )
+    def combined(
+        self, logits: Tensor, batch: StepBatch, written: Callable[[ScheduledRow], Sequence[int]]
+    ) -> Tensor:
+        """Logits [rows, V] in which every complete group is combined into its main row.
 
-    def sample(
-        self, logits: Tensor, sampling_metadata: Any, *args: Any, **kwargs: Any
-    ) -> tuple[Tensor, Tensor | None]:
-        """The main row's token is every row's token."""
-        tokens, processed = super().sample(logits, sampling_metadata, *args, **kwargs)
-        groups = self.current.groups
+        Args:
+            logits: As the forward gave them, a grammar's mask applied.
+            batch: Our rows of the step.
+            written: See `bans.ban`.
+        """
+        self.current = Current(list(batch.sampling()))
+        self._keep_logits(logits)
+        self._keep_probes(logits)
+        first_logits.keep(self.state, self.current.groups, logits)
+        logits = ban(self.current.groups, logits, written, self.state)
+        undecided.ask(self, logits)
+        return self._combine(logits)
+
+    def drawn(
+        self, logits: Tensor, k: Tensor | None, p: Tensor | None
+    ) -> tuple[Tensor, Tensor] | None:
+        """Places and tokens of main rows whose noise is ours; None where there are none.
+
+        vLLM's noise depends on how often a request was drawn for before, and on the device. Ours is
+        a function of a row's key, of how many tokens it has written and of the word, so that every
+        engine draws the same tokens.
+
+        Args:
+            logits: Processed, but for top-k and top-p; left as they are.
+            k: Tokens left of each row.
+            p: Probability left of each row.
+        """
+        rows = self._rows_with_our_noise()
+        if not rows:
+            return None
+        at = placed([row.index for row in rows], logits.device)
+        cut = apply_top_k_top_p(
+            logits[at].clone(), None if k is None else k[at], None if p is None else p[at]
+        )
+        keys = placed([row.metadata.noise_key for row in rows], logits.device)
+        step = placed([row.written for row in rows], logits.device)
+        return at, (cut + gumbel(keys, step, logits.shape[-1])).argmax(-1)
+
+    def tempered(self, logits: Tensor) -> list[tuple[int, Tensor]]:
+        """Places and scores of our rows whose temperature vLLM would not take."""
+        rows = [row for row in self._rows_with_our_noise() if row.metadata.temperature]
+        return [(row.index, tempered(logits[row.index], _temperature(row))) for row in rows]
+
+    def settle(self, tokens: Tensor) -> None:
+        """The main row's token is every row's token; in place."""
         pairs = [
             (row.index, rows["main"].index)
-            for rows in groups
+            for rows in self.current.groups
             for name, row in rows.items()
             if name != "main"
         ]
@@ -150,7 +128,6 @@ class GroupSampler(Sampler):
         self._count_differing(tokens)
         self._read_explained(tokens)
         self._end_failed(tokens)
-        return tokens, processed
 
     def _keep_logits(self, logits: Tensor) -> None:
         for rows in self.current.groups:
@@ -213,19 +190,9 @@ class GroupSampler(Sampler):
                 for row in rows.values():
                     tokens[row.index] = end_tokens[0]
 
-    def rows_with_our_noise(self) -> list[ScheduledRow]:
-        """Main rows whose noise is ours."""
+    def _rows_with_our_noise(self) -> list[ScheduledRow]:
         mains = [rows["main"] for rows in self.current.groups]
         return [main for main in mains if main.metadata.noise_key >= 0]
-
-    def apply_temperature(self, logits: Tensor, temp: Tensor, all_random: bool) -> Tensor:
-        """VLLM's own, but for our rows whose temperature it would not take."""
-        mains = [row for row in self.rows_with_our_noise() if row.metadata.temperature]
-        ours = [(row.index, tempered(logits[row.index], _temperature(row))) for row in mains]
-        logits = super().apply_temperature(logits, temp, all_random)
-        for index, scores in ours:
-            logits[index] = scores
-        return logits
 
     def _combine(self, logits: Tensor) -> Tensor:
         """Logits with the combined scores of every group in its main row."""
@@ -259,7 +226,7 @@ class GroupSampler(Sampler):
         if scored:
             scored_groups = [groups[i] for i in scored]
             unmasked = self._scores(plan, scored_groups, logits, main[scored], masking=False)
-            alone = self._decided(plan, scored_groups, logits, main[scored])
+            alone = undecided.decided(self, plan, scored_groups, logits, main[scored])
             unmasked = unmasked.where(~alone[:, None], main[scored])
             for scores, rows, own in zip(unmasked, scored_groups, alone.tolist(), strict=True):
                 metadata = rows["main"].metadata
@@ -284,23 +251,15 @@ class GroupSampler(Sampler):
         """
         if plan is None:
             return main
-        steps = self._steps(plan, groups, logits, masking=masking)
+        steps = self.steps(plan, groups, logits, masking=masking)
         acting = [part.strategy.name for part in plan.parts]
         pairs = [(part.strategy, step) for part, step in steps]
-        combined = hd_step.combine(pairs, main, _pictured(groups, main), acting)
+        combined = hd_step.combine(pairs, main, undecided.pictured(groups, main), acting)
         for r, rows in enumerate(groups if masking else ()):
             self.state.record(rows["main"].metadata.group).note_broken(combined, r)
         return combined.scores
 
-    def _decided(
-        self, plan: Plan | None, groups: Sequence[Rows], logits: Tensor, main: Tensor
-    ) -> Tensor:
-        """Bool [B]: whose first token the main row decides alone, see `Plan.can_wait`."""
-        if plan is None or not unprobed(plan).can_wait:
-            return main.new_zeros(len(main)).bool()
-        return hd_step.decided(self._steps(plan, groups, logits), main) & _pictured(groups, main)
-
-    def _steps(
+    def steps(
         self, plan: Plan, groups: Sequence[Rows], logits: Tensor, *, masking: bool = True
     ) -> list[tuple[TracedStrategy, Step]]:
         """What every part that combines sees of some groups."""
@@ -311,14 +270,17 @@ class GroupSampler(Sampler):
         steps = list[tuple[TracedStrategy, Step]]()
         for i, part in enumerate(plan.parts):
             if part.combines:
-                named, owner = rows_of(i, groups, logits), part.strategy.name
+                named = rows_of(i, groups, logits)
+                if groups[0]["main"].metadata.alone:  # what it decides is the same for any others
+                    named |= dict.fromkeys(part.extra, named["main"])
                 own_states = [self.state.states_of(request)[i] for request in requests]
                 state = _on(stack(own_states), logits.device)
                 forward = self.runner.hd_forward()
-                early = {layer: forward.early_of(names, layer) for layer in part.early}
+                early = forward.early_of(i, part, groups, named)
                 first = first_logits.of(self.state, names, i, part)
-                more = {"first": first, "masking": masking, "owner": owner}
-                step = Step(named, t, state, decode, early, **more)
+                branch = forward.branch_of(i, part, groups)
+                more = {"beside": early, "branch": branch, "first": first, "masking": masking}
+                step = Step(named, t, state, decode, **more, owner=part.strategy.name)
                 steps.append((part, step))
         return steps
 
@@ -329,8 +291,8 @@ class GroupSampler(Sampler):
             main = rows["main"]
             metadata, params = main.metadata, main.request.sampling_params
             if metadata.plan and metadata.group in self.current.plain:
-                # Noise of vLLM's own, or what was written is not on this side yet.
-                late = self.runner.use_async_scheduling and params.repetition_penalty != 1
+                # Noise of vLLM's own, or what was written is not known here yet.
+                late = params.repetition_penalty != 1 and self.runner.hd_history(main) is None
                 if late or (params.temperature > 0 and metadata.noise_key < 0):
                     self.state.record(metadata.group).differs = None
                     continue
@@ -359,31 +321,9 @@ class GroupSampler(Sampler):
         drawer.keys = placed([row.metadata.noise_key for row in rows], scores.device)
         history: list[Tensor] = []
         if params.repetition_penalty != 1:
-            ids = [[*r.request.prompt_token_ids, *r.request.output_token_ids] for r in rows]
-            history = [torch.tensor(row_ids) for row_ids in ids]
+            history = [self.runner.hd_history(row) for row in rows]
         step = placed([row.written for row in rows], scores.device)
         return drawer.draw(drawer.penalise(scores, history, 0), step)
-
-
-def install(runner: Any) -> None:
-    """Make a runner's sampler a `GroupSampler`."""
-    sampler = runner.sampler
-    if type(sampler) is not Sampler:
-        raise HalluDecodeError(
-            f"vLLM's sampler is a {type(sampler).__name__}, which halludecode does not know; "
-            "use the vllm version of this package's extras."
-        )
-    # The sampler is a module of vLLM's with what its options made of it; it goes on being that, and
-    # only what its methods do changes. `GroupSampler` has no state that `__init__` would have to
-    # set beside the next line's.
-    sampler.__class__ = GroupSampler
-    sampler.runner, sampler.current = runner, Current()
-    sampler.topk_topp_sampler = Noise(sampler.topk_topp_sampler, sampler)
-
-
-def _pictured(groups: Sequence[Rows], like: Tensor) -> Tensor:
-    """Bool [B]: whose request has a picture."""
-    return placed([rows["main"].metadata.pictured for rows in groups], like.device)
 
 
 def _temperature(main: ScheduledRow) -> float:

@@ -1,6 +1,6 @@
 """In a worker: one step as our code sees it, which is which tokens of which rows are computed.
 
-This is the only place that reads vLLM's V1 batch; another runner needs another `StepBatch.of`.
+What vLLM's batch says of a row is a `RowPlace`, read by `runner_v1` or `runner_v2`.
 
 A step has two index spaces. Hidden states, queries and attention outputs hold all tokens of the
 step side by side, [tokens, ..]: a row's are a stretch that begins at ``ScheduledRow.first``. Block
@@ -11,9 +11,9 @@ prompt is in the step.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -21,6 +21,18 @@ from torch import Tensor
 from halludecode.core.attention_block import IMAGE, SYSTEM, TEXT
 from halludecode.engines.vllm.row_metadata import RowMetadata
 from halludecode.engines.vllm.worker.state import WorkerState
+
+
+class RowPlace(NamedTuple):
+    """Where a row, ours or not, is in vLLM's batch of a step; see `ScheduledRow`."""
+
+    vllm_id: str
+    request: Any
+    index: int
+    first: int
+    start: int
+    stop: int
+    samples: bool
 
 
 @dataclass
@@ -34,8 +46,9 @@ class ScheduledRow:
         stop: Position after its last token of this step: the keys it can see.
         samples: Whether its next token is drawn in this step.
         metadata: What came with it.
-        request: vLLM's own state of the row.
+        request: What the runner knows of the row, see `runner.KnownRequest`.
         layout: See `prompt_layout`.
+        vllm_id: Name of vLLM's request.
     """
 
     index: int
@@ -46,11 +59,12 @@ class ScheduledRow:
     metadata: RowMetadata
     request: Any
     layout: tuple[Tensor, Tensor]
+    vllm_id: str = ""
 
     @property
     def prompt(self) -> int:
-        """Prompt tokens."""
-        return self.request.num_prompt_tokens
+        """Prompt tokens; a row that began late has read part of the answer with its prompt."""
+        return self.request.num_prompt_tokens - self.metadata.answered
 
     @property
     def written(self) -> int:
@@ -77,9 +91,9 @@ def placed(values: Tensor | Sequence[Any], device: torch.device) -> Tensor:
     return (tensor.pin_memory() if device.type == "cuda" else tensor).to(device, non_blocking=True)
 
 
-def prompt_layout(request: Any) -> tuple[Tensor, Tensor]:
-    """Kind (int8) and picture (int16) of a row's prompt tokens."""
-    length = request.num_prompt_tokens
+def prompt_layout(request: Any, answered: int = 0) -> tuple[Tensor, Tensor]:
+    """Kind (int8) and picture (int16) of a row's prompt tokens, but for the answer's among them."""
+    length = request.num_prompt_tokens - answered
     picture = torch.full((length,), -1, dtype=torch.int16)
     for i, feature in enumerate(request.mm_features):
         place = feature.mm_position
@@ -101,32 +115,27 @@ class StepBatch:
     groups: dict[str, dict[str, ScheduledRow]]
 
     @classmethod
-    def of(cls, runner: Any, state: WorkerState, scheduled: dict[str, int]) -> StepBatch:
-        """From vLLM's V1 runner, once its batch of the step stands.
+    def of(cls, state: WorkerState, places: Iterable[RowPlace]) -> StepBatch:
+        """Our rows among all that vLLM computes.
 
         Args:
-            runner: Of the worker.
             state: What the worker keeps.
-            scheduled: Tokens to compute, by vLLM request.
+            places: Every row of the step.
         """
-        batch = runner.input_batch
         groups: dict[str, dict[str, ScheduledRow]] = {}
-        first = 0
-        for index, vllm_id in enumerate(batch.req_ids):
-            count = scheduled[vllm_id]
-            request = runner.requests[vllm_id]
+        places = list(places)
+        for vllm_id, request, *_ in places:  # rows that join tell their main row what it is part of
+            state.metadata(vllm_id, request.sampling_params)
+        for vllm_id, request, *place in places:
             metadata = state.metadata(vllm_id, request.sampling_params)
-            if metadata is not None and metadata.group not in state.ended:
-                start = int(batch.num_computed_tokens_cpu[index])
-                samples = not bool(runner.discard_request_mask.np[index])
-                if vllm_id not in state.prompt_layouts:
-                    state.prompt_layouts[vllm_id] = prompt_layout(request)
-                layout = state.prompt_layouts[vllm_id]
-                place = (index, first, start, start + count, samples)
-                row = ScheduledRow(*place, metadata, request, layout)
-                groups.setdefault(metadata.group, {})[metadata.name] = row
-                state.check_pictures(metadata.group, [f.identifier for f in request.mm_features])
-            first += count
+            if metadata is None or metadata.group in state.ended:
+                continue
+            if vllm_id not in state.prompt_layouts:
+                state.prompt_layouts[vllm_id] = prompt_layout(request, metadata.answered)
+            layout = state.prompt_layouts[vllm_id]
+            row = ScheduledRow(*place, metadata, request, layout, vllm_id)
+            groups.setdefault(metadata.group, {})[metadata.name] = row
+            state.check_pictures(metadata.group, [f.identifier for f in request.mm_features])
         return cls(groups)
 
     def sampling(self) -> Iterator[dict[str, ScheduledRow]]:
@@ -144,6 +153,12 @@ class StepBatch:
 
 
 Rows = dict[str, ScheduledRow]  # of one group, by their names in the batch
+
+
+def labels(i: int, groups: Sequence[Rows], name: str) -> list[tuple[str, str]]:
+    """Group and name in the batch of the row that part ``i`` calls ``name``, as in `rows_of`."""
+    requests = [rows["main"].metadata for rows in groups]
+    return [(each.group, dict(each.local_names[i]).get(name, "main")) for each in requests]
 
 
 def rows_of(i: int, groups: Sequence[Rows], logits: Tensor) -> dict[str, Tensor]:

@@ -17,7 +17,6 @@ from halludecode.evals.benchmarks.base import (
     Answers,
     Benchmark,
     LmmsEvalTask,
-    Mention,
     Metric,
     MetricPlot,
 )
@@ -25,8 +24,9 @@ from halludecode.evals.benchmarks.chair import files as caption_files
 from halludecode.evals.benchmarks.chair import scoring as chair
 from halludecode.evals.benchmarks.chair.caption_records import write_sentences
 from halludecode.evals.benchmarks.chair.image_ids import check_among, check_ids, load_ids
-from halludecode.evals.benchmarks.chair.object_words import Reader, reader, vocabulary
 from halludecode.evals.benchmarks.chair.shortening import CutCaptions
+from halludecode.evals.benchmarks.chair.showing import ShownCaptions
+from halludecode.evals.benchmarks.chair.word_list import Lines, categories_of, read_lines, reader_of
 from halludecode.evals.benchmarks.registry import benchmark
 from halludecode.evals.data.answers import naming
 from halludecode.evals.data.columns import Columns, said, words_of
@@ -48,11 +48,11 @@ PAPER = Paper(
 
 
 _COCO_NAME = re.compile(r"(?:.*[/\\])?(?:COCO_\w+_)?(\d+)(?:\.(?:jpg|jpeg|png))?", re.I)
-_OPTIONS = ("family", "gt_family", "incomplete", "image_ids")
+_OPTIONS = ("family", "gt_family", "incomplete", "image_ids", "synonyms")
 
 
 @benchmark("chair", paper=PAPER)
-class CHAIR(CutCaptions, Benchmark):
+class CHAIR(CutCaptions, ShownCaptions, Benchmark):
     """Captions, their object words counted against COCO's annotations."""
 
     truth_in = ""  # the truth of COCO 2014 is shipped
@@ -130,6 +130,9 @@ class CHAIR(CutCaptions, Benchmark):
     image_ids: str | tuple[int, ...] | None = param(
         None, "exactly these pictures: chair500, or a file with one image id a line"
     )
+    synonyms: str | tuple[str, ...] | None = param(
+        None, "object words of your own: a file of lines 'category, word, word ...', or its lines"
+    )
 
     # Reading ------------------------------------------------------------------------------------
 
@@ -161,6 +164,7 @@ class CHAIR(CutCaptions, Benchmark):
         chosen = listed[:limit]
         _, gt_family = self._families()
         told = {"family": gt_family, "path": self.path, "images": {i for i, _ in chosen}}
+        told["synonyms"] = self.own_words()
         truth = chair.ground_truth(path, captions, **told)
         return [
             Sample(i, "", name, objects=tuple(sorted(truth[i])), where=f"{path}: image {i}")
@@ -177,11 +181,11 @@ class CHAIR(CutCaptions, Benchmark):
             )
         name = int(digits[1])
         objects = self._objects(name, record)
-        foreign = [thing for thing in objects if thing not in set(vocabulary().values())]
+        lines = self.own_words()
+        foreign = [thing for thing in objects if thing not in categories_of(lines)]
         if foreign:
-            raise InvalidData(
-                f"{where}: object {foreign[0]!r} is not among CHAIR's 80 COCO categories."
-            )
+            whose = "CHAIR's 80 COCO categories" if lines is None else "those of --synonyms"
+            raise InvalidData(f"{where}: object {foreign[0]!r} is not among {whose}.")
         objects = tuple(sorted(set(objects)))
         return Sample(name, "", record.fields["image"], objects=objects, where=where)
 
@@ -189,10 +193,11 @@ class CHAIR(CutCaptions, Benchmark):
         if "objects" in record.fields:
             return words_of(record.fields["objects"], record.where)
         _, gt_family = self._families()
-        if gt_family != "wordnet":
+        if gt_family != "wordnet" or self.synonyms is not None:
+            what = repr(gt_family) if gt_family != "wordnet" else "words of your own"
             raise InvalidData(
                 f"{record.where}: without a column of objects the shipped sets are the truth, "
-                f"which are of the wordnet family, not {gt_family!r}."
+                f"which are of the wordnet family, not {what}."
             )
         if image not in _shipped():
             raise InvalidData(
@@ -221,6 +226,11 @@ class CHAIR(CutCaptions, Benchmark):
         given = self.image_ids
         return given if isinstance(given, tuple) else load_ids(given) if given else ()
 
+    def own_words(self) -> Lines | None:
+        """Object words in place of CHAIR's own; None is these."""
+        given = self.synonyms
+        return read_lines(given) if isinstance(given, str) else given
+
     # Scoring ------------------------------------------------------------------------------------
 
     def _families(self) -> tuple[str, str]:
@@ -231,14 +241,17 @@ class CHAIR(CutCaptions, Benchmark):
         (family, gt_family), incomplete = self._families(), self.incomplete or preset.incomplete
         chair.trim("", incomplete=incomplete)
         self.ids()
-        path = reader(family, self.path).path
+        lines = self.own_words()
+        path = reader_of(lines, family, self.path).path
         made = {"family": family, "gt_family": gt_family, "path": path, "incomplete": incomplete}
-        return replace(self, **made)
+        return replace(self, **made, synonyms=lines)
 
     def recipe(self) -> dict[str, Any]:
         """How captions are scored."""
         made = {"family": self.family, "gt_family": self.gt_family, "path": self.path}
-        return {**made, "incomplete": self.incomplete}
+        lines = self.own_words()
+        more = {} if lines is None else {"synonyms": list(lines)}
+        return {**made, "incomplete": self.incomplete, **more}
 
     def record(self) -> dict[str, Any]:
         """The list its pictures were chosen by."""
@@ -256,7 +269,8 @@ class CHAIR(CutCaptions, Benchmark):
             the scorer counts them, and which of these name what is not there; ``score`` is the
             share of mentions that are (1 when nothing is mentioned).
         """
-        reading = _reader(self._families()[0], self.path).read(self.scored_text(answer))
+        words = reader_of(self.own_words(), self._families()[0], self.path)
+        reading = words.read(self.scored_text(answer))
         wrong = [m for m in reading.mentions if m.object not in (sample.objects or ())]
         named = len(reading.mentions)
         parsed = {
@@ -273,6 +287,7 @@ class CHAIR(CutCaptions, Benchmark):
         texts = [chair.Caption(x["id"], self.scored_text(x["answer"])) for x in lines]
         truth = {line["id"]: frozenset(line["objects"]) for line in lines}
         named = {"family": self.family, "gt_family": self.gt_family, "path": self.path}
+        named["synonyms"] = self.own_words()
         scored = chair.score(texts, truth, **named, incomplete="keep", max_words=max_words)
         return replace(scored, notes={**scored.notes, "incomplete": self.incomplete or "keep"})
 
@@ -284,7 +299,7 @@ class CHAIR(CutCaptions, Benchmark):
         chair.trim("", incomplete=self.incomplete or "keep")  # refuses what is neither
         cells = {c for _, own in files for r in own for n in r.fields for c in self._may_name(r, n)}
         given = (annotations, options.get("captions"), self._families()[1], self.path, cells)
-        return {None: caption_files.truth_of(*given)}
+        return {None: caption_files.truth_of(*given, self.own_words())}
 
     def _may_name(self, record: Record, column: str) -> Iterable[Id]:
         """What a cell may say of its picture: COCO's id, and the stem of a file's name."""
@@ -300,6 +315,12 @@ class CHAIR(CutCaptions, Benchmark):
             return int(digits[1])
         return super().answer_id(fields, column)
 
+    def check_given(self, own: Given) -> None:
+        """All of ``image_ids`` and no other pictures, where these are given."""
+        if wanted := self.ids():
+            check_among(wanted, own, str(self.image_ids))
+            check_ids(wanted, [int(i) for i in own.answers], str(own.path))
+
     def score_given(
         self,
         asked: Mapping[str | None, Sequence[Sample]],
@@ -311,9 +332,7 @@ class CHAIR(CutCaptions, Benchmark):
         """Captions, all of ``image_ids`` where these are given; see `chair.score`."""
         ((split, samples),) = asked.items()
         own, (family, gt_family) = given[split], self._families()
-        if wanted := self.ids():
-            check_among(wanted, own, str(self.image_ids))
-            check_ids(wanted, [int(i) for i in own.answers], str(own.path))
+        self.check_given(own)
         texts, _ = texts_of(self, samples, own.answers, rule)
         truth = {int(s.id): frozenset(s.objects or ()) for s in samples}
         with naming(own.path):
@@ -324,16 +343,16 @@ class CHAIR(CutCaptions, Benchmark):
                 gt_family=gt_family,
                 path=self.path,
                 incomplete=self.incomplete or "keep",
+                synonyms=self.own_words(),
             )
         told = caption_files.captions_told(options.get("annotations"), options.get("captions"))
         return replace(scored, notes=scored.notes | told)
 
     def ways(self, **options: Any) -> list[str]:
         """Which path finds the words, and what the truth of files is."""
-        path = reader(self._families()[0], self.path).path
-        return caption_files.ways_of_reading(
-            path, options.get("annotations"), options.get("captions")
-        )
+        lines, given = self.own_words(), (options.get("annotations"), options.get("captions"))
+        path = reader_of(lines, self._families()[0], self.path).path
+        return caption_files.ways_of_reading(path, *given, lines)
 
     def remarks(self, score: Score) -> list[str]:
         """Captions that only look good."""
@@ -354,41 +373,6 @@ class CHAIR(CutCaptions, Benchmark):
         if (details := options.get("details")) is not None:
             told["details"] = {"file": str(details), "words": write_sentences(score, details)}
         return told
-
-    @classmethod
-    def mentions(
-        cls, text: str, line: Mapping[str, Any], settings: Mapping[str, str]
-    ) -> Sequence[Mention] | None:
-        """Objects of the 80 kinds, held against those annotated."""
-        if line.get("objects") is None:
-            return None
-        reader = _reader(settings.get("family", "wordnet"), settings.get("path", "auto"))
-        return [
-            Mention(found.start, found.end, found.object, found.object not in line["objects"])
-            for found in reader.read(text).mentions
-        ]
-
-    @classmethod
-    def recipe_rows(cls, run: Mapping[str, Any]) -> list[tuple[str, str]]:
-        """How objects are found in captions."""
-        settings = run.get(cls.name)
-        words = ", ".join(f"{name} {value}" for name, value in (settings or {}).items())
-        return [("CHAIR words", words)] if settings else []
-
-    @classmethod
-    def lmms_eval_outcome(cls, line: Mapping[str, Any]) -> dict[str, Any]:
-        """lmms-eval counts objects over all captions."""
-        kept = {
-            "answer": line["objects"],
-            "pred": line["parsed"]["generated"],
-            "image_id": line["id"],
-        }
-        return {name: kept for name, _, _ in cls.lmms_eval.metrics.values()}
-
-
-@cache
-def _reader(family: str, path: str) -> Reader:
-    return reader(family, path)
 
 
 @cache

@@ -8,13 +8,14 @@ the ``wordnet`` family are therefore made anew, by WordNet's own lemmatisation.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from halludecode.core.errors import InvalidData
-from halludecode.evals.benchmarks.chair.object_words import Reader, reader
-from halludecode.evals.benchmarks.chair.tagger import part
+from halludecode.evals.benchmarks.chair.object_words import Reader
+from halludecode.evals.benchmarks.chair.word_list import every_lemma, reader_of, wordnet_lemma
 from halludecode.evals.statistics.score import Score
 
 EVERY, VOCABULARY = "every", "vocabulary"
@@ -83,20 +84,9 @@ def _full_reader(score: Score) -> Reader | None:
     """The score's own reader with every word lemmatised; None where WordNet is not to be had."""
     if (score.notes["family"], score.notes["path"]) != ("wordnet", "nltk"):
         return None
-    lemmatise = _wordnet()
-    if lemmatise is None:
+    lemma = wordnet_lemma()
+    if lemma is None:
         return None
-    own = reader("wordnet", "nltk")
-    return Reader(own.family, own.path, own.tokens, lemmatise)
-
-
-def _wordnet() -> Callable[[list[str]], list[str]] | None:
-    import nltk
-    from nltk.stem import WordNetLemmatizer
-
-    lemma = WordNetLemmatizer().lemmatize
-    try:
-        lemma("dogs")
-    except LookupError:
-        return None
-    return lambda words: [lemma(word, part(tag)) for word, tag in nltk.pos_tag(words)]
+    lines = score.notes.get("synonyms")
+    own = reader_of(None if lines is None else tuple(lines), "wordnet", "nltk")
+    return replace(own, normalise=every_lemma(lemma))

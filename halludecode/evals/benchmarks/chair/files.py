@@ -9,6 +9,7 @@ from typing import Any
 
 from halludecode.core.errors import InvalidData
 from halludecode.evals.benchmarks.chair import scoring as chair
+from halludecode.evals.benchmarks.chair.word_list import Lines, beyond, categories_of
 from halludecode.evals.data.coco import file_name
 from halludecode.evals.data.records import read_text
 from halludecode.evals.data.samples import Sample
@@ -91,10 +92,15 @@ def captions_told(annotations: Path | None, captions: Path | None) -> dict[str, 
     return {"captions": read if read[1:] else read[0]} if read else {}
 
 
-def ways_of_reading(path: str, annotations: Path | None, captions: Path | None) -> list[str]:
+def ways_of_reading(
+    path: str, annotations: Path | None, captions: Path | None, synonyms: Lines | None = None
+) -> list[str]:
     """Which path finds the words, and what the truth of files is, in sentences."""
     by = {"nltk": "NLTK", "tables": "the tokeniser and tagger of this package"}[path]
     ways = [f"Words are found by {by} (path {path})."]
+    if synonyms is not None:
+        count, more = len(categories_of(synonyms)), len(beyond(synonyms))
+        ways.append(f"Object words are your own: {count} categories, {more} words CHAIR lacks.")
     read = captions_read(annotations, captions)
     for file, beside in read.items():
         counted = f"instances and the captions of {beside}" if beside else "instances only"
@@ -108,6 +114,7 @@ def truth_of(
     gt_family: str,
     path: str,
     cells: Collection[Id],
+    synonyms: Lines | None = None,
 ) -> list[Sample]:
     """The pictures of which answers may be, with their true objects.
 
@@ -118,6 +125,7 @@ def truth_of(
         gt_family: Word family of the ground truth.
         path: What finds words, see `object_words.reader`.
         cells: What the answers' records hold: ids of pictures, or stems of their files' names.
+        synonyms: Object words in place of CHAIR's own.
 
     Raises:
         InvalidData: A file cannot be used.
@@ -125,21 +133,27 @@ def truth_of(
     if annotations is None or ".tsv" in annotations.suffixes:
         if captions is not None:
             raise InvalidData("a captions file needs COCO instances beside it; give --annotations.")
+        if annotations is None and synonyms is not None:
+            raise InvalidData(
+                "the shipped object sets are made with CHAIR's own words; with others give "
+                "--annotations."
+            )
         if annotations is None and gt_family != "wordnet":
             raise InvalidData(
                 f"the shipped object sets are of the wordnet family, not {gt_family!r}; "
                 "give --annotations and --captions."
             )
-        sets = chair.load_truth(annotations or chair.SHIPPED)
+        sets = chair.load_truth(annotations or chair.SHIPPED, synonyms)
         return [_sample(i, sets[i], None) for i in sets if i in cells]
     found: dict[int, tuple[Path, Sample]] = {}
     for file, beside in captions_read(annotations, captions).items():
-        coco = chair.read_instances(file)
+        coco = chair.read_instances(file, synonyms)
         names = {i: file_name(image) for i, image in coco.imgs.items()}
         wanted = {
             i for i, name in names.items() if i in cells or PurePosixPath(name or "").stem in cells
         }
-        truth = chair.objects_of(coco, beside, family=gt_family, path=path, images=wanted)
+        words = {"family": gt_family, "path": path, "synonyms": synonyms}
+        truth = chair.objects_of(coco, beside, **words, images=wanted)
         for i, objects in truth.items():
             sample = _sample(i, objects, names[i])
             before = found.setdefault(i, (file, sample))

@@ -14,8 +14,8 @@ import json
 import os
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
-from functools import cache, lru_cache
+from dataclasses import dataclass, field
+from functools import cache, cached_property, lru_cache
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -63,6 +63,30 @@ class CaptionReading:
         return [mention.object for mention in self.mentions]
 
 
+@dataclass(frozen=True, eq=False)
+class Objects:
+    """What words stand for.
+
+    Args:
+        nodes: A word, or a pair of words, to its category.
+        pairs: Two words that are read as one, to what they are read as.
+    """
+
+    nodes: Mapping[str, str]
+    pairs: Mapping[str, str]
+
+    @cached_property
+    def firsts(self) -> frozenset[str]:
+        """The first words of the pairs."""
+        return frozenset(pair.partition(" ")[0] for pair in self.pairs)
+
+
+@cache
+def coco_objects() -> Objects:
+    """CHAIR's own words for COCO's 80 categories."""
+    return Objects(vocabulary(), bigrams())
+
+
 @dataclass(frozen=True)
 class Reader:
     """Reads captions under one family.
@@ -72,12 +96,14 @@ class Reader:
         path: ``nltk`` or ``tables``, whichever makes the tokens and tags.
         tokens: Caption to tokens.
         normalise: Token texts to vocabulary words, one each.
+        objects: What those words stand for.
     """
 
     family: str
     path: str
     tokens: Callable[[str], list[Token]]
     normalise: Callable[[list[str]], list[str]]
+    objects: Objects = field(default_factory=lambda: coco_objects(), repr=False)
 
     def read(self, caption: str) -> CaptionReading:
         """Finds the words and the objects of one caption; a caption read before is remembered."""
@@ -87,10 +113,11 @@ class Reader:
         lowered = caption.lower()
         pieces = tokens.easy_words(lowered) if self.path == "tables" else None
         found = [] if pieces else self.tokens(caption)
-        words, heads = _join(self.normalise(pieces or [text for text, _, _ in found]))
+        normal = self.normalise(pieces or [text for text, _, _ in found])
+        words, heads = _join(normal, self.objects)
         # The seat of a toilet is no chair; it still counts as a word.
         seat = "seat" if "toilet" in words else None
-        nodes = vocabulary()
+        nodes = self.objects.nodes
         named = [i for i, word in enumerate(words) if word in nodes and word != seat]
         if named and pieces:
             found = tokens.placed(lowered, pieces[: heads[named[-1] + 1]])
@@ -143,9 +170,9 @@ def _made(family: str, path: str) -> Reader:
     return Reader(family, path, _nltk_tokens(), lambda words: _lemmas(words, tags.installed()))
 
 
-def _join(normal: list[str]) -> tuple[list[str], Sequence[int]]:
+def _join(normal: list[str], objects: Objects) -> tuple[list[str], Sequence[int]]:
     """The words, pairs that are read as one joined; the first token of each, and the end."""
-    joined, firsts = bigrams(), _bigram_firsts()
+    joined, firsts = objects.pairs, objects.firsts
     pairs = [
         (i, joined[two])
         for i, word in enumerate(normal[:-1])
@@ -187,12 +214,6 @@ def vocabulary() -> Mapping[str, str]:
 def bigrams() -> Mapping[str, str]:
     """Pairs of words that are read as one, and what they are read as."""
     return _table("bigrams.json")
-
-
-@cache
-def _bigram_firsts() -> frozenset[str]:
-    """The first words of the pairs."""
-    return frozenset(pair.partition(" ")[0] for pair in bigrams())
 
 
 @cache

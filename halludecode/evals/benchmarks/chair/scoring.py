@@ -19,14 +19,8 @@ from typing import Any
 import numpy as np
 
 from halludecode.core.errors import InvalidData
-from halludecode.evals.benchmarks.chair.object_words import (
-    DATA,
-    FAMILIES,
-    CaptionReading,
-    Reader,
-    reader,
-    vocabulary,
-)
+from halludecode.evals.benchmarks.chair.object_words import DATA, FAMILIES, CaptionReading, Reader
+from halludecode.evals.benchmarks.chair.word_list import Lines, categories_of, reader_of
 from halludecode.evals.data.coco import INSTANCES, REFERENCES, read_coco
 from halludecode.evals.data.records import read_records, read_text
 from halludecode.evals.statistics.score import Id, Score, Sums, gather, ratio
@@ -105,6 +99,7 @@ def ground_truth(
     family: str = "wordnet",
     path: str = "auto",
     images: Collection[int] | None = None,
+    synonyms: Lines | None = None,
 ) -> dict[int, frozenset[str]]:
     """The objects of every image: its annotated instances and what its reference captions name.
 
@@ -114,16 +109,18 @@ def ground_truth(
         family: Word family for the reference captions (`score` calls it ``gt_family``).
         path: Word path, see `halludecode.evals.benchmarks.chair.object_words.reader`.
         images: Image ids wanted; None takes all.
+        synonyms: Object words in place of CHAIR's own, see `word_list.read_lines`.
 
     Raises:
         InvalidData: A file is unreadable, not COCO, or names a category CHAIR does not know.
         MissingExtra: pycocotools is not installed.
     """
-    return objects_of(read_instances(instances), captions, family=family, path=path, images=images)
+    coco, words = read_instances(instances, synonyms), {"family": family, "path": path}
+    return objects_of(coco, captions, **words, images=images, synonyms=synonyms)
 
 
-def read_instances(instances: Path | str) -> Any:
-    """A COCO instances file whose categories are CHAIR's.
+def read_instances(instances: Path | str, synonyms: Lines | None = None) -> Any:
+    """A COCO instances file whose categories are CHAIR's, or those of object words of one's own.
 
     Raises:
         InvalidData: It is unreadable, not COCO, or names a category CHAIR does not know.
@@ -131,11 +128,16 @@ def read_instances(instances: Path | str) -> Any:
     """
     coco = read_coco(instances, INSTANCES)
     names = {c["id"]: c["name"] for c in coco.dataset["categories"]}
-    foreign = sorted(set(names.values()) - set(vocabulary().values()))
+    foreign = sorted(set(names.values()) - categories_of(synonyms))
+    if foreign and synonyms is not None:
+        raise InvalidData(
+            f"{instances}: category {foreign[0]!r} begins no line of the object words given; add "
+            "one for it."
+        )
     if foreign:
         raise InvalidData(
             f"{instances}: category {foreign[0]!r} is not among CHAIR's 80 COCO categories; "
-            "give an instances file with COCO category names."
+            "give an instances file with COCO category names, or --synonyms with your own."
         )
     return coco
 
@@ -147,6 +149,7 @@ def objects_of(
     family: str,
     path: str,
     images: Collection[int] | None = None,
+    synonyms: Lines | None = None,
 ) -> dict[int, frozenset[str]]:
     """`ground_truth` of an instances file that `read_instances` has read."""
     names = {c["id"]: c["name"] for c in coco.dataset["categories"]}
@@ -154,14 +157,16 @@ def objects_of(
     found = {i: {names[a["category_id"]] for a in coco.imgToAnns[i]} for i in wanted}
     if captions is not None:
         references = read_coco(captions, REFERENCES)
-        words = reader(family, path)
+        words = reader_of(synonyms, family, path)
         for i in wanted:
             for annotation in references.imgToAnns[i]:
                 found[i].update(words.read(annotation["caption"]).objects)
     return {i: frozenset(objects) for i, objects in found.items()}
 
 
-def load_truth(path: Path | str = SHIPPED) -> dict[int, frozenset[str]]:
+def load_truth(
+    path: Path | str = SHIPPED, synonyms: Lines | None = None
+) -> dict[int, frozenset[str]]:
     """Reads finished object sets: lines of image id, tab, comma-separated categories.
 
     Without a path: the shipped sets of all 123,287 COCO 2014 images, wordnet family.
@@ -169,7 +174,7 @@ def load_truth(path: Path | str = SHIPPED) -> dict[int, frozenset[str]]:
     Raises:
         InvalidData: A line has another form or an unknown category.
     """
-    return dict(_shipped_truth() if Path(path) == SHIPPED else _read_truth(path))
+    return dict(_shipped_truth() if Path(path) == SHIPPED else _read_truth(path, synonyms))
 
 
 @cache  # the shipped sets take most of a second
@@ -177,8 +182,8 @@ def _shipped_truth() -> dict[int, frozenset[str]]:
     return _read_truth(SHIPPED)
 
 
-def _read_truth(path: Path | str) -> dict[int, frozenset[str]]:
-    known = set(vocabulary().values())
+def _read_truth(path: Path | str, synonyms: Lines | None = None) -> dict[int, frozenset[str]]:
+    known = categories_of(synonyms)
     truth: dict[int, frozenset[str]] = {}
     for number, line in enumerate(read_text(path).splitlines(), start=1):
         image, tab, names = line.partition("\t")
@@ -223,6 +228,7 @@ def score(
     path: str = "auto",
     incomplete: str = "keep",
     max_words: int | None = None,
+    synonyms: Lines | None = None,
 ) -> Score:
     """Scores captions against the objects of their pictures.
 
@@ -235,6 +241,7 @@ def score(
         path: Word path, see `halludecode.evals.benchmarks.chair.object_words.reader`.
         incomplete: See `trim`.
         max_words: See `trim`.
+        synonyms: Object words in place of CHAIR's own, see `word_list.read_lines`.
 
     Returns:
         Metrics ``chair_s chair_i recall length`` (length = mean tokens a caption); pictures are the
@@ -244,7 +251,7 @@ def score(
         InvalidData: Unknown family, no captions, or an image that ``truth`` lacks.
     """
     family, gt_family = families_of(family, gt_family)
-    words = reader(family, path)
+    words = reader_of(synonyms, family, path)
     captions = _checked(captions, truth)
     outcomes: dict[Id, dict[str, Any]] = {}
     rows = []
@@ -269,7 +276,8 @@ def score(
         shares={"chair_s": {name: int(bool(o["hallucinated"])) for name, o in outcomes.items()}},
         notes=_notes(columns, words, gt_family)
         | {"incomplete": incomplete, "max_words": max_words}
-        | _empty(outcomes),
+        | _empty(outcomes)
+        | ({} if synonyms is None else {"synonyms": list(synonyms)}),
     )
 
 
@@ -291,9 +299,11 @@ def empty_remarks(score: Score) -> list[str]:
             "has the best CHAIR."
         )
     if bare - len(empty) > 0.1 * score.n:
+        own = score.notes.get("synonyms")
+        kinds = len(categories_of(tuple(own) if own else None))
         remarks.append(
-            f"{bare - len(empty)} of {score.n} captions name none of the 80 objects, which are "
-            "looked for in English; such a caption has the best CHAIR."
+            f"{bare - len(empty)} of {score.n} captions name none of the {kinds} objects, which "
+            "are looked for in English; such a caption has the best CHAIR."
         )
     marked = sum(bool(_MARKED.search(o["caption"])) for o in score.outcomes.values())
     if marked and score.notes["path"] == "tables" and score.rule == "wordnet":

@@ -26,5 +26,18 @@ def test_what_is_hidden_comes_back(rows):
 def test_copies_of_resumed_rows_are_made_again():
     row = SimpleNamespace(request_id="g", all_token_ids=[1, 2, 3])
     cached = SimpleNamespace(all_token_ids={"g": [1, 2], "other": [5]})
-    mend_copies(SimpleNamespace(scheduled_cached_reqs=cached), [row])
+    step = SimpleNamespace(scheduled_cached_reqs=cached, scheduled_new_reqs=[])
+    mend_copies(step, [row])
     assert cached.all_token_ids == {"g": [1, 2, 3], "other": [5]}
+
+
+def test_tokens_of_rows_that_come_to_v2_are_whole():
+    rows = [SimpleNamespace(request_id=name, all_token_ids=[1, 2, 3]) for name in ("g", "v1")]
+    new = [
+        SimpleNamespace(req_id=name, prefill_token_ids=ids)
+        for name, ids in (("g", [1, 2]), ("v1", None), ("other", [5]))
+    ]
+    step = SimpleNamespace(scheduled_cached_reqs=SimpleNamespace(), scheduled_new_reqs=new)
+    mend_copies(step, rows)
+    assert [one.prefill_token_ids for one in new] == [[1, 2, 3], None, [5]]
+    assert new[0].prefill_token_ids is not rows[0].all_token_ids

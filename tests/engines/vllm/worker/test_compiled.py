@@ -6,13 +6,12 @@ import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 
 import halludecode as hd
 from tests.support import LONG
-from tests.support.vllm import ACTIVE, requests
+from tests.support.vllm import ACTIVE, python_path, requests
 
 # One for each way to act inside the model, and one that acts on the logits alone.
 SPECS = ("greedy", "vcd", "pai", ACTIVE["var"], "vista", "dola", "vhr", "sid", "agla", "damro")
@@ -47,7 +46,7 @@ def test_edits_act_in_a_compiled_model(testbed, tmp_path, backend):
         **os.environ,
         "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
         "VLLM_CPU_CI_ENV": "1" if backend == "eager" else "0",
-        "PYTHONPATH": str(Path(__file__).parents[4]),
+        "PYTHONPATH": python_path(),
     }
     env.pop("TORCHDYNAMO_DISABLE", None)
     script = tmp_path / "ask.py"

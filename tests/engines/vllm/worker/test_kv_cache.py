@@ -7,7 +7,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from halludecode.core.attention_block import RowKeys
 from halludecode.engines.vllm.worker import kv_cache as paged
+from halludecode.engines.vllm.worker.attention import _before
 
 
 def written(keys, values, table, size, *, apart):
@@ -41,3 +43,21 @@ def test_what_was_written_is_read(apart, rows, heads, d, size, length, seed):
     found = paged.tables(padded, torch.arange(rows), length, size)
     back = paged.read(cache, found, length, apart=apart)
     assert torch.equal(back[0], keys) and torch.equal(back[1], values)
+
+
+def test_a_query_of_a_layer_that_slides_sees_its_window():
+    """What lies before is anything: vLLM gives its blocks to others."""
+    q, keys, values = torch.randn(2, 4), torch.randn(1, 9, 4), torch.randn(1, 9, 4)
+    rubbish = [torch.cat([torch.full((1, 3, 4), 1e9), x[:, 3:]], 1) for x in (keys, values)]
+    wanted = paged.plain(q, keys[:, 3:], values[:, 3:], 0.5, 5)
+    assert torch.equal(paged.plain(q, *rubbish, 0.5, 8, 5), wanted)
+    assert torch.equal(
+        paged.plain(q, keys, values, 0.5, 8, 20), paged.plain(q, keys, values, 0.5, 8)
+    )
+
+
+def test_edited_queries_see_their_windows():
+    kinds = torch.zeros(1, 6, dtype=torch.int8)
+    keys = RowKeys(kinds, kinds.short(), torch.tensor([[4, 5]]), kinds[:, 4:], torch.tensor([4]))
+    assert _before(keys, None).int().tolist() == [[[1, 1, 1, 1, 1, 0], [1] * 6]]
+    assert _before(keys, 3).int().tolist() == [[[0, 0, 1, 1, 1, 0], [0, 0, 0, 1, 1, 1]]]

@@ -10,6 +10,7 @@ import torch
 from halludecode.core.plan import typical_model_info
 from halludecode.engines.vllm.row_metadata import RowMetadata
 from halludecode.engines.vllm.worker import state as state_module
+from halludecode.engines.vllm.worker.runner_v1 import places
 from halludecode.engines.vllm.worker.state import WorkerState
 from halludecode.engines.vllm.worker.step_batch import StepBatch
 
@@ -33,7 +34,7 @@ def runner_of(state: WorkerState, *names: str):
 
 
 def step(state: WorkerState, *names: str) -> StepBatch:
-    return StepBatch.of(runner_of(state, *names), state, dict.fromkeys(names, 1))
+    return StepBatch.of(state, places(runner_of(state, *names), dict.fromkeys(names, 1)))
 
 
 def test_a_step_that_runs_on_after_the_end_leaves_no_record():

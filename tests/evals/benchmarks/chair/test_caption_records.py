@@ -11,6 +11,7 @@ from halludecode.core.errors import InvalidData
 from halludecode.evals.benchmarks.chair import caption_records as sentences
 from halludecode.evals.benchmarks.chair import object_words as words
 from halludecode.evals.benchmarks.chair import scoring as chair
+from halludecode.evals.benchmarks.chair import word_list
 from tests.support.published import VECTORS, public, truth, use_nltk_data
 
 CAPTIONS = VECTORS["chair"]["captions"]
@@ -75,7 +76,7 @@ def test_without_wordnets_own_data_the_record_says_so(monkeypatch):
     score = chair.score([chair.Caption(1, "He has dogs.")], {1: frozenset({"dog"})}, path="nltk")
     _, full = sentences.records(score)
     assert next(full)["words"] == ["he", "have", "dog", "."]
-    monkeypatch.setattr(sentences, "_wordnet", lambda: None)
+    monkeypatch.setattr(sentences, "wordnet_lemma", lambda: None)
     which, made = sentences.records(score)
     assert which == "vocabulary"
     assert next(made)["words"] == ["he", "has", "dog", "."]
@@ -116,7 +117,7 @@ def test_a_place_that_cannot_be_written_is_named(tmp_path):
 def test_the_vocabulary_is_what_the_two_word_lists_share():
     # The tables path leaves other words alone: none of them may be a way to a vocabulary word.
     use_nltk_data()
-    full = sentences._wordnet()
+    full = word_list.every_lemma(word_list.wordnet_lemma())
     ours = words.reader("wordnet", "nltk").normalise
     said = ["two", "women", "sat", "on", "benches", "near", "knives", "and", "parked", "cars"]
     known = words.vocabulary()
