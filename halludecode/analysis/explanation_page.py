@@ -11,18 +11,21 @@ import io
 import math
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from halludecode.analysis.grounding import SIGNALS, Threshold, Word, load_threshold, words
-from halludecode.core.errors import InvalidData, InvalidRequest
+from halludecode.analysis.token_activation import maps_of
+from halludecode.core.errors import InvalidData, InvalidRequest, UnsupportedStrategy
 from halludecode.engines.api import Choice, Explanation, Output, Request
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
+Maps = Sequence[Sequence[np.ndarray]]  # per token and picture, [rows, columns]
 LIMIT = 3.0  # nats at which a shade is full: 20 times as likely, or as unlikely
 NONE, MORE, LESS = (255, 255, 255), (104, 171, 222), (243, 166, 82)  # white, blue, orange
 SMALL = 200_000  # pixels up to which a picture is kept without loss
@@ -49,7 +52,13 @@ def write_page(path: Path, engine: Any, request: Request, output: Output) -> Non
     """
     row = engine.rows(request, "greedy")["main"]
     pictures = [row.picture(i) for i in range(len(row.images))]
-    text = render(request, output, pictures, engine.describe())
+    warnings, activations = list(output.warnings), list[Maps]()
+    try:
+        activations = [maps_of(engine, request, choice) for choice in output.choices]
+    except (UnsupportedStrategy, InvalidRequest) as error:
+        warnings.append(str(error))
+    told = replace(output, warnings=tuple(warnings))
+    text = render(request, told, pictures, engine.describe(), activations=activations)
     try:
         path.write_text(text, encoding="utf-8")
     except OSError as error:
@@ -64,6 +73,7 @@ def render(
     pictures: Sequence[Image],
     about: Mapping[str, Any],
     threshold: Threshold | None = None,
+    activations: Sequence[Maps] = (),
 ) -> str:
     """The page.
 
@@ -73,6 +83,7 @@ def render(
         pictures: As the model saw them, so that maps fit.
         about: What the engine says of itself (`describe`).
         threshold: For the flags; None is the shipped one.
+        activations: Per answer, `token_activation.maps_of`; empty where there are none.
 
     Raises:
         InvalidRequest: ``output`` has no explanation.
@@ -89,7 +100,11 @@ def render(
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    answers = [_answer(i, choice, threshold) for i, choice in enumerate(output.choices, start=1)]
+    maps = list(activations) or [()] * len(output.choices)
+    answers = [
+        _answer(i, choice, threshold, own)
+        for i, (choice, own) in enumerate(zip(output.choices, maps, strict=True), start=1)
+    ]
     digest = str(about.get("model_digest", ""))
     return environment.get_template("grounding.html.j2").render(
         question=_question(request),
@@ -97,6 +112,7 @@ def render(
         answers=answers,
         data={answer["id"]: answer.pop("data") for answer in answers},
         mapped=bool(output.explanation.tokens and output.explanation.tokens[0].maps),
+        activated=any(activations),
         strategy=output.strategy,
         warnings=output.warnings,
         recipe=_recipe(output, about),
@@ -140,7 +156,7 @@ def _recipe(output: Output, about: Mapping[str, Any]) -> list[tuple[str, str]]:
 # One answer --------------------------------------------------------------------------------------
 
 
-def _answer(number: int, choice: Choice, threshold: Threshold) -> dict[str, Any]:
+def _answer(number: int, choice: Choice, threshold: Threshold, maps: Maps) -> dict[str, Any]:
     explanation = choice.explanation or Explanation(())
     shaded = words(explanation, threshold)
     objects = [word for word in shaded if word.object is not None]
@@ -154,7 +170,7 @@ def _answer(number: int, choice: Choice, threshold: Threshold) -> dict[str, Any]
             (token.text.strip() or f"(token {token.token_id})", *_row(vars(token)))
             for token in explanation.tokens
         ],
-        "data": [_spot(word, explanation) for word in shaded],
+        "data": [_spot(word, explanation, maps) for word in shaded],
     }
 
 
@@ -188,12 +204,15 @@ def _row(values: Mapping[str, Any]) -> tuple[str, str, str]:
     return _nats(grounding), f"{entropy:.2f}", f"{mass:.1%}"
 
 
-def _spot(word: Word, explanation: Explanation) -> dict[str, Any]:
+def _spot(word: Word, explanation: Explanation, maps: Maps) -> dict[str, Any]:
     """What the page shows of a word that is pointed at."""
     grounding, entropy, mass = _row(word.values)
     tokens = [explanation.tokens[i] for i in word.tokens]
     grids = [np.mean(maps, axis=0) for maps in zip(*(token.maps for token in tokens), strict=True)]
     peak = max((float(grid.max()) for grid in grids), default=0.0)
+    own = [maps[i] for i in word.tokens if i < len(maps)]
+    active = [np.mean(each, axis=0) for each in zip(*own, strict=True)]
+    highest = max((float(grid.max()) for grid in active), default=0.0)
     return {
         "word": word.text,
         "about": _about(word),
@@ -206,6 +225,7 @@ def _spot(word: Word, explanation: Explanation) -> dict[str, Any]:
         else [],
         "peak": f"{peak:.1%}",
         "maps": [_grid(grid, peak) for grid in grids],
+        "activations": [_grid(grid, highest) for grid in active],
     }
 
 

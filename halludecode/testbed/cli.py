@@ -77,19 +77,25 @@ def train(
     vision: Annotated[int, typer.Option(help="Steps of stage 1.", min=1)] = 3_000,
     words: Annotated[int, typer.Option(help="Steps of stage 2.", min=1)] = 2_000,
     pictures: Annotated[int, typer.Option(help="Test pictures a split.", min=20)] = 500,
+    scheme: Annotated[
+        str, typer.Option(help="Attention the decoder is trained with: cca, edvt or mma.")
+    ] = "",
 ) -> None:
     """Train the embedded model from nothing: checkpoints, curves, figures and card."""
     import torch
 
     from halludecode.core.errors import InvalidParameter
     from halludecode.testbed.train.run import Size, train
+    from halludecode.testbed.train.schemes import SCHEMES
 
+    if scheme and scheme not in SCHEMES:
+        raise InvalidParameter(f"scheme is {scheme!r}; use {', '.join(SCHEMES)}, or leave it out.")
     if device not in ("auto", "cpu", "cuda"):
         raise InvalidParameter(f"device is {device!r}; use auto, cpu or cuda.")
     if device == "cuda" and not torch.cuda.is_available():
         raise InvalidParameter("device is cuda, but there is no NVIDIA GPU here; use cpu.")
     chosen = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
-    size = Size(scenes, collages, vision=vision, words=words, pictures=pictures)
+    size = Size(scenes, collages, vision=vision, words=words, pictures=pictures, scheme=scheme)
     typer.echo(train(out, seed or [0, 1], size, torch.device(chosen)))
 
 

@@ -4,6 +4,7 @@
   const canvases = [...document.querySelectorAll(".stage canvas")];
   const spot = document.querySelector(".spot"), hint = spot.innerHTML, veil = document.querySelector(".veil");
   const all = [...document.querySelectorAll("button.w")];
+  const mode = document.querySelector(".mode select");
   let pinned = null;
 
   const of = (button) => data[button.dataset.answer][Number(button.dataset.place)];
@@ -31,9 +32,10 @@
 
   function show(button) {
     const word = button && of(button);
-    canvases.forEach((canvas, i) => paint(canvas, word ? word.maps[i] : null));
+    const kind = mode ? mode.value : "maps";
+    canvases.forEach((canvas, i) => paint(canvas, word ? word[kind][i] : null));
     if (veil) {
-      veil.classList.toggle("on", Boolean(word));
+      veil.classList.toggle("on", Boolean(word) && kind === "maps");
       if (word) veil.querySelector("b").textContent = word.peak;
     }
     if (!word) {
@@ -57,6 +59,7 @@
     show(pinned);
   }
 
+  if (mode) mode.addEventListener("change", () => show(pinned));
   all.forEach((button, i) => {
     button.addEventListener("mouseenter", () => show(button));
     button.addEventListener("mouseleave", () => show(pinned || (document.activeElement.matches("button.w") ? document.activeElement : null)));

@@ -19,8 +19,15 @@ _ASKED = re.compile(r"is there an? (.+) in the image\?", re.IGNORECASE)
 Json = dict[str, Any]
 
 
-def judge(model: Path, out: Path, count: int, train_scenes: int, progress: bool = True) -> Json:
-    """Runs POPE, CHAIR and the MME-style set under greedy decoding and sums them up.
+def judge(
+    model: Path,
+    out: Path,
+    count: int,
+    train_scenes: int,
+    scheme: str = "",
+    progress: bool = True,
+) -> Json:
+    """Runs POPE, CHAIR and the MME-style set and sums them up, greedily but for a trained scheme.
 
     Args:
         model: Folder of the model.
@@ -28,6 +35,7 @@ def judge(model: Path, out: Path, count: int, train_scenes: int, progress: bool 
         count: Pictures per split.
         train_scenes: How many scenes were trained on; a test scene whose multiset of objects is
             among theirs is no new one.
+        scheme: The strategy whose scheme the model was trained with; "" for none.
         progress: Show a progress bar.
 
     Returns:
@@ -36,11 +44,12 @@ def judge(model: Path, out: Path, count: int, train_scenes: int, progress: bool 
     """
     import halludecode as hd
     from halludecode.evals.runner.run import run_eval
+    from halludecode.testbed.train.stage2 import TAIL
 
     report = run_eval(
         hd.load(str(model)),
         tasks=["pope", "chair", "mme"],
-        strategies=["greedy"],
+        strategies=[{"": "greedy", "mma": f"mma(tail={TAIL})"}.get(scheme, scheme)],
         data=[f"testbed-{split}" for split in SPLITS],
         limit=count,
         testbed_images=count,

@@ -33,6 +33,7 @@ class Size:
         vision: Steps of stage 1.
         words: Steps of stage 2.
         pictures: Test pictures per split for the card.
+        scheme: What the decoder is trained with, of `schemes.SCHEMES`; "" for nothing.
     """
 
     scenes: int = 40_000
@@ -41,6 +42,7 @@ class Size:
     vision: int = 3_000
     words: int = 2_000
     pictures: int = 500
+    scheme: str = ""
 
 
 def train(out: Path, seeds: Sequence[int], size: Size, device: torch.device) -> Path:
@@ -65,7 +67,7 @@ def train(out: Path, seeds: Sequence[int], size: Size, device: torch.device) -> 
             stages = train_seed(out, seed, size, device)
             folder = out / f"seed-{seed}"
             by_seed[seed] = stages | judge(
-                folder / "model", folder / "eval", size.pictures, size.scenes
+                folder / "model", folder / "eval", size.pictures, size.scenes, size.scheme
             )
             _write(folder / "figures.json", by_seed[seed])
         curves.draw({seed: out / f"seed-{seed}" for seed in seeds}, out / "curves.png")
@@ -105,9 +107,11 @@ def train_seed(out: Path, seed: int, size: Size, device: torch.device) -> dict[s
     model = untrained(model_path(), seed).to(device)
     first = Stage1(model, tokenizer, pictures, seed, size.vision)
     figures = {"vision": _fitted(first, folder, seed)}
-    second = Stage2(model, tokenizer, pictures, seed, size.words)
+    second = Stage2(model, tokenizer, pictures, seed, size.words, size.scheme)
     figures["words"] = _fitted(second, folder, seed)
     if not (folder / "model" / "model.safetensors").exists():
+        if size.scheme:
+            model.config.halludecode_scheme = size.scheme
         save(model, folder / "model")
     return figures
 

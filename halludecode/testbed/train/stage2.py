@@ -22,10 +22,12 @@ from halludecode.testbed.stream import Stream
 from halludecode.testbed.train.corpus import CELLS, Corpus
 from halludecode.testbed.train.language import TrainingTurn, turns
 from halludecode.testbed.train.network import Trainer, autocast, patches, pixels
+from halludecode.testbed.train.schemes import attend, opened, places
 
 RATE, DECAY = 1.5e-3, 0.02
 BATCH = 32
 LONGEST = 300  # tokens of a row; turns that do not fit are left out
+TAIL = 2  # tokens of "ASSISTANT:", which a picture does not see under MMA
 _PURPOSE = 15 * 16 + 2  # of the streams the sentences come from
 _IGNORE = -100
 _HEAD_SCALE = 0.06  # of the word embeddings the output layer starts from
@@ -43,6 +45,7 @@ class TrainingRow:
         targets: What each token is to predict at the place before it; -100 where nothing.
         weights: Of the targets.
         kinds: Kind of question each target belongs to.
+        question: Tokens of the first question, but for `TAIL`.
     """
 
     ids: list[int]
@@ -51,6 +54,7 @@ class TrainingRow:
     targets: list[int] = field(default_factory=list)
     weights: list[float] = field(default_factory=list)
     kinds: list[str] = field(default_factory=list)
+    question: int = 0
 
     def __post_init__(self) -> None:
         self.targets = [_IGNORE] * len(self.ids)
@@ -65,11 +69,11 @@ class Writer:
         image: Id of the picture's placeholder.
     """
 
-    def __init__(self, tokenizer: Any, image: int) -> None:
+    def __init__(self, tokenizer: Any, image: int, scheme: str = "") -> None:
         self._encode = tokenizer.backend_tokenizer.encode
         self.end = tokenizer.eos_token_id
         self.words = [tokenizer.bos_token_id, *self._ids("USER:")]
-        self._image = image
+        self._image, self.scheme = image, scheme
 
     def _ids(self, text: str) -> list[int]:
         return self._encode(text, add_special_tokens=False).ids
@@ -83,14 +87,18 @@ class Writer:
         """Lays the turns of one picture behind the prefix."""
         count = len(self.words)
         ids = self.words + [self._image] * CELLS
-        row = TrainingRow(ids, [0] * count + [1] * CELLS, list(range(self.start)))
+        pictured, on = places(self.scheme, count)
+        row = TrainingRow(ids, [0] * count + [1] * CELLS, [*range(count), *pictured])
+        if self.scheme == "mma":  # what a picture holds depends on its one question
+            turns_of_picture = [turn for turn in turns_of_picture if not turn.blind][:1]
         for number, turn in enumerate(turns_of_picture, 2):
             question = self._ids(f"\n{turn.question} ASSISTANT:")
             answer = [*self._ids(turn.answer), self.end]
             size = len(question) + len(answer)
             if len(row.ids) + size > LONGEST:
                 continue
-            start_place = count if turn.blind else self.start
+            start_place = count if turn.blind else on
+            row.question = row.question or len(question) - TAIL
             row.ids += question + answer
             row.turn += [-number if turn.blind else number] * size
             row.places += range(start_place, start_place + size)
@@ -118,8 +126,15 @@ def kind(turn: TrainingTurn) -> str:
     return "color" if any(f" {colour}" in words for colour in COLOURS) else "existence"
 
 
-def collate(rows: Sequence[TrainingRow]) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+def collate(
+    rows: Sequence[TrainingRow], scheme: str = "", first: int = 0
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """Rows to one batch.
+
+    Args:
+        rows: Of one `Writer`.
+        scheme: Its scheme.
+        first: Place of the picture's first token.
 
     Returns:
         ids, places and targets int64 [n, T], weights float32 [n, T], mask bfloat16 [n, 1, T, T]
@@ -138,6 +153,7 @@ def collate(rows: Sequence[TrainingRow]) -> tuple[Tensor, Tensor, Tensor, Tensor
     asking, asked_about = turns_of_tokens[:, :, None], turns_of_tokens[:, None, :]
     sees = (asking == asked_about) | (asked_about == 0) | ((asked_about == 1) & (asking > 0))
     sees &= torch.ones(longest, longest, dtype=torch.bool).tril()
+    sees = opened(scheme, sees, first, [row.question for row in rows]) if scheme else sees
     mask = torch.zeros(sees.shape, dtype=torch.bfloat16).masked_fill_(~sees, -30000.0)[:, None]
     arrays = (torch.from_numpy(x) for x in (ids, places, targets, weights))
     return (*arrays, mask)  # type: ignore[return-value]
@@ -152,16 +168,24 @@ class Stage2:
         pictures: ``scenes`` to train on, ``judged`` to measure on.
         seed: Of batches and sentences.
         steps: Number of updates.
+        scheme: Of `schemes.SCHEMES`, which the decoder learns; "" for none.
     """
 
     name = "words"
 
     def __init__(
-        self, model: Any, tokenizer: Any, pictures: Mapping[str, Corpus], seed: int, steps: int
+        self,
+        model: Any,
+        tokenizer: Any,
+        pictures: Mapping[str, Corpus],
+        seed: int,
+        steps: int,
+        scheme: str = "",
     ) -> None:
         self._model, self._seed, self.steps = model, seed, steps
         self._scenes, self._judged = pictures["scenes"], pictures["judged"]
-        self._writer = Writer(tokenizer, model.config.image_token_id)
+        self._writer = Writer(tokenizer, model.config.image_token_id, scheme)
+        attend(model, scheme, len(self._writer.words))
         inner = model.model
         self.net = nn.ModuleDict(
             {
@@ -192,7 +216,9 @@ class Stage2:
     def _forward(self, source: Corpus, picks: np.ndarray, rows: Sequence[TrainingRow]) -> Any:
         """Losses per target, hits, targets and weights, all [targets]."""
         device = self._model.device
-        ids, places, targets, weights, mask = (x.to(device) for x in collate(rows))
+        ids, places, targets, weights, mask = (
+            x.to(device) for x in collate(rows, self._writer.scheme, len(self._writer.words))
+        )
         start, words = self._writer.start, len(self._writer.words)
         with autocast(device):
             projected = self.net["projector"](self._patches(source, picks))

@@ -1,0 +1,80 @@
+"""`testbed train --scheme`: what the decoder is trained with is what the strategy runs."""
+
+from __future__ import annotations
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import halludecode as hd
+from halludecode.core.errors import InvalidParameter
+from halludecode.testbed import cli
+from halludecode.testbed.scenes import scenes
+from halludecode.testbed.train.language import TrainingTurn
+from halludecode.testbed.train.network import _ATTENTION, pixels, plain_attention
+from halludecode.testbed.train.run import save
+from halludecode.testbed.train.schemes import SCHEMES, attend
+from halludecode.testbed.train.stage2 import TAIL, Writer, collate
+
+QUESTION = "Is there a dog in the image?"
+PICTURE = Image.fromarray(next(iter(scenes("iid", 1))).image)
+
+
+@torch.no_grad()
+def trained_scores(engine, picture, scheme):
+    """float32 [V]: the training's own forward of one question, where its answer begins."""
+    from transformers import AttentionInterface
+    from transformers.masking_utils import AttentionMaskInterface, eager_mask
+
+    AttentionInterface.register(_ATTENTION, plain_attention)
+    AttentionMaskInterface.register(_ATTENTION, eager_mask)
+    model = copy.deepcopy(engine.model).float()
+    model.set_attn_implementation(_ATTENTION)
+    writer = Writer(engine.tokenizer, model.config.image_token_id, scheme)
+    words = len(writer.words)
+    attend(model, scheme, words)
+    row = writer.row([TrainingTurn(QUESTION, "yes")])
+    ids, places, targets, _, mask = collate([row], scheme, words)
+    features = model.model.get_image_features(
+        pixels(np.array(picture)[None], torch.device("cpu")), return_dict=True
+    ).pooler_output
+    embeds = model.get_input_embeddings()(ids)
+    embeds[0, words : writer.start] = features[0]
+    hidden = model.model.language_model(
+        inputs_embeds=embeds, attention_mask=mask.float(), position_ids=places, use_cache=False
+    ).last_hidden_state
+    return model.lm_head(hidden)[0, int((targets[0] >= 0).nonzero()[0]) - 1]
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_the_strategy_runs_what_is_trained(testbed, scheme):
+    picture = PICTURE
+    spec = f"mma(tail={TAIL})" if scheme == "mma" else scheme
+    wanted = trained_scores(testbed, picture, scheme).log_softmax(-1)
+    sampling = hd.Sampling(max_new_tokens=1, logprobs=5)
+    made, plain = (
+        testbed.generate(hd.Request(QUESTION, [picture]), each, sampling)[0].logprobs[0]
+        for each in (spec, "greedy")
+    )
+    assert made.top == pytest.approx({t: float(wanted[t]) for t in made.top}, abs=2e-3)
+    assert plain.top != pytest.approx({t: float(wanted[t]) for t in plain.top}, abs=2e-2)
+
+
+def test_a_checkpoint_says_what_it_was_trained_with(testbed, tmp_path):
+    model = copy.deepcopy(testbed.model)
+    model.config.halludecode_scheme = "edvt"
+    save(model, tmp_path / "model")
+    engine = hd.load(str(tmp_path / "model"))
+    assert engine.model_info.scheme == "edvt"
+    output = engine.generate(
+        hd.Request(QUESTION, [PICTURE]), "edvt", hd.Sampling(max_new_tokens=1)
+    )[0]
+    assert not output.warnings
+
+
+def test_a_scheme_nobody_knows_is_refused(tmp_path):
+    with pytest.raises(InvalidParameter, match="scheme is 'roped'; use cca, edvt, mma"):
+        cli.train(tmp_path, scheme="roped")
