@@ -339,19 +339,16 @@ def _needs(part: TracedStrategy) -> frozenset[str]:
             needs.add("rewords")
         if len(branch.prompt.pictures) > 1:  # strategies are traced with one
             needs.add("more pictures")
-    if part.activations:
-        needs.add("activations")
-    if any(request.vision for request in part.activations.values()):
-        needs.add("vision")
-    if any(request.image for request in part.activations.values()):
-        needs.add("raster")
-    if part.steers:
-        needs.add("steer")
-    needs |= part.stream_reads | ({"early"} if part.early else set())
-    if part.strategy.declares("search"):
-        needs.add("search")
-    if part.whole:
-        needs.add("whole")
+    found = {
+        "activations": part.activations,
+        "vision": any(each.vision for each in part.activations.values()),
+        "raster": any(each.image for each in part.activations.values()),
+        "steer": part.steers,
+        "early": part.early,
+        "search": part.strategy.declares("search"),
+        "whole": part.whole,
+    }
+    needs |= part.stream_reads | {need for need, there in found.items() if there}
     return frozenset(needs)
 
 

@@ -28,6 +28,7 @@ ACTIVE: dict[str, str] = {
     "code": "code(tokens=5)",
     "m3id": "m3id(lam=0.5,gate=1)",
     "marine": f"marine(detector={detectors.DETR},threshold=0.3)",
+    "memvr": "memvr(ratio=1.0)",
     "scaled": "scaled(scale=2.0)",
     "spin": "spin(r=0.5)",
     "var": "var(dims=(3,13,40),tau=2.0,min_mass=0.05,rho=0.2)",

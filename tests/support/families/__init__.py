@@ -154,7 +154,8 @@ def sharpen(model: nn.Module, spread: float = 0.5) -> None:
         for name, p in model.named_parameters():
             if p.dim() >= 2:
                 loose = id(p) in tables or "position" in name or "cls_token" in name
-                std = spread if loose else 1.2 / p[0].numel() ** 0.5
+                fan = p.shape[-1] if "experts" in name else p[0].numel()  # each expert is a layer
+                std = spread if loose else 1.2 / fan**0.5
                 p.copy_(torch.randn(p.shape, generator=rng) * std)
             elif name.endswith("bias") and "norm" not in name.lower():
                 p.copy_(torch.randn(p.shape, generator=rng) * 0.02)
