@@ -5,9 +5,9 @@
     .venv/bin/python benchmarks/on_demand.py --memory
 
 Whole answers under strategies whose main row can decide a token alone, with ``extra_rows`` both
-ways, and greedy's just before them: processor time as a multiple of greedy's, the share of tokens
-that the main row decided, the share of requests whose other rows never began, and answers that
-differ (there must be none but ties within rounding, see same_answers.py). A model with random
+ways, and greedy's just before them: processor time and multiplications as multiples of greedy's,
+the share of tokens that the main row decided, the share of requests whose other rows never began,
+and answers that differ (none but ties within rounding, see same_answers.py). A model with random
 weights decides nothing, so its LM head is scaled until the main row decides the wanted share of the
 tokens of greedy's captions at beta = 0.1 (``--decided``); real models differ, which is why several
 shares make a curve. ``--policy`` compares rows that wait with rows that run beside their main rows,
@@ -95,12 +95,40 @@ def captions(count: int) -> list[hd.Request]:
     return [hd.Request("Please describe this image in detail.", [path]) for path in pictures]
 
 
-def spent(engine: Any, write: Callable[[], Any]) -> tuple[Any, float]:
-    """What is written, and the processor's time for it with nothing remembered of the pictures."""
+@dataclass
+class Spent:
+    """What some answers cost.
+
+    Args:
+        seconds: Of the processor.
+        products: Multiplications of all linear layers, the vision tower's and the LM head's too.
+    """
+
+    seconds: float = 0.0
+    products: float = 0.0
+
+    def over(self, other: Spent) -> tuple[float, float]:
+        """Ratios of both."""
+        return round(self.seconds / other.seconds, 3), round(self.products / other.products, 3)
+
+
+def spent(engine: Any, write: Callable[[], Any]) -> tuple[Any, Spent]:
+    """What is written, and what it cost with nothing remembered of the pictures."""
+    cost = Spent()
+
+    def count(module: Any, args: Any, out: Any) -> None:
+        if isinstance(module, torch.nn.Linear):
+            cost.products += out.numel() * module.in_features
+
     engine.clear_caches()
+    handle = torch.nn.modules.module.register_module_forward_hook(count)
     before = time.process_time()
-    made = write()
-    return made, time.process_time() - before
+    try:
+        made = write()
+    finally:
+        handle.remove()
+    cost.seconds = time.process_time() - before
+    return made, cost
 
 
 def sharpen(engine: Any, share: float, tokens: int = 12) -> float:
@@ -128,18 +156,18 @@ def cell(
 ) -> dict[str, Any]:
     """Greedy, then one strategy in several ways (a name, and what sets the engine to it)."""
     _, greedy = spent(engine, lambda: engine.generate(asked, "greedy", sampling))
-    made, ratio = dict[str, list[hd.Output]](), dict[str, float]()
+    made, ratio = dict[str, list[hd.Output]](), dict[str, tuple[float, float]]()
     share = 0.0
     for way, choose in ways:
         choose(engine)
         with counted() as found:
-            made[way], taken = spent(engine, lambda: engine.generate(asked, spec, sampling))
-        ratio[way], share = round(taken / greedy, 3), found.share
+            made[way], cost = spent(engine, lambda: engine.generate(asked, spec, sampling))
+        ratio[way], share = cost.over(greedy), found.share
     one, other = made.values()
     return {
         "answers": len(asked),
         "tokens": sum(len(output.token_ids) for output in other),
-        "greedy_s": round(greedy, 2),
+        "greedy_s": round(greedy.seconds, 2),
         **ratio,
         "decided": round(share, 3),
         "never": round(sum(output.rows == ("main",) for output in other) / len(other), 3),
@@ -233,8 +261,10 @@ def page(cells: Cells) -> str:
         "<!-- Made by: benchmarks/on_demand.py, cell by cell -->",
         "",
         "Engine hf, one thread, float32. Processor time of whole answers, prefill included, as a "
-        "multiple of greedy's just before, at so many requests in a batch; nothing is kept of "
-        "the pictures from run to run. Shapes are of random weights whose LM head is scaled until "
+        "multiple of greedy's just before, at so many requests in a batch; in brackets the same of "
+        "the multiplications of all linear layers, which do not depend on how busy the machine is; "
+        "nothing is kept of the pictures from run to run. Shapes are of random weights whose LM "
+        "head is scaled until "
         f"the main row decides the share of tokens named beside them at beta = {BETA:g}: what they "
         "write is noise, what they cost is not, and which share a real model decides is its own. "
         f"Two cores had a load of {min(busy, default=0):g} to {max(busy, default=0):g}: cells of a "
@@ -247,8 +277,8 @@ def page(cells: Cells) -> str:
     for model, share, kind, streams, spec, own in _keyed(cells, "cost"):
         shown = model if share == "0" else f"{model}, {float(share):.0%}"
         text.append(
-            f"| {shown} | {own['answers']} {kind} | {streams} | {spec} | {own['always']:.2f} "
-            f"| {own['on demand']:.2f} | {own['decided']:.0%} | {own['never']:.0%} "
+            f"| {shown} | {own['answers']} {kind} | {streams} | {spec} | {_both(own['always'])} "
+            f"| {_both(own['on demand'])} | {own['decided']:.0%} | {own['never']:.0%} "
             f"| {own['differ']} | {own['load']:g} |"
         )
     text += ["", "## Waiting, or running beside the main rows", ""]
@@ -257,8 +287,8 @@ def page(cells: Cells) -> str:
     for model, share, kind, streams, spec, own in _keyed(cells, "policy"):
         shown = model if share == "0" else f"{model}, {float(share):.0%}"
         text.append(
-            f"| {shown} | {own['answers']} {kind} | {streams} | {spec} | {own['beside']:.2f} "
-            f"| {own['waiting']:.2f} | {own['decided']:.0%} | {own['load']:g} |"
+            f"| {shown} | {own['answers']} {kind} | {streams} | {spec} | {_both(own['beside'])} "
+            f"| {_both(own['waiting'])} | {own['decided']:.0%} | {own['load']:g} |"
         )
     text += ["", "## Memory", ""]
     text += ["Most memory of a process that answers POPE, beyond what one answer needs:", ""]
@@ -268,6 +298,10 @@ def page(cells: Cells) -> str:
             sizes = (f"{own[way] / 1024:.0f} MB" for way in ("always", "on_demand"))
             text.append(f"| {key.split(' | ')[1]} | {' | '.join(sizes)} |")
     return "\n".join(text) + "\n"
+
+
+def _both(ratio: Sequence[float]) -> str:
+    return f"{ratio[0]:.2f} ({ratio[1]:.2f})"
 
 
 def _keyed(cells: Cells, name: str) -> Iterator[tuple[Any, ...]]:

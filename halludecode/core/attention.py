@@ -10,21 +10,18 @@ Shapes: R requests, H query heads, Q query rows of the block, N keys, d head siz
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, TypeVar, overload
 
 from halludecode.core.attention_block import (
-    GENERATED,
     IMAGE,
     NEG_INF,
     PAD,
-    SYSTEM,
-    TEXT,
     AttentionBlock,
     Queries,
-    RowKeys,
 )
+from halludecode.core.attention_hooks import Hooks
 from halludecode.core.errors import HookNeverFired, UnsupportedStrategy
+from halludecode.core.row_view import RowView, Segment
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -33,77 +30,15 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 SCORE_VERBS = frozenset(
-    {"add_scores", "scale_scores", "mask", "scale_weights", "mass", "scores", "weights"}
+    {
+        *("open", "reposition", "add_scores", "scale_scores", "mask", "scale_weights"),
+        *("mass", "scores", "weights"),
+    }
 )
-EDIT_VERBS = frozenset({"add_scores", "scale_scores", "mask", "scale_weights", "scale_heads"})
+EDIT_VERBS = SCORE_VERBS - {"mass", "scores", "weights"} | {"scale_heads"}
 
 
-class Segment:
-    """A set of keys for every row of a request; combine with ``&``, ``|`` and ``~``."""
-
-    def __init__(self, make: Callable[[str], Tensor]) -> None:
-        self._make = make
-        self._cache: dict[str, Tensor] = {}
-
-    def of(self, row: str) -> Tensor:
-        """Bool [R, N]."""
-        if row not in self._cache:
-            self._cache[row] = self._make(row)
-        return self._cache[row]
-
-    def __and__(self, other: Segment) -> Segment:
-        return Segment(lambda row: self.of(row) & other.of(row))
-
-    def __or__(self, other: Segment) -> Segment:
-        return Segment(lambda row: self.of(row) | other.of(row))
-
-    def __invert__(self) -> Segment:
-        return Segment(lambda row: ~self.of(row))
-
-
-@dataclass
-class Trace:
-    """Verbs, rows and queries a strategy used; the plan is built from it."""
-
-    verbs: set[str] = field(default_factory=set[str])
-    rows: set[str] = field(default_factory=set[str])
-    queries: set[Queries] = field(default_factory=set[Queries])
-
-
-@dataclass
-class Hooks:
-    """What the engine lends to one strategy in one layer of one forward.
-
-    Args:
-        token_mask: ``(name, fn, row) -> bool [R, N]``, computed from the residual entering the
-            layer, kept.
-        at_first_token: ``(name, fn) -> value``, computed in the forward that emits token 1, kept
-            per layer.
-        state: What `prepare` returned, stacked over requests.
-        carry: From layer to later layer within one forward.
-        trace: While compiling, where verbs are written down.
-        allowed: Verbs found by tracing; any other raises.
-        gone: Rows dropped after the first token; edits to them are skipped.
-        received: ``own -> float32 [R, H, N]``, see `Attention.received`.
-        paid: ``keys [R, N] -> float32 [R, H, N]``, see `Attention.paid`.
-        confidence: ``() -> float32 [R, Q]``, see `Attention.confidence`.
-        keys_at_first_token: ``(name, fn) -> [R, .., N]``, as `at_first_token`, for later keys 0.
-    """
-
-    token_mask: Callable[[str, Callable[[Tensor], Tensor], str], Tensor]
-    at_first_token: Callable[[str, Callable[[], Any]], Any]
-    state: Mapping[str, Any] = field(default_factory=dict[str, Any])
-    carry: dict[str, Any] = field(default_factory=dict[str, Any])
-    trace: Trace | None = None
-    allowed: frozenset[str] | None = None
-    gone: frozenset[str] = frozenset()
-    received: Callable[[bool], Tensor] | None = None
-    paid: Callable[[Tensor], Tensor] | None = None
-    confidence: Callable[[], Tensor] | None = None
-    keys_at_first_token: Callable[[str, Callable[[], Tensor]], Tensor] | None = None
-
-
-class Attention:
+class Attention(RowView):
     """One layer's attention as a strategy sees it; every verb is branch-free in values.
 
     ``rows=("main",)`` and ``queries="emitting"`` by default: "emitting" queries predict a token
@@ -126,49 +61,6 @@ class Attention:
         self._blocks = blocks
         self._hooks = hooks
         self._owner = owner
-
-    # Segments -------------------------------------------------------------------------------------
-    @property
-    def image(self) -> Segment:
-        """Image keys."""
-        return self._kinds("image", lambda keys: keys.kind == IMAGE)
-
-    @property
-    def images(self) -> list[Segment]:
-        """Image keys of each picture."""
-        count = max(int(b.keys.picture.max()) + 1 for b in self._blocks.values())
-        return [Segment(lambda row, i=i: self._keys(row).picture == i) for i in range(count)]
-
-    @property
-    def system(self) -> Segment:
-        """Keys before the first image."""
-        return self._kinds("system", lambda keys: keys.kind == SYSTEM)
-
-    @property
-    def text(self) -> Segment:
-        """Non-image keys after the first image: question and generated tokens."""
-        return self._kinds("text", lambda keys: keys.kind >= TEXT)
-
-    @property
-    def generated(self) -> Segment:
-        """Generated keys."""
-        return self._kinds("generated keys", lambda keys: keys.kind == GENERATED)
-
-    @property
-    def first(self) -> Segment:
-        """The first key that is not padding."""
-        return self._kinds("first", lambda keys: _first(keys.kind != PAD))
-
-    @property
-    def place(self) -> tuple[Tensor, Tensor]:
-        """float32 [R, Q] twice: a main query's place in its prompt, and prompt tokens after it."""
-        keys = self._keys("main")
-        return keys.position.float(), (keys.length[:, None] - 1 - keys.position).clamp_min(
-            0
-        ).float()
-
-    def _kinds(self, name: str, make: Callable[[RowKeys], Tensor]) -> Segment:
-        return Segment(lambda row: self._keys(row).cached(name, make))
 
     @property
     def confidence(self) -> Tensor:
@@ -266,15 +158,16 @@ class Attention:
         whole = block.output() if block.touched else block.base
         return whole[:, :, -1:].transpose(1, 2).float()
 
-    def received(self, *, own: bool = True) -> Tensor:
+    def received(self, *, own: bool = True, of: Tensor | None = None) -> Tensor:
         """float32 [R, H, N]: attention that each key of the main row gets from all prompt queries.
 
         A sum over the queries, before any edit in this layer, with or without what a token pays
-        itself. It reads the prompt's queries once more, block by block: ask within
-        `at_first_token` or `keys_at_first_token` only.
+        itself; ``of`` [R, N] weighs a prompt token's query by the number at its own key. It reads
+        the prompt's queries once more, block by block: ask within `at_first_token` or
+        `keys_at_first_token` only.
         """
         self._use("received", ("main",))
-        return _need(self._hooks.received)(own)
+        return _need(self._hooks.received)(own, of)
 
     def paid(self, seg: Segment) -> Tensor:
         """float32 [R, H, N]: attention that each prompt token pays a segment, at its own key.
@@ -285,6 +178,45 @@ class Attention:
         return _need(self._hooks.paid)(seg.of("main"))
 
     # Edits ----------------------------------------------------------------------------------------
+    def open(self, mask: Tensor, *, rows: tuple[str, ...] = ("main",)) -> None:
+        """Let queries of the prompt see keys after them, bool [R, Q, N] of each row.
+
+        It comes before all else, and the prompt then starts whole.
+        """
+        self._use("open", rows, "prompt")
+        for row in self._present(rows):
+            self._blocks[row].open(mask & (self._keys(row).kind != PAD)[:, None])
+
+    def reposition(
+        self,
+        seg: Segment,
+        queries_at: Tensor,
+        keys_at: Tensor,
+        *,
+        rows: tuple[str, ...] = ("main",),
+    ) -> None:
+        """Scores of a segment as if queries stood at [R, Q] and its keys at [R, N]; of all queries.
+
+        Rotary positions are turned on from where they are, so nothing in the cache changes.
+
+        Raises:
+            UnsupportedStrategy: The model's rotation is not known.
+        """
+        self._use("reposition", rows, "all")
+        if not self.m.rope and self._hooks.trace is None:
+            raise UnsupportedStrategy(
+                f"{self._owner} moves positions, and the config of this model does not say by one "
+                "fixed rotation how; use another model or strategy."
+            )
+        for row in self._present(rows):
+            block, standing = self._blocks[row], self.standing(row)
+            before = block.scores()
+            turns = before.new_tensor(self.m.rope or (1.0,))
+            by = queries_at.float() - block.keys.position.float()
+            moved = block.elsewhere(by, keys_at.float() - standing, turns)
+            on = seg.of(row)[:, None, None] & (before != NEG_INF)
+            block.edit_scores(moved.where(on, before))
+
     def add_scores(
         self,
         seg: Segment,
@@ -347,6 +279,15 @@ class Attention:
             laid = wide.where(chosen[:, None], wide.new_ones(()))
             block.head_gain = laid if block.head_gain is None else block.head_gain * laid
 
+    def branch_off(self, weights: Tensor) -> None:
+        """Carry the last query's head outputs under ``weights`` [R, H, N] to the last layer.
+
+        They take no part in any other layer, and this one goes on as it would: `Step.branch` makes
+        logits of them.
+        """
+        self._use("branch_off", ("main",))
+        _need(self._hooks.branch)(self._blocks["main"].under(weights))
+
     def _edit_scores(
         self,
         verb: str,
@@ -365,9 +306,6 @@ class Attention:
 
     def _present(self, rows: tuple[str, ...]) -> list[str]:
         return [row for row in rows if row in self._blocks]
-
-    def _keys(self, row: str) -> RowKeys:
-        return self._blocks[row].keys
 
     def _use(self, verb: str, rows: tuple[str, ...], queries: Queries = "emitting") -> None:
         if self._hooks.allowed is not None and verb not in self._hooks.allowed:
@@ -392,8 +330,3 @@ def _need(hook: T | None) -> T:
     if hook is None:
         raise HookNeverFired("attention: this engine does not lend a hook that `attend` called.")
     return hook
-
-
-def _first(real: Tensor) -> Tensor:
-    """Bool [R, N], True at the first True of each row."""
-    return real & (real.cumsum(-1) == 1)

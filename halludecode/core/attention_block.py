@@ -106,12 +106,33 @@ class AttentionBlock:
     def scores(self) -> Tensor:
         """float32 [R, H, Q, N] scaled, masked logits."""
         if self._scores is None:
-            q, k, visible = _need(self.q).float(), _need(self.k).float(), _need(self.visible)
-            r, h, n_q, d = q.shape
-            g = k.shape[1]
-            raw = (q * self.scaling).reshape(r, g, h // g * n_q, d) @ k.transpose(-1, -2)
-            self._scores = raw.reshape(r, h, n_q, -1).where(visible, NEG_INF)
+            raw = self._products(_need(self.q), _need(self.k))
+            self._scores = raw.where(_need(self.visible), NEG_INF)
         return self._scores
+
+    def open(self, mask: Tensor) -> None:
+        """Let queries see keys (bool [R, Q, N]) that lie after them."""
+        visible = _need(self.visible)
+        before, shut = self.scores(), mask[:, None] & ~visible
+        self.edit_scores(self._products(_need(self.q), _need(self.k)).where(shut, before))
+        self.visible = visible | mask[:, None]
+
+    def elsewhere(self, queries: Tensor, keys: Tensor, frequencies: Tensor) -> Tensor:
+        """float32 [R, H, Q, N]: logits before any mask, with rotary positions moved on.
+
+        Args:
+            queries: float32 [R, Q], how far each is moved.
+            keys: float32 [R, N], likewise.
+            frequencies: float32 [d / 2 or fewer], turns of each pair of dimensions a position.
+        """
+        q = turned(_need(self.q).float(), queries, frequencies)
+        return self._products(q, turned(_need(self.k).float(), keys, frequencies))
+
+    def _products(self, q: Tensor, k: Tensor) -> Tensor:
+        r, h, n_q, d = q.shape
+        g = k.shape[1]
+        grouped = (q.float() * self.scaling).reshape(r, g, h // g * n_q, d)
+        return (grouped @ k.float().transpose(-1, -2)).reshape(r, h, n_q, -1)
 
     def edit_scores(self, scores: Tensor) -> None:
         """Replace the logits; weights are recomputed from them."""
@@ -128,11 +149,18 @@ class AttentionBlock:
             self._weights = weights.nan_to_num(0.0) if blind else weights
         return self._weights
 
-    def received(self, *, own: bool) -> Tensor:
-        """float32 [R, H, N]: sum over these prompt queries of the weights before any edit."""
+    def received(self, *, own: bool, of: Tensor | None = None) -> Tensor:
+        """float32 [R, H, N]: sum over these prompt queries of the weights before any edit.
+
+        ``of`` [R, N] weighs each by the number at its own key.
+        """
+        mine = self.keys.own()  # [R, Q, N]
         counted = self.keys.queries("prompt")[..., None]  # [R, Q, 1]
-        counted = counted if own else counted & ~self.keys.own()
-        return (self._unedited() * counted[:, None]).sum(2)
+        counted = counted if own else counted & ~mine
+        weights = self._unedited()
+        if of is not None:
+            counted = counted * (mine * of[:, None]).sum(-1, keepdim=True)
+        return (weights * counted[:, None]).sum(2)
 
     def paid(self, seg: Tensor) -> Tensor:
         """float32 [R, H, N]: their weights on keys ``seg`` (bool [R, N]), at each one's own key."""
@@ -140,6 +168,13 @@ class AttentionBlock:
         mass = weights @ seg[:, None, :, None].to(weights.dtype)  # [R, H, Q, 1]
         own = self.keys.own() & self.keys.queries("prompt")[..., None]
         return (mass * own[:, None]).sum(2)
+
+    def under(self, weights: Tensor) -> Tensor:
+        """float32 [R, H, d]: head outputs of one query under other weights [R, H, N]."""
+        value = _need(self.v).to(weights.dtype)
+        r, h, n = weights.shape
+        g = value.shape[1]
+        return (weights.reshape(r, g, h // g, n) @ value).reshape(r, h, -1)
 
     def _unedited(self) -> Tensor:
         scores = self.scores() if self._plain is None else self._plain
@@ -178,6 +213,17 @@ class AttentionBlock:
         if self.head_gain is not None:
             out = out.float() * self.head_gain[..., None]
         return out.to(self.base.dtype).where(edited[:, None, :, None], self.base)
+
+
+def turned(x: Tensor, by: Tensor, frequencies: Tensor) -> Tensor:
+    """[R, h, T, d]: queries or keys moved ``by`` [R, T] positions; pairs lie half a head apart."""
+    import torch
+
+    angles = (by[..., None] * frequencies)[:, None]  # [R, 1, T, d / 2]
+    cos, sin = angles.cos(), angles.sin()
+    half = len(frequencies)
+    first, second, rest = x[..., :half], x[..., half : 2 * half], x[..., 2 * half :]
+    return torch.cat([first * cos - second * sin, second * cos + first * sin, rest], -1)
 
 
 def _need(tensor: Tensor | None) -> Tensor:

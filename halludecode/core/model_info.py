@@ -39,6 +39,9 @@ class ModelInfo:
         head_dim: Head size.
         vision: The vision tower's numbers.
         mrope: Whether positions are three-dimensional.
+        rope: How far each pair of dimensions of a head turns from one position to the next, where
+            one rotation holds for all layers and lengths; else empty.
+        scheme: What the weights were trained with, see `Strategy.trained`; "" for nothing.
         artifact: Tensors made by `calibrate` for this model and strategy, if any.
     """
 
@@ -50,6 +53,8 @@ class ModelInfo:
     head_dim: int
     vision: VisionInfo | None = None
     mrope: bool = False
+    rope: tuple[float, ...] = ()
+    scheme: str = ""
     artifact: Mapping[str, Tensor] | None = field(default=None, compare=False)
 
     def scaled(self, layer: int) -> int:

@@ -7,6 +7,7 @@ import difflib
 import inspect
 import math
 import re
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from numbers import Integral, Number
 from typing import Any, ClassVar, cast
@@ -198,12 +199,14 @@ def check_class(cls: Any, base: type[Parameters], name: str) -> None:
 
     Raises:
         InvalidParameter: The class is no ``base``, what it defines is nearly, but not quite,
-            something a ``base`` has, or a method cannot be called as that of the ``base`` is.
+            something a ``base`` has, a method cannot be called as that of the ``base`` is, or a
+            parameter has the name of something else.
     """
     kind = base.__name__
     if not (isinstance(cls, type) and issubclass(cls, base)):
         raise InvalidParameter(f"{name}: {cls!r} must be a class derived from {kind}.")
     known = sorted({attr for parent in cls.__mro__[1:] for attr in vars(parent)})
+    _check_parameter_names(cls, known, name)
     for attr, value in vars(cls).items():
         if attr.startswith("_") or isinstance(value, dataclasses.Field):
             continue
@@ -215,6 +218,24 @@ def check_class(cls: Any, base: type[Parameters], name: str) -> None:
                 f"{name}: {cls.__name__}.{attr} is nothing that a {kind} has. Did you mean "
                 f"{close[0]!r}? If it is your own, begin its name with _."
             )
+
+
+def _check_parameter_names(cls: Any, known: Collection[str], name: str) -> None:
+    """Refuses a parameter in place of a method, and the other way round: one would be lost."""
+    parents = (parent for parent in cls.__mro__[1:] if dataclasses.is_dataclass(parent))
+    theirs = {f.name for parent in parents for f in dataclasses.fields(parent)}
+    annotated = cast("dict[str, Any]", inspect.get_annotations(cls))
+    own = {attr for attr, kind in annotated.items() if "ClassVar" not in str(kind)}
+    if taken := own & set(known) - theirs:
+        raise InvalidParameter(
+            f"{name}: parameter {min(taken)!r} has the name of something that {cls.__name__} "
+            "inherits and would replace; choose another."
+        )
+    if taken := theirs & set(vars(cls)) - own:
+        raise InvalidParameter(
+            f"{name}: {cls.__name__}.{min(taken)} has the name of a parameter that "
+            f"{cls.__name__} inherits; choose another."
+        )
 
 
 def _check_call(cls: Any, attr: str, name: str) -> None:

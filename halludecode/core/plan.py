@@ -40,6 +40,7 @@ class Cost:
         image_rows: Extra rows that hold pictures (each costs about one more prefill).
         attention: Whether attention is recomputed for edited rows.
         early: Early layers decoded for every token, each a product with the LM head.
+        branches: Branches of one layer, each an FFN and an LM head for every token.
         steer: Layers whose stream is rewritten.
         beams: Beams of a search, 1 without one.
         peeks: Candidates tried per beam and token.
@@ -52,6 +53,7 @@ class Cost:
     image_rows: int = 0
     attention: bool = False
     early: int = 0
+    branches: int = 0
     steer: int = 0
     beams: int = 1
     peeks: int = 0
@@ -70,6 +72,8 @@ class Cost:
             parts.append(f"{self.steer} layer{'s' if self.steer > 1 else ''} steered")
         if self.early:
             parts.append(f"{self.early} early layer{'s' if self.early > 1 else ''}")
+        if self.branches:
+            parts.append(f"{self.branches} branch{'es' if self.branches > 1 else ''} of one layer")
         if self.beams > 1:
             parts.append(f"{self.beams} beams x {self.peeks} candidates")
         return ", ".join(parts)
@@ -262,6 +266,7 @@ def typical_model_info() -> ModelInfo:
         hidden_size=64,
         vocab_size=16,
         head_dim=4,
+        rope=(1.0, 0.01),
         vision=VisionInfo(24, 16, True, -2),
     )
 
@@ -318,6 +323,8 @@ def _is_off(strategy: Strategy) -> bool:
 def _attend_order(part: TracedStrategy) -> tuple[int, str, str]:
     """Edits of scores do not commute; by name they act alike in whichever order they are given."""
     own = (part.strategy.name, str(sorted(part.strategy.resolved().items())))
+    if part.verbs & {"open", "reposition"}:
+        return (-1, *own)
     if part.verbs & {"add_scores", "scale_scores", "mask"}:
         return (0, *own)
     return (1 if part.phase == "scores" else 2, *own)
@@ -343,8 +350,7 @@ def _needs(part: TracedStrategy) -> frozenset[str]:
         needs.add("raster")
     if part.steers:
         needs.add("steer")
-    if part.early:
-        needs.add("early")
+    needs |= part.stream_reads | ({"early"} if part.early else set())
     if part.strategy.declares("search"):
         needs.add("search")
     if part.whole:
@@ -381,6 +387,7 @@ def _extra_rows(parts: Sequence[TracedStrategy]) -> dict[str, Branch]:
 def _cost(parts: Sequence[TracedStrategy]) -> Cost:
     search = next((s for p in parts if (s := p.strategy.search(p.model_info)) is not None), None)
     extra = list(_extra_rows(parts).values())
+    gated = {layer for part in parts if "logits" in part.stream_reads for layer in part.layers}
     return Cost(
         rows=1 + sum(b.life == "answer" for b in extra),
         prefill_rows=sum(b.life == "prefill" for b in extra),
@@ -388,7 +395,8 @@ def _cost(parts: Sequence[TracedStrategy]) -> Cost:
         written=sum(request.write for part in parts for request in part.activations.values()),
         image_rows=sum(bool(b.prompt.pictures) for b in extra),
         attention=any(part.phase == "scores" for part in parts),
-        early=len({layer for part in parts for layer in part.early}),
+        early=len({layer for part in parts for layer in part.early}) + len(gated),
+        branches=sum(part.branches_off for part in parts),
         steer=len({layer for part in parts if part.steers for layer in part.layers}),
         beams=search.width if search else 1,
         peeks=search.peek if search else 0,

@@ -5,9 +5,11 @@ Shapes: R requests, T tokens, D hidden size, V vocabulary size.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
+
+from halludecode.core.errors import HookNeverFired
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -29,6 +31,10 @@ class ResidualStream:
         state: What `prepare` returned, stacked over requests.
         carry: From layer to later layer within one forward.
         decode: ``[R, D] -> float32 [R, V]``, the model's final norm and LM head.
+        entering: [R, T, D], the residual entering the layer; None where that is ``inp``.
+        chosen: Bool [R, T], positions that are rewritten; None is all.
+        pictures: What `features` gives.
+        reads: While compiling: needs, for what of `logits` and `features` was asked for.
     """
 
     layer: int
@@ -39,10 +45,29 @@ class ResidualStream:
     decode: Callable[[Tensor], Tensor]
     state: Mapping[str, Any] = field(default_factory=dict[str, Any])
     carry: dict[str, Any] = field(default_factory=dict[str, Any])
+    entering: Tensor | None = None
+    chosen: Tensor | None = None
+    pictures: Callable[[], Sequence[Tensor]] | None = None
+    reads: set[str] = field(default_factory=set[str])
 
     def logits(self) -> Tensor:
-        """float32 [R, V]: what the last position of ``inp`` would say, norm included."""
-        return self.decode(self.inp[:, -1])
+        """float32 [R, V]: what the last token of the residual entering the layer would say.
+
+        The final norm is included. Of a prompt it is the last token's, so the prompt starts whole.
+        """
+        self.reads.add("logits")
+        return self.decode((self.inp if self.entering is None else self.entering)[:, -1])
+
+    @property
+    def features(self) -> Sequence[Tensor]:
+        """Per request, float32 [N_img, D]: the main row's image tokens as they entered layer 0.
+
+        Kept from the prompt, which starts whole; N_img is 0 without a picture.
+        """
+        self.reads.add("image_features")
+        if self.pictures is None:
+            raise HookNeverFired("steer: this engine keeps no image features for `features`.")
+        return self.pictures()
 
 
 def steered(x: Tensor, v: Tensor, lam: float) -> Tensor:

@@ -33,6 +33,8 @@ class Step:
         state: What `prepare` returned, stacked to [B, ...].
         decode: ``([.., D], norm) -> float32 [.., V]``, the model's LM head.
         residuals: The main row's residual [B, D] entering each of the strategy's `early` layers.
+        beside: The same of other rows, or of all, by their names.
+        branch: ``(residual, last, normed) -> float32 [B, V]``, what `branch` gives.
         first: What `first` gives, by row; None at token 1, where it is ``logits``.
         masking: False while the engine asks for unmasked scores (the yes/no margin of a first
             step).
@@ -42,6 +44,7 @@ class Step:
         reads: While compiling: rows other than main that were read.
         cuts: While compiling: every `plausible` call's share and what it gave.
         firsts: While compiling: rows that `first` was asked for.
+        early_rows: While compiling: rows other than main that `early` was asked for.
         reads_state: While compiling: whether `state` was asked for.
     """
 
@@ -53,6 +56,8 @@ class Step:
         decode: Callable[[Tensor, bool], Tensor] | None = None,
         residuals: Mapping[int, Tensor] | None = None,
         *,
+        beside: Mapping[str, Mapping[int, Tensor]] | None = None,
+        branch: Callable[[float, float, bool], Tensor] | None = None,
         first: Mapping[str, Tensor] | None = None,
         masking: bool = True,
         owner: str = "",
@@ -61,14 +66,16 @@ class Step:
         self.t = t
         self._state = state or {}
         self._decode = decode
-        self._residuals = residuals or {}
+        self._residuals = {"main": residuals or {}, **(beside or {})}
+        self._branch = branch
         self._first = logits if first is None else first
-        self._early: dict[bool, Tensor] = {}
+        self._early: dict[tuple[str, bool], Tensor] = {}
         self._masking = masking
         self._owner = owner
         self.reads: set[str] = set()
         self.cuts: list[tuple[float, Tensor]] = []
         self.firsts: set[str] = set()
+        self.early_rows: set[str] = set()
         self.reads_state = False
 
     @property
@@ -106,27 +113,53 @@ class Step:
     @property
     def layers(self) -> tuple[int, ...]:
         """The strategy's `early` layers."""
-        return tuple(self._residuals)
+        return tuple(self._residuals["main"])
 
-    def early(self, layer: int, *, norm: bool = False) -> Tensor:
-        """float32 [B, V]: the LM head on the main row's residual entering a layer.
+    def early(self, layer: int, *, norm: bool = False, row: str = "main") -> Tensor:
+        """float32 [B, V]: the LM head on a row's residual entering a layer.
 
-        All layers are decoded at the first call, in one product, so the head is read once.
+        All layers of a row are decoded at the first call, in one product, so the head is read once.
+        A row beside main that is asked for here runs from token 1 on: it never waits.
 
         Args:
             layer: One of the strategy's `early` layers.
             norm: Whether the model's final norm comes before the head.
+            row: Whose; local to the strategy.
 
         Raises:
             HookNeverFired: The strategy did not declare it.
         """
         import torch
 
-        if self._decode is None or layer not in self._residuals:
-            raise HookNeverFired(f"combine asked for layer {layer}, which early() does not name.")
-        if norm not in self._early:
-            self._early[norm] = self._decode(torch.stack(list(self._residuals.values())), norm)
-        return self._early[norm][self.layers.index(layer)]
+        if row != "main":
+            self.early_rows.add(row)
+        residuals = self._residuals.get(row, {})
+        if self._decode is None or layer not in residuals:
+            of = "" if row == "main" else f" of row {row!r}"
+            raise HookNeverFired(
+                f"combine asked for layer {layer}{of}, which early() does not name."
+            )
+        if (row, norm) not in self._early:
+            self._early[row, norm] = self._decode(torch.stack(list(residuals.values())), norm)
+        return self._early[row, norm][list(residuals).index(layer)]
+
+    def branch(self, residual: float, last: float, *, normed: bool = False) -> Tensor:
+        r"""float32 [B, V]: logits of what `Attention.branch_off` carried past the layers.
+
+        .. math:: head(n(h + FFN(n'(h))) + last \, n(x_L)), \qquad
+           h = W_O\, heads + residual \, x_{L-1}
+
+        n' and FFN are the last layer's, n the model's final norm, x_{L-1} what enters the last
+        layer and x_L what leaves it; ``normed`` puts the last layer's input norm before the sum h.
+
+        Raises:
+            HookNeverFired: Nothing was branched off in the forward.
+        """
+        if self._branch is None:
+            raise HookNeverFired(
+                f"{self._owner}.combine asked for a branch that attend never made."
+            )
+        return self._branch(residual, last, normed)
 
     def early_blocks(
         self, requests: Tensor, *, norm: bool = False
@@ -143,9 +176,10 @@ class Step:
         """
         import torch
 
-        if self._decode is None:
-            raise HookNeverFired("combine asked for layers, which early() does not name.")
-        logits = self._decode(torch.stack(list(self._residuals.values()))[:, requests], norm)
+        if self._decode is None or not self._residuals["main"]:
+            raise HookNeverFired("combine asked for layers, and early() names none.")
+        entering = torch.stack(list(self._residuals["main"].values()))
+        logits = self._decode(entering[:, requests], norm)
         few = CACHED // logits.shape[-1] if logits.device.type == "cpu" else len(requests)
         for at in range(0, len(requests), max(few, 1)):
             yield requests[at : at + max(few, 1)], logits[:, at : at + max(few, 1)]

@@ -12,8 +12,9 @@ from functools import cache
 from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
 
 from halludecode.core.activations import ActivationRequest, Activations
-from halludecode.core.attention import SCORE_VERBS, Attention, Hooks, Trace
+from halludecode.core.attention import SCORE_VERBS, Attention
 from halludecode.core.attention_block import IMAGE, SYSTEM, TEXT, AttentionBlock, Queries, RowKeys
+from halludecode.core.attention_hooks import Hooks, Trace
 from halludecode.core.branch import Branch
 from halludecode.core.errors import InvalidParameter
 from halludecode.core.model_info import ModelInfo
@@ -53,6 +54,8 @@ class TracedStrategy:
     cut: float | None = None  # share of the mask that is the last thing `combine` does
     reads_state: bool = False  # whether `combine` does
     firsts: frozenset[str] = frozenset()  # rows whose logits of token 1 `combine` reads later, too
+    early_rows: frozenset[str] = frozenset()  # rows beside main of which it decodes early layers
+    stream_reads: frozenset[str] = frozenset()  # what `steer` reads of `ResidualStream` on top
 
     @property
     def steers(self) -> bool:
@@ -65,8 +68,8 @@ class TracedStrategy:
         found = {
             "search": self.strategy.declares("search"),
             "steering": self.steers,
-            "attention": bool(self.verbs) and "main" in self.attend_rows,
-            "layers": bool(self.early),
+            "attention": bool(self.verbs) and "main" in self.attend_rows and not self.branches_off,
+            "layers": bool(self.early) or self.branches_off,
             "contrast": bool(self.reads),
         }
         return tuple(kind for kind in KINDS if found.get(kind)) or KINDS[-1:]
@@ -82,7 +85,12 @@ class TracedStrategy:
     def whole(self) -> bool:
         """Whether all rows must prefill unchunked in one forward."""
         chosen = self.verbs & _WHOLE_READS and self.queries & _PROMPT
-        return bool(chosen or self.verbs & {"received", "paid"})
+        return bool(chosen or self.verbs & {"received", "paid", "open"} or self.stream_reads)
+
+    @property
+    def branches_off(self) -> bool:
+        """Whether `attend` carries head outputs past the layers, see `Attention.branch_off`."""
+        return "branch_off" in self.verbs
 
     @property
     def combines(self) -> bool:
@@ -113,11 +121,12 @@ class TracedStrategy:
         lasting = all(b.life == "answer" for n, b in self.branches.items() if n in self.extra)
         edited = {*self.attend_rows, *(self.strategy.steer_rows if self.steers else ())}
         apart = edited <= self.extra and not self.verbs & {
+            "branch_off",
             "at_first_token",
             "keys_at_first_token",
             "token_mask",
         }
-        if not self.firsts <= {"main"}:
+        if self.early_rows or not self.firsts <= {"main"}:
             return False
         return lasting and self.extra <= self.reads and (edited <= {"main"} or apart)
 
@@ -158,11 +167,12 @@ def trace(strategy: Strategy, model_info: ModelInfo) -> TracedStrategy:
                 f"0..{model_info.num_layers - 1}."
             )
     used, states, carry = Trace(), stack([state, state]), dict[str, Any]()
+    reads = set[str]()
     for layer in layers[:2]:
         if strategy.declares("attend"):
             _trace_attend(strategy, layer, branches, states, model_info, used, carry)
         if strategy.declares("steer"):
-            _trace_steer(strategy, layer, states, model_info)
+            reads |= _trace_steer(strategy, layer, states, model_info)
     steps = list[Step]()
     cuts = {cast("float | None", None)}
     if strategy.declares("combine"):
@@ -181,6 +191,8 @@ def trace(strategy: Strategy, model_info: ModelInfo) -> TracedStrategy:
         next(iter(cuts)) if len(cuts) == 1 else None,
         any(step.reads_state for step in steps),
         frozenset[str]().union(*(step.firsts for step in steps)),
+        frozenset[str]().union(*(step.early_rows for step in steps)),
+        frozenset(reads),
     )
 
 
@@ -199,8 +211,12 @@ def _named(strategy: Strategy, hook: str, *given: Any, kind: type[N]) -> Mapping
     return cast("Mapping[str, N]", found)
 
 
-def _trace_steer(strategy: Strategy, layer: int, state: State, model_info: ModelInfo) -> None:
-    """Run `steer` on random tensors, so that a wrong shape shows before any token."""
+def _trace_steer(strategy: Strategy, layer: int, state: State, model_info: ModelInfo) -> set[str]:
+    """Run `steer` on random tensors, so that a wrong shape shows before any token.
+
+    Returns:
+        What it read on top of the stream.
+    """
     import torch
 
     rng = torch.Generator().manual_seed(layer)
@@ -209,7 +225,10 @@ def _trace_steer(strategy: Strategy, layer: int, state: State, model_info: Model
     def decode(last: Tensor) -> Tensor:
         return last.new_zeros(len(last), model_info.vocab_size)
 
-    steered: Any = strategy.steer(ResidualStream(layer, model_info, "main", x, inp, decode, state))
+    stream = ResidualStream(layer, model_info, "main", x, inp, decode, state)
+    stream.chosen = torch.ones(x.shape[:2], dtype=torch.bool)
+    stream.pictures = lambda: list(x)
+    steered: Any = strategy.steer(stream)
     shape = getattr(steered, "shape", None)
     if shape != x.shape:
         gave = type(steered).__name__ if shape is None else list(shape)
@@ -217,6 +236,7 @@ def _trace_steer(strategy: Strategy, layer: int, state: State, model_info: Model
             f"{strategy.name}.steer gave {gave} for a stream of {list(x.shape)}; "
             "the shape must be kept."
         )
+    return stream.reads
 
 
 def _trace_combine(
@@ -243,9 +263,12 @@ def _trace_combine(
 
     rows = {name: torch.randn(requests, vocab, generator=rng) for name in {"main": 0, **branches}}
     brief = {name for name, branch in branches.items() if branch.life == "prefill"} - {"main"}
-    residuals = {
-        layer: torch.randn(requests, model_info.hidden_size, generator=rng) for layer in early
-    }
+
+    def entering() -> dict[int, Tensor]:
+        shape = (requests, model_info.hidden_size)
+        return {layer: torch.randn(shape, generator=rng) for layer in early}
+
+    residuals, beside = entering(), {name: entering() for name in rows}
     steps, cuts = list[Step](), set[float | None]()
     for token, gone in ((1, set[str]()), (2, brief), (50, brief)):
         step = Step(
@@ -254,6 +277,8 @@ def _trace_combine(
             states,
             decode,
             residuals,
+            beside={name: own for name, own in beside.items() if name not in gone | {"main"}},
+            branch=lambda residual, last, normed: torch.randn(requests, vocab, generator=rng),
             first=rows,
             owner=strategy.name,
         )
@@ -298,10 +323,11 @@ def _trace_attend(
         state=state,
         carry=carry,
         trace=trace,
-        received=lambda own: blocks["main"].received(own=own),
+        received=lambda own, of: blocks["main"].received(own=own, of=of),
         paid=lambda seg: blocks["main"].paid(seg),
         confidence=lambda: torch.ones(blocks["main"].keys.position.shape),
         keys_at_first_token=lambda name, fn: fn(),
+        branch=lambda heads: None,
     )
     strategy.attend(Attention(layer, model_info, blocks, hooks, strategy.name))
 
@@ -319,7 +345,7 @@ def _fake_block(model_info: ModelInfo, *, image: bool, rng: Any) -> AttentionBlo
         kind,
         torch.tensor([n, n]),
     )
-    shape = (2, model_info.num_heads, n, 4)
+    shape = (2, model_info.num_heads, n, model_info.head_dim)
     q, k, v, base = (torch.randn(shape, generator=rng) for _ in range(4))
     return AttentionBlock(keys, q, k, v, torch.ones(n, n, dtype=torch.bool).tril(), 0.5, base)
 

@@ -17,10 +17,11 @@ VLLM_PROVIDES = frozenset(
             "activations",
             "whole",
         ),
+        *("square", "open", "reposition"),
         *("add_scores", "scale_scores", "mask", "scale_weights", "scale_heads"),
         *("mass", "scores", "weights", "head_outputs", "token_mask", "at_first_token", "key"),
         *("received", "paid", "keys_at_first_token", "confidence"),
-        *("steer", "early", "vision", "raster"),
+        *("steer", "early", "logits", "image_features", "branch_off", "vision", "raster"),
     }
 )
 HF_PROVIDES = VLLM_PROVIDES | {"masked rows", "search"}

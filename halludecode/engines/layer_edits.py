@@ -18,8 +18,9 @@ from typing import Any, Generic, TypeVar
 
 from torch import Tensor
 
-from halludecode.core.attention import Attention, Hooks
+from halludecode.core.attention import Attention
 from halludecode.core.attention_block import AttentionBlock, RowKeys
+from halludecode.core.attention_hooks import Hooks
 from halludecode.core.errors import HookNeverFired
 from halludecode.core.residual import ResidualStream
 from halludecode.core.state import State
@@ -69,6 +70,14 @@ class EditedRows(ABC, Generic[Row]):
     @abstractmethod
     def confidences(self) -> Tensor:
         """float32 [R, T]: how sure each of the first T written tokens was, T one at least."""
+
+    @abstractmethod
+    def features(self) -> Sequence[Tensor]:
+        """Per request, float32 [N_img, D], see `core.residual.ResidualStream.features`."""
+
+    @abstractmethod
+    def keep_branch(self, i: int, layer: int, heads: Tensor) -> None:
+        """Head outputs [R, H, d] that the i-th strategy carries past a layer to the last one."""
 
     @abstractmethod
     def note_fired(self, hook: str, i: int, layer: int) -> None:
@@ -198,8 +207,8 @@ def _hooks(
         for each in layer.split(layer.all_queries()):
             yield layer.block(own["main"], each, scores=True)
 
-    def received(own: bool) -> Tensor:
-        return sum_of(block.received(own=own) for block in unedited())
+    def received(own: bool, of: Tensor | None) -> Tensor:
+        return sum_of(block.received(own=own, of=of) for block in unedited())
 
     def paid(seg: Tensor) -> Tensor:
         return sum_of(block.paid(seg) for block in unedited())
@@ -214,6 +223,9 @@ def _hooks(
     def keys_at_first_token(name: str, fn: Callable[[], Tensor]) -> Tensor:
         return layer.keys_at_first_token(i, name, fn)
 
+    def branch(heads: Tensor) -> None:
+        layer.rows.keep_branch(i, layer.number, heads)
+
     return Hooks(
         token_mask,
         at_first_token,
@@ -225,6 +237,7 @@ def _hooks(
         paid=paid,
         confidence=confidence,
         keys_at_first_token=keys_at_first_token,
+        branch=branch,
     )
 
 
@@ -257,6 +270,7 @@ def steer(
     x: Tensor,
     inp: Tensor,
     decode: Callable[[Tensor], Tensor],
+    entering: Tensor | None = None,
 ) -> Tensor:
     """Let one strategy rewrite the stream of one layer.
 
@@ -268,6 +282,7 @@ def steer(
         x: The stream, [.., D] as the engine lays it out.
         inp: What entered the layer, or its MLP.
         decode: ``[R, D] -> float32 [R, V]``, the model's final norm and LM head.
+        entering: What entered the layer, where ``inp`` is something else.
 
     Returns:
         The stream with the chosen positions of the strategy's rows replaced.
@@ -283,6 +298,8 @@ def steer(
             layer, part.model_info, name, old, inp[places], decode, rows.states[i], rows.carry[i]
         )
         chosen = rows.stream_keys(row, x).queries(part.strategy.steer_at)
+        stream.chosen, stream.pictures = chosen, rows.features
+        stream.entering = None if entering is None else entering[places]
         new = part.strategy.steer(stream).to(x.dtype).where(chosen[..., None], old)
         rows.note_change((new != old).flatten(1).any(-1))
         x = rows.put_stream(x, places, new)

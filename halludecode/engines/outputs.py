@@ -46,6 +46,14 @@ def effect_of(
         warnings.append(
             f"{plan.canonical}: the request has no image, so there is nothing to ground in."
         )
+    for part in plan.parts:
+        scheme = part.strategy.trained
+        if scheme and part.model_info.scheme != scheme:
+            warnings.append(
+                f"{part.strategy.name}: these weights were not trained with {scheme!r} (their "
+                "config's `halludecode_scheme` does not say so), so the answer shows what it does "
+                "to a model that never learned it, not the paper's method."
+            )
     if attends and not answer.changed:
         names = "+".join(part.strategy.name for part in attends)
         warnings.append(

@@ -87,6 +87,11 @@ class ModelFamily:
     lacks: Mapping[str, str] = field(default_factory=dict)
 
 
+_TILES = {"square": "its pictures are cut into views, which form no one square"}
+_MROPE = {
+    "square": "its pictures keep their shape, which is mostly no square",
+    "reposition": "its positions have three dimensions, for which the scheme is not defined",
+}
 _CHATML = "<|im_start|>user\n{images}{text}<|im_end|>\n<|im_start|>assistant\n"
 _LLAVA = ModelFamily(
     placeholder="<image>",
@@ -96,7 +101,9 @@ _LLAVA = ModelFamily(
     view=last_view,
     patches=same_patches,
 )
-_LLAVA_NEXT = replace(_LLAVA, span=first_span, view=first_view, patches=packed_patches)
+_LLAVA_NEXT = replace(
+    _LLAVA, span=first_span, view=first_view, patches=packed_patches, lacks=_TILES
+)
 _QWEN = ModelFamily(
     placeholder="<|vision_start|><|image_pad|><|vision_end|>",
     layers="model.language_model.layers",
@@ -105,10 +112,12 @@ _QWEN = ModelFamily(
     view=qwen_view,
     patches=merged_patches,
     mrope=True,
+    lacks=_MROPE,
 )
 _QWEN3 = replace(
     _QWEN,
     lacks={
+        **_MROPE,
         "features": "its picture also enters the first layers (deepstack), past the features "
         "that an edit reaches",
     },
@@ -134,6 +143,10 @@ _AYA = ModelFamily(
     patches=square_patches,
     frame="<|IMG_PATCH|>",
     packed=True,
+    lacks={
+        **_TILES,
+        "reposition": "its rotation is of neighbouring dimensions, and some layers have none",
+    },
 )
 _IDEFICS = ModelFamily(
     placeholder="<image>",
@@ -144,6 +157,7 @@ _IDEFICS = ModelFamily(
     patches=square_patches,
     nested=True,
     packed=True,
+    lacks=_TILES,
 )
 
 FAMILIES: Mapping[str, ModelFamily] = {
@@ -166,6 +180,7 @@ FAMILIES: Mapping[str, ModelFamily] = {
         unshared="its Q-Former reads the question, so a picture's features belong to one question",
         lacks={
             "more pictures": "it reads one picture",
+            "square": "its image tokens are queries of a Q-Former and form no raster",
             "raster": "its image tokens are queries of a Q-Former and form no raster",
             "vision": "its image tokens are queries of a Q-Former and stand for no patches",
             "generate": "its own generate() does not call the model's forward, so nothing would "
@@ -183,6 +198,7 @@ FAMILIES: Mapping[str, ModelFamily] = {
         view=last_view,
         patches=square_patches,
         packed=True,
+        lacks=_TILES,
     ),
     "gemma3": ModelFamily(
         placeholder="<start_of_image>",
@@ -196,6 +212,7 @@ FAMILIES: Mapping[str, ModelFamily] = {
         mutual=True,
         unshared="its sliding windows count the padding between a shared picture and a question",
         lacks={
+            "reposition": "its layers turn positions by two rotations",
             "generate": "the cache of its own generate() forgets tokens that edits still count",
         },
     ),
@@ -209,6 +226,7 @@ FAMILIES: Mapping[str, ModelFamily] = {
         span=pixtral_span,
         view=first_view,
         patches=pixtral_patches,
+        lacks={"square": "its pictures keep their shape, which is mostly no square"},
         least=2,  # its features of one token lose the axis of tokens
     ),
     "aya_vision": _AYA,
@@ -229,6 +247,7 @@ FAMILIES: Mapping[str, ModelFamily] = {
         packed=True,
         unshared="the marks after a picture are embedded with the picture, so both must be read at "
         "once",
+        lacks=_TILES,
     ),
     "aria": replace(
         _LLAVA,
@@ -236,6 +255,7 @@ FAMILIES: Mapping[str, ModelFamily] = {
         patches=None,
         packed=True,
         lacks={
+            "square": "its image tokens are queries of its projector and form no raster",
             "raster": "its image tokens are queries of its projector and form no raster",
             "vision": "its image tokens are queries of its projector and stand for no patches",
         },

@@ -28,7 +28,25 @@ def model_info(config: Any) -> ModelInfo:
         head_dim=getattr(text, "head_dim", None) or text.hidden_size // heads,
         vision=vision_info(config),
         mrope=family_of(config).mrope,
+        rope=rope_of(text),
+        scheme=getattr(config, "halludecode_scheme", None) or "",
     )
+
+
+def rope_of(text: Any) -> tuple[float, ...]:
+    """How far each pair of a head's dimensions turns a position; empty where that is not fixed."""
+    given = getattr(text, "rope_parameters", None) or {}
+    kind = given.get("rope_type", "default")
+    if kind not in ("default", "linear", "llama3", "yarn") or "rope_theta" not in given:
+        return ()
+    if kind != "default":
+        from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
+
+        frequencies, _ = ROPE_INIT_FUNCTIONS[kind](text, "cpu")
+        return tuple(frequencies.tolist())
+    size = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+    size = int(size * given.get("partial_rotary_factor", 1.0))
+    return tuple(float(given["rope_theta"]) ** (-at / size) for at in range(0, size, 2))
 
 
 def vision_info(config: Any) -> VisionInfo | None:

@@ -17,7 +17,7 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from halludecode.core.branch import Branch
-from halludecode.core.logits import contrast
+from halludecode.core.logits import contrast, entropy
 from halludecode.core.strategy import ModelInfo, Paper, Prompt, State, Strategy, param, strategy
 from halludecode.views.tower import shallow, tower_of
 
@@ -41,8 +41,7 @@ def fused(logits: Sequence[Tensor], top: int) -> Tensor:
     import torch
 
     stacked = torch.stack(list(logits))  # [K, B, V]
-    entropy = torch.special.entr(stacked.softmax(-1)).sum(-1)
-    weights = entropy.softmax(0)
+    weights = entropy(stacked).softmax(0)
     least = weights.topk(min(top, len(weights)), dim=0).values[-1]
     return ((weights * (weights >= least))[..., None] * stacked).sum(0)
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from halludecode.core.attention import Attention, Hooks
+from halludecode.core.attention import Attention
 from halludecode.core.attention_block import (
     GENERATED,
     IMAGE,
@@ -19,6 +19,7 @@ from halludecode.core.attention_block import (
     AttentionBlock,
     RowKeys,
 )
+from halludecode.core.attention_hooks import Hooks
 from halludecode.core.errors import HookNeverFired, UnsupportedStrategy
 from halludecode.core.plan import typical_model_info
 from halludecode.core.sinks import is_sink, magnitude

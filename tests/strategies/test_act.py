@@ -7,8 +7,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from halludecode.core.attention import Attention, Hooks
+from halludecode.core.attention import Attention
 from halludecode.core.attention_block import IMAGE, SYSTEM, TEXT
+from halludecode.core.attention_hooks import Hooks
 from halludecode.core.calibration import Calibration
 from halludecode.core.plan import compile_plan, typical_model_info
 from halludecode.core.spec import get
@@ -29,7 +30,7 @@ def after(act, scores, gain):
     hooks = Hooks(
         lambda *a: None,  # type: ignore[arg-type, return-value]
         lambda name, fn: fn(),
-        received=lambda own: block.received(own=own),
+        received=lambda own, of: block.received(own=own, of=of),
         keys_at_first_token=lambda name, fn: fn(),
     )
     heads = len(scores)

@@ -8,8 +8,9 @@ import pytest
 import torch
 
 import halludecode as hd
-from halludecode.core.attention import Attention, Hooks
+from halludecode.core.attention import Attention
 from halludecode.core.attention_block import GENERATED, SYSTEM
+from halludecode.core.attention_hooks import Hooks
 from halludecode.core.calibration import Calibration
 from halludecode.core.plan import compile_plan, typical_model_info
 from halludecode.core.spec import get

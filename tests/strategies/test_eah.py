@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from halludecode.core.attention import Attention, Hooks
+from halludecode.core.attention import Attention
 from halludecode.core.attention_block import IMAGE, SYSTEM, TEXT
+from halludecode.core.attention_hooks import Hooks
 from halludecode.core.plan import compile_plan, typical_model_info
 from halludecode.core.spec import get
 from tests.core.test_attention import CASES, block_of, close, weights_after
@@ -27,7 +28,7 @@ def after(weights, theta, image=(1, 2, 3)):
     hooks = Hooks(
         lambda *a: None,  # type: ignore[arg-type, return-value]
         lambda name, fn: fn(),
-        received=lambda own: block.received(own=own),
+        received=lambda own, of: block.received(own=own, of=of),
     )
     get("eah", theta=theta).attend(
         Attention(1, typical_model_info(), {"main": block}, hooks, "eah")

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from halludecode.core.activations import ActivationRequest, Activations
-from halludecode.core.attention import Attention, Hooks
+from halludecode.core.attention import Attention
+from halludecode.core.attention_hooks import Hooks
 from halludecode.core.plan import compile_plan, typical_model_info
 from halludecode.core.spec import get
 from halludecode.core.state import PerImageToken, stack

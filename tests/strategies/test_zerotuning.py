@@ -13,8 +13,9 @@ import torch
 import halludecode as hd
 from halludecode.calibration.calibrator import _entropy
 from halludecode.core.artifact import Artifact
-from halludecode.core.attention import Attention, Hooks
+from halludecode.core.attention import Attention
 from halludecode.core.attention_block import IMAGE, PAD, SYSTEM, TEXT, AttentionBlock
+from halludecode.core.attention_hooks import Hooks
 from halludecode.core.calibration import Calibration
 from halludecode.core.heads import DOWN, PROBE, UP, profile
 from halludecode.core.plan import typical_model_info

@@ -12,9 +12,11 @@ from typing import Any
 
 import torch
 
-from halludecode.core.attention import Attention, Hooks
+from halludecode.core.attention import Attention
 from halludecode.core.attention_block import GENERATED, IMAGE, SYSTEM, TEXT, AttentionBlock
+from halludecode.core.attention_hooks import Hooks
 from halludecode.core.plan import typical_model_info
+from halludecode.core.residual import ResidualStream
 from halludecode.core.spec import get
 from halludecode.core.state import PerImageToken
 from halludecode.core.strategy import Strategy
@@ -91,3 +93,49 @@ def farsight(slopes: bool) -> torch.Tensor:
     attention = Attention(0, m, {"main": block}, hooks, "farsight")
     get("farsight", slopes=slopes).attend(attention)
     return block.output()[0].transpose(0, 1).flatten(1)
+
+
+def memvr(start: int, end: int, tau: float, ratio: float) -> torch.Tensor:
+    """[T, D]: last states of MemVR's example, a stack of FFNs without attention."""
+    about = json.loads(Path("tests/data/official/memvr.json").read_text(encoding="utf-8"))
+    stack = {name: torch.tensor(x, dtype=torch.float64) for name, x in about["stack"].items()}
+    strategy, m = get("memvr", start=start, end=end, tau=tau, ratio=ratio), typical_model_info()
+    carry: dict[str, Any] = {}
+
+    def norm(x: torch.Tensor) -> torch.Tensor:
+        return torch.nn.functional.layer_norm(x, x.shape[-1:])
+
+    h = stack["embedded"][None]
+    for n, (gate, up, down) in enumerate(
+        zip(stack["gate"], stack["up"], stack["down"], strict=True)
+    ):
+        x = norm(h)
+        out = (torch.nn.functional.silu(x @ gate.T) * (x @ up.T)) @ down.T
+        if n in strategy.layers(m):
+            stream = ResidualStream(
+                n, m, "main", out, x, lambda last: norm(last) @ stack["head"].T, carry=carry
+            )
+            stream.entering, stream.pictures = h, lambda: [stack["features"]]
+            out = strategy.steer(stream)
+        h = h + out
+    return norm(h)[0]
+
+
+def only(scores: torch.Tensor) -> torch.Tensor:
+    """[H, N]: the weights that ONLY branches off with, of the last query's scores [H, N]."""
+    heads, count = scores.shape
+    kinds = [SYSTEM] * 3 + [IMAGE] * 4 + [TEXT] * (count - 7)
+    keys, one = keys_of(kinds, [count - 1], count), torch.zeros(1, heads, 1, 2)
+    block = AttentionBlock(
+        keys, one, one, one, torch.tensor(True), 1.0, one, _scores=scores[None, :, None]
+    )
+    kept: list[torch.Tensor] = []
+    block.under = kept.append  # type: ignore[method-assign, assignment]
+    hooks = Hooks(
+        lambda *a: None,  # type: ignore[arg-type, return-value]
+        lambda name, fn: fn(),
+        branch=lambda made: None,
+    )
+    m = replace(typical_model_info(), num_heads=heads, num_kv_heads=heads)
+    get("only").attend(Attention(0, m, {"main": block}, hooks, "only"))
+    return kept[0][0]

@@ -22,9 +22,10 @@ from halludecode.core.errors import UnsupportedStrategy
 from halludecode.core.plan import Plan
 from halludecode.core.state import State, stack
 from halludecode.core.step import Step
+from halludecode.core.tracing import TracedStrategy
 from halludecode.engines.hf.attention_metadata import AttentionMetadata, RowPlacement
 from halludecode.engines.hf.forward_context import ForwardContext
-from halludecode.engines.hf.hooks import decode, hooked, lock_of, running
+from halludecode.engines.hf.hooks import branch, decode, hooked, lock_of, running
 from halludecode.models.families import ModelFamily
 
 ENGINE = "hd.load(model, processor=processor).generate(...)"
@@ -226,6 +227,7 @@ class AppliedForward:
                 answer.states[id(part)],
                 self._decode,
                 early,
+                branch=self._branch(answer, part),
                 first=None if answer.first is None else {"main": answer.first},
                 owner=part.strategy.name,
             )
@@ -234,6 +236,12 @@ class AppliedForward:
         acting = [part.strategy.name for part in self.plan.parts]
         combined = hd_step.combine(parts, main, pictured, acting).check()
         return combined[:, None].to(logits.dtype) if combining else logits
+
+    def _branch(self, answer: AppliedAnswer, part: TracedStrategy) -> Any:
+        if not part.branches_off:
+            return None
+        kept = answer.context.branch(self.plan.acting.index(part))
+        return branch(self._model, self._family, kept)
 
     def _decode(self, x: Tensor, norm: bool) -> Tensor:
         return decode(self._model, self._family, x, norm=norm)

@@ -20,12 +20,13 @@ from halludecode.core.state import State, stack
 from halludecode.engines.explain import Glance, carried, explaining, glance, on_image, rasters
 from halludecode.engines.hf.attention_metadata import AttentionMetadata, RowPlacement
 from halludecode.engines.hf.forward_context import Capture, ForwardContext
-from halludecode.engines.hf.hooks import decode, hooked
+from halludecode.engines.hf.hooks import branch, decode, hooked
 from halludecode.engines.hf.kept_rows import Prefix, of_row, right_aligned, stacked
 from halludecode.engines.hf.model import HFModel, pad_left
 from halludecode.engines.hf.unpadded import Unpadded
 from halludecode.engines.inputs.processor import LRU
 from halludecode.engines.inputs.rows import PreparedRequest, Row, RowBuilder
+from halludecode.models.feed_forward import Branched
 
 ANY_LENGTH = 1 << 40  # a prefix has no emitting query, whatever prompt it will serve
 
@@ -52,12 +53,8 @@ class Batch:
         requests: Sequence[PreparedRequest],
         capture: Capture | None = None,
     ) -> None:
-        self.hf_model, self.row_builder, self.plan, self.requests = (
-            hf_model,
-            row_builder,
-            plan,
-            list(requests),
-        )
+        self.hf_model, self.row_builder, self.plan = hf_model, row_builder, plan
+        self.requests = list(requests)
         names = dict.fromkeys(name for request in requests for name in request.rows)
         self.rows: list[tuple[int, str]] = [
             (r, name)
@@ -146,6 +143,11 @@ class Batch:
     def decode(self, x: Tensor, norm: bool) -> Tensor:
         """float32 [.., V]: the LM head on residuals [.., D], after the final norm or not."""
         return decode(self.hf_model.model, self.hf_model.family, x, norm=norm)
+
+    def branch(self, i: int) -> Branched | None:
+        """What `Step.branch` gives the i-th part, of all requests."""
+        kept = self.context.branch(self.order.index(i)) if i in self.order else None
+        return branch(self.hf_model.model, self.hf_model.family, kept)
 
     def glances(self) -> list[Glance]:
         """Per request, where the last forward's attention on the image lay; see `Probe`."""

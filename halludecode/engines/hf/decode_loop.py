@@ -276,7 +276,12 @@ class DecodeLoop:
                     t,
                     self.batch.states[i],
                     self.batch.decode,
-                    {n: self.batch.context.early[n] for n in part.early},
+                    self._early(i, part, "main"),
+                    beside={
+                        name: self._early(i, part, name)
+                        for name in part.early_rows & self.batch.index[i].keys()
+                    },
+                    branch=self.batch.branch(i),
                     first={
                         name: torch.stack([self.answers[a].first[i, name] for a in self._alive])
                         for name in part.firsts
@@ -288,6 +293,11 @@ class DecodeLoop:
             for i, part in enumerate(self.batch.plan.parts)
             if part.combines
         ]
+
+    def _early(self, i: int, part: TracedStrategy, name: str) -> dict[int, Tensor]:
+        """[B, D] by layer: residuals of a part's row that `combine` may decode."""
+        at = self.batch.index[i][name].at
+        return {n: self.batch.context.early[n][at] for n in part.early}
 
     def _combined(
         self,

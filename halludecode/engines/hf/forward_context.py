@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from halludecode.core.attention_block import RowKeys
+from halludecode.core.attention_block import IMAGE, RowKeys
 from halludecode.core.errors import HookNeverFired, UnsupportedStrategy
 from halludecode.core.state import State
 from halludecode.core.tracing import TracedStrategy
@@ -32,6 +32,7 @@ from halludecode.engines.layer_edits import (
     never_called,
     steer,
 )
+from halludecode.models.feed_forward import Branch
 
 MODEL = "this model"  # what sentences call it
 
@@ -62,8 +63,11 @@ class ForwardContext(EditedRows[RowPlacement]):
         token_masks: Bool [rows, N] by strategy, layer and name.
         first_token: What `at_first_token` gave, [R, ...] by strategy, layer and name.
         first_keys: What `keys_at_first_token` gave, [R, .., N] likewise.
-        early: [R, D] of the main rows' last token, by layer.
+        early: [rows, D] of every batch row's last token, by layer; the number of layers is what
+            leaves the last one.
+        branched: By place in ``parts``, what `keep_branch` was told in this forward.
         sure: [R, T], what `note_confidence` was told of every written token.
+        pictures: Per request, float32 [N_img, D], what `features` gives.
 
     What follows these is made once per forward: see `begin`.
     """
@@ -79,8 +83,10 @@ class ForwardContext(EditedRows[RowPlacement]):
     first_token: dict[tuple[int, int, str], Any] = field(default_factory=dict)
     first_keys: dict[tuple[int, int, str], Tensor] = field(default_factory=dict)
     sure: Tensor | None = None
+    pictures: list[Tensor] = field(default_factory=list)
     fired: set[Fired] = field(default_factory=set)
     early: dict[int, Tensor] = field(default_factory=dict)
+    branched: dict[int, tuple[int, Tensor]] = field(default_factory=dict)
     changed: Tensor | None = None
     inputs: dict[int, Tensor] = field(default_factory=dict)  # [rows, Q, D] entering a layer
     carry: list[dict[str, Any]] = field(default_factory=list)
@@ -109,17 +115,41 @@ class ForwardContext(EditedRows[RowPlacement]):
     @property
     def input_layers(self) -> list[int]:
         """Layers whose entering residual `token_mask` or `steer` needs, or to be decoded."""
-        needed = {i for part in self.parts for i in part.early}
+        needed = {i for part in self.parts for i in part.early} | self._gated
+        if self._shows_pictures:
+            needed.add(0)
+        if self._branches:
+            needed.add(self._final)
         for part in self.parts:
             if "token_mask" in part.verbs or (part.steers and part.strategy.site == "residual"):
                 needed |= part.layers
         return sorted(needed)
 
     @property
+    def _gated(self) -> frozenset[int]:
+        """Layers where `steer` decodes what enters them."""
+        gated = [part.layers for part in self.parts if "logits" in part.stream_reads]
+        return frozenset[int]().union(*gated)
+
+    @property
+    def _branches(self) -> bool:
+        return any(part.branches_off for part in self.parts)
+
+    @property
+    def _final(self) -> int:
+        """The last layer's number."""
+        return self.parts[0].model_info.num_layers - 1
+
+    @property
+    def _shows_pictures(self) -> bool:
+        return any("image_features" in part.stream_reads for part in self.parts)
+
+    @property
     def output_layers(self) -> list[int]:
         """Layers whose leaving residual an activation request keeps or a strategy rewrites."""
         kept = self.capture.hidden if self.capture else frozenset[int]()
-        return sorted(kept | self.steered("residual"))
+        last = frozenset([self._final]) if self._branches else frozenset[int]()
+        return sorted(kept | self.steered("residual") | last)
 
     def steered(self, site: str) -> frozenset[int]:
         """Layers where the stream at ``site`` is rewritten."""
@@ -130,6 +160,7 @@ class ForwardContext(EditedRows[RowPlacement]):
         """Call before every forward."""
         self.metadata, self.emitting = metadata, emitting
         self.inputs.clear()
+        self.branched.clear()
         self.columns.clear()
         self.causal.clear()
         self._keys.clear()
@@ -156,12 +187,15 @@ class ForwardContext(EditedRows[RowPlacement]):
         self.first_token = {k: v[requests] for k, v in self.first_token.items()}
         self.first_keys = {k: v[requests] for k, v in self.first_keys.items()}
         self.sure = self.sure[requests] if self.sure is not None else None
-        self.early = {k: v[requests] for k, v in self.early.items()}
+        self.pictures = [self.pictures[r] for r in requests.tolist()] if self.pictures else []
+        self.early = {k: v[rows] for k, v in self.early.items()}
+        self.branched = {i: (n, x[requests]) for i, (n, x) in self.branched.items()}
         self.changed = self.changed[requests] if self.changed is not None else None
         self.index, self.states = index, states
 
     def admit(self, width: int, rows: int) -> None:
         """Make room for further batch rows, none of them marked, and for padding on the left."""
+        self.early.clear()  # the next forward has the further rows
         self.token_masks = {
             k: functional.pad(v, (width, 0, 0, rows)) for k, v in self.token_masks.items()
         }
@@ -210,6 +244,30 @@ class ForwardContext(EditedRows[RowPlacement]):
             return torch.ones(len(kind), 1, device=kind.device)
         return self.sure
 
+    def features(self) -> Sequence[Tensor]:
+        """What was kept of the prompt."""
+        if not self.pictures:
+            raise HookNeverFired("The image tokens entering layer 0 were never seen.")
+        return self.pictures
+
+    def _keep_pictures(self, x: Tensor) -> None:
+        """The main rows' image tokens, of the residual entering layer 0."""
+        here, main = self._here(), self._main
+        if main is not None and here.prompting and self.emitting:
+            shown = self.stream_keys(main, x).query_kind == IMAGE
+            self.pictures = [own[mask].float() for own, mask in zip(x[main.at], shown, strict=True)]
+
+    def keep_branch(self, i: int, layer: int, heads: Tensor) -> None:
+        """The last of the blocks of a layer is the one that emits."""
+        self.branched[i] = layer, heads
+
+    def branch(self, i: int) -> Branch | None:
+        """The i-th strategy's branch of this forward, with both ends of the last layer [R, D]."""
+        if i not in self.branched or self._main is None:
+            return None
+        ends = (self.early[self._final][self._main.at], self.early[self._final + 1][self._main.at])
+        return (*self.branched[i], *ends)
+
     def note_fired(self, hook: str, i: int, layer: int) -> None:
         """The i-th strategy's hook was called in a layer."""
         self.fired.add((hook, i, layer))
@@ -222,11 +280,13 @@ class ForwardContext(EditedRows[RowPlacement]):
     # Called from the model's forward --------------------------------------------------------------
     def layer_input(self, layer: int, x: Tensor) -> None:
         """The residual entering a layer; kept until the layer is done."""
+        if layer == 0 and self._shows_pictures:
+            self._keep_pictures(self._block(x))
         if any(layer in part.layers for part in self.parts if part.steers or part.verbs):
             self.inputs[layer] = self._block(x)
-        main = self._main
-        if main and self.emitting and any(layer in part.early for part in self.parts):
-            self.early[layer] = self._last(x)[main.at]
+        decoded = any(layer in part.early for part in self.parts)
+        if self._main and self.emitting and (decoded or (self._branches and layer == self._final)):
+            self.early[layer] = self._last(x)
 
     def layer_output(self, layer: int, x: Tensor) -> Tensor:
         """The residual leaving a layer: kept for activation requests, rewritten by `steer`."""
@@ -234,7 +294,10 @@ class ForwardContext(EditedRows[RowPlacement]):
             kept = self._block(x) if self.capture.every_token else self._last(x)
             self.capture.kept["hidden", layer] = kept.detach().float().cpu()
         inp = self.inputs.pop(layer, None)
-        return x if inp is None else self.steer("residual", layer, x, inp)
+        x = x if inp is None else self.steer("residual", layer, x, inp)
+        if self._branches and layer == self._final and self.emitting:
+            self.early[layer + 1] = self._last(x)
+        return x
 
     def mlp_output(self, layer: int, x: Tensor, inp: Tensor) -> Tensor:
         """What a layer's MLP made of ``inp``, rewritten by `steer`."""
@@ -258,7 +321,8 @@ class ForwardContext(EditedRows[RowPlacement]):
             return x
         block = self._block(x)
         for i, part in here:
-            block = steer(self, i, part, layer, block, inp, self._decode_last)
+            entering = self.inputs.get(layer)
+            block = steer(self, i, part, layer, block, inp, self._decode_last, entering)
         return block if self.unpadded is None else self.unpadded.joined(block)
 
     def _block(self, x: Tensor) -> Tensor:
@@ -291,7 +355,7 @@ class ForwardContext(EditedRows[RowPlacement]):
         shown = HFAttentionLayer(self, self.metadata, layer, q, k, v, mask, scaling, out)
         attending = [(i, part) for i, part in enumerate(self.parts) if part.phase is not None]
         edit_attention(shown, attending)
-        if layer not in self.steered("residual"):
+        if layer not in self.steered("residual") | self._gated:
             self.inputs.pop(layer, None)
         if self.capture is not None and self.emitting:
             self._keep(self.capture, shown)

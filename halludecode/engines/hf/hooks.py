@@ -23,6 +23,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
 from halludecode.models.families import ModelFamily, decoder_layers
+from halludecode.models.feed_forward import Branch, Branched, branch_logits
 
 if TYPE_CHECKING:
     from halludecode.engines.hf.forward_context import ForwardContext
@@ -112,6 +113,16 @@ def decode(model: Any, family: ModelFamily, x: Tensor, *, norm: bool) -> Tensor:
         parent = model.get_submodule(family.layers.rpartition(".")[0])
         x = parent.norm(x)
     return model.get_output_embeddings()(x).float()
+
+
+def branch(model: Any, family: ModelFamily, kept: Branch | None) -> Branched | None:
+    """What `core.step.Step.branch` gives of what a forward kept."""
+    if kept is None:
+        return None
+    norm = model.get_submodule(family.layers.rpartition(".")[0]).norm
+    parts = decoder_layers(model, family), norm, model.get_output_embeddings()
+    wide = kept[0], kept[1][None], kept[2][None], kept[3][None]
+    return lambda *how: branch_logits(*parts, wide, *how)[0]
 
 
 @contextmanager

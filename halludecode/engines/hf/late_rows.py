@@ -24,10 +24,12 @@ from halludecode.engines.inputs.rows import PreparedRequest, RowBuilder
 Logits: TypeAlias = Mapping[tuple[int, str], Tensor]  # by place of a part and its name for a row
 
 
-# Decoder weights from which on, on a processor, a second token costs about as much as the first:
+# Decoder weights from which on, on a processor, a second token costs most of what the first does:
 # one token's products are of a matrix and a vector, two tokens' are of matrices, which read no less
-# and compute slower. HEAVY_MEASURED
-HEAVY = 20e6
+# and compute slower. Two tokens took 1.1, 1.0, 1.4 and 1.8 times as long as one at 6, 14, 25 and 39
+# million weights (8 layers, one thread), and 1.9 times at 360; 16 took 1.1 to 1.3 times as long as
+# 8, and 64 took 1.5 to 1.75 times as long as 32, at any number of weights.
+HEAVY = 35e6
 
 
 def pays_to_wait(hf_model: HFModel, answers: int) -> bool:

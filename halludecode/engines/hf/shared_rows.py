@@ -22,6 +22,7 @@ from halludecode.engines.hf.attention_metadata import RowPlacement
 from halludecode.engines.hf.batch import Batch
 from halludecode.engines.hf.decode_loop import COMPACT, DecodeLoop
 from halludecode.engines.inputs.rows import PreparedRequest
+from halludecode.models.feed_forward import Branched
 
 
 def sharing(plans: Sequence[Plan]) -> list[list[int]]:
@@ -34,7 +35,7 @@ def sharing(plans: Sequence[Plan]) -> list[list[int]]:
 
 @dataclass(frozen=True)
 class _Seen:
-    """What a combination reads of a forward: early layers of the main rows, and edits that hit."""
+    """What a combination reads of a forward: early layers of its rows, and edits that hit."""
 
     early: dict[int, Tensor]
     changed: Tensor | None
@@ -55,13 +56,10 @@ class RowsOfOne:
 
     def __init__(self, batch: Batch, plan: Plan, places: Sequence[int], nodes: list[int]) -> None:
         self.plan, self.row_builder, self.decode = plan, batch.row_builder, batch.decode
+        self._branch = [batch.branch(i) for i in places]
+        self._nodes = nodes
         self.requests = [_as_own(batch.requests[n], places) for n in nodes]
         self.states = [_of(batch.states[i], nodes) for i in places]
-        context = batch.context
-        self.context = _Seen(
-            {layer: x[nodes] for layer, x in context.early.items()},
-            context.changed[nodes] if context.changed is not None else None,
-        )
         self.at = list(nodes)  # of the shared batch's rows; main rows are numbered as requests
         self.index: list[dict[str, RowPlacement]] = []
         taken: dict[tuple[int, ...], RowPlacement] = {}
@@ -74,7 +72,17 @@ class RowsOfOne:
                     self.at += rows
                 named[name] = taken.get(rows) or RowPlacement.of(range(len(nodes)))
             self.index.append(named)
+        context = batch.context
+        self.context = _Seen(
+            {layer: x[self.at] for layer, x in context.early.items()},
+            context.changed[nodes] if context.changed is not None else None,
+        )
         self.rows = [(n % len(nodes), "") for n in range(len(self.at))]  # whose tokens they hold
+
+    def branch(self, i: int) -> Branched | None:
+        """What `Step.branch` gives the i-th part, of its unfinished answers."""
+        whole = self._branch[i]
+        return None if whole is None else lambda *how: whole(*how)[self._nodes]
 
 
 def _as_own(request: PreparedRequest, places: Sequence[int]) -> PreparedRequest:

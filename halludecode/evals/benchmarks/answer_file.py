@@ -13,7 +13,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from halludecode.core.errors import InvalidData
-from halludecode.evals.benchmarks.fixed_answers import fixed_answers
 from halludecode.evals.data.answer_columns import (
     CAPTIONS,
     answer_column,
@@ -347,9 +346,7 @@ def score_answers(
     with naming(given.path):
         score = benchmark.score(list(whole.values()))
     left_out = len(lines) - len(whole)
-    fixed = fixed_answers(benchmark, list(whole.values()))
-    notes = {"left_out": left_out, "fixed_answers": fixed}
-    return replace(score, notes={**score.notes, **{n: v for n, v in notes.items() if v}})
+    return replace(score, notes={**score.notes, **({"left_out": left_out} if left_out else {})})
 
 
 __all__ = [

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -14,7 +15,7 @@ import numpy as np
 from halludecode.core.errors import InvalidData, InvalidParameter
 from halludecode.core.paper import Paper
 from halludecode.core.params import param
-from halludecode.evals.benchmarks.base import Benchmark, Metric
+from halludecode.evals.benchmarks.base import Benchmark, Lines, Metric
 from halludecode.evals.benchmarks.registry import benchmark
 from halludecode.evals.data.columns import Columns, said
 from halludecode.evals.data.entries import Pictures
@@ -43,19 +44,23 @@ ASKED = {
     f"each, out of these: {{}}. Answer in one line like this and with nothing else: {ANSWER}",
     "single": "What is obj{} in its red box? Answer with one of these classes and nothing else: {}",
 }
+ASKED["teacher"] = ASKED["together"]
 
 
 @benchmark("rope", paper=PAPER)
 class ROPE(Benchmark):
     """Classes of five boxed objects: all of one class, of five, mixed, or the last or first other.
 
-    ``setting``: together asks for all five in one line, single for each alone; the two settings of
-    the release that put earlier answers, or right ones, before the next question are left out.
+    ``setting``: together asks for all five in one line, single for each alone, teacher five times
+    for the line, its beginning with the right classes of the objects before given. The release's
+    student forcing gives the model's own classes instead: nothing here asks what hangs on another
+    answer, but such answers, made elsewhere, score by teacher's rule, which is the same: the n-th
+    class of the n-th answer counts, and of a picture nothing after the first answer without one.
     ``accuracy`` is the script's: a line that it cannot take apart counts ten times wrong, not five,
-    ``objects_right`` counts it five times. Precision, recall and F1 are its too: over classes by
-    plain mean (macro) or weighted, an unreadable line giving its first five letters as classes; in
-    intervals the number of made-up classes is held fixed. Whoever repeats the first class gets
-    all of the homogenous pictures: read ``AAAAB`` beside them.
+    forced all objects from there on twice; ``objects_right`` counts each once. Precision, recall
+    and F1 are its too: over classes by plain mean (macro) or weighted, an unreadable line giving
+    its first five letters as classes; in intervals the number of made-up classes is held fixed.
+    Whoever repeats the first class gets all of the homogenous pictures: read ``AAAAB`` beside them.
 
     The release's words and its lists of 50 classes have no licence: here the words are ours and the
     classes those that occur in a file, by source; ``template`` and ``classes`` name files with
@@ -66,7 +71,9 @@ class ROPE(Benchmark):
     read.
     """
 
-    setting: str = param("together", "All five at once, or each alone.", choices=tuple(ASKED))
+    setting: str = param(
+        "together", "All five at once, each alone, or each after the right ones.", choices=(*ASKED,)
+    )
     part: str = param("validation", "Part of the data.", choices=("validation", "train"))
     template: str | None = param(None, "Text file with other words, {} where the classes go.")
     classes: str | None = param(None, "Text file of lines 'COCO: apple, ...' and 'ADE: ...'.")
@@ -127,10 +134,14 @@ class ROPE(Benchmark):
         if self.setting == "together":
             label = ", ".join(f"obj{n}: {name}" for n, name in enumerate(names, start=1))
             return Sample(stem, "", image, label, facts=facts, **told)
-        return [
-            Sample(f"{stem} {n}", str(n), image, name, facts={**facts, "names": [name]}, **told)
-            for n, name in enumerate(names, start=1)
-        ]
+        made = []
+        for n, name in enumerate(names, start=1):
+            own, asked = {**facts, "names": [name]}, str(n)
+            if self.setting == "teacher":
+                before = [f"obj{k}: {names[k - 1].lower()}, " for k in range(1, n)]
+                own, asked = {**own, "place": n}, f"{''.join(before)}obj{n}:"
+            made.append(Sample(f"{stem} {n}", asked, image, name, facts=own, **told))
+        return made
 
     def finish(self, samples: Sequence[Sample]) -> Sequence[Sample]:
         """Samples with the words that are asked, which name all classes of their source."""
@@ -146,7 +157,7 @@ class ROPE(Benchmark):
             if lacks := known.keys() - listed.keys():
                 raise InvalidParameter(f"{self.classes} has no line '{min(lacks)}: ...'.")
         words = ASKED[self.setting] if self.template is None else read_text(Path(self.template))
-        parts, places = words.split("{}"), 1 if self.setting == "together" else 2
+        parts, places = words.split("{}"), 2 if self.setting == "single" else 1
         if len(parts) != places + 1:
             raise InvalidParameter(
                 f"{self.template} has {len(parts) - 1} places {{}}; setting={self.setting} fills "
@@ -156,35 +167,59 @@ class ROPE(Benchmark):
         for s in samples:
             filled = [s.question, listed[s.facts["source"]]][-places:]
             words = parts[0] + "".join(a + b for a, b in zip(filled, parts[1:], strict=True))
-            made.append(replace(s, question=words.strip()))
+            begun = f" {s.question}" if self.setting == "teacher" else ""
+            made.append(replace(s, question=words.strip() + begun))
         return made
+
+    def complete(self, lines: Lines) -> Lines:
+        """Of forced answers those to pictures that are answered whole."""
+        if self.setting != "teacher":
+            return lines
+        answered = Counter(line["image"] for line in lines.values())
+        return {i: line for i, line in lines.items() if answered[line["image"]] == OBJECTS}
 
     def judge(self, sample: Sample, answer: str) -> dict[str, Any]:
         """The classes that an answer gives, in order; letters where the line has another form."""
-        given, read = self._given(answer)
+        given, read = self._given(answer, sample.facts.get("place"))
         wanted = [name.lower() for name in sample.facts["names"]]
         right = sum(a == b for a, b in zip(given, wanted, strict=False))
         parsed = ", ".join(given) if read else "other"
         return {"parsed": parsed, "score": right / len(wanted)}
 
-    def _given(self, answer: str) -> tuple[list[str], bool]:
+    def _given(self, answer: str, place: int | None = None) -> tuple[list[str], bool]:
+        """The classes, of a forced answer the one at its place, and whether they could be read."""
         if self.setting == "single":
             return [answer.lower()], True
         try:
             named = [segment.split(": ")[1] for segment in answer.split(", ")]
         except IndexError:
-            return list(answer.lower())[:OBJECTS], False
-        return [name.lower() for name in named][:OBJECTS], True
+            return ([] if place else list(answer.lower())[:OBJECTS]), False
+        found = [name.lower() for name in named][:OBJECTS]
+        own = found[place - 1 : place] if place else found
+        return own, bool(own)
+
+    def _taken(self, lines: Sequence[Mapping[str, Any]]) -> Iterable[tuple[Any, ...]]:
+        """(line, classes said, right classes, how often they count) of all that counts at all."""
+        lost = set[str]()  # pictures with a forced answer that could not be read
+        for line in sorted(lines, key=lambda line: line.get("place", 0)):
+            place = line.get("place")
+            given, read = self._given(line["answer"], place)
+            wanted = [name.lower() for name in line["names"]]
+            if line["image"] in lost:
+                given, wanted = [], []
+            rest = len(wanted) if place is None else OBJECTS - place + 1
+            asked = len(line["names"]) + (0 if read or not wanted else rest)
+            if place is not None and not read:
+                lost.add(line["image"])
+            yield line, given, wanted, float(asked)
 
     def score(self, lines: Sequence[Mapping[str, Any]]) -> Score:
         """Objects by class, as the script counts them."""
         rows, strangers = [], set[str]()
         known = {name.lower() for line in lines for name in line["names"]}
-        for line in lines:
-            given, read = self._given(line["answer"])
-            wanted = [name.lower() for name in line["names"]]
-            asked = float(len(wanted) * (1 if read else 2))
-            counts = {"asked": asked, "objects": float(len(wanted)), "right": 0.0, "read": 0.0}
+        for line, given, wanted, asked in self._taken(lines):
+            counts = {"asked": asked, "objects": float(len(line["names"])), "right": 0.0}
+            counts["read"] = 0.0
             for said_, true in zip(given, wanted, strict=False):
                 added = [("read", 1.0), ("right", float(said_ == true)), (f"true.{true}", 1.0)]
                 if said_ in known:

@@ -124,7 +124,7 @@ def first_fields(path: Path | str) -> Mapping[str, Any]:
 
 def _items(path: Path, text: str) -> Iterator[tuple[int, Any]]:
     """(line, object) of every one, by what the file looks like."""
-    if path.suffix == ".csv":
+    if path.name.removesuffix(".gz").endswith(".csv"):
         return _rows(path, text)
     return _array(path, text) if text.lstrip().startswith("[") else _lines(path, text)
 

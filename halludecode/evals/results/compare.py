@@ -58,6 +58,7 @@ class Comparison:
 
         found = summary.lines(self.differences, self.labels)
         told = [Text(f"{what}. {said}") for what, said in summary.answers(found)]
+        told += map(Text, summary.fixed_answers(self.differences, self.labels))
         beside = three_way.tables(self.differences, self.labels) if self.three else []
         told += map(Text, remarks.of_differences(self.differences, self.labels))
         return Group(*self._also(), *beside, summary.summary_table(found), *told)

@@ -97,7 +97,9 @@ def _fed(plan: Plan, logits: Tensor, t: int, *, masking: bool) -> Tensor | None:
                 dict.fromkeys(["main", *part.branches], logits),
                 at,
                 decode=lambda x, norm: x,  # early layers say the same too
-                residuals=dict.fromkeys(part.early, logits),
+                residuals=(said := dict.fromkeys(part.early, logits)),
+                beside=dict.fromkeys(part.branches, said),
+                branch=lambda residual, last, normed: logits,
                 masking=masking,
             ),
         )

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from halludecode.evals.benchmarks.base import Metric
 from halludecode.evals.benchmarks.registry import benchmark_named
+from halludecode.evals.results import control_text
 from halludecode.evals.results.sections import MEAN, gap_text, value_text
 from halludecode.evals.results.verdict import CHANGED, NONE, STANDS, WORSE, verdict
 
@@ -61,6 +62,17 @@ class Line:
     def shown(self) -> str:
         """The difference with its interval."""
         return gap_text(self.gap, self.metric.scale, self.metric.digits)
+
+
+def fixed_answers(gaps: Sequence[Mapping[str, Any]], labels: Mapping[str, str]) -> list[str]:
+    """What answers get that are the same within a pair, a sentence a task, source and split."""
+    found = []
+    for gap in gaps:
+        fixed = gap.get("controls", {}).get("fixed", {})
+        data = f"{gap['data']}, {gap['split']}" if gap["split"] else gap["data"]
+        sides = [{**gap, "data": data, "strategy": gap[k], **v} for k, v in fixed.items()]
+        found += control_text.fixed_answers(sides, labels)
+    return found
 
 
 def lines(gaps: Sequence[Mapping[str, Any]], labels: Mapping[str, str]) -> list[Line]:

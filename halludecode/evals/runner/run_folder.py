@@ -193,7 +193,8 @@ def _append(
     new = [dict(line) for line in lines if key_of(line) not in known]
     if not new:
         return
-    file.write("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in new).encode("utf-8"))
+    encode = json.JSONEncoder(ensure_ascii=False).encode
+    file.write("".join(f"{encode(line)}\n" for line in new).encode("utf-8"))
     file.flush()
     os.fsync(file.fileno())
     known.update((key_of(line), line) for line in new)

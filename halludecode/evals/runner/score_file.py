@@ -12,16 +12,19 @@ from halludecode.evals.benchmarks.answer_file import (
     changed_by_final,
     check_rule,
     grouped,
+    lines_of,
     load_records,
     offer,
     read_answers,
 )
 from halludecode.evals.benchmarks.base import Benchmark
+from halludecode.evals.benchmarks.fixed_answers import fixed_answers
 from halludecode.evals.benchmarks.registry import BENCHMARKS, choose
 from halludecode.evals.data.answers import digest
 from halludecode.evals.data.oddities import odd_units, oddities
 from halludecode.evals.data.samples import EvalUnit, Sample
 from halludecode.evals.presets import PRESETS
+from halludecode.evals.results import control_text
 from halludecode.evals.results.remarks import few
 from halludecode.evals.statistics.intervals import with_intervals
 from halludecode.evals.statistics.score import Id, Score
@@ -112,6 +115,15 @@ def score_predictions(
         if changed := sum(changed_by_final(benchmark, *pair) for pair in pairs):
             made["changed_by_final"] = changed
             made["told"].append(offer(changed, sum(len(g.answers) for g in read.values())))
+    fixed = {} if parser not in (None, "official") else _fixed(benchmark, asked, read, answers)
+    if fixed:
+        made["fixed_answers"] = next(iter(fixed.values())) if len(fixed) == 1 else fixed
+        head = {"task": benchmark.name, "strategy": "the file"}
+        blocks = [
+            {**head, "data": split or Path(predictions).name, "fixed_answers": block}
+            for split, block in fixed.items()
+        ]
+        made["told"] += control_text.fixed_answers(blocks, {})
     made["told"] += odd_questions(benchmark, asked)
     made["told"] += [*benchmark.ways(annotations=notes, **options), *benchmark.remarks(score)]
     if sentence := few(len(score.clusters)):
@@ -121,6 +133,23 @@ def score_predictions(
         made["told"].append(f"{names}: nothing to divide by, so 0 stands for no value.")
     made["files"] = {name: digest(path) for name, path in sources.items() if path is not None}
     return made | benchmark.written(score, **options)
+
+
+def _fixed(
+    benchmark: Benchmark,
+    asked: Mapping[str | None, Sequence[Sample]],
+    read: Mapping[str | None, Given],
+    answers: str,
+) -> dict[str | None, dict[str, dict[str, float]]]:
+    """`fixed_answers` of every split; {} where the benchmark has no pairs."""
+    if benchmark.pair.__func__ is Benchmark.pair.__func__:
+        return {}
+    found: dict[str | None, dict[str, dict[str, float]]] = {}
+    for split, own in read.items():
+        lines = benchmark.complete(lines_of(benchmark, asked[split], own.answers, answers))
+        if block := fixed_answers(benchmark, list(lines.values())):
+            found[split] = block
+    return found
 
 
 def read_predictions(

@@ -7,7 +7,22 @@ import pytest
 import halludecode as hd
 from tests.support.vllm import ACTIVE, answer_together, requests, same
 
-NAMES = ("paint", "vaf", "hgai", "iat", "eah", "act", "vasparse", "farsight", "caac")
+NAMES = (
+    "paint",
+    "vaf",
+    "hgai",
+    "iat",
+    "eah",
+    "act",
+    "vasparse",
+    "farsight",
+    "caac",
+    "cmai",
+    "ibd",
+    "lol",
+    "memvr",
+    "only",
+)
 SAMPLING = hd.Sampling(max_new_tokens=8, min_new_tokens=6, logprobs=3)
 
 

@@ -13,7 +13,7 @@ from tests.engines.vllm.conftest import ENGINES
 from tests.support import families, specs
 from tests.support.vllm import ACTIVE, answer_together, edge_gaps, same
 
-NAMES = [*STRATEGIES.names(), *specs.COMPOSED, "damro+agla"]
+NAMES = [*STRATEGIES.names(), *specs.COMPOSED, "damro+agla", "lacing(attention=dual)"]
 CHOSEN = ("qwen2_5_vl", "internvl")
 ABSENT = ("aya_vision", "deepseek_vl", "glm46v", "instructblip", "janus", "ovis2", "vipllava")
 REFUSED = {

@@ -24,6 +24,11 @@ from halludecode.evals.runner.score_file import score_predictions
 from halludecode.evals.statistics.intervals import compare
 from tests.support import eval_world as world
 
+HALLUSION = [
+    {**row, "visual_input": "1", "sample_note": "", "gt_answer_details": ""}
+    for row in HallusionBench.examples[:2]
+]
+
 
 def popev2(*pairs):
     """Lines of pairs of answers, about the original and about its edit."""
@@ -130,9 +135,26 @@ def test_they_are_told_with_tables_comparisons_and_scores(tmp_path):
     Console(width=400, file=table).print(compared.table())
     for name in ("always no", "vcd's first answer copied", "greedy's first answer copied"):
         assert f"{name}: both right 0.0" in table.getvalue()
+    short = io.StringIO()
+    Console(width=400, file=short).print(compared.summary())
+    assert "popev2 on set, answers that are the same within a pair: always yes" in short.getvalue()
     answers = [
         {"id": sample["id"], "answer": "Yes"} for sample in world.lines(run / "samples.jsonl")
     ]
     world.write_lines(tmp_path / "answers.jsonl", answers[: len(rows)])
     scored = score_predictions("popev2", tmp_path / "answers.jsonl", root / "annotations.json")
     assert scored["fixed_answers"]["always no"]["yes_ratio"] == 0
+    (sentence,) = (told for told in scored["told"] if "within a pair" in told)
+    assert sentence.startswith("popev2 on answers.jsonl, answers that are the same within a pair: ")
+    assert "always no: both right 0.0" in sentence and "the file's first answer" in sentence
+
+
+def test_scores_of_benchmarks_with_rules_of_their_own_tell_them_too(tmp_path):
+    world.write_lines(tmp_path / "HallusionBench.json", HALLUSION)
+    answers = [{"id": f"VD_map_0_{n}_0", "answer": "Yes"} for n in (0, 1)]
+    world.write_lines(tmp_path / "answers.jsonl", answers)
+    files = (tmp_path / "answers.jsonl", tmp_path / "HallusionBench.json")
+    made = score_predictions("hallusionbench", *files)
+    assert made["fixed_answers"]["always yes"]["aAcc"] == made["metrics"]["aAcc"]["value"] == 0.5
+    assert any("always no: aAcc 50.0, qAcc 0.0" in told for told in made["told"])
+    assert "fixed_answers" not in score_predictions("hallusionbench", *files, parser="vlmevalkit")

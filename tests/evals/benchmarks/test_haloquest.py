@@ -68,6 +68,17 @@ def test_the_release_is_read_from_its_table(tmp_path):
     ]
 
 
+def test_the_shipped_questions_are_those_counted(tmp_path):
+    (asked,) = HaloQuest().annotated(None, ()).values()
+    assert (len(asked), len({s.image for s in asked})) == (608, 375)
+    assert len({s.id for s in asked}) == len({(s.image, s.question) for s in asked}) == 608
+    assert {s.facts["made"] for s in asked} == {"real", "generated"}
+    for n, name in enumerate({s.image for s in asked}):
+        world.picture(tmp_path / "haloquest" / "images" / str(name), n)
+    (unit,) = load_units([tmp_path], world.select("haloquest"))
+    assert len(unit.samples) == 608
+
+
 def test_the_judge_gets_question_answer_and_truth():
     sample = samples_of(HaloQuest(), HaloQuest.examples)[0]
     wanted = ("What colour is the hat?", "red", "There is no hat.; No hat")

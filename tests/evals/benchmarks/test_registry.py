@@ -161,6 +161,9 @@ def test_a_benchmark_that_declares_nothing_is_still_shown(cell, tmp_path):
     compare_runs([str(tmp_path / "run")]).table()
 
 
+WORDS = "parameter 'words' has the name of something that Bare inherits and would replace"
+
+
 @pytest.mark.parametrize(
     ("name", "body", "message"),
     [
@@ -169,6 +172,8 @@ def test_a_benchmark_that_declares_nothing_is_still_shown(cell, tmp_path):
         ("bare", {"k": 3, "__annotations__": {"k": int}}, "k is no parameter yet; write k: TYPE"),
         ("bare", {"judge": lambda self, sample: {}}, "as (self, sample, answer)"),
         ("bare", {"load": lambda self, path: []}, "as (self, path, limit=, images=)"),
+        ("bare", {"words": hd.param(1, "How many."), "__annotations__": {"words": int}}, WORDS),
+        ("bare", {"__annotations__": {"words": "int"}}, WORDS),
         ("pope", {}, "task 'pope' is already defined in "),
         ("seed", {}, "task name 'seed' is a word of run.json"),
         ("Bare", {}, "must be lower-case"),
@@ -180,6 +185,12 @@ def test_a_class_that_cannot_be_meant_is_refused_and_not_registered(cell, name, 
         cell(name)(made)
     assert message in str(caught.value)
     assert "bare" not in BENCHMARKS.names()
+
+
+def test_a_method_in_place_of_an_inherited_parameter_is_refused(cell):
+    made = type("Bare", (JudgedBenchmark,), {"template": lambda self: ""})
+    with pytest.raises(InvalidParameter, match=r"Bare.template has the name of a parameter"):
+        cell("bare")(made)
 
 
 def test_a_decorator_without_a_name_or_a_benchmark_is_refused(cell):

@@ -49,6 +49,26 @@ def test_objects_asked_one_by_one_score_as_officially():
     compare(made.score(lines).metrics, GIVEN["single"])
 
 
+def test_forced_answers_score_as_officially():
+    made, data = ROPE(setting="teacher"), rows()
+    samples = samples_of(made, data)
+    answers = [answer for five in GIVEN["forced_answers"] for answer in five]
+    given = dict(zip((s.id for s in samples), answers, strict=True))
+    lines = lines_of(made, samples, lambda s: given[s.id])
+    metrics = made.score(lines).metrics
+    compare(metrics, GIVEN["teacher"])
+    compare(metrics, GIVEN["student"])  # whose answers are read alike
+    right, asked = GIVEN["teacher"]["counts"]
+    assert metrics["objects_right"] == right / (5 * len(data)) != right / asked
+    by_id = {line["id"]: line for line in lines}
+    assert made.complete(by_id) == by_id
+    del by_id["3 2"]
+    whole = {f"{n}.png" for n in range(len(data)) if n != 3}
+    assert {line["image"] for line in made.complete(by_id).values()} == whole
+    assert samples[2].question.endswith(" obj1: dog, obj2: dog, obj3:")
+    assert samples[0].question.removesuffix(" obj1:") == samples_of(ROPE(), data)[0].question
+
+
 def test_what_is_asked_names_the_classes_of_the_source(tmp_path):
     data = [*rows(2), {**rows(1)[0], "source": "ADE", "image": "a.png"}]
     data[2]["objects"] = [{"name": name} for name in ("wall", "bed", "wall", "wall", "door")]

@@ -369,6 +369,7 @@ def test_mme_document(tmp_path):
         "total": {"value": 50.0},
     }
     assert made["subtasks"] == ["existence"]
+    assert made["fixed_answers"]["always yes"]["total"] == 50.0
 
 
 def test_mme_results_must_answer_the_annotated_questions(tmp_path):

@@ -31,9 +31,11 @@ ATTENTION = frozenset(
         "received",
         "paid",
         "confidence",
+        "branch_off",
     }
 )
-INSIDE = ATTENTION | {"steer", "early", "activations", "key"}  # needs served between vLLM's kernels
+# Needs served between vLLM's kernels.
+INSIDE = ATTENTION | {"steer", "early", "logits", "image_features", "activations", "key"}
 TOWER = frozenset({"vision", "tower"})
 
 

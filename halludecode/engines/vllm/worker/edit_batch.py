@@ -16,7 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from halludecode.core.attention_block import GENERATED, PAD, RowKeys
+from halludecode.core.attention_block import GENERATED, IMAGE, PAD, RowKeys
+from halludecode.core.errors import HookNeverFired
 from halludecode.core.plan import Plan
 from halludecode.core.state import State, stack
 from halludecode.core.tracing import TracedStrategy
@@ -105,6 +106,23 @@ class EditBatch(EditedRows[str]):
         most = max((max(own, default=0) for own in kept), default=0) + 1
         one = next((torch.ones_like(x) for own in kept for x in own.values()), torch.ones(()))
         return torch.stack([torch.stack([own.get(t, one) for t in range(most)]) for own in kept])
+
+    def features(self) -> Sequence[Tensor]:
+        """Of each request, what was kept of its prompt."""
+        if any(record.pictures is None for record in self.records):
+            raise HookNeverFired("The image tokens entering layer 0 were never seen.")
+        return [record.pictures for record in self.records if record.pictures is not None]
+
+    def keep_pictures(self, x: Tensor) -> None:
+        """The main row's image tokens, of the residual [tokens, D] entering layer 0."""
+        if self.prompting and "main" in self.spans:
+            shown = self.stream_keys("main", x).query_kind[0] == IMAGE
+            self.records[0].pictures = x[self.flat("main", x.device)[0]][shown].float()
+
+    def keep_branch(self, i: int, layer: int, heads: Tensor) -> None:
+        """For the token that is drawn next; the last block of a layer is the one that emits."""
+        for record, own in zip(self.records, heads, strict=True):
+            record.branched[i] = layer, own
 
     def note_fired(self, hook: str, i: int, layer: int) -> None:
         """A declared hook was called; only the forward that emits token 1 is checked."""

@@ -7,7 +7,8 @@ nothing.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -21,10 +22,12 @@ from halludecode.engines.vllm.worker.capture import keep_attention, keep_hidden
 from halludecode.engines.vllm.worker.captured import Captured
 from halludecode.engines.vllm.worker.edit_batch import EditBatch, acting, edit_batches
 from halludecode.engines.vllm.worker.state import WorkerState
-from halludecode.engines.vllm.worker.step_batch import StepBatch
+from halludecode.engines.vllm.worker.step_batch import Rows, StepBatch, labels
+from halludecode.models.feed_forward import Branch, Branched
 
 MODEL = "this vLLM model"  # what sentences call it
 Decode = Callable[[Tensor, bool], Tensor]
+OfBranch = Callable[[Branch, float, float, bool], Tensor]
 
 
 class WorkerForward:
@@ -35,11 +38,19 @@ class WorkerForward:
         worker_state: Plans and records.
         checked: See `attention.Checked`; lives as long as the worker.
         decode: ``([.., D], norm) -> float32 [.., V]``.
+        branched: ``(branch, residual, last, normed) -> float32 [B, V]``, see
+            `models.feed_forward.branch_logits`.
     """
 
     def __init__(
-        self, step: StepBatch, worker_state: WorkerState, checked: attention.Checked, decode: Decode
+        self,
+        step: StepBatch,
+        worker_state: WorkerState,
+        checked: attention.Checked,
+        decode: Decode,
+        branched: OfBranch,
     ) -> None:
+        self.branched = branched
         self.step, self.worker_state, self.decode = step, worker_state, decode
         self.edit_batches = edit_batches(step, worker_state)
         self.captures = [
@@ -48,12 +59,15 @@ class WorkerForward:
             for row in rows.values()
             if row.metadata.capture
         ]
-        self.early: dict[tuple[str, int], Tensor] = {}  # (group, layer) -> [D]
+        self.early: dict[tuple[str, str, int], Tensor] = {}  # (group, row, layer) -> [D]
         self._checked = checked
         self._inputs: dict[int, Tensor] = {}
         parts = [part for batch in self.edit_batches for part in batch.plan.parts]
         self._reads = _layers(parts, lambda p: "token_mask" in p.verbs or p.steers)
-        self._decodes = frozenset(n for part in parts for n in part.early)
+        self._last = max((p.model_info.num_layers - 1 for p in parts if p.branches_off), default=-1)
+        self._decodes = frozenset(n for part in parts for n in part.early) | {self._last}
+        self._done = False
+        self._shows_pictures = any("image_features" in part.stream_reads for part in parts)
         self._edits = _layers(parts, lambda p: p.phase is not None)
         self._steers = {
             site: _layers(parts, lambda p, s=site: p.steers and p.strategy.site == s)
@@ -62,14 +76,23 @@ class WorkerForward:
 
     def layer_input(self, layer: int, hidden: Tensor, residual: Tensor | None) -> None:
         """The residual entering a layer, in vLLM's two parts [tokens, D]."""
-        if layer not in self._reads and layer not in self._decodes:
+        shows = layer == 0 and self._shows_pictures
+        if layer not in self._reads and layer not in self._decodes and not shows:
             return
         x = hidden if residual is None else hidden + residual
         self._inputs[layer] = x
+        if shows:
+            for batch in self.edit_batches:
+                self._guard(batch, lambda b=batch: b.keep_pictures(x))
         if layer in self._decodes:
-            for rows in self.step.sampling():
-                main = rows["main"]
-                self.early[main.metadata.group, layer] = x[main.first + main.stop - main.start - 1]
+            self._keep_early(layer, x)
+
+    def _keep_early(self, layer: int, x: Tensor) -> None:
+        """[tokens, D]: of every row that draws a token in this step, its last one's."""
+        for rows in self.step.sampling():
+            for name, row in rows.items():
+                last = row.first + row.stop - row.start - 1
+                self.early[row.metadata.group, name, layer] = x[last]
 
     def layer_output(
         self, layer: int, hidden: Tensor, residual: Tensor
@@ -79,15 +102,18 @@ class WorkerForward:
         for row, kept in self.captures:
             if row.metadata.capture and layer in row.metadata.capture["hidden"]:
                 keep_hidden(row, kept, layer, hidden + residual)
-        if layer not in self._steers["residual"] or inp is None:
+        steers = layer in self._steers["residual"] and inp is not None
+        if not steers and layer != self._last:
             return None
         x = hidden + residual
-        new = self._steer("residual", layer, x, inp)
-        return new, torch.zeros_like(new)
+        new = self._steer("residual", layer, x, inp) if steers else x
+        if layer == self._last:
+            self._keep_early(layer + 1, new)
+        return (new, torch.zeros_like(new)) if steers else None
 
     def mlp_output(self, layer: int, x: Tensor, inp: Tensor) -> Tensor | None:
         """What an MLP puts out; what stands in its place, or None."""
-        if layer not in self._steers["mlp"]:
+        if self._done or layer not in self._steers["mlp"]:
             return None
         return self._steer("mlp", layer, x, inp)
 
@@ -106,6 +132,7 @@ class WorkerForward:
 
     def finish(self) -> None:
         """After the forward: note what changed, and that every declared hook was called."""
+        self._done = True
         for batch in self.edit_batches:
             if batch.changed is not None:
                 for r, record in enumerate(batch.records):
@@ -114,26 +141,53 @@ class WorkerForward:
                 given = (list(enumerate(batch.plan.parts)), batch.records[0].fired, MODEL)
                 self._guard(batch, lambda given=given: check_fired(*given))
 
-    def early_of(self, groups: Sequence[str], layer: int) -> Tensor:
-        """[B, D]: residuals entering a layer, of groups that draw a token in this step.
+    def early_of(
+        self, i: int, part: TracedStrategy, groups: Sequence[Rows], present: Collection[str]
+    ) -> dict[str, dict[int, Tensor]]:
+        """By row and layer, [B, D]: residuals that part ``i`` of some groups' plan may decode.
+
+        Args:
+            i: The part's place.
+            part: The part.
+            groups: All draw a token in this step.
+            present: Its rows that are here.
 
         Raises:
-            HookNeverFired: The layer never showed them.
+            HookNeverFired: A layer never showed them.
         """
-        if any((group, layer) not in self.early for group in groups):
+        return {
+            name: {n: self._early(labels(i, groups, name), n) for n in part.early}
+            for name in ("main", *(part.early_rows & {*present}))
+        }
+
+    def branch_of(self, i: int, part: TracedStrategy, groups: Sequence[Rows]) -> Branched | None:
+        """What `Step.branch` gives part ``i`` of some groups' plan."""
+        names = labels(i, groups, "main") if part.branches_off else []
+        kept = [self.worker_state.record(group).branched.get(i) for group, _ in names]
+        found = [own for own in kept if own is not None]
+        if not found or len(found) < len(kept):
+            return None
+        heads = torch.stack([own[1] for own in found])
+        ends = [self._early(names, layer) for layer in (self._last, self._last + 1)]
+        return partial(self.branched, (found[0][0], heads, *ends))
+
+    def _early(self, rows: Sequence[tuple[str, str]], layer: int) -> Tensor:
+        """[B, D]: residuals entering a layer, of rows (group, name)."""
+        if any((*row, layer) not in self.early for row in rows):
             raise HookNeverFired(
                 f"The residual entering layer {layer} was never seen, so its early scores are "
                 "unknown; this vLLM model did not reach halludecode's hooks (report it with "
                 "`halludecode doctor`)."
             )
-        return torch.stack([self.early[group, layer] for group in groups])
+        return torch.stack([self.early[*row, layer] for row in rows])
 
     def _steer(self, site: str, layer: int, x: Tensor, inp: Tensor) -> Tensor:
         out = x.clone()
         for batch in self.edit_batches:
             for i, part in acting(batch.plan, batch.plan.steering):
                 if part.strategy.site == site and layer in part.layers:
-                    given = (batch, i, part, layer, out, inp, self._decode_last)
+                    entering = self._inputs.get(layer)
+                    given = (batch, i, part, layer, out, inp, self._decode_last, entering)
                     self._guard(batch, lambda given=given: steer(*given))
         return out
 

@@ -17,7 +17,9 @@ from torch import Tensor, nn
 
 from halludecode.core.errors import HalluDecodeError
 from halludecode.engines.vllm.worker import attention
-from halludecode.engines.vllm.worker.forward_context import Decode, WorkerForward
+from halludecode.engines.vllm.worker.forward_context import Decode, OfBranch, WorkerForward
+from halludecode.engines.vllm.worker.tensor_parallel import own_heads
+from halludecode.models.feed_forward import Branch, branch_logits
 
 # The runner whose forward runs: operations of a compiled graph can hold no reference to it.
 current_runner: ContextVar[Any] = ContextVar("halludecode_runner", default=None)
@@ -90,6 +92,23 @@ def decoder(runner: Any) -> Decode:
         return model.compute_logits(final(x) if norm else x).float()
 
     return decode
+
+
+def brancher(runner: Any) -> OfBranch:
+    """Logits of what a strategy carried past the layers, computed after the forward."""
+    from vllm.forward_context import set_forward_context
+
+    model = runner.get_model()
+    text = model.get_language_model() if hasattr(model, "get_language_model") else model
+    final = next(m for n, m in text.named_modules() if re.fullmatch(r"(.*\.)?norm", n))
+    layers = decoder_layers(model)
+
+    def branched(kept: Branch, residual: float, last: float, normed: bool) -> Tensor:
+        own = (kept[0], own_heads(kept[1], 1), *kept[2:])
+        with set_forward_context(None, runner.vllm_config):  # experts look themselves up there
+            return branch_logits(layers, final, model.compute_logits, own, residual, last, normed)
+
+    return branched
 
 
 def _on_input(runner: Any, number: int) -> Callable[..., None]:

@@ -52,6 +52,11 @@ class RunnerMixin:
         """Encode one picture of a row now."""
         raise NotImplementedError
 
+    @property
+    def hd_tower_graphs(self) -> tuple[Any, str]:
+        """Owner and name of the vision tower's captured graphs."""
+        raise NotImplementedError
+
     def _hd_places(self, step: Any) -> Iterable[RowPlace]:
         """All rows of a step."""
         raise NotImplementedError
@@ -62,6 +67,7 @@ class RunnerMixin:
         _refuse(self.vllm_config)
         self.hd_state = WorkerState()
         self._hd_checked, self._hd_decode = Checked(), hooks.decoder(self)
+        self._hd_branched = hooks.brancher(self)
         self._hd_forget_step()
         hooks.install(self)
 
@@ -100,7 +106,7 @@ class RunnerMixin:
             batch = self.hd_step_batch()
             if batch is None or not batch.groups:
                 return None
-            lasting = (self.hd_state, self._hd_checked, self._hd_decode)
+            lasting = (self.hd_state, self._hd_checked, self._hd_decode, self._hd_branched)
             self._hd_forward = WorkerForward(batch, *lasting)
         return self._hd_forward
 

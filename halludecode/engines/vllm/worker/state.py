@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -48,6 +48,8 @@ class GroupRecord:
         first_keys: (part, layer, name) -> what `Attention.keys_at_first_token` keeps, [.., tokens].
         sure: Largest raw probability of each written token, where a strategy asks for it.
         first_logits: (part, row) -> float32 [V], see `Step.first`.
+        pictures: float32 [N_img, D], image tokens as they entered layer 0, where they are read.
+        branched: Part -> layer and head outputs [H, d] of the newest token's branch.
         fired: (hook, part, layer) seen so far.
         broken: Names, and whose scores were broken, bool [names, requests], and the request's place
             there; of each token whose scores are on a GPU.
@@ -67,6 +69,8 @@ class GroupRecord:
     first_keys: dict[tuple[int, int, str], Tensor] = field(default_factory=dict)
     sure: dict[int, Tensor] = field(default_factory=dict)
     first_logits: dict[tuple[int, str], Tensor] = field(default_factory=dict)
+    pictures: Tensor | None = None
+    branched: dict[int, tuple[int, Tensor]] = field(default_factory=dict)
     fired: set[tuple[str, int, int]] = field(default_factory=set)
     broken: list[tuple[tuple[str, ...], Tensor, int]] = field(default_factory=list)
     rules: TokenRules | None = None
@@ -262,6 +266,11 @@ class WorkerState:
             metadata = self._metadata[vllm_id] = metadata_of(sampling_params)
             if metadata is not None:
                 self._rows.setdefault(metadata.group, set()).add(vllm_id)
+                main = self._metadata.get(metadata.group)
+                if metadata.late and metadata.role > 0 and main is not None:  # it has joined
+                    told = {name: getattr(metadata, name) for name in ("rows", "lives")}
+                    main = replace(main, local_names=metadata.local_names, **told)
+                    self._metadata[metadata.group] = main
         return self._metadata[vllm_id]
 
     def drop_row(self, vllm_id: str) -> None:

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from halludecode.core.paper import Paper
-from halludecode.evals.benchmarks.base import Metric
+from halludecode.evals.benchmarks.base import Answers, Metric
 from halludecode.evals.benchmarks.judged import REFUSED, REFUSED_AND_UNREAD, UNREAD, JudgedBenchmark
 from halludecode.evals.benchmarks.registry import benchmark
 from halludecode.evals.data.columns import Columns, said
+from halludecode.evals.data.entries import Pictures, folder_pictures
 from halludecode.evals.data.records import Record
 from halludecode.evals.data.samples import Sample
 from halludecode.evals.statistics.score import Score, Sums, ratio
@@ -24,6 +26,7 @@ PAPER = Paper(
     "ECCV",
     2024,
 )
+SHIPPED = Path(__file__).parent / "data" / "haloquest-eval.csv.gz"
 _VERDICT = re.compile(r"(?<![\w.])is_prediction_correct[\"']?\s*[=:]\s*(true|false)\b", re.I)
 
 
@@ -38,8 +41,10 @@ class HaloQuest(JudgedBenchmark):
     HaloQuest_Colab.ipynb of google/haloquest (Apache-2.0); its judge was Gemini, and numbers of
     different judges do not compare. No answers were released, so no published number is repeated.
 
-    Data CC-BY-4.0: haloquest-eval.csv there, pictures by its urls, one by one under other licences,
-    so neither is shipped. Counted: 608 questions about 375 pictures, none asked twice; one file
+    Its table haloquest-eval.csv (CC-BY-4.0, commit 580aefd2769e305a3e105da03c40810c1f19d1fe) is
+    shipped: answers are scored without any --annotations. The pictures are not, each has a licence
+    of its own: download them by the table's urls to haloquest/images of a data folder, under the
+    names in ``image_name``. Counted: 608 questions about 375 pictures, none asked twice; one file
     name stands for two pictures (376 urls). The training file (7,140; not for evaluation) has 13
     questions twice, one under two kinds, and 18 rows without the name of a picture.
     """
@@ -47,7 +52,8 @@ class HaloQuest(JudgedBenchmark):
     title = "HaloQuest"
     max_new_tokens = 128
     files = ("haloquest.jsonl", "haloquest/haloquest-eval.csv", "haloquest-eval.csv")
-    needs = "haloquest/haloquest-eval.csv with images/ in the folder"
+    needs = "its pictures in haloquest/images of the folder; the questions are shipped"
+    truth_in = ""
     columns = (
         Columns(
             {"image": ("image_name", "image"), "question": ("question",)}
@@ -64,6 +70,22 @@ class HaloQuest(JudgedBenchmark):
     replies = ("is_prediction_correct=True", "is_prediction_correct=False")
     metrics = (Metric("accuracy", "correct %", headline=True),)
     more_metrics = REFUSED_AND_UNREAD
+
+    def find(self, folder: Path) -> Mapping[str | None, Path]:
+        """A table in the folder, or the shipped one where its pictures are there."""
+        found = super().find(folder)
+        return found or ({None: SHIPPED} if (folder / "haloquest" / "images").is_dir() else {})
+
+    def pictures(self, path: Path, folder: Path, images: Path | None) -> Pictures:
+        """In haloquest/images, or in images/."""
+        own = folder / "haloquest" / "images"
+        return folder_pictures(images or (own if own.is_dir() else folder / "images"))
+
+    def truths(
+        self, annotations: Path | None, files: Sequence[Answers], **options: Any
+    ) -> dict[str | None, list[Sample]]:
+        """The questions of a file, or those shipped."""
+        return super().truths(annotations or SHIPPED, files, **options)
 
     def read(self, record: Record) -> Sample | Iterable[Sample]:
         """One question; the first column, which has no name, is its id."""

@@ -1,0 +1,66 @@
+"""What follows attention in a decoder layer, for a state that did not come from it.
+
+The modules have the same names in transformers, whose mixtures of experts want [1, B, D], and in
+vLLM, whose want [B, D]. Shapes: B states, D hidden size, H heads, d head size.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from torch import Tensor
+
+Branch = tuple[int, Tensor, Tensor, Tensor]
+Branched = Callable[[float, float, bool], Tensor]  # `branch_logits` of one branch
+
+
+def branch_logits(
+    layers: Sequence[Any],
+    norm: Any,
+    head: Callable[[Tensor], Tensor],
+    kept: Branch,
+    residual: float,
+    last: float,
+    normed: bool,
+) -> Tensor:
+    """float32 [B, V], see `core.step.Step.branch`.
+
+    Args:
+        layers: The decoder's.
+        norm: Its final norm.
+        head: Its LM head.
+        kept: Number of a layer, its head outputs [B, H, d], and [B, D] twice: the residual entering
+            the last layer, and leaving it.
+        residual: Share of the former.
+        last: Share of the latter, after the final norm.
+        normed: Whether the last layer's input norm comes first.
+    """
+    number, heads, entering, leaving = kept
+    made = projected(layers[number], heads.to(entering.dtype))
+    h = (layers[-1].input_layernorm(made) if normed else made) + residual * entering
+    return head(norm(feed_forward(layers[-1], h)) + last * norm(leaving)).float()
+
+
+def projected(layer: Any, heads: Tensor) -> Tensor:
+    """[B, D]: a layer's output projection of head outputs [B, H, d]."""
+    return _single(layer.self_attn.o_proj(heads.flatten(-2)))
+
+
+def feed_forward(layer: Any, h: Tensor) -> Tensor:
+    """[B, D]: ``h + FFN(norm(h))`` of a layer, with the norm after the FFN where it has one."""
+    before = _first(layer, "pre_feedforward_layernorm", "post_attention_layernorm") or (
+        layer.input_layernorm  # Cohere's FFN stands beside attention and reads what it reads
+    )
+    after = _first(layer, "post_feedforward_layernorm", "post_mlp_layernorm")
+    made = _single(layer.mlp(before(h)))
+    return h + (made if after is None else after(made))
+
+
+def _first(layer: Any, *names: str) -> Any:
+    return next((own for name in names if (own := getattr(layer, name, None)) is not None), None)
+
+
+def _single(output: Any) -> Tensor:
+    """A module's tensor, where it gives something beside it."""
+    return output[0] if isinstance(output, tuple) else output
