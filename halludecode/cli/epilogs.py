@@ -121,8 +121,9 @@ SCORE = """
 
 Scores answers made elsewhere. AMBER (descriptions and questions) and HallusionBench (read by a
 rule in place of GPT-4) need their annotation files. --details F writes every caption's words and
-objects as the CHAIR script does; --relabel F scores POPE answers again under RePOPE's labels;
-folders in place of files score all splits and their mean.
+objects as the CHAIR script does, --synonyms F looks for object words of your own; --relabel F
+scores POPE answers again under RePOPE's labels; folders in place of files score all splits and
+their mean.
 
 Files of other kits are read by what is in them: POPE's own {question, answer}, question records
 with a prediction, LLaVA's file of all splits, lmms-eval's samples, VLMEvalKit's tables, captions

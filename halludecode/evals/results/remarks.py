@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from halludecode.evals.benchmarks.base import Benchmark
+from halludecode.evals.results.sections import MEAN
 from halludecode.evals.statistics.score import Score
 
 FEW = 6  # groups: of five, no test of all on one side has a p below 0.05
@@ -42,6 +43,8 @@ def of_differences(gaps: Iterable[Mapping[str, Any]], labels: Labels) -> list[st
 
 
 def _of_one(gap: Mapping[str, Any], labels: Labels) -> Iterator[str]:
+    if gap["split"] == MEAN:  # the splits say it
+        return
     split = f" ({gap['split']})" if gap["split"] else ""
     where = f"{gap['task']} on {gap['data']}{split}"
     names = {side: labels.get(gap[side], gap[side]) for side in ("strategy", "baseline")}
