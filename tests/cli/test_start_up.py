@@ -38,6 +38,7 @@ LIGHT = {
     "sinks --model /nowhere --output {tmp}/s": (2, "no such model folder"),
     "calibrate --model /nowhere zerotuning": (2, "no such model folder"),
     "serve --model testbed --strategy vdc": (2, "Unknown strategy 'vdc'"),
+    "serve --model testbed --extra-rows no": (2, "extra_rows='no'"),
     "serve --model /nowhere": (2, "no such model folder"),
     "demo --image /nowhere.png": (2, "/nowhere.png: the picture cannot be opened"),
     "compare /nowhere": (2, "no such run folder"),

@@ -95,7 +95,7 @@ class LateStart:
 
     def _sort_waiting(self) -> None:
         """What was admitted once goes first, in that order, the rows of a group side by side."""
-        if not any(group.late for group in self.groups.values()):
+        if not any(group.asked or group.answered for group in self.groups.values()):
             return
         rows = list(self.waiting)
         ordered = sorted(rows, key=self._waiting_order)

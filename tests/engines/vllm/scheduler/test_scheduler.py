@@ -78,11 +78,12 @@ class Scenario:
 
     Args:
         depth: Steps in flight: 1 is the synchronous scheduler.
+        late: Whether groups may begin as their main rows.
     """
 
-    def __init__(self, make, seed: int, depth: int) -> None:
+    def __init__(self, make, seed: int, depth: int, *, late: bool = False) -> None:
         self.rng, self.depth, self.v2 = random.Random(seed), depth, seed % 2 == 1
-        self.late = depth == 1 and seed % 4 > 1  # whether groups may begin as their main rows
+        self.late = late
         seqs = self.rng.choice([4, 6, 8, 16])
         budget = max(seqs, self.rng.choice([16, 33, 64, 200]))
         self.blocks = self.rng.choice([16, 18, 21, 24, 32, 60])
@@ -378,18 +379,29 @@ def test_groups_stay_together_in_thousands_of_scenarios(make, depth):
     run_scenarios(make, depth, range(SCENARIOS, SCENARIOS + 1500))
 
 
+@pytest.mark.filterwarnings("ignore")
+def test_rows_that_join_late_stay_together_in_random_scenarios(make):
+    seeds = [seed for seed in range(SCENARIOS) if seed % 4 > 1]
+    total = totals(make, 1, seeds, late=True)
+    for what in ("asked", "joined", "never_asked"):
+        assert total[what] > len(seeds), (what, total)
+    assert total["preempted groups"] > 0 and total["made way"] > 0, total
+
+
 def run_scenarios(make, depth, seeds):
+    total = totals(make, depth, seeds)
+    for what in ("preempted groups", "held", "waited", "whole"):
+        assert total[what] > len(seeds) / 20, (what, total)
+    for rare in ("preempted by vLLM", "started together"):
+        assert total[rare] > 0, (rare, total)
+
+
+def totals(make, depth, seeds, *, late: bool = False) -> Counter:
     total: Counter = Counter()
     for seed in seeds:
         try:
-            total += Scenario(make, seed, depth).run()
+            total += Scenario(make, seed, depth, late=late).run()
         except AssertionError as error:
             raise AssertionError(f"scenario {seed}: {error}") from error
     assert total["requests"] > 10 * len(seeds)
-    for what in ("preempted groups", "held", "waited", "whole"):
-        assert total[what] > len(seeds) / 20, (what, total)
-    rarely = ["preempted by vLLM", "started together"]
-    if depth == 1:
-        rarely += ["asked", "joined", "never_asked", "made way"]
-    for rare in rarely:
-        assert total[rare] > 0, (rare, total)
+    return total
