@@ -110,6 +110,8 @@ __all__ = [
 
 
 def __getattr__(name: str) -> Any:
+    if name == "testbed":
+        return importlib.import_module("halludecode.testbed")
     if name in _LAZY:
         return getattr(importlib.import_module(_LAZY[name]), name)
     raise AttributeError(f"module 'halludecode' has no attribute {name!r}")

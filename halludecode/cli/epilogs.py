@@ -31,8 +31,8 @@ which it must write greedy's tokens, one by one, which the tests hold it to.
 
 GENERATE = """
 \b
-  halludecode generate --model testbed --image street.png --prompt "What is it?" --strategy vcd
-  halludecode generate --model testbed --image street.png --prompt "What is it?" --explain why.html
+  halludecode generate --model testbed --image testbed:3 --prompt "Describe it." --strategy vcd
+  halludecode generate --model testbed --image testbed:3 --prompt "Describe it." --explain why.html
 
 --engine vllm runs the same strategies inside vLLM's continuous batching, on the stock wheel; in
 float32 both engines write the same tokens. opera needs engine hf. In Python, hd.load(model,

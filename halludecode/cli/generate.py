@@ -30,7 +30,9 @@ def generate(
         Path | None,
         typer.Option(help="In place of --prompt: a JSON file of OpenAI's chat messages."),
     ] = None,
-    image: Annotated[list[Path] | None, typer.Option(help="A picture; repeat for several.")] = None,
+    image: Annotated[
+        list[str] | None, typer.Option(help="A picture, such as testbed:3; repeat for several.")
+    ] = None,
     strategy: Annotated[str, typer.Option(help="Such as vcd, or pai+vcd(alpha=0.5).")] = "greedy",
     engine: options.EngineName = None,
     background: Annotated[
@@ -80,6 +82,7 @@ def generate(
     settings = dict(locals())  # the options alone: nothing else is a local yet
     from halludecode.core.spec import parse
     from halludecode.engines.api import Request, Sampling
+    from halludecode.engines.inputs.images import load_picture
 
     fields = ("max_new_tokens", "temperature", "top_p", "top_k", "seed", "n", "logprobs")
     sampling = Sampling(
@@ -95,9 +98,8 @@ def generate(
     parse(strategy)  # a misspelt strategy should not cost the time of loading a model
     if explain is not None:
         _check_explain(request, explain)
-    for picture in image or ():
-        if not (picture.expanduser().exists() or ":" in str(picture)):
-            raise InvalidRequest(f"{picture}: no such image file.")
+    for number, picture in enumerate(image or (), start=1):
+        load_picture(picture, f"image {number}", background)
     load = options.loader(model, engine, options.engine_arguments(settings))
     with json_document(json) as documents, memory_advice(1):
         loaded = load()

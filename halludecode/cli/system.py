@@ -55,7 +55,9 @@ def _family(given: str, *, json: bool) -> int:
 
 def demo(
     output: Annotated[Path, typer.Option(help="Folder of the results.")] = Path("runs/demo"),
-    image: Annotated[Path | None, typer.Option(help="Describe this picture instead.")] = None,
+    image: Annotated[
+        Path | None, typer.Option(help="Describe this picture instead, such as testbed:3.")
+    ] = None,
 ) -> Any:
     """Run the main job on the embedded model."""
     from halludecode.evals.demo import run_demo

@@ -224,7 +224,7 @@ def _check_parameter_names(cls: Any, known: Collection[str], name: str) -> None:
     """Refuses a parameter in place of a method, and the other way round: one would be lost."""
     parents = (parent for parent in cls.__mro__[1:] if dataclasses.is_dataclass(parent))
     theirs = {f.name for parent in parents for f in dataclasses.fields(parent)}
-    annotated: dict[str, Any] = vars(cls).get("__annotations__", {})
+    annotated = cast("dict[str, Any]", inspect.get_annotations(cls))
     own = {attr for attr, kind in annotated.items() if "ClassVar" not in str(kind)}
     if taken := own & set(known) - theirs:
         raise InvalidParameter(

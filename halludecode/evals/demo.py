@@ -22,6 +22,7 @@ from halludecode.evals.data.samples import EvalImage
 from halludecode.evals.results.build import Report
 from halludecode.evals.runner.batching import threads_for
 from halludecode.evals.runner.run import run_eval
+from halludecode.testbed.assets import named_picture
 
 STRATEGIES = ("greedy", "vcd", "m3id", "var", "vhr", "agla", "var+vcd")
 SOURCES = ("testbed-iid", "testbed-broken")
@@ -64,7 +65,7 @@ def run_demo(
 
     Args:
         output: Folder for ``report.html``, ``results.json`` and pictures.
-        image: A picture to describe instead of the evaluation.
+        image: A picture, or ``testbed:N``, to describe instead of the evaluation.
         images_per_split: Pictures per source for POPE and for captions.
         mme_pairs: Pictures per source for MME, two questions each.
         strategies: Strategy specs; greedy first.
@@ -80,6 +81,7 @@ def run_demo(
     """
     output = Path(output)
     if image is not None:
+        image = named_picture(image) or image
         EvalImage.from_file(Path(image), Path(image).name)  # before a model is loaded
         return _one_picture(output, Path(image), strategies, engine or _testbed(), progress)
     engine = engine or _testbed()

@@ -3,12 +3,12 @@
 Any OpenAI client works unchanged::
 
     import base64
-    from pathlib import Path
 
+    import halludecode as hd
     from openai import OpenAI
 
     client = OpenAI(base_url="http://127.0.0.1:8000/v1", api_key="secret")
-    picture = base64.b64encode(Path("street.png").read_bytes()).decode()
+    picture = base64.b64encode(hd.testbed.picture_path(3).read_bytes()).decode()
     answer = client.chat.completions.create(
         model="testbed",
         messages=[

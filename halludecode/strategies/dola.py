@@ -41,6 +41,13 @@ def divergence(last: Tensor, early: Tensor, kind: str) -> Tensor:
     return (middle * (2 * middle.log() - last - early)).nan_to_num().mean(-1) / 2
 
 
+def tried(bucket: str, m: ModelInfo) -> range:
+    """Every second layer of one half; of one end in models deeper than 40 layers."""
+    reach = m.num_layers // 2 if m.num_layers <= 40 else 20
+    first = 0 if bucket == "low" else m.num_layers - reach
+    return range(first, first + reach, 2)
+
+
 @strategy("dola", paper=PAPER, off={"strength": 0.0, "beta": 0.0})
 class DoLa(Strategy):
     """Contrast the last layer with the early layer that disagrees most."""
@@ -51,13 +58,8 @@ class DoLa(Strategy):
     strength: float = param(1.0, "share of the increment that is applied", ge=0)
 
     def early(self, m: ModelInfo) -> Iterable[int]:
-        """Every second layer of one half; of one end in models deeper than 40 layers."""
-        reach = m.num_layers // 2 if m.num_layers <= 40 else 20
-        return (
-            range(0, reach, 2)
-            if self.bucket == "low"
-            else range(m.num_layers - reach, m.num_layers, 2)
-        )
+        """See `tried`."""
+        return tried(self.bucket, m)
 
     def combine(self, step: Step) -> Tensor:
         """Log-ratio to the layer chosen for each row, where the cut leaves a choice."""

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 
 from halludecode.core.branch import Branch, Edit
 from halludecode.core.strategy import ModelInfo, Paper, Prompt, State, Strategy, param, strategy
-from halludecode.strategies.dola import DoLa, divergence
+from halludecode.strategies.dola import divergence, tried
 from halludecode.views.noise import diffuse
 
 if TYPE_CHECKING:
@@ -49,8 +49,8 @@ class LOL(Strategy):
     bucket: str = param("high", "which half of the layers is tried", choices=("low", "high"))
 
     def early(self, m: ModelInfo) -> Iterable[int]:
-        """DoLa's."""
-        return DoLa(bucket=self.bucket).early(m)
+        """Those that DoLa tries."""
+        return tried(self.bucket, m)
 
     def branches(self, prompt: Prompt, state: State, m: ModelInfo) -> Mapping[str, Branch]:
         """The same prompt with noised pixels, as VCD has it."""

@@ -7,12 +7,27 @@ not stand in for published numbers of real models; `card` says what the model ca
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from halludecode.testbed.assets import CAPTION, MODELS, PLANTED, PROMPTS, QUESTION, card, model_path
+from halludecode.testbed.assets import (
+    CAPTION,
+    MODELS,
+    PICTURES,
+    PLANTED,
+    PROMPTS,
+    QUESTION,
+    card,
+    model_path,
+    picture_path,
+)
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 __all__ = [
     "CAPTION",
     "MODELS",
+    "PICTURES",
     "PLANTED",
     "PROMPTS",
     "QUESTION",
@@ -20,9 +35,26 @@ __all__ = [
     "dataset",
     "digest",
     "model_path",
+    "picture",
+    "picture_path",
     "write_dataset",
     "write_pairs",
 ]
+
+
+def picture(number: int) -> Image:
+    """A shipped picture, RGB; commands and requests call it ``testbed:NUMBER``.
+
+    Args:
+        number: 1 to `PICTURES`.
+
+    Raises:
+        InvalidRequest: There is no such picture.
+    """
+    from PIL import Image
+
+    with Image.open(picture_path(number)) as stored:
+        return stored.convert("RGB")
 
 
 def write_dataset(out: Path, split: str, count: int, seed: int | None = None) -> Path:

@@ -9,11 +9,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
 
-from halludecode.core.errors import InvalidModel
+from halludecode.core.errors import InvalidModel, InvalidRequest
 
 PLANTED = "testbed-planted"
 MODELS = ("testbed", PLANTED)  # names of models; the second is an edit of the first at load
 
+PICTURES = 8  # shown in examples as testbed:1 to testbed:8
+SCHEME = "testbed:"
 _ASSETS = Path(__file__).parent / "assets"
 
 # The words the model was trained on. POPE's are appended to the question; MME's questions end with
@@ -41,6 +43,36 @@ def model_path(name: str = "testbed") -> Path:
 
         return planted.model_path(folder)
     return folder
+
+
+def picture_path(number: int) -> Path:
+    """The PNG of a shipped picture, 120 x 120 pixels; what is in it says `pictures.SHOWN`.
+
+    Args:
+        number: 1 to `PICTURES`.
+
+    Raises:
+        InvalidRequest: There is no such picture.
+    """
+    if number not in range(1, PICTURES + 1):
+        raise InvalidRequest(
+            f"The testbed has no picture {number}; there are testbed:1 to testbed:{PICTURES}."
+        )
+    return _ASSETS / "pictures" / f"{number}.png"
+
+
+def named_picture(source: object) -> Path | None:
+    """The path that ``testbed:N`` stands for; None for what is no such name.
+
+    Raises:
+        InvalidRequest: N is not a number of `picture_path`.
+    """
+    if not isinstance(source, str | Path) or not str(source).startswith(SCHEME):
+        return None
+    number = str(source).removeprefix(SCHEME)
+    if not (number.isascii() and number.isdigit()):
+        raise InvalidRequest(f"{source}: write testbed:1 to testbed:{PICTURES}.")
+    return picture_path(int(number))
 
 
 def card(name: str = "testbed") -> str:

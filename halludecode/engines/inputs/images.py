@@ -15,6 +15,7 @@ from urllib.parse import unquote
 from halludecode.core.errors import InvalidRequest
 from halludecode.core.prompt import Picture
 from halludecode.engines.inputs.pixels import as_rgb, from_array, is_array
+from halludecode.testbed.assets import named_picture
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -45,8 +46,8 @@ def load_picture(source: Any, where: str = "image", background: Any = "white") -
     more than 8 bits are scaled, not clipped, see `pixels.as_rgb`.
 
     Args:
-        source: PIL image, path, file URL, bytes, data URL or base64 text, or an array or tensor of
-            pixels, see `pixels.from_array`.
+        source: PIL image, path, ``testbed:N``, file URL, bytes, data URL or base64 text, or an
+            array or tensor of pixels, see `pixels.from_array`.
         where: How messages name it.
         background: The ground: a colour's name, "#rrggbb", or three integers in 0..255.
 
@@ -129,7 +130,7 @@ def _read(source: Any, where: str) -> tuple[str, bytes]:
             f"{where}: an object of type {kind} is no picture; give a path, bytes, data URL, PIL "
             "image or array."
         )
-    path = source
+    path = named_picture(source) or source
     if isinstance(source, str) and source[:7].lower() == "file://":
         path = unquote(source[7:].removeprefix("localhost"))
     try:

@@ -212,6 +212,24 @@ class Answers:
                 found[split] = block
         return found
 
+    def as_greedy(self, strategy: str, splits: Sequence[str | None]) -> dict[str, int]:
+        """Answers that the baseline gave too, and how many of them are its own, word for word.
+
+        Args:
+            strategy: Whose answers; of the baseline nothing is said.
+            splits: Of which splits.
+        """
+        pairs = [
+            (line["answer"], plain[name]["answer"])
+            for split in splits
+            for plain in [self.lines.get(BASELINE, {}).get(split, {})]
+            for name, line in self.lines.get(strategy, {}).get(split, {}).items()
+            if name in plain
+        ]
+        if strategy == BASELINE or not pairs:
+            return {}
+        return {"answered": len(pairs), "as_greedy": sum(own == plain for own, plain in pairs)}
+
 
 def arrange(
     lines: Iterable[Mapping[str, Any]], run: Mapping[str, Any]
@@ -301,6 +319,7 @@ def _entries(
                 "failed": wanted - len(lines),
                 # Answered, but not scored: what they are judged together with has no answer.
                 **({"left_out": left_out} if left_out else {}),
+                **group.as_greedy(strategy, parts),
                 "cut": sum(line.get("finish") == "length" for line in lines),
                 "unparsed": score.unparsed if score else 0,
                 "unread": score.unread if score else 0,

@@ -217,19 +217,28 @@ def fixed_answers(entries: Sequence[Mapping[str, Any]], labels: Labels) -> Itera
         entries: Of ``results.json``, or differences with the block among their controls.
         labels: Canonical strategy to a shorter name.
     """
-    told: dict[tuple[str, str], dict[str, str]] = {}
+    told: dict[tuple[str, str], dict[str, dict[str, None]]] = {}
     for entry in entries:
         for name, metrics in entry.get("fixed_answers", {}).items():
-            own = name == COPIED
-            title = f"{labels.get(entry['strategy'], entry['strategy'])}'s {name}" if own else name
-            known = told.setdefault((entry["task"], entry["data"]), {})
-            known.setdefault(title, _values(entry["task"], metrics))
-    for (task, data), values in told.items():
+            whose = labels.get(entry["strategy"], entry["strategy"]) if name == COPIED else ""
+            texts = told.setdefault((entry["task"], entry["data"]), {})
+            text = _values(entry["task"], metrics)
+            texts.setdefault(text, {})[f"{whose}'s {name}" if whose else name] = None
+    for (task, data), texts in told.items():
+        listed = [f"{_together(list(names))}: {text}" for text, names in texts.items()]
         chances = [(m.words, m.chance) for m in benchmark_named(task).metrics if m.chance]
         if chances:
-            values["guessing"] = ", ".join(f"{words} {chance:g}" for words, chance in chances)
-        listed = "; ".join(f"{name}: {text}" for name, text in values.items())
-        yield f"{task} on {data}, answers that are the same within a pair: {listed}."
+            listed.append(
+                "guessing: " + ", ".join(f"{words} {value:g}" for words, value in chances)
+            )
+        yield f"{task} on {data}, answers that are the same within a pair: {'; '.join(listed)}."
+
+
+def _together(names: Sequence[str]) -> str:
+    """Names of fixed answers that got the same; copied ones of several strategies in one."""
+    plain = [name for name in names if not name.endswith(COPIED)]
+    whose = [name.removesuffix(f" {COPIED}") for name in names if name.endswith(COPIED)]
+    return ", ".join(plain + [f"{', '.join(whose)} {COPIED}"] * bool(whose))
 
 
 def _values(task: str, metrics: Mapping[str, float]) -> str:

@@ -11,6 +11,7 @@ from halludecode.evals.benchmarks.registry import NotInstalled, benchmark_named
 from halludecode.evals.results import control_text
 from halludecode.evals.results.remarks import FEW, few
 from halludecode.evals.results.sections import MARK, MEAN
+from halludecode.testbed.assets import MODELS, PLANTED
 
 NEITHER = "neither yes nor no"
 TIMING = (
@@ -43,6 +44,7 @@ def notes(results: Mapping[str, Any], labels: Labels) -> list[str]:
         sentences += _losses(entry, labels)
     sentences += dict.fromkeys(filter(None, map(_few, entries)))
     sentences += control_text.fixed_answers(entries, labels)
+    sentences += _idle(entries, labels)
     return [*sentences, *_warnings(entries, labels), *_misspelt(entries), *_strangers(entries)]
 
 
@@ -78,6 +80,27 @@ def _few(entry: Mapping[str, Any]) -> str:
 def _choices(task: str) -> str:
     """What an answer that cannot be read does not say."""
     return "none of the choices" if benchmark_named(task).text_kind == "choice" else NEITHER
+
+
+def _idle(entries: Sequence[Mapping[str, Any]], labels: Labels) -> Iterator[str]:
+    """Strategies all of whose answers are greedy's, which a table shows as zeros alone."""
+    alike, answers = Counter[tuple[str, str]](), Counter[tuple[str, str]]()
+    for entry in entries:
+        if "as_greedy" in entry:
+            key = entry["strategy"], entry["model"]
+            alike[key] += entry["as_greedy"]
+            answers[key] += entry["answered"]
+    for (strategy, model), count in answers.items():
+        if count and alike[strategy, model] == count:
+            name = labels.get(strategy, strategy)
+            planted = (
+                f" --model {PLANTED} is the same model with attention sinks written in, for what "
+                "acts on those."
+            )
+            yield (
+                f"{name} changed nothing: all {count:,} of its answers are greedy's, word for "
+                f"word, at these settings.{planted if model == MODELS[0] else ''}"
+            )
 
 
 def _warnings(entries: Sequence[Mapping[str, Any]], labels: Labels) -> Iterator[str]:
