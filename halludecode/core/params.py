@@ -224,14 +224,15 @@ def _check_parameter_names(cls: Any, known: Collection[str], name: str) -> None:
     """Refuses a parameter in place of a method, and the other way round: one would be lost."""
     parents = (parent for parent in cls.__mro__[1:] if dataclasses.is_dataclass(parent))
     theirs = {f.name for parent in parents for f in dataclasses.fields(parent)}
-    annotated = cast("dict[str, Any]", inspect.get_annotations(cls))
+    annotated = inspect.get_annotations(cls)
     own = {attr for attr, kind in annotated.items() if "ClassVar" not in str(kind)}
     if taken := own & set(known) - theirs:
         raise InvalidParameter(
             f"{name}: parameter {min(taken)!r} has the name of something that {cls.__name__} "
             "inherits and would replace; choose another."
         )
-    if taken := theirs & set(vars(cls)) - own:
+    body = cast("dict[str, Any]", cls.__dict__)
+    if taken := theirs & set(body) - own:
         raise InvalidParameter(
             f"{name}: {cls.__name__}.{min(taken)} has the name of a parameter that "
             f"{cls.__name__} inherits; choose another."
