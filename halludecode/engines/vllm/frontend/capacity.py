@@ -73,9 +73,6 @@ def check_plan(plan: Plan, config: Any) -> None:
     if plan.needs & TOWER and spread and spread.mm_encoder_tp_mode == "data":
         why = "ranks with pictures of their own do not show; use mm_encoder_tp_mode='weights'"
         _refuse(plan, TOWER, why)
-    if "tower" in plan.needs and config.use_v2_model_runner:
-        why = "the V2 runner encodes together with other rows; set VLLM_USE_V2_MODEL_RUNNER=0"
-        _refuse(plan, frozenset({"tower"}), why)
     if plan.parts and ranks.pipeline_parallel_size > 1:
         _refuse(plan, plan.needs, "needs the whole model; use pipeline_parallel_size=1")
     if plan.needs & ATTENTION and "fp8" in str(config.cache_config.cache_dtype):
