@@ -159,7 +159,7 @@ def questions(count: int) -> list[dict[str, Any]]:
 def with_a_cut(engine: Any) -> dict[str, str]:
     """Strategies that can decide a token alone -> the spec whose scores are always combined."""
     found = dict[str, str]()
-    for name in sorted(STRATEGIES):
+    for name in STRATEGIES.names():
         try:
             plan = engine.plan(name)
         except hd.HalluDecodeError:
@@ -236,6 +236,8 @@ def control(cells: Cells, args: argparse.Namespace) -> None:
         }
 
     for spec, free in with_a_cut(engine).items():
+        if args.strategy and spec not in args.strategy:
+            continue
         cells.measure(f"control | {spec} | {args.questions}", lambda s=spec, f=free: cell(s, f))
 
 
@@ -296,6 +298,7 @@ def main() -> None:
     parser.add_argument("--family", nargs="+", default=["llava", "qwen2_5_vl"])
     parser.add_argument("--part", default="1/1", help="of the cells, to run several processes")
     parser.add_argument("--questions", type=int, default=240)
+    parser.add_argument("--strategy", nargs="+", help="of the control; default: all with a cut")
     parser.add_argument("--streams", type=int, default=16)
     parser.add_argument("--cells", type=Path, default=Path("runs/same_answers.jsonl"))
     args = parser.parse_args()

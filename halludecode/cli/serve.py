@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from halludecode.cli import epilogs
+from halludecode.cli import epilogs, options
 from halludecode.core.errors import InvalidRequest
 
 
@@ -58,14 +58,17 @@ def serve(
     artifacts: Annotated[
         Path | None, typer.Option(help="Folder of what calibrate made; default the user's own.")
     ] = None,
+    extra_rows: options.ExtraRows = None,
 ) -> None:
     """Serve a model as OpenAI does; other options are vLLM's, such as --api-key."""
     settings = dict(locals())  # the options alone: nothing else is a local yet
     from halludecode.api import check_load
     from halludecode.core.spec import parse
+    from halludecode.engines.api import checked_extra_rows
 
     for text in (strategy, *(alias or ()), *(allow or ())):
         parse(text)  # a misspelt strategy should not cost the time of loading a model
+    begin = checked_extra_rows(extra_rows or "on_demand")
     check_load(model, "vllm")
     folder = allowed_local_media_path
     if folder is not None and not folder.is_dir():
@@ -74,7 +77,7 @@ def serve(
     from halludecode.serve import app
 
     args = app.arguments(policy, ["--host", host, "--port", str(port), *context.args])
-    app.run(model, app.named(policy, args), args, artifacts)
+    app.run(model, app.named(policy, args), args, artifacts, begin)
 
 
 def _policy(settings: dict[str, Any]) -> Any:

@@ -231,7 +231,8 @@ def _check_parameter_names(cls: Any, known: Collection[str], name: str) -> None:
             f"{name}: parameter {min(taken)!r} has the name of something that {cls.__name__} "
             "inherits and would replace; choose another."
         )
-    if taken := theirs & set(vars(cls)) - own:
+    body = cast("dict[str, Any]", cls.__dict__)
+    if taken := theirs & set(body) - own:
         raise InvalidParameter(
             f"{name}: {cls.__name__}.{min(taken)} has the name of a parameter that "
             f"{cls.__name__} inherits; choose another."

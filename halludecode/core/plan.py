@@ -191,8 +191,7 @@ def compile_plan(
         model_info: The model's numbers.
         provides: Needs the engine can serve; None accepts all.
         engine: Its name, for messages.
-        skip_off: Drop parts that stand at their off point (they equal greedy); tests of the off
-            point switch this off.
+        skip_off: Drop parts that stand at their off point: they equal greedy.
         artifacts: Canonical text of a part -> tensors made by its `calibrate` for this model.
         model: The model's name, for messages.
 
@@ -315,19 +314,17 @@ def _check_composition(parts: Sequence[TracedStrategy]) -> None:
 
 
 def _is_off(strategy: Strategy) -> bool:
-    if not strategy.off:
-        return not any(strategy.declares(hook) for hook in HOOKS)
-    return all(getattr(strategy, key) == value for key, value in strategy.off.items())
+    at_off = all(getattr(strategy, key) == value for key, value in strategy.off.items())
+    return at_off if strategy.off else not any(strategy.declares(hook) for hook in HOOKS)
 
 
 def _attend_order(part: TracedStrategy) -> tuple[int, str, str]:
     """Edits of scores do not commute; by name they act alike in whichever order they are given."""
-    own = (part.strategy.name, str(sorted(part.strategy.resolved().items())))
-    if part.verbs & {"open", "reposition"}:
-        return (-1, *own)
-    if part.verbs & {"add_scores", "scale_scores", "mask"}:
-        return (0, *own)
-    return (1 if part.phase == "scores" else 2, *own)
+    own = part.strategy.name, str(sorted(part.strategy.resolved().items()))
+    for place, verbs in enumerate(({"open", "reposition"}, {"add_scores", "scale_scores", "mask"})):
+        if part.verbs & verbs:
+            return (place, *own)
+    return (2 if part.phase == "scores" else 3, *own)
 
 
 def _needs(part: TracedStrategy) -> frozenset[str]:
@@ -387,7 +384,7 @@ def _extra_rows(parts: Sequence[TracedStrategy]) -> dict[str, Branch]:
 def _cost(parts: Sequence[TracedStrategy]) -> Cost:
     search = next((s for p in parts if (s := p.strategy.search(p.model_info)) is not None), None)
     extra = list(_extra_rows(parts).values())
-    gated = {layer for part in parts if "logits" in part.stream_reads for layer in part.layers}
+    decoded = [n for p in parts if "logits" in p.stream_reads for n in p.layers]
     return Cost(
         rows=1 + sum(b.life == "answer" for b in extra),
         prefill_rows=sum(b.life == "prefill" for b in extra),
@@ -395,7 +392,7 @@ def _cost(parts: Sequence[TracedStrategy]) -> Cost:
         written=sum(request.write for part in parts for request in part.activations.values()),
         image_rows=sum(bool(b.prompt.pictures) for b in extra),
         attention=any(part.phase == "scores" for part in parts),
-        early=len({layer for part in parts for layer in part.early}) + len(gated),
+        early=len({n for p in parts for n in p.early}) + len(set(decoded)),
         branches=sum(part.branches_off for part in parts),
         steer=len({layer for part in parts if part.steers for layer in part.layers}),
         beams=search.width if search else 1,

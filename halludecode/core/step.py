@@ -176,8 +176,8 @@ class Step:
         """
         import torch
 
-        if self._decode is None:
-            raise HookNeverFired("combine asked for layers, which early() does not name.")
+        if self._decode is None or not self._residuals["main"]:
+            raise HookNeverFired("combine asked for layers, and early() names none.")
         entering = torch.stack(list(self._residuals["main"].values()))
         logits = self._decode(entering[:, requests], norm)
         few = CACHED // logits.shape[-1] if logits.device.type == "cpu" else len(requests)

@@ -1,7 +1,7 @@
 """What follows attention in a decoder layer, for a state that did not come from it.
 
-The modules have the same names in transformers and in vLLM. Shapes: B states, D hidden size, H
-heads, d head size.
+The modules have the same names in transformers, whose mixtures of experts want [1, B, D], and in
+vLLM, whose want [B, D]. Shapes: B states, D hidden size, H heads, d head size.
 """
 
 from __future__ import annotations
@@ -37,25 +37,28 @@ def branch_logits(
         normed: Whether the last layer's input norm comes first.
     """
     number, heads, entering, leaving = kept
-    made = projected(layers[number], heads)
+    made = projected(layers[number], heads.to(entering.dtype))
     h = (layers[-1].input_layernorm(made) if normed else made) + residual * entering
     return head(norm(feed_forward(layers[-1], h)) + last * norm(leaving)).float()
 
 
 def projected(layer: Any, heads: Tensor) -> Tensor:
     """[B, D]: a layer's output projection of head outputs [B, H, d]."""
-    project = layer.self_attn.o_proj
-    return _single(project(heads.flatten(1).to(project.weight.dtype)))
+    return _single(layer.self_attn.o_proj(heads.flatten(-2)))
 
 
 def feed_forward(layer: Any, h: Tensor) -> Tensor:
     """[B, D]: ``h + FFN(norm(h))`` of a layer, with the norm after the FFN where it has one."""
-    before = getattr(layer, "pre_feedforward_layernorm", None) or layer.post_attention_layernorm
-    after = getattr(layer, "post_feedforward_layernorm", None) or getattr(
-        layer, "post_mlp_layernorm", None
+    before = _first(layer, "pre_feedforward_layernorm", "post_attention_layernorm") or (
+        layer.input_layernorm  # Cohere's FFN stands beside attention and reads what it reads
     )
-    made = _single(layer.mlp(before(h)[None]))[0]  # mixtures of experts want [.., tokens, D]
+    after = _first(layer, "post_feedforward_layernorm", "post_mlp_layernorm")
+    made = _single(layer.mlp(before(h)))
     return h + (made if after is None else after(made))
+
+
+def _first(layer: Any, *names: str) -> Any:
+    return next((own for name in names if (own := getattr(layer, name, None)) is not None), None)
 
 
 def _single(output: Any) -> Tensor:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from halludecode.core.errors import InvalidRequest
+from halludecode.engines.api import ExtraRows
 from halludecode.engines.vllm.compat.vllm_api import ENGINE, SERVER, moved
 from halludecode.engines.vllm.frontend.loading import OURS, import_vllm, settings
 from halludecode.serve.policy import NOWHERE, Policy
@@ -52,7 +53,13 @@ def arguments(policy: Policy, options: Sequence[str]) -> Any:
     return args
 
 
-def run(model: str, policy: Policy, args: Any, artifacts: Path | None = None) -> None:
+def run(
+    model: str,
+    policy: Policy,
+    args: Any,
+    artifacts: Path | None = None,
+    extra_rows: ExtraRows = "on_demand",
+) -> None:
     """Serve until stopped.
 
     Raises:
@@ -63,6 +70,7 @@ def run(model: str, policy: Policy, args: Any, artifacts: Path | None = None) ->
 
     args.model = model
     args.served_model_name = [policy.name]
+    args.extra_rows = extra_rows
     uvloop.run(_serve(model, policy, args, artifacts))
 
 
@@ -170,6 +178,7 @@ async def _engine(model: str, args: Any, artifacts: Path | None, stack: AsyncExi
         model,
         artifacts=artifacts,
         start=start,
+        extra_rows=args.extra_rows,
         **{k: v for k, v in shared.items() if v},
     )
 

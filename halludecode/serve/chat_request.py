@@ -15,8 +15,8 @@ from halludecode.core.plan import Plan
 from halludecode.core.prompt import Prompt, Turn
 from halludecode.engines.inputs.images import VIDEO
 from halludecode.engines.inputs.parts import VIDEOS
-from halludecode.engines.vllm.engine import OpenRequest, VLLMEngine
-from halludecode.engines.vllm.frontend.requests import RequestGroup
+from halludecode.engines.vllm.engine import VLLMEngine
+from halludecode.engines.vllm.frontend.requests import OpenRequest, RequestGroup
 from halludecode.engines.vllm.protocol import GroupReport
 
 
@@ -30,6 +30,8 @@ class ChatRequest:
         max_tokens: Most tokens written.
         stops: Strings that end an answer.
         started: Whether it was handed to vLLM; from then on `ChatHandler.answer` cleans up.
+        joined: Rows that began later.
+        ended: Whether it has; rows that are made for it then come too late.
         clock: Seconds at arrival, when handed over, at the first token, at the end.
         ids: Tokens written so far, per child.
         report: The workers' on the first child, once it is done.
@@ -41,6 +43,8 @@ class ChatRequest:
     max_tokens: int
     stops: tuple[str, ...] = ()
     started: bool = False
+    joined: int = 0
+    ended: bool = False
     clock: list[float] = field(default_factory=list)
     ids: list[list[int]] = field(default_factory=list)
     report: GroupReport | None = None
@@ -82,8 +86,13 @@ class ChatRequest:
 
 
 def without_pictures(opened: OpenRequest) -> OpenRequest:
-    """The same with pictures that have no pixels, once its rows are handed to vLLM's processor."""
+    """The same with pictures that have no pixels, once its rows are handed to vLLM's processor.
+
+    As it is where rows may still have to be made of them.
+    """
     prepared = opened.prepared
+    if prepared.main_only:
+        return opened
     pictures = [replace(picture, image=None) for picture in prepared.prompt.pictures]
     prompt = prepared.prompt.replace_pictures(pictures)
     rows = {name: replace(row, images=()) for name, row in prepared.rows.items()}

@@ -41,6 +41,7 @@ from halludecode.serve.chat_request import (
     without_pictures,
 )
 from halludecode.serve.images import Pictures
+from halludecode.serve.late_rows import LateRows
 from halludecode.serve.metrics import CHANGED, TOKENS, label_of
 from halludecode.serve.policy import Policy
 from halludecode.serve.request_fields import (
@@ -48,6 +49,7 @@ from halludecode.serve.request_fields import (
     check_known,
     check_numbers,
     check_served,
+    max_tokens,
     unserved,
 )
 
@@ -80,6 +82,8 @@ class ChatHandler:
         self._tasks: set[asyncio.Task[Any]] = set()
         self._threads = ThreadPoolExecutor(THREADS, "halludecode")
         self._loop = asyncio.get_running_loop()
+        self.rows_begin = engine.rows_begin
+        self._late = LateRows(bridge, engine, self._in_thread, self._drop)
 
     async def plan(self, text: str) -> Plan:
         """A strategy compiled for this model; its first use may calibrate it."""
@@ -212,6 +216,7 @@ class ChatHandler:
                 main.external_req_id = request_id
                 llm.output_processor.add_request(main, None, parent, child, queue)
             for rows in chat.group.members:
+                self._late.expect(chat, rows[0], queue)
                 for row in rows:
                     await self.bridge.deliver(row)
             while not done:
@@ -225,6 +230,7 @@ class ChatHandler:
                     await self._read_reports(chat)
                 yield output
         finally:
+            self._late.forget(chat)
             if not done:
                 names = [chat.name] if parent else [main.request_id for main in mains]
                 await llm.abort(names, internal=True)
@@ -283,6 +289,7 @@ class ChatHandler:
             "halludecode": __version__,
             "model": policy.name,
             "provides": sorted(engine.provides),
+            "extra_rows": engine.extra_rows,
             "placeholder": engine.family.placeholder,
             "context": engine.context,
             "default": policy.default,
@@ -307,7 +314,7 @@ class ChatHandler:
         try:
             rows = opened.prepared.rows.values()
             longest = max(len(row.input_ids) for row in rows if row.life == "answer")
-            most = self._max_tokens(request, engine.context - longest)
+            most = max_tokens(request, self._defaults, engine.context - longest)
             params = self._params(request, most)
             sampling = Sampling(
                 max_new_tokens=most,
@@ -327,14 +334,6 @@ class ChatHandler:
         except BaseException:
             engine.forget([opened])
             raise
-
-    def _max_tokens(self, request: Any, room: int) -> int:
-        given = request.max_completion_tokens
-        if given is None:
-            given = request.max_tokens
-        if given is None:
-            given = self._defaults.get("max_tokens", room)
-        return max(min(given, room), 1)
 
     def _params(self, request: Any, max_tokens: int) -> Any:
         """VLLM's parameters of the request, but for what a group sets itself."""

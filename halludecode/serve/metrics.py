@@ -22,6 +22,11 @@ CHANGED = Counter(
     ("strategy",),
 )
 ROWS = Gauge("halludecode_running_rows", "Rows of requests in work by strategy.", ("strategy",))
+JOINED = Counter(
+    "halludecode_joined_answers_total",
+    "Answers whose other rows began at a token that needed them, by strategy.",
+    ("strategy",),
+)
 SECONDS = Histogram(
     "halludecode_request_seconds",
     "From arrival to the last token, by strategy.",

@@ -169,6 +169,22 @@ def check_numbers(request: Any, context: int, most_answers: int) -> None:
         )
 
 
+def max_tokens(request: Any, defaults: Mapping[str, Any], room: int) -> int:
+    """Most tokens of a request's answer.
+
+    Args:
+        request: As vLLM read it.
+        defaults: The model's own.
+        room: Tokens left in the context.
+    """
+    given = request.max_completion_tokens
+    if given is None:
+        given = request.max_tokens
+    if given is None:
+        given = defaults.get("max_tokens", room)
+    return max(min(given, room), 1)
+
+
 def bias_of(request: Any) -> dict[int, float] | None:
     """``logit_bias`` by token id.
 

@@ -81,7 +81,9 @@ def details_of(chat: ChatRequest, handler: ChatHandler) -> dict[str, Any]:
                 {name: getattr(token, name) for name in EXPLAINED} for token in explained.tokens
             ]
     differs = differing_within(report["differs"], len(choices[0]["token_ids"]))
-    counted: Any = SimpleNamespace(changed=report["changed"], differs=differs, started=True)
+    counted: Any = SimpleNamespace(
+        changed=report["changed"], differs=differs, started=not chat.opened.prepared.main_only
+    )
     effect, warnings = effect_of(unprobed(chat.plan), counted, chat.opened.prepared)
     arrived, sent, first, done = chat.clock
     return {
@@ -138,7 +140,8 @@ def install(app: Any, handler: ChatHandler) -> None:
             handler.policy.check_requested(strategy)
             compiled = await handler.plan(strategy)
             handler.policy.check_rows(compiled.canonical, len(compiled.rows), 1)
-            return JSONResponse(description_of(compiled))
+            begin = handler.rows_begin(compiled) or "at the first token that needs them"
+            return JSONResponse({**description_of(compiled), "rows_begin": begin})
         except HalluDecodeError as error:
             refused = refusal(error)
             return JSONResponse(refused.model_dump(), status_code=refused.error.code)

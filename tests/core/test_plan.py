@@ -20,10 +20,10 @@ def test_rows_and_costs():
     assert plan.rows == ("main", "blind", "m3id.blind")
     assert (plan.cost.rows, plan.cost.prefill_rows, plan.cost.image_rows) == (2, 1, 0)
     assert plan.whole
-    assert not plan.reusable
+    assert not plan.reusable and not plan.main_reusable
     both = compile_plan("var+vcd", MODEL_INFO)
     assert both.rows == ("main", "noised")
-    assert both.reusable
+    assert both.reusable and both.main_reusable
     assert (both.cost.rows, both.cost.image_rows, both.cost.attention) == (2, 1, True)
     assert compile_plan("agla", MODEL_INFO).cost.passes == 2
     assert str(both) == both.canonical

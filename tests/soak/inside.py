@@ -51,6 +51,8 @@ def of_front_end(handler: Any, chat: Any) -> dict[str, int]:
         "answers under strategies": chat._running,
         "tasks of the handler": len(handler._tasks),
         "bridge pumps": len(handler.bridge._pumps),
+        "answers that may ask for rows": len(handler.bridge.asked),
+        "rows being made": len(handler._late._tasks),
         "requests of the output processor": outputs.get_num_unfinished_requests(),
         "waiting outputs": len(engine.loaded.router._waiting),
     }

@@ -113,6 +113,10 @@ def test_buckets(bucket, depth, expected):
 def test_undeclared_layer_is_an_error():
     with pytest.raises(HookNeverFired, match="layer 7"):
         step_of(LAYERS, Z).early(7)
+    with pytest.raises(HookNeverFired, match="names none"):
+        next(
+            Step({"main": Z}, torch.ones(1, 1), decode=lambda x, _: x).early_blocks(torch.arange(1))
+        )
 
 
 def slow(model, processor, text, image, n: int) -> naive.Answer:

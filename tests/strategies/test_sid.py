@@ -122,7 +122,7 @@ def test_what_the_plan_says():
     plan = compile_plan("sid", MODEL_INFO)
     assert plan.rows == ("main", "unattended")
     assert {"weights", "mask", "rows", "whole"} <= plan.needs
-    assert not plan.reusable
+    assert not plan.reusable and plan.main_reusable
     assert list(get("sid", layer=3).layers(MODEL_INFO)) == list(range(2, 32))
     assert sorted(get("sid", layer=90).layers(MODEL_INFO)) == [30, 31], (
         "a layer must follow the choice"
@@ -167,6 +167,26 @@ def test_a_whole_run(family_engine, family, layer, keep):
     expected = naive.write(step, N, ())
     assert len({frozenset(chosen) for chosen in kept.values()}) > 1, "chosen anew for every token"
     check_run(engine, f"sid(layer={layer},keep={keep})", expected, picture)
+
+
+def test_its_main_row_shares_a_picture_between_questions(family_engine):
+    engine, picture = family_engine("llava"), families.pictures()[0]
+    questions = [hd.Request(w, [picture]) for w in ("What is this?", "Why?", "Is there a dog?")]
+
+    def fed(spec: str) -> tuple[int, list[tuple[int, ...]]]:
+        tokens: list[int] = []
+        handle = engine.model.register_forward_pre_hook(
+            lambda module, args, kwargs: tokens.append(kwargs["input_ids"].numel()),
+            with_kwargs=True,
+        )
+        engine.prefixes.clear()
+        try:
+            made = engine.generate(questions, spec, hd.Sampling(max_new_tokens=2))
+        finally:
+            handle.remove()
+        return sum(tokens), [output.token_ids for output in made]
+
+    assert fed("sid(beta=1)") == fed("greedy"), "nothing else is read where its cut leaves one"
 
 
 def test_prompts_longer_than_a_block_rank_by_their_last_token(family_engine):

@@ -30,5 +30,5 @@ def test_names_methods_and_parameters_are_looked_up(tmp_path, capsys):
     assert "vllm.v1.sample.sampler.Sampler.forward" not in told
     assert "vllm.exceptions.VLLMValidationError" not in told
     assert "vllm.exceptions.GenerationError" in told
-    assert "cli_env_setup of vllm.entrypoints.common.startup or" in told
+    assert "vllm.entrypoints.common.startup or vllm.entrypoints.serve.utils" in told
     assert len(told.splitlines()) < 1 + len(vllm_api.imported()) + 100

@@ -8,7 +8,6 @@ never see each other's.
 
 from __future__ import annotations
 
-import functools
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -121,8 +120,9 @@ def branch(model: Any, family: ModelFamily, kept: Branch | None) -> Branched | N
     if kept is None:
         return None
     norm = model.get_submodule(family.layers.rpartition(".")[0]).norm
-    parts = decoder_layers(model, family), norm, model.get_output_embeddings(), kept
-    return functools.partial(branch_logits, *parts)
+    parts = decoder_layers(model, family), norm, model.get_output_embeddings()
+    wide = kept[0], kept[1][None], kept[2][None], kept[3][None]
+    return lambda *how: branch_logits(*parts, wide, *how)[0]
 
 
 @contextmanager

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -19,10 +19,12 @@ from halludecode.engines import VLLM_PROVIDES
 from halludecode.engines.api import Explain, Explanation, ExtraRows, Output, Request, Sampling
 from halludecode.engines.base import LocalEngine, Writing, listed
 from halludecode.engines.explain import probed, warnings
-from halludecode.engines.inputs.rows import PreparedRequest, Row
+from halludecode.engines.inputs.rows import Row
 from halludecode.engines.vllm.frontend.activations import ActivationPasses
 from halludecode.engines.vllm.frontend.capacity import check_known, check_plan
+from halludecode.engines.vllm.frontend.late_rows import why_from_start
 from halludecode.engines.vllm.frontend.loading import Loaded, load_engine
+from halludecode.engines.vllm.frontend.opening import RequestOpener
 from halludecode.engines.vllm.frontend.output_reader import OutputReader, PartialAnswer
 from halludecode.engines.vllm.frontend.pending import (
     PendingAnswer,
@@ -31,23 +33,9 @@ from halludecode.engines.vllm.frontend.pending import (
     explained,
     outcome,
 )
-from halludecode.engines.vllm.frontend.requests import RequestBuilder, RequestGroup
-from halludecode.engines.vllm.protocol import DROP_STATE, SET_ARTIFACT, GroupReport, pack
+from halludecode.engines.vllm.frontend.requests import OpenRequest, RequestBuilder, RequestGroup
+from halludecode.engines.vllm.protocol import DROP_STATE, GroupReport
 from halludecode.engines.vllm.row_metadata import name_of
-
-KEPT = 256  # strategies whose artifacts the workers keep
-
-
-@dataclass(frozen=True)
-class OpenRequest:
-    """A request whose rows are made and whose state the workers hold, to be handed to vLLM.
-
-    What is not handed over must be forgotten, see `VLLMEngine.forget`.
-    """
-
-    name: str
-    plan: Plan
-    prepared: PreparedRequest
 
 
 class VLLMEngine(LocalEngine):
@@ -57,7 +45,8 @@ class VLLMEngine(LocalEngine):
         model: Hub id, path, or "testbed".
         artifacts: Folder of what `calibrate` made; None is the user's own, see `ArtifactStore`.
         start: Starts vLLM in another way (the server's); see `load_engine`.
-        extra_rows: As of `HFEngine`; here all rows begin with the prompt under either.
+        extra_rows: As of `HFEngine`; which plans' rows begin with the prompt under either says
+            `rows_begin`. Rows that have begun stay beside their main row.
         **options: Whatever vLLM's `EngineArgs` take (max_model_len, dtype, max_num_seqs, ...).
 
     Attributes:
@@ -87,8 +76,9 @@ class VLLMEngine(LocalEngine):
         self._collector = ActivationPasses(
             self.loaded, self.row_builder, self._request_builder, self._name
         )
+        own_parts = self.row_builder, self._request_builder, self._collector
+        self._opener = RequestOpener(self.loaded, *own_parts)
         self._count = self._turn = 0
-        self._sent: dict[str, Any] = {}  # artifacts the workers have, by the strategy's text
 
     # Public ---------------------------------------------------------------------------------------
     def generate(
@@ -149,7 +139,7 @@ class VLLMEngine(LocalEngine):
 
     def rows(self, request: Request, strategy: hd_spec.Spec | Plan = "greedy") -> dict[str, Row]:
         """What each row of the forward will be fed, without generating (earlier passes are run)."""
-        opened = self.open([request], self.plan(strategy))
+        opened = self.open([request], self.plan(strategy), late=False)
         try:
             return dict(opened[0].prepared.rows)
         finally:
@@ -185,8 +175,19 @@ class VLLMEngine(LocalEngine):
         return prompt
 
     # For whoever drives vLLM: the server, benchmarks ----------------------------------------------
-    def open(self, requests: Sequence[Request], plan: Plan) -> list[OpenRequest]:
+    def rows_begin(self, plan: Plan) -> str:
+        """Why the rows of a plan begin with the prompt; "" where they wait until a token asks."""
+        return why_from_start(plan, self.extra_rows, self.loaded.vllm_config)
+
+    def open(
+        self, requests: Sequence[Request], plan: Plan, *, late: bool = True
+    ) -> list[OpenRequest]:
         """Make the rows of some requests, passes before their answers run.
+
+        Args:
+            requests: What is asked.
+            plan: What acts.
+            late: Make those alone that a request begins with, see `rows_begin`.
 
         Raises:
             HalluDecodeError: One cannot be prepared; nothing is kept of any.
@@ -194,11 +195,11 @@ class VLLMEngine(LocalEngine):
         prompts = [self.prompt_of(request) for request in requests]
         names = [self._name() for _ in prompts]
         try:
-            prepared = self._prepared(list(zip(names, prompts, strict=True)), plan)
+            named = list(zip(names, prompts, strict=True))
+            return self._opener.open(named, plan, late=late and not self.rows_begin(plan))
         except BaseException:
             self._forget(names)
             raise
-        return [OpenRequest(name, plan, each) for name, each in zip(names, prepared, strict=True)]
 
     def group(
         self, opened: OpenRequest, sampling: Sampling, score_words: Sequence[str] = ()
@@ -208,9 +209,15 @@ class VLLMEngine(LocalEngine):
         Raises:
             InvalidRequest: It can never fit; the sentence names the numbers.
         """
+        opened.sampling = sampling
+        self._opener.reserve(opened, sampling)
         rules, words = self.token_rules(sampling), self.inputs.scored_words(score_words)
         given = opened.plan, sampling, opened.name, words, rules
         return self._request_builder.group(opened.prepared, *given)
+
+    def joining(self, opened: OpenRequest, main: Any, ids: Sequence[int]) -> list[Any]:
+        """See `RequestOpener.joining`."""
+        return self._opener.joining(opened, main, ids)
 
     def forget(self, opened: Sequence[OpenRequest]) -> None:
         """Drop what the workers hold of requests that are done, or will not be handed over."""
@@ -232,13 +239,13 @@ class VLLMEngine(LocalEngine):
         """
         begun = time.perf_counter()
         works = [PendingAnswer(self._name(), request, how) for request, how in pending]
-        reader = OutputReader(self.loaded, live=live)
+        reader = OutputReader(self.loaded, live=live, join=self._opener.join)
         try:
             self._prepare(works, each=each)
             prepared = time.perf_counter()
             for work in works:
                 if work.group is not None:
-                    reader.add(work.group, work.settings.sampling)
+                    reader.add(work.group, work.settings.sampling, work.opened)
             for _ in reader.steps():
                 if live:
                     yield reader.answers
@@ -291,10 +298,10 @@ class VLLMEngine(LocalEngine):
                     with self._kept(work, each=each):
                         self._prepare_together([work], plan)
         for work in works:
-            if work.prepared is not None:
+            if work.opened is not None:
                 with self._kept(work, each=each):
-                    opened = OpenRequest(work.name, work.settings.plan, work.prepared)
-                    work.group = self.group(opened, work.settings.sampling, work.settings.words)
+                    how = work.settings.sampling, work.settings.words
+                    work.group = self.group(work.opened, *how)
 
     @contextmanager
     def _kept(self, work: PendingAnswer, *, each: bool) -> Iterator[None]:
@@ -307,8 +314,9 @@ class VLLMEngine(LocalEngine):
 
     def _prepare_together(self, works: Sequence[PendingAnswer], plan: Plan) -> None:
         named = [(w.name, w.prompt) for w in works if w.prompt is not None]
-        for work, prepared in zip(works, self._prepared(named, plan), strict=True):
-            work.prepared = prepared
+        late = not self.rows_begin(plan)
+        for work, opened in zip(works, self._opener.open(named, plan, late=late), strict=True):
+            work.opened = opened
 
     def _forget(self, names: Sequence[str]) -> None:
         self.loaded.call_workers(DROP_STATE, list(names))
@@ -319,29 +327,6 @@ class VLLMEngine(LocalEngine):
         if replica is None:
             self._turn = replica = (self._turn + 1) % self.loaded.replicas
         return name_of(self._count, replica)
-
-    def _prepared(self, named: Sequence[tuple[str, Prompt]], plan: Plan) -> list[PreparedRequest]:
-        """Rows of requests under one plan, their earlier passes run together."""
-        self._send_artifacts(plan)
-        names, prompts = [name for name, _ in named], [prompt for _, prompt in named]
-        states = self._collector.states(prompts, plan, names)
-        return [
-            self.row_builder.prepare(prompt, plan, state)
-            for prompt, state in zip(prompts, states, strict=True)
-        ]
-
-    def _send_artifacts(self, plan: Plan) -> None:
-        for part in plan.parts:
-            artifact, text = part.model_info.artifact, hd_spec.format((part.strategy,))
-            sent = self._sent.pop(text, None)
-            if sent is not artifact:
-                self.loaded.call_workers(SET_ARTIFACT, text, pack(artifact))
-            if artifact is not None:
-                self._sent[text] = artifact  # as the last used
-        while len(self._sent) > KEPT:
-            oldest = next(iter(self._sent))
-            del self._sent[oldest]
-            self.loaded.call_workers(SET_ARTIFACT, oldest, None)
 
     def _outcomes(
         self,

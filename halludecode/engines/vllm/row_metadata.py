@@ -13,6 +13,8 @@ from typing import Any
 
 KEY = "hd"
 VERSION = 1
+# What the scheduler tells the front end of a group that needs the rows it began without.
+ASKS = "halludecode: asks for its other rows"
 
 
 @dataclass(frozen=True)
@@ -40,6 +42,8 @@ class RowMetadata:
         score_words: Words whose first-step scores are wanted, with their token ids.
         token_rules: Tokens that are banned, allowed or pushed in all rows: `TokenRules.plain`.
         temperature: Where it is one that vLLM would not take; 0 where it is in its parameters.
+        late: Whether the main row begins alone; a row beside it that comes later has this, too.
+        answered: Tokens of the answer at the end of this row's prompt.
         capture: What a pass of the plain model keeps, see `activations.capture_of`; None for
             answers.
     """
@@ -60,6 +64,8 @@ class RowMetadata:
     score_words: dict[str, list[int]] | None = None
     token_rules: dict[str, Any] | None = None
     temperature: float = 0.0
+    late: bool = False
+    answered: int = 0
     capture: dict[str, Any] | None = None
 
     @property
@@ -71,6 +77,11 @@ class RowMetadata:
     def size(self) -> int:
         """Rows of the group."""
         return len(self.rows)
+
+    @property
+    def alone(self) -> bool:
+        """Whether the other rows have not begun."""
+        return self.late and self.size == 1
 
     @property
     def life(self) -> str:

@@ -35,7 +35,9 @@ class MIHBench(YesNoBenchmark):
     the control at greedy's yes-ratio. Of the release only the card of MM-Hallu/MIHBench (CC-BY-4.0,
     3,200 questions: count, and existence random, popular and adversarial; a fifth task is announced
     there) could be read, neither files nor a script: answers are read as POPE does, and nothing is
-    compared or counted. Its commit could only be seen in short (fc779a7): pin it with ``@COMMIT``.
+    compared or counted. Its commit could only be seen in short (fc779a7), which the hub does not
+    take: give ``--data MM-Hallu/MIHBench@COMMIT`` with all 40 digits; the one that was read is in
+    ``run.json``.
     Frames of a video are asked about the same way: as pictures, in order.
     """
 

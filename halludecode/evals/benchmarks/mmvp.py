@@ -69,9 +69,11 @@ class MMVP(ChoiceBenchmark):
     pairs, one letter for all gets none. Known of the data (their README and lmms-eval issue 1018):
     the answers of pairs 99/100 (elephant) and 279/280 (person) are exchanged in the release, right
     in lmms-lab-eval/MMVP; ``labels`` names which are scored, whichever copy is read. MMVP/MMVP on
-    the hub shows pictures without questions as a table: download it as a folder. No commit of
-    either could be looked up; pin one with ``@COMMIT``. Not shipped: no licence of the data could
-    be read here, nor the questions, so duplicates are not counted; no answers to it were released.
+    the hub shows pictures without questions as a table, so its files are fetched. Which commit of
+    either was current could not be looked up, so none is pinned: give ``--data MMVP/MMVP@COMMIT``
+    with all 40 digits; the one that was read is in ``run.json``. Not shipped: no licence of the
+    data could be read here, nor the questions, so duplicates are counted when they are read; no
+    answers to it were released.
     """
 
     labels: str = param(
@@ -84,9 +86,10 @@ class MMVP(ChoiceBenchmark):
     whole = True
     files = ("mmvp.jsonl", "mmvp/Questions.csv", "MMVP/Questions.csv", "Questions.csv")
     needs = (
-        "Questions.csv with 'MMVP Images' beside it (download MMVP/MMVP of the hub), or "
-        "lmms-lab-eval/MMVP"
+        "Questions.csv with 'MMVP Images' beside it, or MMVP/MMVP or lmms-lab-eval/MMVP of the hub"
     )
+    hub = "MMVP/MMVP"
+    hub_files = ("Questions.csv", "MMVP Images/*")
     columns = (
         Columns({**_KEYS, "image": ("image",)}),
         Columns(_KEYS, pictures=()),  # the release's table: pictures are numbered

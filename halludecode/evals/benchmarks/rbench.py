@@ -54,8 +54,10 @@ class RBench(YesNoBenchmark):
     scored here. Code Apache-2.0, its data without a licence of their own behind a link that cannot
     be followed here, so not shipped: download {image,instance}-level_filterd.json, instance_mask/
     and the pictures as mrwu-mac/R-Bench says; MM-Hallu/R-Bench of the hub has the questions of both
-    levels and the pictures, no masks, and its commit could only be seen in short (68dd9ad). What is
-    odd in them (questions asked twice, contradictory labels) is counted when they are read.
+    levels and the pictures, no masks. Its commit could only be seen in short (68dd9ad), which the
+    hub does not take: give ``--data MM-Hallu/R-Bench@COMMIT`` with all 40 digits; the one that was
+    read is in ``run.json``. What is odd in them (questions asked twice, contradictory labels) is
+    counted when they are read.
     """
 
     level: str = param("image", "The picture, or two things marked in it.", choices=LEVELS)

@@ -58,10 +58,11 @@ class VLindBench(Benchmark):
     passed the three before. ``CB_all`` and ``LP_all`` count all instances. As the scorer of the
     release has it, a guess passes each test in 25 %, and one word for all passes none.
 
-    Its code is Apache-2.0, its data CC-BY-SA-4.0 (not shipped): data.json and images/ of
-    klee972/VLind-Bench on the hub, whose table is pictures alone, so download it as a folder; no
-    commit could be looked up, so pin one yourself. Its files could not be had where this was
-    written: nothing of them is counted here, and no answers to it were released.
+    Its code is Apache-2.0, its data CC-BY-SA-4.0 (not shipped): data.json and images/, 5 GB, are
+    fetched from klee972/VLind-Bench on the hub. Which commit was current could not be looked up, so
+    none is pinned: give ``--data klee972/VLind-Bench@COMMIT`` with all 40 digits; the one that was
+    read is in ``run.json``. Its files could not be had where this was written: nothing of them is
+    counted here, and no answers to it were released.
     """
 
     votes: int = param(2, "People, of three, who must have found a picture good.", ge=0, le=3)
@@ -72,8 +73,14 @@ class VLindBench(Benchmark):
     whole = True  # an instance
     wording = "own"
     tells_unparsed = True
-    files = ("vlind.jsonl", "vlind/data.json", "VLind-Bench/data.json", "data/data.json")
-    needs = "vlind/data.json with images/ beside it (download klee972/VLind-Bench of the hub)"
+    files = (
+        "vlind.jsonl",
+        *(f"{folder}/data.json" for folder in ("vlind", "VLind-Bench", "data")),
+        *("VLind-Bench Dataset/data.json", "data.json"),  # as the hub has them
+    )
+    needs = "vlind/data.json with images/ beside it, or klee972/VLind-Bench of the hub"
+    hub = "klee972/VLind-Bench"
+    hub_files = ("*data.json", "*.jpg")
     columns = (
         Columns(  # a question a row
             {n: (n,) for n in ("instance", "stage", "statement", "answer", "image")},

@@ -1,8 +1,7 @@
 """Paired differences between strategies of one run folder or of two.
 
-Samples are paired by id, and only samples both sides answered count. Both sides must have been
-asked the same: a sample whose question, picture or truth differs is refused. Prompts and models may
-differ between two folders; that is then what the difference is about, and the comparison names it.
+Samples are paired by id, where both sides answered, and refused where question, picture or truth
+differ. Prompts and models may differ: the difference is then about them, and names them.
 """
 
 from __future__ import annotations
@@ -56,11 +55,11 @@ class Comparison:
         from rich.console import Group
         from rich.text import Text
 
-        found = summary.lines(self.differences, self.labels)
+        given = (self.differences, self.labels)
+        found = summary.lines(*given)
         told = [Text(f"{what}. {said}") for what, said in summary.answers(found)]
-        told += map(Text, summary.fixed_answers(self.differences, self.labels))
-        beside = three_way.tables(self.differences, self.labels) if self.three else []
-        told += map(Text, remarks.of_differences(self.differences, self.labels))
+        told += map(Text, [*summary.fixed_answers(*given), *remarks.of_differences(*given)])
+        beside = three_way.tables(*given) if self.three else []
         return Group(*self._also(), *beside, summary.summary_table(found), *told)
 
     def table(self) -> Group:

@@ -14,7 +14,7 @@ from halludecode.core.artifact import Artifact
 from halludecode.core.registry import STRATEGIES
 from halludecode.core.strategy import Strategy, strategy
 from halludecode.engines.inputs.processor import LRU
-from halludecode.engines.vllm import engine as engine_module
+from halludecode.engines.vllm.frontend import opening
 from halludecode.engines.vllm.worker import attention, hooks
 from tests.support import families
 from tests.support.vllm import (
@@ -71,6 +71,7 @@ def test_a_row_aborted_alone_ends_its_request_with_a_sentence(ours, monkeypatch)
         name = next(i for i in scheduler.requests if "#" in i)
         scheduler.finish_requests([name], RequestStatus.FINISHED_ABORTED)
 
+    monkeypatch.setattr(ours, "extra_rows", "always")
     while_running(monkeypatch, ours, 8, abort)
     with pytest.raises(hd.InvalidRequest, match="a row of its group was ended alone"):
         ours.generate(requests(3), "vcd", LONG)
@@ -89,6 +90,7 @@ def test_rows_that_diverge_are_noticed(ours, monkeypatch):
             tokens[-1] += 1
 
     monkeypatch.setattr(GroupSampling, "settle", settle)
+    monkeypatch.setattr(ours, "extra_rows", "always")
     with pytest.raises(hd.InvalidRequest, match="its rows diverged"):
         ours.generate(requests(1), "vcd", LONG)
 
@@ -256,6 +258,7 @@ def test_one_failing_request_leaves_the_others_their_answers(ours, testbed, monk
         name = next(i for i in scheduler.requests if "#" in i)
         scheduler.finish_requests([name], RequestStatus.FINISHED_ABORTED)
 
+    monkeypatch.setattr(ours, "extra_rows", "always")
     while_running(monkeypatch, ours, 8, abort)
     asked = [hd.Request("What?", ["/no/such.png"]), *requests(3)]
     made = ours.generate_each(asked, "vcd", LONG)
@@ -294,8 +297,8 @@ def test_a_forward_that_calls_no_hook_at_all_is_an_error(ours, faulty, monkeypat
 
 def test_workers_forget_the_artifacts_that_were_used_longest_ago(ours, monkeypatch):
     sent = []
-    monkeypatch.setattr(engine_module, "KEPT", 2)
-    monkeypatch.setattr(ours, "_sent", {})
+    monkeypatch.setattr(opening, "KEPT", 2)
+    monkeypatch.setattr(ours._opener, "_sent", {})
     monkeypatch.setattr(ours.loaded, "call_workers", lambda *given: sent.append(given[1:]))
     made = Artifact("var", {}, "model", {"dims": torch.tensor([1])})
 
@@ -303,13 +306,13 @@ def test_workers_forget_the_artifacts_that_were_used_longest_ago(ours, monkeypat
         part = SimpleNamespace(
             strategy=STRATEGIES.get("var")(p=p), model_info=SimpleNamespace(artifact=artifact)
         )
-        ours._send_artifacts(SimpleNamespace(parts=[part]))
+        ours._opener._send_artifacts(SimpleNamespace(parts=[part]))
 
     for p in (0.1, 0.2, 0.1, 0.3):
         send(p)
     send(0.4, None)
     texts = [hd_spec.format((STRATEGIES.get("var")(p=p),)) for p in (0.1, 0.2, 0.3)]
-    assert list(ours._sent) == [texts[0], texts[2]]
+    assert list(ours._opener._sent) == [texts[0], texts[2]]
     assert [text for text, artifact in sent if artifact is not None] == texts
     assert (texts[1], None) in sent and len(sent) == 4
 
@@ -344,6 +347,7 @@ def test_a_backend_that_hides_its_keys_fails_only_what_reads_them(ours, monkeypa
         return attention.Layer(number, query, cache, None, scaling, out)
 
     monkeypatch.setattr(hooks, "attention", SimpleNamespace(Layer=blind))
+    monkeypatch.setattr(ours, "extra_rows", "always")  # or no pass may be needed
     asked = hd.Request("Describe the image.", families.pictures()[:1])
     short = hd.Sampling(max_new_tokens=3)
     for spec in ("pai", "agla"):  # an edit, a pass before

@@ -97,3 +97,29 @@ def test_the_release_is_found_and_asked(tmp_path):
     (tmp_path / "vlind" / "data.json").write_text(json.dumps([instance]))
     with pytest.raises(InvalidData, match=r"data\.json:1: the votes on pictures are no map"):
         load_units([tmp_path], world.select("vlind"))
+
+
+@pytest.mark.parametrize("inside", ["", "VLind-Bench Dataset"])
+@pytest.mark.parametrize("commit", [None, "d" * 40])
+def test_the_hubs_files_are_read_at_the_commit_that_is_named(tmp_path, monkeypatch, inside, commit):
+    huggingface_hub = pytest.importorskip("huggingface_hub", reason="needs huggingface_hub")
+    folder = tmp_path / ("c" * 40)
+    instance = {k: v for k, v in DATA[0].items() if not k.startswith("m_pred")}
+    instance |= {"concept": "food", "aggregated_human_label_good_images": {"3": 3}}
+    instance["best_img_id"] = "3"
+    (folder / inside).mkdir(parents=True)
+    (folder / inside / "data.json").write_text(json.dumps([instance]))
+    for n, place in enumerate(
+        ("factual/food/0_fact 0/0.jpg", "counterfactual/food/0_context 0/3.jpg")
+    ):
+        world.picture(folder / inside / "images" / place, n)
+    asked = []
+    monkeypatch.setattr(
+        huggingface_hub,
+        "snapshot_download",
+        lambda name, **options: asked.append((name, options["revision"])) or str(folder),
+    )
+    name = VLindBench.hub
+    (unit,) = load_units([f"{name}@{commit}" if commit else name], world.select("vlind"))
+    assert asked == [(name, commit)]
+    assert (unit.data, unit.revision, len(unit.samples)) == (name, "c" * 40, 8)

@@ -107,7 +107,6 @@ def test_what_numbers_hide_is_said_by_import_compare_and_score_alike(tmp_path, a
     for text in (
         f"vcd, pope on questions: 2 of 2 {neither} and counts the others as yes or no.",
         "pope on questions: only 1 picture or pair to resample: intervals say little",
-        "greedy, questions: 4 of 6 samples have no answer.",
         "vcd, pope on questions: left out, as not all answered the same: 4 of its answers.",
     ):
         assert text in shown(made.table())

@@ -7,7 +7,11 @@ import importlib
 import inspect
 from collections.abc import Iterable, Sequence
 from importlib.resources import files
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Any
+
+from halludecode.engines.vllm.compat.sources import Sources
 
 # Packages of this project that import vLLM; a server needs both, an engine only the first.
 ENGINE, SERVER = "halludecode.engines.vllm", "halludecode.serve"
@@ -81,6 +85,7 @@ USED: dict[str, dict[str, tuple[str, ...]]] = {
     "vllm.v1.worker.gpu.model_states.interface": {
         "ModelState": ("execute_mm_encoder", "add_request", "encoder_cache")
     },
+    "vllm.v1.worker.gpu.mm.encoder_runner": {"EncoderRunner": ("cudagraph_manager",)},
     "vllm.v1.worker.gpu.mm.encoder_cache": {"EncoderCache": ("mm_features", "encoder_outputs")},
     "vllm.v1.engine.llm_engine": {
         "LLMEngine": ("from_engine_args", "step", "abort_request", "collective_rpc")
@@ -165,35 +170,68 @@ def imported(packages: Iterable[str] = (ENGINE, SERVER)) -> set[tuple[str, str]]
     return found
 
 
-def missing(packages: Sequence[str] = (ENGINE, SERVER)) -> list[str]:
-    """Dotted names that this vLLM lacks, in words; empty where all are there.
+class Imported:
+    """What can be asked of this vLLM by importing it; see `sources.Sources` for the other way."""
+
+    def has(self, module: str, name: str) -> bool:
+        """Whether a module has a name, or is a package with a module of that name."""
+        return _get(module, name) is not None or _get(f"{module}.{name}", "__name__") is not None
+
+    def has_member(self, module: str, name: str, member: str) -> bool:
+        """Whether a class has a method or field, or its instances an attribute from the start."""
+        cls: Any = _get(module, name)
+        if hasattr(cls, member) or member in getattr(cls, "__dataclass_fields__", ()):
+            return True
+        starts = [inspect.unwrap(base.__init__) for base in getattr(cls, "__mro__", ())]
+        return any(member in f.__code__.co_names for f in starts if inspect.isfunction(f))
+
+    def parameters(self, module: str, name: str, method: str) -> list[str] | None:
+        """Names of a method's parameters; None where there is no such method."""
+        function = getattr(_get(module, name), method, None)
+        return None if function is None else list(inspect.signature(function).parameters)
+
+    def abstract(self, module: str, name: str) -> list[str]:
+        """Methods of a class, inherited ones too, that nothing implements."""
+        return sorted(getattr(_get(module, name), "__abstractmethods__", ()))
+
+
+def missing(
+    packages: Sequence[str] = (ENGINE, SERVER), asked: Imported | Sources | None = None
+) -> list[str]:
+    """Dotted names that vLLM lacks, in words; empty where all are there.
 
     Args:
         packages: Whose needs; those of the engine alone cost no import of a server's modules.
+        asked: This vLLM where it is imported anyway, or the files of any.
     """
-    lacking = [f"{m}.{name}" for m, name in sorted(imported(packages)) if not _has(m, name)]
+    asked = asked or Imported()
+    lacking = [f"{m}.{name}" for m, name in sorted(imported(packages)) if not asked.has(m, name)]
     for package in packages:
         for module, name in SUBCLASSES[package]:
-            abstract: Iterable[str] = getattr(_get(module, name), "__abstractmethods__", ())
-            lacking += [f"a base of {name} without abstract method {m}" for m in sorted(abstract)]
+            abstract = asked.abstract(module, name)
+            lacking += [f"a base of {name} without abstract method {m}" for m in abstract]
     if SERVER in packages:
         for name, places in MOVED.items():
-            if not any(_get(module, name) for module in places):
+            if not any(asked.has(module, name) for module in places):
                 lacking.append(f"{' or '.join(places)}.{name}")
     for module, classes in USED.items():
-        for name, methods in classes.items():
-            cls = _get(module, name)
-            absent = [f".{m}" for m in methods if not _has_member(cls, m)] if cls else [""]
-            lacking += [f"{module}.{name}{method}" for method in absent]
+        for name, members in classes.items():
+            if not asked.has(module, name):
+                lacking.append(f"{module}.{name}")
+                continue
+            absent = [m for m in members if not asked.has_member(module, name, m)]
+            lacking += [f"{module}.{name}.{member}" for member in absent]
     for (module, name, method), parameters in TAKES.items():
-        function = getattr(_get(module, name), method, None)
-        accepted = inspect.signature(function).parameters if function else {}
-        lacking += [
-            f"{module}.{name}.{method}({parameter}=)"
-            for parameter in parameters
-            if function and parameter not in accepted
-        ]
+        taken = asked.parameters(module, name, method)
+        absent = [p for p in parameters if taken is not None and p not in taken]
+        lacking += [f"{module}.{name}.{method}({parameter}=)" for parameter in absent]
     return lacking
+
+
+def installed() -> Sources:
+    """The files of the vLLM that is installed, and ours."""
+    specs = [find_spec(name) for name in ("vllm", "halludecode")]  # imports neither
+    return Sources(*(Path(str(spec.origin)).parents[1] for spec in specs if spec))
 
 
 def about() -> dict[str, Any]:
@@ -207,21 +245,9 @@ def about() -> dict[str, Any]:
         "version": vllm.__version__,
         "device": current_platform.device_type,
         "triton": HAS_TRITON,
-        "missing": missing(),
+        "missing": missing(asked=installed()),
         "counted": counted,
     }
-
-
-def _has(module: str, name: str) -> bool:
-    return _get(module, name) is not None or _get(f"{module}.{name}", "__name__") is not None
-
-
-def _has_member(cls: Any, name: str) -> bool:
-    """Whether a class has a method or field, or its instances an attribute from the start."""
-    if hasattr(cls, name) or name in getattr(cls, "__dataclass_fields__", ()):
-        return True
-    starts = [inspect.unwrap(base.__init__) for base in cls.__mro__]
-    return any(name in start.__code__.co_names for start in starts if inspect.isfunction(start))
 
 
 def _get(module: str, name: str) -> object | None:

@@ -65,12 +65,20 @@ class ActivationPasses:
         self._request_builder, self._name = request_builder, name
 
     def states(
-        self, prompts: Sequence[Prompt], plan: Plan, names: Sequence[str]
+        self, prompts: Sequence[Prompt], plan: Plan, names: Sequence[str], *, run: bool = True
     ) -> list[list[Mapping[str, Any]]]:
-        """Per prompt and part, what rows need of the state; the rest stays in the workers."""
+        """Per prompt and part, what rows need of the state; the rest stays in the workers.
+
+        Args:
+            prompts: Of the requests.
+            plan: What acts.
+            names: Of the requests.
+            run: Whether passes are; without them parts prepare as if they had asked for none.
+        """
         parts = plan.parts
         by_prompt = [
-            [dict(part.strategy.activations(p, part.model_info)) for part in parts] for p in prompts
+            [dict(part.strategy.activations(p, part.model_info)) if run else {} for part in parts]
+            for p in prompts
         ]
         places = [replica_of(name) for name in names]
         every = {

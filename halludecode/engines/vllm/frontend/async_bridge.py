@@ -12,12 +12,13 @@ import asyncio
 import contextlib
 import queue
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import wait
 from types import SimpleNamespace
 from typing import Any
 
 from halludecode.core.errors import HalluDecodeError
+from halludecode.engines.vllm.frontend.late_rows import Asks, listen
 from halludecode.engines.vllm.row_metadata import replica_of
 
 PATIENCE = 1.0  # seconds after which a waiting thread looks whether the server still runs
@@ -34,6 +35,9 @@ class AsyncBridge:
         llm: vLLM's `AsyncLLM`.
         loop: The event loop it lives in.
         tasks: What the model supports.
+
+    Attributes:
+        asked: By main row, who hears that its group needs rows; called in the loop's thread.
     """
 
     def __init__(self, llm: Any, loop: asyncio.AbstractEventLoop, tasks: Sequence[str]) -> None:
@@ -47,6 +51,12 @@ class AsyncBridge:
         self._own = threading.local()
         self._pumps: set[asyncio.Task[None]] = set()
         self._stopped = False
+        self.asked: dict[str, Callable[[Asks], None]] = {}
+        listen(llm.output_processor, self._tell)
+
+    def _tell(self, asks: Asks) -> None:
+        if asks.request_id in self.asked:
+            self.asked[asks.request_id](asks)
 
     def get_supported_tasks(self) -> tuple[str, ...]:
         """What the model supports."""
@@ -126,7 +136,9 @@ class AsyncBridge:
         kind = request.sampling_params.output_kind
         collector = RequestOutputCollector(kind, request.request_id)
         self.llm.output_processor.add_request(request, None, None, 0, collector)
+        self.asked[request.request_id] = into.put
         task = asyncio.get_running_loop().create_task(_pump(collector, into))
+        task.add_done_callback(lambda _: self.asked.pop(request.request_id, None))
         self._pumps.add(task)
         task.add_done_callback(self._pumps.discard)
 

@@ -13,6 +13,7 @@ from halludecode.core.model_info import ModelInfo
 from halludecode.engines.vllm.compat import vllm_api
 from halludecode.engines.vllm.compat.checkpoints import weights_digest
 from halludecode.engines.vllm.compat.startup_errors import check_guarded, starting
+from halludecode.engines.vllm.frontend.late_rows import listen
 from halludecode.engines.vllm.frontend.output_router import OutputRouter
 from halludecode.engines.vllm.protocol import SET_MODEL_INFO
 from halludecode.models.checkpoints import complete_processor, load_config
@@ -132,6 +133,8 @@ def load_engine(
     engine = (start or _start)(model, source, options)
     info = model_info(config)
     router = OutputRouter(shared=start is None)
+    if not hasattr(engine, "asked"):  # an `AsyncBridge` listens itself
+        listen(engine.output_processor, router.put)
     loaded = Loaded(engine, processor, config, layout, info, source, generation, router, shared)
     numbers = {k: v for k, v in asdict(info).items() if k != "artifact"}
     loaded.call_workers(SET_MODEL_INFO, numbers)

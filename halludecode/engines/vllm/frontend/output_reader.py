@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeAlias
 
 from halludecode.core.errors import HalluDecodeError, InvalidRequest
 from halludecode.engines.api import Choice, Explanation, Sampling, TokenLogprob
+from halludecode.engines.vllm.frontend.late_rows import Asks
 from halludecode.engines.vllm.frontend.loading import Loaded
-from halludecode.engines.vllm.frontend.requests import RequestGroup
+from halludecode.engines.vllm.frontend.requests import OpenRequest, RequestGroup
 from halludecode.engines.vllm.protocol import REPORT, GroupReport
 from halludecode.engines.vllm.row_metadata import replica_of
 
@@ -32,27 +33,43 @@ class PartialAnswer:
         return Choice(self.text, tuple(self.ids), self.finish or "length", logprobs, explanation)
 
 
+# A request, the main row of one of its answers, and what asks for its other rows.
+Late: TypeAlias = tuple[OpenRequest, Any, Asks]
+
+
 class OutputReader:
     """Hands groups to vLLM and reads their answers.
 
     Args:
         loaded: The engine.
         live: Whether text is wanted after every token.
+        join: Makes the rows that join answers, or says why it cannot; None where nobody asks.
     """
 
-    def __init__(self, loaded: Loaded, *, live: bool = False) -> None:
+    def __init__(
+        self,
+        loaded: Loaded,
+        *,
+        live: bool = False,
+        join: Callable[[Sequence[Late]], list[list[Any] | HalluDecodeError]] | None = None,
+    ) -> None:
         self._engine, self._router = loaded.engine, loaded.router
         self._tokenizer = loaded.processor.tokenizer
         self._call_workers = loaded.call_workers
-        self._live = live
+        self._live, self._join = live, join
+        self._late: dict[str, tuple[OpenRequest, Any]] = {}
         self._open: dict[str, PartialAnswer] = {}
         self._names: list[str] = []
         self.answers: list[PartialAnswer] = []
         self.first: float | None = None  # when the last answer got its first token
 
-    def add(self, group: RequestGroup, sampling: Sampling) -> None:
+    def add(
+        self, group: RequestGroup, sampling: Sampling, opened: OpenRequest | None = None
+    ) -> None:
         """Hand one group over, child by child: main row first, then its siblings."""
         for rows in group.members:
+            if opened is not None and opened.prepared.main_only:
+                self._late[rows[0].request_id] = opened, rows[0]
             answer = PartialAnswer(sampling)
             self.answers.append(answer)
             self._open[rows[0].request_id] = answer
@@ -67,11 +84,27 @@ class OutputReader:
         """Run vLLM until every answer is done or void; yields after every step with news."""
         while self._open:
             outputs = self._router.step(self._engine, tuple(self._open))
+            asks = [each for each in outputs if isinstance(each, Asks)]
             for output in outputs:
-                if output.request_id in self._open:
+                if output.request_id in self._open and not isinstance(output, Asks):
                     self._read(output)
-            if outputs:
+            self._let_join([each for each in asks if each.request_id in self._open])
+            if len(outputs) > len(asks):
                 yield
+
+    def _let_join(self, asks: Sequence[Asks]) -> None:
+        """Rows beside main for answers that need them now."""
+        if not asks or self._join is None:
+            return
+        joined = self._join([(*self._late[each.request_id], each) for each in asks])
+        for each, rows in zip(asks, joined, strict=True):
+            if isinstance(rows, HalluDecodeError):
+                self._open.pop(each.request_id).error = rows
+                self._stop([each.request_id])
+                continue
+            with self._router.turn():
+                for row in rows:
+                    self._engine.engine_core.add_request(row)
 
     def reports(self) -> list[GroupReport]:
         """What the workers report of every answer; asked for once."""

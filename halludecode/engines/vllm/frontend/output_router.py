@@ -33,6 +33,12 @@ class OutputRouter:
         for name in names:
             self._waiting.pop(name, None)
 
+    def put(self, output: Any) -> None:
+        """Keep an output for the reader of its request, if it has one."""
+        with self._lock:
+            if output.request_id in self._waiting:
+                self._waiting[output.request_id].append(output)
+
     def step(self, engine: Any, mine: Collection[str]) -> list[Any]:
         """Outputs of a reader's requests: those that wait, else those of one more step.
 
@@ -42,8 +48,7 @@ class OutputRouter:
         with self._lock:
             if not any(self._waiting[name] for name in mine):
                 for output in engine.step():
-                    if output.request_id in self._waiting:
-                        self._waiting[output.request_id].append(output)
+                    self.put(output)
             outputs = [output for name in mine for output in self._waiting[name]]
             for name in mine:
                 self._waiting[name] = []

@@ -24,7 +24,7 @@ from halludecode.engines.explain import (
 from halludecode.engines.inputs.rows import PreparedRequest
 from halludecode.engines.outputs import effect_of, settled
 from halludecode.engines.vllm.frontend.output_reader import PartialAnswer
-from halludecode.engines.vllm.frontend.requests import RequestGroup
+from halludecode.engines.vllm.frontend.requests import OpenRequest, RequestGroup
 from halludecode.engines.vllm.protocol import GroupReport, differing_within, error_class
 from halludecode.models.families import ModelFamily
 
@@ -46,9 +46,14 @@ class PendingAnswer:
     request: Request
     settings: PendingRequest
     prompt: Prompt | None = None
-    prepared: PreparedRequest | None = None
+    opened: OpenRequest | None = None
     group: RequestGroup | None = None
     error: HalluDecodeError | None = None
+
+    @property
+    def prepared(self) -> PreparedRequest | None:
+        """Its rows."""
+        return self.opened.prepared if self.opened is not None else None
 
 
 def outcome(
@@ -76,7 +81,8 @@ def outcome(
             return answer.error
     first, plan = reports[0], pending.settings.plan
     differs = differing_within(first["differs"], len(answers[0].ids))
-    counted: Any = SimpleNamespace(changed=first["changed"], differs=differs, started=True)
+    started = not pending.prepared.main_only
+    counted: Any = SimpleNamespace(changed=first["changed"], differs=differs, started=started)
     effect, warnings = effect_of(unprobed(plan), counted, pending.prepared)
     pairs = list(zip(answers, reports, strict=True))
     return Output(

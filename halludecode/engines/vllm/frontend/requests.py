@@ -13,6 +13,7 @@ from torch import Tensor
 from halludecode.core import spec as hd_spec
 from halludecode.core.errors import HookNeverFired, InvalidRequest, UnsupportedStrategy
 from halludecode.core.plan import Cost, Plan
+from halludecode.core.prompt import Prompt
 from halludecode.engines.api import Sampling
 from halludecode.engines.inputs.processor import CACHED, LRU, InputProcessor
 from halludecode.engines.inputs.rows import ImageInput, PreparedRequest, Row
@@ -20,7 +21,7 @@ from halludecode.engines.sampling import Sampler
 from halludecode.engines.token_rules import TokenRules
 from halludecode.engines.vllm.frontend.capacity import check_rows, edited_rows, together
 from halludecode.engines.vllm.frontend.loading import Loaded
-from halludecode.engines.vllm.row_metadata import RowMetadata
+from halludecode.engines.vllm.row_metadata import RowMetadata, metadata_of
 
 GREEDY = Plan((), "greedy", frozenset(), ("main",), Cost())
 ROUNDING = 0.05  # of normalised pixels in bfloat16
@@ -42,6 +43,27 @@ class RequestGroup:
     def children(self) -> int:
         """Answers wanted."""
         return len(self.members)
+
+
+@dataclass(eq=False)
+class OpenRequest:
+    """A request whose rows are made and whose state the workers hold, to be handed to vLLM.
+
+    What is not handed over must be forgotten, see `VLLMEngine.forget`.
+
+    Args:
+        name: Ours.
+        plan: What acts.
+        prompt: As it was asked, for rows that are made later.
+        prepared: Its rows; the main row alone until a token needs the others.
+        sampling: How its tokens are drawn.
+    """
+
+    name: str
+    plan: Plan
+    prompt: Prompt
+    prepared: PreparedRequest
+    sampling: Sampling | None = None
 
 
 class RequestBuilder:
@@ -103,19 +125,63 @@ class RequestBuilder:
                 score_words=dict(score_words) or None,
                 token_rules=rules.plain() if rules else None,
                 temperature=_beyond(sampling.temperature),
+                late=prepared.main_only,
             )
             members.append(self._child(main, prepared, plan, sampling))
         return RequestGroup(members)
 
-    def _child(
-        self, main: RowMetadata, prepared: PreparedRequest, plan: Plan, sampling: Sampling
+    def joining(
+        self,
+        prepared: PreparedRequest,
+        plan: Plan,
+        sampling: Sampling,
+        main: Any,
+        ids: Sequence[int],
     ) -> list[Any]:
-        """The vLLM requests of one answer's rows."""
+        """The vLLM requests of rows that join an answer; there is always one.
+
+        Args:
+            prepared: All rows of the request.
+            plan: What acts.
+            sampling: How tokens are drawn.
+            main: The vLLM request of the main row.
+            ids: The answer so far, which they read as the end of their prompts.
+
+        Raises:
+            InvalidRequest: With these rows it can never fit.
+        """
+        rows = dict(prepared.rows)
+        if len(rows) == 1:  # every row is the main row; the scheduler waits for one
+            rows["same"] = replace(rows["main"], name="same")
+        self._check(list(rows.values()), plan, sampling)
+        metadata = metadata_of(main.sampling_params)
+        assert metadata is not None
+        metadata = replace(
+            metadata,
+            rows=list(rows),
+            lives=[row.life for row in rows.values()],
+            local_names=[[list(pair) for pair in names.items()] for names in prepared.local],
+            answered=len(ids),
+        )
+        return self._child(metadata, replace(prepared, rows=rows), plan, sampling, ids)
+
+    def _child(
+        self,
+        main: RowMetadata,
+        prepared: PreparedRequest,
+        plan: Plan,
+        sampling: Sampling,
+        ids: Sequence[int] | None = None,
+    ) -> list[Any]:
+        """The vLLM requests of one answer's rows; with ``ids`` of those that read these, too."""
         rows = list(prepared.rows.values())
         requests: list[Any] = []
         for role, row in enumerate(rows):
+            if role == 0 and ids is not None:
+                continue
             # Token masks are kept per child: none may find another's KV, which they were judged by.
-            given = self._input(row, self._salt(row.name, prepared, plan, main.group))
+            salt = self._salt(row.name, prepared, plan, main.group)
+            given = self._input(row, salt, answer=ids or ())
             edits = _feature_edits(row, prepared, plan)
             tower = _tower_edit(row, prepared, plan)
             metadata = replace(
@@ -157,8 +223,15 @@ class RequestBuilder:
         room = min((self._loaded.context - n for n in beside), default=sampling.max_new_tokens)
         main = metadata.role == 0
         every_token = bool(metadata.capture and metadata.capture["every_token"])
+        most = min(sampling.max_new_tokens, room) - metadata.answered
+        if most < 1:
+            raise InvalidRequest(
+                f"Row {metadata.name!r} has no room for the {metadata.answered} tokens written "
+                f"before it began; the model's context is {self._loaded.context}: shorten the "
+                "prompt or lower max_new_tokens."
+            )
         params = SamplingParams(
-            max_tokens=min(sampling.max_new_tokens, room),
+            max_tokens=most,
             ignore_eos=True,
             detokenize=False,
             output_kind=RequestOutputKind.DELTA,
@@ -180,7 +253,7 @@ class RequestBuilder:
         request.external_req_id = name
         return request
 
-    def _input(self, row: Row, salt: str, own: str = "") -> Any:
+    def _input(self, row: Row, salt: str, own: str = "", answer: Sequence[int] = ()) -> Any:
         """VLLM's input of one row: the ids as we made them, one item per picture.
 
         An item's hash is by what vLLM finds it in its cache of encoder outputs and in its cache of
@@ -189,7 +262,7 @@ class RequestBuilder:
         from vllm.inputs.engine import mm_input, tokens_input
         from vllm.multimodal.inputs import MultiModalKwargsItems, PlaceholderRange
 
-        ids = row.input_ids.tolist()
+        ids = [*row.input_ids.tolist(), *answer]
         extra = {"cache_salt": salt} if salt else {}
         if not row.images:
             return tokens_input(ids, **extra)

@@ -17,6 +17,7 @@ from vllm.v1.engine import EngineCoreOutput, EngineCoreOutputs
 from vllm.v1.request import Request, RequestStatus
 
 from halludecode.engines.vllm.row_metadata import metadata_of
+from halludecode.engines.vllm.scheduler.late_start import LateStart
 from halludecode.engines.vllm.scheduler.row_group import (
     GroupLimits,
     RowGroup,
@@ -28,7 +29,7 @@ logger = init_logger("vllm.halludecode.scheduler")
 STAGE_SECONDS = 60.0  # rows of a group arrive as separate messages; later than this is an error
 
 
-class GroupLifetimes:
+class GroupLifetimes(LateStart):
     """Arrival and departure of groups, added to vLLM's scheduler."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -51,11 +52,16 @@ class GroupLifetimes:
     def add_request(self, request: Request) -> None:
         """Stage a group's rows until all have arrived, then queue them side by side."""
         metadata = metadata_of(request.sampling_params)
-        if metadata is None or metadata.size == 1:
+        if metadata is None or (metadata.size == 1 and not metadata.late):
+            self._first_if_needed(request, metadata)
             super().add_request(request)
             return
         name = metadata.group
-        group = self.groups.setdefault(name, RowGroup(metadata.size, metadata.whole))
+        if metadata.late and metadata.role > 0:
+            self._join(request, metadata)
+            return
+        new = RowGroup(metadata.size, metadata.whole, late=metadata.late)
+        group = self.groups.setdefault(name, new)
         group.members[metadata.role] = request
         self._group_of[request.request_id] = name
         if metadata.life == "prefill":
@@ -72,6 +78,9 @@ class GroupLifetimes:
         group.queued = True
         for row in group.rows:
             super().add_request(row)
+        self._check_fits(name, group)
+
+    def _check_fits(self, name: str, group: RowGroup) -> None:
         # An exception here would end the engine: the group fails at the end of a step.
         reason = why_never_fits(group, self._limits(), partial(self._blocks, fresh=True))
         if reason:
@@ -120,18 +129,23 @@ class GroupLifetimes:
                 self._failed[name] = "a row of its group was ended alone"
                 ids -= set(group.ids)
                 continue
+            outside = list(group.staged.values())  # rows that the stock scheduler does not know
             if group.queued:
                 ids |= set(group.ids)
-            else:  # not in the stock scheduler yet
+            else:
                 ids -= set(group.ids)
-                for row in group.rows:
-                    row.status = finished_status
-                    if self.finished_req_ids_dict is not None:  # a front end counts what is open
-                        self.finished_req_ids_dict[row.client_index].add(row.request_id)
+                outside += group.rows
+            for row in outside:
+                self._drop_unqueued(row, finished_status)
             self._forget(name)
         for i in ids:
             self._admitted.pop(i, None)
         return super().finish_requests(ids, finished_status)
+
+    def _drop_unqueued(self, row: Request, status: RequestStatus) -> None:
+        row.status = status
+        if self.finished_req_ids_dict is not None:  # a front end counts what is open
+            self.finished_req_ids_dict[row.client_index].add(row.request_id)
 
     def _forget(self, name: str) -> None:
         for i in self.groups.pop(name).ids:
@@ -170,6 +184,7 @@ class GroupLifetimes:
                 ]
         for name, group in list(self.groups.items()):
             self._settle(name, group, by_client)
+        self._ask(scheduler_output.num_scheduled_tokens, by_client)
         return by_client
 
     def _settle(self, name: str, group: RowGroup, by_client: dict[int, EngineCoreOutputs]) -> None:

@@ -22,6 +22,10 @@ class RowGroup:
         members: By role; 0 is the main row. Rows that live until the first token leave early.
         prefill_only: Roles of those.
         queued: Whether all have arrived.
+        late: Whether it begins as its main row alone; its size is then 1 until the others join.
+        asked: Whether it needs the others, and not all have arrived.
+        staged: Those that have, while it waits for more.
+        answered: By role, tokens of the answer that are part of a row's prompt.
         created: When the first arrived.
     """
 
@@ -30,6 +34,10 @@ class RowGroup:
     members: dict[int, Request] = field(default_factory=dict)
     prefill_only: set[int] = field(default_factory=set)
     queued: bool = False
+    late: bool = False
+    asked: bool = False
+    staged: dict[int, Request] = field(default_factory=dict)
+    answered: dict[int, int] = field(default_factory=dict)
     created: float = field(default_factory=time.monotonic)
 
     @property
@@ -50,6 +58,11 @@ class RowGroup:
     def lives_on(self, ended: set[str]) -> bool:
         """Whether the main row is not among those that end."""
         return not self.main.is_finished() and self.main.request_id not in ended
+
+    @property
+    def alone(self) -> bool:
+        """Whether its main row goes its way like any request."""
+        return self.late and self.size == 1 and not self.asked
 
     @property
     def fresh(self) -> bool:
@@ -117,7 +130,7 @@ def why_apart(group: RowGroup) -> str:
     """Why a group is no longer one, in words; "" while it is."""
     if any(row.is_finished() for row in group.rows):
         return "one of its rows ended before the main row"
-    written = [row.num_output_tokens for row in group.rows]
+    written = [r.num_output_tokens + group.answered.get(i, 0) for i, r in group.members.items()]
     last = {row.output_token_ids[-1] for row in group.rows if row.num_output_tokens}
     if len(set(written)) != 1 or len(last) > 1:
         return f"its rows diverged: lengths {written}, last tokens {sorted(last)}"

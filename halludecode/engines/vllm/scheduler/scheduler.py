@@ -23,10 +23,9 @@ from vllm.v1.request import Request, RequestStatus
 
 from halludecode.engines.vllm.compat.parent import end_with_parent
 from halludecode.engines.vllm.scheduler.hidden_tokens import HiddenTokens, mend_copies
+from halludecode.engines.vllm.scheduler.late_start import LAST
 from halludecode.engines.vllm.scheduler.lifetimes import GroupLifetimes
 from halludecode.engines.vllm.scheduler.row_group import RowGroup, tokens_left
-
-LAST = 1 << 60  # in the order of admission
 
 
 class GroupMixin(GroupLifetimes):
@@ -44,8 +43,10 @@ class GroupMixin(GroupLifetimes):
             self._note_admissions()
             return step
         now = time.monotonic()
+        self._sort_waiting()
         preempted = self._preempt_broken(now)
         decoding, need, preempted_more = self._make_room(now)
+        preempted |= self._make_way(decoding, now)
         self._put_decoding_first(decoding)
         pause, tail = self._pause_state, deque[Request]()
         if (preempted or preempted_more) and pause == PauseState.UNPAUSED:
@@ -100,6 +101,7 @@ class GroupMixin(GroupLifetimes):
                 name
                 for name, group in self.groups.items()
                 if group.queued
+                and not group.asked
                 and all(
                     r.status == RequestStatus.RUNNING and tokens_left(r) == 1 for r in group.rows
                 )
@@ -114,7 +116,7 @@ class GroupMixin(GroupLifetimes):
 
     def _may_sample(self, row: Request) -> bool:
         name = self._group_of.get(row.request_id)
-        return name is None or name in self._ready
+        return name is None or name in self._ready or self.groups[name].alone
 
     def _order(self, row: Request) -> int:
         return self._admitted.get(row.request_id, LAST)
@@ -202,7 +204,7 @@ class GroupMixin(GroupLifetimes):
                 written tokens: its prompts are read whole first, as they were before.
         """
         for name, group in self.groups.items():
-            if not group.queued or name in self._ready:
+            if not group.queued or name in self._ready or group.alone:
                 continue
             for row in group.rows:
                 keep = row.num_tokens - 1

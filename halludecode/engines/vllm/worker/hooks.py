@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from halludecode.core.errors import HalluDecodeError
 from halludecode.engines.vllm.worker import attention
 from halludecode.engines.vllm.worker.forward_context import Decode, OfBranch, WorkerForward
+from halludecode.engines.vllm.worker.tensor_parallel import own_heads
 from halludecode.models.feed_forward import Branch, branch_logits
 
 # The runner whose forward runs: operations of a compiled graph can hold no reference to it.
@@ -103,8 +104,9 @@ def brancher(runner: Any) -> OfBranch:
     layers = decoder_layers(model)
 
     def branched(kept: Branch, residual: float, last: float, normed: bool) -> Tensor:
+        own = (kept[0], own_heads(kept[1], 1), *kept[2:])
         with set_forward_context(None, runner.vllm_config):  # experts look themselves up there
-            return branch_logits(layers, final, model.compute_logits, kept, residual, last, normed)
+            return branch_logits(layers, final, model.compute_logits, own, residual, last, normed)
 
     return branched
 

@@ -52,6 +52,11 @@ class RunnerMixin:
         """Encode one picture of a row now."""
         raise NotImplementedError
 
+    @property
+    def hd_tower_graphs(self) -> tuple[Any, str]:
+        """Owner and name of the vision tower's captured graphs."""
+        raise NotImplementedError
+
     def _hd_places(self, step: Any) -> Iterable[RowPlace]:
         """All rows of a step."""
         raise NotImplementedError

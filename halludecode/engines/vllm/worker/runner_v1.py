@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -12,7 +11,7 @@ from torch import Tensor
 from halludecode.engines.vllm.worker import image_features, sampler_v1
 from halludecode.engines.vllm.worker.runner import RunnerMixin
 from halludecode.engines.vllm.worker.step_batch import RowPlace, ScheduledRow
-from halludecode.engines.vllm.worker.tower import encoded
+from halludecode.engines.vllm.worker.tower import encoded, step_of
 
 
 class RunnerV1(RunnerMixin):
@@ -33,13 +32,12 @@ class RunnerV1(RunnerMixin):
 
     def hd_encode(self, vllm_id: str, picture: int) -> None:
         """As vLLM does with a picture that is scheduled."""
-        self._execute_mm_encoder(
-            SimpleNamespace(
-                scheduled_encoder_inputs={vllm_id: [picture]},
-                free_encoder_mm_hashes=[],
-                ec_manager_metadata=None,
-            )
-        )
+        self._execute_mm_encoder(step_of({vllm_id: [picture]}))
+
+    @property
+    def hd_tower_graphs(self) -> tuple[Any, str]:
+        """See `RunnerMixin.hd_tower_graphs`."""
+        return self, "encoder_cudagraph_manager"
 
     def _hd_begin(self, scheduler_output: Any) -> None:
         super()._hd_begin(scheduler_output)

@@ -16,6 +16,7 @@ from torch import Tensor
 from halludecode.engines.vllm.worker import image_features, sampler_v2
 from halludecode.engines.vllm.worker.runner import RunnerMixin
 from halludecode.engines.vllm.worker.step_batch import RowPlace, ScheduledRow
+from halludecode.engines.vllm.worker.tower import encoded, step_of
 
 
 @dataclass
@@ -25,12 +26,18 @@ class Noted:
     Args:
         sampling_params: As it came with them.
         num_prompt_tokens: Without what it had written before it was preempted.
-        mm_features: Its pictures. vLLM may drop the pixels of its own once they are encoded.
+        mm_features: Its pictures. vLLM 0.33 drops their pixels, in features of its own, once they
+            are encoded, where a row may still have to read what they gave.
     """
 
     sampling_params: Any
     num_prompt_tokens: int
     mm_features: list[Any]
+
+    def drop_pixels(self) -> None:
+        """Its prompt is read; should it be preempted, they come again with it."""
+        if any(feature.data is not None for feature in self.mm_features):
+            self.mm_features = [replace(feature, data=None) for feature in self.mm_features]
 
 
 class RunnerV2(RunnerMixin):
@@ -54,6 +61,11 @@ class RunnerV2(RunnerMixin):
         cache.mm_features[vllm_id] = list(self._hd_noted[vllm_id].mm_features)
         self.model_state.execute_mm_encoder({vllm_id: [picture]})
 
+    @property
+    def hd_tower_graphs(self) -> tuple[Any, str]:
+        """See `RunnerMixin.hd_tower_graphs`."""
+        return self.model_state.encoder_runner, "cudagraph_manager"
+
     def add_requests(self, scheduler_output: Any) -> None:
         """New rows, and preempted ones that come again."""
         for new in scheduler_output.scheduled_new_reqs:
@@ -70,8 +82,12 @@ class RunnerV2(RunnerMixin):
 
     def prepare_inputs(self, *args: Any, **kwargs: Any) -> Any:
         """The batch of the step, which dummy runs have none of."""
-        self._hd_step = super().prepare_inputs(*args, **kwargs)
-        return self._hd_step
+        batch = self._hd_step = super().prepare_inputs(*args, **kwargs)
+        for vllm_id, start in zip(batch.req_ids, batch.num_computed_tokens_np, strict=True):
+            noted = self._hd_noted[vllm_id]
+            if start >= noted.num_prompt_tokens:
+                noted.drop_pixels()
+        return batch
 
     def _hd_places(self, step: Any) -> Iterator[RowPlace]:
         return places(self._hd_noted, step)
@@ -114,13 +130,17 @@ class EncoderOutputs(dict[str, Tensor]):
 def _model_state(cls: type) -> type:
     """VLLM's class of what belongs to a kind of model, with our pictures in it."""
 
+    def encode(self: Any, step: Any) -> list[Tensor]:
+        cls.execute_mm_encoder(self, step.scheduled_encoder_inputs)
+        return []  # it has kept them
+
     def execute_mm_encoder(self: Any, scheduled: dict[str, list[int]]) -> None:
         """Encode pictures; edits of their features apply before a row reads them."""
         runner, features = self.hd_runner, self.encoder_cache.encoder_outputs
         edits = image_features.edits_of(runner, scheduled)
         fresh = {name: edit for name, edit in edits.items() if name not in features}
         runner.hd_capture_towers(scheduled)
-        cls.execute_mm_encoder(self, scheduled)
+        encoded(runner, step_of(scheduled), lambda step: encode(self, step))
         for name in fresh.keys() & features.keys():
             features[name] = image_features.apply(runner, name, fresh[name], features[name])
 

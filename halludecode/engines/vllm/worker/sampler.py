@@ -31,10 +31,9 @@ from halludecode.engines.explain import (
     explaining,
     on_image,
     readings,
-    unprobed,
 )
 from halludecode.engines.sampling import gumbel, tempered
-from halludecode.engines.vllm.worker import first_logits
+from halludecode.engines.vllm.worker import first_logits, undecided
 from halludecode.engines.vllm.worker.bans import ban
 from halludecode.engines.vllm.worker.captured import Captured
 from halludecode.engines.vllm.worker.state import WorkerState
@@ -81,7 +80,9 @@ class GroupSampling:
         self._keep_logits(logits)
         self._keep_probes(logits)
         first_logits.keep(self.state, self.current.groups, logits)
-        return self._combine(ban(self.current.groups, logits, written, self.state))
+        logits = ban(self.current.groups, logits, written, self.state)
+        undecided.ask(self, logits)
+        return self._combine(logits)
 
     def drawn(
         self, logits: Tensor, k: Tensor | None, p: Tensor | None
@@ -225,7 +226,7 @@ class GroupSampling:
         if scored:
             scored_groups = [groups[i] for i in scored]
             unmasked = self._scores(plan, scored_groups, logits, main[scored], masking=False)
-            alone = self._decided(plan, scored_groups, logits, main[scored])
+            alone = undecided.decided(self, plan, scored_groups, logits, main[scored])
             unmasked = unmasked.where(~alone[:, None], main[scored])
             for scores, rows, own in zip(unmasked, scored_groups, alone.tolist(), strict=True):
                 metadata = rows["main"].metadata
@@ -250,23 +251,15 @@ class GroupSampling:
         """
         if plan is None:
             return main
-        steps = self._steps(plan, groups, logits, masking=masking)
+        steps = self.steps(plan, groups, logits, masking=masking)
         acting = [part.strategy.name for part in plan.parts]
         pairs = [(part.strategy, step) for part, step in steps]
-        combined = hd_step.combine(pairs, main, _pictured(groups, main), acting)
+        combined = hd_step.combine(pairs, main, undecided.pictured(groups, main), acting)
         for r, rows in enumerate(groups if masking else ()):
             self.state.record(rows["main"].metadata.group).note_broken(combined, r)
         return combined.scores
 
-    def _decided(
-        self, plan: Plan | None, groups: Sequence[Rows], logits: Tensor, main: Tensor
-    ) -> Tensor:
-        """Bool [B]: whose first token the main row decides alone, see `Plan.can_wait`."""
-        if plan is None or not unprobed(plan).can_wait:
-            return main.new_zeros(len(main)).bool()
-        return hd_step.decided(self._steps(plan, groups, logits), main) & _pictured(groups, main)
-
-    def _steps(
+    def steps(
         self, plan: Plan, groups: Sequence[Rows], logits: Tensor, *, masking: bool = True
     ) -> list[tuple[TracedStrategy, Step]]:
         """What every part that combines sees of some groups."""
@@ -278,6 +271,8 @@ class GroupSampling:
         for i, part in enumerate(plan.parts):
             if part.combines:
                 named = rows_of(i, groups, logits)
+                if groups[0]["main"].metadata.alone:  # what it decides is the same for any others
+                    named |= dict.fromkeys(part.extra, named["main"])
                 own_states = [self.state.states_of(request)[i] for request in requests]
                 state = _on(stack(own_states), logits.device)
                 forward = self.runner.hd_forward()
@@ -329,11 +324,6 @@ class GroupSampling:
             history = [self.runner.hd_history(row) for row in rows]
         step = placed([row.written for row in rows], scores.device)
         return drawer.draw(drawer.penalise(scores, history, 0), step)
-
-
-def _pictured(groups: Sequence[Rows], like: Tensor) -> Tensor:
-    """Bool [B]: whose request has a picture."""
-    return placed([rows["main"].metadata.pictured for rows in groups], like.device)
 
 
 def _temperature(main: ScheduledRow) -> float:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -266,6 +266,11 @@ class WorkerState:
             metadata = self._metadata[vllm_id] = metadata_of(sampling_params)
             if metadata is not None:
                 self._rows.setdefault(metadata.group, set()).add(vllm_id)
+                main = self._metadata.get(metadata.group)
+                if metadata.late and metadata.role > 0 and main is not None:  # it has joined
+                    told = {name: getattr(metadata, name) for name in ("rows", "lives")}
+                    main = replace(main, local_names=metadata.local_names, **told)
+                    self._metadata[metadata.group] = main
         return self._metadata[vllm_id]
 
     def drop_row(self, vllm_id: str) -> None:

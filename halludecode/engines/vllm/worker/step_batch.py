@@ -63,8 +63,8 @@ class ScheduledRow:
 
     @property
     def prompt(self) -> int:
-        """Prompt tokens."""
-        return self.request.num_prompt_tokens
+        """Prompt tokens; a row that began late has read part of the answer with its prompt."""
+        return self.request.num_prompt_tokens - self.metadata.answered
 
     @property
     def written(self) -> int:
@@ -91,9 +91,9 @@ def placed(values: Tensor | Sequence[Any], device: torch.device) -> Tensor:
     return (tensor.pin_memory() if device.type == "cuda" else tensor).to(device, non_blocking=True)
 
 
-def prompt_layout(request: Any) -> tuple[Tensor, Tensor]:
-    """Kind (int8) and picture (int16) of a row's prompt tokens."""
-    length = request.num_prompt_tokens
+def prompt_layout(request: Any, answered: int = 0) -> tuple[Tensor, Tensor]:
+    """Kind (int8) and picture (int16) of a row's prompt tokens, but for the answer's among them."""
+    length = request.num_prompt_tokens - answered
     picture = torch.full((length,), -1, dtype=torch.int16)
     for i, feature in enumerate(request.mm_features):
         place = feature.mm_position
@@ -123,12 +123,15 @@ class StepBatch:
             places: Every row of the step.
         """
         groups: dict[str, dict[str, ScheduledRow]] = {}
+        places = list(places)
+        for vllm_id, request, *_ in places:  # rows that join tell their main row what it is part of
+            state.metadata(vllm_id, request.sampling_params)
         for vllm_id, request, *place in places:
             metadata = state.metadata(vllm_id, request.sampling_params)
             if metadata is None or metadata.group in state.ended:
                 continue
             if vllm_id not in state.prompt_layouts:
-                state.prompt_layouts[vllm_id] = prompt_layout(request)
+                state.prompt_layouts[vllm_id] = prompt_layout(request, metadata.answered)
             layout = state.prompt_layouts[vllm_id]
             row = ScheduledRow(*place, metadata, request, layout, vllm_id)
             groups.setdefault(metadata.group, {})[metadata.name] = row

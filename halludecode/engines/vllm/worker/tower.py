@@ -24,7 +24,7 @@ def encoded(runner: Any, step: Any, encode: Callable[[Any], Any]) -> list[Any]:
 
     Args:
         runner: Of the worker.
-        step: VLLM's scheduler output.
+        step: VLLM's scheduler output, or what of it is about pictures: see `step_of`.
         encode: vLLM's own encoding of what a scheduler output names.
     """
     plain, edits = _by_edit(runner, step.scheduled_encoder_inputs)
@@ -42,7 +42,7 @@ def encoded(runner: Any, step: Any, encode: Callable[[Any], Any]) -> list[Any]:
                 record = runner.hd_state.record(own.group)
                 record.fail(error, own.plan)
                 for i in numbers:
-                    found = runner.requests[vllm_id].mm_features[i].identifier
+                    found = runner.hd_requests[vllm_id].mm_features[i].identifier
                     runner.hd_state.failed_pictures.put(found, record)
             outputs += encode(_part(step, pictures))  # vLLM must find something; it is void
     return outputs
@@ -54,7 +54,7 @@ def _by_edit(
     plain: Pictures = {}
     edits: dict[tuple[Any, ...], tuple[dict[str, RowMetadata], Pictures]] = {}
     for vllm_id, pictures in scheduled.items():
-        metadata = runner.hd_state.metadata(vllm_id, runner.requests[vllm_id].sampling_params)
+        metadata = runner.hd_state.metadata(vllm_id, runner.hd_requests[vllm_id].sampling_params)
         if metadata is None or metadata.tower_edit is None:
             plain[vllm_id] = pictures
             continue
@@ -64,12 +64,15 @@ def _by_edit(
     return plain, edits
 
 
-def _part(step: Any, pictures: Pictures) -> Any:
+def step_of(pictures: Mapping[str, list[int]], freed: Any = (), ec: Any = None) -> Any:
+    """What vLLM's encoding reads of a scheduler output that names these pictures."""
     return SimpleNamespace(
-        scheduled_encoder_inputs=pictures,
-        free_encoder_mm_hashes=step.free_encoder_mm_hashes,
-        ec_manager_metadata=step.ec_manager_metadata,
+        scheduled_encoder_inputs=pictures, free_encoder_mm_hashes=freed, ec_manager_metadata=ec
     )
+
+
+def _part(step: Any, pictures: Pictures) -> Any:
+    return step_of(pictures, step.free_encoder_mm_hashes, step.ec_manager_metadata)
 
 
 def _edit_of(runner: Any, plan: str, place: int, name: str, identity: str) -> TowerEdit:
@@ -87,9 +90,10 @@ def _edit_of(runner: Any, plan: str, place: int, name: str, identity: str) -> To
 def _obeying(runner: Any, edit: TowerEdit) -> Iterator[None]:
     """Within this block the tower obeys an edit, run eagerly: a captured graph knows no hooks."""
     model, m = runner.get_model(), runner.hd_state.model_info
-    graphs = getattr(runner, "encoder_cudagraph_manager", None)
+    owner, name = runner.hd_tower_graphs
+    graphs = getattr(owner, name, None)
     if graphs is not None:
-        runner.encoder_cudagraph_manager = None
+        setattr(owner, name, None)
     try:
         with ExitStack() as stack:
             fired = stack.enter_context(hooked(model, m, edit))
@@ -101,7 +105,7 @@ def _obeying(runner: Any, edit: TowerEdit) -> Iterator[None]:
             yield
     finally:
         if graphs is not None:
-            runner.encoder_cudagraph_manager = graphs
+            setattr(owner, name, graphs)
 
 
 def _on_attention(

@@ -277,13 +277,21 @@ def settled(model: Mapping[str, Any], captions: Sequence[Sequence[str]]) -> dict
     return {**model, "weights": packed(weights, model["names"])}
 
 
-def main(out: str, *paths: str, made: int = MADE) -> None:
-    """Tags the captions of ``paths``, fits the model and writes it to ``out``."""
+def main(out: str, *paths: str, made: int = MADE, further: Iterable[str | Path] = ()) -> None:
+    """Tags the captions of ``paths``, fits the model and writes it to ``out``.
+
+    Args:
+        out: File to write.
+        paths: Files of captions to fit to, and to correct on, plain and with marks.
+        made: Windows to make beside those that occur.
+        further: Files of captions to correct on without having been fitted to.
+    """
     split: Callable[[str], list[words.Token]] = words.reader("wordnet", "nltk").tokens
     plain = texts(paths)
     captions = [[word for word, _, _ in split(text)] for text in plain]
     model = make_model(captions, tags.installed(), words.ambiguous(), made=made)
-    captions += [[word for word, _, _ in split(text)] for text in marked(plain)]
+    more = [*marked(plain), *texts(further)]
+    captions += [[word for word, _, _ in split(text)] for text in more]
     model = settled(model, captions)
     raw = json.dumps(model, separators=(",", ":"), ensure_ascii=False).encode()
     # A fixed time stamp, so that equal models are equal files.

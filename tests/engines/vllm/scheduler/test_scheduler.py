@@ -1,9 +1,10 @@
 """The group scheduler without a model: random groups, caches, budgets and aborts, step by step.
 
 Checked in every step: rows of a group sample together and at the same place, whole groups start
-unchunked, every picture a worker reads has been encoded and not dropped since; at the end: every
-answer has its length, nothing is left behind. Half of the runs are for model runner V2, which is
-sent all tokens of a row that comes or comes again, and draws where a step reaches the last of them.
+unchunked, every picture a worker reads has been encoded and not dropped since; rows that join late
+read the answer so far; at the end: every answer has its length, nothing is left behind. Half of the
+runs are for model runner V2, which is sent all tokens of a row that comes or comes again, and draws
+where a step reaches the last of them.
 """
 
 from __future__ import annotations
@@ -12,10 +13,11 @@ import copy
 import random
 import warnings
 from collections import Counter, defaultdict, deque
+from dataclasses import replace
 
 import pytest
 
-from halludecode.engines.vllm.row_metadata import RowMetadata
+from halludecode.engines.vllm.row_metadata import ASKS, RowMetadata, metadata_of
 
 BLOCK, STOP = 32, 2
 PICTURES = {f"picture {n}": 10 + 7 * n for n in range(5)}  # their tokens
@@ -80,6 +82,7 @@ class Scenario:
 
     def __init__(self, make, seed: int, depth: int) -> None:
         self.rng, self.depth, self.v2 = random.Random(seed), depth, seed % 2 == 1
+        self.late = depth == 1 and seed % 4 > 1  # whether groups may begin as their main rows
         seqs = self.rng.choice([4, 6, 8, 16])
         budget = max(seqs, self.rng.choice([16, 33, 64, 200]))
         self.blocks = self.rng.choice([16, 18, 21, 24, 32, 60])
@@ -93,6 +96,7 @@ class Scenario:
         self.encoded: set[str] = set()  # what a worker's cache holds
         self.info: dict[str, dict] = {}
         self.todo: deque = deque()
+        self.later: dict[str, list] = {}  # rows that join when they are asked for
         for k in range(self.rng.choice([10, 25])):
             self._plan_request(k)
         self.flight: deque = deque()
@@ -100,7 +104,7 @@ class Scenario:
         self.given: Counter = Counter()
         self.aborted: set[int] = set()
         self.prefilled: set[str] = set()
-        self.idle = self.steps = 0
+        self.idle = self.steps = self.never_asked = 0
 
     def _plan_request(self, k: int) -> None:
         from vllm import SamplingParams
@@ -113,13 +117,21 @@ class Scenario:
         shared = [rng.randrange(5, 99) for _ in range(70)]
         lengths = [rng.randrange(2, 120) for _ in range(size)]
         whole = size > 1 and sum(lengths) <= self.limit and rng.random() < 0.4
+        asks = None  # before which token the main row asks for the others
+        late = self.late and size > 1 and not whole and rng.random() < 0.6
+        if late:
+            lives, asks = ["answer"] * size, rng.choice([0, 0, rng.randrange(most), most])
         for role in range(size):
             ids = [rng.randrange(5, 99) for _ in range(lengths[role])]
             if rng.random() < 0.6:
                 ids = (shared + ids)[: lengths[role]]
             pictures = self._put_pictures(ids)
             names = [f"row{r}" for r in range(size)]
-            metadata = RowMetadata(group=f"g{k}", role=role, rows=names, lives=lives, whole=whole)
+            metadata = RowMetadata(
+                group=f"g{k}", role=role, rows=names, lives=lives, whole=whole, late=late
+            )
+            if late and role == 0:
+                metadata = replace(metadata, rows=names[:1], lives=lives[:1])
             params = SamplingParams(
                 max_tokens=most,
                 ignore_eos=True,
@@ -130,7 +142,37 @@ class Scenario:
             name = f"g{k}" + (f"#{role}" if role else "")
             self.info[name] = {"k": k, "role": role, "size": size, "most": most, "stop": stop}
             self.info[name] |= {"life": lives[role], "lives": lives, "whole": whole}
-            self.todo.append((name, ids, params, pictures))
+            self.info[name] |= {"asks": None if role else asks, "answered": 0}
+            made = (name, ids, params, pictures)
+            if late and role:
+                self.later.setdefault(f"g{k}", []).append(made)
+            else:
+                self.todo.append(made)
+
+    def _answer_call(self, name: str, written: list[int]) -> None:
+        """What a front end does that is asked for rows: perhaps a pass first, then the rows."""
+        from vllm import SamplingParams
+
+        info, rows = self.info[name], deque[tuple]()
+        info["asks"] = None
+        assert written == [self._token(info, place) for place in range(len(written))]
+        for row, ids, params, pictures in self.later.pop(name):
+            metadata = replace(metadata_of(params), answered=len(written))
+            joined = params.clone()
+            joined.max_tokens, joined.extra_args = (
+                info["most"] - len(written),
+                metadata.extra_args(),
+            )
+            self.info[row]["answered"] = len(written)
+            rows.append((row, ids + written, joined, pictures))
+        if self.rng.random() < 0.4:
+            capture = RowMetadata(f"p{info['k']}", 0, ["main"], ["answer"], capture={"write": 0})
+            params = SamplingParams(max_tokens=1, ignore_eos=True, extra_args=capture.extra_args())
+            ids = [self.rng.randrange(5, 99) for _ in range(self.rng.randrange(2, 120))]
+            own = {"size": 1, "role": 1, "life": "answer", "whole": False, "pass for": rows}
+            self.info[f"p{info['k']}"] = {**info, **own, "most": 1}
+            rows = deque([(f"p{info['k']}", ids, params, [])])
+        self.todo.extendleft(reversed(rows))
 
     def _put_pictures(self, ids: list[int]) -> list:
         """Up to two pictures into a prompt."""
@@ -156,8 +198,9 @@ class Scenario:
             self._arrive()
             if self.rng.random() < 0.01 and self.scheduler.requests:
                 name = self.rng.choice(list(self.scheduler.requests))
-                self.aborted.add(self.info[name]["k"])
-                self.scheduler.finish_requests([name], RequestStatus.FINISHED_ABORTED)
+                if name.startswith("g"):
+                    self.aborted.add(self.info[name]["k"])
+                    self.scheduler.finish_requests([name], RequestStatus.FINISHED_ABORTED)
             if self.scheduler.has_requests():
                 self._step()
             waiting = self.flight and not self.flight[-1][0].num_scheduled_tokens
@@ -167,7 +210,8 @@ class Scenario:
                 self._receive()
             assert self.steps < 20_000 and self.idle < 200, "stuck"
         self._check_end()
-        return self.scheduler.counts + Counter(requests=len(self.ended), steps=0)
+        told = Counter(requests=len(self.ended), steps=0, never_asked=len(self.later))
+        return self.scheduler.counts + told
 
     def _done(self) -> bool:
         return not (self.todo or self.flight or self.scheduler.has_requests())
@@ -200,14 +244,19 @@ class Scenario:
         for name in names:
             row, info = self.scheduler.requests[name], self.info[name]
             samples = not row.is_prefill_chunk
-            place = row.num_output_tokens
+            place = row.num_output_tokens + info["answered"]
             if self.depth > 1:
                 place += max(0, row.num_output_placeholders - 1)
             tokens.append([self._token(info, place)] if samples else [])
             if self.v2:
                 stop = self.computed[name] + made.num_scheduled_tokens[name]
                 assert samples == (stop >= self.known[name]), (name, stop, self.known[name])
-            if info["size"] > 1:
+            alone = f"g{info['k']}" in self.later
+            if info["asks"] is not None and place >= info["asks"]:
+                tokens[-1] = []
+            if alone:
+                assert info["role"] == 0
+            elif info["size"] > 1 and info["asks"] is None:
                 together.setdefault(info["k"], {})[info["role"]] = (samples, place)
             if info["whole"] and status[name] != "RUNNING" and info["life"] == "answer":
                 assert before[name] == 0
@@ -267,6 +316,12 @@ class Scenario:
         for outputs in self.scheduler.update_from_output(made, output).values():
             for one in outputs.outputs:
                 assert "#" not in one.request_id
+                if one.stop_reason == ASKS:
+                    self._answer_call(one.request_id, one.new_token_ids)
+                    continue
+                if one.request_id.startswith("p"):
+                    self.todo.extendleft(reversed(self.info[one.request_id]["pass for"]))
+                    continue
                 self.given[one.request_id] += len(one.new_token_ids)
                 if one.finish_reason is not None:
                     self.ended[one.request_id] = (str(one.finish_reason), one.stop_reason)
@@ -333,5 +388,8 @@ def run_scenarios(make, depth, seeds):
     assert total["requests"] > 10 * len(seeds)
     for what in ("preempted groups", "held", "waited", "whole"):
         assert total[what] > len(seeds) / 20, (what, total)
-    for rare in ("preempted by vLLM", "started together"):
+    rarely = ["preempted by vLLM", "started together"]
+    if depth == 1:
+        rarely += ["asked", "joined", "never_asked", "made way"]
+    for rare in rarely:
         assert total[rare] > 0, (rare, total)

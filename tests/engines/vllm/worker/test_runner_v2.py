@@ -5,6 +5,7 @@ With vLLM's own runner all of the engine's tests run in `make test-v2`.
 
 from __future__ import annotations
 
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any
@@ -16,7 +17,7 @@ import torch
 from halludecode.core.errors import HalluDecodeError
 from halludecode.engines.sampling import gumbel
 from halludecode.engines.vllm.row_metadata import RowMetadata
-from halludecode.engines.vllm.worker import image_features, runner, runner_v2, sampler_v2
+from halludecode.engines.vllm.worker import image_features, runner, runner_v2, sampler_v2, tower
 from halludecode.engines.vllm.worker.runner_v2 import EncoderOutputs, Noted, RunnerV2, places
 from halludecode.engines.vllm.worker.sampler import Current
 from halludecode.engines.vllm.worker.state import WorkerState
@@ -39,9 +40,15 @@ def params(group="g", role=0, **more):
     return SimpleNamespace(extra_args=metadata.extra_args())
 
 
-def picture(name, data=None):
-    place = SimpleNamespace(offset=1, length=2, is_embed=None)
-    return SimpleNamespace(identifier=name, data=data, mm_position=place)
+@dataclass
+class Picture:
+    """As vLLM's `MultiModalFeatureSpec`."""
+
+    identifier: str
+    data: Any = None
+    mm_position: Any = field(
+        default_factory=lambda: SimpleNamespace(offset=1, length=2, is_embed=None)
+    )
 
 
 class StockRunner:
@@ -56,6 +63,9 @@ class StockRunner:
 
     def finish_requests(self, output):
         self.slots -= output.finished_req_ids | output.preempted_req_ids
+
+    def prepare_inputs(self, batch):
+        return batch
 
 
 class Runner(RunnerV2, StockRunner):
@@ -107,10 +117,10 @@ def test_a_row_that_comes_again_draws_after_what_it_had_written(count, samples):
 
 
 def test_what_is_noted_survives_preemption_and_goes_with_the_request():
-    runner, pictures = Runner(), [picture("p", data="pixels")]
+    runner, pictures = Runner(), [Picture("p", data="pixels")]
     step(runner, [New("g", mm_features=pictures, sampling_params=params())])
     assert runner.hd_state.metadata("g", runner.hd_requests["g"].sampling_params)
-    pictures[0] = picture("p")  # vLLM dropped the pixels of its own
+    pictures[0] = Picture("p")  # vLLM dropped the pixels of its own
     assert runner.hd_requests["g"].mm_features[0].data == "pixels"
     step(runner, preempted=["g"])
     assert not runner.slots and runner.hd_requests["g"].num_prompt_tokens == 4
@@ -118,6 +128,17 @@ def test_what_is_noted_survives_preemption_and_goes_with_the_request():
     step(runner, [New("g", sampling_params=params())])
     step(runner, finished=["g", "never seen"])
     assert not runner.hd_requests and not runner.hd_state._rows and not runner.hd_state._metadata
+
+
+def test_pixels_are_kept_until_the_prompt_is_read_and_come_again():
+    runner, new = Runner(), New("g", mm_features=[Picture("p", "pixels")], sampling_params=params())
+    step(runner, [new])
+    for start, kept in ((0, "pixels"), (3, "pixels"), (4, None)):
+        runner.prepare_inputs(batch(g=(start, 1, 4)))
+        assert runner.hd_requests["g"].mm_features[0].data == kept
+    assert new.mm_features[0].data == "pixels", "vLLM's own are its own"
+    step(runner, [new], preempted=["g"])
+    assert runner.hd_requests["g"].mm_features[0].data == "pixels"
 
 
 def test_history_is_read_where_it_lies():
@@ -136,9 +157,10 @@ class StockState:
 
     def __init__(self, features):
         self.encoder_cache = SimpleNamespace(encoder_outputs=features, mm_features={})
-        self.positions = None
+        self.positions, self.calls = None, []
 
     def execute_mm_encoder(self, scheduled):
+        self.calls.append(scheduled)
         for name, pictures in scheduled.items():
             for i in pictures:
                 identifier = self.encoder_cache.mm_features[name][i].identifier
@@ -174,19 +196,37 @@ EDITS = {"feature_edits": [[0, "noised", 0, 0, "", 2]]}
 def test_features_are_edited_once_as_they_enter(encoding):
     runner, state = encoding
     features = state.encoder_cache.encoder_outputs
-    comes(runner, state, "a", [picture("plain", 1)])
-    comes(runner, state, "b", [picture("edited", 1)], **EDITS)
+    comes(runner, state, "a", [Picture("plain", 1)])
+    comes(runner, state, "b", [Picture("edited", 1)], **EDITS)
     state.execute_mm_encoder({"a": [0], "b": [0]})
     assert features.get("plain").mean() == 1 and features.get("edited").mean() == 2
     state.execute_mm_encoder({"b": [0]})
     assert features.get("edited").mean() == 2, "what was there already is not edited again"
 
 
+def test_pictures_whose_row_edits_the_tower_are_encoded_apart(encoding, monkeypatch):
+    runner, state = encoding
+    obeyed = []
+
+    @contextmanager
+    def obeying(runner, edit):
+        obeyed.append((edit, len(state.calls)))
+        yield
+
+    monkeypatch.setattr(tower, "_edit_of", lambda runner, plan, place, name, identity: identity)
+    monkeypatch.setattr(tower, "_obeying", obeying)
+    comes(runner, state, "a", [Picture("plain", 1)])
+    comes(runner, state, "b", [Picture("other", 1)], tower_edit=[0, "noised", "an edit"])
+    state.execute_mm_encoder({"a": [0], "b": [0]})
+    assert state.calls == [{"a": [0]}, {"b": [0]}] and obeyed == [("an edit", 1)]
+    assert state.encoder_cache.encoder_outputs.keys() == {"plain", "other"}
+
+
 def test_features_that_were_lost_are_made_again_from_the_pixels_that_were_kept(encoding):
     runner, state = encoding
     features = state.encoder_cache.encoder_outputs
-    comes(runner, state, "b", [picture("edited", 1)], **EDITS)
-    state.encoder_cache.mm_features["b"] = [picture("edited")]  # its pixels are gone
+    comes(runner, state, "b", [Picture("edited", 1)], **EDITS)
+    state.encoder_cache.mm_features["b"] = [Picture("edited")]  # its pixels are gone
     assert features.get("edited").mean() == 2
     assert runner.encoder_cache.mm_features["b"][0].data == 1
     assert features.get("nobody's") is None and features.get("nobody's", 3) == 3
@@ -195,7 +235,7 @@ def test_features_that_were_lost_are_made_again_from_the_pixels_that_were_kept(e
 @pytest.mark.parametrize(("in_line", "told"), [(True, "in line"), (False, "raster")])
 def test_chosen_image_tokens_stand_in_line(encoding, in_line, told):
     runner, state = encoding
-    comes(runner, state, "b", [picture("p", 1)], in_line=in_line)
+    comes(runner, state, "b", [Picture("p", 1)], in_line=in_line)
     assert state.positions == told
     assert len(runner.hd_requests["b"].mm_features) == 1
 
