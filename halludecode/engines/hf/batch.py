@@ -20,7 +20,7 @@ from halludecode.core.state import State, stack
 from halludecode.engines.explain import Glance, carried, explaining, glance, on_image, rasters
 from halludecode.engines.hf.attention_metadata import AttentionMetadata, RowPlacement
 from halludecode.engines.hf.forward_context import Capture, ForwardContext
-from halludecode.engines.hf.hooks import branch, decode, hooked
+from halludecode.engines.hf.hooks import attention_is_ours, branch, decode, hooked
 from halludecode.engines.hf.kept_rows import Prefix, of_row, right_aligned, stacked
 from halludecode.engines.hf.model import HFModel, pad_left
 from halludecode.engines.hf.unpadded import Unpadded
@@ -292,9 +292,11 @@ class Batch:
         self, ids: Tensor, position: Tensor, metadata: AttentionMetadata, features: Sequence[Tensor]
     ) -> Tensor:
         self.context.begin(metadata, emitting=True)
-        given = (ids, position, self.mask.long(), self.cache, features, metadata.unpadded)
+        given = (ids, position, self.mask.long(), self.cache, features)
         with hooked(self.hf_model.model, self.hf_model.family, self.context):
-            return self.hf_model.forward(*given)
+            if not attention_is_ours(self.hf_model.model):
+                metadata.unpadded = None  # a block is right under any; edits left out are noticed
+            return self.hf_model.forward(*given, metadata.unpadded)
 
     def _extend(self, kind: Tensor, picture: Tensor, mask: Tensor) -> None:
         self.kind = torch.cat([self.kind, kind], 1)

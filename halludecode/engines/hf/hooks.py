@@ -158,7 +158,7 @@ def attention_set(model: Any, needed: bool) -> Iterator[None]:
     this block then find it done.
     """
     before = model.config.get_text_config()._attn_implementation
-    if not needed or before == NAME:
+    if not needed or attention_is_ours(model):
         yield
         return
     model.set_attn_implementation({"text_config": NAME})
@@ -166,6 +166,11 @@ def attention_set(model: Any, needed: bool) -> Iterator[None]:
         yield
     finally:
         model.set_attn_implementation({"text_config": before})
+
+
+def attention_is_ours(model: Any) -> bool:
+    """Whether the decoder took our attention function when it was told to."""
+    return model.config.get_text_config()._attn_implementation == NAME
 
 
 def _on_input(context: ForwardContext, layer: int) -> Callable[..., None]:
