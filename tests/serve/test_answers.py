@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import re
 import subprocess
 import sys
@@ -10,6 +11,7 @@ import textwrap
 import time
 import urllib.request
 from collections import Counter
+from pathlib import Path
 
 import openai
 import pytest
@@ -19,7 +21,7 @@ from halludecode import serve
 from halludecode.core.spec import parse
 from tests.serve.conftest import DEFAULT
 from tests.support import LONG, families
-from tests.support.serving import KEY, VAR, body, picture_url, png
+from tests.support.serving import KEY, VAR, body, picture_url
 
 SPECS = ["greedy", "vcd", VAR, DEFAULT, "vhr", "vista", "ritual+vcd"]
 WORDS = ("Describe the image.", "Is there a dog in the image?", "What is it? Please.")
@@ -229,14 +231,15 @@ def test_a_stop_string_ends_a_group(client, truth):
     assert stop not in made.choices[0].message.content
 
 
-def test_the_client_that_is_shown_works_unchanged(served, truth, tmp_path):
+def test_the_client_that_is_shown_works_unchanged(served, testbed, tmp_path):
     lines = serve.__doc__.partition("::\n")[2]
     code = textwrap.dedent(lines).strip()
-    (tmp_path / "street.png").write_bytes(png(families.pictures()[0]))
     code = code.replace("http://127.0.0.1:8000", served.url)
+    root = {**os.environ, "PYTHONPATH": str(Path(hd.__file__).parents[1])}
     command = [sys.executable, "-c", code]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
-    want = truth("vcd(alpha=0.5)", WORDS[0], 0, max_new_tokens=64)
+    done = subprocess.run(command, cwd=tmp_path, env=root, capture_output=True, text=True)
+    asked = hd.Request(WORDS[0], [hd.testbed.picture(3)])
+    (want,) = testbed.generate(asked, "vcd(alpha=0.5)", hd.Sampling(max_new_tokens=64))
     answer, strategy = done.stdout.strip().splitlines()
     assert words(answer) == words(want.text)
     assert strategy == want.strategy

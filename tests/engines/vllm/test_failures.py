@@ -328,6 +328,9 @@ def test_compiled_strategies_are_bounded(ours, monkeypatch):
 @pytest.mark.filterwarnings("ignore")  # vLLM's own
 @pytest.mark.skipif(V2, reason="Triton, or what stands in for it, is here")
 def test_the_other_model_runner_needs_triton(monkeypatch):
+    import vllm.envs
+
+    vllm.envs.disable_envs_cache()  # engines before this one have read the variable for good
     monkeypatch.setenv("VLLM_USE_V2_MODEL_RUNNER", "1")
     with pytest.raises(hd.InvalidModel, match=r"cannot start \(Model Runner V2 requires Triton\)"):
         hd.load("testbed", engine="vllm")
