@@ -183,7 +183,7 @@ def test_without_its_artifact_a_strategy_is_refused_with_the_command(engine, nam
 def test_the_canonical_string_and_the_record_name_the_artifact(engine):
     artifact = keep(engine)
     plan = engine.plan("lacing(scale=2)")
-    assert plan.canonical == f"lacing(scale=2.0,beta=0.0,pin={artifact.name})"
+    assert plan.canonical == f"lacing(scale=2.0,beta=0.0,attention=joint,pin={artifact.name})"
     assert plan.describe()["artifacts"] == {"lacing": artifact.describe()}
     assert engine.plan(plan.canonical).canonical == plan.canonical
     assert artifact.describe()["digest"] == artifact.digest

@@ -211,6 +211,7 @@ def test_score_prints_metrics(cli, monkeypatch):
             "relabel": None,
             "incomplete": None,
             "image_ids": None,
+            "synonyms": None,
             "details": None,
             "similarity": None,
             "allow_missing": False,

@@ -1,5 +1,7 @@
 import json
 
+from PIL import Image
+
 from halludecode.engines.api import Sampling
 
 BASE = ("generate", "--model", "some/model", "--prompt", "What is it?")
@@ -10,7 +12,7 @@ def test_the_answer_is_streamed_and_warnings_go_to_standard_error(
 ):
     monkeypatch.chdir(tmp_path)
     for name in ("a.png", "b.png"):
-        (tmp_path / name).write_bytes(b"read by the engine alone")
+        Image.new("RGB", (8, 8)).save(tmp_path / name)
     result = cli(*BASE, "--image", "a.png", "--image", "b.png", "--strategy", "vcd")
     assert result.code == 0
     assert result.out == "a red cube\n"

@@ -48,7 +48,9 @@ def test_any_two_compose(llava, one, two):
     plan = llava.plan(there)
     llava.generate(asked, plan, SHORT)  # descriptions and other passes are remembered
     forwards: list[int] = []
-    hook = llava.model.register_forward_hook(lambda m, a, o: forwards.append(o.logits.shape[0]))
+    hook = llava.model.register_forward_hook(
+        lambda m, a, o: forwards.append(o.logits.shape[:-1].numel())
+    )
     try:
         made = llava.generate(asked, plan, SHORT)
     finally:

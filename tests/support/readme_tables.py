@@ -47,11 +47,13 @@ def family_table(record: Sequence[Mapping[str, Any]]) -> str:
     """One line of Markdown for families alike, a column per engine, reasons explained below.
 
     A cell counts the strategies and compositions that passed every law there; "not `damro` (2)" is
-    one that the engine refuses on this family before any token, for reason 2.
+    one that the engine refuses on this family before any token, for reason 2. Those for weights
+    that were trained with them are left out.
 
     Args:
         record: What the contract tests found: engine, family, strategy, outcome, reason.
     """
+    record = [row for row in record if not trained(row["strategy"])]
     families = sorted({row["family"] for row in record})
     engines = list(dict.fromkeys(row["engine"] for row in record))
     reasons: dict[str, int] = {}
@@ -65,6 +67,13 @@ def family_table(record: Sequence[Mapping[str, Any]]) -> str:
     table = "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
     notes = "; ".join(f"({number}) {reason}" for reason, number in reasons.items())
     return "\n\n".join(filter(None, [table, notes]))
+
+
+def trained(name: str) -> bool:
+    """Whether a strategy is for weights that were trained with it."""
+    from halludecode.core.registry import STRATEGIES
+
+    return name in STRATEGIES.names() and bool(STRATEGIES.get(name).trained)
 
 
 def _cell(found: Sequence[Mapping[str, Any]], reasons: dict[str, int]) -> str:
