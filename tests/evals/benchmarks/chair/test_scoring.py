@@ -238,7 +238,7 @@ def rescored(result, captions, other):
         )
         readings[caption.text] = words.CaptionReading(outcome["words"], mentions)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(chair, "reader", lambda family, path: Known())
+        patch.setattr(chair, "reader_of", lambda synonyms, family, path: Known())
         return chair.score(captions, other, gt_family="pattern")
 
 
