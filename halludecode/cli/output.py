@@ -51,7 +51,8 @@ def without_collector() -> Iterator[None]:
         yield
     finally:
         if running:
-            gc.freeze()
+            if "torch" not in sys.modules:  # beside it, libraries complain of what is set aside
+                gc.freeze()
             gc.enable()
 
 
