@@ -207,7 +207,7 @@ async def served(port: int, artifacts: Path) -> tuple[asyncio.Task[None], dict[s
     words = [word for pair in OPTIONS.items() for word in pair]
     words += ["--host", "127.0.0.1", "--port", str(port), "--disable-uvicorn-access-log"]
     args = app.arguments(policy, words)
-    args.model, args.served_model_name = "testbed", ["testbed"]
+    args.model, args.served_model_name, args.extra_rows = "testbed", ["testbed"], "on_demand"
     task = asyncio.create_task(app._serve("testbed", policy, args, artifacts))
     async with httpx.AsyncClient() as client:
         while True:
