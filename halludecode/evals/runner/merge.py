@@ -116,11 +116,12 @@ def _checked(folders: Sequence[Path]) -> dict[Path, dict[str, Any]]:
                     f"{start} and {folder} are not of one run: {name} differs. Run one of them "
                     "again with the options of the others."
                 )
-    given = Counter(card["shard"] for card in cards.values())
+    given = Counter(cards[folder]["shard"] for folder in folders)
     wanted = [f"{k}/{count}" for k in range(1, count + 1)]
-    wrong = [shard for shard in given if shard not in wanted or given[shard] > 1]
-    if len(folders) > len(cards) or wrong:
-        raise InvalidData(f"Shard {', '.join(wrong) or 'folders'} given more than once.")
+    if strange := [shard for shard in given if shard not in wanted]:
+        raise InvalidData(f"Shard {', '.join(strange)} is of another division than 1/{count}.")
+    if twice := [shard for shard in given if given[shard] > 1]:
+        raise InvalidData(f"Shard {', '.join(twice)} is given more than once; keep one of each.")
     if missing := [shard for shard in wanted if shard not in given]:
         raise InvalidData(
             f"Shard {', '.join(missing)} of the run is missing: {len(given)} of {count} were given."

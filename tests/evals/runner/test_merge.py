@@ -79,8 +79,11 @@ def test_what_makes_no_run_is_refused(source, tmp_path):
     a, b = tmp_path / "1", tmp_path / "2"
     with pytest.raises(InvalidData, match="Shard 3/3 of the run is missing: 2 of 3 were given"):
         merge([a, b], tmp_path / "out")
-    with pytest.raises(InvalidData, match="more than once"):
+    with pytest.raises(InvalidData, match="Shard 1/3 is given more than once"):
         merge([a, a, b], tmp_path / "out")
+    ran(source, tmp_path / "half", "2/2", tasks=["pope"])
+    with pytest.raises(InvalidData, match="Shard 1/3 is of another division than 1/2"):
+        merge([a, tmp_path / "half"], tmp_path / "out")
     ran(source, tmp_path / "3", "3/3", world.FakeEngine(digest="9"), tasks=["pope"])
     with pytest.raises(InvalidData, match="not of one run: model_digest differs"):
         merge([a, b, tmp_path / "3"], tmp_path / "out")
