@@ -13,7 +13,7 @@ from halludecode.engines.explain import unprobed
 from halludecode.engines.vllm.worker.step_batch import Rows, placed
 
 if TYPE_CHECKING:
-    from halludecode.engines.vllm.worker.sampler import GroupSampler
+    from halludecode.engines.vllm.worker.sampler import GroupSampling
 
 
 def pictured(groups: Sequence[Rows], like: Tensor) -> Tensor:
@@ -22,7 +22,7 @@ def pictured(groups: Sequence[Rows], like: Tensor) -> Tensor:
 
 
 def decided(
-    sampler: GroupSampler, plan: Plan | None, groups: Sequence[Rows], logits: Tensor, main: Tensor
+    sampler: GroupSampling, plan: Plan | None, groups: Sequence[Rows], logits: Tensor, main: Tensor
 ) -> Tensor:
     """Bool [B]: whose next token the main row decides alone, see `Plan.can_wait`.
 
@@ -38,7 +38,7 @@ def decided(
     return hd_step.decided(sampler.steps(plan, groups, logits), main) & pictured(groups, main)
 
 
-def ask(sampler: GroupSampler, logits: Tensor) -> None:
+def ask(sampler: GroupSampling, logits: Tensor) -> None:
     """Draw nothing for groups whose main row is alone and does not decide: the scheduler sees it.
 
     Args:
