@@ -51,10 +51,10 @@ def notes(results: Mapping[str, Any], labels: Labels) -> list[str]:
 def _losses(entry: Mapping[str, Any], labels: Labels) -> Iterator[str]:
     """What is missing in one entry."""
     name = labels.get(entry["strategy"], entry["strategy"])
-    where = f"{name}, {entry['task']} on {entry['data']}"
+    split = f" ({entry['split']})" if entry["split"] else ""
+    where = f"{name}, {entry['task']} on {entry['data']}{split}"
     if entry["failed"]:
-        split = f" ({entry['split']})" if entry["split"] else ""
-        yield f"{where}{split}: {entry['failed']} failed, see errors.jsonl."
+        yield f"{where}: {entry['failed']} failed, see errors.jsonl."
     if unshared := entry.get("unshared"):
         yield f"{where}: left out, as not all answered the same: {unshared} of its answers."
     yield from (f"{where}: {remark}" for remark in entry.get("remarks", ()))

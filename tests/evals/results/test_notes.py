@@ -45,3 +45,11 @@ def test_fixed_answers_that_get_the_same_are_told_once():
     (said,) = fixed_answers(entries, {"m3id(lam=0.02)": "m3id"})
     same = "always yes, greedy's, m3id's first answer copied: total 2.5"
     assert f"within a pair: {same}; vcd's first answer copied: total 3.0" in said
+
+
+def test_what_is_missing_names_its_split():
+    lost = {"remarks": ["3 of 1200 answers hold neither."], "unread": 2, "unshared": 1, "failed": 4}
+    said = told(*[{**entry("vcd"), **lost, "split": split} for split in ("random", "popular")])
+    assert len(said) == len(set(said)) == 8
+    for split in ("random", "popular"):
+        assert sum(s.startswith(f"vcd, pope on set ({split}): ") for s in said) == 4
