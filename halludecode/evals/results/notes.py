@@ -51,7 +51,7 @@ def notes(results: Mapping[str, Any], labels: Labels) -> list[str]:
 def _losses(entry: Mapping[str, Any], labels: Labels) -> Iterator[str]:
     """What is missing in one entry."""
     name = labels.get(entry["strategy"], entry["strategy"])
-    split = f" ({entry['split']})" if entry["split"] else ""
+    split = f" ({entry['split']})" if entry["split"] not in ("", None, entry["data"]) else ""
     where = f"{name}, {entry['task']} on {entry['data']}{split}"
     if entry["failed"]:
         yield f"{where}: {entry['failed']} failed, see errors.jsonl."
