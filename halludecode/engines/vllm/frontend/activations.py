@@ -203,6 +203,7 @@ def capture_of(request: ActivationRequest) -> dict[str, Any]:
         "heads": list(request.heads),
         "image": list(request.image),
         "vision": list(request.vision),
+        "tower": list(request.tower),
         "full": request.vision_heads == "fullwidth",
         "every_token": request.every_token,
         "logits": request.logits,
