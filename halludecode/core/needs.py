@@ -46,6 +46,7 @@ WORDS: Mapping[str, str] = {
     "steer": "edits hidden states",
     "early": "decodes early layers",
     "logits": "decodes early layers",
+    "decode": "decodes states",
     "branch_off": "a branch of one layer",
     "image_features": "reads image features",
     "whole": "prompts read whole",

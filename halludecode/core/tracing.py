@@ -56,6 +56,7 @@ class TracedStrategy:
     firsts: frozenset[str] = frozenset()  # rows whose logits of token 1 `combine` reads later, too
     early_rows: frozenset[str] = frozenset()  # rows beside main of which it decodes early layers
     stream_reads: frozenset[str] = frozenset()  # what `steer` reads of `ResidualStream` on top
+    decodes: bool = False  # whether `combine` decodes states of its own
 
     @property
     def steers(self) -> bool:
@@ -69,7 +70,7 @@ class TracedStrategy:
             "search": self.strategy.declares("search"),
             "steering": self.steers,
             "attention": bool(self.verbs) and "main" in self.attend_rows and not self.branches_off,
-            "layers": bool(self.early) or self.branches_off,
+            "layers": bool(self.early) or self.branches_off or self.decodes,
             "contrast": bool(self.reads),
         }
         return tuple(kind for kind in KINDS if found.get(kind)) or KINDS[-1:]
@@ -193,6 +194,7 @@ def trace(strategy: Strategy, model_info: ModelInfo) -> TracedStrategy:
         frozenset[str]().union(*(step.firsts for step in steps)),
         frozenset[str]().union(*(step.early_rows for step in steps)),
         frozenset(reads),
+        any(step.decodes for step in steps),
     )
 
 
@@ -258,8 +260,9 @@ def _trace_combine(
     rng = torch.Generator().manual_seed(0)  # the caller's random numbers stay as they were
     requests, vocab = 2, model_info.vocab_size
 
-    def decode(x: Tensor, norm: bool) -> Tensor:
-        return torch.randn(*x.shape[:-1], vocab, generator=rng)
+    def decode(x: Tensor, norm: bool, tokens: Tensor | None = None) -> Tensor:
+        width = vocab if tokens is None else len(tokens)
+        return torch.randn(*x.shape[:-1], width, generator=rng)
 
     rows = {name: torch.randn(requests, vocab, generator=rng) for name in {"main": 0, **branches}}
     brief = {name for name, branch in branches.items() if branch.life == "prefill"} - {"main"}
@@ -372,6 +375,7 @@ def _fake_activations(request: ActivationRequest, model_info: ModelInfo) -> Acti
         vision=maybe(request.vision, 1 if request.vision_heads == "fullwidth" else heads, 4),
         tower=maybe(request.tower, places, model_info.hidden_size),
         image_counts=(4,),
+        image_mask=torch.arange(5) > 0 if request.every_token else None,
         image_spans=((0, 2, 2),),
         text="a" if request.write else "",
         token_ids=(0,) if request.write else (),
