@@ -210,7 +210,7 @@ def finish(stream: Stream, paint: np.ndarray, spoil: int = 0) -> np.ndarray:
     sigma = stream.between(2 * STEPS, 14 * STEPS)
     if stream.chance(spoil):
         if stream.chance(500):
-            sigma = stream.between(40 * STEPS, 140 * STEPS)
+            sigma = stream.between(40 * STEPS, 240 * STEPS)
         else:
             paint = smoothed(paint, stream.between(96, 320))
     contrast = stream.between(192, 282)

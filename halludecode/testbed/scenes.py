@@ -49,7 +49,7 @@ class Split:
 
 
 SPLITS = {
-    "train": Split(0, pair=880, stranger=200, hide=100, spoil=100, judged=False),
+    "train": Split(0, pair=880, stranger=200, hide=220, spoil=120, judged=False),
     "iid": Split(1, pair=880, stranger=200),
     "broken": Split(2, pair=250, stranger=500),
     "dev-iid": Split(3, pair=880, stranger=200),

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from halludecode.testbed.categories import COLOURS, NAMES
 
 WORD_SCALE = 0.2  # root mean square of the word embeddings at the start
+ACROSS, DOWN = ("left", "right"), ("above", "below")  # words for the ends of a row and a column
 _ATTENTION = "halludecode_testbed_train"
 
 
@@ -95,6 +96,7 @@ class Words:
     def __init__(self, tokenizer: Any) -> None:
         self._names = [_ids(tokenizer, name) for name in NAMES]
         self._colours = [_ids(tokenizer, name)[0] for name in COLOURS]
+        self._places = [[_ids(tokenizer, w)[0] for w in pair] for pair in (ACROSS, DOWN)]
 
     def categories(self, table: Tensor) -> Tensor:
         """[80, D]: mean embedding of each category's words, from the table [V, D]."""
@@ -103,6 +105,10 @@ class Words:
     def colours(self, table: Tensor) -> Tensor:
         """[6, D]: embedding of each colour's word, from the table [V, D]."""
         return table[self._colours]
+
+    def places(self, table: Tensor) -> Tensor:
+        """[2, 2, D]: embeddings of `ACROSS` and `DOWN`, from the table [V, D]."""
+        return table[self._places]
 
 
 def _ids(tokenizer: Any, text: str) -> list[int]:

@@ -19,13 +19,16 @@ from torch import Tensor, nn
 
 from halludecode.testbed.categories import COLOURS
 from halludecode.testbed.stream import Stream
+from halludecode.testbed.train.conversation import turns
 from halludecode.testbed.train.corpus import CELLS, Corpus
-from halludecode.testbed.train.language import TrainingTurn, turns
-from halludecode.testbed.train.network import Trainer, autocast, patches, pixels
+from halludecode.testbed.train.language import TrainingTurn
+from halludecode.testbed.train.network import ACROSS, DOWN, Trainer, autocast, patches, pixels
+from halludecode.testbed.train.prompts import of_two, part
 
 RATE, DECAY = 1.5e-3, 0.02
 BATCH = 32
-LONGEST = 300  # tokens of a row; turns that do not fit are left out
+LONGEST = 360  # tokens of a row behind one picture; turns that do not fit are left out
+PAIRS = 8  # every so many steps the rows of a batch, half as many, have two pictures
 _PURPOSE = 15 * 16 + 2  # of the streams the sentences come from
 _IGNORE = -100
 _HEAD_SCALE = 0.06  # of the word embeddings the output layer starts from
@@ -74,23 +77,19 @@ class Writer:
     def _ids(self, text: str) -> list[int]:
         return self._encode(text, add_special_tokens=False).ids
 
-    @property
-    def start(self) -> int:
-        """Length of the prefix."""
-        return len(self.words) + CELLS
-
-    def row(self, turns_of_picture: Sequence[TrainingTurn]) -> TrainingRow:
-        """Lays the turns of one picture behind the prefix."""
-        count = len(self.words)
-        ids = self.words + [self._image] * CELLS
-        row = TrainingRow(ids, [0] * count + [1] * CELLS, list(range(self.start)))
+    def row(self, turns_of_picture: Sequence[TrainingTurn], pictures: int = 1) -> TrainingRow:
+        """Lays the turns about one picture, or about several, behind the prefix."""
+        count, cells = len(self.words), CELLS * pictures
+        start = count + cells
+        ids = self.words + [self._image] * cells
+        row = TrainingRow(ids, [0] * count + [1] * cells, list(range(start)))
         for number, turn in enumerate(turns_of_picture, 2):
             question = self._ids(f"\n{turn.question} ASSISTANT:")
             answer = [*self._ids(turn.answer), self.end]
             size = len(question) + len(answer)
-            if len(row.ids) + size > LONGEST:
+            if len(row.ids) + size > LONGEST + cells - CELLS:
                 continue
-            start_place = count if turn.blind else self.start
+            start_place = count if turn.blind else start
             row.ids += question + answer
             row.turn += [-number if turn.blind else number] * size
             row.places += range(start_place, start_place + size)
@@ -105,6 +104,8 @@ def kind(turn: TrainingTurn) -> str:
     words = turn.question
     if turn.blind:
         return "blind"
+    if turn.answer in (*ACROSS, *DOWN):
+        return "where"
     if turn.answer not in ("yes", "no"):
         return "caption" if len(turn.answer) > 12 else "open"
     if "total of" in words:
@@ -177,29 +178,23 @@ class Stage2:
     def _level(self) -> None:
         """Picture tokens as loud as words; the output layer a quiet copy of the words."""
         words = self._model.get_input_embeddings().weight
-        projected = self.net["projector"](self._patches(self._judged, np.arange(64)))
+        images = pixels(np.array(self._judged.images[:64]), self._model.device)
+        projected = self.net["projector"](patches(self._model, images))
         factor = words.square().mean().sqrt() / projected.square().mean().sqrt()
         last = self.net["projector"].linear_2
         last.weight *= factor
         last.bias *= factor
         self.net["head"].weight.copy_(words * _HEAD_SCALE)
 
-    @torch.no_grad()
-    def _patches(self, source: Corpus, picks: np.ndarray) -> Tensor:
-        images = pixels(np.array(source.images[picks]), self._model.device)
-        return patches(self._model, images)
-
-    def _forward(self, source: Corpus, picks: np.ndarray, rows: Sequence[TrainingRow]) -> Any:
-        """Losses per target, hits, targets and weights, all [targets]."""
+    def _forward(self, images: np.ndarray, rows: Sequence[TrainingRow]) -> Any:
+        """Losses per target, hits and weights, all [targets]; the images in the rows' order."""
         device = self._model.device
         ids, places, targets, weights, mask = (x.to(device) for x in collate(rows))
-        start, words = self._writer.start, len(self._writer.words)
         with autocast(device):
-            projected = self.net["projector"](self._patches(source, picks))
+            projected = self.net["projector"](patches(self._model, pixels(images, device)))
             embeds = self.net["decoder"].embed_tokens(ids)
-            embeds = torch.cat(
-                [embeds[:, :words], projected.to(embeds.dtype), embeds[:, start:]], 1
-            )
+            seen = (ids == self._model.config.image_token_id)[..., None]
+            embeds = embeds.masked_scatter(seen, projected.to(embeds.dtype))
             hidden = self.net["decoder"](
                 inputs_embeds=embeds, attention_mask=mask, position_ids=places, use_cache=False
             ).last_hidden_state
@@ -213,7 +208,14 @@ class Stage2:
         """One update; pictures and sentences depend on the seed and the number alone."""
         rng = np.random.default_rng([self._seed, 2, number])
         picks = np.sort(rng.integers(len(self._scenes.stories), size=BATCH))
-        losses, _, weights = self._forward(self._scenes, picks, self._rows(picks, number))
+        images = np.array(self._scenes.images[picks])
+        if number % PAIRS == PAIRS - 1:
+            images, rows = self._pairs(
+                self._scenes, images, picks, Stream(self._seed, _PURPOSE, number)
+            )
+        else:
+            rows = self._rows(picks, number)
+        losses, _, weights = self._forward(images, rows)
         loss = (losses * weights).sum() / weights.sum()
         self.trainer.step(loss, number)
         return {"loss": loss.item()}
@@ -222,6 +224,22 @@ class Stage2:
         streams = (Stream(self._seed, _PURPOSE, number, i) for i in range(len(picks)))
         pairs = zip(streams, picks.tolist(), strict=True)
         return [self._writer.row(turns(s, self._scenes.stories[i])) for s, i in pairs]
+
+    def _pairs(
+        self, source: Corpus, images: np.ndarray, picks: np.ndarray, stream: Stream
+    ) -> tuple[np.ndarray, list[TrainingRow]]:
+        """Half as many rows: of two scenes each, or of one (every fourth) and a part of it."""
+        rows, half = [], len(picks) // 2
+        order = np.arange(2 * half).reshape(2, half).T.flatten()
+        images, picks = images[order], picks[order]
+        for i in range(half):
+            stories = [source.stories[p] for p in picks[2 * i : 2 * i + 2].tolist()]
+            if i % 4 == 3:
+                images[2 * i + 1] = part(stream, images[2 * i])
+                rows.append(self._writer.row(turns(stream, stories[0]), 2))
+            else:
+                rows.append(self._writer.row(of_two(stream, *stories), 2))
+        return images, rows
 
     @torch.no_grad()
     def figures(self) -> dict[str, float]:
@@ -234,7 +252,7 @@ class Stage2:
                 turns(Stream(0, _PURPOSE, int(i)), self._judged.stories[i]) for i in picks
             ]
             rows = [self._writer.row(turn) for turn in conversations]
-            losses, right, _ = self._forward(self._judged, picks, rows)
+            losses, right, _ = self._forward(np.array(self._judged.images[picks]), rows)
             marks = [
                 (kind_, target)
                 for row in rows
@@ -247,6 +265,32 @@ class Stage2:
                     caption.append(loss)
                 elif target != self._writer.end:
                     hits.setdefault(kind_, []).append(hit)
-        closed = ("existence", "count", "color", "position", "place", "scene")
-        accuracies = {f"{k} accuracy": float(np.mean(hits[k])) for k in closed if k in hits}
+        closed = ("existence", "count", "color", "position", "place", "where", "scene")
+        hits["first or second"] = self._told_apart()
+        accuracies = {
+            f"{k} accuracy": float(np.mean(hits[k]))
+            for k in (*closed, "first or second")
+            if k in hits
+        }
         return accuracies | {"caption loss": float(np.mean(caption))}
+
+    def _told_apart(self) -> list[bool]:
+        """Whether questions about one of two pictures are answered right, yes or no alone."""
+        picks = np.arange(64)
+        images, rows = self._pairs(
+            self._judged, np.array(self._judged.images[picks]), picks, Stream(1, _PURPOSE)
+        )
+        rows = [row for i, row in enumerate(rows) if i % 4 != 3]
+        kept = np.array([i for i in range(64) if i // 2 % 4 != 3])
+        _, right, _ = self._forward(images[kept], rows)
+        kinds = [
+            kind_
+            for row in rows
+            for kind_, target in zip(row.kinds, row.targets, strict=True)
+            if target != _IGNORE
+        ]
+        answers_ = [
+            row_target for row in rows for row_target in row.targets if row_target != _IGNORE
+        ]
+        marks = zip(kinds, answers_, right.tolist(), strict=True)
+        return [hit for k, target, hit in marks if k == "existence" and target != self._writer.end]
