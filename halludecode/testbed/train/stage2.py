@@ -178,20 +178,23 @@ class Stage2:
     def _level(self) -> None:
         """Picture tokens as loud as words; the output layer a quiet copy of the words."""
         words = self._model.get_input_embeddings().weight
-        images = pixels(np.array(self._judged.images[:64]), self._model.device)
-        projected = self.net["projector"](patches(self._model, images))
+        projected = self.net["projector"](self._patches(np.array(self._judged.images[:64])))
         factor = words.square().mean().sqrt() / projected.square().mean().sqrt()
         last = self.net["projector"].linear_2
         last.weight *= factor
         last.bias *= factor
         self.net["head"].weight.copy_(words * _HEAD_SCALE)
 
+    @torch.no_grad()
+    def _patches(self, images: np.ndarray) -> Tensor:
+        return patches(self._model, pixels(images, self._model.device))
+
     def _forward(self, images: np.ndarray, rows: Sequence[TrainingRow]) -> Any:
         """Losses per target, hits and weights, all [targets]; the images in the rows' order."""
         device = self._model.device
         ids, places, targets, weights, mask = (x.to(device) for x in collate(rows))
         with autocast(device):
-            projected = self.net["projector"](patches(self._model, pixels(images, device)))
+            projected = self.net["projector"](self._patches(images))
             embeds = self.net["decoder"].embed_tokens(ids)
             seen = (ids == self._model.config.image_token_id)[..., None]
             embeds = embeds.masked_scatter(seen, projected.to(embeds.dtype))
@@ -283,14 +286,14 @@ class Stage2:
         rows = [row for i, row in enumerate(rows) if i % 4 != 3]
         kept = np.array([i for i in range(64) if i // 2 % 4 != 3])
         _, right, _ = self._forward(images[kept], rows)
-        kinds = [
-            kind_
+        marks = (
+            (kind_, target)
             for row in rows
             for kind_, target in zip(row.kinds, row.targets, strict=True)
             if target != _IGNORE
+        )
+        return [
+            hit
+            for (kind_, target), hit in zip(marks, right.tolist(), strict=True)
+            if kind_ == "existence" and target != self._writer.end
         ]
-        answers_ = [
-            row_target for row in rows for row_target in row.targets if row_target != _IGNORE
-        ]
-        marks = zip(kinds, answers_, right.tolist(), strict=True)
-        return [hit for k, target, hit in marks if k == "existence" and target != self._writer.end]
