@@ -108,7 +108,7 @@ class Words:
 
     def places(self, table: Tensor) -> Tensor:
         """[2, 2, D]: embeddings of `ACROSS` and `DOWN`, from the table [V, D]."""
-        return table[self._places]
+        return torch.stack([table[ids] for ids in self._places])
 
 
 def _ids(tokenizer: Any, text: str) -> list[int]:
