@@ -50,6 +50,7 @@ def plain_attention(
     value: Tensor,
     attention_mask: Tensor | None,
     scaling: float | None = None,
+    prefix: int | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
     """Attention in three products, whose backward pass is quick on a CPU for heads this small.
@@ -61,18 +62,36 @@ def plain_attention(
         value: See ``query``.
         attention_mask: Added to the scores, or None.
         scaling: Of the scores; None is 1 / sqrt(d).
+        prefix: Tokens that all later ones may see; those see their own block beside. The mask is
+            then [rows, 1, tokens, prefix + block].
         **kwargs: What transformers also hands over.
 
     Returns:
         [rows, tokens, heads, d], and no weights.
     """
-    scale = scaling if scaling is not None else query.shape[-1] ** -0.5
-    scores = torch.matmul(query * scale, key.transpose(-1, -2))
-    if attention_mask is not None:
-        scores += attention_mask.to(scores.dtype)
-    with torch.autocast(query.device.type, enabled=False):  # it would widen the softmax
-        weights = torch.softmax(scores, -1)
-    return torch.matmul(weights, value).transpose(1, 2).contiguous(), None
+    query = query * (scaling if scaling is not None else query.shape[-1] ** -0.5)
+    if prefix is None:
+        weights = _softmax(query @ key.transpose(-1, -2), attention_mask)
+        return (weights @ value).transpose(1, 2).contiguous(), None
+    assert attention_mask is not None
+    block = attention_mask.shape[-1] - prefix
+    first_keys, first_values = key[:, :, :prefix], value[:, :, :prefix]
+    scores = query @ first_keys.transpose(-1, -2)
+    above = _softmax(scores[:, :, :prefix], attention_mask[:, :, :prefix, :prefix]) @ first_values
+    q, k, v = (x[:, :, prefix:].unflatten(2, (-1, block)) for x in (query, key, value))
+    own = (q @ k.transpose(-1, -2)).flatten(2, 3)
+    weights = torch.cat([scores[:, :, prefix:], own], -1)
+    weights = _softmax(weights, attention_mask[:, :, prefix:])
+    behind = weights[..., :prefix] @ first_values
+    behind = behind + (weights[..., prefix:].unflatten(2, (-1, block)) @ v).flatten(2, 3)
+    return torch.cat([above, behind], 2).transpose(1, 2).contiguous(), None
+
+
+def _softmax(scores: Tensor, mask: Tensor | None) -> Tensor:
+    if mask is not None:
+        scores = scores + mask.to(scores.dtype)
+    with torch.autocast(scores.device.type, enabled=False):  # it would widen the softmax
+        return torch.softmax(scores, -1)
 
 
 def pixels(images: np.ndarray, device: torch.device) -> Tensor:

@@ -36,7 +36,7 @@ _IMAGE = re.compile(r"\b(the|this) image\b")
 
 
 def of_the_field(
-    stream: Stream, story: Story, answered: Sequence[TrainingTurn]
+    stream: Stream, story: Story, answered: Sequence[TrainingTurn], long: bool
 ) -> Iterator[TrainingTurn]:
     """Some turns about one picture in the words that strategies use.
 
@@ -44,11 +44,12 @@ def of_the_field(
         stream: Where the choices come from.
         story: What is in the picture, as annotated.
         answered: The scene's questions.
+        long: There is room for requests of a hundred words.
     """
     if stream.chance(300):
         yield _of_length(stream, story)
-    if stream.chance(120):
-        request = stream.pick((REQUEST, DESCRIBE)).replace(
+    if stream.chance(700 if long else 50):
+        request = (REQUEST if long else DESCRIBE).replace(
             "{question}", stream.pick(answered).question
         )
         yield TrainingTurn(request, caption(stream, story), 1.0)

@@ -26,38 +26,51 @@ from halludecode.testbed.train.network import ACROSS, DOWN, Trainer, autocast, p
 from halludecode.testbed.train.prompts import of_two, part
 
 RATE, DECAY = 1.5e-3, 0.02
-BATCH = 32
-LONGEST = 360  # tokens of a row behind one picture; turns that do not fit are left out
-PAIRS = 8  # every so many steps the rows of a batch, half as many, have two pictures
+BATCH = 24
+SHORT, LONG = (84, 2), (188, 1)  # tokens of a block and blocks of a row behind its pictures
+CYCLE = 8  # steps: of so many one has long turns, and one two pictures in half as many rows
 _PURPOSE = 15 * 16 + 2  # of the streams the sentences come from
-_IGNORE = -100
+_IGNORE, _PADDING = -100, -9999
 _HEAD_SCALE = 0.06  # of the word embeddings the output layer starts from
 
 
 @dataclass
 class TrainingRow:
-    """One picture's turns, laid out behind each other.
+    """One picture's turns, laid out in blocks of one size behind it.
 
     Args:
+        prefix: Tokens before the first block.
         ids: Token ids.
         turn: Which turn a token belongs to: 0 words of the prefix, 1 the picture, then 2, 3, ...;
-            a blind turn is negative.
+            a blind turn is negative, -9999 is padding.
         places: Position ids.
         targets: What each token is to predict at the place before it; -100 where nothing.
         weights: Of the targets.
         kinds: Kind of question each target belongs to.
     """
 
-    ids: list[int]
-    turn: list[int]
-    places: list[int]
+    prefix: int
+    ids: list[int] = field(default_factory=list)
+    turn: list[int] = field(default_factory=list)
+    places: list[int] = field(default_factory=list)
     targets: list[int] = field(default_factory=list)
     weights: list[float] = field(default_factory=list)
     kinds: list[str] = field(default_factory=list)
 
-    def __post_init__(self) -> None:
-        self.targets = [_IGNORE] * len(self.ids)
-        self.weights, self.kinds = [0.0] * len(self.ids), [""] * len(self.ids)
+    def add(self, ids: list[int], turn: int, place: int, answer: int = 0) -> None:
+        """Lays tokens down, the last ``answer`` of them as targets yet without weight and kind."""
+        size = len(ids)
+        self.ids += ids
+        self.turn += [turn] * size
+        self.places += range(place, place + size)
+        self.targets += [_IGNORE] * (size - answer) + ids[size - answer :]
+        self.weights += [0.0] * size
+        self.kinds += [""] * size
+
+    def mark(self, answer: int, weight: float, kind: str) -> None:
+        """Says what the last ``answer`` tokens weigh in the loss and what they are about."""
+        self.weights[-answer:] = [weight] * answer
+        self.kinds[-answer:] = [kind] * answer
 
 
 class Writer:
@@ -77,26 +90,48 @@ class Writer:
     def _ids(self, text: str) -> list[int]:
         return self._encode(text, add_special_tokens=False).ids
 
-    def row(self, turns_of_picture: Sequence[TrainingTurn], pictures: int = 1) -> TrainingRow:
-        """Lays the turns about one picture, or about several, behind the prefix."""
+    def row(
+        self,
+        turns_of_picture: Sequence[TrainingTurn],
+        pictures: int = 1,
+        layout: tuple[int, int] = SHORT,
+    ) -> TrainingRow:
+        """Lays the turns about one picture, or about several, behind them.
+
+        Args:
+            turns_of_picture: Those for which no block has room are left out.
+            pictures: How many.
+            layout: Tokens of a block, and number of blocks.
+        """
         count, cells = len(self.words), CELLS * pictures
-        start = count + cells
-        ids = self.words + [self._image] * cells
-        row = TrainingRow(ids, [0] * count + [1] * cells, list(range(start)))
-        for number, turn in enumerate(turns_of_picture, 2):
+        row = TrainingRow(count + cells)
+        row.add(self.words, 0, 0)
+        row.add([self._image] * cells, 1, count)
+        size, number = layout
+        for block in self._packed(turns_of_picture, size, number):
+            for name, turn, question, answer in block:
+                start = count if turn.blind else row.prefix
+                row.add(question + answer, -name if turn.blind else name, start, len(answer))
+                row.mark(len(answer), turn.weight, kind(turn))
+            row.add([0] * (-(len(row.ids) - row.prefix) % size), _PADDING, 0)
+        row.add([0] * (row.prefix + size * number - len(row.ids)), _PADDING, 0)
+        return row
+
+    def _packed(
+        self, turns_of_picture: Sequence[TrainingTurn], size: int, number: int
+    ) -> list[list[tuple[int, TrainingTurn, list[int], list[int]]]]:
+        """Each turn in the first block with room for it: number, turn, question and answer."""
+        blocks: list[list[tuple[int, TrainingTurn, list[int], list[int]]]]
+        blocks, room = [[] for _ in range(number)], [size] * number
+        for name, turn in enumerate(turns_of_picture, 2):
             question = self._ids(f"\n{turn.question} ASSISTANT:")
             answer = [*self._ids(turn.answer), self.end]
-            size = len(question) + len(answer)
-            if len(row.ids) + size > LONGEST + cells - CELLS:
-                continue
-            start_place = count if turn.blind else start
-            row.ids += question + answer
-            row.turn += [-number if turn.blind else number] * size
-            row.places += range(start_place, start_place + size)
-            row.targets += [_IGNORE] * len(question) + answer
-            row.weights += [0.0] * len(question) + [turn.weight] * len(answer)
-            row.kinds += [""] * len(question) + [kind(turn)] * len(answer)
-        return row
+            tokens = len(question) + len(answer)
+            place = next((i for i in range(number) if room[i] >= tokens), None)
+            if place is not None:
+                room[place] -= tokens
+                blocks[place].append((name, turn, question, answer))
+        return [block for block in blocks if block]
 
 
 def kind(turn: TrainingTurn) -> str:
@@ -119,29 +154,36 @@ def kind(turn: TrainingTurn) -> str:
     return "color" if any(f" {colour}" in words for colour in COLOURS) else "existence"
 
 
-def collate(rows: Sequence[TrainingRow]) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Rows to one batch.
+def collate(
+    rows: Sequence[TrainingRow], block: int
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Rows of one layout to one batch.
+
+    Args:
+        rows: As many tokens each.
+        block: Tokens of a block.
 
     Returns:
-        ids, places and targets int64 [n, T], weights float32 [n, T], mask bfloat16 [n, 1, T, T]
-        to be added to the scores.
+        ids, places and targets int64 [n, T], weights float32 [n, T], mask bfloat16 [n, 1, T, P +
+        block]: to be added to the scores of the prefix's P keys and those of a query's own block.
     """
-    longest = max(len(row.ids) for row in rows)
     ids, places, targets, turn = (
-        np.full((len(rows), longest), fill, np.int64) for fill in (0, 0, _IGNORE, -9999)
+        torch.tensor([getattr(row, name) for row in rows])
+        for name in ("ids", "places", "targets", "turn")
     )
-    weights = np.zeros((len(rows), longest), np.float32)
-    for i, row in enumerate(rows):
-        size = len(row.ids)
-        ids[i, :size], places[i, :size], targets[i, :size] = row.ids, row.places, row.targets
-        turn[i, :size], weights[i, :size] = row.turn, row.weights
-    turns_of_tokens = torch.from_numpy(turn)
-    asking, asked_about = turns_of_tokens[:, :, None], turns_of_tokens[:, None, :]
-    sees = (asking == asked_about) | (asked_about == 0) | ((asked_about == 1) & (asking > 0))
-    sees &= torch.ones(longest, longest, dtype=torch.bool).tril()
+    weights = torch.tensor([row.weights for row in rows])
+    prefix = rows[0].prefix
+    asking = turn[:, :, None]
+    above = turn[:, None, :prefix]
+    sees_prefix = (above == 0) | ((above == 1) & (asking > 0))
+    sees_prefix[:, :prefix] &= torch.ones(prefix, prefix, dtype=torch.bool).tril()
+    own = turn[:, prefix:].unflatten(1, (-1, block))
+    sees_block = own[..., None] == own[..., None, :]
+    sees_block &= torch.ones(block, block, dtype=torch.bool).tril()
+    none = torch.zeros(len(rows), prefix, block, dtype=torch.bool)
+    sees = torch.cat([sees_prefix, torch.cat([none, sees_block.flatten(1, 2)], 1)], -1)
     mask = torch.zeros(sees.shape, dtype=torch.bfloat16).masked_fill_(~sees, -30000.0)[:, None]
-    arrays = (torch.from_numpy(x) for x in (ids, places, targets, weights))
-    return (*arrays, mask)  # type: ignore[return-value]
+    return ids, places, targets, weights, mask
 
 
 class Stage2:
@@ -189,17 +231,21 @@ class Stage2:
     def _patches(self, images: np.ndarray) -> Tensor:
         return patches(self._model, pixels(images, self._model.device))
 
-    def _forward(self, images: np.ndarray, rows: Sequence[TrainingRow]) -> Any:
+    def _forward(self, images: np.ndarray, rows: Sequence[TrainingRow], block: int) -> Any:
         """Losses per target, hits and weights, all [targets]; the images in the rows' order."""
         device = self._model.device
-        ids, places, targets, weights, mask = (x.to(device) for x in collate(rows))
+        ids, places, targets, weights, mask = (x.to(device) for x in collate(rows, block))
         with autocast(device):
             projected = self.net["projector"](self._patches(images))
             embeds = self.net["decoder"].embed_tokens(ids)
             seen = (ids == self._model.config.image_token_id)[..., None]
             embeds = embeds.masked_scatter(seen, projected.to(embeds.dtype))
             hidden = self.net["decoder"](
-                inputs_embeds=embeds, attention_mask=mask, position_ids=places, use_cache=False
+                inputs_embeds=embeds,
+                attention_mask=mask,
+                position_ids=places,
+                use_cache=False,
+                prefix=rows[0].prefix,
             ).last_hidden_state
             has_target = targets[:, 1:] != _IGNORE
             logits = self.net["head"](hidden[:, :-1][has_target]).float()
@@ -212,21 +258,22 @@ class Stage2:
         rng = np.random.default_rng([self._seed, 2, number])
         picks = np.sort(rng.integers(len(self._scenes.stories), size=BATCH))
         images = np.array(self._scenes.images[picks])
-        if number % PAIRS == PAIRS - 1:
-            images, rows = self._pairs(
-                self._scenes, images, picks, Stream(self._seed, _PURPOSE, number)
-            )
+        layout = LONG if number % CYCLE in (3, 7) else SHORT
+        if number % CYCLE == 7:
+            stream = Stream(self._seed, _PURPOSE, number)
+            images, rows = self._pairs(self._scenes, images, picks, stream)
         else:
-            rows = self._rows(picks, number)
-        losses, _, weights = self._forward(images, rows)
+            rows = self._rows(picks, number, layout)
+        losses, _, weights = self._forward(images, rows, layout[0])
         loss = (losses * weights).sum() / weights.sum()
         self.trainer.step(loss, number)
         return {"loss": loss.item()}
 
-    def _rows(self, picks: np.ndarray, number: int) -> list[TrainingRow]:
+    def _rows(self, picks: np.ndarray, number: int, layout: tuple[int, int]) -> list[TrainingRow]:
         streams = (Stream(self._seed, _PURPOSE, number, i) for i in range(len(picks)))
         pairs = zip(streams, picks.tolist(), strict=True)
-        return [self._writer.row(turns(s, self._scenes.stories[i])) for s, i in pairs]
+        said = (turns(s, self._scenes.stories[i], layout == LONG) for s, i in pairs)
+        return [self._writer.row(turns_of_picture, 1, layout) for turns_of_picture in said]
 
     def _pairs(
         self, source: Corpus, images: np.ndarray, picks: np.ndarray, stream: Stream
@@ -239,9 +286,9 @@ class Stage2:
             stories = [source.stories[p] for p in picks[2 * i : 2 * i + 2].tolist()]
             if i % 4 == 3:
                 images[2 * i + 1] = part(stream, images[2 * i])
-                rows.append(self._writer.row(turns(stream, stories[0]), 2))
+                rows.append(self._writer.row(turns(stream, stories[0]), 2, LONG))
             else:
-                rows.append(self._writer.row(of_two(stream, *stories), 2))
+                rows.append(self._writer.row(of_two(stream, *stories), 2, LONG))
         return images, rows
 
     @torch.no_grad()
@@ -255,7 +302,7 @@ class Stage2:
                 turns(Stream(0, _PURPOSE, int(i)), self._judged.stories[i]) for i in picks
             ]
             rows = [self._writer.row(turn) for turn in conversations]
-            losses, right, _ = self._forward(np.array(self._judged.images[picks]), rows)
+            losses, right, _ = self._forward(np.array(self._judged.images[picks]), rows, SHORT[0])
             marks = [
                 (kind_, target)
                 for row in rows
@@ -285,7 +332,7 @@ class Stage2:
         )
         rows = [row for i, row in enumerate(rows) if i % 4 != 3]
         kept = np.array([i for i in range(64) if i // 2 % 4 != 3])
-        _, right, _ = self._forward(images[kept], rows)
+        _, right, _ = self._forward(images[kept], rows, LONG[0])
         marks = (
             (kind_, target)
             for row in rows
