@@ -1,7 +1,7 @@
 """Stage 1: the vision tower learns what every patch shows, in the decoder's own words.
 
 A projected patch is compared, by cosine, with the mean embedding of each category's words, of each
-colour's word, and of the words for left and right, above and below, whose shares are to tell its
+colour's word, and of the words for left and right, above and below, whose difference is to tell its
 column and its row; two small heads read both off it too (they are thrown away). So the tower learns
 to see, the picture's tokens come to lie beside the words for them, and where they are is said in
 words as well.
@@ -23,7 +23,8 @@ from halludecode.testbed.train.network import Trainer, Words, autocast, patches,
 RATE, DECAY = 2e-3, 0.02
 BATCH = 48
 COLLAGES = 2 / 3  # share of a batch
-_GROUND_WEIGHT, _COLOUR_WEIGHT, _PLACE_WEIGHT, _SIDE_WEIGHT = 0.1, 0.4, 0.1, 0.4
+_GROUND_WEIGHT, _COLOUR_WEIGHT, _PLACE_WEIGHT, _SIDE_WEIGHT = 0.1, 0.4, 0.1, 2.0
+_REACH = 0.7  # difference of cosines with two ends' words, at these ends: as loud as a colour
 
 
 class Vision(nn.Module):
@@ -84,16 +85,13 @@ class Vision(nn.Module):
             self.column(projected).flatten(0, 1), (self.cells % GRID).repeat(count)
         )
         loss = loss + _PLACE_WEIGHT * (rows + columns)
-        expected = self.ends.expand(count, -1, -1)  # the share of "right", and of "below"
-        return loss + _SIDE_WEIGHT * F.binary_cross_entropy_with_logits(
-            self.sides(projected), expected
-        )
+        return loss + _SIDE_WEIGHT * (self.sides(projected) - self.ends).square().mean()
 
     def sides(self, projected: Tensor) -> Tensor:
-        """[n, 100, 2]: logit of "right" against "left", and of "below" against "above"."""
+        """[n, 100, 2]: how far towards "right" and "below" a patch's words say, 0..1."""
         table = F.normalize(self._words.places(self.embed.weight).float(), dim=-1)
         cosine = F.normalize(projected, dim=-1) @ (table[:, 1] - table[:, 0]).T
-        return cosine * self.scale.exp()
+        return (cosine / _REACH + 1) / 2
 
 
 class Stage1:
@@ -154,7 +152,7 @@ class Stage1:
                 scores, projected = self.net.scores(
                     pixels(np.array(self._judged.images[batch]), self._device)
                 )
-            wrong_by = self.net.sides(projected).sigmoid() - self.net.ends
+            wrong_by = self.net.sides(projected) - self.net.ends
             predicted = scores.argmax(-1).cpu().numpy()
             kinds = self._judged.kinds[batch]
             hit = predicted == kinds
