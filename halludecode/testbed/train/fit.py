@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 import torch
 
-NOTE, SAVE, JUDGE = 25, 250, 500  # steps between lines of the curve, savings, figures
+NOTE, SAVE, JUDGE = 25, 100, 500  # steps between lines of the curve, savings, figures
 
 
 class Stage(Protocol):
