@@ -6,7 +6,7 @@ hidden size, d head size, V vocabulary size, N_img image tokens.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from halludecode.core.prompt import Prompt, digest
@@ -51,9 +51,17 @@ class ActivationRequest:
         return (*kept, self.every_token, self.write, self.logits)
 
     @property
+    def tower_alone(self) -> bool:
+        """Whether the vision tower alone is asked about, which reads no words."""
+        return bool(self.vision) and replace(self, vision=()) == ActivationRequest(
+            self.prompt, vision_heads=self.vision_heads
+        )
+
+    @property
     def key(self) -> str:
-        """Digest of the prompt and of everything asked for."""
-        return digest(self.prompt.key, self.kind)
+        """Digest of what the model reads of the prompt and of everything asked for."""
+        read = [p.key for p in self.prompt.pictures] if self.tower_alone else self.prompt.key
+        return digest(read, self.kind)
 
 
 @dataclass(frozen=True)

@@ -119,8 +119,8 @@ class ActivationCollector:
             for request in requests
         ]
         activations = [self._vision(each, first) for each in prepared]
-        if replace(first, vision=()).kind == ActivationRequest(first.prompt).kind:
-            return activations  # the vision tower alone was asked about
+        if first.tower_alone:
+            return activations
         batch = Batch(self.hf_model, self.row_builder, PLAIN, prepared, capture)
         logits = batch.prefill(self.prefixes if reuse and not first.every_token else None)
         activations = [

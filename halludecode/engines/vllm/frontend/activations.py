@@ -189,7 +189,7 @@ class ActivationPasses:
         return {
             "capture": capture_of(request),
             "counts": [image.count for image in row.images],
-            "spans": [list(span) for span in seen_spans(row)],
+            "spans": [] if request.tower_alone else [list(span) for span in seen_spans(row)],
             "mask": mask,
             "text": answer.text if request.write else "",
             "token_ids": list(answer.ids) if request.write else [],
