@@ -163,7 +163,7 @@ class RowBuilder:
 
     def activation_row(self, request: ActivationRequest) -> Row:
         """The single row of a pass of the plain model."""
-        return self._row("main", Branch(request.prompt), "", {})
+        return self._row("main", Branch(request.prompt, pixels=request.pixels), "", {})
 
     def _row(self, name: str, branch: Branch, hooks: str, state: Mapping[str, Any]) -> Row:
         prompt = branch.read()

@@ -99,9 +99,10 @@ class ActivationPasses:
     ) -> Iterator[Mapping[PassKey, Pass]]:
         """Passes that have been run, within this block.
 
-        Looks into the tower stay: they read pictures alone, and questions about one share them.
+        Looks at the tower's attention stay: they read pictures alone, and questions about one share
+        them. Its states are megabytes and go.
         """
-        shared = [key for key, request in requests.items() if request.tower_alone]
+        shared = [key for key, r in requests.items() if r.tower_alone and not r.tower]
         kept, ran = self._kept.use(shared), dict[PassKey, Pass]()
         try:
             ran = self._take({key: r for key, r in requests.items() if key not in kept})
@@ -208,6 +209,7 @@ def capture_of(request: ActivationRequest) -> dict[str, Any]:
         "heads": list(request.heads),
         "image": list(request.image),
         "vision": list(request.vision),
+        "tower": list(request.tower),
         "full": request.vision_heads == "fullwidth",
         "every_token": request.every_token,
         "logits": request.logits,

@@ -36,7 +36,7 @@ ATTENTION = frozenset(
 )
 # Needs served between vLLM's kernels.
 INSIDE = ATTENTION | {"steer", "early", "logits", "image_features", "activations", "key"}
-TOWER = frozenset({"vision", "tower"})
+TOWER = frozenset({"vision", "tower", "tower states"})
 
 
 def check_known(plan: Plan, call_workers: Callable[..., list[Any]]) -> None:
