@@ -93,6 +93,14 @@ def answer_together(engine, asked: list[tuple[hd.Request, str, hd.Sampling]]) ->
     return answered(outcomes)
 
 
+def served(engine, spec: str) -> bool:
+    """Whether an engine has what a strategy needs."""
+    try:
+        return bool(engine.plan(spec))
+    except hd.UnsupportedStrategy:
+        return False
+
+
 def scheduler_of(engine):
     """The scheduler of an engine whose core is in this process."""
     return engine.loaded.engine.engine_core.engine_core.scheduler

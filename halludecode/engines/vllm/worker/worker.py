@@ -14,6 +14,7 @@ from halludecode.core.errors import HalluDecodeError
 from halludecode.core.registry import STRATEGIES
 from halludecode.engines.vllm.compat import checkpoints, startup_errors
 from halludecode.engines.vllm.protocol import GroupReport, pack, unpack
+from halludecode.engines.vllm.worker import graphs
 from halludecode.engines.vllm.worker.captured import activations_of
 from halludecode.engines.vllm.worker.state import WorkerState
 
@@ -34,6 +35,7 @@ class WorkerMixin:
         """Load as vLLM does, then put our runner and sampler in place."""
         startup_errors.listen()  # not earlier: vLLM's processes first set their logging up
         checkpoints.accept_new_names(self.vllm_config.model_config)
+        graphs.salt(self.vllm_config)
         super().load_model(**kwargs)
         # Whichever of its two runners vLLM chose; importing the other would load its kernels.
         v2 = self.vllm_config.use_v2_model_runner
