@@ -38,7 +38,7 @@ def config(folder: Path, **given) -> str:
 @pytest.mark.parametrize(
     ("given", "why"),
     [
-        ({"model_type": "paligemma"}, "'paligemma' has no layout"),
+        ({"model_type": "kosmos-2"}, "'kosmos-2' has no layout"),
         ({"model_type": "llava_llama", "mm_vision_tower": "openai/clip"}, "llava-1.5-7b-hf"),
         ({"model_type": "llava", "mm_vision_tower": "openai/clip"}, "llava-1.5-7b-hf"),
         ({"model_type": "llava_qwen"}, "llava-onevision-qwen2-7b-ov-hf"),

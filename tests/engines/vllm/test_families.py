@@ -20,6 +20,7 @@ REFUSED = {
     "gemma3": "Gemma 3.*engine='hf'",
     "aria": "Aria.*engine='hf'",
     "cohere2_vision": "Command A Vision.*engine='hf'",
+    "paligemma": "PaliGemma.*engine='hf'",
     "glm4v": "GLM-4V.*engine='hf'",
     **dict.fromkeys(ABSENT, r"vLLM [\d.]+ has no \w+ForConditionalGeneration of its own; .*'hf'"),
 }
