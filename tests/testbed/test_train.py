@@ -242,6 +242,16 @@ def test_the_fields_prompts_are_among_what_is_said(stories):
             assert match[1] in own | {PARTNERS.get(name) for name in own}, turn
 
 
+def test_the_recipes_words_are_those_of_the_strategies_prompts(tokenizer):
+    from halludecode.strategies import code, icd, marine
+    from halludecode.views import description, relevance
+
+    requests = [description.REQUEST, code.REQUEST, marine.REQUEST, relevance.GENERIC]
+    for text in (*requests, *icd.ROLES.values()):
+        plain = text.replace("{question}", "").replace("{objects}", "")
+        assert tokenizer.unk_token_id not in tokenizer(plain).input_ids, text
+
+
 def test_in_a_crowd_places_alone_are_asked():
     from itertools import islice
 

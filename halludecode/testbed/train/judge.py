@@ -54,6 +54,7 @@ def judge(
         limit=count,
         testbed_images=count,
         prompt_preset="testbed",
+        batch_size=64,  # of prompts this short: an eighth quicker than the engine's own 16
         output=out,
         progress=progress,
     )
