@@ -183,6 +183,11 @@ def asked(lines: Iterator[Line], planted: Planted, seed: int = 0) -> tuple[float
     return 100 * difference["value"], better, verdict(gap, metric) == STANDS
 
 
+def rounds_of(rounds: int, count: int) -> int:
+    """Rounds of so many pictures: a large draw differs less from the next, and costs more."""
+    return max(1, round(rounds * (SIZES[0] / count) ** 0.5))
+
+
 def row(
     pool: Mapping[str, Sequence[Line]], planted: Planted, rounds: int, sizes: Sequence[int]
 ) -> list[str]:
@@ -191,7 +196,7 @@ def row(
     Args:
         pool: Greedy's lines by picture.
         planted: What is planted.
-        rounds: How often pictures are drawn.
+        rounds: How often 200 pictures are drawn; more of them less often.
         sizes: How many.
     """
     names = sorted(pool)
@@ -199,13 +204,14 @@ def row(
     cells = [f"{size:+.1f}"]
     for count in sizes:
         found = []
-        for number in range(rounds):
+        times = rounds_of(rounds, count)
+        for number in range(times):
             rng = np.random.default_rng([number, count])
             drawn = rng.choice(names, count).tolist()
             found.append(asked(sides(rng, pool, drawn, planted), planted)[1:])
         plain, standing = (sum(each) for each in zip(*found, strict=True))
-        low, high = stats.wilson_interval(standing, rounds)
-        cells.append(f"{plain / rounds:.0%}, {standing / rounds:.0%} [{low:.0%}, {high:.0%}]")
+        low, high = stats.wilson_interval(standing, times)
+        cells.append(f"{plain / times:.0%}, {standing / times:.0%} [{low:.0%}, {high:.0%}]")
     return cells
 
 
@@ -221,7 +227,8 @@ def page(
         "# What the testbed can find",
         "Written by `benchmarks/testbed_power.py`; do not edit.",
         f"Made-up strategies change greedy's own answers on {count} pictures a split by a known "
-        f"amount. Each of {rounds} rounds draws so many pictures with replacement. Two shares of "
+        f"amount. Each round draws so many pictures with replacement "
+        f"({', '.join(f'{n:,}: {rounds_of(rounds, n)} rounds' for n in sizes)}). Two shares of "
         "rounds: a plain 95 % interval is clear of zero for the better, then the whole verdict of "
         "`compare` with its controls lets the gain stand (Wilson's interval behind). Where it "
         "helps by the picture, more is better; else every round is a false alarm. POPE: accuracy, "
