@@ -252,6 +252,27 @@ def test_the_recipes_words_are_those_of_the_strategies_prompts(tokenizer):
         assert tokenizer.unk_token_id not in tokenizer(plain).input_ids, text
 
 
+def test_words_for_places_are_told_of_objects_alone(tokenizer, monkeypatch):
+    from halludecode.testbed.train.network import Words, untrained
+    from halludecode.testbed.train.stage1 import Vision
+
+    net = Vision(untrained(recipe_path(), 0), Words(tokenizer))
+    scores = torch.zeros(1, CELLS, GROUND + 1), torch.zeros(1, CELLS, 256)
+    monkeypatch.setattr(net, "scores", lambda images: scores)
+    kinds = torch.full((1, CELLS), GROUND)
+    kinds[0, 13] = 0
+    colours = torch.full((1, CELLS), COLOURLESS)
+
+    def loss(said):
+        monkeypatch.setattr(net, "sides", lambda projected: said[None])
+        return net.loss(torch.zeros(1, 3, SIZE, SIZE), kinds, colours).item()
+
+    right = torch.full((CELLS, 2), 0.5)
+    right[13] = torch.tensor([0.35, 0.15])  # column 3, row 1 of ten
+    everywhere, nowhere = net.ends.clone(), torch.full((CELLS, 2), 0.5)
+    assert loss(right) < min(loss(everywhere), loss(nowhere)) - 0.01
+
+
 def test_in_a_crowd_places_alone_are_asked():
     from itertools import islice
 
