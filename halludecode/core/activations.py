@@ -6,7 +6,8 @@ hidden size, d head size, V vocabulary size, N_img image tokens.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal
 
 from halludecode.core.prompt import Prompt, digest
@@ -30,8 +31,11 @@ class ActivationRequest:
             [n, Hv, N_img].
         vision_heads: "fullwidth" takes the tower's queries and keys as one head: Hv is 1.
         every_token: Keep ``hidden`` for all prompt tokens: Activations.hidden [n, T, D].
-        write: Then write this many tokens greedily: Activations.text, Activations.token_ids.
+        write: Then write this many tokens greedily: Activations.text, Activations.token_ids; and
+            Activations.pieces, those of ``answered`` before them.
         logits: Keep the raw logits of every written step: Activations.logits [n, V].
+        words: Words whose logit as the next token is kept: Activations.word_logits.
+        answered: Token ids of an answer's beginning, read after the prompt.
     """
 
     prompt: Prompt
@@ -43,17 +47,19 @@ class ActivationRequest:
     every_token: bool = False
     write: int = 0
     logits: bool = False
+    words: tuple[str, ...] = ()
+    answered: tuple[int, ...] = ()
 
     @property
     def kind(self) -> tuple[Any, ...]:
         """Everything asked for; requests of one kind can run together."""
         kept = (self.hidden, self.heads, self.image, self.vision, self.vision_heads)
-        return (*kept, self.every_token, self.write, self.logits)
+        return (*kept, self.every_token, self.write, self.logits, self.words)
 
     @property
     def key(self) -> str:
         """Digest of the prompt and of everything asked for."""
-        return digest(self.prompt.key, self.kind)
+        return digest(self.prompt.key, self.kind, self.answered)
 
 
 @dataclass(frozen=True)
@@ -69,4 +75,7 @@ class Activations:
     image_spans: tuple[tuple[int, int, int], ...] = ()  # per picture: (first token, rows, columns)
     text: str = ""
     token_ids: tuple[int, ...] = ()
+    pieces: tuple[str, ...] = ()  # those answered and written, as the vocabulary has them
     logits: Tensor | None = None
+    # of each word's usual spellings the largest; no entry for one that the vocabulary lacks
+    word_logits: Mapping[str, float] = field(default_factory=dict[str, float])

@@ -28,6 +28,7 @@ REST = [name for name in families.FAMILIES if name not in (*CHOSEN, *REFUSED)]
 CUT = {
     ("llava_onevision", "ritual"): "tokens of a 336 x 336 picture",
     ("llava_onevision", "vicrop"): "cuts each of several pictures into views",
+    ("llava_onevision", "zoom"): "cuts each of several pictures into views",
 }
 # transformers merges the experts of a checkpoint, so its digest on this engine is another.
 MERGED = ("qwen3_vl_moe",)
