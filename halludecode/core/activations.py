@@ -7,7 +7,8 @@ in the vision tower, Dv its width.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from halludecode.core.branch import Edit
@@ -36,8 +37,11 @@ class ActivationRequest:
             tokens, where views differ in theirs.
         pixels: Edit of the processor's output, as a `Branch` has it.
         every_token: Keep ``hidden`` for all prompt tokens: Activations.hidden [n, T, D].
-        write: Then write this many tokens greedily: Activations.text, Activations.token_ids.
+        write: Then write this many tokens greedily: Activations.text, Activations.token_ids; and
+            Activations.pieces, those of ``answered`` before them.
         logits: Keep the raw logits of every written step: Activations.logits [n, V].
+        words: Words whose logit as the next token is kept: Activations.word_logits.
+        answered: Token ids of an answer's beginning, read after the prompt.
     """
 
     prompt: Prompt
@@ -51,12 +55,14 @@ class ActivationRequest:
     every_token: bool = False
     write: int = 0
     logits: bool = False
+    words: tuple[str, ...] = ()
+    answered: tuple[int, ...] = ()
 
     @property
     def kind(self) -> tuple[Any, ...]:
         """Everything asked for; requests of one kind can run together."""
         kept = (self.hidden, self.heads, self.image, self.vision, self.vision_heads, self.tower)
-        return (*kept, self.every_token, self.write, self.logits)
+        return (*kept, self.every_token, self.write, self.logits, self.words)
 
     @property
     def tower_alone(self) -> bool:
@@ -69,7 +75,7 @@ class ActivationRequest:
     def key(self) -> str:
         """Digest of what the model reads of the prompt and of everything asked for."""
         read = [p.key for p in self.prompt.pictures] if self.tower_alone else self.prompt.key
-        return digest(read, self.kind, self.pixels.key if self.pixels else "")
+        return digest(read, self.kind, self.answered, self.pixels.key if self.pixels else "")
 
 
 @dataclass(frozen=True)
@@ -86,4 +92,7 @@ class Activations:
     image_spans: tuple[tuple[int, int, int], ...] = ()  # per picture: (first token, rows, columns)
     text: str = ""
     token_ids: tuple[int, ...] = ()
+    pieces: tuple[str, ...] = ()  # those answered and written, as the vocabulary has them
     logits: Tensor | None = None
+    # of each word's usual spellings the largest; no entry for one that the vocabulary lacks
+    word_logits: Mapping[str, float] = field(default_factory=dict[str, float])

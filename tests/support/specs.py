@@ -26,6 +26,7 @@ ACTIVE: dict[str, str] = {
     "act": "act(alpha=1.5)",
     "adhh": "adhh(heads=(0,0,1,1,2,0,2,1),tau=0.05)",
     "code": "code(tokens=5)",
+    "halc": f"halc(tokens=6,objects=all,detector={detectors.DINO},matcher={detectors.SIGLIP})",
     "m3id": "m3id(lam=0.5,gate=1)",
     "marine": f"marine(detector={detectors.DETR},threshold=0.3)",
     "memvr": "memvr(ratio=1.0)",
@@ -34,6 +35,7 @@ ACTIVE: dict[str, str] = {
     "var": "var(dims=(3,13,40),tau=2.0,min_mass=0.05,rho=0.2)",
     "vdgd": "vdgd(tokens=5)",
     "vicrop": "vicrop(base=24)",
+    "zoom": "zoom(cue=cup,smallest=24,upper=1,lower=-1)",
 }
 COMPOSED = ("var+vcd", "vhr+m3id")
 TOLERANCE = 1e-4  # top-two gap below which equal tokens are not claimed
@@ -67,8 +69,8 @@ def refusals() -> list[tuple[str, str]]:
 
 
 def supplied(engine: Any, folder: Path) -> Any:
-    """The engine with hand-made artifacts for the strategies that need one, and a detector."""
-    detectors.save_detr()
+    """The engine with hand-made artifacts for the strategies that need one, and detectors."""
+    detectors.save_detr(), detectors.save_grounding_dino(), detectors.save_siglip()
     m, rng = engine.model_info, torch.Generator().manual_seed(0)
     made = {
         "act": {"gain": torch.rand(m.num_layers, m.num_heads, generator=rng) - 0.3},

@@ -208,6 +208,10 @@ class InputProcessor:
         unknown = getattr(self.tokenizer, "unk_token_id", None)
         return sorted((single or {ids[0] for ids in encoded if ids}) - {unknown})
 
+    def pieces(self, ids: Sequence[int]) -> tuple[str, ...]:
+        """Tokens as the vocabulary writes them, with its own marks of where words begin."""
+        return tuple(map(str, self.tokenizer.convert_ids_to_tokens(list(ids))))
+
     def scored_words(self, words: Sequence[str]) -> dict[str, list[int]]:
         """`word_ids` of words to be scored; one that the vocabulary lacks has no score."""
         return {word: ids for word in words if (ids := self.word_ids(word))}
