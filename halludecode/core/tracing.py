@@ -17,6 +17,7 @@ from halludecode.core.attention_block import IMAGE, SYSTEM, TEXT, AttentionBlock
 from halludecode.core.attention_hooks import Hooks, Trace
 from halludecode.core.branch import Branch
 from halludecode.core.errors import InvalidParameter
+from halludecode.core.hybrid import attended, check_reads
 from halludecode.core.model_info import ModelInfo
 from halludecode.core.needs import KINDS
 from halludecode.core.prompt import Picture, Prompt, Turn
@@ -149,6 +150,7 @@ def trace(strategy: Strategy, model_info: ModelInfo) -> TracedStrategy:
     """Run every hook once on small random tensors and write down what it used."""
     prompt = _probe_prompt()
     requests = _named(strategy, "activations", prompt, model_info, kind=ActivationRequest)
+    check_reads(strategy, requests, model_info)
     state = strategy.prepare(
         {name: _fake_activations(request, model_info) for name, request in requests.items()},
         model_info,
@@ -166,6 +168,8 @@ def trace(strategy: Strategy, model_info: ModelInfo) -> TracedStrategy:
                 f"{strategy.name}: layers {list(numbers)} are not within "
                 f"0..{model_info.num_layers - 1}."
             )
+    if strategy.declares("attend"):
+        layers = attended(strategy, layers, model_info)
     used, states, carry = Trace(), stack([state, state]), dict[str, Any]()
     reads = set[str]()
     for layer in layers[:2]:

@@ -7,6 +7,9 @@ from typing import Any
 from halludecode.core.model_info import ModelInfo, VisionInfo
 from halludecode.models.families import family_of
 
+# What transformers calls layers that keep a state in place of keys.
+RECURRENT = ("conv", "linear_attention")
+
 
 def model_info(config: Any) -> ModelInfo:
     """The model's numbers, as strategies see them.
@@ -19,6 +22,7 @@ def model_info(config: Any) -> ModelInfo:
     """
     text = config.get_text_config()
     heads = text.num_attention_heads
+    kinds = getattr(text, "layer_types", None) or ()
     return ModelInfo(
         num_layers=text.num_hidden_layers,
         num_heads=heads,
@@ -29,6 +33,7 @@ def model_info(config: Any) -> ModelInfo:
         vision=vision_info(config),
         mrope=family_of(config).mrope,
         rope=rope_of(text),
+        recurrent=tuple(i for i, kind in enumerate(kinds) if kind in RECURRENT),
         scheme=getattr(config, "halludecode_scheme", None) or "",
     )
 
