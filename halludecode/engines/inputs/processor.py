@@ -271,7 +271,8 @@ class InputProcessor:
             return "".join(
                 spot if isinstance(p, Picture) else p for t in prompt.turns for p in t.parts
             )
-        if len(prompt.turns) > 1 or prompt.open_ended:
+        begun = prompt.open_ended and len(prompt.turns) == 2
+        if len(prompt.turns) > 1 + begun or prompt.open_ended > begun:
             raise InvalidRequest(
                 "This checkpoint has no chat template, so several turns cannot be rendered; "
                 "give one question, or text that is already in the model's format."
@@ -280,7 +281,9 @@ class InputProcessor:
         gap = "\n" if "{images}\n" in self._family.turn else ""
         images = gap.join(spot for _ in prompt.pictures)
         text = self._family.turn.format(images=images, text=words)
-        return text if images else text.replace(": \n", ": ").replace("user\n\n", "user\n")
+        text = text if images else text.replace(": \n", ": ").replace("user\n\n", "user\n")
+        gap = "" if text.endswith("\n") else " "
+        return text + gap + "".join(map(str, prompt.turns[1].parts)) if begun else text
 
 
 def _message(turn: Turn) -> dict[str, Any]:
