@@ -158,7 +158,7 @@ def qwen3_5_moe() -> tuple[Any, Any]:
         Qwen3_5MoeConfig,
         Qwen3_5MoeForConditionalGeneration,
         num_experts=4,
-        num_experts_per_tok=2,
+        num_experts_per_tok=3,
         moe_intermediate_size=96,
         shared_expert_intermediate_size=96,
     )
