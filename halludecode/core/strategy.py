@@ -67,6 +67,9 @@ class Strategy(Parameters):
     site: ClassVar[Literal["residual", "mlp"]] = "residual"  # the stream that `steer` rewrites
     steer_at: ClassVar[Queries] = "all"
     steer_rows: ClassVar[tuple[str, ...]] = ("main",)
+    # Which of its `layers` must have attention, in models where some have none: `attend` leaves
+    # those out, unless the first decides for the others, or each was named for itself.
+    must_attend: ClassVar[Literal["one", "first", "all"]] = "one"
 
     def layers(self, m: ModelInfo) -> Iterable[int]:
         """Decoder layers where `attend` and `steer` run; all by default."""

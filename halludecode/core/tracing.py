@@ -17,6 +17,7 @@ from halludecode.core.attention_block import IMAGE, SYSTEM, TEXT, AttentionBlock
 from halludecode.core.attention_hooks import Hooks, Trace
 from halludecode.core.branch import Branch
 from halludecode.core.errors import InvalidParameter
+from halludecode.core.hybrid import attended, check_reads
 from halludecode.core.model_info import ModelInfo
 from halludecode.core.needs import KINDS
 from halludecode.core.passes import fake_passes, named
@@ -156,6 +157,7 @@ def trace(strategy: Strategy, model_info: ModelInfo) -> TracedStrategy:
     # Who looks on, depending on what was seen, must find something to look at; few pixels suffice.
     prompt = _probe_prompt(2048 if strategy.declares("next_activations") else 8)
     requests = named(strategy, "activations", prompt, model_info, kind=ActivationRequest)
+    check_reads(strategy, requests, model_info)
     state = strategy.prepare(fake_passes(strategy, prompt, requests, model_info), model_info)
     branches = named(strategy, "branches", prompt, state, model_info, kind=Branch)
     early = tuple(sorted(set(strategy.early(model_info))))
@@ -170,6 +172,8 @@ def trace(strategy: Strategy, model_info: ModelInfo) -> TracedStrategy:
                 f"{strategy.name}: layers {list(numbers)} are not within "
                 f"0..{model_info.num_layers - 1}."
             )
+    if strategy.declares("attend"):
+        layers = attended(strategy, layers, model_info)
     used, states, carry = Trace(), stack([state, state]), dict[str, Any]()
     reads = set[str]()
     for layer in layers[:2]:

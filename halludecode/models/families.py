@@ -18,6 +18,9 @@ from halludecode.models.image_layout import (
     last_span,
     last_view,
     merged_patches,
+    naflex_patches,
+    naflex_span,
+    naflex_view,
     packed_patches,
     pixtral_patches,
     pixtral_span,
@@ -63,6 +66,7 @@ class ModelFamily:
             the whole "prompt"; "" for none.
         closing: What the processor writes after the words; the begin token then stands between the
             pictures and the words.
+        special: Whether the tokenizer may put tokens of its own around the words.
         origin: Position of the first token.
         unshared: Why the KV of a picture cannot serve several questions; "" where it can.
         apart: Whether each of several pictures in a prompt is one view, where a picture alone is
@@ -86,6 +90,7 @@ class ModelFamily:
     mrope: bool = False
     mutual: Literal["", "picture", "prompt"] = ""
     closing: str = ""
+    special: bool = True
     origin: int = 0
     unshared: str = ""
     apart: bool = False
@@ -98,6 +103,11 @@ _MROPE = {
     "square": "its pictures keep their shape, which is mostly no square",
     "reposition": "its positions have three dimensions, for which the scheme is not defined",
 }
+_RECURRENT = {
+    "search": "its recurrent layers keep no tokens, so beams cannot part from what they share",
+    "masked rows": "its recurrent layers would read on past tokens that are hidden from attention",
+}
+_UNSHARED = "its recurrent layers would read the padding between a shared picture and a question"
 _CHATML = "<|im_start|>user\n{images}{text}<|im_end|>\n<|im_start|>assistant\n"
 _LLAVA = ModelFamily(
     placeholder="<image>",
@@ -164,6 +174,16 @@ _IDEFICS = ModelFamily(
     nested=True,
     packed=True,
     lacks=_TILES,
+)
+
+_QWEN3_5 = replace(
+    _QWEN,
+    unshared=_UNSHARED,
+    lacks={
+        **_MROPE,
+        **_RECURRENT,
+        "branch_off": "its heads' outputs are gated before they are projected",
+    },
 )
 
 FAMILIES: Mapping[str, ModelFamily] = {
@@ -277,6 +297,19 @@ FAMILIES: Mapping[str, ModelFamily] = {
         "belongs to one question",
         lacks={"open": "every token of its prompt sees every other already"},
     ),
+    "lfm2_vl": ModelFamily(
+        placeholder="<image>",
+        layers="model.language_model.layers",
+        turn=f"<|startoftext|>{_CHATML}",
+        span=naflex_span,
+        view=naflex_view,
+        patches=naflex_patches,
+        special=False,
+        unshared=_UNSHARED,
+        lacks={**_TILES, **_RECURRENT},
+    ),
+    "qwen3_5": _QWEN3_5,
+    "qwen3_5_moe": _QWEN3_5,
 }
 
 

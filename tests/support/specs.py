@@ -10,6 +10,7 @@ import torch
 
 from halludecode.calibration.store import ArtifactStore
 from halludecode.core.artifact import Artifact, shaping
+from halludecode.core.errors import UnsupportedStrategy
 from halludecode.core.plan import compile_plan, typical_model_info
 from halludecode.core.registry import STRATEGIES
 from halludecode.models import families as models
@@ -58,7 +59,13 @@ def cases() -> list[Any]:
 
 def refused(family: str, name: str) -> str:
     """Why a family cannot serve a strategy or composition; "" if it can."""
-    plan = compile_plan(active(name), replace(typical_model_info(), artifact={}))
+    m, recurrent = replace(typical_model_info(), artifact={}), families.FAMILIES[family].recurrent
+    if recurrent:
+        try:
+            compile_plan(active(name), replace(m, num_layers=families.LAYERS, recurrent=recurrent))
+        except UnsupportedStrategy as error:
+            return "needs " + str(error).partition(" needs ")[2].partition(", in layer")[0]
+    plan = compile_plan(active(name), m)
     lacks = models.FAMILIES[family].lacks
     return next((lacks[need] for need in sorted(plan.needs) if need in lacks), "")
 

@@ -17,7 +17,8 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from halludecode.core.attention_block import GENERATED, IMAGE, PAD, SYSTEM, TEXT
 from halludecode.core.errors import InvalidModel, InvalidRequest
-from halludecode.engines.hf.unpadded import RowCache, Unpadded
+from halludecode.engines.hf.row_cache import RowCache
+from halludecode.engines.hf.unpadded import Unpadded
 from halludecode.engines.inputs.processor import LRU
 from halludecode.engines.inputs.rows import ImageInput, Row, joined
 from halludecode.models.families import ModelFamily, switch_to_try
@@ -155,7 +156,8 @@ class HFModel:
 
     def cache(self) -> RowCache:
         """An empty KV cache; it keeps tokens that left a sliding window, as edits count them."""
-        return RowCache()
+        hybrid = bool(self.info.recurrent)
+        return RowCache(self.model.config.get_text_config() if hybrid else None)
 
     @cached_property
     def reads_unpadded(self) -> bool:
@@ -349,6 +351,9 @@ def _by_picture(features: Any, views: Sequence[int]) -> list[Tensor]:
     if isinstance(features, list | tuple) and len(features) == 1 < len(views):
         # Idefics3's kind since transformers 5.20.1: all views of a sample in one list of tokens.
         features = features[0].unflatten(0, (sum(views), -1))
+    if isinstance(features, list | tuple) and len(features) == sum(views) > len(views):
+        rest = iter(features)  # LFM2-VL's: each view for itself, as large as it is
+        features = [torch.cat([next(rest) for _ in range(n)]) for n in views]
     if isinstance(features, list | tuple):
         return [own.flatten(0, -2) for own in features]
     return [own.flatten(0, -2) for own in features.split(list(views))]

@@ -266,7 +266,7 @@ class InputProcessor:
     def _tokenize(self, text: str) -> list[int]:
         bos = getattr(self.tokenizer, "bos_token", None)
         # A template that writes it must not get it twice.
-        special = not (bos and text.startswith(bos))
+        special = self._family.special and not (bos and text.startswith(bos))
         return self.tokenizer(text, add_special_tokens=special)["input_ids"]
 
     def _render_plain(self, prompt: Prompt) -> str:

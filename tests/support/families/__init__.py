@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from halludecode.models import import_repair as _repair
-from tests.support.families import cohere, google, llava, others, qwen, single
+from tests.support.families import cohere, google, hybrid, llava, others, qwen, single
 from tests.support.families.base import BOS, EOS, LAYERS, PAD, Family
 
 __all__ = ["FAMILIES", "LAYERS", "Family"]
@@ -157,6 +157,9 @@ FAMILIES: dict[str, Family] = {
         spread=0.05,
         rename=TOWER,
     ),
+    "lfm2_vl": replace(_QWEN, parts=hybrid.lfm2_vl, placeholder="<image>", recurrent=(0, 1, 3, 5)),
+    "qwen3_5": replace(_QWEN, parts=qwen.qwen3_5, spread=1.0, recurrent=(0, 1, 3, 4)),
+    "qwen3_5_moe": replace(_QWEN, parts=qwen.qwen3_5_moe, spread=0.7, recurrent=(0, 1, 3, 4)),
 }
 
 

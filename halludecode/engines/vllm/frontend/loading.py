@@ -30,6 +30,9 @@ OTHERWISE = {
     "gemma3": "on a CPU lets the tokens of a Gemma 3 picture see only those before them",
     "aria": "places the patches of an Aria picture that is not square otherwise than transformers",
     "cohere2_vision": "keeps Command A Vision's residual where steering and early layers miss it",
+    "lfm2_vl": "was not compared with transformers on the recurrent layers of LFM2-VL",
+    "qwen3_5": "was not compared with transformers on the recurrent layers of Qwen3.5",
+    "qwen3_5_moe": "was not compared with transformers on the recurrent layers of Qwen3.5 MoE",
     "paligemma": "lets the words of a PaliGemma prompt see only those before them",
     "glm4v": "gave other tokens than transformers for a small GLM-4V, even for words alone",
 }
