@@ -47,6 +47,7 @@ WORDS: Mapping[str, str] = {
     "steer": "edits hidden states",
     "early": "decodes early layers",
     "logits": "decodes early layers",
+    "decode": "decodes states",
     "branch_off": "a branch of one layer",
     "image_features": "reads image features",
     "whole": "prompts read whole",

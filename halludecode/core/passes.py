@@ -94,6 +94,7 @@ def _fake_activations(
         vision=maybe(request.vision, 1 if request.vision_heads == "fullwidth" else heads, 4),
         tower=maybe(request.tower, places, model_info.hidden_size),
         image_counts=(4,),
+        image_mask=torch.arange(5) > 0 if request.every_token else None,
         image_spans=((0, 2, 2),),
         text="a" if request.write else "",
         token_ids=(0,) if request.write else (),

@@ -348,6 +348,7 @@ def _needs(part: TracedStrategy) -> frozenset[str]:
         "raster": any(each.image for each in part.activations.values()),
         "steer": part.steers,
         "early": part.early,
+        "decode": part.decodes,
         "search": part.strategy.declares("search"),
         "whole": part.whole,
     }

@@ -58,6 +58,7 @@ class TracedStrategy:
     early_rows: frozenset[str] = frozenset()  # rows beside main of which it decodes early layers
     stream_reads: frozenset[str] = frozenset()  # what `steer` reads of `ResidualStream` on top
     other_pictures: bool = False  # whether its main prompt has others than the user's
+    decodes: bool = False  # whether `combine` decodes states of its own
 
     @property
     def steers(self) -> bool:
@@ -76,7 +77,7 @@ class TracedStrategy:
             "search": self.strategy.declares("search"),
             "steering": self.steers,
             "attention": bool(self.verbs) and "main" in self.attend_rows and not self.branches_off,
-            "layers": bool(self.early) or self.branches_off,
+            "layers": bool(self.early) or self.branches_off or self.decodes,
             "contrast": bool(self.reads),
         }
         return tuple(kind for kind in KINDS if found.get(kind)) or KINDS[-1:]
@@ -202,6 +203,7 @@ def trace(strategy: Strategy, model_info: ModelInfo) -> TracedStrategy:
         frozenset[str]().union(*(step.early_rows for step in steps)),
         frozenset(reads),
         "main" in branches and branches["main"].prompt.pictures != prompt.pictures,
+        any(step.decodes for step in steps),
     )
 
 
@@ -252,8 +254,9 @@ def _trace_combine(
     rng = torch.Generator().manual_seed(0)  # the caller's random numbers stay as they were
     requests, vocab = 2, model_info.vocab_size
 
-    def decode(x: Tensor, norm: bool) -> Tensor:
-        return torch.randn(*x.shape[:-1], vocab, generator=rng)
+    def decode(x: Tensor, norm: bool, tokens: Tensor | None = None) -> Tensor:
+        width = vocab if tokens is None else len(tokens)
+        return torch.randn(*x.shape[:-1], width, generator=rng)
 
     rows = {name: torch.randn(requests, vocab, generator=rng) for name in {"main": 0, **branches}}
     brief = {name for name, branch in branches.items() if branch.life == "prefill"} - {"main"}

@@ -42,6 +42,13 @@ def branch_logits(
     return head(norm(feed_forward(layers[-1], h)) + last * norm(leaving)).float()
 
 
+def rows_of_head(head: Any, x: Tensor, tokens: Tensor) -> Tensor:
+    """[.., K]: an LM head's logits of some tokens (int64 [K]) alone, for states [.., D]."""
+    made = x @ head.weight[tokens.to(head.weight.device)].T
+    bias = getattr(head, "bias", None)
+    return made if bias is None else made + bias[tokens.to(bias.device)]
+
+
 def projected(layer: Any, heads: Tensor) -> Tensor:
     """[B, D]: a layer's output projection of head outputs [B, H, d]."""
     return _single(_first(layer.self_attn, "o_proj", "out_proj")(heads.flatten(-2)))

@@ -24,6 +24,7 @@ from halludecode.core.plan import typical_model_info
 from halludecode.core.residual import ResidualStream
 from halludecode.core.spec import get
 from halludecode.core.state import PerImageToken
+from halludecode.core.step import Step
 from halludecode.core.strategy import Strategy
 from halludecode.views import patches
 from tests.core.test_attention import keys_of
@@ -89,6 +90,19 @@ def edited(name: str) -> torch.Tensor:
 def filled(pixels: torch.Tensor, chosen: torch.Tensor, patch: int) -> torch.Tensor:
     """VTI's masked picture, its patches chosen."""
     return patches.filled(pixels, chosen.long(), patch)
+
+
+def revisit(
+    logits: torch.Tensor, image: torch.Tensor, beta: float, divergence: str
+) -> torch.Tensor:
+    """[V]: log-probabilities after ReVisiT's rule; ``image`` [N, V] are what its tokens say."""
+
+    def decode(x: torch.Tensor, norm: bool, tokens: torch.Tensor) -> torch.Tensor:
+        return x[..., tokens]
+
+    step = Step({"main": logits[None]}, torch.ones(1, 1), {"seen": image[None]}, decode)
+    made = get("revisit", beta=beta, divergence=divergence).combine(step)[0]
+    return made.masked_fill(made == -torch.inf, -1e4)
 
 
 def farsight(slopes: bool) -> torch.Tensor:

@@ -131,9 +131,9 @@ class Batch:
         self.position, self.length_now = self.position + 1, self.length_now + 1
         return self._call(fed, position, metadata, [])
 
-    def decode(self, x: Tensor, norm: bool) -> Tensor:
-        """float32 [.., V]: the LM head on residuals [.., D], after the final norm or not."""
-        return decode(self.hf_model.model, self.hf_model.family, x, norm=norm)
+    def decode(self, x: Tensor, norm: bool, tokens: Tensor | None = None) -> Tensor:
+        """See `hooks.decode`."""
+        return decode(self.hf_model.model, self.hf_model.family, x, norm=norm, tokens=tokens)
 
     def branch(self, i: int) -> Branched | None:
         """What `Step.branch` gives the i-th part, of all requests."""

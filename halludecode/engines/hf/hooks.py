@@ -29,6 +29,7 @@ from halludecode.models.feed_forward import (
     branch_logits,
     final_norm,
     mlp_of,
+    rows_of_head,
 )
 
 if TYPE_CHECKING:
@@ -113,12 +114,19 @@ def uncompiled() -> Iterator[None]:
                 shared.stance.__exit__(None, None, None)
 
 
-def decode(model: Any, family: ModelFamily, x: Tensor, *, norm: bool) -> Tensor:
-    """float32 [.., V]: the model's LM head on residuals [.., D], after its final norm or not."""
+def decode(
+    model: Any, family: ModelFamily, x: Tensor, *, norm: bool, tokens: Tensor | None = None
+) -> Tensor:
+    """float32 [.., V]: the model's LM head on residuals [.., D], after its final norm or not.
+
+    Of some tokens (int64 [K]) alone it is [.., K], and x may be of any dtype and device.
+    """
+    head = model.get_output_embeddings()
+    x = x if tokens is None else x.to(head.weight)
     if norm:
         parent = model.get_submodule(family.layers.rpartition(".")[0])
         x = final_norm(parent)(x)
-    return model.get_output_embeddings()(x).float()
+    return (head(x) if tokens is None else rows_of_head(head, x, tokens)).float()
 
 
 def branch(model: Any, family: ModelFamily, kept: Branch | None) -> Branched | None:

@@ -26,6 +26,7 @@ NAMES = (
     "lol",
     "memvr",
     "only",
+    "revisit",
     "vti",
 )
 SAMPLING = hd.Sampling(max_new_tokens=8, min_new_tokens=6, logprobs=3)

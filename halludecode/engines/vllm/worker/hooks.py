@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from halludecode.core.errors import HalluDecodeError
 from halludecode.engines.vllm.worker import attention
 from halludecode.engines.vllm.worker.forward_context import Decode, OfBranch, WorkerForward
-from halludecode.engines.vllm.worker.tensor_parallel import own_heads
-from halludecode.models.feed_forward import Branch, branch_logits
+from halludecode.engines.vllm.worker.tensor_parallel import divided, own_heads
+from halludecode.models.feed_forward import Branch, branch_logits, rows_of_head
 
 # The runner whose forward runs: operations of a compiled graph can hold no reference to it.
 current_runner: ContextVar[Any] = ContextVar("halludecode_runner", default=None)
@@ -103,11 +103,23 @@ def decoder(runner: Any) -> Decode:
     model = runner.get_model()
     text = model.get_language_model() if hasattr(model, "get_language_model") else model
     final = next(m for n, m in text.named_modules() if re.fullmatch(r"(.*\.)?norm", n))
+    head = next((m.lm_head for m in text.modules() if hasattr(m, "lm_head")), None)
 
-    def decode(x: Tensor, norm: bool) -> Tensor:
-        return model.compute_logits(final(x) if norm else x).float()
+    def decode(x: Tensor, norm: bool, tokens: Tensor | None = None) -> Tensor:
+        x = x if tokens is None else x.to(next(final.parameters()))
+        x = final(x) if norm else x
+        # A head that is quantized, or divided among ranks, is read whole.
+        if tokens is not None and _plain(head, x) and not divided():
+            return rows_of_head(head, x, tokens).float()
+        logits = model.compute_logits(x).float()
+        return logits if tokens is None else logits[..., tokens]
 
     return decode
+
+
+def _plain(head: Any, x: Tensor) -> bool:
+    weight = getattr(head, "weight", None)
+    return weight is not None and weight.dtype == x.dtype and weight.shape[-1] == x.shape[-1]
 
 
 def brancher(runner: Any) -> OfBranch:
