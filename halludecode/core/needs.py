@@ -23,6 +23,7 @@ WORDS: Mapping[str, str] = {
     "activations": "passes before the answer",
     "raster": "image raster",
     "vision": "vision-tower attention",
+    "tower states": "reads the vision tower's states",
     "key": "a value per image token",
     "mass": "reads attention mass",
     "scores": "reads attention scores",

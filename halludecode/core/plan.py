@@ -342,6 +342,7 @@ def _needs(part: TracedStrategy) -> frozenset[str]:
     found = {
         "activations": part.activations,
         "vision": any(each.vision for each in part.activations.values()),
+        "tower states": any(each.tower for each in part.activations.values()),
         "raster": any(each.image for each in part.activations.values()),
         "steer": part.steers,
         "early": part.early,

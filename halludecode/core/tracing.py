@@ -227,7 +227,7 @@ def _trace_steer(strategy: Strategy, layer: int, state: State, model_info: Model
 
     stream = ResidualStream(layer, model_info, "main", x, inp, decode, state)
     stream.chosen = torch.ones(x.shape[:2], dtype=torch.bool)
-    stream.pictures = lambda: list(x)
+    stream.pictures, stream.pictured = lambda: list(x), torch.ones(len(x), dtype=torch.bool)
     steered: Any = strategy.steer(stream)
     shape = getattr(steered, "shape", None)
     if shape != x.shape:
@@ -359,6 +359,7 @@ def _fake_activations(request: ActivationRequest, model_info: ModelInfo) -> Acti
         return torch.rand(len(layers), *shape, generator=rng) if layers else None
 
     heads = model_info.vision.heads if model_info.vision else 1
+    places = max(model_info.vision.places, 1) if model_info.vision else 1
     hidden = (
         maybe(request.hidden, 5, model_info.hidden_size)
         if request.every_token
@@ -369,6 +370,7 @@ def _fake_activations(request: ActivationRequest, model_info: ModelInfo) -> Acti
         heads=maybe(request.heads, model_info.num_heads, model_info.head_dim),
         image=maybe(request.image, model_info.num_heads, 4),
         vision=maybe(request.vision, 1 if request.vision_heads == "fullwidth" else heads, 4),
+        tower=maybe(request.tower, places, model_info.hidden_size),
         image_counts=(4,),
         image_spans=((0, 2, 2),),
         text="a" if request.write else "",

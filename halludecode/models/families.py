@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from halludecode.core.errors import InvalidModel, UnsupportedStrategy
 from halludecode.core.needs import quoted
@@ -59,7 +59,11 @@ class ModelFamily:
         nested: Whether the picture encoder takes views as [1, views, ..].
         packed: Whether the model wants picture features as one tensor instead of a list.
         mrope: Whether the model makes three-dimensional positions (`get_rope_index`).
-        mutual: Whether the tokens of a picture see each other, told by ``token_type_ids``.
+        mutual: Which tokens see each other, told by ``token_type_ids``: those of a "picture", or of
+            the whole "prompt"; "" for none.
+        closing: What the processor writes after the words; the begin token then stands between the
+            pictures and the words.
+        origin: Position of the first token.
         unshared: Why the KV of a picture cannot serve several questions; "" where it can.
         apart: Whether each of several pictures in a prompt is one view, where a picture alone is
             cut into views.
@@ -80,7 +84,9 @@ class ModelFamily:
     nested: bool = False
     packed: bool = False
     mrope: bool = False
-    mutual: bool = False
+    mutual: Literal["", "picture", "prompt"] = ""
+    closing: str = ""
+    origin: int = 0
     unshared: str = ""
     apart: bool = False
     least: int = 1
@@ -209,7 +215,7 @@ FAMILIES: Mapping[str, ModelFamily] = {
         patches=square_patches,
         frame="\n\n<start_of_image><image_soft_token><end_of_image>\n\n",
         packed=True,
-        mutual=True,
+        mutual="picture",
         unshared="its sliding windows count the padding between a shared picture and a question",
         lacks={
             "reposition": "its layers turn positions by two rotations",
@@ -259,6 +265,17 @@ FAMILIES: Mapping[str, ModelFamily] = {
             "raster": "its image tokens are queries of its projector and form no raster",
             "vision": "its image tokens are queries of its projector and stand for no patches",
         },
+    ),
+    "paligemma": replace(
+        _LLAVA,
+        turn="{images}{text}",
+        packed=True,
+        mutual="prompt",
+        closing="\n",
+        origin=1,
+        unshared="every token of its prompt sees every other, so what a picture's tokens hold "
+        "belongs to one question",
+        lacks={"open": "every token of its prompt sees every other already"},
     ),
 }
 

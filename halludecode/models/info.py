@@ -7,6 +7,9 @@ from typing import Any
 from halludecode.core.model_info import ModelInfo, VisionInfo
 from halludecode.models.families import family_of
 
+# Towers whose processors make views of one size.
+SQUARE = frozenset({"clip_vision_model", "siglip_vision_model", "internvl_vision"})
+
 
 def model_info(config: Any) -> ModelInfo:
     """The model's numbers, as strategies see them.
@@ -58,8 +61,18 @@ def vision_info(config: Any) -> VisionInfo | None:
         return None
     feature = getattr(config, "vision_feature_layer", -1)
     # CLIP's and InternVL's towers put a CLS token first; SigLIP's and Qwen's have none.
-    has_cls = getattr(tower, "model_type", "") in ("clip_vision_model", "internvl_vision")
-    return VisionInfo(layers, heads, has_cls, feature if isinstance(feature, int) else -1)
+    kind = getattr(tower, "model_type", "")
+    has_cls = kind in ("clip_vision_model", "internvl_vision")
+    places = 0
+    if kind in SQUARE:
+        sides = (_sides(getattr(tower, name)) for name in ("image_size", "patch_size"))
+        (height, width), (rows, columns) = sides
+        places = height // rows * (width // columns) + has_cls
+    return VisionInfo(layers, heads, has_cls, feature if isinstance(feature, int) else -1, places)
+
+
+def _sides(size: Any) -> tuple[int, int]:
+    return (size, size) if isinstance(size, int) else tuple(size)
 
 
 def end_tokens(generation_config: Any, tokenizer: Any) -> list[int]:

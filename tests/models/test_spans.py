@@ -15,7 +15,7 @@ from halludecode.core.errors import InvalidModel, InvalidRequest, UnsupportedStr
 from halludecode.core.registry import STRATEGIES
 from halludecode.engines.hf import model as net
 from halludecode.models.families import FAMILIES, family_of
-from tests.support import families
+from tests.support import families, naive
 
 N = 8
 PLAIN = {"max_new_tokens": N, "min_new_tokens": N, "do_sample": False}
@@ -40,6 +40,8 @@ def plain(engine, family: str, question: str, pictures: list[Image.Image]) -> li
     text = families.FAMILIES[family].prompt(question, len(pictures))
     if family == "instructblip" and not pictures:  # the whole insists on a picture
         inputs, model = processor.tokenizer(text, return_tensors="pt"), model.language_model
+    elif family == "paligemma":
+        inputs = naive.inputs_of(processor, text, pictures)
     else:
         # A chat's pictures are one list: LLaVA-OneVision reads several otherwise than one.
         nested = [pictures] if len(pictures) > 1 else pictures

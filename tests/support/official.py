@@ -20,6 +20,7 @@ from halludecode.core.residual import ResidualStream
 from halludecode.core.spec import get
 from halludecode.core.state import PerImageToken
 from halludecode.core.strategy import Strategy
+from halludecode.views import patches
 from tests.core.test_attention import keys_of
 
 OFFICIAL = json.loads(Path("tests/data/attention_official.json").read_text(encoding="utf-8"))
@@ -77,6 +78,11 @@ def edited(name: str) -> torch.Tensor:
         sure = case["confidence"]
         return outputs_of(get(name, depth=1), [7], state, layer=0, confidence=sure)
     return outputs_of(get(name), [5, 6, 7] if name == "vaf" else [7])
+
+
+def filled(pixels: torch.Tensor, chosen: torch.Tensor, patch: int) -> torch.Tensor:
+    """VTI's masked picture, its patches chosen."""
+    return patches.filled(pixels, chosen.long(), patch)
 
 
 def farsight(slopes: bool) -> torch.Tensor:

@@ -296,7 +296,7 @@ class Batch:
         with hooked(self.hf_model.model, self.hf_model.family, self.context):
             if not attention_is_ours(self.hf_model.model):
                 metadata.unpadded = None  # a block is right under any; edits left out are noticed
-            return self.hf_model.forward(*given, metadata.unpadded)
+            return self.hf_model.forward(*given, metadata.unpadded, self.kind[:, -len(ids[0]) :])
 
     def _extend(self, kind: Tensor, picture: Tensor, mask: Tensor) -> None:
         self.kind = torch.cat([self.kind, kind], 1)

@@ -46,7 +46,7 @@ def test_prompt_ids_are_the_processors_own(world):
         text, given = family.prompt("Compare them.", images=count), images[:count] or None
         if model.config.model_type == "llava_onevision" and given:
             given = [given]  # as of a chat: several pictures of one prompt are not cut into tiles
-        expected = processor(text=text, images=given, return_tensors="pt")
+        expected = naive.inputs_of(processor, text, given or ())
         row = engine.rows(hd.Request("Compare them.", images[:count]))["main"]
         assert row.prompt == text
         assert row.input_ids.tolist() == expected["input_ids"][0].tolist()

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from torch import Tensor
@@ -15,6 +15,7 @@ from halludecode.core.prompt import Prompt
 from halludecode.core.tracing import TracedStrategy
 from halludecode.engines.api import Sampling
 from halludecode.engines.inputs.rows import Row, RowBuilder, seen_spans
+from halludecode.engines.vllm.frontend.kept_passes import KeptPasses, Pass, PassKey
 from halludecode.engines.vllm.frontend.loading import Loaded
 from halludecode.engines.vllm.frontend.output_reader import OutputReader, PartialAnswer
 from halludecode.engines.vllm.frontend.requests import RequestBuilder, RequestGroup
@@ -27,21 +28,8 @@ from halludecode.engines.vllm.protocol import (
 )
 from halludecode.engines.vllm.row_metadata import RowMetadata, replica_of
 
-PassKey = tuple[int, str]  # an activation request's replica and key
+KEPT = 64  # looks into the vision tower; one is some hundred kilobytes at most
 SMALL = 64  # numbers: what a processor tells of a picture beside its pixels
-
-
-@dataclass(frozen=True)
-class Pass:
-    """A pass that was run.
-
-    Args:
-        name: Under which the workers keep its activations.
-        facts: What this side knows of it and they do not, as plain values.
-    """
-
-    name: str
-    facts: Mapping[str, Any]
 
 
 class ActivationPasses:
@@ -63,6 +51,7 @@ class ActivationPasses:
     ) -> None:
         self._loaded, self._row_builder = loaded, row_builder
         self._request_builder, self._name = request_builder, name
+        self._kept = KeptPasses(KEPT)
 
     def states(
         self, prompts: Sequence[Prompt], plan: Plan, names: Sequence[str], *, run: bool = True
@@ -90,27 +79,42 @@ class ActivationPasses:
         if not every:
             states = [part.strategy.prepare({}, part.model_info) for part in parts]
             return [list(states) for _ in prompts]
-        passes = self._take(every)
-        try:
+        with self._taken(every) as passes:
             text = hd_spec.format([part.strategy for part in parts])
             return [
                 self._prepare(name, text, parts, by_part, passes)
                 for name, by_part in zip(names, by_prompt, strict=True)
             ]
-        finally:
-            self._drop(each.name for each in passes.values())
 
     def collect(self, request: ActivationRequest) -> Activations:
         """What one pass kept, brought to this side; for calibration."""
-        (ran,) = self._take({(0, request.key): request}).values()
-        try:
+        with self._taken({(0, request.key): request}) as passes:
+            (ran,) = passes.values()
             answers = self._loaded.call_workers(READ_ACTIVATIONS, ran.name, ran.facts, at=0)
             return Activations(**unpack(answers[0]))
-        finally:
-            self._drop([ran.name])
 
-    def _drop(self, names: Iterable[str]) -> None:
-        self._loaded.call_workers(DROP_ACTIVATIONS, list(names))
+    @contextmanager
+    def _taken(
+        self, requests: Mapping[PassKey, ActivationRequest]
+    ) -> Iterator[Mapping[PassKey, Pass]]:
+        """Passes that have been run, within this block.
+
+        Looks at the tower's attention stay: they read pictures alone, and questions about one share
+        them. Its states are megabytes and go.
+        """
+        shared = [key for key, r in requests.items() if r.tower_alone and not r.tower]
+        kept, ran = self._kept.use(shared), dict[PassKey, Pass]()
+        try:
+            ran = self._take({key: r for key, r in requests.items() if key not in kept})
+            yield kept | ran
+        finally:
+            dropped, stay = self._kept.done(kept, {k: v for k, v in ran.items() if k in shared})
+            dropped += [each.name for key, each in ran.items() if key not in shared]
+            self._drop(dropped, stay)
+
+    def _drop(self, names: Iterable[str], stay: Sequence[str] = ()) -> None:
+        if names or stay:
+            self._loaded.call_workers(DROP_ACTIVATIONS, list(names), list(stay))
 
     def _prepare(
         self,
@@ -137,6 +141,8 @@ class ActivationPasses:
 
     def _take(self, requests: Mapping[PassKey, ActivationRequest]) -> dict[PassKey, Pass]:
         """Run the passes."""
+        if not requests:
+            return {}
         rows = {key: self._row_builder.activation_row(each) for key, each in requests.items()}
         names = {key: self._name(key[0]) for key in requests}
         reader = OutputReader(self._loaded)
@@ -189,7 +195,7 @@ class ActivationPasses:
         return {
             "capture": capture_of(request),
             "counts": [image.count for image in row.images],
-            "spans": [list(span) for span in seen_spans(row)],
+            "spans": [] if request.tower_alone else [list(span) for span in seen_spans(row)],
             "mask": mask,
             "text": answer.text if request.write else "",
             "token_ids": list(answer.ids) if request.write else [],
@@ -203,6 +209,7 @@ def capture_of(request: ActivationRequest) -> dict[str, Any]:
         "heads": list(request.heads),
         "image": list(request.image),
         "vision": list(request.vision),
+        "tower": list(request.tower),
         "full": request.vision_heads == "fullwidth",
         "every_token": request.every_token,
         "logits": request.logits,

