@@ -38,6 +38,7 @@ USED: dict[str, dict[str, tuple[str, ...]]] = {
     },
     "vllm.config": {
         "VllmConfig": ("use_v2_model_runner", "additional_config", "compute_hash"),
+        "CacheConfig": ("kv_sharing_fast_prefill",),
         "CompilationConfig": ("cache_dir", "cudagraph_mode", "pass_config"),
         "ParallelConfig": (
             "prefill_context_parallel_size",

@@ -169,6 +169,7 @@ def _refuse(config: Any) -> None:
         "decode_context_parallel_size": ranks.decode_context_parallel_size > 1,
         "enable_dbo": ranks.use_ubatching,
         "enable_batch_sharded_sampling": ranks.enable_batch_sharded_sampling,
+        "kv_sharing_fast_prefill": config.cache_config.kv_sharing_fast_prefill,  # in some layers
     }
     for option, is_on in parted.items():
         if is_on:
