@@ -7,7 +7,8 @@ in the vision tower, Dv its width.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from halludecode.core.branch import Edit
@@ -37,8 +38,11 @@ class ActivationRequest:
             tokens, where views differ in theirs.
         pixels: Edit of the processor's output, as a `Branch` has it.
         every_token: Keep ``hidden`` for all prompt tokens: Activations.hidden [n, T, D].
-        write: Then write this many tokens greedily: Activations.text, Activations.token_ids.
+        write: Then write this many tokens greedily: Activations.text, Activations.token_ids; and
+            Activations.pieces, those of ``answered`` before them.
         logits: Keep the raw logits of every written step: Activations.logits [n, V].
+        words: Words whose logit as the next token is kept: Activations.word_logits.
+        answered: Token ids of an answer's beginning, read after the prompt.
     """
 
     prompt: Prompt
@@ -53,18 +57,28 @@ class ActivationRequest:
     every_token: bool = False
     write: int = 0
     logits: bool = False
+    words: tuple[str, ...] = ()
+    answered: tuple[int, ...] = ()
 
     @property
     def kind(self) -> tuple[Any, ...]:
         """Everything asked for; requests of one kind can run together."""
         kept = (self.hidden, self.heads, self.image, self.keys)
         kept += (self.vision, self.vision_heads, self.tower)
-        return (*kept, self.every_token, self.write, self.logits)
+        return (*kept, self.every_token, self.write, self.logits, self.words)
+
+    @property
+    def tower_alone(self) -> bool:
+        """Whether the vision tower alone is asked about, which reads no words."""
+        rest = replace(self, vision=(), tower=(), pixels=None)
+        plain = ActivationRequest(self.prompt, vision_heads=self.vision_heads)
+        return bool(self.vision or self.tower) and rest == plain
 
     @property
     def key(self) -> str:
-        """Digest of the prompt and of everything asked for."""
-        return digest(self.prompt.key, self.kind, self.pixels.key if self.pixels else "")
+        """Digest of what the model reads of the prompt and of everything asked for."""
+        read = [p.key for p in self.prompt.pictures] if self.tower_alone else self.prompt.key
+        return digest(read, self.kind, self.answered, self.pixels.key if self.pixels else "")
 
 
 @dataclass(frozen=True)
@@ -82,4 +96,7 @@ class Activations:
     image_spans: tuple[tuple[int, int, int], ...] = ()  # per picture: (first token, rows, columns)
     text: str = ""
     token_ids: tuple[int, ...] = ()
+    pieces: tuple[str, ...] = ()  # those answered and written, as the vocabulary has them
     logits: Tensor | None = None
+    # of each word's usual spellings the largest; no entry for one that the vocabulary lacks
+    word_logits: Mapping[str, float] = field(default_factory=dict[str, float])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -50,6 +50,7 @@ class ModelInfo:
         mrope: Whether positions are three-dimensional.
         rope: How far each pair of dimensions of a head turns from one position to the next, where
             one rotation holds for all layers and lengths; else empty.
+        recurrent: Decoder layers without attention: convolutions, gated delta rules.
         scheme: What the weights were trained with, see `Strategy.trained`; "" for nothing.
         artifact: Tensors made by `calibrate` for this model and strategy, if any.
     """
@@ -63,8 +64,17 @@ class ModelInfo:
     vision: VisionInfo | None = None
     mrope: bool = False
     rope: tuple[float, ...] = ()
+    recurrent: tuple[int, ...] = ()
     scheme: str = ""
     artifact: Mapping[str, Tensor] | None = field(default=None, compare=False)
+
+    def attending(self, layers: Iterable[int]) -> tuple[int, ...]:
+        """Those of some layers that have attention; all of them where none has.
+
+        A strategy whose layers have none is refused before any token.
+        """
+        asked = tuple(layers)
+        return tuple(layer for layer in asked if layer not in self.recurrent) or asked
 
     def scaled(self, layer: int) -> int:
         """A layer number given for 32-layer models, scaled to this depth."""

@@ -21,6 +21,7 @@ WORDS: Mapping[str, str] = {
     "features": "edits image features",
     "masked rows": "rows without some image tokens",
     "activations": "passes before the answer",
+    "in turn": "passes that depend on earlier ones",
     "raster": "image raster",
     "vision": "vision-tower attention",
     "tower states": "reads the vision tower's states",

@@ -10,6 +10,7 @@ VLLM_PROVIDES = frozenset(
             "main prompt",
             "rewords",
             "more pictures",
+            "in turn",
             "images",
             "pixels",
             "tower",

@@ -327,7 +327,7 @@ def check_fired(parts: Parts, fired: Collection[Fired], model: str) -> None:
 def never_called(name: str, hook: str, layers: Sequence[int], model: str) -> str:
     """The sentence for a hook that a model never reached."""
     return (
-        f"{name}.{hook} was not called in layer(s) {list(layers)} during the first forward pass, "
+        f"{name}.{hook} was not called in layer(s) {list(layers)} during a forward pass, "
         f"so the strategy was off; {model} did not reach halludecode's hooks (report it with "
         "`halludecode doctor`)."
     )

@@ -7,6 +7,8 @@ from typing import Any
 from halludecode.core.model_info import ModelInfo, VisionInfo
 from halludecode.models.families import family_of
 
+# What transformers calls layers that keep a state in place of keys.
+RECURRENT = ("conv", "linear_attention")
 # Towers whose processors make views of one size.
 SQUARE = frozenset({"clip_vision_model", "siglip_vision_model", "internvl_vision"})
 
@@ -22,6 +24,7 @@ def model_info(config: Any) -> ModelInfo:
     """
     text = config.get_text_config()
     heads = text.num_attention_heads
+    kinds = getattr(text, "layer_types", None) or ()
     return ModelInfo(
         num_layers=text.num_hidden_layers,
         num_heads=heads,
@@ -32,6 +35,7 @@ def model_info(config: Any) -> ModelInfo:
         vision=vision_info(config),
         mrope=family_of(config).mrope,
         rope=rope_of(text),
+        recurrent=tuple(i for i, kind in enumerate(kinds) if kind in RECURRENT),
         scheme=getattr(config, "halludecode_scheme", None) or "",
     )
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -16,6 +15,7 @@ from halludecode.core.errors import InvalidModel, InvalidRequest
 from halludecode.models.loading import load_model
 from halludecode.testbed.assets import model_path
 from tests.support import families
+from tests.support.processes import REPO, environment
 
 FILES = [
     file for file in Path(model_path("testbed")).iterdir() if file.suffix in (".json", ".jinja")
@@ -38,7 +38,7 @@ def config(folder: Path, **given) -> str:
 @pytest.mark.parametrize(
     ("given", "why"),
     [
-        ({"model_type": "paligemma"}, "'paligemma' has no layout"),
+        ({"model_type": "kosmos-2"}, "'kosmos-2' has no layout"),
         ({"model_type": "llava_llama", "mm_vision_tower": "openai/clip"}, "llava-1.5-7b-hf"),
         ({"model_type": "llava", "mm_vision_tower": "openai/clip"}, "llava-1.5-7b-hf"),
         ({"model_type": "llava_qwen"}, "llava-onevision-qwen2-7b-ov-hf"),
@@ -130,7 +130,7 @@ def test_a_script_without_a_guard_is_told_of_it(tmp_path):
         "    child.join()\n"
         "    raise SystemExit(child.exitcode)\n"
     )
-    env = {**os.environ, "PYTHONPATH": str(Path(hd.__file__).parents[1])}
+    env = environment(REPO)
     run = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, env=env)
     assert run.returncode == 3
     assert 'if __name__ == "__main__":' in run.stdout

@@ -10,6 +10,7 @@ import torch
 
 from halludecode.core.activations import ActivationRequest, Activations
 from halludecode.core.errors import HookNeverFired
+from halludecode.core.passes import next_passes
 from halludecode.core.plan import Cost, Plan
 from halludecode.core.prompt import Prompt
 from halludecode.core.tracing import TracedStrategy
@@ -55,24 +56,30 @@ class ActivationCollector:
     ) -> list[list[Mapping[str, object]]]:
         """Per prompt and part, the state its `prepare` made of its activations."""
         by_prompt = [
-            [part.strategy.activations(p, part.model_info) for part in parts] for p in prompts
+            [dict(part.strategy.activations(p, part.model_info)) for part in parts] for p in prompts
         ]
-        every = {
-            request.key: request
-            for by_part in by_prompt
-            for requests in by_part
-            for request in requests.values()
-        }
-        self.run(list(every.values()), batch_size, reuse=reuse)
+        wanted = [each for own in by_prompt for by in own for each in by.values()]
+        while wanted:
+            every = {request.key: request for request in wanted}
+            self.run(list(every.values()), batch_size, reuse=reuse)
+            wanted.clear()
+            for prompt, own in zip(prompts, by_prompt, strict=True):
+                for part, asked in zip(parts, own, strict=True):
+                    if part.in_turn:
+                        seen = self._collected_all(asked)
+                        new = next_passes(part.strategy, prompt, seen, part.model_info)
+                        asked.update(new)
+                        wanted += new.values()
         return [
             [
-                part.strategy.prepare(
-                    {n: self.collect(request) for n, request in requests.items()}, part.model_info
-                )
-                for part, requests in zip(parts, by_part, strict=True)
+                part.strategy.prepare(self._collected_all(asked), part.model_info)
+                for part, asked in zip(parts, own, strict=True)
             ]
-            for by_part in by_prompt
+            for own in by_prompt
         ]
+
+    def _collected_all(self, asked: Mapping[str, ActivationRequest]) -> dict[str, Activations]:
+        return {name: self.collect(request) for name, request in asked.items()}
 
     def run(self, requests: Sequence[ActivationRequest], batch_size: int, *, reuse: bool) -> None:
         """Make sure every pass has been run, those of one kind in batches."""
@@ -122,18 +129,29 @@ class ActivationCollector:
             for request in requests
         ]
         activations = [self._vision(each, first) for each in prepared]
-        if replace(first, vision=(), tower=()).kind == ActivationRequest(first.prompt).kind:
-            return activations  # the vision tower alone was asked about
+        if first.tower_alone:
+            return activations
         batch = Batch(self.hf_model, self.row_builder, PLAIN, prepared, capture)
         logits = batch.prefill(self.prefixes if reuse and not first.every_token else None)
+        words = self.row_builder.inputs.scored_words(first.words)
+        scored = {word: logits[:, ids].amax(-1).cpu() for word, ids in words.items()}
         activations = [
-            self._collected(batch, capture, request, i, activations[i])
+            replace(
+                self._collected(batch, capture, request, i, activations[i]),
+                word_logits={word: float(own[i]) for word, own in scored.items()},
+            )
             for i, request in enumerate(requests)
         ]
         if first.write:
             batch.context.capture = None  # nothing is kept of what is written
             answers = self._write(batch, logits, first)
-            activations = [_with_text(*both) for both in zip(activations, answers, strict=True)]
+            activations = [
+                replace(
+                    _with_text(kept, answer),
+                    pieces=self.row_builder.inputs.pieces((*request.answered, *answer.ids)),
+                )
+                for kept, answer, request in zip(activations, answers, requests, strict=True)
+            ]
         return activations
 
     def _vision(self, prepared: PreparedRequest, request: ActivationRequest) -> Activations:

@@ -23,7 +23,14 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
 from halludecode.models.families import ModelFamily, decoder_layers
-from halludecode.models.feed_forward import Branch, Branched, branch_logits, rows_of_head
+from halludecode.models.feed_forward import (
+    Branch,
+    Branched,
+    branch_logits,
+    final_norm,
+    mlp_of,
+    rows_of_head,
+)
 
 if TYPE_CHECKING:
     from halludecode.engines.hf.forward_context import ForwardContext
@@ -118,7 +125,7 @@ def decode(
     x = x if tokens is None else x.to(head.weight)
     if norm:
         parent = model.get_submodule(family.layers.rpartition(".")[0])
-        x = parent.norm(x)
+        x = final_norm(parent)(x)
     return (head(x) if tokens is None else rows_of_head(head, x, tokens)).float()
 
 
@@ -126,7 +133,7 @@ def branch(model: Any, family: ModelFamily, kept: Branch | None) -> Branched | N
     """What `core.step.Step.branch` gives of what a forward kept."""
     if kept is None:
         return None
-    norm = model.get_submodule(family.layers.rpartition(".")[0]).norm
+    norm = final_norm(model.get_submodule(family.layers.rpartition(".")[0]))
     parts = decoder_layers(model, family), norm, model.get_output_embeddings()
     wide = kept[0], kept[1][None], kept[2][None], kept[3][None]
     return lambda *how: branch_logits(*parts, wide, *how)[0]
@@ -147,7 +154,7 @@ def hooked(model: Any, family: ModelFamily, context: ForwardContext) -> Iterator
             handles.append(layers[i].register_forward_hook(_on_output(context, i)))
         for i in sorted(context.steered("mlp")):
             handles.append(
-                layers[i].mlp.register_forward_hook(_on_mlp(context, i), with_kwargs=True)
+                mlp_of(layers[i]).register_forward_hook(_on_mlp(context, i), with_kwargs=True)
             )
         with uncompiled(), attention_set(model, context.needs_attention):
             yield

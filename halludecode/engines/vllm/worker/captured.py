@@ -31,7 +31,8 @@ def activations_of(captured: Captured, about: Mapping[str, Any]) -> Activations:
 
     Args:
         captured: What this worker kept of it.
-        about: What the front end knows of it: capture, counts, spans, text, token_ids, mask.
+        about: What the front end knows of it: capture, counts, spans, text, token_ids, pieces,
+            mask, word_logits.
 
     Raises:
         HookNeverFired: The model did not show something that was to be kept.
@@ -51,7 +52,9 @@ def activations_of(captured: Captured, about: Mapping[str, Any]) -> Activations:
         image_spans=tuple(tuple(span) for span in about["spans"]),
         text=about["text"],
         token_ids=tuple(about["token_ids"]),
+        pieces=tuple(about["pieces"]),
         logits=torch.stack(steps) if steps and capture["logits"] else None,
+        word_logits=about["word_logits"],
     )
 
 

@@ -12,7 +12,7 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from halludecode.core.errors import HalluDecodeError
-from halludecode.engines.vllm.worker import hooks
+from halludecode.engines.vllm.worker import graphs, hooks
 from halludecode.engines.vllm.worker.attention import Checked
 from halludecode.engines.vllm.worker.capture import capture_states, capture_tower
 from halludecode.engines.vllm.worker.captured import Captured
@@ -72,12 +72,14 @@ class RunnerMixin:
         hooks.install(self)
 
     def _hd_forget_step(self) -> None:
+        self._hd_scheduled: Iterable[str] = ()  # vLLM requests of the step; none in a dummy run
         self._hd_step: Any = None  # what the runner has of the step; None in a dummy run
         self._hd_step_batch: StepBatch | None = None
         self._hd_forward: WorkerForward | None = None
 
     def _hd_begin(self, scheduler_output: Any) -> None:
         self._hd_forget_step()
+        self._hd_scheduled = scheduler_output.num_scheduled_tokens
 
     def execute_model(self, scheduler_output: Any, *args: Any, **kwargs: Any) -> Any:
         """Our view of what was scheduled is made once vLLM's batch stands."""
@@ -109,6 +111,18 @@ class RunnerMixin:
             lasting = (self.hd_state, self._hd_checked, self._hd_decode, self._hd_branched)
             self._hd_forward = WorkerForward(batch, *lasting)
         return self._hd_forward
+
+    def hd_left_out(self) -> graphs.Modes:
+        """CUDA graphs that would leave out what acts in the current step."""
+        out = graphs.NONE
+        for vllm_id in self._hd_scheduled:
+            request = self.hd_requests.get(vllm_id)  # dummy runs have requests nobody knows
+            params = request and request.sampling_params
+            metadata = self.hd_state.metadata(vllm_id, params) if request else None
+            if metadata is not None and metadata.group not in self.hd_state.ended:
+                plan = self.hd_state.plan(metadata.plan)
+                out |= graphs.left_out(plan, bool(metadata.capture))
+        return out
 
     def sample_tokens(self, grammar_output: Any) -> Any:
         """The end of a step."""
@@ -155,6 +169,7 @@ def _refuse(config: Any) -> None:
         "decode_context_parallel_size": ranks.decode_context_parallel_size > 1,
         "enable_dbo": ranks.use_ubatching,
         "enable_batch_sharded_sampling": ranks.enable_batch_sharded_sampling,
+        "kv_sharing_fast_prefill": config.cache_config.kv_sharing_fast_prefill,  # in some layers
     }
     for option, is_on in parted.items():
         if is_on:
