@@ -32,6 +32,7 @@ T = TypeVar("T")
 SCORE_VERBS = frozenset(
     {
         *("open", "reposition", "add_scores", "scale_scores", "mask", "scale_weights"),
+        "average_values",
         *("mass", "scores", "weights"),
     }
 )
@@ -194,15 +195,16 @@ class Attention(RowView):
         keys_at: Tensor,
         *,
         rows: tuple[str, ...] = ("main",),
+        queries: Queries = "all",
     ) -> None:
-        """Scores of a segment as if queries stood at [R, Q] and its keys at [R, N]; of all queries.
+        """Scores of a segment as if queries stood at [R, Q] and its keys at [R, N].
 
         Rotary positions are turned on from where they are, so nothing in the cache changes.
 
         Raises:
             UnsupportedStrategy: The model's rotation is not known.
         """
-        self._use("reposition", rows, "all")
+        self._use("reposition", rows, queries)
         if not self.m.rope and self._hooks.trace is None:
             raise UnsupportedStrategy(
                 f"{self._owner} moves positions, and the config of this model does not say by one "
@@ -214,7 +216,8 @@ class Attention(RowView):
             turns = before.new_tensor(self.m.rope or (1.0,))
             by = queries_at.float() - block.keys.position.float()
             moved = block.elsewhere(by, keys_at.float() - standing, turns)
-            on = seg.of(row)[:, None, None] & (before != NEG_INF)
+            chosen = block.keys.queries(queries)[:, None, :, None]
+            on = chosen & seg.of(row)[:, None, None] & (before != NEG_INF)
             block.edit_scores(moved.where(on, before))
 
     def add_scores(
@@ -266,6 +269,28 @@ class Attention(RowView):
             factor = (unit * g if isinstance(g, float | int) else g).where(on, unit)  # [R, H, Q]
             laid = factor[..., None].where(seg.of(row)[:, None, None], unit)
             block.gains = laid if block.gains is None else block.gains * laid
+
+    def average_values(
+        self,
+        seg: Segment,
+        chosen: Tensor,
+        *,
+        rows: tuple[str, ...] = ("main",),
+        queries: Queries = "emitting",
+    ) -> None:
+        """Chosen keys of a segment give a head its mean value, one number for all dimensions.
+
+        Args:
+            seg: The mean is over its keys and all dimensions.
+            chosen: Bool [R, H, Q, N].
+            rows: Their names.
+            queries: For which.
+        """
+        self._use("average_values", rows, queries)
+        for row in self._present(rows):
+            block, over = self._blocks[row], seg.of(row)
+            asked = block.keys.queries(queries)[:, None, :, None]
+            block.average(chosen & asked & over[:, None, None], over)
 
     def scale_heads(
         self, g: Tensor, *, rows: tuple[str, ...] = ("main",), queries: Queries = "emitting"

@@ -88,6 +88,7 @@ class AttentionBlock:
         base: [R, H, Q, d], output of the stock kernel.
         gains: [R, H, Q, N], factors on the weights.
         head_gain: [R, H, Q], factors on the head outputs.
+        averaged: [R, H, Q], what keys give that have the mean value, see `average`.
     """
 
     keys: RowKeys
@@ -99,6 +100,7 @@ class AttentionBlock:
     base: Tensor
     gains: Tensor | None = None
     head_gain: Tensor | None = None
+    averaged: Tensor | None = None
     _plain: Tensor | None = None  # the logits before any edit
     _scores: Tensor | None = None
     _weights: Tensor | None = None
@@ -133,6 +135,17 @@ class AttentionBlock:
         g = k.shape[1]
         grouped = (q.float() * self.scaling).reshape(r, g, h // g * n_q, d)
         return (grouped @ k.float().transpose(-1, -2)).reshape(r, h, n_q, -1)
+
+    def average(self, chosen: Tensor, over: Tensor) -> None:
+        """Chosen keys (bool [R, H, Q, N]) give the mean value over keys ``over`` (bool [R, N])."""
+        weights, value = self.weights(), _need(self.v).float()
+        count = over.sum(-1).clamp_min(1)[:, None] * value.shape[-1]
+        mean = (value * over[:, None, :, None]).sum((-2, -1)) / count  # [R, G]
+        mean = mean.repeat_interleave(weights.shape[1] // mean.shape[1], 1)
+        given = (weights * chosen).sum(-1) * mean[..., None]
+        self.averaged = given if self.averaged is None else self.averaged + given
+        left = (~chosen).to(weights.dtype)
+        self.gains = left if self.gains is None else self.gains * left
 
     def edit_scores(self, scores: Tensor) -> None:
         """Replace the logits; weights are recomputed from them."""
@@ -210,6 +223,7 @@ class AttentionBlock:
             value = _need(self.v).to(weights.dtype)
             g = value.shape[1]
             out = (weights.reshape(r, g, h // g * n_q, n) @ value).reshape(r, h, n_q, -1)
+            out = out if self.averaged is None else out + self.averaged[..., None]
         if self.head_gain is not None:
             out = out.float() * self.head_gain[..., None]
         return out.to(self.base.dtype).where(edited[:, None, :, None], self.base)

@@ -43,6 +43,7 @@ WORDS: Mapping[str, str] = {
     "scale_scores": "edits attention scores",
     "mask": "masks keys",
     "scale_weights": "edits attention weights",
+    "average_values": "edits values",
     "scale_heads": "edits head outputs",
     "steer": "edits hidden states",
     "early": "decodes early layers",

@@ -5,9 +5,8 @@ Needs are traced, never typed (`core.tracing`); a verb met later that the trace 
 
 from __future__ import annotations
 
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import chain, count
 from typing import TYPE_CHECKING, Any
 
 from halludecode.core import artifact as hd_artifact
@@ -17,6 +16,7 @@ from halludecode.core.errors import IncompatibleStrategies, InvalidParameter, Un
 from halludecode.core.model_info import ModelInfo, VisionInfo
 from halludecode.core.needs import in_words, quoted
 from halludecode.core.prompt import digest
+from halludecode.core.row_names import free_name, row_hooks
 from halludecode.core.strategy import Strategy
 from halludecode.core.tracing import TracedStrategy, trace
 
@@ -354,22 +354,6 @@ def _needs(part: TracedStrategy) -> frozenset[str]:
     }
     needs |= part.stream_reads | {need for need, there in found.items() if there}
     return frozenset(needs)
-
-
-def free_name(name: str, strategy: str, taken: Container[str]) -> str:
-    """A row's name in the batch: its own, else with the strategy's before it, else numbered."""
-    numbered = (f"{strategy}.{name}#{i}" for i in count(2))
-    tries = chain((name, f"{strategy}.{name}"), numbered)
-    return next(candidate for candidate in tries if candidate not in taken)
-
-
-def row_hooks(parts: Sequence[TracedStrategy], owner: TracedStrategy | None, name: str) -> str:
-    """Identity of the attention edits on a row: every part's on main, the owner's elsewhere.
-
-    The row's own name is part of it: a strategy may edit two rows of one prompt differently.
-    """
-    acting = [p.strategy for p in (parts if owner is None else (owner,)) if name in p.attend_rows]
-    return digest(name, *((s.name, sorted(s.resolved().items())) for s in acting)) if acting else ""
 
 
 def _extra_rows(parts: Sequence[TracedStrategy]) -> dict[str, Branch]:

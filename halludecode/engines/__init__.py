@@ -20,6 +20,7 @@ VLLM_PROVIDES = frozenset(
         ),
         *("square", "open", "reposition"),
         *("add_scores", "scale_scores", "mask", "scale_weights", "scale_heads"),
+        "average_values",
         *("mass", "scores", "weights", "head_outputs", "token_mask", "at_first_token", "key"),
         *("received", "paid", "keys_at_first_token", "confidence"),
         *("steer", "early", "logits", "image_features", "branch_off", "vision", "raster"),

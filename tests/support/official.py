@@ -116,6 +116,36 @@ def adaiat(
     return (block.weights() * gains)[0, :, 0]
 
 
+def imccd(
+    q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, image: list[float], levelled: bool
+) -> torch.Tensor:
+    """[H, d]: head outputs of one written token under IMCCD's edit.
+
+    Args:
+        q: [H, d], turned to its place, the last.
+        k: [H, N, d], likewise.
+        v: [H, N, d].
+        image: First image token, and the one after the last.
+        levelled: The row that is contrasted with, else the main one.
+    """
+    heads, count, size = k.shape
+    first, stop = int(image[0]), int(image[1])
+    kinds = [SYSTEM] * first + [IMAGE] * (stop - first) + [TEXT] * (count - 1 - stop) + [GENERATED]
+    keys = keys_of(kinds, [count - 1], count - 1)
+    made = [each[None].double() for each in (q[:, None], k, v)]
+    scores = made[0] @ made[1].mT * size**-0.5
+    visible, base = torch.ones(1, 1, 1, count).bool(), scores.softmax(-1) @ made[2]
+    blocks = {
+        row: AttentionBlock(keys, *made, visible, size**-0.5, base, _scores=scores)
+        for row in ("main", "levelled")
+    }
+    rope = tuple(10000.0 ** (-2 * i / size) for i in range(size // 2))
+    m = replace(typical_model_info(), num_heads=heads, num_kv_heads=heads, rope=rope)
+    hooks = Hooks(lambda *a: None, lambda name, fn: fn())  # type: ignore[arg-type, return-value]
+    get("imccd").attend(Attention(0, m, blocks, hooks, "imccd"))
+    return blocks["levelled" if levelled else "main"].output()[0, :, 0]
+
+
 def revisit(
     logits: torch.Tensor, image: torch.Tensor, beta: float, divergence: str
 ) -> torch.Tensor:

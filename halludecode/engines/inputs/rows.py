@@ -13,8 +13,9 @@ from torch.nn import functional
 from halludecode.core.activations import ActivationRequest
 from halludecode.core.branch import Branch, Edit, TowerEdit
 from halludecode.core.errors import InvalidRequest
-from halludecode.core.plan import Plan, free_name, row_hooks
+from halludecode.core.plan import Plan
 from halludecode.core.prompt import Picture, Prompt, digest
+from halludecode.core.row_names import free_name, row_hooks
 from halludecode.engines.inputs.processor import InputProcessor, ProcessedImage
 
 if TYPE_CHECKING:

@@ -26,6 +26,7 @@ NAMES = (
     "lol",
     "memvr",
     "adaiat",
+    "imccd",
     "only",
     "revisit",
     "vti",

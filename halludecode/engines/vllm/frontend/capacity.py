@@ -20,6 +20,7 @@ ATTENTION = frozenset(
         "scale_scores",
         "mask",
         "scale_weights",
+        "average_values",
         "scale_heads",
         "mass",
         "scores",
