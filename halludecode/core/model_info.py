@@ -12,12 +12,21 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class VisionInfo:
-    """Numbers of the vision tower; None in `ModelInfo` where the family has no plain one."""
+    """Numbers of the vision tower; None in `ModelInfo` where the family has no plain one.
+
+    Args:
+        layers: Its layers.
+        heads: Its attention heads.
+        has_cls: Whether a CLS token stands before the patches.
+        feature_layer: Whose output the projector reads; counted from the end where negative.
+        cls_last: Whether it stands after them.
+    """
 
     layers: int
     heads: int
     has_cls: bool
     feature_layer: int
+    cls_last: bool = False
 
     @property
     def read_layers(self) -> int:

@@ -53,8 +53,13 @@ def feed_forward(layer: Any, h: Tensor) -> Tensor:
         layer.input_layernorm  # Cohere's FFN stands beside attention and reads what it reads
     )
     after = _first(layer, "post_feedforward_layernorm", "post_mlp_layernorm")
-    made = _single(layer.mlp(before(h)))
+    made = _single(mlp_of(layer)(before(h)))
     return h + (made if after is None else after(made))
+
+
+def mlp_of(layer: Any) -> Any:
+    """A decoder layer's FFN; None where it has none of its own."""
+    return _first(layer, "mlp", "feed_forward")
 
 
 def _first(layer: Any, *names: str) -> Any:

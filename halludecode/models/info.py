@@ -7,6 +7,10 @@ from typing import Any
 from halludecode.core.model_info import ModelInfo, VisionInfo
 from halludecode.models.families import family_of
 
+# Of a tower that has no layers to look into: what asks for them is refused by the family's row,
+# before any number is used.
+UNLIKE = VisionInfo(24, 16, has_cls=False, feature_layer=-1)
+
 
 def model_info(config: Any) -> ModelInfo:
     """The model's numbers, as strategies see them.
@@ -55,11 +59,12 @@ def vision_info(config: Any) -> VisionInfo | None:
     layers = getattr(tower, "num_hidden_layers", None) or getattr(tower, "depth", None)
     heads = getattr(tower, "num_attention_heads", None) or getattr(tower, "num_heads", None)
     if not layers or not heads:
-        return None
+        return UNLIKE if "vision" in family_of(config).lacks else None
     feature = getattr(config, "vision_feature_layer", -1)
-    # CLIP's and InternVL's towers put a CLS token first; SigLIP's and Qwen's have none.
+    # CLIP's and InternVL's towers put a CLS token first, Llama 4's last; others have none.
     has_cls = getattr(tower, "model_type", "") in ("clip_vision_model", "internvl_vision")
-    return VisionInfo(layers, heads, has_cls, feature if isinstance(feature, int) else -1)
+    last = getattr(tower, "model_type", "") == "llama4_vision_model"
+    return VisionInfo(layers, heads, has_cls, feature if isinstance(feature, int) else -1, last)
 
 
 def end_tokens(generation_config: Any, tokenizer: Any) -> list[int]:

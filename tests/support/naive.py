@@ -37,7 +37,7 @@ class Answer(NamedTuple):
 def inputs_of(processor: Any, text: str, images: Sequence[Any] = ()) -> Inputs:
     """What the processor makes of a rendered prompt; no image keys where there are no images."""
     made = processor(text=text, images=list(images) or None, return_tensors="pt")
-    return dict(made)
+    return dict(made.to(torch.float32))  # Llama 4's gives pixels in bfloat16
 
 
 def extended(inputs: Inputs, ids: Sequence[int]) -> Inputs:

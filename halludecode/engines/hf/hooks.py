@@ -23,7 +23,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
 from halludecode.models.families import ModelFamily, decoder_layers
-from halludecode.models.feed_forward import Branch, Branched, branch_logits
+from halludecode.models.feed_forward import Branch, Branched, branch_logits, mlp_of
 
 if TYPE_CHECKING:
     from halludecode.engines.hf.forward_context import ForwardContext
@@ -140,7 +140,7 @@ def hooked(model: Any, family: ModelFamily, context: ForwardContext) -> Iterator
             handles.append(layers[i].register_forward_hook(_on_output(context, i)))
         for i in sorted(context.steered("mlp")):
             handles.append(
-                layers[i].mlp.register_forward_hook(_on_mlp(context, i), with_kwargs=True)
+                mlp_of(layers[i]).register_forward_hook(_on_mlp(context, i), with_kwargs=True)
             )
         with uncompiled(), attention_set(model, context.needs_attention):
             yield
@@ -190,10 +190,10 @@ def _on_output(context: ForwardContext, layer: int) -> Callable[..., Any]:
 
 
 def _on_mlp(context: ForwardContext, layer: int) -> Callable[..., Any]:
-    def hook(
-        module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor
-    ) -> Tensor:
+    def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
         inp = args[0] if args else next(iter(kwargs.values()))
+        if isinstance(output, tuple):  # of experts, beside their router's logits
+            return (context.mlp_output(layer, output[0].view_as(inp), inp), *output[1:])
         return context.mlp_output(layer, output, inp)
 
     return hook

@@ -123,6 +123,7 @@ FAMILIES: dict[str, Family] = {
     "idefics3": _IDEFICS,
     "smolvlm": replace(_IDEFICS, parts=others.smolvlm),
     "vipllava": replace(_LLAVA, parts=llava.vipllava),
+    "fast_vlm": replace(_QWEN, parts=llava.fast_vlm, placeholder="<image>", newline="\n"),
     "mistral3": Family(
         single.mistral3,
         placeholder="[IMG]",
@@ -142,6 +143,28 @@ FAMILIES: dict[str, Family] = {
     "deepseek_vl": _DEEPSEEK,
     "janus": replace(_DEEPSEEK, parts=single.janus, user="<|User|>: ", reply="<|Assistant|>:"),
     "ovis2": replace(_QWEN, parts=single.ovis2, placeholder="<image>", newline="\n"),
+    "llama4": Family(
+        single.llama4,
+        placeholder="<|image|>",
+        newline="",
+        user="<|header_start|>user<|header_end|>\n\n",
+        turn="<|eot|>",
+        reply="<|header_start|>assistant<|header_end|>\n\n",
+        end="<|eot|>",
+        stop=("<|eot|>",),
+        spread=0.35,
+    ),
+    "kimi_k25": Family(
+        single.kimi_k25,
+        placeholder="<|media_begin|>image<|media_content|><|media_pad|><|media_end|>",
+        newline="",
+        user="<|im_user|>user<|im_middle|>",
+        turn="<|im_end|>",
+        reply="<|im_assistant|>assistant<|im_middle|>",
+        end="<|im_end|>",
+        stop=("<|im_end|>",),
+        spread=2.0,
+    ),
     "aria": replace(_QWEN, parts=single.aria, placeholder="<image>", stop=()),
 }
 
