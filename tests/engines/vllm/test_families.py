@@ -15,7 +15,8 @@ from tests.support.vllm import ACTIVE, answer_together, edge_gaps, same
 
 NAMES = [*STRATEGIES.names(), *specs.COMPOSED, "damro+agla", "lacing(attention=dual)"]
 CHOSEN = ("qwen2_5_vl", "internvl")
-ABSENT = ("aya_vision", "deepseek_vl", "glm46v", "instructblip", "janus", "ovis2", "vipllava")
+ABSENT = ("aya_vision", "deepseek_vl", "fast_vlm", "glm46v", "instructblip", "janus", "kimi_k25")
+ABSENT += ("ovis2", "vipllava")
 REFUSED = {
     "gemma3": "Gemma 3.*engine='hf'",
     "aria": "Aria.*engine='hf'",

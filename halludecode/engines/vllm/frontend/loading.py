@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
+from importlib.util import find_spec
 from typing import Any
 
 from halludecode.core.errors import InvalidModel, InvalidRequest, MissingExtra
@@ -204,6 +205,31 @@ def check_served(family: str, architectures: Sequence[str]) -> None:
         raise InvalidModel(f"vLLM {vllm_version()} {OTHERWISE[family]}; use engine='hf'.")
 
 
+def check_executor(backend: Any) -> None:
+    """Refuse what vLLM finds out of its Ray executor once its processes have started.
+
+    Args:
+        backend: vLLM's ``distributed_executor_backend``.
+
+    Raises:
+        InvalidRequest: Ray hands out no device of this platform.
+        MissingExtra: Ray is not installed.
+    """
+    from vllm.platforms import current_platform
+
+    if backend != "ray":
+        return
+    if not current_platform.ray_device_key:
+        raise InvalidRequest(
+            f"vLLM {vllm_version()} has no Ray executor for {current_platform.device_name}; leave "
+            "distributed_executor_backend out, and its processes are of this machine alone."
+        )
+    if find_spec("ray") is None:
+        raise MissingExtra(
+            "distributed_executor_backend='ray' needs Ray: pip install \"halludecode[ray]\"."
+        )
+
+
 def settings() -> tuple[dict[str, Any], dict[str, Any]]:
     """Options of vLLM that we propose, and those that must be as they are."""
     from vllm.platforms import current_platform
@@ -235,6 +261,7 @@ def _start(model: str, source: str, options: Mapping[str, Any]) -> Any:
     taken = [name for name in OURS if name in options]
     if taken:
         raise InvalidRequest(f"{taken[0]}= cannot be set: halludecode brings its own.")
+    check_executor(options.get("distributed_executor_backend"))
     proposed, fixed = settings()
     given = {"max_logprobs": -1, "disable_log_stats": True, **proposed, **options, **fixed}
     with starting(model):
