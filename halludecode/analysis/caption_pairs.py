@@ -1,4 +1,4 @@
-"""Pairs of captions of one picture, true and hallucinated: read, or made of COCO files."""
+"""Captions that strategies are calibrated on: pairs, true and hallucinated, or labelled ones."""
 
 from __future__ import annotations
 
@@ -8,11 +8,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from halludecode.core.calibration import CaptionPair
+from halludecode.core.calibration import CaptionPair, LabelledCaption
 from halludecode.core.errors import InvalidData
 from halludecode.engines.api import Request
+from halludecode.evals.benchmarks.chair.word_list import reader_of
 from halludecode.evals.data.entries import folder_pictures
 from halludecode.evals.data.records import read_text
+from halludecode.evals.data.run_files import read_lines
 
 Paired = list[tuple[Request, CaptionPair]]
 FORM = '{"image": NAME, "value": CAPTION, "h_value": HALLUCINATED CAPTION}'
@@ -79,6 +81,35 @@ def made_up(folder: Path, prompt: str, limit: int) -> Paired:
         pair = CaptionPair(caption, f"{caption} There is also {_a(absent)} in the picture.")
         pairs.append((Request(prompt, (find(file, str(folder)).load(),)), pair))
     return pairs
+
+
+def read_labels(path: Path, images: Path, limit: int) -> list[tuple[Request, LabelledCaption]]:
+    """A run's captions, with the objects that CHAIR reads in them and those that are not there.
+
+    Args:
+        path: ``samples.jsonl`` of a run of chair; of its strategies, the plain model counts.
+        images: Folder of its pictures.
+        limit: First N captions.
+
+    Raises:
+        InvalidData: The file holds none, or a picture is not there.
+    """
+    find, reader = folder_pictures(images), reader_of(None)
+    told: list[tuple[Request, LabelledCaption]] = []
+    for line in read_lines(path):
+        if (line.get("task"), line.get("strategy")) != ("chair", "greedy") or len(told) == limit:
+            continue
+        there = {True: list[int](), False: list[int]()}
+        for mention in reader.read(line["answer"]).mentions:
+            there[mention.object in line["objects"]].append(mention.start)
+        labelled = LabelledCaption(line["answer"], tuple(there[True]), tuple(there[False]))
+        told.append((Request(line["prompt"], (find(line["image"], str(path)).load(),)), labelled))
+    if not told:
+        raise InvalidData(
+            f"{path}: no caption of the plain model is in it; it is to be the samples.jsonl that "
+            "`halludecode eval --tasks chair --strategy greedy --output RUN` wrote."
+        )
+    return told
 
 
 def _a(name: str) -> str:

@@ -15,7 +15,7 @@ from halludecode.calibration.builtin_prompts import built_in
 from halludecode.calibration.store import ArtifactStore
 from halludecode.core import spec as hd_spec
 from halludecode.core.artifact import PIN, Artifact, shaping
-from halludecode.core.calibration import Calibration, CaptionPair
+from halludecode.core.calibration import Calibration, CaptionPair, LabelledCaption
 from halludecode.core.errors import InvalidParameter, InvalidRequest
 from halludecode.core.plan import compile_plan
 from halludecode.core.prompt import Prompt, digest
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from halludecode.engines.api import Output
     from halludecode.engines.base import LocalEngine
 
-Answer = str | CaptionPair | None  # the right one, where it is known
+Answer = str | CaptionPair | LabelledCaption | None  # the right one, where it is known
 Samples = Sequence[tuple[Request, Answer]]
 WORDS = ("yes", "no")
 LIKELIEST = 1000  # tokens whose probabilities are read; the rest counts as one
@@ -200,11 +200,10 @@ def _soft_prompt(
     seed: int,
     progress: bool,
 ) -> Mapping[str, Tensor]:
-    told = [answer.true if isinstance(answer, CaptionPair) else answer for answer in answers]
     pairs = [
         (prompt, answer.capitalize() if answer in WORDS else answer)
-        for prompt, answer in zip(prompts, told, strict=True)
-        if answer is not None and prompt.pictures
+        for prompt, answer in zip(prompts, answers, strict=True)
+        if isinstance(answer, str) and prompt.pictures
     ]
     return engine.train_soft_prompt(pairs, seed=seed, progress=progress)
 

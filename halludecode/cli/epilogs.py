@@ -219,9 +219,11 @@ CALIBRATE = """
   halludecode calibrate --model testbed zerotuning
 
 Some strategies need numbers of a model that only the model can give: which heads matter, or a
-trained prompt. --data says from what they are made. The result is named by its content and kept
-in your own folder; a spec that names the strategy finds it, the run record says which it was, and
-nothing else ever uses it. Without one such a strategy refuses and prints this command.
+trained prompt. --data says from what they are made; vti reads pairs of captions (--annotations with
+lines of image, value and h_value), adaiat a run of chair (its samples.jsonl as --annotations). The
+result is named by its content and kept in your own folder; a spec that names the strategy finds it,
+the run record says which it was, and nothing else ever uses it. Without one such a strategy refuses
+and prints this command.
 """
 
 HEADS = """

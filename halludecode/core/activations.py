@@ -28,6 +28,7 @@ class ActivationRequest:
         heads: Layers whose head outputs before o_proj are kept: Activations.heads [n, H, d].
         image: Layers whose last-token weights on image keys are kept: Activations.image
             [n, H, N_img].
+        keys: Layers whose last-token weights on all keys are kept: Activations.keys [n, H, T].
         vision: Layers of the vision tower whose attention is kept, as received by each image token:
             from the CLS token where the tower has one, else the mean over all: Activations.vision
             [n, Hv, N_img].
@@ -48,6 +49,7 @@ class ActivationRequest:
     hidden: tuple[int, ...] = ()
     heads: tuple[int, ...] = ()
     image: tuple[int, ...] = ()
+    keys: tuple[int, ...] = ()
     vision: tuple[int, ...] = ()
     vision_heads: Literal["split", "fullwidth"] = "split"
     tower: tuple[int, ...] = ()
@@ -61,7 +63,8 @@ class ActivationRequest:
     @property
     def kind(self) -> tuple[Any, ...]:
         """Everything asked for; requests of one kind can run together."""
-        kept = (self.hidden, self.heads, self.image, self.vision, self.vision_heads, self.tower)
+        kept = (self.hidden, self.heads, self.image, self.keys)
+        kept += (self.vision, self.vision_heads, self.tower)
         return (*kept, self.every_token, self.write, self.logits, self.words)
 
     @property
@@ -85,6 +88,7 @@ class Activations:
     hidden: Tensor | None = None
     heads: Tensor | None = None
     image: Tensor | None = None
+    keys: Tensor | None = None
     vision: Tensor | None = None
     tower: Tensor | None = None
     image_counts: tuple[int, ...] = ()  # image tokens of each picture

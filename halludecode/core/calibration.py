@@ -23,6 +23,14 @@ class CaptionPair(NamedTuple):
     hallucinated: str
 
 
+class LabelledCaption(NamedTuple):
+    """What a model said of a picture, and at which characters the things begin that it names."""
+
+    text: str
+    real: tuple[int, ...]
+    hallucinated: tuple[int, ...]
+
+
 def _cannot(*_: object) -> Any:
     raise InvalidParameter(
         "This calibration gives prompts and activations, not scores or training."
@@ -36,8 +44,8 @@ class Calibration:
     Args:
         samples: Prompts to find a model's constants on.
         activations: Passes of the plain model.
-        answers: The right answer to each sample where the data has one: "yes", "no", a caption, or
-            for strategies that are `paired` two captions.
+        answers: The right answer to each sample where the data has one: "yes", "no", a caption; two
+            captions, or a labelled one, for strategies that ask for them (`Strategy.samples`).
         score: ``(strategy, artifact) -> float``, higher is better: the share of yes/no samples
             answered rightly; where no sample has such an answer, minus the mean entropy in nats of
             the first token's distribution (ZeroTuning's supervised and unsupervised searches).
@@ -49,7 +57,7 @@ class Calibration:
 
     samples: Sequence[Prompt]
     activations: Callable[[ActivationRequest], Activations]
-    answers: Sequence[str | CaptionPair | None] = ()
+    answers: Sequence[str | CaptionPair | LabelledCaption | None] = ()
     score: Callable[[Strategy, Mapping[str, Tensor]], float] = _cannot
     soft_prompt: Callable[[], Mapping[str, Tensor]] = _cannot
     track: Callable[[Sequence[Any]], Iterable[Any]] = iter
@@ -73,6 +81,26 @@ class Calibration:
                 "picture, and there are none: give --images FOLDER --annotations FILE, lines of "
                 '{"image": NAME, "value": CAPTION, "h_value": HALLUCINATED}, or a folder with '
                 "COCO's captions and instances."
+            )
+        return found
+
+    @property
+    def labelled(self) -> list[tuple[Prompt, LabelledCaption]]:
+        """Samples whose things are labelled.
+
+        Raises:
+            InvalidParameter: There are none.
+        """
+        found = [
+            (prompt, answer)
+            for prompt, answer in zip(self.samples, self.answers, strict=True)
+            if isinstance(answer, LabelledCaption) and prompt.pictures
+        ]
+        if not found:
+            raise InvalidParameter(
+                "This calibration reads the model's own captions with what they make up, and there "
+                "are none: run `halludecode eval --tasks chair --strategy greedy --output RUN` and "
+                "give --images FOLDER (or testbed-dev-iid) --annotations RUN/samples.jsonl."
             )
         return found
 

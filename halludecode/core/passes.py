@@ -91,6 +91,7 @@ def _fake_activations(
         hidden=hidden,
         heads=maybe(request.heads, model_info.num_heads, model_info.head_dim),
         image=maybe(request.image, model_info.num_heads, 4),
+        keys=maybe(request.keys, model_info.num_heads, 5),
         vision=maybe(request.vision, 1 if request.vision_heads == "fullwidth" else heads, 4),
         tower=maybe(request.tower, places, model_info.hidden_size),
         image_counts=(4,),

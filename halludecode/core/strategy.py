@@ -61,7 +61,7 @@ class Strategy(Parameters):
     source: ClassVar[str] = ""
     artifact: ClassVar[Literal["optional", "required"] | None] = None
     artifact_params: ClassVar[tuple[str, ...] | None] = None  # what it depends on; None: all
-    paired: ClassVar[bool] = False  # calibrated on pairs of captions, see `Calibration.pairs`
+    samples: ClassVar[Literal["answers", "pairs", "labels"]] = "answers"  # what `calibrate` reads
     trained: ClassVar[str] = ""  # scheme that the weights must be trained with, to be told if not
     fetch: ClassVar[tuple[str, ...]] = ()
     site: ClassVar[Literal["residual", "mlp"]] = "residual"  # the stream that `steer` rewrites

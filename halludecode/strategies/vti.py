@@ -52,7 +52,7 @@ class VTI(Strategy):
     patch: int = param(14, "side of a patch, pixels", ge=1)
     pin: str | None = param(None, "name of the artifact; None takes the last made that fits")
 
-    artifact, artifact_params, paired = "required", ("trials", "ratio", "patch"), True
+    artifact, artifact_params, samples = "required", ("trials", "ratio", "patch"), "pairs"
     site = "mlp"
 
     def calibrate(self, cal: Calibration, m: ModelInfo) -> Mapping[str, Tensor]:

@@ -45,11 +45,11 @@ def lines(folder, *given):
 
 def test_lines_as_published(folder):
     path = lines(folder, LINE, {**LINE, "image": "1.png", "question": "And this?"})
-    found = samples("m", [], folder / "images", path, paired=True)
+    found = samples("m", [], folder / "images", path, kind="pairs")
     assert [pair for _, pair in found] == [CaptionPair("A cat.", "A cat and a dog.")] * 2
     assert [r.prompt for r, _ in found] == ["Please describe this image in detail.", "And this?"]
     assert found[1][0].images[0].getpixel((0, 0)) == (40, 0, 0)
-    assert len(samples("m", [], folder / "images", path, paired=True, limit=1)) == 1
+    assert len(samples("m", [], folder / "images", path, kind="pairs", limit=1)) == 1
 
 
 @pytest.mark.parametrize(
@@ -62,11 +62,11 @@ def test_lines_as_published(folder):
 )
 def test_a_bad_line_is_named(folder, line, said):
     with pytest.raises(InvalidData, match=said):
-        samples("m", [], folder / "images", lines(folder, LINE, line), paired=True)
+        samples("m", [], folder / "images", lines(folder, LINE, line), kind="pairs")
 
 
 def test_a_thing_that_is_often_there_and_is_not_is_made_up(folder):
-    found = samples("m", [str(folder)], paired=True)
+    found = samples("m", [str(folder)], kind="pairs")
     added = " There is also {} in the picture."
     assert [pair.true for _, pair in found] == ["First 0.", "First 1.", "First 2."]
     made = [pair.hallucinated.removeprefix(pair.true) for _, pair in found]
@@ -76,7 +76,7 @@ def test_a_thing_that_is_often_there_and_is_not_is_made_up(folder):
 def test_a_folder_without_instances_makes_none(folder):
     (folder / "annotations" / "instances.json").write_text('{"images": [], "annotations": [1]}')
     with pytest.raises(InvalidData, match="not a COCO instances file"):
-        samples("m", [str(folder)], paired=True)
+        samples("m", [str(folder)], kind="pairs")
     (folder / "annotations" / "instances.json").unlink()
     with pytest.raises(InvalidData, match=r"no pairs of captions.*instances\*\.json"):
-        samples("m", [str(folder)], paired=True)
+        samples("m", [str(folder)], kind="pairs")

@@ -92,6 +92,30 @@ def filled(pixels: torch.Tensor, chosen: torch.Tensor, patch: int) -> torch.Tens
     return patches.filled(pixels, chosen.long(), patch)
 
 
+def adaiat(
+    scores: torch.Tensor,
+    prompt: int,
+    real: torch.Tensor,
+    hallucinated: torch.Tensor,
+    alpha: float,
+    beta: float,
+) -> torch.Tensor:
+    """[H, N]: weights of the last written token's scores [H, N] after AdaIAT's edit."""
+    heads, count = scores.shape
+    kinds = [SYSTEM, IMAGE, IMAGE, *[TEXT] * (prompt - 3), *[GENERATED] * (count - prompt)]
+    keys, one = keys_of(kinds, [count - 1], prompt), torch.zeros(1, heads, 1, 2)
+    block = AttentionBlock(
+        keys, one, one, one, torch.tensor(True), 1.0, one, _scores=scores[None, :, None]
+    )
+    hooks = Hooks(lambda *a: None, lambda name, fn: fn())  # type: ignore[arg-type, return-value]
+    made = {"real": real.expand(32, heads), "hallucinated": hallucinated.expand(32, heads)}
+    m = replace(typical_model_info(), num_heads=heads, num_kv_heads=heads, artifact=made)
+    strategy = get("adaiat", alpha=alpha, beta=beta)
+    strategy.attend(Attention(7, m, {"main": block}, hooks, "adaiat"))
+    gains = torch.ones(1) if block.gains is None else block.gains
+    return (block.weights() * gains)[0, :, 0]
+
+
 def revisit(
     logits: torch.Tensor, image: torch.Tensor, beta: float, divergence: str
 ) -> torch.Tensor:

@@ -82,6 +82,10 @@ def supplied(engine: Any, folder: Path) -> Any:
     made = {
         "act": {"gain": torch.rand(m.num_layers, m.num_heads, generator=rng) - 0.3},
         "lacing": {"soft": torch.randn(7, m.hidden_size, generator=rng)},
+        "adaiat": {
+            "real": torch.rand(m.num_layers, m.num_heads, generator=rng) + 0.4,
+            "hallucinated": torch.rand(m.num_layers, m.num_heads, generator=rng) + 0.4,
+        },
         "vti": {
             "text": torch.randn(m.num_layers, m.hidden_size, generator=rng),
             "vision": torch.randn(*tower_shape(engine), generator=rng),

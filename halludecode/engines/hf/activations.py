@@ -119,6 +119,7 @@ class ActivationCollector:
             frozenset(first.hidden),
             frozenset(first.heads),
             frozenset(first.image),
+            frozenset(first.keys),
             first.every_token,
         )
         prepared = [
@@ -206,6 +207,8 @@ class ActivationCollector:
                 return None
             if kind == "image":
                 return torch.stack([own[:, columns] for own in kept])
+            if kind == "keys":
+                return torch.stack([own[:, -real:] for own in kept])
             every = kind == "hidden" and request.every_token
             return torch.stack([own[-real:] if every else own for own in kept])
 
@@ -214,6 +217,7 @@ class ActivationCollector:
             hidden=stacked("hidden", request.hidden),
             heads=stacked("heads", request.heads),
             image=stacked("image", request.image),
+            keys=stacked("keys", request.keys),
             image_mask=(batch.tokens[i].ids == self.row_builder.inputs.image_token),
             image_spans=seen_spans(batch.requests[i].rows["main"]),
         )
@@ -229,6 +233,7 @@ def _size(activations: Activations) -> float:
         activations.hidden,
         activations.heads,
         activations.image,
+        activations.keys,
         activations.vision,
         activations.tower,
         activations.logits,

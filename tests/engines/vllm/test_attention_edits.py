@@ -25,6 +25,7 @@ NAMES = (
     "ibd",
     "lol",
     "memvr",
+    "adaiat",
     "only",
     "revisit",
     "vti",
@@ -54,6 +55,15 @@ def test_all_of_them_together(engines, supplied):
         if want.token_ids != plain.token_ids or want.logprobs != plain.logprobs:
             moved.add(spec)
     assert len(moved) == len(NAMES), "each of them acted on some request"
+
+
+def test_attention_on_all_keys_is_that_of_the_hf_engine(engines):
+    ours, hf = engines
+    asked = ActivationRequest(hf.prompt_of(requests(1)[0]), image=(1,), keys=(1, 3))
+    made, wanted = (engine.activations(asked, remember=False) for engine in (ours, hf))
+    torch.testing.assert_close(made.keys, wanted.keys, atol=1e-5, rtol=1e-4)
+    assert made.keys.sum(-1).sub(1).abs().max() < 1e-5
+    assert made.image.shape[-1] < made.keys.shape[-1]
 
 
 def test_the_towers_states_are_those_of_the_hf_engine(engines):

@@ -255,6 +255,7 @@ def capture_of(request: ActivationRequest) -> dict[str, Any]:
         "hidden": list(request.hidden),
         "heads": list(request.heads),
         "image": list(request.image),
+        "keys": list(request.keys),
         "vision": list(request.vision),
         "tower": list(request.tower),
         "full": request.vision_heads == "fullwidth",

@@ -35,14 +35,14 @@ def keep_hidden(row: ScheduledRow, captured: Captured, layer: int, x: Tensor) ->
 
 
 def keep_attention(row: ScheduledRow, captured: Captured, layer: Layer) -> None:
-    """Head outputs and weights on image keys of the last prompt token."""
+    """Head outputs and weights, on image keys or all, of the last prompt token."""
     capture = row.metadata.capture or {}
     if not row.start < row.prompt <= row.stop:
         return
     at = row.first + row.prompt - 1 - row.start
     if layer.number in capture["heads"]:
         captured.heads[layer.number] = all_heads(layer.out[at].detach().clone(), 0).float().cpu()
-    if layer.number in capture["image"]:
+    if layer.number in capture["image"] or layer.number in capture["keys"]:
         here = torch.tensor([row.index], device=layer.table.device)
         table = paged.tables(layer.table, here, row.prompt, layer.cache.shape[2])
         keys, _ = layer.read(table, row.prompt)
@@ -51,8 +51,11 @@ def keep_attention(row: ScheduledRow, captured: Captured, layer: Layer) -> None:
         scores = torch.einsum("hd,hnd->hn", q, k) * layer.scaling
         if layer.window:
             scores[:, : max(row.prompt - layer.window, 0)] = -torch.inf
-        weights = scores.softmax(-1)
-        captured.image[layer.number] = all_heads(weights, 0).cpu()[:, row.picture >= 0]
+        weights = all_heads(scores.softmax(-1), 0).cpu()
+        if layer.number in capture["image"]:
+            captured.image[layer.number] = weights[:, row.picture >= 0]
+        if layer.number in capture["keys"]:
+            captured.keys[layer.number] = weights
 
 
 def capture_tower(
