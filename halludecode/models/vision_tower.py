@@ -55,7 +55,7 @@ class VisionCapture:
     kept: dict[int, list[Tensor]] = field(default_factory=dict)
 
     def see(
-        self, module: nn.Module, q: Tensor, k: Tensor, scaling: float, mask: Tensor | None
+        self, module: nn.Module, q: Tensor, k: Tensor, scaling: float, mask: Tensor | None = None
     ) -> None:
         """Notes one layer's attention; ``q`` and ``k`` are [views, Hv, tokens, d].
 
