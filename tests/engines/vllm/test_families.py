@@ -22,6 +22,7 @@ REFUSED = {
     "aria": "Aria.*engine='hf'",
     "cohere2_vision": "Command A Vision.*engine='hf'",
     "glm4v": "GLM-4V.*engine='hf'",
+    "llama4": "Llama 4.*engine='hf'",
     **dict.fromkeys(ABSENT, r"vLLM [\d.]+ has no \w+ForConditionalGeneration of its own; .*'hf'"),
 }
 REST = [name for name in families.FAMILIES if name not in (*CHOSEN, *REFUSED)]

