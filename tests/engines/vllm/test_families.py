@@ -26,6 +26,7 @@ REFUSED = {
     "qwen3_5_moe": "Qwen3.5 MoE.*engine='hf'",
     "paligemma": "PaliGemma.*engine='hf'",
     "glm4v": "GLM-4V.*engine='hf'",
+    "llama4": "Llama 4.*engine='hf'",
     **dict.fromkeys(ABSENT, r"vLLM [\d.]+ has no \w+ForConditionalGeneration of its own; .*'hf'"),
 }
 REST = [name for name in families.FAMILIES if name not in (*CHOSEN, *REFUSED)]

