@@ -9,8 +9,9 @@ wall clock's time and in the process's own processor time, which other programs 
 medians of these pairs and the middle half of them are printed; by the processor's time where the
 model runs on it. "two calls" is VCD as official codes
 run it: one forward for each row, one after the other, here on the same code and cache. Models of
-real sizes with random weights are in `shapes.py`; they need this repository's tests folder. How to
-run this on a GPU is in README.md.
+real sizes with random weights are in `shapes.py`; they need this repository's tests folder. What is
+measured is kept in measured.jsonl of the output folder, and the same command goes on from there.
+How to run this on a GPU is in README.md.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from __future__ import annotations
 import argparse
 import json
 import platform
+import re
 import statistics
 import sys
 import tempfile
@@ -41,7 +43,7 @@ from halludecode.engines.hf.batch import Batch
 from halludecode.engines.hf.hooks import attention_set
 from halludecode.engines.inputs.rows import PreparedRequest
 from halludecode.testbed import dataset
-from tests.support.specs import supplied
+from tests.support.specs import ACTIVE, supplied
 
 COMPOSED = ("var+vcd", "vhr+m3id")
 SERIAL = "vcd, two calls"
@@ -51,6 +53,14 @@ BUSY = {
     "spin": "spin(r=0.5)",
     "var": "var(dims=(3,40),tau=2.0,min_mass=0.01,rho=0.1)",
     "vdgd": "vdgd(tokens=16)",
+    "code": "code(tokens=16)",
+    "act": "act(alpha=1.5)",
+    "memvr": "memvr(ratio=1.0)",
+    # Searches as long as on a picture of 1,000 pixels, and the smallest of models beside.
+    "zoom": "zoom(cue=cup,smallest=24,upper=1)",
+    "halc": ACTIVE["halc"],
+    "marine": ACTIVE["marine"],
+    "vicrop": ACTIVE["vicrop"],
 }
 PROMPTS = (128, 256, 512, 1024)  # tokens, for memory
 EDITS = ("greedy", "vcd", "var", "vhr", "pai", "vista", "dola")
@@ -177,21 +187,39 @@ def paired(
 
 
 def measure(
-    engine: Any, names: Sequence[str], streams: int, args: argparse.Namespace
+    engine: Any, model: str, names: Sequence[str], streams: int, args: argparse.Namespace
 ) -> list[dict[str, Any]]:
-    """One line per strategy: medians over all pairs of tokens."""
-    asked, seen = requests(streams), dict[str, list[dict[str, Any]]]()
-    clock = CLOCKS.index(told_clock(engine))
-    usable = [name for name in names if attempt(engine, asked[:2], [name], 2)]  # a first call
-    groups = [usable[at : at + args.together] for at in range(0, len(usable), args.together)]
-    for _ in range(args.rounds):
-        for group in groups:
-            for name, run in attempt(engine, asked, group, args.tokens).items():
-                seen.setdefault(name, []).append(run)
-    return [
-        {"name": name, "strategy": busy(name), "streams": streams, **summary(runs, clock)}
-        for name, runs in seen.items()
-    ]
+    """One line per strategy: medians over all pairs of tokens; those in measured.jsonl are kept."""
+    asked, clock = requests(streams), CLOCKS.index(told_clock(engine))
+    setting = [model, str(engine.hf_model.device), torch.get_num_threads(), args.tokens]
+    setting += [args.rounds, args.together, streams, torch.__version__, hd.__version__]
+    file = args.output / "measured.jsonl"
+    before = map(json.loads, file.read_text(encoding="utf-8").splitlines()) if file.exists() else ()
+    lines = {
+        kept["line"]["name"]: kept["line"]
+        for kept in before
+        if kept["setting"] == setting
+        and kept["line"]["strategy"] == plain(busy(kept["line"]["name"]))
+    }
+    new = [name for name in names if name not in lines]
+    for at in range(0, len(new), args.together):
+        group = [n for n in new[at : at + args.together] if attempt(engine, asked[:2], [n], 2)]
+        runs = (
+            [attempt(engine, asked, group, args.tokens) for _ in range(args.rounds)]
+            if group
+            else []
+        )
+        for name in runs[0] if runs else ():
+            told = summary([run[name] for run in runs if name in run], clock)
+            lines[name] = {"name": name, "strategy": plain(busy(name)), "streams": streams, **told}
+            with file.open("a", encoding="utf-8") as log:
+                log.write(json.dumps({"setting": setting, "line": lines[name]}) + "\n")
+    return [lines[name] for name in names if name in lines]
+
+
+def plain(spec: str) -> str:
+    """A spec without the folders of models that are made for a run."""
+    return re.sub(r"/[^,)]*/", "", spec)
 
 
 def attempt(
@@ -334,7 +362,8 @@ def run(model: str, args: argparse.Namespace) -> tuple[dict[str, Any], str]:
     engine = supplied(shapes.load(model, max(args.streams), args.device), Path(folder.name))
     names = args.strategy or [n for n in STRATEGIES.names() if n != "greedy"] + list(COMPOSED)
     names = ["greedy", *names, SERIAL]  # greedy beside itself shows what the machine does
-    lines = [line for streams in args.streams for line in measure(engine, names, streams, args)]
+    made = [measure(engine, model, names, streams, args) for streams in args.streams]
+    lines = [line for own in made for line in own]
     about = engine.describe()
     recipe = {
         "model": model,
@@ -374,11 +403,11 @@ def main() -> None:
     parser.add_argument("--memory", action=argparse.BooleanOptionalAction, default=True)
     parser.add_argument("--output", type=Path, default=Path("runs/bench"))
     args = parser.parse_args()
+    args.output.mkdir(parents=True, exist_ok=True)
     try:
         made = [run(model, args) for model in args.model]
     except HalluDecodeError as error:
         parser.error(str(error))
-    args.output.mkdir(parents=True, exist_ok=True)
     results = json.dumps([results for results, _ in made], indent=1)
     (args.output / "overhead.json").write_text(results, encoding="utf-8")
     given = " ".join(sys.argv[1:]).partition(" --output")[0]

@@ -2,9 +2,10 @@
 
     .venv/bin/python benchmarks/parity.py [--output FILE] [--only NAME ...]
 
-Reads tests/data/official/*.json and writes benchmarks/parity.md; no model, no network, seconds. The
-numbers in those files were made by running the official functions outside this repository; our side
-is computed anew each time. One file a method, named after the strategy:
+Reads tests/data/official/*.json and writes benchmarks/parity.md, in seconds; no network, and no
+model but the tests' tiny LLaVA. The numbers in those files were made by running the official
+functions outside this repository; our side is computed anew each time. One file a method, named
+after the strategy:
 
     code, commit, licence   whose functions, at which commit, under which licence
     setting                 which functions, on what
@@ -16,7 +17,7 @@ is computed anew each time. One file a method, named after the strategy:
                             `combine` of the spec on these logits; null stands for -inf. ``early``
                             (residuals of a model whose head is the identity), ``t`` and ``first``
                             (token 1's logits) are optional
-        {"function": "module:name", "given": {argument: number or nested list}, "gives": the same}
+        {"function": "module:name", "given": {argument: number, text or list}, "gives": the same}
                             a function of ours on these tensors (float64)
 
 Scores are compared as log-probabilities; where one side bans a token and the other does not, the
@@ -49,11 +50,12 @@ HEAD = """# Beside the official code
 Made by `python benchmarks/parity.py` from `tests/data/official/`; do not edit.
 
 *Largest difference*: between what the authors' functions gave and what ours give on the same
-numbers, in log-probability where it is scores. *Whole run*: full-vocabulary log-probabilities of 16
-steps beside the official code on a tiny random LLaVA, where that was done; measured once, not by
-this command.
+numbers, in log-probability where it is scores. *A whole run*: full-vocabulary log-probabilities of
+16 steps of the tests' tiny random LLaVA, on the authors' side by their functions in a plain loop
+with the same weights. *Measured once*: such a run beside the official code of which no numbers are
+kept, not by this command.
 
-| strategy | code | what was run | cases | largest difference | whole run |
+| strategy | code | what was run | cases | largest difference | measured once |
 |---|---|---|---|---|---|
 """
 

@@ -26,14 +26,10 @@ PACKAGE = Path(__file__).parent
 ABSENT = {
     "dlc": "SigLIP's score of picture and words so far for each of 50 candidate tokens, at every "
     "token: words of candidates inside `combine`, which sees numbers alone",
-    "halc": "arXiv 2403.00425: pictures that change in the middle of an answer (crops round the "
-    "box of the word just written), and beams scored by BLIP",
     "rvcd": "ACL Findings 2025: a bank of pictures of single objects, and a row for each that the "
     "first answer names",
     "shield": "ICLR 2026: a picture attacked by gradients through CLIP, and patches reweighted by "
     "CLIP's score of the model's own caption",
-    "zoom": "ZoomEye: questions before the answer that depend on the answers to earlier ones, and "
-    "the tokens of yes and no before the answer",
 }
 
 

@@ -60,6 +60,20 @@ model's template does.
 A request without a picture is answered greedily, and says so.
 """
 
+DOCTOR = """
+\b
+  halludecode doctor
+  halludecode doctor --verify testbed --strategy vcd --strategy pai
+  halludecode doctor --family qwen3_vl
+
+--verify asks one question about one picture, 16 tokens, greedily. A line a strategy: "ok" and what
+it changed; "changed nothing here"; "refused" and why; "differs", from greedy at its off point or
+from the other engine; "failed"; "not run", where the time was over. Exit code 1 where one differs
+or failed. Tokens may differ where the two likeliest were nearer than rounding (1e-4 nats in
+float32, 0.03 in float16, 0.25 in bfloat16). Descriptions that a strategy writes first are cut to 16
+tokens too.
+"""
+
 EVAL = """
 \b
   halludecode eval --model testbed --tasks pope,chair,mme --strategy greedy --strategy vcd \\

@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
     from halludecode.core.beam_search import BeamSearch
 
+OWN_NAMES = ("images", "pixels", "tower", "features")  # edits of a branch that are needs
+EDITS = {**dict(zip(OWN_NAMES, OWN_NAMES, strict=True)), "mask": "masked rows", "words": "rewords"}
 HOOKS = ("branches", "attend", "steer", "combine", "search")  # what makes a strategy act
 
 
@@ -36,6 +38,7 @@ class Cost:
         rows: Rows of every decoding step, main included.
         prefill_rows: Further rows that live only until the first token.
         passes: Forward passes of the plain model before the answer.
+        in_turn: Whether more follow, depending on what those kept.
         written: Most tokens written in those passes.
         image_rows: Extra rows that hold pictures (each costs about one more prefill).
         attention: Whether attention is recomputed for edited rows.
@@ -49,6 +52,7 @@ class Cost:
     rows: int = 1
     prefill_rows: int = 0
     passes: int = 0
+    in_turn: bool = False
     written: int = 0
     image_rows: int = 0
     attention: bool = False
@@ -64,6 +68,8 @@ class Cost:
             parts.append(f"+{self.prefill_rows} at prefill")
         if self.passes:
             parts.append(f"{self.passes} pass{'es' if self.passes > 1 else ''} before")
+        if self.in_turn:
+            parts[-1] += " and others in turn"
         if self.written:
             parts.append(f"up to {self.written} tokens written before")
         if self.attention:
@@ -304,12 +310,12 @@ def _check_composition(parts: Sequence[TracedStrategy]) -> None:
             f"{names} edit the main row, and only one can where one edits its pictures; drop one."
         )
     # What a pass before the answer kept belongs to the pictures as they were asked about.
-    adding = next((p for p in edited if "more pictures" in _needs(p)), None)
+    adding = next((p for p in edited if p.other_pictures), None)
     other = next((p for p in parts if p is not adding and p.activations), None)
     if adding is not None and other is not None:
         raise IncompatibleStrategies(
-            f"{adding.strategy.name} adds pictures to the prompt, and what {other.strategy.name} "
-            "reads before the answer is of those that were there; drop one."
+            f"{adding.strategy.name} shows other pictures, and what {other.strategy.name} reads "
+            "before the answer is of those that were there; drop one."
         )
 
 
@@ -331,20 +337,18 @@ def _needs(part: TracedStrategy) -> frozenset[str]:
     needs = set(part.verbs)
     for name, branch in part.branches.items():
         needs.add("main prompt" if name == "main" else "rows")
-        kinds = ("images", "pixels", "tower", "features")
-        needs |= {kind for kind in kinds if getattr(branch, kind) is not None}
-        if branch.mask is not None:
-            needs.add("masked rows")
-        if branch.words is not None:
-            needs.add("rewords")
+        needs |= {need for edit, need in EDITS.items() if getattr(branch, edit) is not None}
         if len(branch.prompt.pictures) > 1:  # strategies are traced with one
             needs.add("more pictures")
     found = {
         "activations": part.activations,
+        "in turn": part.in_turn,
         "vision": any(each.vision for each in part.activations.values()),
+        "tower states": any(each.tower for each in part.activations.values()),
         "raster": any(each.image for each in part.activations.values()),
         "steer": part.steers,
         "early": part.early,
+        "decode": part.decodes,
         "search": part.strategy.declares("search"),
         "whole": part.whole,
     }
@@ -386,6 +390,7 @@ def _cost(parts: Sequence[TracedStrategy]) -> Cost:
         rows=1 + sum(b.life == "answer" for b in extra),
         prefill_rows=sum(b.life == "prefill" for b in extra),
         passes=sum(len(part.activations) for part in parts),
+        in_turn=any(part.in_turn for part in parts),
         written=sum(request.write for part in parts for request in part.activations.values()),
         image_rows=sum(bool(b.prompt.pictures) for b in extra),
         attention=any(part.phase == "scores" for part in parts),

@@ -51,8 +51,9 @@ S = TypeVar("S", bound="type[Strategy]")
 class Strategy(Parameters):
     """Base of all strategies: override what the paper does, leave the rest.
 
-    Life of a request: activations -> prepare -> branches -> attend and steer in every forward ->
-    combine for every token. Hooks are pure; nothing writes strategy state after `prepare`.
+    Life of a request: activations, next_activations until there are none -> prepare -> branches ->
+    attend and steer in every forward -> combine for every token. Hooks are pure; nothing writes
+    strategy state after `prepare`.
     """
 
     paper: ClassVar[Paper | None] = None
@@ -60,11 +61,15 @@ class Strategy(Parameters):
     source: ClassVar[str] = ""
     artifact: ClassVar[Literal["optional", "required"] | None] = None
     artifact_params: ClassVar[tuple[str, ...] | None] = None  # what it depends on; None: all
+    paired: ClassVar[bool] = False  # calibrated on pairs of captions, see `Calibration.pairs`
     trained: ClassVar[str] = ""  # scheme that the weights must be trained with, to be told if not
     fetch: ClassVar[tuple[str, ...]] = ()
     site: ClassVar[Literal["residual", "mlp"]] = "residual"  # the stream that `steer` rewrites
     steer_at: ClassVar[Queries] = "all"
     steer_rows: ClassVar[tuple[str, ...]] = ("main",)
+    # Which of its `layers` must have attention, in models where some have none: `attend` leaves
+    # those out, unless the first decides for the others, or each was named for itself.
+    must_attend: ClassVar[Literal["one", "first", "all"]] = "one"
 
     def layers(self, m: ModelInfo) -> Iterable[int]:
         """Decoder layers where `attend` and `steer` run; all by default."""
@@ -80,6 +85,18 @@ class Strategy(Parameters):
 
     def activations(self, prompt: Prompt, m: ModelInfo) -> Mapping[str, ActivationRequest]:
         """Passes of the plain model to run before anything else."""
+        return {}
+
+    def next_activations(
+        self, prompt: Prompt, activations: Mapping[str, Activations], m: ModelInfo
+    ) -> Mapping[str, ActivationRequest]:
+        """Passes to run after those, by what they kept; asked again until none has a new name.
+
+        Args:
+            prompt: As `activations` was given it.
+            activations: Of all passes so far, by name.
+            m: The model.
+        """
         return {}
 
     def prepare(self, activations: Mapping[str, Activations], m: ModelInfo) -> State:

@@ -9,16 +9,18 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cache
-from typing import TYPE_CHECKING, Any, Literal, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Literal, cast
 
-from halludecode.core.activations import ActivationRequest, Activations
+from halludecode.core.activations import ActivationRequest
 from halludecode.core.attention import SCORE_VERBS, Attention
 from halludecode.core.attention_block import IMAGE, SYSTEM, TEXT, AttentionBlock, Queries, RowKeys
 from halludecode.core.attention_hooks import Hooks, Trace
 from halludecode.core.branch import Branch
 from halludecode.core.errors import InvalidParameter
+from halludecode.core.hybrid import attended, check_reads
 from halludecode.core.model_info import ModelInfo
 from halludecode.core.needs import KINDS
+from halludecode.core.passes import fake_passes, named
 from halludecode.core.prompt import Picture, Prompt, Turn
 from halludecode.core.residual import ResidualStream
 from halludecode.core.state import State, stack
@@ -28,7 +30,6 @@ from halludecode.core.strategy import Strategy
 if TYPE_CHECKING:
     from torch import Tensor
 
-N = TypeVar("N")
 _WHOLE_READS = frozenset(
     {"at_first_token", "keys_at_first_token", "head_outputs", "scores", "weights"}
 )
@@ -56,11 +57,18 @@ class TracedStrategy:
     firsts: frozenset[str] = frozenset()  # rows whose logits of token 1 `combine` reads later, too
     early_rows: frozenset[str] = frozenset()  # rows beside main of which it decodes early layers
     stream_reads: frozenset[str] = frozenset()  # what `steer` reads of `ResidualStream` on top
+    other_pictures: bool = False  # whether its main prompt has others than the user's
+    decodes: bool = False  # whether `combine` decodes states of its own
 
     @property
     def steers(self) -> bool:
         """Whether `steer` is overridden."""
         return self.strategy.declares("steer")
+
+    @property
+    def in_turn(self) -> bool:
+        """Whether passes before the answer depend on earlier ones."""
+        return bool(self.activations) and self.strategy.declares("next_activations")
 
     @property
     def kinds(self) -> tuple[str, ...]:
@@ -69,7 +77,7 @@ class TracedStrategy:
             "search": self.strategy.declares("search"),
             "steering": self.steers,
             "attention": bool(self.verbs) and "main" in self.attend_rows and not self.branches_off,
-            "layers": bool(self.early) or self.branches_off,
+            "layers": bool(self.early) or self.branches_off or self.decodes,
             "contrast": bool(self.reads),
         }
         return tuple(kind for kind in KINDS if found.get(kind)) or KINDS[-1:]
@@ -138,22 +146,21 @@ class TracedStrategy:
 
 
 @cache
-def _probe_prompt() -> Prompt:
+def _probe_prompt(wide: int) -> Prompt:
     from PIL import Image
 
-    picture = Picture.of(Image.new("RGB", (8, 8), (127, 127, 127)))
+    picture = Picture.of(Image.new("RGB", (wide, 8), (127, 127, 127)))
     return Prompt((Turn("user", (picture, "What is in the image?")),))
 
 
 def trace(strategy: Strategy, model_info: ModelInfo) -> TracedStrategy:
     """Run every hook once on small random tensors and write down what it used."""
-    prompt = _probe_prompt()
-    requests = _named(strategy, "activations", prompt, model_info, kind=ActivationRequest)
-    state = strategy.prepare(
-        {name: _fake_activations(request, model_info) for name, request in requests.items()},
-        model_info,
-    )
-    branches = _named(strategy, "branches", prompt, state, model_info, kind=Branch)
+    # Who looks on, depending on what was seen, must find something to look at; few pixels suffice.
+    prompt = _probe_prompt(2048 if strategy.declares("next_activations") else 8)
+    requests = named(strategy, "activations", prompt, model_info, kind=ActivationRequest)
+    check_reads(strategy, requests, model_info)
+    state = strategy.prepare(fake_passes(strategy, prompt, requests, model_info), model_info)
+    branches = named(strategy, "branches", prompt, state, model_info, kind=Branch)
     early = tuple(sorted(set(strategy.early(model_info))))
     layers = (
         sorted(set(strategy.layers(model_info)))
@@ -166,6 +173,8 @@ def trace(strategy: Strategy, model_info: ModelInfo) -> TracedStrategy:
                 f"{strategy.name}: layers {list(numbers)} are not within "
                 f"0..{model_info.num_layers - 1}."
             )
+    if strategy.declares("attend"):
+        layers = attended(strategy, layers, model_info)
     used, states, carry = Trace(), stack([state, state]), dict[str, Any]()
     reads = set[str]()
     for layer in layers[:2]:
@@ -193,22 +202,9 @@ def trace(strategy: Strategy, model_info: ModelInfo) -> TracedStrategy:
         frozenset[str]().union(*(step.firsts for step in steps)),
         frozenset[str]().union(*(step.early_rows for step in steps)),
         frozenset(reads),
+        "main" in branches and branches["main"].prompt.pictures != prompt.pictures,
+        any(step.decodes for step in steps),
     )
-
-
-def _named(strategy: Strategy, hook: str, *given: Any, kind: type[N]) -> Mapping[str, N]:
-    """What a hook gives by name, if that is what it gives."""
-    found: Any = getattr(strategy, hook)(*given)
-    things = (
-        list(cast("Mapping[str, N]", found).values()) if isinstance(found, Mapping) else [found]
-    )
-    for thing in things:
-        if not isinstance(thing, kind):
-            raise InvalidParameter(
-                f"{strategy.name}.{hook} gave {type(thing).__name__}; it must give names and "
-                f"their {kind.__name__}, {{}} for none."
-            )
-    return cast("Mapping[str, N]", found)
 
 
 def _trace_steer(strategy: Strategy, layer: int, state: State, model_info: ModelInfo) -> set[str]:
@@ -227,7 +223,7 @@ def _trace_steer(strategy: Strategy, layer: int, state: State, model_info: Model
 
     stream = ResidualStream(layer, model_info, "main", x, inp, decode, state)
     stream.chosen = torch.ones(x.shape[:2], dtype=torch.bool)
-    stream.pictures = lambda: list(x)
+    stream.pictures, stream.pictured = lambda: list(x), torch.ones(len(x), dtype=torch.bool)
     steered: Any = strategy.steer(stream)
     shape = getattr(steered, "shape", None)
     if shape != x.shape:
@@ -258,8 +254,9 @@ def _trace_combine(
     rng = torch.Generator().manual_seed(0)  # the caller's random numbers stay as they were
     requests, vocab = 2, model_info.vocab_size
 
-    def decode(x: Tensor, norm: bool) -> Tensor:
-        return torch.randn(*x.shape[:-1], vocab, generator=rng)
+    def decode(x: Tensor, norm: bool, tokens: Tensor | None = None) -> Tensor:
+        width = vocab if tokens is None else len(tokens)
+        return torch.randn(*x.shape[:-1], width, generator=rng)
 
     rows = {name: torch.randn(requests, vocab, generator=rng) for name in {"main": 0, **branches}}
     brief = {name for name, branch in branches.items() if branch.life == "prefill"} - {"main"}
@@ -348,30 +345,3 @@ def _fake_block(model_info: ModelInfo, *, image: bool, rng: Any) -> AttentionBlo
     shape = (2, model_info.num_heads, n, model_info.head_dim)
     q, k, v, base = (torch.randn(shape, generator=rng) for _ in range(4))
     return AttentionBlock(keys, q, k, v, torch.ones(n, n, dtype=torch.bool).tril(), 0.5, base)
-
-
-def _fake_activations(request: ActivationRequest, model_info: ModelInfo) -> Activations:
-    import torch
-
-    rng = torch.Generator().manual_seed(0)
-
-    def maybe(layers: tuple[int, ...], *shape: int) -> Tensor | None:
-        return torch.rand(len(layers), *shape, generator=rng) if layers else None
-
-    heads = model_info.vision.heads if model_info.vision else 1
-    hidden = (
-        maybe(request.hidden, 5, model_info.hidden_size)
-        if request.every_token
-        else maybe(request.hidden, model_info.hidden_size)
-    )
-    return Activations(
-        hidden=hidden,
-        heads=maybe(request.heads, model_info.num_heads, model_info.head_dim),
-        image=maybe(request.image, model_info.num_heads, 4),
-        vision=maybe(request.vision, 1 if request.vision_heads == "fullwidth" else heads, 4),
-        image_counts=(4,),
-        image_spans=((0, 2, 2),),
-        text="a" if request.write else "",
-        token_ids=(0,) if request.write else (),
-        logits=torch.randn(1, model_info.vocab_size, generator=rng) if request.logits else None,
-    )

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from halludecode.core.errors import InvalidModel, UnsupportedStrategy
 from halludecode.core.needs import quoted
@@ -21,6 +21,9 @@ from halludecode.models.image_layout import (
     last_span,
     last_view,
     merged_patches,
+    naflex_patches,
+    naflex_span,
+    naflex_view,
     packed_patches,
     pixtral_patches,
     pixtral_span,
@@ -64,7 +67,12 @@ class ModelFamily:
         projector: Dotted path to what the forward itself applies to the encoder's output, so that
             features are handed to it among the words' embeddings; "" where the encoder ends in it.
         mrope: Whether the model makes three-dimensional positions (`get_rope_index`).
-        mutual: Whether the tokens of a picture see each other, told by ``token_type_ids``.
+        mutual: Which tokens see each other, told by ``token_type_ids``: those of a "picture", or of
+            the whole "prompt"; "" for none.
+        closing: What the processor writes after the words; the begin token then stands between the
+            pictures and the words.
+        special: Whether the tokenizer may put tokens of its own around the words.
+        origin: Position of the first token.
         unshared: Why the KV of a picture cannot serve several questions; "" where it can.
         apart: Whether each of several pictures in a prompt is one view, where a picture alone is
             cut into views.
@@ -86,7 +94,10 @@ class ModelFamily:
     packed: bool = False
     projector: str = ""
     mrope: bool = False
-    mutual: bool = False
+    mutual: Literal["", "picture", "prompt"] = ""
+    closing: str = ""
+    special: bool = True
+    origin: int = 0
     unshared: str = ""
     apart: bool = False
     least: int = 1
@@ -98,6 +109,11 @@ _MROPE = {
     "square": "its pictures keep their shape, which is mostly no square",
     "reposition": "its positions have three dimensions, for which the scheme is not defined",
 }
+_RECURRENT = {
+    "search": "its recurrent layers keep no tokens, so beams cannot part from what they share",
+    "masked rows": "its recurrent layers would read on past tokens that are hidden from attention",
+}
+_UNSHARED = "its recurrent layers would read the padding between a shared picture and a question"
 _CHATML = "<|im_start|>user\n{images}{text}<|im_end|>\n<|im_start|>assistant\n"
 _LLAVA = ModelFamily(
     placeholder="<image>",
@@ -170,6 +186,16 @@ _IDEFICS = ModelFamily(
     lacks=_TILES,
 )
 
+_QWEN3_5 = replace(
+    _QWEN,
+    unshared=_UNSHARED,
+    lacks={
+        **_MROPE,
+        **_RECURRENT,
+        "branch_off": "its heads' outputs are gated before they are projected",
+    },
+)
+
 FAMILIES: Mapping[str, ModelFamily] = {
     "llava": _LLAVA,
     "llava_next": _LLAVA_NEXT,
@@ -219,7 +245,7 @@ FAMILIES: Mapping[str, ModelFamily] = {
         patches=square_patches,
         frame="\n\n<start_of_image><image_soft_token><end_of_image>\n\n",
         packed=True,
-        mutual=True,
+        mutual="picture",
         unshared="its sliding windows count the padding between a shared picture and a question",
         lacks={
             "reposition": "its layers turn positions by two rotations",
@@ -308,6 +334,30 @@ FAMILIES: Mapping[str, ModelFamily] = {
             "vision": "its image tokens are queries of its projector and stand for no patches",
         },
     ),
+    "paligemma": replace(
+        _LLAVA,
+        turn="{images}{text}",
+        packed=True,
+        mutual="prompt",
+        closing="\n",
+        origin=1,
+        unshared="every token of its prompt sees every other, so what a picture's tokens hold "
+        "belongs to one question",
+        lacks={"open": "every token of its prompt sees every other already"},
+    ),
+    "lfm2_vl": ModelFamily(
+        placeholder="<image>",
+        layers="model.language_model.layers",
+        turn=f"<|startoftext|>{_CHATML}",
+        span=naflex_span,
+        view=naflex_view,
+        patches=naflex_patches,
+        special=False,
+        unshared=_UNSHARED,
+        lacks={**_TILES, **_RECURRENT},
+    ),
+    "qwen3_5": _QWEN3_5,
+    "qwen3_5_moe": _QWEN3_5,
 }
 
 

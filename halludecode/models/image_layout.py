@@ -151,6 +151,37 @@ def windowed_patches(values: Tensor, pixels: Mapping[str, Any], config: Any) -> 
     return merged_patches(values, pixels, config)[..., order.argsort()]
 
 
+def naflex_span(pixels: Mapping[str, Any], count: int, config: Any) -> Span:
+    """The last view is the whole picture, in its own shape, a token for a square of patches."""
+    rows, columns = (-(-n // config.downsample_factor) for n in _shapes(pixels)[-1])
+    return count - rows * columns, rows, columns
+
+
+def naflex_patches(values: Tensor, pixels: Mapping[str, Any], config: Any) -> Tensor:
+    """Each view is filled up with patches that are none; then a token is a square of neighbours."""
+    from torch import cat
+
+    step, views = config.downsample_factor, values.unbind(-3)
+    tokens: list[Tensor] = []
+    for view, (rows, columns) in zip(views, _shapes(pixels), strict=True):
+        own = view[..., : rows * columns]
+        squares = own.unflatten(-1, (rows // step, step, columns // step, step)).mean((-3, -1))
+        tokens.append(squares.flatten(-2))
+    return cat(tokens, -1)
+
+
+def naflex_view(pixels: Mapping[str, Any], processor: Any) -> Tensor:
+    """The last view's patches put back in their places."""
+    (rows, columns), side = _shapes(pixels)[-1], processor.encoder_patch_size
+    own = pixels["pixel_values"][-1][: rows * columns].reshape(rows, columns, side, side, 3)
+    return own.permute(4, 0, 2, 1, 3).reshape(3, rows * side, columns * side)
+
+
+def _shapes(pixels: Mapping[str, Any]) -> list[list[int]]:
+    """Rows and columns of patches, by view."""
+    return pixels["spatial_shapes"].tolist()
+
+
 def first_view(pixels: Mapping[str, Any], processor: Any) -> Tensor:
     """The first view."""
     return pixels["pixel_values"][0]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -16,6 +15,7 @@ from halludecode.core.errors import InvalidModel, InvalidRequest
 from halludecode.models.loading import load_model
 from halludecode.testbed.assets import model_path
 from tests.support import families
+from tests.support.processes import REPO, environment
 
 FILES = [
     file for file in Path(model_path("testbed")).iterdir() if file.suffix in (".json", ".jinja")
@@ -38,7 +38,7 @@ def config(folder: Path, **given) -> str:
 @pytest.mark.parametrize(
     ("given", "why"),
     [
-        ({"model_type": "paligemma"}, "'paligemma' has no layout"),
+        ({"model_type": "kosmos-2"}, "'kosmos-2' has no layout"),
         ({"model_type": "llava_llama", "mm_vision_tower": "openai/clip"}, "llava-1.5-7b-hf"),
         ({"model_type": "llava", "mm_vision_tower": "openai/clip"}, "llava-1.5-7b-hf"),
         ({"model_type": "llava_qwen"}, "llava-onevision-qwen2-7b-ov-hf"),
@@ -75,7 +75,7 @@ print(int(re.search("VmHWM:\\s*(\\d+)", Path("/proc/self/status").read_text())[1
 def test_a_family_is_refused_before_torch_is_imported(folder, engine):
     """Nor does a machine need the memory that torch takes: 22 MiB here, 454 with transformers'."""
     words = [sys.executable, "-c", REFUSE, config(folder, model_type="nobodyknows"), engine]
-    env = {**os.environ, "PYTHONPATH": str(Path(hd.__file__).parents[1])}
+    env = environment(REPO)
     run = subprocess.run(words, capture_output=True, text=True, env=env, check=True)
     said, peak = run.stdout.splitlines()
     assert "'nobodyknows' has no layout" in said
@@ -114,10 +114,11 @@ def test_options_that_do_not_fit_name_the_cure(options, error, why):
 def test_a_package_that_a_tower_needs_is_named(monkeypatch, tmp_path_factory):
     from transformers.utils import import_utils
 
+    path = families.family_path("fast_vlm", tmp_path_factory)  # built with it
     missing = (lambda: False, import_utils.TIMM_IMPORT_ERROR)
     monkeypatch.setitem(import_utils.BACKENDS_MAPPING, "timm", missing)
     with pytest.raises(InvalidModel, match=r"requires the timm library.*Install the package that"):
-        hd.load(str(families.family_path("fast_vlm", tmp_path_factory)))
+        hd.load(str(path))
 
 
 def test_weights_cut_short_are_one_sentence(folder):
@@ -175,7 +176,7 @@ def test_a_script_without_a_guard_is_told_of_it(tmp_path):
         "    child.join()\n"
         "    raise SystemExit(child.exitcode)\n"
     )
-    env = {**os.environ, "PYTHONPATH": str(Path(hd.__file__).parents[1])}
+    env = environment(REPO)
     run = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, env=env)
     assert run.returncode == 3
     assert 'if __name__ == "__main__":' in run.stdout

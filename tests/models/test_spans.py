@@ -10,12 +10,14 @@ import torch
 from PIL import Image
 
 import halludecode as hd
+from halludecode.core.activations import ActivationRequest
 from halludecode.core.branch import Branch, Edit
 from halludecode.core.errors import InvalidModel, InvalidRequest, UnsupportedStrategy
 from halludecode.core.registry import STRATEGIES
 from halludecode.engines.hf import model as net
+from halludecode.engines.inputs.chat import to_prompt
 from halludecode.models.families import FAMILIES, family_of
-from tests.support import families
+from tests.support import families, naive
 
 N = 8
 PLAIN = {"max_new_tokens": N, "min_new_tokens": N, "do_sample": False}
@@ -41,6 +43,8 @@ def plain(engine, family: str, question: str, pictures: list[Image.Image]) -> li
     text = families.FAMILIES[family].prompt(question, len(pictures))
     if family == "instructblip" and not pictures:  # the whole insists on a picture
         inputs, model = processor.tokenizer(text, return_tensors="pt"), model.language_model
+    elif family == "paligemma":
+        inputs = naive.inputs_of(processor, text, pictures)
     else:
         # A chat's pictures are one list: LLaVA-OneVision reads several otherwise than one.
         nested = [pictures] if len(pictures) > 1 else pictures
@@ -171,12 +175,15 @@ def test_patches_are_laid_onto_the_tokens_they_make(family_engine, family, share
     image = engine.rows(hd.Request("Hm?", families.pictures()[2:]))["main"].images[0]
     pixels = image.pixels["pixel_values"]
     # Patches are 8 pixels wide, or the processor has already cut them out.
-    views, count = (
-        (len(pixels), pixels[0, 0].numel() // 64)
-        if pixels.dim() == 4 and pixels.shape[-1] > 8
-        else (1, len(pixels))
-    )
-    view, patch = round(share * (views - 1)), round((1 - share / 2) * (count - 1))
+    if pixels.dim() == 2 or (pixels.dim() == 4 and pixels.shape[-1] <= 8):
+        views, count = 1, len(pixels)
+    else:
+        views = len(pixels)
+        count = pixels[0, 0].numel() // 64 if pixels.dim() == 4 else pixels.shape[1]
+    view, last = round(share * (views - 1)), count - 1
+    if "spatial_shapes" in image.pixels:  # the rest of a view fills it up
+        last = int(image.pixels["spatial_shapes"][view].prod()) - 1
+    patch = round((1 - share / 2) * last)
     before = engine.hf_model.encode([image])[image.pixel_key]
     with nudged(engine, view, patch):
         after = engine.hf_model.encode([image])[image.pixel_key]
@@ -187,6 +194,18 @@ def test_patches_are_laid_onto_the_tokens_they_make(family_engine, family, share
     changed = (after - before).norm(dim=-1) > 1e-4
     assert torch.equal(laid[0, 0] > 0, changed)
     assert int(changed.sum()) > 0 or family.startswith("llava_")  # where padding is cut off
+
+
+def test_views_that_are_filled_up_attend_to_their_own_patches_alone(family_engine):
+    """LFM2-VL's: what all of a view's patches receive adds up to one."""
+    engine = family_engine("lfm2_vl")
+    image = engine.rows(hd.Request("Hm?", families.pictures()[2:]))["main"].images[0]
+    shapes = image.pixels["spatial_shapes"]
+    assert (shapes.prod(-1) < image.pixels["pixel_values"].shape[1]).any()
+    prompt = to_prompt(hd.Request("Hm?", families.pictures()[2:]), engine.family.placeholder)
+    seen = engine.activations(ActivationRequest(prompt, vision=(0, 1))).vision
+    whole = torch.full(seen.shape[:2], float(len(shapes)))
+    torch.testing.assert_close(4 * seen.sum(-1), whole)  # a token is the mean of four patches
 
 
 @pytest.mark.parametrize("family", FAMILIES)

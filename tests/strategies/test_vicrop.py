@@ -43,7 +43,7 @@ def test_what_looks_before_the_answer_does_not_go_with_more_pictures():
     m = typical_model_info()
     assert "more pictures" in compile_plan("vicrop", m).needs
     assert compile_plan("vicrop+vcd", m).rows == ("main", "noised")
-    with pytest.raises(IncompatibleStrategies, match=r"vicrop adds pictures .* agla reads before"):
+    with pytest.raises(IncompatibleStrategies, match=r"vicrop shows other .* agla reads before"):
         compile_plan("agla+vicrop", m)
 
 

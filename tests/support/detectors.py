@@ -12,7 +12,8 @@ import torch
 
 _FOLDER = Path(tempfile.mkdtemp(prefix="halludecode-detectors-"))
 atexit.register(shutil.rmtree, _FOLDER, ignore_errors=True)
-DETR = str(_FOLDER / "detr")  # is there after `save_detr`
+# Where they are once `save_detr`, `save_grounding_dino` and `save_siglip` were called.
+DETR, DINO, SIGLIP = (str(_FOLDER / name) for name in ("detr", "grounding-dino", "siglip"))
 LABELS = ("cat", "dog", "sofa")
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", ".", "a", *LABELS, "red"]
 
@@ -99,7 +100,7 @@ def save_grounding_dino() -> str:
         encoder_attention_heads=2,
         decoder_attention_heads=2,
     )
-    folder = str(_FOLDER / "grounding-dino")
+    folder = DINO
     GroundingDinoForObjectDetection(config).eval().save_pretrained(folder)
     GroundingDinoProcessor(
         image_processor=GroundingDinoImageProcessor(
@@ -126,7 +127,7 @@ def save_siglip() -> str:
         text_config={**tower, "vocab_size": len(WORDS), "max_position_embeddings": 8},
         vision_config={**tower, "image_size": 32, "patch_size": 8},
     )
-    folder = str(_FOLDER / "siglip")
+    folder = SIGLIP
     SiglipModel(config).eval().save_pretrained(folder)
     SiglipProcessor(
         image_processor=SiglipImageProcessor(size={"height": 32, "width": 32}),

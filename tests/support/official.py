@@ -1,17 +1,22 @@
 """Attention under an edit beside what an official forward gave on the same queries and keys.
 
-`edited` and `farsight` are also what benchmarks/parity.py calls.
+`edited`, `farsight` and `whole_run` are also what benchmarks/parity.py calls.
 """
 
 from __future__ import annotations
 
+import atexit
 import json
+import shutil
+import tempfile
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
 import torch
 
+import halludecode as hd
 from halludecode.core.attention import Attention
 from halludecode.core.attention_block import GENERATED, IMAGE, SYSTEM, TEXT, AttentionBlock
 from halludecode.core.attention_hooks import Hooks
@@ -19,8 +24,11 @@ from halludecode.core.plan import typical_model_info
 from halludecode.core.residual import ResidualStream
 from halludecode.core.spec import get
 from halludecode.core.state import PerImageToken
+from halludecode.core.step import Step
 from halludecode.core.strategy import Strategy
+from halludecode.views import patches
 from tests.core.test_attention import keys_of
+from tests.support import families
 
 OFFICIAL = json.loads(Path("tests/data/attention_official.json").read_text(encoding="utf-8"))
 KINDS = [SYSTEM, SYSTEM, IMAGE, IMAGE, IMAGE, TEXT, GENERATED, GENERATED]
@@ -77,6 +85,24 @@ def edited(name: str) -> torch.Tensor:
         sure = case["confidence"]
         return outputs_of(get(name, depth=1), [7], state, layer=0, confidence=sure)
     return outputs_of(get(name), [5, 6, 7] if name == "vaf" else [7])
+
+
+def filled(pixels: torch.Tensor, chosen: torch.Tensor, patch: int) -> torch.Tensor:
+    """VTI's masked picture, its patches chosen."""
+    return patches.filled(pixels, chosen.long(), patch)
+
+
+def revisit(
+    logits: torch.Tensor, image: torch.Tensor, beta: float, divergence: str
+) -> torch.Tensor:
+    """[V]: log-probabilities after ReVisiT's rule; ``image`` [N, V] are what its tokens say."""
+
+    def decode(x: torch.Tensor, norm: bool, tokens: torch.Tensor) -> torch.Tensor:
+        return x[..., tokens]
+
+    step = Step({"main": logits[None]}, torch.ones(1, 1), {"seen": image[None]}, decode)
+    made = get("revisit", beta=beta, divergence=divergence).combine(step)[0]
+    return made.masked_fill(made == -torch.inf, -1e4)
 
 
 def farsight(slopes: bool) -> torch.Tensor:
@@ -139,3 +165,27 @@ def only(scores: torch.Tensor) -> torch.Tensor:
     m = replace(typical_model_info(), num_heads=heads, num_kv_heads=heads)
     get("only").attend(Attention(0, m, {"main": block}, hooks, "only"))
     return kept[0][0]
+
+
+@cache
+def _tiny_llava() -> Any:
+    """The tests' tiny LLaVA, which official forwards ran on with the same weights."""
+    folder = Path(tempfile.mkdtemp(prefix="halludecode-official-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    families.build("llava", folder / "llava")
+    return hd.load(str(folder / "llava"), batch_size=1)
+
+
+def whole_run(spec: str, question: str, picture: int, tokens: int) -> torch.Tensor:
+    """[tokens, V]: log-probabilities of a greedy answer; -1e4 where a token is cut off."""
+    engine = _tiny_llava()
+    size = engine.model_info.vocab_size
+    asked = hd.Request(question, [families.pictures()[picture]])
+    sampling = hd.Sampling(max_new_tokens=tokens, logprobs=size)
+    logprobs = engine.generate(asked, spec, sampling)[0].logprobs
+    assert logprobs is not None
+    table = torch.full((tokens, size), -1e4, dtype=torch.float64)
+    for place, token in enumerate(logprobs):
+        for i, value in token.top.items():
+            table[place, i] = max(value, -1e4)
+    return table

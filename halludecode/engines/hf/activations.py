@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 
 import torch
 
 from halludecode.core.activations import ActivationRequest, Activations
 from halludecode.core.errors import HookNeverFired
+from halludecode.core.passes import next_passes
 from halludecode.core.plan import Cost, Plan
 from halludecode.core.prompt import Prompt
 from halludecode.core.tracing import TracedStrategy
@@ -22,6 +24,7 @@ from halludecode.engines.hf.model import HFModel
 from halludecode.engines.inputs.processor import LRU
 from halludecode.engines.inputs.rows import PreparedRequest, RowBuilder, seen_spans
 from halludecode.models.info import end_tokens
+from halludecode.models.tower_edit import states_of
 from halludecode.models.vision_tower import received
 
 PLAIN = Plan((), "greedy", frozenset(), ("main",), Cost())
@@ -53,24 +56,30 @@ class ActivationCollector:
     ) -> list[list[Mapping[str, object]]]:
         """Per prompt and part, the state its `prepare` made of its activations."""
         by_prompt = [
-            [part.strategy.activations(p, part.model_info) for part in parts] for p in prompts
+            [dict(part.strategy.activations(p, part.model_info)) for part in parts] for p in prompts
         ]
-        every = {
-            request.key: request
-            for by_part in by_prompt
-            for requests in by_part
-            for request in requests.values()
-        }
-        self.run(list(every.values()), batch_size, reuse=reuse)
+        wanted = [each for own in by_prompt for by in own for each in by.values()]
+        while wanted:
+            every = {request.key: request for request in wanted}
+            self.run(list(every.values()), batch_size, reuse=reuse)
+            wanted.clear()
+            for prompt, own in zip(prompts, by_prompt, strict=True):
+                for part, asked in zip(parts, own, strict=True):
+                    if part.in_turn:
+                        seen = self._collected_all(asked)
+                        new = next_passes(part.strategy, prompt, seen, part.model_info)
+                        asked.update(new)
+                        wanted += new.values()
         return [
             [
-                part.strategy.prepare(
-                    {n: self.collect(request) for n, request in requests.items()}, part.model_info
-                )
-                for part, requests in zip(parts, by_part, strict=True)
+                part.strategy.prepare(self._collected_all(asked), part.model_info)
+                for part, asked in zip(parts, own, strict=True)
             ]
-            for by_part in by_prompt
+            for own in by_prompt
         ]
+
+    def _collected_all(self, asked: Mapping[str, ActivationRequest]) -> dict[str, Activations]:
+        return {name: self.collect(request) for name, request in asked.items()}
 
     def run(self, requests: Sequence[ActivationRequest], batch_size: int, *, reuse: bool) -> None:
         """Make sure every pass has been run, those of one kind in batches."""
@@ -119,35 +128,49 @@ class ActivationCollector:
             for request in requests
         ]
         activations = [self._vision(each, first) for each in prepared]
-        if replace(first, vision=()).kind == ActivationRequest(first.prompt).kind:
-            return activations  # the vision tower alone was asked about
+        if first.tower_alone:
+            return activations
         batch = Batch(self.hf_model, self.row_builder, PLAIN, prepared, capture)
         logits = batch.prefill(self.prefixes if reuse and not first.every_token else None)
+        words = self.row_builder.inputs.scored_words(first.words)
+        scored = {word: logits[:, ids].amax(-1).cpu() for word, ids in words.items()}
         activations = [
-            self._collected(batch, capture, request, i, activations[i])
+            replace(
+                self._collected(batch, capture, request, i, activations[i]),
+                word_logits={word: float(own[i]) for word, own in scored.items()},
+            )
             for i, request in enumerate(requests)
         ]
         if first.write:
             batch.context.capture = None  # nothing is kept of what is written
             answers = self._write(batch, logits, first)
-            activations = [_with_text(*both) for both in zip(activations, answers, strict=True)]
+            activations = [
+                replace(
+                    _with_text(kept, answer),
+                    pieces=self.row_builder.inputs.pieces((*request.answered, *answer.ids)),
+                )
+                for kept, answer, request in zip(activations, answers, requests, strict=True)
+            ]
         return activations
 
     def _vision(self, prepared: PreparedRequest, request: ActivationRequest) -> Activations:
         images = prepared.rows["main"].images
         counts = tuple(image.count for image in images)
-        if not request.vision or not images:
-            return Activations(image_counts=counts)
-        wide = request.vision_heads == "fullwidth"
-        vision = received(
-            self.hf_model.model,
-            self.hf_model.family,
-            images,
-            lambda image: self.hf_model.encode([image]),
-            request.vision,
-            fullwidth=wide,
-        )
-        return Activations(vision=vision, image_counts=counts)
+        model, encode = self.hf_model.model, self.hf_model.encode
+        vision = tower = None
+        if request.vision and images:
+            vision = received(
+                model,
+                self.hf_model.family,
+                images,
+                lambda image: encode([image]),
+                request.vision,
+                fullwidth=request.vision_heads == "fullwidth",
+            )
+        if request.tower and images:
+            each = [partial(encode, [image]) for image in images]
+            tower = states_of(model, self.hf_model.info, request.tower, each)
+        return Activations(vision=vision, tower=tower, image_counts=counts)
 
     def _write(
         self, batch: Batch, logits: torch.Tensor, request: ActivationRequest
@@ -207,6 +230,7 @@ def _size(activations: Activations) -> float:
         activations.heads,
         activations.image,
         activations.vision,
+        activations.tower,
         activations.logits,
     )
     return 256 + sum(t.numel() * t.element_size() for t in kept if t is not None)

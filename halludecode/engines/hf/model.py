@@ -17,7 +17,8 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from halludecode.core.attention_block import GENERATED, IMAGE, PAD, SYSTEM, TEXT
 from halludecode.core.errors import InvalidModel, InvalidRequest
-from halludecode.engines.hf.unpadded import RowCache, Unpadded
+from halludecode.engines.hf.row_cache import RowCache
+from halludecode.engines.hf.unpadded import Unpadded
 from halludecode.engines.inputs.processor import LRU
 from halludecode.engines.inputs.rows import ImageInput, Row, joined
 from halludecode.models.families import ModelFamily, switch_to_try
@@ -158,7 +159,8 @@ class HFModel:
 
     def cache(self) -> RowCache:
         """An empty KV cache; it keeps tokens that left a sliding window, as edits count them."""
-        return RowCache()
+        hybrid = bool(self.info.recurrent)
+        return RowCache(self.model.config.get_text_config() if hybrid else None)
 
     @cached_property
     def reads_unpadded(self) -> bool:
@@ -220,6 +222,7 @@ class HFModel:
         cache: Any,
         features: Sequence[Tensor] = (),
         unpadded: Unpadded | None = None,
+        kind: Tensor | None = None,
     ) -> Tensor:
         """One pass over all rows; float32 logits [rows, V] of the last token.
 
@@ -230,6 +233,7 @@ class HFModel:
             cache: The rows' KV, extended in place.
             features: Of every picture in ``ids``, row by row.
             unpadded: How to lay the rows end to end; None reads them as the block they are.
+            kind: int8 [rows, Q], see `Tokens`; None is all of the prompt.
         """
         self.calls += 1
         device, keep = self.device, 1
@@ -244,7 +248,7 @@ class HFModel:
                 **{CACHE: cache},
                 use_cache=True,
                 logits_to_keep=keep,
-                **self.given(ids, features),
+                **self.given(ids, features, kind),
             )
         cache.unpadded = None
         return (out.logits[:, -1] if unpadded is None else out.logits[0]).float()
@@ -276,10 +280,15 @@ class HFModel:
             return encoded.pooler_output
         return self.model.get_submodule(self.family.projector)(encoded.last_hidden_state)
 
-    def given(self, ids: Tensor, features: Sequence[Tensor]) -> dict[str, Any]:
+    def given(
+        self, ids: Tensor, features: Sequence[Tensor], kind: Tensor | None = None
+    ) -> dict[str, Any]:
         """Tokens, and arguments that carry picture features, deepstack layers' side by side."""
         family = self.family
         extra = {"input_ids": ids.to(self.device), **dict[str, Any].fromkeys(family.unused)}
+        if family.mutual == "prompt":  # 0 is of the prompt; read where the cache is empty
+            written = torch.zeros_like(ids) if kind is None else (kind == GENERATED).long()
+            extra["token_type_ids"] = written.to(self.device)
         if not features and not family.unused:
             return extra
         image = (ids == self.model.config.image_token_id).to(self.device)
@@ -287,7 +296,7 @@ class HFModel:
             words = self.model.get_input_embeddings()(extra["input_ids"])
             at = image[..., None].expand_as(words)
             return {"inputs_embeds": words.masked_scatter(at, torch.cat(list(features)))}
-        if family.mutual:
+        if family.mutual == "picture":
             extra["token_type_ids"] = image.long()
         embed = self.model.get_input_embeddings()
         # A model that insists gets what image tokens are without pictures: words.
@@ -320,7 +329,7 @@ class HFModel:
 
     def _positions(self, row: Row, is_image: Tensor) -> Tensor:
         if not self.family.mrope:
-            return torch.arange(len(row.input_ids))[None]
+            return torch.arange(len(row.input_ids))[None] + self.family.origin
         if not row.images or row.in_line:
             return torch.arange(len(row.input_ids)).expand(3, -1)
         grid = torch.cat([image.pixels["image_grid_thw"] for image in row.images])
@@ -354,6 +363,9 @@ def _by_picture(features: Any, views: Sequence[int]) -> list[Tensor]:
     if isinstance(features, list | tuple) and len(features) == 1 < len(views):
         # Idefics3's kind since transformers 5.20.1: all views of a sample in one list of tokens.
         features = features[0].unflatten(0, (sum(views), -1))
+    if isinstance(features, list | tuple) and len(features) == sum(views) > len(views):
+        rest = iter(features)  # LFM2-VL's: each view for itself, as large as it is
+        features = [torch.cat([next(rest) for _ in range(n)]) for n in views]
     if isinstance(features, list | tuple):
         return [own.flatten(0, -2) for own in features]
     return [own.flatten(0, -2) for own in features.split(list(views))]

@@ -168,7 +168,11 @@ class RowBuilder:
 
     def activation_row(self, request: ActivationRequest) -> Row:
         """The single row of a pass of the plain model."""
-        return self._row("main", Branch(request.prompt), "", {})
+        row = self._row("main", Branch(request.prompt, pixels=request.pixels), "", {})
+        if not request.answered:
+            return row
+        ids = torch.cat([row.input_ids, torch.tensor(request.answered)])
+        return replace(row, input_ids=ids, key=digest(row.key, request.answered))
 
     def _row(self, name: str, branch: Branch, hooks: str, state: Mapping[str, Any]) -> Row:
         prompt = branch.read()

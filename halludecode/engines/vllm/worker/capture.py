@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from halludecode.engines.vllm.worker.captured import Captured
 from halludecode.engines.vllm.worker.step_batch import ScheduledRow
 from halludecode.engines.vllm.worker.tensor_parallel import all_heads
 from halludecode.models.families import family_of
+from halludecode.models.tower_edit import states_of
 from halludecode.models.vision_tower import VisionCapture
 
 
@@ -92,6 +94,16 @@ def capture_tower(
     attention = torch.stack([torch.cat(tower.kept[layer], -1) for layer in layers])
     pixels = {name: torch.tensor(value) for name, value in sizes.items()}
     return family.patches(attention, pixels, config)
+
+
+def capture_states(runner: Any, item: Any, layers: Sequence[int]) -> Tensor:
+    """float32 [layers, P, Dv]: see `ActivationRequest.tower`, of one picture."""
+    from vllm.multimodal.utils import group_and_batch_mm_kwargs
+
+    model = runner.get_model()
+    batches = group_and_batch_mm_kwargs([("image", item)], device=runner.device)
+    runs = [partial(model.embed_multimodal, **inputs) for _, _, inputs in batches]
+    return states_of(model, runner.hd_state.model_info, layers, runs)
 
 
 @contextmanager

@@ -22,6 +22,7 @@ class Captured:
     image: dict[int, Tensor] = field(default_factory=dict)  # layer: [H, N_img]
     logits: dict[int, Tensor] = field(default_factory=dict)  # step: [V]
     vision: dict[int, Tensor] = field(default_factory=dict)  # picture: [layers, Hv, N]
+    tower: dict[int, Tensor] = field(default_factory=dict)  # picture: [layers, P, Dv]
 
 
 def activations_of(captured: Captured, about: Mapping[str, Any]) -> Activations:
@@ -29,7 +30,8 @@ def activations_of(captured: Captured, about: Mapping[str, Any]) -> Activations:
 
     Args:
         captured: What this worker kept of it.
-        about: What the front end knows of it: capture, counts, spans, text, token_ids, mask.
+        about: What the front end knows of it: capture, counts, spans, text, token_ids, pieces,
+            mask, word_logits.
 
     Raises:
         HookNeverFired: The model did not show something that was to be kept.
@@ -42,12 +44,15 @@ def activations_of(captured: Captured, about: Mapping[str, Any]) -> Activations:
         heads=_stacked("heads", capture, captured.heads),
         image=_stacked("image", capture, captured.image),
         vision=torch.cat(vision, -1) if vision else None,
+        tower=torch.stack([*captured.tower.values()]).mean(0) if captured.tower else None,
         image_counts=tuple(about["counts"]),
         image_mask=torch.tensor(about["mask"]) if about["mask"] is not None else None,
         image_spans=tuple(tuple(span) for span in about["spans"]),
         text=about["text"],
         token_ids=tuple(about["token_ids"]),
+        pieces=tuple(about["pieces"]),
         logits=torch.stack(steps) if steps and capture["logits"] else None,
+        word_logits=about["word_logits"],
     )
 
 
