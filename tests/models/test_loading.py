@@ -114,10 +114,11 @@ def test_options_that_do_not_fit_name_the_cure(options, error, why):
 def test_a_package_that_a_tower_needs_is_named(monkeypatch, tmp_path_factory):
     from transformers.utils import import_utils
 
+    path = families.family_path("fast_vlm", tmp_path_factory)  # built with it
     missing = (lambda: False, import_utils.TIMM_IMPORT_ERROR)
     monkeypatch.setitem(import_utils.BACKENDS_MAPPING, "timm", missing)
     with pytest.raises(InvalidModel, match=r"requires the timm library.*Install the package that"):
-        hd.load(str(families.family_path("fast_vlm", tmp_path_factory)))
+        hd.load(str(path))
 
 
 def test_weights_cut_short_are_one_sentence(folder):
