@@ -152,14 +152,17 @@ class ActivationPasses:
             passes: Where those that ran are put, also if a later one fails.
         """
         read: dict[PassKey, Activations] = {}
-        while new := {
-            (at, each.key): each
-            for at, own in zip(places, by_prompt, strict=True)
-            for requests in own
-            for each in requests.values()
-            if (at, each.key) not in passes
-        }:
-            passes |= self._take(new)
+        more = True
+        while more:  # new names, though their passes may have been run under others
+            new = {
+                (at, each.key): each
+                for at, own in zip(places, by_prompt, strict=True)
+                for requests in own
+                for each in requests.values()
+                if (at, each.key) not in passes
+            }
+            passes |= self._take(new) if new else {}
+            more = False
             for prompt, at, own in zip(prompts, places, by_prompt, strict=True):
                 for part, requests in zip(parts, own, strict=True):
                     if not part.in_turn:
@@ -168,7 +171,9 @@ class ActivationPasses:
                         if key not in read:  # what it kept is needed on this side
                             read[key] = self._read(passes[key], at)
                     seen = {name: read[at, each.key] for name, each in requests.items()}
-                    requests |= next_passes(part.strategy, prompt, seen, part.model_info)
+                    asked = next_passes(part.strategy, prompt, seen, part.model_info)
+                    requests |= asked
+                    more |= bool(asked)
 
     def _take(self, requests: Mapping[PassKey, ActivationRequest]) -> dict[PassKey, Pass]:
         """Run the passes."""
