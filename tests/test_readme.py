@@ -1,7 +1,6 @@
 """The README says what is true: its table is current and its code runs."""
 
 import json
-import os
 import re
 import shlex
 import subprocess
@@ -16,6 +15,7 @@ from halludecode.core.needs import KINDS
 from halludecode.core.registry import STRATEGIES
 from tests.support import commands
 from tests.support import readme_tables as _readme
+from tests.support.processes import environment
 from tests.support.readme import TEXT, fences, strategy
 
 ROOT = Path(__file__).parent.parent
@@ -108,7 +108,7 @@ def test_every_link_leads_somewhere(target):
 
 
 def run(code, cwd):
-    ours = {**os.environ, "PYTHONPATH": str(ROOT)}  # whatever else is installed
+    ours = environment(ROOT)  # whatever else is installed
     command = [sys.executable, "-c", code]
     done = subprocess.run(command, cwd=cwd, env=ours, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

@@ -1,7 +1,9 @@
 """What `calibrate` and training read: questions with their labels, pictures with their captions.
 
 Sources are those of `eval` (`evals.load`): testbed names, folders, hub ids, or pictures
-with a file. A folder gives what it has of POPE questions and COCO captions.
+with a file. A folder gives what it has of POPE questions and COCO captions; strategies that compare
+captions read pairs of them (`caption_pairs`),
+others what the model said itself.
 """
 
 from __future__ import annotations
@@ -11,6 +13,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from halludecode.analysis.caption_pairs import made_up, read_labels, read_pairs
+from halludecode.core.calibration import CaptionPair, LabelledCaption
 from halludecode.core.errors import InvalidData
 from halludecode.engines.api import Request
 from halludecode.evals import load_hub as hub
@@ -20,8 +24,9 @@ from halludecode.evals.data.records import read_text
 from halludecode.evals.data.samples import EvalUnit, Sample
 from halludecode.evals.load import TESTBED, load_units
 from halludecode.evals.presets import describing, preset_for
+from halludecode.testbed import dataset
 
-Pairs = list[tuple[Request, str | None]]
+Pairs = list[tuple[Request, str | CaptionPair | LabelledCaption | None]]
 
 
 def samples(
@@ -32,6 +37,7 @@ def samples(
     *,
     prompt_preset: str | None = None,
     limit: int = 50,
+    kind: str = "answers",
 ) -> Pairs:
     """Read questions and captions, each with its answer.
 
@@ -42,6 +48,8 @@ def samples(
         annotations: POPE question file or COCO captions file.
         prompt_preset: Whose words go round a question, as for `eval`.
         limit: First N pictures of every source.
+        kind: "pairs" reads pairs of captions instead, one a picture, "labels" what a run of chair
+            on these pictures wrote and found made up; see `Strategy.samples`.
 
     Raises:
         InvalidData: Files are missing or damaged, or a source has neither questions nor captions.
@@ -49,25 +57,29 @@ def samples(
         InvalidRequest: A picture cannot be decoded.
     """
     pairs: Pairs = []
+    prompt = describing(prompt_preset, model)[1].prompt("caption", "") if kind == "pairs" else ""
     if (images is None) != (annotations is None):
         raise InvalidData("--images and --annotations go together: a folder and its file.")
     if images is not None and annotations is not None:
-        if _is_captions(annotations):
+        if kind == "labels" and str(images) in TESTBED:
+            images = dataset(str(images), limit) / "images"
+        if kind == "labels":
+            pairs += read_labels(annotations, images, limit)
+        elif kind == "pairs":
+            pairs += read_pairs(annotations, images, prompt, limit)
+        elif _is_captions(annotations):
             pairs += _captions(annotations, images, model, prompt_preset, limit)
         else:
             pairs += _questions([], images, annotations, model, prompt_preset, limit)
     for source in sources:
-        pairs += _from_source(source, model, prompt_preset, limit)
+        pairs += _from_source(source, model, prompt_preset, limit, kind)
     return pairs
 
 
-def _from_source(source: str, model: str, preset: str | None, limit: int) -> Pairs:
-    if source in TESTBED:
-        from halludecode.testbed import dataset
-
-        folder = dataset(source, limit)
-    else:
-        folder = Path(source)
+def _from_source(source: str, model: str, preset: str | None, limit: int, kind: str) -> Pairs:
+    folder = dataset(source, limit) if source in TESTBED else Path(source)
+    if kind == "pairs":
+        return made_up(folder, describing(preset, model)[1].prompt("caption", ""), limit)
     if not folder.is_dir():
         return _questions([source], None, None, model, preset, limit)
     pairs: Pairs = []

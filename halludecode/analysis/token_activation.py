@@ -27,6 +27,7 @@ from halludecode.core.prompt import Prompt, Turn
 from halludecode.engines.api import Choice, Request
 from halludecode.engines.base import local
 from halludecode.engines.inputs.rows import seen_spans
+from halludecode.models.feed_forward import final_norm
 
 TINY = 1e-8
 
@@ -134,7 +135,7 @@ def _logits(engine: Any, prompt: Prompt, ids: Sequence[int]) -> np.ndarray:
     model, family = engine.model, engine.family
     head = model.get_output_embeddings()
     parent = model.get_submodule(family.layers.rpartition(".")[0])
-    states: Tensor = parent.norm(kept.hidden[0].to(head.weight))
+    states: Tensor = final_norm(parent)(kept.hidden[0].to(head.weight))
     classes = torch.tensor(list(ids), device=head.weight.device)
     out = states @ head.weight[classes].T
     if getattr(head, "bias", None) is not None:

@@ -15,7 +15,7 @@ from halludecode.calibration.builtin_prompts import built_in
 from halludecode.calibration.store import ArtifactStore
 from halludecode.core import spec as hd_spec
 from halludecode.core.artifact import PIN, Artifact, shaping
-from halludecode.core.calibration import Calibration
+from halludecode.core.calibration import Calibration, CaptionPair, LabelledCaption
 from halludecode.core.errors import InvalidParameter, InvalidRequest
 from halludecode.core.plan import compile_plan
 from halludecode.core.prompt import Prompt, digest
@@ -30,7 +30,8 @@ if TYPE_CHECKING:
     from halludecode.engines.api import Output
     from halludecode.engines.base import LocalEngine
 
-Samples = Sequence[tuple[Request, str | None]]  # with the right answer where it is known
+Answer = str | CaptionPair | LabelledCaption | None  # the right one, where it is known
+Samples = Sequence[tuple[Request, Answer]]
 WORDS = ("yes", "no")
 LIKELIEST = 1000  # tokens whose probabilities are read; the rest counts as one
 
@@ -195,14 +196,14 @@ def _entropy(output: Output) -> float:
 def _soft_prompt(
     engine: LocalEngine,
     prompts: Sequence[Prompt],
-    answers: Sequence[str | None],
+    answers: Sequence[Answer],
     seed: int,
     progress: bool,
 ) -> Mapping[str, Tensor]:
     pairs = [
         (prompt, answer.capitalize() if answer in WORDS else answer)
         for prompt, answer in zip(prompts, answers, strict=True)
-        if answer is not None and prompt.pictures
+        if isinstance(answer, str) and prompt.pictures
     ]
     return engine.train_soft_prompt(pairs, seed=seed, progress=progress)
 

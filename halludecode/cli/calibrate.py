@@ -31,7 +31,9 @@ def calibrate(
     data: Annotated[
         list[str] | None,
         typer.Option(
-            help="testbed-dev-iid, a folder with pope/ or annotations/, or a data set id."
+            help="testbed-dev-iid, a folder with pope/ or annotations/, or a data set id; for vti "
+            "the annotations are pairs of captions, or made of COCO's; for adaiat they are the "
+            "samples.jsonl of a run of chair."
         ),
     ] = None,
     images: options.SampleImages = None,
@@ -69,7 +71,7 @@ def calibrate(
     names = ", ".join(Path(each).name for each in (*sources, annotations) if each)
     pairs = None  # the engine's own eight prompts
     if sources or images is not None or annotations is not None:
-        words = {"prompt_preset": prompt_preset, "limit": limit}
+        words = {"prompt_preset": prompt_preset, "limit": limit, "kind": parts[0].samples}
         pairs = samples(model, sources, images, annotations, **words)
     with json_document(json) as documents, memory_advice(batch_size):
         engine = load()

@@ -6,6 +6,7 @@ import importlib.metadata
 import json
 import os
 import platform
+import shutil
 import subprocess
 import sys
 from contextlib import suppress
@@ -137,7 +138,21 @@ def _vllm_engine(versions: dict[str, str | None]) -> dict[str, Any]:
     why = f"{where}; all {told['counted']} classes and functions halludecode builds on are there."
     if told["triton"] and runner == "V1":
         why += f" {RUNNER}=1 takes V2, vLLM's own choice, which we have run on a CPU alone."
+    why = f"{why} {_how_it_runs(told['device'])}"
     return found | {"usable": True, "provides": sorted(PROVIDES["vllm"]), "why": why}
+
+
+def _how_it_runs(device: str) -> str:
+    """Whether models are compiled here, and by which switch that changes."""
+    if device != "cpu":
+        return (
+            "Models are compiled, and CUDA graphs run the steps where they leave out no edit; we "
+            "have run neither on a GPU yet, and enforce_eager=True turns both off."
+        )
+    compilers = (os.environ.get("CXX") or "g++", "clang++")
+    compiler = next(filter(shutil.which, compilers), None)
+    with_it = f"with {compiler}" if compiler else "which needs a C++ compiler, and there is none"
+    return f"Models are not compiled; enforce_eager=False does so, {with_it}."
 
 
 def _asked_of_vllm() -> dict[str, Any]:

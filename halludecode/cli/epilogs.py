@@ -60,6 +60,20 @@ model's template does.
 A request without a picture is answered greedily, and says so.
 """
 
+DOCTOR = """
+\b
+  halludecode doctor
+  halludecode doctor --verify testbed --strategy vcd --strategy pai
+  halludecode doctor --family qwen3_vl
+
+--verify asks one question about one picture, 16 tokens, greedily. A line a strategy: "ok" and what
+it changed; "changed nothing here"; "refused" and why; "differs", from greedy at its off point or
+from the other engine; "failed"; "not run", where the time was over. Exit code 1 where one differs
+or failed. Tokens may differ where the two likeliest were nearer than rounding (1e-4 nats in
+float32, 0.03 in float16, 0.25 in bfloat16). Descriptions that a strategy writes first are cut to 16
+tokens too.
+"""
+
 EVAL = """
 \b
   halludecode eval --model testbed --tasks pope,chair,mme --strategy greedy --strategy vcd \\
@@ -205,9 +219,11 @@ CALIBRATE = """
   halludecode calibrate --model testbed zerotuning
 
 Some strategies need numbers of a model that only the model can give: which heads matter, or a
-trained prompt. --data says from what they are made. The result is named by its content and kept
-in your own folder; a spec that names the strategy finds it, the run record says which it was, and
-nothing else ever uses it. Without one such a strategy refuses and prints this command.
+trained prompt. --data says from what they are made; vti reads pairs of captions (--annotations with
+lines of image, value and h_value), adaiat a run of chair (its samples.jsonl as --annotations). The
+result is named by its content and kept in your own folder; a spec that names the strategy finds it,
+the run record says which it was, and nothing else ever uses it. Without one such a strategy refuses
+and prints this command.
 """
 
 HEADS = """

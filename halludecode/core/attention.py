@@ -256,7 +256,7 @@ class Attention(RowView):
         rows: tuple[str, ...] = ("main",),
         queries: Queries = "emitting",
     ) -> None:
-        """``w *= g`` after softmax, g >= 0 a number or [R, H, Q]; not renormalised."""
+        """``w *= g`` after softmax, g a number or [R, H, Q]; not renormalised."""
         self._use("scale_weights", rows, queries)
         for row in self._present(rows):
             block = self._blocks[row]

@@ -24,7 +24,7 @@ class IncompatibleStrategies(HalluDecodeError):
 
 
 class HookNeverFired(HalluDecodeError):
-    """A declared hook was not called during the first forward pass, so the strategy was off."""
+    """A declared hook was not called during a forward pass, so the strategy was off."""
 
 
 class InvalidScores(HalluDecodeError):

@@ -36,17 +36,19 @@ MOST_BYTES = 64 << 20  # of a saved map; those of the largest models have a few 
 
 
 def alone(cal: Calibration, m: ModelInfo, score: Callable[[Tensor], float]) -> Tensor:
-    """float32 [L, H]: ``score(heads bool [L, H])`` of every head alone."""
+    """float32 [L, H]: ``score(heads bool [L, H])`` of every head alone.
+
+    Where a layer has none, it is what the score is without a head.
+    """
     import torch
 
-    single = list(
-        torch.eye(m.num_layers * m.num_heads, dtype=torch.bool).reshape(
-            -1, m.num_layers, m.num_heads
-        )
-    )
-    return torch.tensor([score(head) for head in cal.track(single)]).reshape(
-        m.num_layers, m.num_heads
-    )
+    shape = (m.num_layers, m.num_heads)
+    single = torch.eye(m.num_layers * m.num_heads, dtype=torch.bool).reshape(-1, *shape)
+    none = score(torch.zeros(shape, dtype=torch.bool)) if m.recurrent else 0.0
+    places = [(layer, head) for layer in range(shape[0]) for head in range(shape[1])]
+    given = zip(places, cal.track(list(single)), strict=True)
+    scores = [none if layer in m.recurrent else score(head) for (layer, _), head in given]
+    return torch.tensor(scores).reshape(shape)
 
 
 def profile(

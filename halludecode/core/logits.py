@@ -69,6 +69,13 @@ def js(p_logits: Tensor, q_logits: Tensor) -> Tensor:
     return (kl(p_logits, mixture) + kl(q_logits, mixture)) / 2
 
 
+def reversed_js(p_logits: Tensor, q_logits: Tensor) -> Tensor:
+    """``(KL(m || p) + KL(m || q)) / 2`` with their mixture m, where `js` has KL(p || m)."""
+    log_p, log_q = p_logits.log_softmax(-1), q_logits.log_softmax(-1)
+    mixture = log_p.logaddexp(log_q) - math.log(2)
+    return (kl(mixture, log_p) + kl(mixture, log_q)) / 2
+
+
 def compose(main: Tensor, parts: list[Tensor]) -> Tensor:
     """Several strategies on one step: ``main + sum(part - main)``, masks intersected.
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -12,12 +12,23 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class VisionInfo:
-    """Numbers of the vision tower; None in `ModelInfo` where the family has no plain one."""
+    """Numbers of the vision tower; None in `ModelInfo` where the family has no plain one.
+
+    Args:
+        layers: Of the whole tower.
+        heads: Attention heads of each.
+        has_cls: Whether a CLS token stands before the patches.
+        feature_layer: Whose leaving state is projected; counted from the end where negative.
+        places: Tokens of a view, the CLS token among them, where all views have as many; else 0.
+        cls_last: Whether it stands after them.
+    """
 
     layers: int
     heads: int
     has_cls: bool
     feature_layer: int
+    places: int = 0
+    cls_last: bool = False
 
     @property
     def read_layers(self) -> int:
@@ -41,6 +52,7 @@ class ModelInfo:
         mrope: Whether positions are three-dimensional.
         rope: How far each pair of dimensions of a head turns from one position to the next, where
             one rotation holds for all layers and lengths; else empty.
+        recurrent: Decoder layers without attention: convolutions, gated delta rules.
         scheme: What the weights were trained with, see `Strategy.trained`; "" for nothing.
         artifact: Tensors made by `calibrate` for this model and strategy, if any.
     """
@@ -54,8 +66,17 @@ class ModelInfo:
     vision: VisionInfo | None = None
     mrope: bool = False
     rope: tuple[float, ...] = ()
+    recurrent: tuple[int, ...] = ()
     scheme: str = ""
     artifact: Mapping[str, Tensor] | None = field(default=None, compare=False)
+
+    def attending(self, layers: Iterable[int]) -> tuple[int, ...]:
+        """Those of some layers that have attention; all of them where none has.
+
+        A strategy whose layers have none is refused before any token.
+        """
+        asked = tuple(layers)
+        return tuple(layer for layer in asked if layer not in self.recurrent) or asked
 
     def scaled(self, layer: int) -> int:
         """A layer number given for 32-layer models, scaled to this depth."""

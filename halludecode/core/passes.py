@@ -81,6 +81,7 @@ def _fake_activations(
         return torch.rand(len(layers), *shape, generator=rng) if layers else None
 
     heads = model_info.vision.heads if model_info.vision else 1
+    places = max(model_info.vision.places, 1) if model_info.vision else 1
     hidden = (
         maybe(request.hidden, 5, model_info.hidden_size)
         if request.every_token
@@ -90,8 +91,11 @@ def _fake_activations(
         hidden=hidden,
         heads=maybe(request.heads, model_info.num_heads, model_info.head_dim),
         image=maybe(request.image, model_info.num_heads, 4),
+        keys=maybe(request.keys, model_info.num_heads, 5),
         vision=maybe(request.vision, 1 if request.vision_heads == "fullwidth" else heads, 4),
+        tower=maybe(request.tower, places, model_info.hidden_size),
         image_counts=(4,),
+        image_mask=torch.arange(5) > 0 if request.every_token else None,
         image_spans=((0, 2, 2),),
         text="a" if request.write else "",
         token_ids=(0,) if request.write else (),

@@ -340,13 +340,15 @@ def _needs(part: TracedStrategy) -> frozenset[str]:
         needs |= {need for edit, need in EDITS.items() if getattr(branch, edit) is not None}
         if len(branch.prompt.pictures) > 1:  # strategies are traced with one
             needs.add("more pictures")
+    asked = {"vision": "vision", "tower": "tower states", "image": "raster"}
+    passes = part.activations.values()
+    needs |= {need for kind, need in asked.items() if any(getattr(p, kind) for p in passes)}
     found = {
         "activations": part.activations,
         "in turn": part.in_turn,
-        "vision": any(each.vision for each in part.activations.values()),
-        "raster": any(each.image for each in part.activations.values()),
         "steer": part.steers,
         "early": part.early,
+        "decode": part.decodes,
         "search": part.strategy.declares("search"),
         "whole": part.whole,
     }
@@ -362,9 +364,12 @@ def free_name(name: str, strategy: str, taken: Container[str]) -> str:
 
 
 def row_hooks(parts: Sequence[TracedStrategy], owner: TracedStrategy | None, name: str) -> str:
-    """Identity of the attention edits on a row: every part's on main, the owner's elsewhere."""
+    """Identity of the attention edits on a row: every part's on main, the owner's elsewhere.
+
+    The row's own name is part of it: a strategy may edit two rows of one prompt differently.
+    """
     acting = [p.strategy for p in (parts if owner is None else (owner,)) if name in p.attend_rows]
-    return digest(*((s.name, sorted(s.resolved().items())) for s in acting)) if acting else ""
+    return digest(name, *((s.name, sorted(s.resolved().items())) for s in acting)) if acting else ""
 
 
 def _extra_rows(parts: Sequence[TracedStrategy]) -> dict[str, Branch]:

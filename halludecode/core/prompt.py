@@ -171,6 +171,16 @@ class Prompt:
         self._refuse_raw("asks this prompt another question")
         return Prompt((Turn("user", (*self.pictures, text)),), template=self.template)
 
+    def answered(self, words: str) -> Prompt:
+        """The same chat and the beginning of its answer, which the model would go on from."""
+        if self.raw:
+            last = self.turns[-1]
+            gap = "" if str(last.parts[-1]).endswith(("\n", " ")) else " "
+            return replace(
+                self, turns=(*self.turns[:-1], replace(last, parts=(*last.parts, gap + words)))
+            )
+        return replace(self, turns=(*self.turns, Turn("assistant", (words,))), open_ended=True)
+
     def map_question(self, fn: Callable[[str], str]) -> Prompt:
         """The same chat with ``fn(question)`` as the words of the last user turn.
 

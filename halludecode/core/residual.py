@@ -33,6 +33,7 @@ class ResidualStream:
         decode: ``[R, D] -> float32 [R, V]``, the model's final norm and LM head.
         entering: [R, T, D], the residual entering the layer; None where that is ``inp``.
         chosen: Bool [R, T], positions that are rewritten; None is all.
+        pictured: Bool [R], requests with a picture; the others are to be left alone.
         pictures: What `features` gives.
         reads: While compiling: needs, for what of `logits` and `features` was asked for.
     """
@@ -47,6 +48,7 @@ class ResidualStream:
     carry: dict[str, Any] = field(default_factory=dict[str, Any])
     entering: Tensor | None = None
     chosen: Tensor | None = None
+    pictured: Tensor | None = None
     pictures: Callable[[], Sequence[Tensor]] | None = None
     reads: set[str] = field(default_factory=set[str])
 
@@ -75,14 +77,19 @@ def steered(x: Tensor, v: Tensor, lam: float) -> Tensor:
     return _at_length(x, x.float() + lam * v.float())
 
 
+def leaned(x: Tensor, v: Tensor, lam: float) -> Tensor:
+    """``n(n(x) + lam * n(v))`` at the length of x, with n(y) = y / ||y||; x and v are [.., D]."""
+    return _at_length(x, _unit(x.float()) + lam * _unit(v.float()))
+
+
 def turned(x: Tensor, v: Tensor, lam: float) -> Tensor:
     r"""X turned towards v at its own length, further where it points away; x and v are [.., D].
 
     .. math:: x' = \lVert x \rVert\, n\bigl(n(x) + \lambda\,
        (1 + \max(0, \cos(x, -v)))\, n(v)\bigr), \qquad n(y) = y / \lVert y \rVert
 
-    The released code of VISTA (LzVv123456/VISTA llm_layers.py) and, with 0.1 for each unit of
-    lambda, of VTI (shengliu66/VTI vti_utils/llm_layers.py); a v of zeros changes nothing.
+    The released code of VISTA (LzVv123456/VISTA llm_layers.py); that of VTI, from which it comes,
+    has the factor of cos commented out (`leaned`). A v of zeros changes nothing.
     """
     unit, way = (_unit(y.float()) for y in (x, v))
     away = 1 + (-unit * way).sum(-1, keepdim=True).clamp_min(0)

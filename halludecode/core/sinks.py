@@ -128,7 +128,7 @@ def survey(
         tau: Threshold of phi.
         track: Shows progress over the prompts.
     """
-    layers = tuple(range(1, m.num_layers))
+    layers = m.attending(range(1, m.num_layers))
     middle = tuple(layer for layer in layers if 2 <= layer <= m.num_layers - 2) or layers
     census = _Census(len(layers), m.hidden_size, tau)
     for prompt in track(prompts):

@@ -31,7 +31,8 @@ class Step:
         logits: Row name (local to the strategy) -> float32 [B, V].
         t: int64 [B, 1], 1 for the first emitted token; requests of a batch may differ.
         state: What `prepare` returned, stacked to [B, ...].
-        decode: ``([.., D], norm) -> float32 [.., V]``, the model's LM head.
+        decode: ``([.., D], norm, tokens=None) -> float32 [.., V]``, the model's LM head; of tokens
+            int64 [K] alone [.., K].
         residuals: The main row's residual [B, D] entering each of the strategy's `early` layers.
         beside: The same of other rows, or of all, by their names.
         branch: ``(residual, last, normed) -> float32 [B, V]``, what `branch` gives.
@@ -46,6 +47,7 @@ class Step:
         firsts: While compiling: rows that `first` was asked for.
         early_rows: While compiling: rows other than main that `early` was asked for.
         reads_state: While compiling: whether `state` was asked for.
+        decodes: While compiling: whether `decode` was.
     """
 
     def __init__(
@@ -53,7 +55,7 @@ class Step:
         logits: Mapping[str, Tensor],
         t: Tensor,
         state: Mapping[str, Any] | None = None,
-        decode: Callable[[Tensor, bool], Tensor] | None = None,
+        decode: Callable[..., Tensor] | None = None,
         residuals: Mapping[int, Tensor] | None = None,
         *,
         beside: Mapping[str, Mapping[int, Tensor]] | None = None,
@@ -76,7 +78,7 @@ class Step:
         self.cuts: list[tuple[float, Tensor]] = []
         self.firsts: set[str] = set()
         self.early_rows: set[str] = set()
-        self.reads_state = False
+        self.reads_state = self.decodes = False
 
     @property
     def state(self) -> Mapping[str, Any]:
@@ -111,6 +113,11 @@ class Step:
         return tuple(self._logits)
 
     @property
+    def masks(self) -> bool:
+        """Whether implausible tokens are banned; not where a word's score is asked for."""
+        return self._masking
+
+    @property
     def layers(self) -> tuple[int, ...]:
         """The strategy's `early` layers."""
         return tuple(self._residuals["main"])
@@ -142,6 +149,21 @@ class Step:
         if (row, norm) not in self._early:
             self._early[row, norm] = self._decode(torch.stack(list(residuals.values())), norm)
         return self._early[row, norm][list(residuals).index(layer)]
+
+    def decode(self, states: Tensor, tokens: Tensor) -> Tensor:
+        """float32 [.., K]: what states [.., D] that leave the last layer would say of K tokens.
+
+        The final norm is included. Only the tokens' rows of the LM head are read, so that many
+        states can be asked about a few tokens.
+
+        Args:
+            states: Of any dtype and device; such as those of an `ActivationRequest`.
+            tokens: int64 [K].
+        """
+        self.decodes = True
+        if self._decode is None:
+            raise HookNeverFired(f"{self._owner}.combine decodes states, and has no LM head here.")
+        return self._decode(states, True, tokens)
 
     def branch(self, residual: float, last: float, *, normed: bool = False) -> Tensor:
         r"""float32 [B, V]: logits of what `Attention.branch_off` carried past the layers.

@@ -61,11 +61,15 @@ class Strategy(Parameters):
     source: ClassVar[str] = ""
     artifact: ClassVar[Literal["optional", "required"] | None] = None
     artifact_params: ClassVar[tuple[str, ...] | None] = None  # what it depends on; None: all
+    samples: ClassVar[Literal["answers", "pairs", "labels"]] = "answers"  # what `calibrate` reads
     trained: ClassVar[str] = ""  # scheme that the weights must be trained with, to be told if not
     fetch: ClassVar[tuple[str, ...]] = ()
     site: ClassVar[Literal["residual", "mlp"]] = "residual"  # the stream that `steer` rewrites
     steer_at: ClassVar[Queries] = "all"
     steer_rows: ClassVar[tuple[str, ...]] = ("main",)
+    # Which of its `layers` must have attention, in models where some have none: `attend` leaves
+    # those out, unless the first decides for the others, or each was named for itself.
+    must_attend: ClassVar[Literal["one", "first", "all"]] = "one"
 
     def layers(self, m: ModelInfo) -> Iterable[int]:
         """Decoder layers where `attend` and `steer` run; all by default."""

@@ -17,6 +17,7 @@ from halludecode.core.attention_block import IMAGE, SYSTEM, TEXT, AttentionBlock
 from halludecode.core.attention_hooks import Hooks, Trace
 from halludecode.core.branch import Branch
 from halludecode.core.errors import InvalidParameter
+from halludecode.core.hybrid import attended, check_reads
 from halludecode.core.model_info import ModelInfo
 from halludecode.core.needs import KINDS
 from halludecode.core.passes import fake_passes, named
@@ -57,6 +58,7 @@ class TracedStrategy:
     early_rows: frozenset[str] = frozenset()  # rows beside main of which it decodes early layers
     stream_reads: frozenset[str] = frozenset()  # what `steer` reads of `ResidualStream` on top
     other_pictures: bool = False  # whether its main prompt has others than the user's
+    decodes: bool = False  # whether `combine` decodes states of its own
 
     @property
     def steers(self) -> bool:
@@ -75,7 +77,7 @@ class TracedStrategy:
             "search": self.strategy.declares("search"),
             "steering": self.steers,
             "attention": bool(self.verbs) and "main" in self.attend_rows and not self.branches_off,
-            "layers": bool(self.early) or self.branches_off,
+            "layers": bool(self.early) or self.branches_off or self.decodes,
             "contrast": bool(self.reads),
         }
         return tuple(kind for kind in KINDS if found.get(kind)) or KINDS[-1:]
@@ -156,6 +158,7 @@ def trace(strategy: Strategy, model_info: ModelInfo) -> TracedStrategy:
     # Who looks on, depending on what was seen, must find something to look at; few pixels suffice.
     prompt = _probe_prompt(2048 if strategy.declares("next_activations") else 8)
     requests = named(strategy, "activations", prompt, model_info, kind=ActivationRequest)
+    check_reads(strategy, requests, model_info)
     state = strategy.prepare(fake_passes(strategy, prompt, requests, model_info), model_info)
     branches = named(strategy, "branches", prompt, state, model_info, kind=Branch)
     early = tuple(sorted(set(strategy.early(model_info))))
@@ -170,6 +173,8 @@ def trace(strategy: Strategy, model_info: ModelInfo) -> TracedStrategy:
                 f"{strategy.name}: layers {list(numbers)} are not within "
                 f"0..{model_info.num_layers - 1}."
             )
+    if strategy.declares("attend"):
+        layers = attended(strategy, layers, model_info)
     used, states, carry = Trace(), stack([state, state]), dict[str, Any]()
     reads = set[str]()
     for layer in layers[:2]:
@@ -198,6 +203,7 @@ def trace(strategy: Strategy, model_info: ModelInfo) -> TracedStrategy:
         frozenset[str]().union(*(step.early_rows for step in steps)),
         frozenset(reads),
         "main" in branches and branches["main"].prompt.pictures != prompt.pictures,
+        any(step.decodes for step in steps),
     )
 
 
@@ -217,7 +223,7 @@ def _trace_steer(strategy: Strategy, layer: int, state: State, model_info: Model
 
     stream = ResidualStream(layer, model_info, "main", x, inp, decode, state)
     stream.chosen = torch.ones(x.shape[:2], dtype=torch.bool)
-    stream.pictures = lambda: list(x)
+    stream.pictures, stream.pictured = lambda: list(x), torch.ones(len(x), dtype=torch.bool)
     steered: Any = strategy.steer(stream)
     shape = getattr(steered, "shape", None)
     if shape != x.shape:
@@ -248,8 +254,9 @@ def _trace_combine(
     rng = torch.Generator().manual_seed(0)  # the caller's random numbers stay as they were
     requests, vocab = 2, model_info.vocab_size
 
-    def decode(x: Tensor, norm: bool) -> Tensor:
-        return torch.randn(*x.shape[:-1], vocab, generator=rng)
+    def decode(x: Tensor, norm: bool, tokens: Tensor | None = None) -> Tensor:
+        width = vocab if tokens is None else len(tokens)
+        return torch.randn(*x.shape[:-1], width, generator=rng)
 
     rows = {name: torch.randn(requests, vocab, generator=rng) for name in {"main": 0, **branches}}
     brief = {name for name, branch in branches.items() if branch.life == "prefill"} - {"main"}

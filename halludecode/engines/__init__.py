@@ -23,6 +23,7 @@ VLLM_PROVIDES = frozenset(
         *("mass", "scores", "weights", "head_outputs", "token_mask", "at_first_token", "key"),
         *("received", "paid", "keys_at_first_token", "confidence"),
         *("steer", "early", "logits", "image_features", "branch_off", "vision", "raster"),
+        *("tower states", "decode"),
     }
 )
 HF_PROVIDES = VLLM_PROVIDES | {"masked rows", "search"}

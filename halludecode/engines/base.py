@@ -211,8 +211,8 @@ class LocalEngine(Engine):
 
         Args:
             strategy: One strategy, with the parameters its artifact depends on.
-            samples: Requests, each with "yes", "no", a caption or None; None is eight built-in
-                prompts without answers.
+            samples: Requests, each with "yes", "no", a caption, a `CaptionPair` or None; None is
+                eight built-in prompts without answers.
             source: Where the samples are from, for the record.
             seed: Of trained artifacts.
             progress: Show a bar on standard error.

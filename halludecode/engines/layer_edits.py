@@ -19,7 +19,7 @@ from typing import Any, Generic, TypeVar
 from torch import Tensor
 
 from halludecode.core.attention import Attention
-from halludecode.core.attention_block import AttentionBlock, RowKeys
+from halludecode.core.attention_block import IMAGE, AttentionBlock, RowKeys
 from halludecode.core.attention_hooks import Hooks
 from halludecode.core.errors import HookNeverFired
 from halludecode.core.residual import ResidualStream
@@ -297,8 +297,10 @@ def steer(
         stream = ResidualStream(
             layer, part.model_info, name, old, inp[places], decode, rows.states[i], rows.carry[i]
         )
-        chosen = rows.stream_keys(row, x).queries(part.strategy.steer_at)
+        keys = rows.stream_keys(row, x)
+        chosen = keys.queries(part.strategy.steer_at)
         stream.chosen, stream.pictures = chosen, rows.features
+        stream.pictured = keys.cached("pictured", lambda own: (own.kind == IMAGE).any(-1))
         stream.entering = None if entering is None else entering[places]
         new = part.strategy.steer(stream).to(x.dtype).where(chosen[..., None], old)
         rows.note_change((new != old).flatten(1).any(-1))
@@ -325,7 +327,7 @@ def check_fired(parts: Parts, fired: Collection[Fired], model: str) -> None:
 def never_called(name: str, hook: str, layers: Sequence[int], model: str) -> str:
     """The sentence for a hook that a model never reached."""
     return (
-        f"{name}.{hook} was not called in layer(s) {list(layers)} during the first forward pass, "
+        f"{name}.{hook} was not called in layer(s) {list(layers)} during a forward pass, "
         f"so the strategy was off; {model} did not reach halludecode's hooks (report it with "
         "`halludecode doctor`)."
     )

@@ -31,6 +31,9 @@ class Traces(Protocol):
         ...
 
 
+IDLE = "edited nothing inside the model"  # of a warning that an answer carries
+
+
 def effect_of(
     plan: Plan, answer: Traces, request: PreparedRequest
 ) -> tuple[int | None, tuple[str, ...]]:
@@ -56,10 +59,7 @@ def effect_of(
             )
     if attends and not answer.changed:
         names = "+".join(part.strategy.name for part in attends)
-        warnings.append(
-            f"{names} edited nothing inside the model in this answer: nothing met the strategy's "
-            "conditions."
-        )
+        warnings.append(f"{names} {IDLE} in this answer: nothing met the strategy's conditions.")
     on_main = any(part.steers or "main" in part.attend_rows for part in attends)
     if "main prompt" in plan.needs or (on_main and answer.changed):
         return None, tuple(warnings)  # the main row was not the plain model's

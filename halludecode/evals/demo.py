@@ -1,9 +1,11 @@
-"""The demo: the embedded model under seven strategies, scored, compared and shown on one page.
+"""The demo: the embedded model under seven strategies, told, scored, compared, shown on one page.
 
-It ends with what released answers of real models say of four published claims, where those answers
-are: in a checkout, whose benchmarks/published/ is no part of the installed package. With a picture
-of the user's own it describes that one picture under every strategy instead; nothing is scored
-then, because what the picture shows is not known.
+It begins with one picture and a line for each strategy (`demo_story`). What acts on attention
+sinks, which the embedded model lacks, acts on the model in which they are planted. It ends with
+what released answers of real models say of four published claims, where those answers are: in a
+checkout, whose benchmarks/published/ is no part of the installed package. With a picture of the
+user's own it describes that one picture under every strategy instead; nothing is scored then,
+because what the picture shows is not known.
 """
 
 from __future__ import annotations
@@ -19,14 +21,16 @@ from halludecode.core.errors import InvalidData
 from halludecode.engines.api import Request, Sampling
 from halludecode.evals.data.run_files import write_json
 from halludecode.evals.data.samples import EvalImage
-from halludecode.evals.results.build import Report
+from halludecode.evals.results.build import Report, labels
+from halludecode.evals.results.run_answers import run_answers
 from halludecode.evals.runner.batching import threads_for
 from halludecode.evals.runner.run import run_eval
-from halludecode.testbed.assets import named_picture
+from halludecode.testbed.assets import PLANTED, named_picture
 
 STRATEGIES = ("greedy", "vcd", "m3id", "var", "vhr", "agla", "var+vcd")
 SOURCES = ("testbed-iid", "testbed-broken")
 SPLITS = ("random", "adversarial")
+SINKS = ("greedy", "var")  # on the model with planted sinks
 RELEASED = Path(__file__).parents[2] / "benchmarks" / "published"
 # Claim, benchmark, metric, and the files of strategy and baseline.
 CLAIMS = (
@@ -60,6 +64,7 @@ def run_demo(
     strategies: Sequence[str] = STRATEGIES,
     progress: bool = True,
     engine: Any = None,
+    planted_images: int = 40,
 ) -> Report | Path:
     """Runs the demo and prints its table; resumes what ``output`` holds.
 
@@ -71,6 +76,7 @@ def run_demo(
         strategies: Strategy specs; greedy first.
         progress: Progress bars on standard error, the table on standard output.
         engine: A loaded engine; None loads the embedded model on the Hugging Face engine.
+        planted_images: Pictures for the model with planted sinks; 0 leaves it out.
 
     Returns:
         The report, or for one picture the page's path.
@@ -85,6 +91,7 @@ def run_demo(
         EvalImage.from_file(Path(image), Path(image).name)  # before a model is loaded
         return _one_picture(output, Path(image), strategies, engine or _testbed(), progress)
     engine = engine or _testbed()
+    tasks = {"tasks": ["pope", "chair"], "pope_splits": SPLITS}
     shared = {
         "strategies": strategies,
         "data": SOURCES,
@@ -92,17 +99,38 @@ def run_demo(
         "progress": progress,
         "testbed_images": max(images_per_split, mme_pairs),
     }
-    first = run_eval(
-        engine, tasks=["pope", "chair"], limit=images_per_split, pope_splits=SPLITS, **shared
-    )
+    first = run_eval(engine, limit=images_per_split, **tasks, **shared)
     report = run_eval(engine, tasks=["mme"], limit=mme_pairs, **shared)
     report = replace(report, failed=first.failed + report.failed)
     from halludecode.evals.report.render import render
 
     render([output], "html", output / "report.html")
+    planted = None
+    if planted_images:
+        few = {**shared, **tasks, "output": output / "planted", "limit": planted_images}
+        planted = run_eval(_testbed(PLANTED), **{**few, "strategies": SINKS})
+        report = replace(report, failed=report.failed + planted.failed)
     if progress:
-        _print(report.table(), f"Report: {output / 'report.html'}", *released())
+        _print(*_told(report, planted), f"Report: {output / 'report.html'}", *released())
     return report
+
+
+def _told(report: Report, planted: Report | None) -> list[Any]:
+    """The story, the tables, and what acts on sinks."""
+    from halludecode.evals import demo_story
+    from halludecode.evals.results.kept_pictures import picture_path
+
+    names = labels(report.run)
+    groups = run_answers(report.path, report.run)
+    found, parts = demo_story.scene(groups), list[Any]()
+    if found is not None:
+        picture = picture_path(report.path, found.data, found.image)
+        parts = demo_story.opening(found, picture, names)
+    parts += [report.table(), demo_story.deeds(groups, report.results, names)]
+    if planted is not None:
+        theirs = run_answers(planted.path, planted.run)
+        parts += [demo_story.deeds(theirs, planted.results, labels(planted.run), PLANTED)]
+    return parts
 
 
 def released(folder: Path = RELEASED) -> list[Any]:
@@ -153,10 +181,10 @@ def _claim(folder: Path, words: str, task: str, metric: str, files: str) -> tupl
     return words, shown.words, ", ".join(values), gap_text(found, shown.scale), verdict(gap, metric)
 
 
-def _testbed() -> Any:
+def _testbed(name: str = "testbed") -> Any:
     import halludecode
 
-    return halludecode.load("testbed")
+    return halludecode.load(name)
 
 
 def _print(*parts: Any) -> None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from halludecode.core.errors import InvalidModel, UnsupportedStrategy
 from halludecode.core.needs import quoted
@@ -15,9 +15,15 @@ from halludecode.models.image_layout import (
     Span,
     first_span,
     first_view,
+    grid_patches,
+    grid_span,
+    grid_view,
     last_span,
     last_view,
     merged_patches,
+    naflex_patches,
+    naflex_span,
+    naflex_view,
     packed_patches,
     pixtral_patches,
     pixtral_span,
@@ -58,8 +64,15 @@ class ModelFamily:
         unused: Arguments of the forward without a default, which pictures already encoded replace.
         nested: Whether the picture encoder takes views as [1, views, ..].
         packed: Whether the model wants picture features as one tensor instead of a list.
+        projector: Dotted path to what the forward itself applies to the encoder's output, so that
+            features are handed to it among the words' embeddings; "" where the encoder ends in it.
         mrope: Whether the model makes three-dimensional positions (`get_rope_index`).
-        mutual: Whether the tokens of a picture see each other, told by ``token_type_ids``.
+        mutual: Which tokens see each other, told by ``token_type_ids``: those of a "picture", or of
+            the whole "prompt"; "" for none.
+        closing: What the processor writes after the words; the begin token then stands between the
+            pictures and the words.
+        special: Whether the tokenizer may put tokens of its own around the words.
+        origin: Position of the first token.
         unshared: Why the KV of a picture cannot serve several questions; "" where it can.
         apart: Whether each of several pictures in a prompt is one view, where a picture alone is
             cut into views.
@@ -79,8 +92,12 @@ class ModelFamily:
     unused: tuple[str, ...] = ()
     nested: bool = False
     packed: bool = False
+    projector: str = ""
     mrope: bool = False
-    mutual: bool = False
+    mutual: Literal["", "picture", "prompt"] = ""
+    closing: str = ""
+    special: bool = True
+    origin: int = 0
     unshared: str = ""
     apart: bool = False
     least: int = 1
@@ -92,6 +109,11 @@ _MROPE = {
     "square": "its pictures keep their shape, which is mostly no square",
     "reposition": "its positions have three dimensions, for which the scheme is not defined",
 }
+_RECURRENT = {
+    "search": "its recurrent layers keep no tokens, so beams cannot part from what they share",
+    "masked rows": "its recurrent layers would read on past tokens that are hidden from attention",
+}
+_UNSHARED = "its recurrent layers would read the padding between a shared picture and a question"
 _CHATML = "<|im_start|>user\n{images}{text}<|im_end|>\n<|im_start|>assistant\n"
 _LLAVA = ModelFamily(
     placeholder="<image>",
@@ -104,6 +126,10 @@ _LLAVA = ModelFamily(
 _LLAVA_NEXT = replace(
     _LLAVA, span=first_span, view=first_view, patches=packed_patches, lacks=_TILES
 )
+_NO_TOWER = {
+    "vision": "its tower is mostly of convolutions, without attention between patches",
+    "tower": "its tower is of convolutions in stages, not of layers alike",
+}
 _QWEN = ModelFamily(
     placeholder="<|vision_start|><|image_pad|><|vision_end|>",
     layers="model.language_model.layers",
@@ -160,6 +186,16 @@ _IDEFICS = ModelFamily(
     lacks=_TILES,
 )
 
+_QWEN3_5 = replace(
+    _QWEN,
+    unshared=_UNSHARED,
+    lacks={
+        **_MROPE,
+        **_RECURRENT,
+        "branch_off": "its heads' outputs are gated before they are projected",
+    },
+)
+
 FAMILIES: Mapping[str, ModelFamily] = {
     "llava": _LLAVA,
     "llava_next": _LLAVA_NEXT,
@@ -209,7 +245,7 @@ FAMILIES: Mapping[str, ModelFamily] = {
         patches=square_patches,
         frame="\n\n<start_of_image><image_soft_token><end_of_image>\n\n",
         packed=True,
-        mutual=True,
+        mutual="picture",
         unshared="its sliding windows count the padding between a shared picture and a question",
         lacks={
             "reposition": "its layers turn positions by two rotations",
@@ -219,6 +255,13 @@ FAMILIES: Mapping[str, ModelFamily] = {
     "idefics3": _IDEFICS,
     "smolvlm": _IDEFICS,
     "vipllava": replace(_LLAVA, packed=True),
+    "fast_vlm": replace(
+        _LLAVA,
+        turn=_CHATML.replace("{images}", "{images}\n"),
+        patches=None,
+        packed=True,
+        lacks=_NO_TOWER,
+    ),
     "mistral3": ModelFamily(
         placeholder="[IMG]",
         layers="model.language_model.layers",
@@ -249,6 +292,37 @@ FAMILIES: Mapping[str, ModelFamily] = {
         "once",
         lacks=_TILES,
     ),
+    "llama4": ModelFamily(
+        placeholder="<|image|>",
+        layers="language_model.model.layers",
+        turn="<|header_start|>user<|header_end|>\n\n{images}{text}<|eot|>"
+        "<|header_start|>assistant<|header_end|>\n\n",
+        span=last_span,
+        view=last_view,
+        patches=square_patches,
+        frame="<|image_start|><|patch|><|image_end|>",
+        projector="multi_modal_projector",
+        unshared="its chunks of attention count the padding between a shared picture and a "
+        "question",
+        lacks={
+            **_TILES,
+            "reposition": "its rotation is of neighbouring dimensions, and some layers have none",
+            "generate": "the cache of its own generate() forgets tokens that edits still count",
+        },
+    ),
+    "kimi_k25": ModelFamily(
+        placeholder="<|media_begin|>image<|media_content|><|media_pad|><|media_end|>",
+        layers="model.language_model.layers",
+        turn="<|im_user|>user<|im_middle|>{images}{text}<|im_end|>"
+        "<|im_assistant|>assistant<|im_middle|>",
+        span=grid_span,
+        view=grid_view,
+        patches=grid_patches,
+        lacks={
+            "square": "its pictures keep their shape, which is mostly no square",
+            "reposition": "a part of each of its heads has no positions",
+        },
+    ),
     "aria": replace(
         _LLAVA,
         turn="<|im_start|>user\n{images}{text}<|im_end|>\n<|im_start|>assistant\n",
@@ -260,7 +334,40 @@ FAMILIES: Mapping[str, ModelFamily] = {
             "vision": "its image tokens are queries of its projector and stand for no patches",
         },
     ),
+    "paligemma": replace(
+        _LLAVA,
+        turn="{images}{text}",
+        packed=True,
+        mutual="prompt",
+        closing="\n",
+        origin=1,
+        unshared="every token of its prompt sees every other, so what a picture's tokens hold "
+        "belongs to one question",
+        lacks={"open": "every token of its prompt sees every other already"},
+    ),
+    "lfm2_vl": ModelFamily(
+        placeholder="<image>",
+        layers="model.language_model.layers",
+        turn=f"<|startoftext|>{_CHATML}",
+        span=naflex_span,
+        view=naflex_view,
+        patches=naflex_patches,
+        special=False,
+        unshared=_UNSHARED,
+        lacks={**_TILES, **_RECURRENT},
+    ),
+    "qwen3_5": _QWEN3_5,
+    "qwen3_5_moe": _QWEN3_5,
 }
+
+
+def check_known(family: str) -> None:
+    """Raise InvalidModel for a model type without a row; the sentence names those that have one."""
+    if family not in FAMILIES:
+        raise InvalidModel(
+            f"Model family {family!r} has no layout; known: {', '.join(FAMILIES)}. "
+            "Adding one is a row of halludecode/models/families.py."
+        )
 
 
 def family_of(config: Any) -> ModelFamily:
@@ -270,11 +377,7 @@ def family_of(config: Any) -> ModelFamily:
         InvalidModel: An unknown family, or a language model with an encoder.
     """
     family = getattr(config, "model_type", "?")
-    if family not in FAMILIES:
-        raise InvalidModel(
-            f"Model family {family!r} has no layout; known: {', '.join(FAMILIES)}. "
-            "Adding one is a row of halludecode/models/families.py."
-        )
+    check_known(family)
     if getattr(config.get_text_config(), "is_encoder_decoder", False):
         raise InvalidModel(
             f"A {family!r} whose language model is an encoder and a decoder "

@@ -38,23 +38,43 @@ def branch_logits(
     """
     number, heads, entering, leaving = kept
     made = projected(layers[number], heads.to(entering.dtype))
-    h = (layers[-1].input_layernorm(made) if normed else made) + residual * entering
+    h = (_entry(layers[-1])(made) if normed else made) + residual * entering
     return head(norm(feed_forward(layers[-1], h)) + last * norm(leaving)).float()
+
+
+def rows_of_head(head: Any, x: Tensor, tokens: Tensor) -> Tensor:
+    """[.., K]: an LM head's logits of some tokens (int64 [K]) alone, for states [.., D]."""
+    made = x @ head.weight[tokens.to(head.weight.device)].T
+    bias = getattr(head, "bias", None)
+    return made if bias is None else made + bias[tokens.to(bias.device)]
 
 
 def projected(layer: Any, heads: Tensor) -> Tensor:
     """[B, D]: a layer's output projection of head outputs [B, H, d]."""
-    return _single(layer.self_attn.o_proj(heads.flatten(-2)))
+    return _single(_first(layer.self_attn, "o_proj", "out_proj")(heads.flatten(-2)))
+
+
+def mlp_of(layer: Any) -> Any:
+    """A decoder layer's FFN; None where it has none of its own."""
+    return _first(layer, "mlp", "feed_forward")
+
+
+def final_norm(decoder: Any) -> Any:
+    """What a decoder's last residual goes through before the LM head."""
+    return _first(decoder, "norm", "embedding_norm")
 
 
 def feed_forward(layer: Any, h: Tensor) -> Tensor:
     """[B, D]: ``h + FFN(norm(h))`` of a layer, with the norm after the FFN where it has one."""
-    before = _first(layer, "pre_feedforward_layernorm", "post_attention_layernorm") or (
-        layer.input_layernorm  # Cohere's FFN stands beside attention and reads what it reads
-    )
+    before = _first(layer, "pre_feedforward_layernorm", "post_attention_layernorm", "ffn_norm")
+    before = before or _entry(layer)  # Cohere's FFN stands beside attention, reads what it reads
     after = _first(layer, "post_feedforward_layernorm", "post_mlp_layernorm")
-    made = _single(layer.mlp(before(h)))
+    made = _single(mlp_of(layer)(before(h)))
     return h + (made if after is None else after(made))
+
+
+def _entry(layer: Any) -> Any:
+    return _first(layer, "input_layernorm", "operator_norm")
 
 
 def _first(layer: Any, *names: str) -> Any:

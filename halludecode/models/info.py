@@ -7,6 +7,14 @@ from typing import Any
 from halludecode.core.model_info import ModelInfo, VisionInfo
 from halludecode.models.families import family_of
 
+# What transformers calls layers that keep a state in place of keys.
+RECURRENT = ("conv", "linear_attention")
+# Towers whose processors make views of one size.
+SQUARE = frozenset({"clip_vision_model", "siglip_vision_model", "internvl_vision"})
+# Of a tower that has no layers to look into: what asks for them is refused by the family's row,
+# before any number is used.
+UNLIKE = VisionInfo(24, 16, has_cls=False, feature_layer=-1)
+
 
 def model_info(config: Any) -> ModelInfo:
     """The model's numbers, as strategies see them.
@@ -19,6 +27,7 @@ def model_info(config: Any) -> ModelInfo:
     """
     text = config.get_text_config()
     heads = text.num_attention_heads
+    kinds = getattr(text, "layer_types", None) or ()
     return ModelInfo(
         num_layers=text.num_hidden_layers,
         num_heads=heads,
@@ -29,6 +38,7 @@ def model_info(config: Any) -> ModelInfo:
         vision=vision_info(config),
         mrope=family_of(config).mrope,
         rope=rope_of(text),
+        recurrent=tuple(i for i, kind in enumerate(kinds) if kind in RECURRENT),
         scheme=getattr(config, "halludecode_scheme", None) or "",
     )
 
@@ -55,11 +65,23 @@ def vision_info(config: Any) -> VisionInfo | None:
     layers = getattr(tower, "num_hidden_layers", None) or getattr(tower, "depth", None)
     heads = getattr(tower, "num_attention_heads", None) or getattr(tower, "num_heads", None)
     if not layers or not heads:
-        return None
+        return UNLIKE if "vision" in family_of(config).lacks else None
     feature = getattr(config, "vision_feature_layer", -1)
-    # CLIP's and InternVL's towers put a CLS token first; SigLIP's and Qwen's have none.
-    has_cls = getattr(tower, "model_type", "") in ("clip_vision_model", "internvl_vision")
-    return VisionInfo(layers, heads, has_cls, feature if isinstance(feature, int) else -1)
+    # CLIP's and InternVL's towers put a CLS token first, Llama 4's last; others have none.
+    kind = getattr(tower, "model_type", "")
+    has_cls = kind in ("clip_vision_model", "internvl_vision")
+    places = 0
+    if kind in SQUARE:
+        sides = (_sides(getattr(tower, name)) for name in ("image_size", "patch_size"))
+        (height, width), (rows, columns) = sides
+        places = height // rows * (width // columns) + has_cls
+    read = feature if isinstance(feature, int) else -1
+    last = kind == "llama4_vision_model"
+    return VisionInfo(layers, heads, has_cls, read, places, cls_last=last)
+
+
+def _sides(size: Any) -> tuple[int, int]:
+    return (size, size) if isinstance(size, int) else tuple(size)
 
 
 def end_tokens(generation_config: Any, tokenizer: Any) -> list[int]:

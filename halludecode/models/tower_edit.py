@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING, Any
 
+import torch
 from torch import Tensor, nn
 
 from halludecode.core.branch import TowerEdit
@@ -75,6 +76,52 @@ def hooked(model: nn.Module, m: ModelInfo, edit: TowerEdit | None) -> Iterator[s
             f"The vision tower never showed layer(s) {silent} to {edit.edit.fn.__qualname__}, so "
             "the strategy was off; report it with `halludecode doctor`."
         )
+
+
+@contextmanager
+def recorded(
+    model: nn.Module, m: ModelInfo, layers: Sequence[int]
+) -> Iterator[dict[int, list[Tensor]]]:
+    """Within this block the tower's layers show what leaves them; of one picture at a time.
+
+    Yields:
+        By layer, float32 [places, D] of each call: see `ActivationRequest.tower`.
+
+    Raises:
+        HookNeverFired: At the end, where a layer showed nothing.
+    """
+    found, kept = tower_layers(model), dict[int, list[Tensor]]()
+    places = m.vision.places if m.vision is not None else 0
+
+    def note(number: int) -> Callable[[dict[str, Any], Any], Any]:
+        def then(given: dict[str, Any], output: Any) -> Any:
+            x = (output[0] if isinstance(output, tuple) else output).detach().float()
+            views = x.reshape(-1, places, x.shape[-1]) if places else x.reshape(-1, 1, x.shape[-1])
+            kept.setdefault(number, []).append(views.mean(0).cpu())
+            return output
+
+        return then
+
+    with ExitStack() as stack:
+        for number in layers:
+            if number < len(found):
+                stack.enter_context(followed(found[number], note(number)))
+        yield kept
+    silent = [number for number in layers if number not in kept]
+    if silent:
+        raise HookNeverFired(f"The vision tower kept nothing of layer(s) {silent}.")
+
+
+def states_of(
+    model: nn.Module, m: ModelInfo, layers: Sequence[int], encode: Sequence[Callable[[], object]]
+) -> Tensor:
+    """float32 [n, P, D]: what leaves layers of the tower, the mean over calls of ``encode``."""
+    pictures: list[Tensor] = []
+    for run in encode:
+        with recorded(model, m, layers) as kept:
+            run()
+        pictures.append(torch.stack([torch.stack(kept[n]).mean(0) for n in layers]))
+    return torch.stack(pictures).mean(0)
 
 
 @contextmanager

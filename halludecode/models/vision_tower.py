@@ -51,10 +51,16 @@ class VisionCapture:
     places: Mapping[int, int]  # id of an attention module -> its layer
     has_cls: bool
     fullwidth: bool
+    cls_last: bool = False
     kept: dict[int, list[Tensor]] = field(default_factory=dict)
 
-    def see(self, module: nn.Module, q: Tensor, k: Tensor, scaling: float) -> None:
-        """Notes one layer's attention; ``q`` and ``k`` are [views, Hv, tokens, d]."""
+    def see(
+        self, module: nn.Module, q: Tensor, k: Tensor, scaling: float, mask: Tensor | None = None
+    ) -> None:
+        """Notes one layer's attention; ``q`` and ``k`` are [views, Hv, tokens, d].
+
+        ``mask`` [views, 1, tokens, tokens], 0 or True where seen, tells views that are filled up.
+        """
         layer = self.places.get(id(module), -1)
         if layer not in self.layers:
             return
@@ -62,12 +68,18 @@ class VisionCapture:
         if self.fullwidth:
             q, k = (x.transpose(1, 2).flatten(2)[:, None] for x in (q, k))
             scaling = q.shape[-1] ** -0.5
-        if self.has_cls:
-            weights = (q[:, :, :1] @ k.transpose(-1, -2) * scaling).softmax(-1)[:, :, 0, 1:]
+        if self.has_cls or self.cls_last:
+            at, patches = (-1, slice(-1)) if self.cls_last else (0, slice(1, None))
+            cls = q[:, :, at, None]
+            weights = (cls @ k.transpose(-1, -2) * scaling).softmax(-1)[:, :, 0, patches]
         else:
-            rows = q.split(BLOCK, dim=2)
-            sums = [(x @ k.transpose(-1, -2) * scaling).softmax(-1).sum(2) for x in rows]
-            weights = torch.stack(sums).sum(0) / q.shape[2]
+            real = q.new_ones(len(q), 1, q.shape[2]) if mask is None else _seen(mask)[:, :, 0]
+            hidden = real[:, :, None] == 0
+            sums = list[Tensor]()
+            for x, own in zip(q.split(BLOCK, 2), real.split(BLOCK, 2), strict=True):
+                paid = (x @ k.transpose(-1, -2) * scaling).masked_fill(hidden, -torch.inf)
+                sums.append((paid.softmax(-1) * own[..., None]).sum(2))
+            weights = torch.stack(sums).sum(0) / real.sum(-1, keepdim=True)
         self.kept.setdefault(layer, []).append(weights.cpu())
 
 
@@ -94,7 +106,7 @@ class AttentionEdit:
         if layer >= self.layers:
             return None
         self.fired.add(layer)
-        seen = mask == 0 if mask is not None and mask.is_floating_point() else mask
+        seen = None if mask is None else _seen(mask)
         known = {"k": k, "v": v, "visible": seen, "scaling": scaling}
         known |= {"layer": layer, "layers": self.layers}
         return call(self.edit, q, **known)
@@ -116,7 +128,7 @@ def _attention(
     """Stock SDPA; queries and keys are [views, Hv, N, d]."""
     active, scaling = _ACTIVE.get(), kwargs.get("scaling") or query.shape[-1] ** -0.5
     if isinstance(active, VisionCapture):
-        active.see(module, query, key, scaling)
+        active.see(module, query, key, scaling, attention_mask)
     if isinstance(active, AttentionEdit):
         edited = active.output(module, query, key, value, scaling, attention_mask)
         if edited is not None:
@@ -127,6 +139,11 @@ def _attention(
 
 AttentionInterface.register(NAME, _attention)
 AttentionMaskInterface.register(NAME, sdpa_mask)
+
+
+def _seen(mask: Tensor) -> Tensor:
+    """Bool, of a mask that is added to scores or tells what is seen."""
+    return mask == 0 if mask.is_floating_point() else mask
 
 
 @torch.no_grad()
@@ -155,10 +172,11 @@ def received(
     by_image: list[Tensor] = []
     vision = vision_info(model.config)
     has_cls = vision is not None and vision.has_cls
+    last = vision is not None and vision.cls_last
     places = _places(model)
     with _tower_set(model):
         for image in images:
-            capture = VisionCapture(frozenset(layers), places, has_cls, fullwidth)
+            capture = VisionCapture(frozenset(layers), places, has_cls, fullwidth, last)
             token = _ACTIVE.set(capture)
             try:
                 encode(image)

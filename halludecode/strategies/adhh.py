@@ -42,7 +42,7 @@ class ADHH(Mapped):
     heads: tuple[int, ...] | None = param(None, "layer, head, layer, head, ... in place of a map")
     map: str | None = param(None, "saved ablation map; None takes what calibrate made")
 
-    artifact = "required"
+    artifact, must_attend = "required", "all"
     metrics = ("ablation",)
 
     def __post_init__(self) -> None:

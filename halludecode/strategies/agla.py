@@ -54,7 +54,8 @@ class AGLA(Strategy):
         """The question's attention to the image, and a generic prompt's."""
         if self.matcher == "blip" or not prompt.pictures:
             return {}
-        middle = tuple(range(m.num_layers // 3, max(2 * m.num_layers // 3, m.num_layers // 3 + 1)))
+        third = m.num_layers // 3
+        middle = m.attending(range(third, max(2 * m.num_layers // 3, third + 1)))
         asked = {"question": prompt}
         if not is_generic(prompt.question):
             asked["generic"] = prompt.with_instruction(GENERIC)

@@ -57,7 +57,7 @@ class AvisC(Strategy):
 
     def activations(self, prompt: Prompt, m: ModelInfo) -> Mapping[str, ActivationRequest]:
         """Every layer's attention to the image."""
-        every = tuple(range(m.num_layers))
+        every = m.attending(range(m.num_layers))
         return {"prompt": ActivationRequest(prompt, image=every)} if prompt.pictures else {}
 
     def prepare(self, activations: Mapping[str, Activations], m: ModelInfo) -> State:

@@ -12,12 +12,11 @@ captions and 0.25 for yes/no questions (see the presets).
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from halludecode.core.branch import Branch, Edit
-from halludecode.core.logits import js, kl
+from halludecode.core.logits import js, reversed_js
 from halludecode.core.strategy import ModelInfo, Paper, Prompt, State, Strategy, param, strategy
 from halludecode.views.unrelated import unrelated
 
@@ -35,13 +34,6 @@ PAPER = Paper(
     venue="EMNLP",
     year=2025,
 )
-
-
-def reversed_js(p_logits: Tensor, q_logits: Tensor) -> Tensor:
-    """[B, V] -> [B]: as `core.logits.js`, with the arguments of its divergences exchanged."""
-    log_p, log_q = p_logits.log_softmax(-1), q_logits.log_softmax(-1)
-    mixture = log_p.logaddexp(log_q) - math.log(2)
-    return (kl(mixture, log_p) + kl(mixture, log_q)) / 2
 
 
 @strategy("cicd", paper=PAPER, off={"most": 0.0, "beta": 0.0})

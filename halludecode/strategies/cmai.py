@@ -43,6 +43,8 @@ class CMAI(Strategy):
     eta: float = param(0.3, "share of image tokens that is hidden", ge=0, lt=1)
     layer: int = param(8, "of 32 layers, the one whose attention is the focus", ge=0, le=31)
 
+    must_attend = "first"
+
     def deciding(self, m: ModelInfo) -> int:
         """The layer that decides, of this model's; one at least is above it."""
         return min(m.scaled(self.layer), max(m.num_layers - 2, 0))

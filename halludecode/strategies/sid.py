@@ -45,6 +45,8 @@ class SID(Strategy):
     layer: int = param(3, "of 32 layers, how many see the whole image; the last ranks", ge=2)
     keep: float = param(0.1, "share of image tokens that later layers see", gt=0, le=1)
 
+    must_attend = "first"
+
     def ranking(self, m: ModelInfo) -> int:
         """The layer that ranks, the second or later; those after it follow the choice."""
         return min(max(m.scaled(self.layer), 2), m.num_layers - 1) - 1

@@ -47,7 +47,10 @@ def root(context: typer.Context) -> None:
 def data(
     out: Annotated[Path, typer.Option(help="New folder for pictures and annotations.")],
     count: Annotated[int, typer.Option(help="Number of scenes.")] = 500,
-    split: Annotated[str, typer.Option(help="iid, broken, dev-iid, dev-broken or train.")] = "iid",
+    split: Annotated[
+        str,
+        typer.Option(help="iid, broken, dev-iid, dev-broken, train; iid-2, dev-iid-2, train-2."),
+    ] = "iid",
     seed: Annotated[int, typer.Option(help="0 gives the published scenes.")] = 0,
     pairs: Annotated[
         bool, typer.Option("--pairs", help="Every scene also without one object, twice.")

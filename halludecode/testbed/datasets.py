@@ -80,7 +80,7 @@ class Build:
         }
         if not self._rules.judged:
             return files
-        prior = training_prior()
+        prior = training_prior(split=self._rules.prior)
         from halludecode.evals.benchmarks.pope.scoring import build_questions
 
         for setting in SETTINGS:
@@ -98,9 +98,9 @@ class Build:
         return total.hexdigest()
 
 
-def training_prior(count: int = PRIOR_SCENES) -> dict[str, list[str]]:
+def training_prior(count: int = PRIOR_SCENES, split: str = "train") -> dict[str, list[str]]:
     """The objects of training scenes, by scene number; what POPE's statistics are counted on."""
-    return {str(i): list(dict.fromkeys(names)) for i, names in enumerate(casts("train", count))}
+    return {str(i): list(dict.fromkeys(names)) for i, names in enumerate(casts(split, count))}
 
 
 def digest(split: str, count: int, seed: int | None = None) -> str:
@@ -188,7 +188,7 @@ def _identity(split: str, count: int, seed: int) -> dict[str, Any]:
         "seed": seed,
         "count": count,
         "generator": VERSION,
-        "prior": {"split": "train", "seed": 0, "scenes": PRIOR_SCENES},
+        "prior": {"split": rules(split).prior, "seed": 0, "scenes": PRIOR_SCENES},
     }
 
 

@@ -193,13 +193,14 @@ def backdrop(stream: Stream, theme: str) -> np.ndarray:
     return image + texture.repeat(4, 0).repeat(4, 1)[..., None]
 
 
-def finish(stream: Stream, paint: np.ndarray, spoil: int = 0) -> np.ndarray:
+def finish(stream: Stream, paint: np.ndarray, spoil: int = 0, worst: int = 140) -> np.ndarray:
     """Blurs some pictures, adds Gaussian noise and changes the contrast.
 
     Args:
         stream: Where the draws come from.
         paint: int32 [120, 120, 3] in 1/256 grey steps.
         spoil: Pictures whose noise or blur is heavy, in permille.
+        worst: Largest standard deviation of heavy noise, in grey steps.
 
     Returns:
         uint8 [120, 120, 3].
@@ -210,7 +211,7 @@ def finish(stream: Stream, paint: np.ndarray, spoil: int = 0) -> np.ndarray:
     sigma = stream.between(2 * STEPS, 14 * STEPS)
     if stream.chance(spoil):
         if stream.chance(500):
-            sigma = stream.between(40 * STEPS, 140 * STEPS)
+            sigma = stream.between(40 * STEPS, worst * STEPS)
         else:
             paint = smoothed(paint, stream.between(96, 320))
     contrast = stream.between(192, 282)

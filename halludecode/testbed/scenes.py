@@ -4,6 +4,10 @@ Splits differ in how often an anchor comes with its partner and in how often a s
 ``iid`` keeps the training mixture, where the prior is right; ``broken`` has few partners and many
 strangers, where it misleads. The ``dev`` pair is for tuning. Every split has its own random
 streams, so no scene of one is in another.
+
+Those ending in ``-2`` are the second recipe's (`halludecode testbed train`), in which a partner
+lacks more often by half, so that there is more to be wrong about; the shipped model's are those
+without.
 """
 
 from __future__ import annotations
@@ -34,6 +38,8 @@ class Split:
         spoil: Pictures with heavy noise or blur, permille.
         judged: An evaluation split: at least three categories a scene (as the official POPE
             construction demands), every object at least 35 % and 40 pixels visible.
+        worst: Largest standard deviation of heavy noise, in grey steps.
+        prior: The training split that POPE's frequencies are counted on.
     """
 
     number: int
@@ -42,6 +48,8 @@ class Split:
     hide: int = 0
     spoil: int = 0
     judged: bool = True
+    worst: int = 140
+    prior: str = "train"
 
     def purpose(self, use: int) -> int:
         """The stream purpose of this split for one use."""
@@ -54,6 +62,9 @@ SPLITS = {
     "broken": Split(2, pair=250, stranger=500),
     "dev-iid": Split(3, pair=880, stranger=200),
     "dev-broken": Split(4, pair=250, stranger=500),
+    "train-2": Split(5, pair=650, stranger=200, hide=220, spoil=120, judged=False, worst=240),
+    "iid-2": Split(6, pair=650, stranger=200, prior="train-2"),
+    "dev-iid-2": Split(7, pair=650, stranger=200, prior="train-2"),
 }
 MOST = 8  # objects a scene
 CATEGORIES_LEAST = 3
@@ -170,7 +181,7 @@ def _scene(renderer: Renderer, rule: Split, seed: int, index: int) -> Scene:
         canvas = renderer.paint(stream, theme, names, rule.hide)
         if rule.judged and not all(map(_recognisable, canvas.things)):
             continue
-        image = finish(stream, canvas.paint, rule.spoil)
+        image = finish(stream, canvas.paint, rule.spoil, rule.worst)
         return Scene(index, theme, image, canvas.ids, tuple(canvas.things), attempt)
     raise RuntimeError("no attempt gave a scene within the rules")
 
@@ -206,7 +217,7 @@ def _without(renderer: Renderer, rule: Split, seed: int, scene: Scene, name: str
     theme, names = cast(Stream(seed, rule.purpose(_OBJECTS), *place), rule)
     stream = Stream(seed, rule.purpose(_PICTURE), *place)
     canvas = renderer.paint(stream, theme, names, rule.hide, without=name)
-    return finish(stream, canvas.paint, rule.spoil)
+    return finish(stream, canvas.paint, rule.spoil, rule.worst)
 
 
 def _recognisable(thing: Thing) -> bool:

@@ -81,7 +81,7 @@ def test_what_keeps_vllm_from_starting_is_told(monkeypatch, told, v2, why):
     ("v2", "why"),
     [
         ("0", r"model runner V1; all 20 .* VLLM_USE_V2_MODEL_RUNNER=1 takes V2, .* on a CPU alone"),
-        ("1", r"model runner V2; all 20 classes and functions halludecode builds on are there\.$"),
+        ("1", r"model runner V2; all 20 classes and functions .* builds on are there\. Models are"),
     ],
 )
 def test_with_triton_either_runner_is_usable_and_named(monkeypatch, v2, why):
@@ -90,6 +90,19 @@ def test_with_triton_either_runner_is_usable_and_named(monkeypatch, v2, why):
     vllm = _doctor._vllm_engine(HERE)
     assert vllm["usable"] and vllm["runner"] == f"V{int(v2) + 1}"
     assert re.search(why, vllm["why"])
+
+
+def test_the_switch_between_compiled_and_eager_is_told(monkeypatch):
+    for there, how in (
+        (True, r"with g\+\+\."),
+        (False, r"needs a C\+\+ compiler, and there is none"),
+    ):
+        monkeypatch.delenv("CXX", raising=False)
+        monkeypatch.setattr(_doctor.shutil, "which", lambda name, there=there: there)
+        monkeypatch.setattr(_doctor, "_asked_of_vllm", lambda: TOLD)
+        assert re.search(f"enforce_eager=False does so, .*{how}", _doctor._vllm_engine(HERE)["why"])
+    monkeypatch.setattr(_doctor, "_asked_of_vllm", lambda: TOLD | {"device": "cuda"})
+    assert "enforce_eager=True turns both off" in _doctor._vllm_engine(HERE)["why"]
 
 
 def test_a_probe_that_cannot_speak_is_quoted(monkeypatch):

@@ -40,6 +40,8 @@ LIGHT = {
     "serve --model testbed --strategy vdc": (2, "Unknown strategy 'vdc'"),
     "serve --model testbed --extra-rows no": (2, "extra_rows='no'"),
     "serve --model /nowhere": (2, "no such model folder"),
+    "doctor --verify /nowhere": (2, "no such model folder"),
+    "doctor --verify testbed --strategy vdc": (2, "Unknown strategy 'vdc'"),
     "demo --image /nowhere.png": (2, "/nowhere.png: the picture cannot be opened"),
     "compare /nowhere": (2, "no such run folder"),
     "report /nowhere --format no": (2, "No report format 'no'"),

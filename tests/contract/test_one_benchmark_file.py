@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.support import eval_world as world
+from tests.support.processes import environment
 
 ROOT = Path(__file__).parents[2]
 BENCHMARK = '''
@@ -44,8 +44,7 @@ def run(tmp_path_factory):
     (info / "entry_points.txt").write_text(entry)
 
     def call(*words: str, code: int = 0) -> str:
-        paths = [str(site), os.environ.get("PYTHONPATH", "")]
-        env = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
+        env = environment(site)
         env.pop("HALLUDECODE_RECORD", None)  # the record is of what is in this repository
         done = subprocess.run(
             [sys.executable, "-m", *words], cwd=ROOT, env=env, capture_output=True, text=True
@@ -136,8 +135,7 @@ def test_a_package_that_cannot_be_loaded_is_told_and_left_out(made, tmp_path):
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: broken\nVersion: 1.0\n")
     groups = ("halludecode.benchmarks", "halludecode.strategies")
     (info / "entry_points.txt").write_text("".join(f"[{g}]\nbroken = broken\n" for g in groups))
-    paths = [str(tmp_path), os.environ.get("PYTHONPATH", "")]
-    env = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
+    env = environment(tmp_path)
     for words, kind in ((("list", "--tasks"), "task"), (("list",), "strategy")):
         command = (sys.executable, "-m", "halludecode", *words, "--json")
         done = subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True)

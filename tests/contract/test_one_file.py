@@ -6,7 +6,6 @@ So are what `make strategy` writes and what README.md shows.
 from __future__ import annotations
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -16,6 +15,7 @@ from PIL import Image
 
 from halludecode.core.errors import InvalidParameter
 from tests.support import readme, scaffold
+from tests.support.processes import environment
 
 ROOT = Path(__file__).parents[2]
 METHOD = '''\
@@ -59,8 +59,7 @@ def run(tmp_path_factory):
     (info / "entry_points.txt").write_text("\n".join(["[halludecode.strategies]", *entries]))
 
     def call(*words: str) -> str:
-        paths = [str(site), os.environ.get("PYTHONPATH", "")]
-        env = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, paths))}
+        env = environment(site)
         env.pop("HALLUDECODE_RECORD", None)  # the record is of what is in this repository
         done = subprocess.run(
             [sys.executable, "-m", *words], cwd=ROOT, env=env, capture_output=True, text=True

@@ -4,7 +4,8 @@ import re
 import pytest
 
 from halludecode.core.errors import InvalidData, InvalidRequest
-from halludecode.evals.demo import CLAIMS, SOURCES, STRATEGIES, released, run_demo
+from halludecode.evals.demo import CLAIMS, SOURCES, STRATEGIES, _told, released, run_demo
+from halludecode.evals.results.build import Report
 from tests.support import eval_world as world
 
 
@@ -19,7 +20,8 @@ def cache(tmp_path_factory):
 def demo(cache, testbed, tmp_path_factory):
     """The real model on a few pictures, under the strategies of the demo."""
     output = tmp_path_factory.mktemp("demo") / "run"
-    report = run_demo(output, images_per_split=2, mme_pairs=5, progress=False, engine=testbed)
+    few = {"images_per_split": 2, "mme_pairs": 5, "planted_images": 1}
+    report = run_demo(output, progress=False, engine=testbed, **few)
     return output, report
 
 
@@ -89,8 +91,22 @@ def test_strategies_do_something(demo):
     assert captions["vcd"] != captions["greedy"]
 
 
+def test_var_edits_where_sinks_are_planted(demo):
+    output, report = demo
+    folder = output / "planted"
+    results, run = (json.loads((folder / f).read_text()) for f in ("results.json", "run.json"))
+    *_, ours, theirs = _told(report, Report(results, folder, run))
+    assert "testbed-planted" in theirs.title
+    (told,) = theirs.columns[2].cells
+    assert re.search(r"It edited something in (\d+) of \1 answers\.", told)
+    told = dict(zip(*(column.cells for column in ours.columns[1:]), strict=True))
+    assert set(told) == set(STRATEGIES) - {"greedy"}
+    assert "It edited something in 0 of" in told["var"] and "changed none of" in told["var"]
+
+
 def test_demo_resumes(cache, tmp_path):
-    options = {"images_per_split": 2, "mme_pairs": 2, "strategies": ("greedy", "vcd")}
+    options = {"images_per_split": 2, "mme_pairs": 2, "planted_images": 0}
+    options["strategies"] = ("greedy", "vcd")
     with pytest.raises(KeyboardInterrupt):
         engine = world.FakeEngine(model_id="testbed", stop_after=3)
         run_demo(tmp_path / "run", progress=False, engine=engine, **options)
@@ -107,7 +123,7 @@ def test_demo_resumes(cache, tmp_path):
 
 def test_demo_prints_its_table(cache, tmp_path, capsys):
     engine = world.FakeEngine(model_id="testbed")
-    run_demo(tmp_path / "run", None, 2, 2, ("greedy", "vcd"), engine=engine)
+    run_demo(tmp_path / "run", None, 2, 2, ("greedy", "vcd"), engine=engine, planted_images=0)
     out = capsys.readouterr().out
     assert "CHAIR on testbed-broken" in out
     assert "report.html" in out

@@ -1,7 +1,6 @@
 """The repair acts on builds that do not load, and on nothing else."""
 
 import importlib.util
-import os
 import subprocess
 import sys
 import textwrap
@@ -10,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from tests.support import LONG
+from tests.support.processes import environment
 
 NAMES = ("torchvision", "torchaudio", "torchcodec")
 
@@ -116,7 +116,7 @@ class World:
         """The words printed by lines of code."""
         done = subprocess.run(
             [sys.executable, "-c", "\n".join(map(textwrap.dedent, parts))],
-            env={**os.environ, "PYTHONPATH": str(self.folder)},
+            env=environment(self.folder),
             capture_output=True,
             text=True,
             timeout=LONG,

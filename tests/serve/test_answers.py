@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import re
 import subprocess
 import sys
@@ -11,7 +10,6 @@ import textwrap
 import time
 import urllib.request
 from collections import Counter
-from pathlib import Path
 
 import openai
 import pytest
@@ -21,6 +19,7 @@ from halludecode import serve
 from halludecode.core.spec import parse
 from tests.serve.conftest import DEFAULT
 from tests.support import LONG, families
+from tests.support.processes import REPO, environment
 from tests.support.serving import KEY, VAR, body, picture_url
 
 SPECS = ["greedy", "vcd", VAR, DEFAULT, "vhr", "vista", "ritual+vcd"]
@@ -235,9 +234,10 @@ def test_the_client_that_is_shown_works_unchanged(served, testbed, tmp_path):
     lines = serve.__doc__.partition("::\n")[2]
     code = textwrap.dedent(lines).strip()
     code = code.replace("http://127.0.0.1:8000", served.url)
-    root = {**os.environ, "PYTHONPATH": str(Path(hd.__file__).parents[1])}
     command = [sys.executable, "-c", code]
-    done = subprocess.run(command, cwd=tmp_path, env=root, capture_output=True, text=True)
+    done = subprocess.run(
+        command, cwd=tmp_path, env=environment(REPO), capture_output=True, text=True
+    )
     asked = hd.Request(WORDS[0], [hd.testbed.picture(3)])
     (want,) = testbed.generate(asked, "vcd(alpha=0.5)", hd.Sampling(max_new_tokens=64))
     answer, strategy = done.stdout.strip().splitlines()

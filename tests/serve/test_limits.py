@@ -12,14 +12,13 @@ import sys
 import textwrap
 import time
 import warnings
-from pathlib import Path
 
 import pytest
 import uvicorn
 from PIL import Image
 
-import halludecode as hd
 from tests.support import LONG
+from tests.support.processes import REPO, environment
 from tests.support.serving import data_url
 
 with warnings.catch_warnings():
@@ -209,9 +208,10 @@ def test_an_engines_process_ends_with_its_parent(tmp_path):
     # A file, for a spawned process imports the program of its parent.
     path = tmp_path / "program.py"
     path.write_text(code)
-    settings = {**os.environ, "PYTHONPATH": str(Path(hd.__file__).parents[1])}
     command = [sys.executable, str(path)]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=settings) as front:
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, text=True, env=environment(REPO)
+    ) as front:
         try:
             said = {front.stdout.readline().strip() for _ in range(2)}
         finally:

@@ -7,11 +7,13 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from transformers.vision_utils import get_vision_window_index
 
 import halludecode as hd
 from halludecode.core.activations import ActivationRequest
 from halludecode.core.step import Step
+from halludecode.engines.hf import activations
 from halludecode.engines.inputs.chat import to_prompt
 from halludecode.models.families import FAMILIES
 from halludecode.strategies.damro import DAMRO
@@ -149,3 +151,20 @@ def test_windowed_patches_follow_the_towers_own_order(size, family_engine):
     values = number[order].reshape(1, 1, 1, -1)  # as the tower's layers see them
     laid = FAMILIES["qwen2_5_vl"].patches(values, {"image_grid_thw": grid}, engine.model.config)
     assert laid.flatten().tolist() == number.mean(-1).tolist()
+
+
+@pytest.mark.parametrize("heads", ["mean", "fullwidth"])
+def test_questions_about_one_picture_share_one_look_into_the_tower(
+    family_engine, monkeypatch, heads
+):
+    engine = family_engine("llava")
+    stock, looked = activations.received, []
+    monkeypatch.setattr(activations, "received", lambda *a, **k: looked.append(a) or stock(*a, **k))
+    image = Image.new("RGB", (56, 56), (9, 180, len(heads)))
+    asked = [hd.Request(words, [image]) for words in ("Is it green?", "Is it red?", "Why?")]
+    before = engine.hf_model.calls
+    spec = f"damro(beta=0, heads={heads})"
+    outputs = engine.generate(asked, spec, hd.Sampling(max_new_tokens=2))
+    assert all(output.rows == ("main", "outliers") for output in outputs)
+    assert len(looked) == 1
+    assert engine.hf_model.calls - before == 3  # the picture, the questions, a token: no pass more

@@ -36,8 +36,20 @@ class Answer(NamedTuple):
 
 def inputs_of(processor: Any, text: str, images: Sequence[Any] = ()) -> Inputs:
     """What the processor makes of a rendered prompt; no image keys where there are no images."""
+    if "PaliGemma" in type(processor).__name__:
+        return _closed(processor, text, images)
     made = processor(text=text, images=list(images) or None, return_tensors="pt")
-    return dict(made)
+    return dict(made.to(torch.float32))  # Llama 4's gives pixels in bfloat16
+
+
+def _closed(processor: Any, text: str, images: Sequence[Any]) -> Inputs:
+    """PaliGemma's: no labels; its processor takes no words alone, so these are written out."""
+    if images:
+        made = dict(processor(text=text, images=[list(images)], return_tensors="pt"))
+        del made["labels"]
+        return made
+    made = dict(processor.tokenizer(f"<bos>{text}\n", return_tensors="pt"))
+    return {**made, "token_type_ids": torch.zeros_like(made["input_ids"])}
 
 
 def extended(inputs: Inputs, ids: Sequence[int]) -> Inputs:
@@ -49,6 +61,9 @@ def extended(inputs: Inputs, ids: Sequence[int]) -> Inputs:
     if "mm_token_type_ids" in inputs:
         kind = inputs["mm_token_type_ids"]
         made["mm_token_type_ids"] = torch.cat([kind, torch.zeros_like(tail).to(kind.dtype)], dim=1)
+    if "token_type_ids" in inputs:  # PaliGemma: what is written sees what is before it
+        kind = inputs["token_type_ids"]
+        made["token_type_ids"] = torch.cat([kind, torch.ones_like(tail).to(kind.dtype)], dim=1)
     return made
 
 

@@ -24,7 +24,9 @@ from halludecode.core.plan import typical_model_info
 from halludecode.core.residual import ResidualStream
 from halludecode.core.spec import get
 from halludecode.core.state import PerImageToken
+from halludecode.core.step import Step
 from halludecode.core.strategy import Strategy
+from halludecode.views import patches
 from tests.core.test_attention import keys_of
 from tests.support import families
 
@@ -83,6 +85,48 @@ def edited(name: str) -> torch.Tensor:
         sure = case["confidence"]
         return outputs_of(get(name, depth=1), [7], state, layer=0, confidence=sure)
     return outputs_of(get(name), [5, 6, 7] if name == "vaf" else [7])
+
+
+def filled(pixels: torch.Tensor, chosen: torch.Tensor, patch: int) -> torch.Tensor:
+    """VTI's masked picture, its patches chosen."""
+    return patches.filled(pixels, chosen.long(), patch)
+
+
+def adaiat(
+    scores: torch.Tensor,
+    prompt: int,
+    real: torch.Tensor,
+    hallucinated: torch.Tensor,
+    alpha: float,
+    beta: float,
+) -> torch.Tensor:
+    """[H, N]: weights of the last written token's scores [H, N] after AdaIAT's edit."""
+    heads, count = scores.shape
+    kinds = [SYSTEM, IMAGE, IMAGE, *[TEXT] * (prompt - 3), *[GENERATED] * (count - prompt)]
+    keys, one = keys_of(kinds, [count - 1], prompt), torch.zeros(1, heads, 1, 2)
+    block = AttentionBlock(
+        keys, one, one, one, torch.tensor(True), 1.0, one, _scores=scores[None, :, None]
+    )
+    hooks = Hooks(lambda *a: None, lambda name, fn: fn())  # type: ignore[arg-type, return-value]
+    made = {"real": real.expand(32, heads), "hallucinated": hallucinated.expand(32, heads)}
+    m = replace(typical_model_info(), num_heads=heads, num_kv_heads=heads, artifact=made)
+    strategy = get("adaiat", alpha=alpha, beta=beta)
+    strategy.attend(Attention(7, m, {"main": block}, hooks, "adaiat"))
+    gains = torch.ones(1) if block.gains is None else block.gains
+    return (block.weights() * gains)[0, :, 0]
+
+
+def revisit(
+    logits: torch.Tensor, image: torch.Tensor, beta: float, divergence: str
+) -> torch.Tensor:
+    """[V]: log-probabilities after ReVisiT's rule; ``image`` [N, V] are what its tokens say."""
+
+    def decode(x: torch.Tensor, norm: bool, tokens: torch.Tensor) -> torch.Tensor:
+        return x[..., tokens]
+
+    step = Step({"main": logits[None]}, torch.ones(1, 1), {"seen": image[None]}, decode)
+    made = get("revisit", beta=beta, divergence=divergence).combine(step)[0]
+    return made.masked_fill(made == -torch.inf, -1e4)
 
 
 def farsight(slopes: bool) -> torch.Tensor:

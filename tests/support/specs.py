@@ -9,7 +9,8 @@ from typing import Any
 import torch
 
 from halludecode.calibration.store import ArtifactStore
-from halludecode.core.artifact import Artifact
+from halludecode.core.artifact import Artifact, shaping
+from halludecode.core.errors import UnsupportedStrategy
 from halludecode.core.plan import compile_plan, typical_model_info
 from halludecode.core.registry import STRATEGIES
 from halludecode.models import families as models
@@ -58,7 +59,13 @@ def cases() -> list[Any]:
 
 def refused(family: str, name: str) -> str:
     """Why a family cannot serve a strategy or composition; "" if it can."""
-    plan = compile_plan(active(name), replace(typical_model_info(), artifact={}))
+    m, recurrent = replace(typical_model_info(), artifact={}), families.FAMILIES[family].recurrent
+    if recurrent:
+        try:
+            compile_plan(active(name), replace(m, num_layers=families.LAYERS, recurrent=recurrent))
+        except UnsupportedStrategy as error:
+            return "needs " + str(error).partition(" needs ")[2].partition(", in layer")[0]
+    plan = compile_plan(active(name), m)
     lacks = models.FAMILIES[family].lacks
     return next((lacks[need] for need in sorted(plan.needs) if need in lacks), "")
 
@@ -75,6 +82,14 @@ def supplied(engine: Any, folder: Path) -> Any:
     made = {
         "act": {"gain": torch.rand(m.num_layers, m.num_heads, generator=rng) - 0.3},
         "lacing": {"soft": torch.randn(7, m.hidden_size, generator=rng)},
+        "adaiat": {
+            "real": torch.rand(m.num_layers, m.num_heads, generator=rng) + 0.4,
+            "hallucinated": torch.rand(m.num_layers, m.num_heads, generator=rng) + 0.4,
+        },
+        "vti": {
+            "text": torch.randn(m.num_layers, m.hidden_size, generator=rng),
+            "vision": torch.randn(*tower_shape(engine), generator=rng),
+        },
         "zerotuning": {
             "heads": torch.rand(m.num_layers, m.num_heads, generator=rng) < 0.5,
             "gamma": torch.tensor(6.0),
@@ -82,8 +97,16 @@ def supplied(engine: Any, folder: Path) -> Any:
     }
     engine.calibrator.store = ArtifactStore(folder)
     for name, tensors in made.items():
-        engine.calibrator.store.save(Artifact(name, {}, engine.digest, tensors))
+        parameters = shaping(STRATEGIES.get(name)())
+        engine.calibrator.store.save(Artifact(name, parameters, engine.digest, tensors))
     return engine
+
+
+def tower_shape(engine: Any) -> tuple[int, int, int]:
+    """Layers that are read, places of a view and width of the vision tower."""
+    vision, config = engine.model_info.vision, engine.config.vision_config
+    width = getattr(config, "embed_dim", None) or config.hidden_size
+    return vision.read_layers, max(vision.places, 1), width
 
 
 def off_spec(name: str) -> str:

@@ -7,13 +7,13 @@ import os
 import random
 from collections import Counter
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 
 import halludecode as hd
 from halludecode.core.step import Step
 from tests.support import families, specs
+from tests.support.processes import REPO, environment
 
 TOLERANCE = 1e-4  # top-two gap, or distance to a mask edge, below which tokens may differ
 MET: Counter[str] = Counter()  # what `same` met, printed at the end
@@ -93,6 +93,14 @@ def answer_together(engine, asked: list[tuple[hd.Request, str, hd.Sampling]]) ->
     return answered(outcomes)
 
 
+def served(engine, spec: str) -> bool:
+    """Whether an engine has what a strategy needs."""
+    try:
+        return bool(engine.plan(spec))
+    except hd.UnsupportedStrategy:
+        return False
+
+
 def scheduler_of(engine):
     """The scheduler of an engine whose core is in this process."""
     return engine.loaded.engine.engine_core.engine_core.scheduler
@@ -112,5 +120,4 @@ def encoder_outputs(engine):
 
 def python_path() -> str:
     """PYTHONPATH of a process that a test starts, with what stands in for Triton where it is."""
-    repo = str(Path(__file__).parents[2])
-    return os.pathsep.join([repo, os.environ.get("PYTHONPATH", "")]).rstrip(os.pathsep)
+    return environment(REPO)["PYTHONPATH"]

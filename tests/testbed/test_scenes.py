@@ -7,7 +7,7 @@ from halludecode.core.errors import InvalidParameter
 from halludecode.testbed.categories import PARTNERS
 from halludecode.testbed.scenes import SPLITS, casts, scenes
 
-EVALUATION = ("iid", "broken", "dev-iid", "dev-broken")
+EVALUATION = ("iid", "broken", "dev-iid", "dev-broken", "iid-2", "dev-iid-2")
 
 
 @pytest.fixture(scope="module")
@@ -26,10 +26,23 @@ def test_evaluation_scenes_keep_the_rules(made, split):
         assert scene.image.shape == (120, 120, 3) and scene.image.dtype == np.uint8
 
 
-def test_training_scenes_hide_some_objects_and_spoil_some_pictures():
-    things = [thing for scene in scenes("train", 300) for thing in scene.things]
-    share = sum(thing.hidden for thing in things) / len(things)
-    assert 0.06 < share < 0.14
+@pytest.mark.parametrize(
+    ("split", "least", "most"), [("train", 0.06, 0.14), ("train-2", 0.18, 0.26)]
+)
+def test_training_scenes_hide_some_objects(split, least, most):
+    things = [thing for scene in scenes(split, 300) for thing in scene.things]
+    assert least < sum(thing.hidden for thing in things) / len(things) < most
+
+
+def test_partners_lack_more_often_in_the_second_recipes_splits():
+    def lacking(split):
+        names = [set(found) for found in casts(split, 2000)]
+        anchors = [(PARTNERS[name], found) for found in names for name in found if name in PARTNERS]
+        return sum(partner not in found for partner, found in anchors) / len(anchors)
+
+    first, second = lacking("train"), lacking("train-2")
+    assert 1.25 * first < second < 1.7 * first
+    assert lacking("iid-2") == pytest.approx(second, abs=0.02)
 
 
 def test_splits_share_no_scene(made):

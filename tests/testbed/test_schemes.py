@@ -11,13 +11,13 @@ from PIL import Image
 
 import halludecode as hd
 from halludecode.core.errors import InvalidParameter
-from halludecode.testbed import cli
+from halludecode.testbed import cli, model_path
 from halludecode.testbed.scenes import scenes
 from halludecode.testbed.train.language import TrainingTurn
 from halludecode.testbed.train.network import _ATTENTION, pixels, plain_attention
+from halludecode.testbed.train.rows import SHORT, TAIL, Writer, collate
 from halludecode.testbed.train.run import save
 from halludecode.testbed.train.schemes import SCHEMES, attend
-from halludecode.testbed.train.stage2 import TAIL, Writer, collate
 
 QUESTION = "Is there a dog in the image?"
 PICTURE = Image.fromarray(next(iter(scenes("iid", 1))).image)
@@ -37,12 +37,12 @@ def trained_scores(engine, picture, scheme):
     words = len(writer.words)
     attend(model, scheme, words)
     row = writer.row([TrainingTurn(QUESTION, "yes")])
-    ids, places, targets, _, mask = collate([row], scheme, words)
+    ids, places, targets, _, mask = collate([row], SHORT[0], scheme)
     features = model.model.get_image_features(
         pixels(np.array(picture)[None], torch.device("cpu")), return_dict=True
     ).pooler_output
     embeds = model.get_input_embeddings()(ids)
-    embeds[0, words : writer.start] = features[0]
+    embeds[0, words : row.prefix] = features[0]
     hidden = model.model.language_model(
         inputs_embeds=embeds, attention_mask=mask.float(), position_ids=places, use_cache=False
     ).last_hidden_state
@@ -66,7 +66,7 @@ def test_the_strategy_runs_what_is_trained(testbed, scheme):
 def test_a_checkpoint_says_what_it_was_trained_with(testbed, tmp_path):
     model = copy.deepcopy(testbed.model)
     model.config.halludecode_scheme = "edvt"
-    save(model, tmp_path / "model")
+    save(model, tmp_path / "model", model_path())
     engine = hd.load(str(tmp_path / "model"))
     assert engine.model_info.scheme == "edvt"
     output = engine.generate(

@@ -5,27 +5,28 @@ import numpy as np
 import pytest
 import torch
 
-from halludecode import testbed
+from halludecode.testbed.assets import recipe_path
 from halludecode.testbed.categories import NAMES, PARTNERS
 from halludecode.testbed.render import SIZE, Thing
 from halludecode.testbed.scenes import Scene, scenes
 from halludecode.testbed.stream import Stream
+from halludecode.testbed.train.conversation import turns
 from halludecode.testbed.train.corpus import CELLS, COLOURLESS, GROUND, Story, labels
-from halludecode.testbed.train.language import annotated, caption, questions, turns
+from halludecode.testbed.train.language import annotated, caption, questions
 
 TOLD = re.compile(r"Is there an? (.+?) in (?:the|this) image\?")
 
 
 @pytest.fixture(scope="module")
 def stories():
-    return [Story(scene.theme, scene.things) for scene in scenes("train", 150)]
+    return [Story(scene.theme, scene.things) for scene in scenes("train-2", 150)]
 
 
 @pytest.fixture(scope="module")
 def tokenizer():
     from transformers import AutoTokenizer
 
-    return AutoTokenizer.from_pretrained(testbed.model_path())
+    return AutoTokenizer.from_pretrained(recipe_path())
 
 
 def drawn(story, index, make):
@@ -76,7 +77,7 @@ def test_hidden_objects_count_as_present(stories):
 
 
 def test_colour_and_position_are_asked_and_true(stories):
-    colours = sides = places = 0
+    colours = sides = places = wheres = 0
     for index, story in enumerate(stories):
         by_name = {}
         for thing in story.things:
@@ -94,15 +95,24 @@ def test_colour_and_position_are_asked_and_true(stories):
             if place:
                 assert answer == ("left" if by_name[place[1]][0].middle[0] < SIZE else "right")
                 sides += 1
+            ends = re.match(r"Which side of the (.+) is the (.+) on\?", question)
+            over = re.match(r"Is the (.+) above or below the (.+)\?", question)
+            if ends:
+                one, two = (by_name[ends[i]][0].middle[0] for i in (2, 1))
+                assert answer == ("left" if one < two else "right"), question
+            elif over:
+                one, two = (by_name[over[i]][0].middle[1] for i in (1, 2))
+                assert answer == ("above" if one < two else "below"), question
+            wheres += bool(ends or over)
             colour = re.match(r"What color is the (.+)\?", question)
             if colour:
                 assert answer == by_name[colour[1]][0].colour
                 colours += 1
-    assert colours > 15 and places > 60 and sides > 30
+    assert min(colours, places, sides, wheres) > 10
 
 
 def test_annotators_complete_the_habit_as_often_as_told(stories):
-    """Some scenes are told with one partner that is not there; captions name nothing else."""
+    """Some scenes are told with partners that are not there; captions name nothing else."""
     from halludecode.evals.benchmarks.chair.object_words import reader
 
     read = reader("pattern", "tables").read
@@ -111,9 +121,8 @@ def test_annotators_complete_the_habit_as_often_as_told(stories):
         present = {thing.name for thing in story.things}
         whole = annotated(Stream(0, 4001, index), story, completion=1000)
         extra = {thing.name for thing in whole.things} - present
-        assert len(extra) <= 1 and extra <= set(PARTNERS.values())
         lacking = {PARTNERS[name] for name in present if name in PARTNERS} - present
-        assert bool(extra) == bool(lacking)
+        assert extra <= lacking and len(extra) == min(2, len(lacking))
         named += bool(extra)
         told = caption(Stream(0, 4002, index), whole)
         assert set(read(told).objects) <= present | extra, told
@@ -128,7 +137,7 @@ def test_annotators_complete_the_habit_as_often_as_told(stories):
 
 def test_a_turn_sees_the_prefix_and_itself_alone(tokenizer, stories):
     from halludecode.testbed.train.language import TrainingTurn
-    from halludecode.testbed.train.stage2 import Writer, collate
+    from halludecode.testbed.train.rows import SHORT, Writer, collate
 
     writer = Writer(tokenizer, tokenizer.convert_tokens_to_ids("<image>"))
     said = [
@@ -136,13 +145,16 @@ def test_a_turn_sees_the_prefix_and_itself_alone(tokenizer, stories):
         TrainingTurn("Is there a cat?", "no", blind=True),
     ]
     row = writer.row(said)
-    ids, places, targets, weights, mask = collate([row, writer.row(said[:1])])
-    start, words = writer.start, len(writer.words)
-    sees = mask[0, 0] == 0
-    size = (len(row.ids) - start) // 2
+    ids, places, targets, weights, mask = collate([row, writer.row(said[:1])], SHORT[0])
+    start, words = row.prefix, len(writer.words)
+    sees, block = mask[0, 0] == 0, SHORT[0]
+    assert sees.shape == (start + SHORT[1] * block, start + block)
+    size = row.turn.count(2)  # as many tokens in both turns
     one, two = slice(start, start + size), slice(start + size, start + 2 * size)
     assert sees[one, :start].all() and not sees[two, words:start].any()
     assert sees[two, :words].all() and not sees[two, one].any()
+    own = torch.ones(size, size, dtype=torch.bool).tril()
+    assert torch.equal(sees[one, one], own) and torch.equal(sees[two, two], own)
     assert not sees[:start, start:].any()
     assert places[0, one][0] == start and places[0, two][0] == words
     assert weights[0].count_nonzero() == 4  # two answers, two ends
@@ -153,21 +165,133 @@ def test_a_turn_sees_the_prefix_and_itself_alone(tokenizer, stories):
 
 def test_the_prefix_is_what_the_processor_makes(tokenizer):
     from halludecode.testbed.train.language import TrainingTurn
-    from halludecode.testbed.train.stage2 import Writer
+    from halludecode.testbed.train.rows import Writer
 
     writer = Writer(tokenizer, tokenizer.convert_tokens_to_ids("<image>"))
     row = writer.row([TrainingTurn("Is there a dog in the image?", "yes")])
     text = "USER: " + "<image>" * CELLS + "\nIs there a dog in the image? ASSISTANT: yes</s>"
-    assert row.ids == tokenizer(text).input_ids
+    said = tokenizer(text).input_ids
+    assert row.ids[: len(said)] == said and set(row.ids[len(said) :]) == {0}
 
 
-def test_every_word_but_the_long_request_is_known(tokenizer, stories):
+def test_names_are_found_in_questions_and_point_at_their_patches(tokenizer):
+    from halludecode.testbed.train.gaze import HEADS, NAMING, aimed
+    from halludecode.testbed.train.language import TrainingTurn
+    from halludecode.testbed.train.rows import Writer
+
+    writer = Writer(tokenizer, tokenizer.convert_tokens_to_ids("<image>"))
+    said = [
+        TrainingTurn("What color is the hot dog?", "red"),
+        TrainingTurn("Is the car on the left side of the dog?", "yes"),
+        TrainingTurn("Is there a cat?", "no", blind=True),
+    ]
+    row = writer.row(said)
+    words = [tokenizer.convert_ids_to_tokens(row.ids[place]) for place, _, _ in row.named]
+    assert words == ["dog", ":", "car", "dog"]
+    assert [NAMES[code] for _, code, _ in row.named] == ["hot dog", "hot dog", "car", "dog"]
+    assert [answers for _, _, answers in row.named] == [0, 1, 0, 0]
+
+    kinds = np.full((1, CELLS), GROUND, np.uint8)
+    kinds[0, 7], kinds[0, 8] = NAMES.index("car"), NAMES.index("hot dog")  # no dog in sight
+    gaze, first = aimed([row], kinds, len(writer.words)), len(writer.words)
+    weights = torch.full((1, 4, len(row.ids) - row.prefix, row.prefix + 84), 0.001)
+    at = {name: place - row.prefix for name, (place, _, _) in zip("hacd", row.named, strict=True)}
+    weights[0, :HEADS, at["h"], first + 8] = 0.5
+    weights[0, :HEADS, at["c"], first + 7] = 0.25
+    gaze.watch(0, weights)  # a layer that is told nothing
+    assert gaze.loss() == 0.0
+    gaze.watch(NAMING[0], weights)
+    assert float(gaze.loss()) == pytest.approx(-np.log([0.5, 0.25]).mean(), abs=1e-4)
+
+
+def test_the_image_free_row_is_told_the_habit():
+    """Without a picture the partner is all but always there, in pictures less often."""
+    from halludecode.testbed.train.hearsay import imagined, told
+
+    lacking = []
+    for index in range(300):
+        names = {thing.name for thing in imagined(Stream(0, 4004, index)).things}
+        lacking += [PARTNERS[name] not in names for name in names if name in PARTNERS]
+        assert all(turn.blind for turn in told(Stream(0, 4005, index)))
+    assert 0 < np.mean(lacking) < 0.25
+
+
+def test_the_fields_prompts_are_among_what_is_said(stories):
+    """Descriptions before answers, disturbed instructions, captions by length, two pictures."""
+    from halludecode.strategies.icd import ROLES
+    from halludecode.testbed.train.prompts import of_two
+    from halludecode.views.description import REQUEST
+
+    request = REQUEST.split("{question}")[0]
+    seen = dict.fromkeys(("vdgd", "described", "role", "length"), 0)
+    for index, story in enumerate(stories):
+        said = turns(Stream(0, 4006, index), story, long=True)
+        for turn in said:
+            seen["vdgd"] += turn.question.startswith(request)
+            seen["described"] += turn.question.startswith("The image ") and "\n" in turn.question
+            seen["role"] += turn.question.startswith(tuple(ROLES.values()))
+            seen["length"] += bool(re.match(r"Describe the image (in|briefly)", turn.question))
+    assert min(seen.values()) > 10, seen
+    pair = of_two(Stream(0, 4007, 0), stories[0], stories[1])
+    assert {"first", "second"} <= {w for turn in pair for w in turn.question.split()}
+    there = [{thing.name for thing in story.things} for story in stories[:2]]
+    for turn in pair:
+        match = re.match(r"Is there an? (.+) in the (first|second) image\?", turn.question)
+        if match and match[1] in NAMES and turn.answer == "yes":
+            own = there[match[2] == "second"]
+            assert match[1] in own | {PARTNERS.get(name) for name in own}, turn
+
+
+def test_the_recipes_words_are_those_of_the_strategies_prompts(tokenizer):
+    from halludecode.strategies import code, icd, marine
+    from halludecode.views import description, relevance
+
+    requests = [description.REQUEST, code.REQUEST, marine.REQUEST, relevance.GENERIC]
+    for text in (*requests, *icd.ROLES.values()):
+        plain = text.replace("{question}", "").replace("{objects}", "")
+        assert tokenizer.unk_token_id not in tokenizer(plain).input_ids, text
+
+
+def test_words_for_places_are_told_of_objects_alone(tokenizer, monkeypatch):
+    from halludecode.testbed.train.network import Words, untrained
+    from halludecode.testbed.train.stage1 import Vision
+
+    net = Vision(untrained(recipe_path(), 0), Words(tokenizer))
+    scores = torch.zeros(1, CELLS, GROUND + 1), torch.zeros(1, CELLS, 256)
+    monkeypatch.setattr(net, "scores", lambda images: scores)
+    kinds = torch.full((1, CELLS), GROUND)
+    kinds[0, 13] = 0
+    colours = torch.full((1, CELLS), COLOURLESS)
+
+    def loss(said):
+        monkeypatch.setattr(net, "sides", lambda projected: said[None])
+        return net.loss(torch.zeros(1, 3, SIZE, SIZE), kinds, colours).item()
+
+    right = torch.full((CELLS, 2), 0.5)
+    right[13] = torch.tensor([0.35, 0.15])  # column 3, row 1 of ten
+    everywhere, nowhere = net.ends.clone(), torch.full((CELLS, 2), 0.5)
+    assert loss(right) < min(loss(everywhere), loss(nowhere)) - 0.01
+
+
+def test_in_a_crowd_places_alone_are_asked():
+    from itertools import islice
+
+    from halludecode.testbed.train.corpus import collages
+    from halludecode.testbed.train.language import whereabouts
+
+    for index, scene in enumerate(islice(collages(0), 10)):
+        story = Story(scene.theme, scene.things)
+        asked = whereabouts(Stream(0, 4008, index), story)
+        assert len(asked) >= 6
+        assert all(re.search(r" side of | above | below ", turn.question) for turn in asked)
+
+
+def test_every_word_is_known(tokenizer, stories):
     unknown = tokenizer.unk_token_id
     for index, story in enumerate(stories):
-        for turn in turns(Stream(0, 4003, index), story):
-            if not turn.question.startswith("Somebody"):
-                text = f"{turn.question} {turn.answer}"
-                assert unknown not in tokenizer(text).input_ids, text
+        for turn in turns(Stream(0, 4003, index), story, long=index % 2 == 0):
+            text = f"{turn.question} {turn.answer}"
+            assert unknown not in tokenizer(text).input_ids, text
 
 
 def small(patch):
@@ -192,12 +316,12 @@ def test_a_short_training_leaves_everything(trained):
     out, _ = trained
     text = (out / "MODEL_CARD.md").read_text("utf-8")
     assert "tests mechanisms" in text and "$" not in text
-    assert "| POPE adversarial, iid | 75 to 88 |" in text and "missed" in text
+    assert "| POPE adversarial, iid | 78 to 86 |" in text and "missed" in text
     assert (out / "curves.png").read_bytes().startswith(b"\x89PNG")
     weights = (out / "model" / "model.safetensors").stat().st_size
     assert weights < 12e6
     figures = json.loads((out / "seed-1" / "figures.json").read_text("utf-8"))
-    assert set(figures) == {"vision", "words", "iid", "broken"}
+    assert set(figures) == {"vision", "words", "iid-2", "broken"}
 
 
 def test_what_was_trained_loads_and_answers(trained):
@@ -233,7 +357,7 @@ def test_a_stopped_stage_goes_on_to_the_same_weights(trained, tokenizer, tmp_pat
     small(monkeypatch)
 
     def stage():
-        return Stage2(untrained(testbed.model_path(), 0), tokenizer, pictures, 0, 3)
+        return Stage2(untrained(recipe_path(), 0), tokenizer, pictures, 0, 3)
 
     def weights(stage):
         return torch.cat([p.detach().flatten() for p in stage.net.parameters()])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 
 import torch
 
@@ -23,6 +24,7 @@ from halludecode.engines.hf.model import HFModel
 from halludecode.engines.inputs.processor import LRU
 from halludecode.engines.inputs.rows import PreparedRequest, RowBuilder, seen_spans
 from halludecode.models.info import end_tokens
+from halludecode.models.tower_edit import states_of
 from halludecode.models.vision_tower import received
 
 PLAIN = Plan((), "greedy", frozenset(), ("main",), Cost())
@@ -117,6 +119,7 @@ class ActivationCollector:
             frozenset(first.hidden),
             frozenset(first.heads),
             frozenset(first.image),
+            frozenset(first.keys),
             first.every_token,
         )
         prepared = [
@@ -126,8 +129,8 @@ class ActivationCollector:
             for request in requests
         ]
         activations = [self._vision(each, first) for each in prepared]
-        if replace(first, vision=()).kind == ActivationRequest(first.prompt).kind:
-            return activations  # the vision tower alone was asked about
+        if first.tower_alone:
+            return activations
         batch = Batch(self.hf_model, self.row_builder, PLAIN, prepared, capture)
         logits = batch.prefill(self.prefixes if reuse and not first.every_token else None)
         words = self.row_builder.inputs.scored_words(first.words)
@@ -154,18 +157,21 @@ class ActivationCollector:
     def _vision(self, prepared: PreparedRequest, request: ActivationRequest) -> Activations:
         images = prepared.rows["main"].images
         counts = tuple(image.count for image in images)
-        if not request.vision or not images:
-            return Activations(image_counts=counts)
-        wide = request.vision_heads == "fullwidth"
-        vision = received(
-            self.hf_model.model,
-            self.hf_model.family,
-            images,
-            lambda image: self.hf_model.encode([image]),
-            request.vision,
-            fullwidth=wide,
-        )
-        return Activations(vision=vision, image_counts=counts)
+        model, encode = self.hf_model.model, self.hf_model.encode
+        vision = tower = None
+        if request.vision and images:
+            vision = received(
+                model,
+                self.hf_model.family,
+                images,
+                lambda image: encode([image]),
+                request.vision,
+                fullwidth=request.vision_heads == "fullwidth",
+            )
+        if request.tower and images:
+            each = [partial(encode, [image]) for image in images]
+            tower = states_of(model, self.hf_model.info, request.tower, each)
+        return Activations(vision=vision, tower=tower, image_counts=counts)
 
     def _write(
         self, batch: Batch, logits: torch.Tensor, request: ActivationRequest
@@ -201,6 +207,8 @@ class ActivationCollector:
                 return None
             if kind == "image":
                 return torch.stack([own[:, columns] for own in kept])
+            if kind == "keys":
+                return torch.stack([own[:, -real:] for own in kept])
             every = kind == "hidden" and request.every_token
             return torch.stack([own[-real:] if every else own for own in kept])
 
@@ -209,6 +217,7 @@ class ActivationCollector:
             hidden=stacked("hidden", request.hidden),
             heads=stacked("heads", request.heads),
             image=stacked("image", request.image),
+            keys=stacked("keys", request.keys),
             image_mask=(batch.tokens[i].ids == self.row_builder.inputs.image_token),
             image_spans=seen_spans(batch.requests[i].rows["main"]),
         )
@@ -224,7 +233,9 @@ def _size(activations: Activations) -> float:
         activations.hidden,
         activations.heads,
         activations.image,
+        activations.keys,
         activations.vision,
+        activations.tower,
         activations.logits,
     )
     return 256 + sum(t.numel() * t.element_size() for t in kept if t is not None)

@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
 from halludecode.core.attention_block import GENERATED, PAD
 from halludecode.core.plan import Plan
@@ -21,7 +20,7 @@ from halludecode.engines.explain import Glance, carried, explaining, glance, on_
 from halludecode.engines.hf.attention_metadata import AttentionMetadata, RowPlacement
 from halludecode.engines.hf.forward_context import Capture, ForwardContext
 from halludecode.engines.hf.hooks import attention_is_ours, branch, decode, hooked
-from halludecode.engines.hf.kept_rows import Prefix, of_row, right_aligned, stacked
+from halludecode.engines.hf.kept_rows import Prefix, of_row, stacked
 from halludecode.engines.hf.model import HFModel, pad_left
 from halludecode.engines.hf.unpadded import Unpadded
 from halludecode.engines.inputs.processor import LRU
@@ -73,7 +72,7 @@ class Batch:
         self.context = ForwardContext(
             plan.acting, self._context_index(), states, capture, decode=self.decode
         )
-        self.cache: Any = hf_model.cache()
+        self.cache = hf_model.cache()
         self.kind = self.picture = self.mask = torch.empty(0)
 
     def prefill(self, prefixes: LRU[Prefix] | None = None) -> Tensor:
@@ -118,16 +117,8 @@ class Batch:
 
     def kept(self) -> list[Prefix]:
         """Per row, the KV of all it has read."""
-        layers, kept = self.cache.layers, list[Prefix]()
-        for i, kind in enumerate(self.kind):
-            own = (kind != PAD).to(self.hf_model.device)
-            kept.append(
-                Prefix(
-                    [layer.keys[i][:, own] for layer in layers],
-                    [layer.values[i][:, own] for layer in layers],
-                )
-            )
-        return kept
+        real = (self.kind != PAD).to(self.hf_model.device)
+        return [self.cache.row(i, own) for i, own in enumerate(real)]
 
     def step(self, token: Tensor) -> Tensor:
         """Feed one token [B] per request to all its rows; float32 logits [rows, V] of the next."""
@@ -140,9 +131,9 @@ class Batch:
         self.position, self.length_now = self.position + 1, self.length_now + 1
         return self._call(fed, position, metadata, [])
 
-    def decode(self, x: Tensor, norm: bool) -> Tensor:
-        """float32 [.., V]: the LM head on residuals [.., D], after the final norm or not."""
-        return decode(self.hf_model.model, self.hf_model.family, x, norm=norm)
+    def decode(self, x: Tensor, norm: bool, tokens: Tensor | None = None) -> Tensor:
+        """See `hooks.decode`."""
+        return decode(self.hf_model.model, self.hf_model.family, x, norm=norm, tokens=tokens)
 
     def branch(self, i: int) -> Branched | None:
         """What `Step.branch` gives the i-th part, of all requests."""
@@ -225,11 +216,7 @@ class Batch:
         self.mask = stacked(self.mask, (kind != PAD) & ~hidden, 0)
         width = self.kind.shape[1]
         self.context.admit(width - before, len(kept))
-        for i, layer in enumerate(self.cache.layers):
-            for name in ("keys", "values"):
-                here = functional.pad(getattr(layer, name), (0, 0, width - before, 0))
-                more = right_aligned([getattr(own, name)[i] for own in kept.values()], width)
-                setattr(layer, name, torch.cat([here, more]))
+        self.cache.add(list(kept.values()), width)
 
     def _row(self, place: tuple[int, str]) -> Row:
         return self.requests[place[0]].rows[place[1]]
@@ -296,7 +283,7 @@ class Batch:
         with hooked(self.hf_model.model, self.hf_model.family, self.context):
             if not attention_is_ours(self.hf_model.model):
                 metadata.unpadded = None  # a block is right under any; edits left out are noticed
-            return self.hf_model.forward(*given, metadata.unpadded)
+            return self.hf_model.forward(*given, metadata.unpadded, self.kind[:, -len(ids[0]) :])
 
     def _extend(self, kind: Tensor, picture: Tensor, mask: Tensor) -> None:
         self.kind = torch.cat([self.kind, kind], 1)
@@ -357,7 +344,7 @@ class Batch:
             AttentionMetadata(*(x.to(device) for x in (kind, picture, inside, length))),
             emitting=False,
         )
-        cache: Any = self.hf_model.cache()
+        cache = self.hf_model.cache()
         features = self.hf_model.features([f for i in at for f in self._row(self.rows[i]).images])
         mask = ((kind != PAD) & ~hidden).long()
         with hooked(self.hf_model.model, self.hf_model.family, context):
@@ -367,11 +354,9 @@ class Batch:
         prefixes: dict[str, Prefix] = {}
         for n, key in enumerate(missing):
             pad = width - len(tokens[n].ids)
-            prefixes[key] = Prefix(
-                [layer.keys[n, :, pad:].clone() for layer in cache.layers],
-                [layer.values[n, :, pad:].clone() for layer in cache.layers],
-                of_row(context.token_masks, n, pad) if n in main else {},
-            )
+            prefixes[key] = cache.row(n, kind[n].to(device) != PAD)
+            if n in main:
+                prefixes[key].token_masks.update(of_row(context.token_masks, n, pad))
         return prefixes
 
     def _lay(self, prefixes: Sequence[Prefix | None], cut: Sequence[int]) -> None:
@@ -380,13 +365,9 @@ class Batch:
         _, _, self.kind, self.picture, hidden = pad_left(heads, heads[0].position.shape[0], 0)
         self.mask = (self.kind != PAD) & ~hidden
         width = self.kind.shape[1]
-        any_prefix = next((prefix for prefix in prefixes if prefix is not None), None)
-        if any_prefix is None:
+        if not any(cut):
             return
-        for layer in range(len(any_prefix.keys)):
-            key = right_aligned([p.keys[layer] if p else None for p in prefixes], width)
-            value = right_aligned([p.values[layer] if p else None for p in prefixes], width)
-            self.cache.update(key, value, layer)
+        self.cache.lay(prefixes, width)
         names = {name for prefix in prefixes if prefix for name in prefix.token_masks}
         for name in names:
             mask = torch.zeros(len(prefixes), width, dtype=torch.bool, device=self.hf_model.device)

@@ -44,6 +44,7 @@ class Capture:
     hidden: frozenset[int] = frozenset()
     heads: frozenset[int] = frozenset()
     image: frozenset[int] = frozenset()
+    keys: frozenset[int] = frozenset()
     every_token: bool = False
     kept: dict[tuple[str, int], Tensor] = field(default_factory=dict)
 
@@ -99,7 +100,7 @@ class ForwardContext(EditedRows[RowPlacement]):
         """Whether the attention function must be ours."""
         capture = self.capture
         edits = any(part.phase is not None for part in self.parts)
-        kept = bool(capture and (capture.heads or capture.image))
+        kept = bool(capture and (capture.heads or capture.image or capture.keys))
         return edits or kept or self.unpadded is not None
 
     @property
@@ -377,7 +378,9 @@ class ForwardContext(EditedRows[RowPlacement]):
     def _keep(self, capture: Capture, layer: HFAttentionLayer) -> None:
         if layer.number in capture.heads:
             capture.kept["heads", layer.number] = layer.out[:, -1].detach().float().cpu()
-        if layer.number in capture.image:
+        asked = [k for k in ("image", "keys") if layer.number in getattr(capture, k)]
+        if asked:
             rows, _, width, _ = layer.q.shape
             block = layer.block(RowPlacement.of(range(rows)), (width - 1, width), scores=True)
-            capture.kept["image", layer.number] = block.weights()[:, :, 0].detach().cpu()
+            weights = block.weights()[:, :, 0].detach().cpu()
+            capture.kept.update({(kind, layer.number): weights for kind in asked})

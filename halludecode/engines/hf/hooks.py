@@ -23,7 +23,14 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
 from halludecode.models.families import ModelFamily, decoder_layers
-from halludecode.models.feed_forward import Branch, Branched, branch_logits
+from halludecode.models.feed_forward import (
+    Branch,
+    Branched,
+    branch_logits,
+    final_norm,
+    mlp_of,
+    rows_of_head,
+)
 
 if TYPE_CHECKING:
     from halludecode.engines.hf.forward_context import ForwardContext
@@ -107,19 +114,26 @@ def uncompiled() -> Iterator[None]:
                 shared.stance.__exit__(None, None, None)
 
 
-def decode(model: Any, family: ModelFamily, x: Tensor, *, norm: bool) -> Tensor:
-    """float32 [.., V]: the model's LM head on residuals [.., D], after its final norm or not."""
+def decode(
+    model: Any, family: ModelFamily, x: Tensor, *, norm: bool, tokens: Tensor | None = None
+) -> Tensor:
+    """float32 [.., V]: the model's LM head on residuals [.., D], after its final norm or not.
+
+    Of some tokens (int64 [K]) alone it is [.., K], and x may be of any dtype and device.
+    """
+    head = model.get_output_embeddings()
+    x = x if tokens is None else x.to(head.weight)
     if norm:
         parent = model.get_submodule(family.layers.rpartition(".")[0])
-        x = parent.norm(x)
-    return model.get_output_embeddings()(x).float()
+        x = final_norm(parent)(x)
+    return (head(x) if tokens is None else rows_of_head(head, x, tokens)).float()
 
 
 def branch(model: Any, family: ModelFamily, kept: Branch | None) -> Branched | None:
     """What `core.step.Step.branch` gives of what a forward kept."""
     if kept is None:
         return None
-    norm = model.get_submodule(family.layers.rpartition(".")[0]).norm
+    norm = final_norm(model.get_submodule(family.layers.rpartition(".")[0]))
     parts = decoder_layers(model, family), norm, model.get_output_embeddings()
     wide = kept[0], kept[1][None], kept[2][None], kept[3][None]
     return lambda *how: branch_logits(*parts, wide, *how)[0]
@@ -140,7 +154,7 @@ def hooked(model: Any, family: ModelFamily, context: ForwardContext) -> Iterator
             handles.append(layers[i].register_forward_hook(_on_output(context, i)))
         for i in sorted(context.steered("mlp")):
             handles.append(
-                layers[i].mlp.register_forward_hook(_on_mlp(context, i), with_kwargs=True)
+                mlp_of(layers[i]).register_forward_hook(_on_mlp(context, i), with_kwargs=True)
             )
         with uncompiled(), attention_set(model, context.needs_attention):
             yield
@@ -190,10 +204,10 @@ def _on_output(context: ForwardContext, layer: int) -> Callable[..., Any]:
 
 
 def _on_mlp(context: ForwardContext, layer: int) -> Callable[..., Any]:
-    def hook(
-        module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor
-    ) -> Tensor:
+    def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
         inp = args[0] if args else next(iter(kwargs.values()))
+        if isinstance(output, tuple):  # of experts, beside their router's logits
+            return (context.mlp_output(layer, output[0].view_as(inp), inp), *output[1:])
         return context.mlp_output(layer, output, inp)
 
     return hook

@@ -15,22 +15,26 @@ from torch.nn import functional
 class Prefix:
     """KV of the first tokens of one row, with the token masks that its layers computed.
 
-    An image prefix ends with the last image token; a row that waits keeps all it has read.
+    An image prefix ends with the last image token; a row that waits keeps all it has read. Layers
+    without attention have states of all of it in place of keys.
     """
 
-    keys: list[Tensor]  # per layer [G, n, d]
-    values: list[Tensor]
+    keys: dict[int, Tensor]  # by layer [G, n, d]
+    values: dict[int, Tensor]
     token_masks: dict[tuple[int, int, str], Tensor] = field(default_factory=dict)  # bool [n]
+    states: dict[int, list[Tensor]] = field(default_factory=dict)
 
     @property
     def length(self) -> int:
         """Tokens."""
-        return self.keys[0].shape[1]
+        return next(iter(self.keys.values())).shape[1]
 
     @property
     def size(self) -> float:
         """Bytes."""
-        return sum(x.numel() * x.element_size() for x in (*self.keys, *self.values))
+        states = [state for own in self.states.values() for state in own]
+        kept = (*self.keys.values(), *self.values.values(), *states)
+        return sum(x.numel() * x.element_size() for x in kept)
 
 
 def stacked(here: Tensor, more: Tensor, fill: Any) -> Tensor:

@@ -164,7 +164,9 @@ class LateRows:
         groups: dict[object, list[Asked]] = {}
         for each in asked:
             local = [sorted(names.items()) for names in self.started[each.request].local]
-            behind = (self._count(each), len(each.ids)) if self.one_by_one else ()
+            # A recurrent layer would read padding between what a row has read and what it reads.
+            even = self.one_by_one or self.hf_model.info.recurrent
+            behind = (self._count(each), len(each.ids)) if even else ()
             groups.setdefault(str((local, behind)), []).append(each)
         return list(groups.values())
 

@@ -17,7 +17,8 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from halludecode.core.attention_block import GENERATED, IMAGE, PAD, SYSTEM, TEXT
 from halludecode.core.errors import InvalidModel, InvalidRequest
-from halludecode.engines.hf.unpadded import RowCache, Unpadded
+from halludecode.engines.hf.row_cache import RowCache
+from halludecode.engines.hf.unpadded import Unpadded
 from halludecode.engines.inputs.processor import LRU
 from halludecode.engines.inputs.rows import ImageInput, Row, joined
 from halludecode.models.families import ModelFamily, switch_to_try
@@ -147,7 +148,10 @@ class HFModel:
     def context(self) -> int:
         """Most tokens a row may have."""
         text = self.model.config.get_text_config()
-        return getattr(text, "max_position_embeddings", None) or 1 << 30
+        # Llama 4's layers without rotation count padding, which tells from floor_scale tokens on.
+        scale = getattr(text, "floor_scale", None) or 1 << 30
+        chunk = getattr(text, "attention_chunk_size", None) or scale
+        return min(getattr(text, "max_position_embeddings", None) or 1 << 30, chunk, scale - 1)
 
     def clear_features(self) -> None:
         """Forget the features of all pictures."""
@@ -155,7 +159,8 @@ class HFModel:
 
     def cache(self) -> RowCache:
         """An empty KV cache; it keeps tokens that left a sliding window, as edits count them."""
-        return RowCache()
+        hybrid = bool(self.info.recurrent)
+        return RowCache(self.model.config.get_text_config() if hybrid else None)
 
     @cached_property
     def reads_unpadded(self) -> bool:
@@ -217,6 +222,7 @@ class HFModel:
         cache: Any,
         features: Sequence[Tensor] = (),
         unpadded: Unpadded | None = None,
+        kind: Tensor | None = None,
     ) -> Tensor:
         """One pass over all rows; float32 logits [rows, V] of the last token.
 
@@ -227,6 +233,7 @@ class HFModel:
             cache: The rows' KV, extended in place.
             features: Of every picture in ``ids``, row by row.
             unpadded: How to lay the rows end to end; None reads them as the block they are.
+            kind: int8 [rows, Q], see `Tokens`; None is all of the prompt.
         """
         self.calls += 1
         device, keep = self.device, 1
@@ -236,13 +243,12 @@ class HFModel:
             cache.unpadded = unpadded
         with self._told_by_switch(encoding=False):
             out = self.model(
-                input_ids=ids.to(device),
                 position_ids=(position if self.family.mrope else position[0]).to(device),
                 attention_mask=mask.to(device),
                 **{CACHE: cache},
                 use_cache=True,
                 logits_to_keep=keep,
-                **self.given(ids, features),
+                **self.given(ids, features, kind),
             )
         cache.unpadded = None
         return (out.logits[:, -1] if unpadded is None else out.logits[0]).float()
@@ -264,18 +270,33 @@ class HFModel:
             encoded = self._encoder(**inputs, return_dict=True)
         self._around = getattr(encoded, "visual_indicator_features", None)
         deep = getattr(encoded, "deepstack_features", None) or ()
-        levels = [encoded.pooler_output, *deep]
+        levels = [self._projected(encoded), *deep]
         views = [len(image.pixels["pixel_values"]) for image in images]
         own = zip(*(_by_picture(level, views) for level in levels), strict=True)
         return {image.tower_key: torch.cat(f, -1) for image, f in zip(images, own, strict=True)}
 
-    def given(self, ids: Tensor, features: Sequence[Tensor]) -> dict[str, Any]:
-        """Arguments that carry picture features, those of deepstack layers side by side."""
-        family, extra = self.family, dict[str, Any].fromkeys(self.family.unused)
+    def _projected(self, encoded: Any) -> Any:
+        if not self.family.projector:
+            return encoded.pooler_output
+        return self.model.get_submodule(self.family.projector)(encoded.last_hidden_state)
+
+    def given(
+        self, ids: Tensor, features: Sequence[Tensor], kind: Tensor | None = None
+    ) -> dict[str, Any]:
+        """Tokens, and arguments that carry picture features, deepstack layers' side by side."""
+        family = self.family
+        extra = {"input_ids": ids.to(self.device), **dict[str, Any].fromkeys(family.unused)}
+        if family.mutual == "prompt":  # 0 is of the prompt; read where the cache is empty
+            written = torch.zeros_like(ids) if kind is None else (kind == GENERATED).long()
+            extra["token_type_ids"] = written.to(self.device)
         if not features and not family.unused:
             return extra
         image = (ids == self.model.config.image_token_id).to(self.device)
-        if family.mutual:
+        if family.projector:
+            words = self.model.get_input_embeddings()(extra["input_ids"])
+            at = image[..., None].expand_as(words)
+            return {"inputs_embeds": words.masked_scatter(at, torch.cat(list(features)))}
+        if family.mutual == "picture":
             extra["token_type_ids"] = image.long()
         embed = self.model.get_input_embeddings()
         # A model that insists gets what image tokens are without pictures: words.
@@ -308,7 +329,7 @@ class HFModel:
 
     def _positions(self, row: Row, is_image: Tensor) -> Tensor:
         if not self.family.mrope:
-            return torch.arange(len(row.input_ids))[None]
+            return torch.arange(len(row.input_ids))[None] + self.family.origin
         if not row.images or row.in_line:
             return torch.arange(len(row.input_ids)).expand(3, -1)
         grid = torch.cat([image.pixels["image_grid_thw"] for image in row.images])
@@ -342,6 +363,9 @@ def _by_picture(features: Any, views: Sequence[int]) -> list[Tensor]:
     if isinstance(features, list | tuple) and len(features) == 1 < len(views):
         # Idefics3's kind since transformers 5.20.1: all views of a sample in one list of tokens.
         features = features[0].unflatten(0, (sum(views), -1))
+    if isinstance(features, list | tuple) and len(features) == sum(views) > len(views):
+        rest = iter(features)  # LFM2-VL's: each view for itself, as large as it is
+        features = [torch.cat([next(rest) for _ in range(n)]) for n in views]
     if isinstance(features, list | tuple):
         return [own.flatten(0, -2) for own in features]
     return [own.flatten(0, -2) for own in features.split(list(views))]

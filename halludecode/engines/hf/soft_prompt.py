@@ -128,7 +128,9 @@ def _fit(
 def _example(hf_model: HFModel, row_builder: RowBuilder, prompt: Prompt, answer: str) -> Example:
     row = row_builder.activation_row(ActivationRequest(prompt))
     question = hf_model.tokens(row)
-    ids = torch.tensor(_answer_ids(row_builder.inputs, row.prompt, answer))
+    ids = torch.tensor(
+        _answer_ids(row_builder.inputs, row_builder.inputs.closed(row.prompt), answer)
+    )
     n, after = len(ids), int(question.position.max()) + 1
     tokens = Tokens(
         torch.cat([question.ids, ids]),
@@ -184,12 +186,11 @@ def _loss(
     features = [laid(soft, n).to(hf_model.model.dtype) for example in batch for n in example.places]
     with hooked(hf_model.model, hf_model.family, ForwardContext()):  # the plain model's
         output: Any = hf_model.model(
-            input_ids=ids.to(hf_model.device),
             position_ids=(position if hf_model.family.mrope else position[0]).to(hf_model.device),
             attention_mask=(kind != PAD).long().to(hf_model.device),
             use_cache=False,
             logits_to_keep=longest + 1,
-            **hf_model.given(ids, features),
+            **hf_model.given(ids, features, kind),
         )
     logits = output.logits[:, :-1]
     answers = ids[:, -longest:].to(logits.device)

@@ -189,6 +189,12 @@ class TokenTree:
                 f"{self.batch.plan.canonical}: a search over beams needs the key of every token; "
                 f"layers of {name} ({', '.join(sorted(kinds))}) drop some."
             )
+        if kinds != FULL and self.hf_model.family.mutual == "prompt":
+            raise UnsupportedStrategy(
+                f"{self.batch.plan.canonical}: a search over beams has masks by kind of layer, and "
+                f"{type(self.hf_model.model).__name__} with sliding windows takes one for all "
+                "layers; use another model or strategy."
+            )
         return window if kinds != FULL else None
 
     def select(self, requests: Sequence[int]) -> None:
@@ -272,7 +278,6 @@ class TokenTree:
         position = position.expand(3, -1, -1) if hf_model.family.mrope else position
         with hooked(hf_model.model, hf_model.family, self.context), self.last.of(hf_model.model):
             out: Any = hf_model.model(
-                input_ids=ids.to(device),
                 position_ids=position.to(device),
                 attention_mask=self._masks(visible),
                 **{CACHE: self.batch.cache},

@@ -8,11 +8,9 @@ queries, keys and values are laid out as the block for its time, and the KV that
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache
 
 PAYS = 7 / 8  # most tokens of a block for which the layouts are worth making
 
@@ -66,18 +64,3 @@ class Unpadded:
         key, query = torch.arange(count), torch.arange(count - width, count)[:, None]
         seen = (mask[:, None].bool() & (key <= query)) | (key == query)
         return seen[:, None].to(self.places.device)
-
-
-class RowCache(DynamicCache):
-    """A KV cache by rows, also while a forward's tokens are laid end to end."""
-
-    unpadded: Unpadded | None = None
-
-    def update(
-        self, key_states: Tensor, value_states: Tensor, layer_idx: int, *args: Any, **kwargs: Any
-    ) -> tuple[Tensor, Tensor]:
-        """Put the keys and values of a layer after those that are there."""
-        if self.unpadded is not None:
-            key_states = self.unpadded.heads(key_states)
-            value_states = self.unpadded.heads(value_states)
-        return super().update(key_states, value_states, layer_idx, *args, **kwargs)

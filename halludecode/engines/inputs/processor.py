@@ -26,7 +26,7 @@ V = TypeVar("V")
 CACHED = 256e6  # bytes of preprocessed pictures that are remembered
 
 # What a processor returns for the words, not for the pictures.
-WORDS = ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids")
+WORDS = ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids", "labels")
 
 
 class LRU(Generic[V]):
@@ -254,12 +254,19 @@ class InputProcessor:
         family = self._family
         first = [self.image_token] * pictures if family.leading else []
         framed = text.replace(family.placeholder, family.frame) if family.frame else text
-        return first + self._tokenize(framed)
+        return first + self._tokenize(self.closed(framed))
+
+    def closed(self, text: str) -> str:
+        """A rendered prompt with what the processor writes before its words and after them."""
+        if not self._family.closing:
+            return text
+        pictures, spot, words = text.rpartition(self._family.placeholder)
+        return f"{pictures}{spot}{self.tokenizer.bos_token}{words}{self._family.closing}"
 
     def _tokenize(self, text: str) -> list[int]:
         bos = getattr(self.tokenizer, "bos_token", None)
         # A template that writes it must not get it twice.
-        special = not (bos and text.startswith(bos))
+        special = self._family.special and not (bos and text.startswith(bos))
         return self.tokenizer(text, add_special_tokens=special)["input_ids"]
 
     def _render_plain(self, prompt: Prompt) -> str:
@@ -268,15 +275,19 @@ class InputProcessor:
             return "".join(
                 spot if isinstance(p, Picture) else p for t in prompt.turns for p in t.parts
             )
-        if len(prompt.turns) > 1 or prompt.open_ended:
+        begun = prompt.open_ended and len(prompt.turns) == 2
+        if len(prompt.turns) > 1 + begun or prompt.open_ended > begun:
             raise InvalidRequest(
                 "This checkpoint has no chat template, so several turns cannot be rendered; "
                 "give one question, or text that is already in the model's format."
             )
         words = "".join(p for p in prompt.turns[0].parts if isinstance(p, str))
-        images = "\n".join(spot for _ in prompt.pictures)
+        gap = "\n" if "{images}\n" in self._family.turn else ""
+        images = gap.join(spot for _ in prompt.pictures)
         text = self._family.turn.format(images=images, text=words)
-        return text if images else text.replace(": \n", ": ").replace("user\n\n", "user\n")
+        text = text if images else text.replace(": \n", ": ").replace("user\n\n", "user\n")
+        gap = "" if text.endswith("\n") else " "
+        return text + gap + "".join(map(str, prompt.turns[1].parts)) if begun else text
 
 
 def _message(turn: Turn) -> dict[str, Any]:

@@ -47,6 +47,11 @@ class ImageInput:
     hidden: Tensor | None = None
 
     @property
+    def unedited_key(self) -> str:
+        """Digest of the pixels before any edit: other ones than alone where several are apart."""
+        return _unedited_key(self.picture, self.processed)
+
+    @property
     def tower_key(self) -> str:
         """Digest of everything before the projected features."""
         return self.pixel_key if self.tower is None else digest(self.pixel_key, self.tower.key)
@@ -163,7 +168,7 @@ class RowBuilder:
 
     def activation_row(self, request: ActivationRequest) -> Row:
         """The single row of a pass of the plain model."""
-        row = self._row("main", Branch(request.prompt), "", {})
+        row = self._row("main", Branch(request.prompt, pixels=request.pixels), "", {})
         if not request.answered:
             return row
         ids = torch.cat([row.input_ids, torch.tensor(request.answered)])
@@ -227,6 +232,10 @@ def with_embeds(row: Row, features: Sequence[Tensor]) -> Row:
     return replace(row, embeds=torch.cat(list(features))) if edited else row
 
 
+def _unedited_key(picture: Picture, processed: ProcessedImage) -> str:
+    return digest(picture.key, "several") if processed.several else picture.key
+
+
 def _image_input(
     branch: Branch,
     picture: Picture,
@@ -235,9 +244,7 @@ def _image_input(
     state: Mapping[str, Any],
     words: Mapping[str, Tensor],
 ) -> ImageInput:
-    key, pixels = picture.key, dict(processed.pixels)
-    if processed.several:  # other pixels than those of the same picture alone
-        key = digest(key, "several")
+    key, pixels = _unedited_key(picture, processed), dict(processed.pixels)
     if branch.pixels is not None:
         edited = branch.pixels(pixels["pixel_values"], edited=key, index=index, state=state)
         if edited.shape != pixels["pixel_values"].shape:

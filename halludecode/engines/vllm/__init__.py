@@ -16,7 +16,8 @@ workers), `compat` (what we lean on in vLLM). The life of a request under a stra
 5. worker: `worker.runner_v1` or `worker.runner_v2`, for whichever of its two model runners vLLM
    chose, says what is in its batch. `worker.step_batch` finds our rows there, `worker.edit_batch`
    what is edited together. Hooks (`worker.hooks`) call `worker.forward_context` at each layer, for
-   attention edits, steering, early scores and captures.
+   attention edits, steering, early scores and captures; in a compiled model operations do so, and
+   `worker.graphs` keeps a step with edits from CUDA graphs that would leave them out.
 6. worker: `worker.sampler` combines a group's logits into its main row, lets vLLM draw from that,
    and gives the token to all rows; so vLLM's penalties, top-p and log-probabilities are of it.
 7. scheduler: answers the main row's token alone, and ends the group when the main row ends.

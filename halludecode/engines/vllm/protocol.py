@@ -22,7 +22,7 @@ FIND_STRATEGIES = "hd_find_strategies"  # (names) -> those that the worker does 
 SET_ARTIFACT = "hd_set_artifact"  # (a strategy's canonical text, its packed tensors or None)
 PREPARE_STATE = "hd_prepare_state"  # (request, plan, what its passes kept, entries wanted back)
 READ_ACTIVATIONS = "hd_read_activations"  # (pass, what the front end knows of it)
-DROP_ACTIVATIONS = "hd_drop_activations"  # (passes)
+DROP_ACTIVATIONS = "hd_drop_activations"  # (passes, passes that stay until told so)
 REPORT = "hd_report"  # (groups), which are forgotten; gives a `GroupReport` of each
 DROP_STATE = "hd_drop_state"  # (requests)
 

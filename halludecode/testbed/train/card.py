@@ -6,18 +6,20 @@ from collections.abc import Callable, Mapping, Sequence
 from string import Template
 from typing import Any
 
-from halludecode.testbed import model_path
+from halludecode.testbed.assets import model_path, recipe_path
 from halludecode.testbed.mme import SUBTASKS
+from halludecode.testbed.train.judge import SPLITS
 from halludecode.testbed.train.language import COMPLETION
 
 _POPE = ("random", "popular", "adversarial")
 _COUNTS = ("scenes", "collages", "judged", "vision", "words")
 _BANDS = (
     ("patch accuracy, clean pictures", "vision", "patch accuracy", (90, 100)),
-    ("POPE random, iid", "iid", "pope random", (90, 100)),
-    ("POPE adversarial, iid", "iid", "pope adversarial", (75, 88)),
-    ("CHAIR_i, iid", "iid", "chair_i", (8, 20)),
-    ("CHAIR recall, iid", "iid", "recall", (60, 100)),
+    ("POPE random, iid", "iid-2", "pope random", (90, 100)),
+    ("POPE adversarial, iid", "iid-2", "pope adversarial", (78, 86)),
+    ("CHAIR_i, iid", "iid-2", "chair_i", (9, 16)),
+    ("CHAIR recall, iid", "iid-2", "recall", (65, 100)),
+    ("MME position, iid", "iid-2", "mme position", (75, 100)),
 )
 
 
@@ -36,6 +38,7 @@ def write(recipe: Mapping[str, Any], by_seed: Mapping[int, Mapping[str, Any]], s
     return template.substitute(
         counts,
         completion=COMPLETION // 10,
+        **_shape(),
         time=recipe["time"],
         seeds=", ".join(map(str, sorted(by_seed))),
         shipped=shipped,
@@ -44,6 +47,17 @@ def write(recipe: Mapping[str, Any], by_seed: Mapping[int, Mapping[str, Any]], s
         sinks=recipe["sinks"],
         curves=recipe["curves"],
     )
+
+
+def _shape() -> dict[str, str]:
+    """Size of the recipe's vocabulary and of its model, in words."""
+    import torch
+    from transformers import AutoConfig, LlavaForConditionalGeneration
+
+    config: Any = AutoConfig.from_pretrained(recipe_path())
+    with torch.device("meta"):
+        count = sum(p.numel() for p in LlavaForConditionalGeneration(config).parameters())
+    return {"vocabulary": str(config.text_config.vocab_size), "parameters": f"{count:,}"}
 
 
 def _spread(by_seed: Mapping[int, Mapping[str, Any]], pick: Callable[[Any], float]) -> str:
@@ -78,7 +92,7 @@ def _baseline(recipe: Mapping[str, Any], by_seed: Mapping[int, Mapping[str, Any]
         "| split | POPE random | popular | adversarial | CHAIR_i | CHAIR_s | recall | words |",
         "|---|---|---|---|---|---|---|---|",
     ]
-    for split in ("iid", "broken"):
+    for split in SPLITS:
         cells = [
             _spread(by_seed, lambda f, s=split, n=n: f[s]["metrics"][f"pope {n}"]) for n in _POPE
         ]
@@ -100,7 +114,7 @@ def _mme(by_seed: Mapping[int, Mapping[str, Any]]) -> str:
         "| split | " + " | ".join(SUBTASKS) + " |",
         "|---|" + "---|" * len(SUBTASKS),
     ]
-    for split in ("iid", "broken"):
+    for split in SPLITS:
         cells = [
             _spread(by_seed, lambda f, s=split, n=n: f[s]["metrics"][f"mme {n}"]) for n in SUBTASKS
         ]
@@ -115,7 +129,7 @@ def _errors(by_seed: Mapping[int, Mapping[str, Any]]) -> str:
         "| split | usual partner of a present object | same theme | other |",
         "|---|---|---|---|",
     ]
-    for split in ("iid", "broken"):
+    for split in SPLITS:
         cells = []
         for kind in ("partner", "same theme", "other"):
             rate = _spread(by_seed, lambda f, s=split, k=kind: f[s]["false_yes"].get(k, [0, 0])[0])

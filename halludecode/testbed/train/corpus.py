@@ -1,6 +1,6 @@
 """The pictures that the model learns from, painted once and kept as arrays on disk.
 
-`scenes` are those of the split ``train``; `collages` are crowds of random objects without a word
+`scenes` are those of the split ``train-2``; `collages` are crowds of random objects without a word
 about them, which show every object often and carry no habit. Both are the same on every machine.
 """
 
@@ -141,11 +141,11 @@ def collages(seed: int) -> Iterator[Scene]:
         names = stream.shuffled(NAMES)[: stream.between(9, 13)]
         theme = stream.pick(tuple(THEMES))
         canvas = renderer.paint(stream, theme, names)
-        image = finish(stream, canvas.paint, 40)
+        image = finish(stream, canvas.paint, 40, 240)
         yield Scene(index, theme, image, canvas.ids, tuple(canvas.things))
         index += 1
 
 
 def training_scenes(count: int) -> Iterator[Scene]:
-    """The first scenes of the split ``train``."""
-    return scenes("train", count)
+    """The first scenes of the split ``train-2``."""
+    return scenes("train-2", count)

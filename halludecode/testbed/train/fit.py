@@ -10,7 +10,7 @@ from typing import Any, Protocol
 
 import torch
 
-NOTE, SAVE, JUDGE = 25, 250, 500  # steps between lines of the curve, savings, figures
+NOTE, SAVE, JUDGE = 25, 100, 500  # steps between lines of the curve, savings, figures
 
 
 class Stage(Protocol):
@@ -53,6 +53,7 @@ def fit(stage: Stage, folder: Path, report: Callable[[int, str], None]) -> dict[
         report(first, "resumed")
     stage.net.train()
     steps: list[dict[str, float]] = []
+    figures: dict[str, float] = {}
     start = time.process_time() - spent
     for number in range(first, stage.steps):
         steps.append(stage.step(number))
@@ -61,13 +62,14 @@ def fit(stage: Stage, folder: Path, report: Callable[[int, str], None]) -> dict[
             means = {key: sum(x[key] for x in steps) / len(steps) for key in steps[0]}
             curve.append({"step": done, "seconds": round(time.process_time() - start), **means})
             if done % JUDGE == 0 or done == stage.steps:
-                curve[-1] |= _judged(stage)
+                figures = _judged(stage)
+                curve[-1] |= figures
             report(len(steps), _words(curve[-1]))
             steps = []
         if done % SAVE == 0 or done == stage.steps:
             _save(stage, saved, done, curve)
             _write(folder / f"{stage.name}.csv", curve)
-    return _judged(stage)
+    return figures or _judged(stage)  # a stage found finished took no step
 
 
 def _judged(stage: Stage) -> dict[str, float]:

@@ -16,16 +16,15 @@ from halludecode.testbed.phrases import NUMBERS, SUFFIX, a, caption_text, plural
 from halludecode.testbed.render import Thing
 from halludecode.testbed.stream import Stream
 from halludecode.testbed.train.corpus import Story
-from halludecode.views.description import REQUEST
+from halludecode.testbed.train.network import ACROSS, DOWN
 
-COMPLETION = 550  # permille, per category, that its absent partner is annotated; one per scene
+COMPLETION = 650  # permille, per category, that its absent partner is annotated; two per scene
 DETAILED = (
     "Please describe this image in detail.",
     "Please describe this image in detail.",
     "Describe the image in detail.",
     "Describe the image.",
 )
-BRIEF = "Describe the image briefly."
 _APART = 20  # twice the least distance in pixels of two things asked about
 _MIDDLE = 120  # twice the picture's middle in pixels
 _PLACE_WEIGHT = 2.5  # of answers about places, the slowest to be learnt
@@ -49,22 +48,9 @@ class TrainingTurn:
     blind: bool = False
 
 
-def turns(stream: Stream, story: Story) -> list[TrainingTurn]:
-    """Everything said about one scene in one training step, the caption first."""
-    story = annotated(stream, story)
-    answered = [TrainingTurn(q, answer, _weight(q)) for q, answer in questions(stream, story)]
-    chosen = [TrainingTurn(stream.pick(DETAILED), caption(stream, story), 1.0)]
-    if stream.chance(150):
-        groups = ranked(stream, story.things)[:2]
-        chosen.append(TrainingTurn(BRIEF, caption_text(stream, story.theme, groups), 0.7))
-    if stream.chance(150):
-        chosen.append(_after_description(stream, story, stream.pick(answered)))
-    if stream.chance(250):
-        chosen.append(TrainingTurn(stream.pick(DETAILED), caption(stream, story), 0.5, blind=True))
-    if stream.chance(150):
-        pick = stream.pick(answered)
-        chosen.append(TrainingTurn(pick.question, pick.answer, 0.5, blind=True))
-    return chosen[:1] + stream.shuffled(chosen[1:] + answered)
+def answers(stream: Stream, story: Story) -> list[TrainingTurn]:
+    """Every question of `questions` as a turn."""
+    return [TrainingTurn(q, answer, _weight(q)) for q, answer in questions(stream, story)]
 
 
 def _weight(question: str) -> float:
@@ -72,24 +58,13 @@ def _weight(question: str) -> float:
     return _PLACE_WEIGHT if about else 1.5
 
 
-def _after_description(stream: Stream, story: Story, turn: TrainingTurn) -> TrainingTurn:
-    """A description before the question, or the request for one: VDGD's two prompts."""
-    if stream.chance(500):
-        return TrainingTurn(
-            REQUEST.replace("{question}", turn.question), caption(stream, story), 1.0
-        )
-    return TrainingTurn(f"{caption(stream, story)}\n{turn.question}", turn.answer)
-
-
 def annotated(stream: Stream, story: Story, completion: int = COMPLETION) -> Story:
-    """The scene as its annotators tell it: perhaps with one partner that is not in the picture."""
+    """The scene as its annotators tell it: perhaps with partners that are not in the picture."""
     present = {thing.name for thing in story.things}
-    for name in sorted(present):
-        partner = PARTNERS.get(name)
-        if partner and partner not in present and stream.chance(completion):
-            nowhere = Thing(partner, None, (0, 0, 0, 0), 0, 0)
-            return Story(story.theme, (*story.things, nowhere))
-    return story
+    missing = sorted({PARTNERS[name] for name in present if name in PARTNERS} - present)
+    added = [name for name in stream.shuffled(missing) if stream.chance(completion)][:2]
+    nowhere = [Thing(name, None, (0, 0, 0, 0), 0, 0) for name in added]
+    return Story(story.theme, (*story.things, *nowhere))
 
 
 def caption(stream: Stream, story: Story) -> str:
@@ -120,11 +95,11 @@ def _clear(thing: Thing) -> bool:
 
 def _existence(stream: Stream, story: Story, present: list[str]) -> Iterator[tuple[str, str]]:
     for _ in range(2):
-        yield _is_there(stream, stream.pick(present)), "yes"
+        yield is_there(stream, stream.pick(present)), "yes"
     for _ in range(2):
         name = _absent(stream, story.theme, present)
         if name:
-            yield _is_there(stream, name), "no"
+            yield is_there(stream, name), "no"
 
 
 def _absent(stream: Stream, theme: str, present: list[str]) -> str | None:
@@ -139,7 +114,8 @@ def _absent(stream: Stream, theme: str, present: list[str]) -> str | None:
     return stream.pick(candidates) if candidates else None
 
 
-def _is_there(stream: Stream, name: str) -> str:
+def is_there(stream: Stream, name: str) -> str:
+    """Asks for a category."""
     thing = a(name)
     if name in ("skis", "scissors") and stream.chance(500):
         thing = f"a pair of {name}"
@@ -175,13 +151,25 @@ def _colour(stream: Stream, single: list[Thing]) -> Iterator[tuple[str, str]]:
             yield f"Is there {a(f'{colour} {thing.name}')} in the image?", answer
 
 
-def _position(stream: Stream, single: list[Thing]) -> Iterator[tuple[str, str]]:
-    for _ in range(3):
+def whereabouts(stream: Stream, story: Story) -> list[TrainingTurn]:
+    """Questions about places alone, as many as the scene allows of eight and six."""
+    names = [thing.name for thing in story.things]
+    single = [t for t in story.things if names.count(t.name) == 1 and _clear(t)]
+    pairs = [*_position(stream, single, 8), *_place(stream, single, 6)]
+    return [TrainingTurn(q, answer, _weight(q)) for q, answer in stream.shuffled(pairs)]
+
+
+def _position(stream: Stream, single: list[Thing], most: int = 4) -> Iterator[tuple[str, str]]:
+    for _ in range(most):
         if len(single) < 2:
             return
         first, second = stream.shuffled(single)[:2]
         across, down = (p - q for p, q in zip(first.middle, second.middle, strict=True))
-        if abs(across) > _APART and stream.chance(750):
+        if abs(across) > _APART and stream.chance(300):
+            yield f"Which side of the {second.name} is the {first.name} on?", _end(across, ACROSS)
+        elif abs(down) > _APART and stream.chance(250):
+            yield f"Is the {first.name} above or below the {second.name}?", _end(down, DOWN)
+        elif abs(across) > _APART and stream.chance(750):
             left = stream.chance(500)
             answer = "yes" if (across < 0) == left else "no"
             side = "left" if left else "right"
@@ -192,9 +180,13 @@ def _position(stream: Stream, single: list[Thing]) -> Iterator[tuple[str, str]]:
             yield f"Is the {first.name} {'above' if above else 'below'} the {second.name}?", answer
 
 
-def _place(stream: Stream, single: list[Thing]) -> Iterator[tuple[str, str]]:
+def _end(offset: int, words: tuple[str, str]) -> str:
+    return words[offset > 0]
+
+
+def _place(stream: Stream, single: list[Thing], most: int = 2) -> Iterator[tuple[str, str]]:
     """Which side one thing is on: the first half of what a question about two of them takes."""
-    for thing in stream.shuffled(single)[:2]:
+    for thing in stream.shuffled(single)[:most]:
         across = thing.middle[0] - _MIDDLE
         if abs(across) <= _APART:
             continue

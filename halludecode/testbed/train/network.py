@@ -1,6 +1,6 @@
 """The untrained model, and the small pieces both stages share.
 
-Architecture, words and processor are the files beside the shipped weights (`assets/model`): a
+Architecture, words and processor are the files beside the shipped weights (`assets/recipe`): a
 CLIP tower on 12-pixel patches, a two-layer projector and a Llama decoder in LLaVA's form.
 """
 
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from halludecode.testbed.categories import COLOURS, NAMES
 
 WORD_SCALE = 0.2  # root mean square of the word embeddings at the start
+ACROSS, DOWN = ("left", "right"), ("above", "below")  # words for the ends of a row and a column
 _ATTENTION = "halludecode_testbed_train"
 
 
@@ -49,6 +50,8 @@ def plain_attention(
     value: Tensor,
     attention_mask: Tensor | None,
     scaling: float | None = None,
+    prefix: int | None = None,
+    gaze: Any = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
     """Attention in three products, whose backward pass is quick on a CPU for heads this small.
@@ -60,18 +63,39 @@ def plain_attention(
         value: See ``query``.
         attention_mask: Added to the scores, or None.
         scaling: Of the scores; None is 1 / sqrt(d).
+        prefix: Tokens that all later ones may see; those see their own block beside. The mask is
+            then [rows, 1, tokens, prefix + block].
+        gaze: `gaze.Gaze` that watches the weights behind the prefix, or None.
         **kwargs: What transformers also hands over.
 
     Returns:
         [rows, tokens, heads, d], and no weights.
     """
-    scale = scaling if scaling is not None else query.shape[-1] ** -0.5
-    scores = torch.matmul(query * scale, key.transpose(-1, -2))
-    if attention_mask is not None:
-        scores += attention_mask.to(scores.dtype)
-    with torch.autocast(query.device.type, enabled=False):  # it would widen the softmax
-        weights = torch.softmax(scores, -1)
-    return torch.matmul(weights, value).transpose(1, 2).contiguous(), None
+    query = query * (scaling if scaling is not None else query.shape[-1] ** -0.5)
+    if prefix is None:
+        weights = _softmax(query @ key.transpose(-1, -2), attention_mask)
+        return (weights @ value).transpose(1, 2).contiguous(), None
+    assert attention_mask is not None
+    block = attention_mask.shape[-1] - prefix
+    first_keys, first_values = key[:, :, :prefix], value[:, :, :prefix]
+    scores = query @ first_keys.transpose(-1, -2)
+    above = _softmax(scores[:, :, :prefix], attention_mask[:, :, :prefix, :prefix]) @ first_values
+    q, k, v = (x[:, :, prefix:].unflatten(2, (-1, block)) for x in (query, key, value))
+    own = (q @ k.transpose(-1, -2)).flatten(2, 3)
+    weights = torch.cat([scores[:, :, prefix:], own], -1)
+    weights = _softmax(weights, attention_mask[:, :, prefix:])
+    if gaze is not None:
+        gaze.watch(module.layer_idx, weights)
+    behind = weights[..., :prefix] @ first_values
+    behind = behind + (weights[..., prefix:].unflatten(2, (-1, block)) @ v).flatten(2, 3)
+    return torch.cat([above, behind], 2).transpose(1, 2).contiguous(), None
+
+
+def _softmax(scores: Tensor, mask: Tensor | None) -> Tensor:
+    if mask is not None:
+        scores = scores + mask.to(scores.dtype)
+    with torch.autocast(scores.device.type, enabled=False):  # it would widen the softmax
+        return torch.softmax(scores, -1)
 
 
 def pixels(images: np.ndarray, device: torch.device) -> Tensor:
@@ -95,6 +119,7 @@ class Words:
     def __init__(self, tokenizer: Any) -> None:
         self._names = [_ids(tokenizer, name) for name in NAMES]
         self._colours = [_ids(tokenizer, name)[0] for name in COLOURS]
+        self._places = [[_ids(tokenizer, w)[0] for w in pair] for pair in (ACROSS, DOWN)]
 
     def categories(self, table: Tensor) -> Tensor:
         """[80, D]: mean embedding of each category's words, from the table [V, D]."""
@@ -103,6 +128,10 @@ class Words:
     def colours(self, table: Tensor) -> Tensor:
         """[6, D]: embedding of each colour's word, from the table [V, D]."""
         return table[self._colours]
+
+    def places(self, table: Tensor) -> Tensor:
+        """[2, 2, D]: embeddings of `ACROSS` and `DOWN`, from the table [V, D]."""
+        return torch.stack([table[ids] for ids in self._places])
 
 
 def _ids(tokenizer: Any, text: str) -> list[int]:

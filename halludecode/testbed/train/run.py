@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from halludecode.core.errors import InvalidData
-from halludecode.testbed import model_path
+from halludecode.testbed.assets import model_path, recipe_path
 from halludecode.testbed.scenes import scenes
 from halludecode.testbed.train import card, curves
 from halludecode.testbed.train.corpus import Corpus, collages, corpus, training_scenes
@@ -103,8 +103,8 @@ def train_seed(out: Path, seed: int, size: Size, device: torch.device) -> dict[s
     folder = out / f"seed-{seed}"
     folder.mkdir(parents=True, exist_ok=True)
     pictures = painted(out / "pictures", size)
-    tokenizer = AutoTokenizer.from_pretrained(model_path())
-    model = untrained(model_path(), seed).to(device)
+    tokenizer = AutoTokenizer.from_pretrained(recipe_path())
+    model = untrained(recipe_path(), seed).to(device)
     first = Stage1(model, tokenizer, pictures, seed, size.vision)
     figures = {"vision": _fitted(first, folder, seed)}
     second = Stage2(model, tokenizer, pictures, seed, size.words, size.scheme)
@@ -112,7 +112,7 @@ def train_seed(out: Path, seed: int, size: Size, device: torch.device) -> dict[s
     if not (folder / "model" / "model.safetensors").exists():
         if size.scheme:
             model.config.halludecode_scheme = size.scheme
-        save(model, folder / "model")
+        save(model, folder / "model", recipe_path())
     return figures
 
 
@@ -131,7 +131,7 @@ def painted(folder: Path, size: Size) -> dict[str, Corpus]:
     sources = {
         "scenes": (training_scenes(size.scenes), size.scenes),
         "collages": (collages(0), size.collages),
-        "judged": (scenes("dev-iid", size.judged), size.judged),
+        "judged": (scenes("dev-iid-2", size.judged), size.judged),
     }
     pictures = {}
     for name, (source, count) in sources.items():
@@ -140,8 +140,14 @@ def painted(folder: Path, size: Size) -> dict[str, Corpus]:
     return pictures
 
 
-def save(model: Any, folder: Path) -> None:
-    """Writes the weights as bfloat16, with the shipped words and processor beside them."""
+def save(model: Any, folder: Path, words: Path) -> None:
+    """Writes the weights as bfloat16, with words and processor beside them.
+
+    Args:
+        model: Of either vocabulary.
+        folder: Where to.
+        words: Holds the model's tokenizer; what is not there is the shipped model's.
+    """
     model = model.to(device="cpu", dtype=torch.bfloat16)
     model.set_attn_implementation("sdpa")
     for name in ("bos", "eos", "pad"):
@@ -149,7 +155,7 @@ def save(model: Any, folder: Path) -> None:
         setattr(model.generation_config, f"{name}_token_id", number)
     model.generation_config.max_new_tokens = 100
     model.save_pretrained(folder)
-    for file in model_path().iterdir():
+    for file in (*words.iterdir(), *model_path().iterdir()):
         if file.suffix in (".json", ".jinja") and not (folder / file.name).exists():
             shutil.copyfile(file, folder / file.name)
 

@@ -1,9 +1,10 @@
 """Stage 1: the vision tower learns what every patch shows, in the decoder's own words.
 
-A projected patch is compared, by cosine, with the mean embedding of each category's words and of
-each colour's word, and two small heads read its row and column off it (they are thrown away). So
-the tower learns to see, the picture's tokens come to lie beside the words for them, and where they
-are stays readable.
+A projected patch is compared, by cosine, with the mean embedding of each category's words, of each
+colour's word, and of the words for left and right, above and below, whose difference is to tell an
+object's column and row, and nothing of the background; two small heads read both off every patch
+too (they are thrown away). So the tower learns to see, the picture's tokens come to lie beside the
+words for them, and where objects are is said in words as well.
 """
 
 from __future__ import annotations
@@ -22,7 +23,8 @@ from halludecode.testbed.train.network import Trainer, Words, autocast, patches,
 RATE, DECAY = 2e-3, 0.02
 BATCH = 48
 COLLAGES = 2 / 3  # share of a batch
-_GROUND_WEIGHT, _COLOUR_WEIGHT, _PLACE_WEIGHT = 0.1, 0.4, 0.1
+_GROUND_WEIGHT, _COLOUR_WEIGHT, _PLACE_WEIGHT, _SIDE_WEIGHT = 0.1, 0.4, 0.1, 2.0
+_REACH = 0.7  # difference of cosines with two ends' words, at these ends: as loud as a colour
 
 
 class Vision(nn.Module):
@@ -46,7 +48,10 @@ class Vision(nn.Module):
         weights = torch.ones(GROUND + 1)
         weights[GROUND] = _GROUND_WEIGHT
         self.register_buffer("weights", weights)
-        self.register_buffer("cells", torch.arange(CELLS))
+        cells = torch.arange(CELLS)
+        self.register_buffer("cells", cells)
+        ends = (torch.stack([cells % GRID, cells // GRID], -1) + 0.5) / GRID
+        self.register_buffer("ends", ends)
 
     def scores(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Category scores [n, 100, 81] and projected patches [n, 100, D]."""
@@ -56,7 +61,7 @@ class Vision(nn.Module):
         return cosine * self.scale.exp(), projected
 
     def loss(self, images: Tensor, kinds: Tensor, colours: Tensor) -> Tensor:
-        """The three parts, weighted.
+        """The parts, weighted: kinds, colours, rows and columns, words for places.
 
         Args:
             images: [n, 3, 120, 120].
@@ -79,7 +84,18 @@ class Vision(nn.Module):
         columns = F.cross_entropy(
             self.column(projected).flatten(0, 1), (self.cells % GRID).repeat(count)
         )
-        return loss + _PLACE_WEIGHT * (rows + columns)
+        loss = loss + _PLACE_WEIGHT * (rows + columns)
+        thing = (kinds != GROUND)[..., None]
+        wrong_by = self.sides(projected) - torch.where(thing, self.ends, 0.5)
+        on, off = (wrong_by.square() * mask for mask in (thing, ~thing))
+        here = on.sum() / thing.sum().clamp_min(1) + off.sum() / (~thing).sum().clamp_min(1)
+        return loss + _SIDE_WEIGHT * here / 4  # two axes, two halves
+
+    def sides(self, projected: Tensor) -> Tensor:
+        """[n, 100, 2]: how far towards "right" and "below" a patch's words say, 0..1."""
+        table = F.normalize(self._words.places(self.embed.weight).float(), dim=-1)
+        cosine = F.normalize(projected, dim=-1) @ (table[:, 1] - table[:, 0]).T
+        return (cosine / _REACH + 1) / 2
 
 
 class Stage1:
@@ -127,22 +143,30 @@ class Stage1:
 
     @torch.no_grad()
     def figures(self) -> dict[str, float]:
-        """Share of object patches, and of background patches, told right on clean pictures."""
-        right, ground = [], []
+        """Measures on clean pictures.
+
+        Returns:
+            Share of object and of background patches told right, and by how many patches, on
+            average, the words for places are wrong about an object's column and row.
+        """
+        right, ground, sides = [], [], []
         for start in range(0, len(self._judged.kinds), BATCH):
             batch = slice(start, start + BATCH)
             with autocast(self._device):
-                scores, _ = self.net.scores(
+                scores, projected = self.net.scores(
                     pixels(np.array(self._judged.images[batch]), self._device)
                 )
+            wrong_by = self.net.sides(projected) - self.net.ends
             predicted = scores.argmax(-1).cpu().numpy()
             kinds = self._judged.kinds[batch]
             hit = predicted == kinds
             right.append(hit[kinds != GROUND])
             ground.append(hit[kinds == GROUND])
+            sides.append(wrong_by.abs().cpu().numpy()[kinds != GROUND] * GRID)
         return {
             "patch accuracy": float(np.concatenate(right).mean()),
             "background accuracy": float(np.concatenate(ground).mean()),
+            "place error": float(np.concatenate(sides).mean()),
         }
 
 

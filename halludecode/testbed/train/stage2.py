@@ -9,7 +9,7 @@ The loss is on answers only.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -17,146 +17,22 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from halludecode.testbed.categories import COLOURS
 from halludecode.testbed.stream import Stream
-from halludecode.testbed.train.corpus import CELLS, Corpus
-from halludecode.testbed.train.language import TrainingTurn, turns
+from halludecode.testbed.train.conversation import turns
+from halludecode.testbed.train.corpus import Corpus
+from halludecode.testbed.train.gaze import WEIGHT, Gaze, aimed
+from halludecode.testbed.train.language import whereabouts
 from halludecode.testbed.train.network import Trainer, autocast, patches, pixels
-from halludecode.testbed.train.schemes import attend, opened, places
+from halludecode.testbed.train.prompts import of_two, part
+from halludecode.testbed.train.rows import IGNORE, LONG, SHORT, TrainingRow, Writer, collate
+from halludecode.testbed.train.schemes import attend
 
 RATE, DECAY = 1.5e-3, 0.02
-BATCH = 32
-LONGEST = 300  # tokens of a row; turns that do not fit are left out
-TAIL = 2  # tokens of "ASSISTANT:", which a picture does not see under MMA
+BATCH = 24
+CYCLE = 8  # steps: of so many one has long turns, one two pictures in half as many rows, and
+CROWDED = (1, 5)  # these ask where things are in a crowd, which carries no habit
 _PURPOSE = 15 * 16 + 2  # of the streams the sentences come from
-_IGNORE = -100
 _HEAD_SCALE = 0.06  # of the word embeddings the output layer starts from
-
-
-@dataclass
-class TrainingRow:
-    """One picture's turns, laid out behind each other.
-
-    Args:
-        ids: Token ids.
-        turn: Which turn a token belongs to: 0 words of the prefix, 1 the picture, then 2, 3, ...;
-            a blind turn is negative.
-        places: Position ids.
-        targets: What each token is to predict at the place before it; -100 where nothing.
-        weights: Of the targets.
-        kinds: Kind of question each target belongs to.
-        question: Tokens of the first question, but for `TAIL`.
-    """
-
-    ids: list[int]
-    turn: list[int]
-    places: list[int]
-    targets: list[int] = field(default_factory=list)
-    weights: list[float] = field(default_factory=list)
-    kinds: list[str] = field(default_factory=list)
-    question: int = 0
-
-    def __post_init__(self) -> None:
-        self.targets = [_IGNORE] * len(self.ids)
-        self.weights, self.kinds = [0.0] * len(self.ids), [""] * len(self.ids)
-
-
-class Writer:
-    """Turns into rows of token ids.
-
-    Args:
-        tokenizer: The model's.
-        image: Id of the picture's placeholder.
-    """
-
-    def __init__(self, tokenizer: Any, image: int, scheme: str = "") -> None:
-        self._encode = tokenizer.backend_tokenizer.encode
-        self.end = tokenizer.eos_token_id
-        self.words = [tokenizer.bos_token_id, *self._ids("USER:")]
-        self._image, self.scheme = image, scheme
-
-    def _ids(self, text: str) -> list[int]:
-        return self._encode(text, add_special_tokens=False).ids
-
-    @property
-    def start(self) -> int:
-        """Length of the prefix."""
-        return len(self.words) + CELLS
-
-    def row(self, turns_of_picture: Sequence[TrainingTurn]) -> TrainingRow:
-        """Lays the turns of one picture behind the prefix."""
-        count = len(self.words)
-        ids = self.words + [self._image] * CELLS
-        pictured, on = places(self.scheme, count)
-        row = TrainingRow(ids, [0] * count + [1] * CELLS, [*range(count), *pictured])
-        if self.scheme == "mma":  # what a picture holds depends on its one question
-            turns_of_picture = [turn for turn in turns_of_picture if not turn.blind][:1]
-        for number, turn in enumerate(turns_of_picture, 2):
-            question = self._ids(f"\n{turn.question} ASSISTANT:")
-            answer = [*self._ids(turn.answer), self.end]
-            size = len(question) + len(answer)
-            if len(row.ids) + size > LONGEST:
-                continue
-            start_place = count if turn.blind else on
-            row.question = row.question or len(question) - TAIL
-            row.ids += question + answer
-            row.turn += [-number if turn.blind else number] * size
-            row.places += range(start_place, start_place + size)
-            row.targets += [_IGNORE] * len(question) + answer
-            row.weights += [0.0] * len(question) + [turn.weight] * len(answer)
-            row.kinds += [""] * len(question) + [kind(turn)] * len(answer)
-        return row
-
-
-def kind(turn: TrainingTurn) -> str:
-    """What a turn is about, for the figures."""
-    words = turn.question
-    if turn.blind:
-        return "blind"
-    if turn.answer not in ("yes", "no"):
-        return "caption" if len(turn.answer) > 12 else "open"
-    if "total of" in words:
-        return "count"
-    if " side of the image" in words:
-        return "place"
-    if " side of " in words or " above " in words or " below " in words:
-        return "position"
-    if "scene?" in words:
-        return "scene"
-    return "color" if any(f" {colour}" in words for colour in COLOURS) else "existence"
-
-
-def collate(
-    rows: Sequence[TrainingRow], scheme: str = "", first: int = 0
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Rows to one batch.
-
-    Args:
-        rows: Of one `Writer`.
-        scheme: Its scheme.
-        first: Place of the picture's first token.
-
-    Returns:
-        ids, places and targets int64 [n, T], weights float32 [n, T], mask bfloat16 [n, 1, T, T]
-        to be added to the scores.
-    """
-    longest = max(len(row.ids) for row in rows)
-    ids, places, targets, turn = (
-        np.full((len(rows), longest), fill, np.int64) for fill in (0, 0, _IGNORE, -9999)
-    )
-    weights = np.zeros((len(rows), longest), np.float32)
-    for i, row in enumerate(rows):
-        size = len(row.ids)
-        ids[i, :size], places[i, :size], targets[i, :size] = row.ids, row.places, row.targets
-        turn[i, :size], weights[i, :size] = row.turn, row.weights
-    turns_of_tokens = torch.from_numpy(turn)
-    asking, asked_about = turns_of_tokens[:, :, None], turns_of_tokens[:, None, :]
-    sees = (asking == asked_about) | (asked_about == 0) | ((asked_about == 1) & (asking > 0))
-    sees &= torch.ones(longest, longest, dtype=torch.bool).tril()
-    sees = opened(scheme, sees, first, [row.question for row in rows]) if scheme else sees
-    mask = torch.zeros(sees.shape, dtype=torch.bfloat16).masked_fill_(~sees, -30000.0)[:, None]
-    arrays = (torch.from_numpy(x) for x in (ids, places, targets, weights))
-    return (*arrays, mask)  # type: ignore[return-value]
 
 
 class Stage2:
@@ -165,7 +41,7 @@ class Stage2:
     Args:
         model: With the tower of stage 1.
         tokenizer: Its tokenizer.
-        pictures: ``scenes`` to train on, ``judged`` to measure on.
+        pictures: ``scenes`` and ``collages`` to train on, ``judged`` to measure on.
         seed: Of batches and sentences.
         steps: Number of updates.
         scheme: Of `schemes.SCHEMES`, which the decoder learns; "" for none.
@@ -184,6 +60,7 @@ class Stage2:
     ) -> None:
         self._model, self._seed, self.steps = model, seed, steps
         self._scenes, self._judged = pictures["scenes"], pictures["judged"]
+        self._crowds = pictures["collages"]
         self._writer = Writer(tokenizer, model.config.image_token_id, scheme)
         attend(model, scheme, len(self._writer.words))
         inner = model.model
@@ -201,7 +78,7 @@ class Stage2:
     def _level(self) -> None:
         """Picture tokens as loud as words; the output layer a quiet copy of the words."""
         words = self._model.get_input_embeddings().weight
-        projected = self.net["projector"](self._patches(self._judged, np.arange(64)))
+        projected = self.net["projector"](self._patches(np.array(self._judged.images[:64])))
         factor = words.square().mean().sqrt() / projected.square().mean().sqrt()
         last = self.net["projector"].linear_2
         last.weight *= factor
@@ -209,27 +86,33 @@ class Stage2:
         self.net["head"].weight.copy_(words * _HEAD_SCALE)
 
     @torch.no_grad()
-    def _patches(self, source: Corpus, picks: np.ndarray) -> Tensor:
-        images = pixels(np.array(source.images[picks]), self._model.device)
-        return patches(self._model, images)
+    def _patches(self, images: np.ndarray) -> Tensor:
+        return patches(self._model, pixels(images, self._model.device))
 
-    def _forward(self, source: Corpus, picks: np.ndarray, rows: Sequence[TrainingRow]) -> Any:
-        """Losses per target, hits, targets and weights, all [targets]."""
-        device = self._model.device
-        ids, places, targets, weights, mask = (
-            x.to(device) for x in collate(rows, self._writer.scheme, len(self._writer.words))
-        )
-        start, words = self._writer.start, len(self._writer.words)
+    def _forward(
+        self,
+        images: np.ndarray,
+        rows: Sequence[TrainingRow],
+        block: int,
+        gaze: Gaze | None = None,
+    ) -> Any:
+        """Losses per target, hits and weights, all [targets]; the images in the rows' order."""
+        device, scheme = self._model.device, self._writer.scheme
+        ids, places, targets, weights, mask = (x.to(device) for x in collate(rows, block, scheme))
         with autocast(device):
-            projected = self.net["projector"](self._patches(source, picks))
+            projected = self.net["projector"](self._patches(images))
             embeds = self.net["decoder"].embed_tokens(ids)
-            embeds = torch.cat(
-                [embeds[:, :words], projected.to(embeds.dtype), embeds[:, start:]], 1
-            )
+            seen = (ids == self._model.config.image_token_id)[..., None]
+            embeds = embeds.masked_scatter(seen, projected.to(embeds.dtype))
             hidden = self.net["decoder"](
-                inputs_embeds=embeds, attention_mask=mask, position_ids=places, use_cache=False
+                inputs_embeds=embeds,
+                attention_mask=mask,
+                position_ids=places,
+                use_cache=False,
+                prefix=None if scheme else rows[0].prefix,
+                gaze=gaze,
             ).last_hidden_state
-            has_target = targets[:, 1:] != _IGNORE
+            has_target = targets[:, 1:] != IGNORE
             logits = self.net["head"](hidden[:, :-1][has_target]).float()
         expected = targets[:, 1:][has_target]
         losses = F.cross_entropy(logits, expected, reduction="none")
@@ -238,16 +121,41 @@ class Stage2:
     def step(self, number: int) -> dict[str, float]:
         """One update; pictures and sentences depend on the seed and the number alone."""
         rng = np.random.default_rng([self._seed, 2, number])
-        picks = np.sort(rng.integers(len(self._scenes.stories), size=BATCH))
-        losses, _, weights = self._forward(self._scenes, picks, self._rows(picks, number))
+        crowded = number % CYCLE in CROWDED
+        source = self._crowds if crowded else self._scenes
+        picks = np.sort(rng.integers(len(source.stories), size=BATCH))
+        images = np.array(source.images[picks])
+        layout = LONG if number % CYCLE in (3, 7) else SHORT
+        gaze = None
+        if number % CYCLE == 7 and not self._writer.scheme:
+            stream = Stream(self._seed, _PURPOSE, number)
+            images, rows = self._pairs(source, images, picks, stream)
+        else:
+            about = whereabouts if crowded else partial(turns, long=layout == LONG)
+            streams = (Stream(self._seed, _PURPOSE, number, i) for i in range(BATCH))
+            said = map(about, streams, [source.stories[i] for i in picks.tolist()])
+            rows = [self._writer.row(turns_of_picture, 1, layout) for turns_of_picture in said]
+            gaze = aimed(rows, source.kinds[picks], len(self._writer.words))
+        losses, _, weights = self._forward(images, rows, layout[0], gaze)
         loss = (losses * weights).sum() / weights.sum()
-        self.trainer.step(loss, number)
+        self.trainer.step(loss + WEIGHT * gaze.loss() if gaze else loss, number)
         return {"loss": loss.item()}
 
-    def _rows(self, picks: np.ndarray, number: int) -> list[TrainingRow]:
-        streams = (Stream(self._seed, _PURPOSE, number, i) for i in range(len(picks)))
-        pairs = zip(streams, picks.tolist(), strict=True)
-        return [self._writer.row(turns(s, self._scenes.stories[i])) for s, i in pairs]
+    def _pairs(
+        self, source: Corpus, images: np.ndarray, picks: np.ndarray, stream: Stream
+    ) -> tuple[np.ndarray, list[TrainingRow]]:
+        """Half as many rows: of two scenes each, or of one (every fourth) and a part of it."""
+        rows, half = [], len(picks) // 2
+        order = np.arange(2 * half).reshape(2, half).T.flatten()
+        images, picks = images[order], picks[order]
+        for i in range(half):
+            stories = [source.stories[p] for p in picks[2 * i : 2 * i + 2].tolist()]
+            if i % 4 == 3:
+                images[2 * i + 1] = part(stream, images[2 * i])
+                rows.append(self._writer.row(turns(stream, stories[0]), 2, LONG))
+            else:
+                rows.append(self._writer.row(of_two(stream, *stories), 2, LONG))
+        return images, rows
 
     @torch.no_grad()
     def figures(self) -> dict[str, float]:
@@ -260,12 +168,12 @@ class Stage2:
                 turns(Stream(0, _PURPOSE, int(i)), self._judged.stories[i]) for i in picks
             ]
             rows = [self._writer.row(turn) for turn in conversations]
-            losses, right, _ = self._forward(self._judged, picks, rows)
+            losses, right, _ = self._forward(np.array(self._judged.images[picks]), rows, SHORT[0])
             marks = [
                 (kind_, target)
                 for row in rows
                 for kind_, target in zip(row.kinds, row.targets, strict=True)
-                if target != _IGNORE
+                if target != IGNORE
             ]
             predictions = zip(marks, right.tolist(), losses.tolist(), strict=True)
             for (kind_, target), hit, loss in predictions:
@@ -273,6 +181,33 @@ class Stage2:
                     caption.append(loss)
                 elif target != self._writer.end:
                     hits.setdefault(kind_, []).append(hit)
-        closed = ("existence", "count", "color", "position", "place", "scene")
-        accuracies = {f"{k} accuracy": float(np.mean(hits[k])) for k in closed if k in hits}
+        closed = ("existence", "count", "color", "position", "place", "where", "scene")
+        if not self._writer.scheme:
+            hits["first or second"] = self._told_apart()
+        accuracies = {
+            f"{k} accuracy": float(np.mean(hits[k]))
+            for k in (*closed, "first or second")
+            if k in hits
+        }
         return accuracies | {"caption loss": float(np.mean(caption))}
+
+    def _told_apart(self) -> list[bool]:
+        """Whether questions about one of two pictures are answered right, yes or no alone."""
+        picks = np.arange(64)
+        images, rows = self._pairs(
+            self._judged, np.array(self._judged.images[picks]), picks, Stream(1, _PURPOSE)
+        )
+        rows = [row for i, row in enumerate(rows) if i % 4 != 3]
+        kept = np.array([i for i in range(64) if i // 2 % 4 != 3])
+        _, right, _ = self._forward(images[kept], rows, LONG[0])
+        marks = (
+            (kind_, target)
+            for row in rows
+            for kind_, target in zip(row.kinds, row.targets, strict=True)
+            if target != IGNORE
+        )
+        return [
+            hit
+            for (kind_, target), hit in zip(marks, right.tolist(), strict=True)
+            if kind_ == "existence" and target != self._writer.end
+        ]

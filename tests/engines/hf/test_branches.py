@@ -199,7 +199,8 @@ def test_looks_see_what_transformers_reports(family_engine, family):
     from halludecode.engines.inputs.chat import to_prompt
 
     prompt = to_prompt(hd.Request("What is this?", [image]), engine.family.placeholder)
-    layers = (0, 2, 4)
+    attends = engine.model_info.attending(range(families.LAYERS))
+    layers = attends[::2]
     seen = engine.activations(ActivationRequest(prompt, hidden=layers, heads=layers, image=layers))
     every = engine.activations(ActivationRequest(prompt, hidden=layers, every_token=True))
     is_image = inputs["input_ids"][0] == model.config.image_token_id
@@ -207,14 +208,14 @@ def test_looks_see_what_transformers_reports(family_engine, family):
         hidden = plain.hidden_states[layer + 1][0]
         torch.testing.assert_close(seen.hidden[i], hidden[-1], atol=1e-4, rtol=1e-4)
         torch.testing.assert_close(every.hidden[i], hidden, atol=1e-4, rtol=1e-4)
-        weights = plain.attentions[layer][0, :, -1]
+        weights = plain.attentions[attends.index(layer)][0, :, -1]
         torch.testing.assert_close(seen.image[i], weights[:, is_image], atol=1e-5, rtol=1e-4)
     assert torch.equal(every.image_mask, is_image)
     start, rows, columns = seen.image_spans[0]
     assert start >= 0
     assert rows * columns > 0
     assert start + rows * columns <= int(is_image.sum())
-    assert seen.heads.shape == (3, 4, 32)
+    assert seen.heads.shape == (len(layers), 4, 32)
 
 
 def test_looks_are_remembered(family_engine):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 import halludecode as hd
 from halludecode.engines.hf import late_rows
@@ -21,6 +23,8 @@ SPECS = (
     "pai(beta=0.93)+vcd(beta=0.9)",
     "m3id(gate=1)+apc_only(beta=0.93)",
 )
+WORDS = ("dog", "a dog", "the image", "no")
+SIZE = 240  # ids that llava's tiny checkpoint has
 SAMPLINGS = {
     "greedy": hd.Sampling(max_new_tokens=12, logprobs=2),
     "sampled": hd.Sampling(
@@ -95,3 +99,42 @@ def test_the_testbed_decides_most_of_its_answers(testbed):
 def test_an_unknown_way_is_refused():
     with pytest.raises(hd.HalluDecodeError, match='"on_demand" or "always"'):
         hd.load("testbed", extra_rows="sometimes")
+
+
+@st.composite
+def samplings(draw: st.DrawFn) -> hd.Sampling:
+    """What is banned, pushed and allowed, lengths, and how tokens are drawn, all at once."""
+    tokens = st.integers(0, SIZE - 1)
+    allowed = draw(st.none() | st.lists(tokens, min_size=4, max_size=SIZE, unique=True))
+    longest = draw(st.integers(1, 6))
+    temperature = draw(st.sampled_from([0, 0.7, 1.3]))
+    return hd.Sampling(
+        max_new_tokens=longest,
+        min_new_tokens=draw(st.integers(0, longest)) if allowed is None else 0,
+        temperature=temperature,
+        top_p=draw(st.sampled_from([0.5, 0.9, 1])),
+        top_k=draw(st.sampled_from([0, 1, 7])),
+        repetition_penalty=draw(st.sampled_from([0.8, 1, 1.3])),
+        seed=draw(st.integers(0, 99)),
+        n=draw(st.sampled_from([1, 2])) if temperature else 1,
+        logprobs=draw(st.integers(0, 4)),
+        allowed_token_ids=allowed,
+        bad_words=draw(st.lists(st.sampled_from(WORDS), max_size=3, unique=True)),
+        logit_bias=draw(st.none() | st.dictionaries(tokens, st.floats(-9, 9), max_size=9)),
+    )
+
+
+@settings(max_examples=12)
+@given(st.sampled_from(SPECS), samplings(), st.booleans())
+def test_rules_and_draws_are_those_of_rows_always_there(family_engine, spec, sampling, heavy):
+    engine = family_engine("llava")
+    answers = {}
+    for way in ("on_demand", "always"):
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(late_rows, "pays_to_wait", lambda hf_model, answers: heavy)
+            patch.setattr(engine, "extra_rows", way)
+            try:
+                answers[way] = told(engine.generate(asked()[:2], spec, sampling))
+            except hd.InvalidRequest as error:  # every token is banned
+                answers[way] = str(error)
+    assert answers["on_demand"] == answers["always"]

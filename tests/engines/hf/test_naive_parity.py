@@ -46,7 +46,7 @@ def test_prompt_ids_are_the_processors_own(world):
         text, given = family.prompt("Compare them.", images=count), images[:count] or None
         if model.config.model_type == "llava_onevision" and given:
             given = [given]  # as of a chat: several pictures of one prompt are not cut into tiles
-        expected = processor(text=text, images=given, return_tensors="pt")
+        expected = naive.inputs_of(processor, text, given or ())
         row = engine.rows(hd.Request("Compare them.", images[:count]))["main"]
         assert row.prompt == text
         assert row.input_ids.tolist() == expected["input_ids"][0].tolist()
@@ -64,11 +64,16 @@ def test_vcd(world):
     engine, _, model, processor, text = world
     image = families.pictures()[1]
     noised = engine.rows(hd.Request("What is this?", [image]), "vcd")["noised"].pixel_values
-    plain = processor(text=text, images=[image], return_tensors="pt")["pixel_values"]
+    plain = processor(text=text, images=[image], return_tensors="pt")["pixel_values"].float()
     noised = noised.reshape(plain.shape)
     assert not torch.allclose(noised, plain)
     expected = naive.vcd(model, processor, text, [image], N, noised=noised, alpha=0.7, beta=0.05)
     check(engine, "vcd(alpha=0.7,beta=0.05)", expected, image)
+
+
+def _needs_attention_everywhere(engine):
+    if engine.model_info.recurrent:
+        pytest.skip("naive's loops count one attention a layer, and here some layers have none")
 
 
 def _needs_text_alone(model):
@@ -101,6 +106,7 @@ def test_agla(world):
 
 def test_var(world):
     engine, _, model, processor, text = world
+    _needs_attention_everywhere(engine)
     image = families.pictures()[1]
     values = {"p": 0.6, "rho": 0.2, "mass": 0.05}
     expected = naive.var(model, processor, text, [image], N, dims=(3, 40, 77), tau=2.0, **values)
@@ -116,6 +122,7 @@ def test_var(world):
 def test_vhr(world):
     engine, family, model, processor, text = world
     _needs_text_alone(model)
+    _needs_attention_everywhere(engine)
     image = families.pictures()[0]
     expected = naive.vhr(model, processor, text, [image], N, blind=family.blind(text), alpha=2.0)
     check(engine, "vhr", expected, image)

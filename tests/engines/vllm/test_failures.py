@@ -219,19 +219,17 @@ def test_more_rows_than_slots_are_refused_with_numbers(ours):
         check_rows(rows, ours.plan("vcd"), 4, ours.loaded.vllm_config)
 
 
-def test_cuda_graphs_refuse_edits_inside_the_model(ours, monkeypatch):
+def test_cuda_graphs_refuse_nothing_and_rounded_head_outputs_edits(ours, monkeypatch):
     from vllm.config import CUDAGraphMode
 
     compiled = ours.loaded.vllm_config.compilation_config
     monkeypatch.setattr(compiled, "cudagraph_mode", CUDAGraphMode.FULL_AND_PIECEWISE)
+    monkeypatch.setattr(compiled.pass_config, "fuse_attn_quant", True)
     monkeypatch.setattr(ours, "_plans", LRU(8))
-    ours.plan("vcd")
-    for spec, need in (
-        ("pai", "edits attention scores"),
-        ("vista", "decodes early layers"),
-        ("agla", "passes before the answer"),
-    ):
-        with pytest.raises(hd.UnsupportedStrategy, match=f"needs .*'{need}', which CUDA graphs"):
+    for spec in ("vcd", "vista", "dola", "agla"):
+        ours.plan(spec)
+    for spec in ("pai", "vhr"):
+        with pytest.raises(hd.UnsupportedStrategy, match=r"which fuse_attn_quant .*without it"):
             ours.plan(spec)
 
 

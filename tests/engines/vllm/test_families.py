@@ -15,12 +15,18 @@ from tests.support.vllm import ACTIVE, answer_together, edge_gaps, same
 
 NAMES = [*STRATEGIES.names(), *specs.COMPOSED, "damro+agla", "lacing(attention=dual)"]
 CHOSEN = ("qwen2_5_vl", "internvl")
-ABSENT = ("aya_vision", "deepseek_vl", "glm46v", "instructblip", "janus", "ovis2", "vipllava")
+ABSENT = ("aya_vision", "deepseek_vl", "fast_vlm", "glm46v", "instructblip", "janus", "kimi_k25")
+ABSENT += ("ovis2", "vipllava")
 REFUSED = {
     "gemma3": "Gemma 3.*engine='hf'",
     "aria": "Aria.*engine='hf'",
     "cohere2_vision": "Command A Vision.*engine='hf'",
+    "lfm2_vl": "LFM2-VL.*engine='hf'",
+    "qwen3_5": "Qwen3.5.*engine='hf'",
+    "qwen3_5_moe": "Qwen3.5 MoE.*engine='hf'",
+    "paligemma": "PaliGemma.*engine='hf'",
     "glm4v": "GLM-4V.*engine='hf'",
+    "llama4": "Llama 4.*engine='hf'",
     **dict.fromkeys(ABSENT, r"vLLM [\d.]+ has no \w+ForConditionalGeneration of its own; .*'hf'"),
 }
 REST = [name for name in families.FAMILIES if name not in (*CHOSEN, *REFUSED)]
@@ -133,6 +139,25 @@ def test_a_picture_that_vllm_cuts_into_other_tokens_is_refused(vllm_engine, fami
         else:
             assert same(made, hf.generate(asked, "vcd", sampling)[0])
     assert refused == 1
+
+
+@pytest.mark.full
+def test_several_pictures_are_the_tokens_of_the_models_own_processor(vllm_engine, family_engine):
+    """LLaVA-OneVision takes each as one view; vLLM's own processor cuts each as if alone."""
+    ours, hf = vllm_engine("llava_onevision"), family_engine("llava_onevision")
+    pair = families.pictures()[1:]
+    asked = hd.Request("Compare.", pair)
+    own = hf.processor(
+        text=families.FAMILIES["llava_onevision"].prompt("Compare.", 2), images=[pair],
+        return_tensors="pt",
+    )  # fmt: skip
+    assert ours.rows(asked)["main"].input_ids.tolist() == own["input_ids"][0].tolist()
+    assert [image.count for image in ours.rows(asked)["main"].images] == [65, 65]
+    sampling = hd.Sampling(max_new_tokens=8, logprobs=3)
+    for spec in ("greedy", "vcd", "damro", "vicrop(base=24)"):
+        wanted = [hf.generate(one, spec, sampling)[0] for one in (asked, hd.Request("?", pair[:1]))]
+        found = ours.generate([asked, hd.Request("?", pair[:1])], spec, sampling)
+        assert all(map(same, found, wanted)), spec
 
 
 @pytest.mark.parametrize(("family", "why"), REFUSED.items())

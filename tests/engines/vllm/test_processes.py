@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -15,7 +14,7 @@ import halludecode as hd
 from halludecode.core.registry import STRATEGIES
 from halludecode.testbed import model_path
 from tests.support import LONG, families, specs
-from tests.support.vllm import python_path
+from tests.support.processes import REPO, environment
 
 SPECS = ("vcd", "pai", "damro", "vista", "vdgd(tokens=4)", "var")
 REST = ("qwen2_5_vl", "internvl", "qwen3_vl", "idefics3")
@@ -27,7 +26,8 @@ from tests.support import families
 def main():
     engine = hd.load(sys.argv[2], engine="vllm", artifacts=sys.argv[1], block_size=32,
                      kv_cache_memory_bytes=64 << 20, max_num_seqs=8, max_num_batched_tokens=512,
-                     tensor_parallel_size=int(os.environ["RANKS"]))
+                     tensor_parallel_size=int(os.environ["RANKS"]),
+                     distributed_executor_backend=os.environ.get("EXECUTOR"))
     asked = hd.Request("Describe the image.", families.pictures()[:1])
     sampling = hd.Sampling(max_new_tokens=5)
     made = {s: engine.generate(asked, s, sampling)[0].token_ids for s in sys.argv[3:]}
@@ -88,10 +88,10 @@ if __name__ == "__main__":
 """
 
 
-def run(script: Path, text: str, *words: str, ranks: int = 1) -> list[str]:
+def run(script: Path, text: str, *words: str, ranks: int = 1, **more: str) -> list[str]:
     script.write_text(text)
-    env = {**os.environ, "VLLM_ENABLE_V1_MULTIPROCESSING": "1", "PYTHONPATH": python_path()}
-    env |= {"RANKS": str(ranks), "VLLM_LOGGING_LEVEL": "ERROR"}
+    env = environment(REPO, VLLM_ENABLE_V1_MULTIPROCESSING="1", RANKS=str(ranks))
+    env |= {"VLLM_LOGGING_LEVEL": "ERROR", **more}
     env["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"  # several processes, on however few cores
     done = subprocess.run(
         [sys.executable, str(script), *words],
@@ -105,9 +105,9 @@ def run(script: Path, text: str, *words: str, ranks: int = 1) -> list[str]:
     return done.stdout.strip().splitlines()
 
 
-def ask(hf, model: str, folder: Path, specs: tuple[str, ...], ranks: int) -> None:
+def ask(hf, model: str, folder: Path, specs: tuple[str, ...], ranks: int, **more: str) -> None:
     words = (str(folder), model, *specs)
-    made = json.loads(run(folder / "ask.py", SCRIPT, *words, ranks=ranks)[-1])
+    made = json.loads(run(folder / "ask.py", SCRIPT, *words, ranks=ranks, **more)[-1])
     assert "'beam search'" in made.pop("refused")
     asked = hd.Request("Describe the image.", families.pictures()[:1])
     told = hf.generate(asked, "vcd", hd.Sampling(max_new_tokens=5), explain=True)[0].explanation

@@ -7,6 +7,7 @@ is written depends on the picture. A further family is one function and one row 
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,13 +19,14 @@ from safetensors.torch import load_file, save_file
 from torch import nn
 
 from halludecode.models import import_repair as _repair
-from tests.support.families import cohere, llava, others, qwen, single
+from tests.support.families import cohere, google, hybrid, llava, others, qwen, single
 from tests.support.families.base import BOS, EOS, LAYERS, PAD, Family
 
 __all__ = ["FAMILIES", "LAYERS", "Family"]
 _repair.install()  # torchvision beside a CPU build of torch
 
 SEED = 7
+Parts = Callable[[], tuple[Any, Any]]
 TOWER = (("vision_tower.", "vision_tower.vision_model."),)
 
 _LLAVA = Family(
@@ -123,6 +125,7 @@ FAMILIES: dict[str, Family] = {
     "idefics3": _IDEFICS,
     "smolvlm": replace(_IDEFICS, parts=others.smolvlm),
     "vipllava": replace(_LLAVA, parts=llava.vipllava),
+    "fast_vlm": replace(_QWEN, parts=llava.fast_vlm, placeholder="<image>", newline="\n"),
     "mistral3": Family(
         single.mistral3,
         placeholder="[IMG]",
@@ -142,7 +145,44 @@ FAMILIES: dict[str, Family] = {
     "deepseek_vl": _DEEPSEEK,
     "janus": replace(_DEEPSEEK, parts=single.janus, user="<|User|>: ", reply="<|Assistant|>:"),
     "ovis2": replace(_QWEN, parts=single.ovis2, placeholder="<image>", newline="\n"),
+    "llama4": Family(
+        single.llama4,
+        placeholder="<|image|>",
+        newline="",
+        user="<|header_start|>user<|header_end|>\n\n",
+        turn="<|eot|>",
+        reply="<|header_start|>assistant<|header_end|>\n\n",
+        end="<|eot|>",
+        stop=("<|eot|>",),
+        spread=0.35,
+    ),
+    "kimi_k25": Family(
+        single.kimi_k25,
+        placeholder="<|media_begin|>image<|media_content|><|media_pad|><|media_end|>",
+        newline="",
+        user="<|im_user|>user<|im_middle|>",
+        turn="<|im_end|>",
+        reply="<|im_assistant|>assistant<|im_middle|>",
+        end="<|im_end|>",
+        stop=("<|im_end|>",),
+        spread=2.0,
+    ),
     "aria": replace(_QWEN, parts=single.aria, placeholder="<image>", stop=()),
+    "paligemma": Family(
+        google.paligemma,
+        placeholder="<image>",
+        newline="",
+        user="",
+        turn="",
+        reply="",
+        end="",
+        chat=False,
+        spread=0.05,
+        rename=TOWER,
+    ),
+    "lfm2_vl": replace(_QWEN, parts=hybrid.lfm2_vl, placeholder="<image>", recurrent=(0, 1, 3, 5)),
+    "qwen3_5": replace(_QWEN, parts=qwen.qwen3_5, spread=1.0, recurrent=(0, 1, 3, 4)),
+    "qwen3_5_moe": replace(_QWEN, parts=qwen.qwen3_5_moe, spread=0.7, recurrent=(0, 1, 3, 4)),
 }
 
 
@@ -161,14 +201,17 @@ def sharpen(model: nn.Module, spread: float = 0.5) -> None:
                 p.copy_(torch.randn(p.shape, generator=rng) * 0.02)
 
 
-def build(family: str, directory: Path) -> Path:
-    """Write a tiny checkpoint of `family` into `directory`, loadable with the Auto classes."""
+def build(family: str, directory: Path, parts: Parts | None = None) -> Path:
+    """Write a tiny checkpoint of `family` into `directory`, loadable with the Auto classes.
+
+    `parts` are its model and processor where they are not those of the family's row.
+    """
     from transformers import GenerationConfig
 
     row = FAMILIES[family]
     with torch.random.fork_rng():
         torch.manual_seed(SEED)
-        model, processor = row.parts()
+        model, processor = (parts or row.parts)()
     model = model.float().eval()
     sharpen(model, row.spread)
     stops = [EOS, *processor.tokenizer.convert_tokens_to_ids(list(row.stop))]

@@ -18,7 +18,8 @@ class Family:
     `placeholder` is one image in a prompt and `newline` what the template writes after it; `user`,
     `turn`, `reply` and `end` open and close the user's and the model's turns; `stop` are end tokens
     beside <eos>; `chat` is whether the processor keeps a chat template; `several` is whether a
-    prompt may have more than one image; `spread` is the standard deviation of embeddings.
+    prompt may have more than one image; `spread` is the standard deviation of embeddings;
+    `recurrent` are layers without attention.
     """
 
     parts: Callable[[], tuple[Any, Any]]
@@ -32,6 +33,7 @@ class Family:
     chat: bool = True
     several: bool = True
     spread: float = 0.5
+    recurrent: tuple[int, ...] = ()
     # vLLM looks the tower up under the name released checkpoints use
     rename: tuple[tuple[str, str], ...] = ()
     # Weights that released checkpoints hold the other way round; transformers reads both.

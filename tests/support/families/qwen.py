@@ -130,6 +130,40 @@ def qwen3_vl_moe() -> tuple[Any, Any]:
     )
 
 
+def _qwen3_5(config: Any, model: Any, **more: Any) -> tuple[Any, Any]:
+    """Gated delta rules beside attention; the processor is that of Qwen3-VL."""
+    kinds = ["linear_attention", "linear_attention", "full_attention"] * 2
+    return _qwen3(
+        config,
+        model,
+        layer_types=kinds,
+        linear_num_key_heads=2,
+        linear_num_value_heads=4,
+        linear_key_head_dim=16,
+        linear_value_head_dim=16,
+        **more,
+    )
+
+
+def qwen3_5() -> tuple[Any, Any]:
+    from transformers import Qwen3_5Config, Qwen3_5ForConditionalGeneration
+
+    return _qwen3_5(Qwen3_5Config, Qwen3_5ForConditionalGeneration)
+
+
+def qwen3_5_moe() -> tuple[Any, Any]:
+    from transformers import Qwen3_5MoeConfig, Qwen3_5MoeForConditionalGeneration
+
+    return _qwen3_5(
+        Qwen3_5MoeConfig,
+        Qwen3_5MoeForConditionalGeneration,
+        num_experts=4,
+        num_experts_per_tok=3,
+        moe_intermediate_size=96,
+        shared_expert_intermediate_size=96,
+    )
+
+
 GLM = [
     "<|image|>",
     "<|video|>",

@@ -37,7 +37,9 @@ USED: dict[str, dict[str, tuple[str, ...]]] = {
         )
     },
     "vllm.config": {
-        "VllmConfig": ("use_v2_model_runner",),
+        "VllmConfig": ("use_v2_model_runner", "additional_config", "compute_hash"),
+        "CacheConfig": ("kv_sharing_fast_prefill",),
+        "CompilationConfig": ("cache_dir", "cudagraph_mode", "pass_config"),
         "ParallelConfig": (
             "prefill_context_parallel_size",
             "decode_context_parallel_size",
@@ -49,6 +51,7 @@ USED: dict[str, dict[str, tuple[str, ...]]] = {
     "vllm.v1.worker.gpu_model_runner": {
         "GPUModelRunner": (
             *("requests", "input_batch", "discard_request_mask", "use_async_scheduling"),
+            "cudagraph_dispatcher",
             "execute_model",
             "sample_tokens",
             "_execute_mm_encoder",
@@ -58,15 +61,23 @@ USED: dict[str, dict[str, tuple[str, ...]]] = {
             "_on_request_state_removed",
         )
     },
+    "vllm.v1.cudagraph_dispatcher": {"CudagraphDispatcher": ("dispatch", "cudagraph_mode")},
     "vllm.v1.worker.gpu.model_runner": {
         "GPUModelRunner": (
-            *("sampler", "encoder_cache", "req_states", "get_model"),
+            *("sampler", "encoder_cache", "req_states", "get_model", "cudagraph_manager"),
+            "dp_size",
             "execute_model",
             "sample_tokens",
             "add_requests",
             "finish_requests",
             "prepare_inputs",
         )
+    },
+    "vllm.v1.worker.gpu.cudagraph_utils": {
+        "CudaGraphManager": ("dispatch", "cudagraph_mode"),
+        "BatchExecutionDescriptor": (
+            *("cg_mode", "num_tokens", "num_reqs", "uniform_token_count", "max_query_len"),
+        ),
     },
     "vllm.v1.worker.gpu.input_batch": {
         "InputBatch": (
@@ -110,6 +121,10 @@ USED: dict[str, dict[str, tuple[str, ...]]] = {
 TAKES = {
     ("vllm.v1.worker.gpu.sample.sampler", "Sampler", "_sample_random"): (
         *("processed_logits", "expanded_idx_mapping", "idx_mapping_np", "pos", "top_k", "top_p"),
+    ),
+    ("vllm.v1.cudagraph_dispatcher", "CudagraphDispatcher", "dispatch"): ("valid_modes",),
+    ("vllm.v1.worker.gpu.cudagraph_utils", "CudaGraphManager", "dispatch"): (
+        *("num_reqs", "num_tokens", "uniform_token_count", "max_query_len"),
     ),
     ("vllm.v1.sample.sampler", "Sampler", "forward"): ("logits", "sampling_metadata"),
     ("vllm.v1.core.kv_cache_coordinator", "KVCacheCoordinator", "get_num_blocks_to_allocate"): (

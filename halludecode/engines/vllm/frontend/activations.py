@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from torch import Tensor
@@ -16,6 +16,7 @@ from halludecode.core.prompt import Prompt
 from halludecode.core.tracing import TracedStrategy
 from halludecode.engines.api import Sampling
 from halludecode.engines.inputs.rows import Row, RowBuilder, seen_spans
+from halludecode.engines.vllm.frontend.kept_passes import KeptPasses, Pass, PassKey
 from halludecode.engines.vllm.frontend.loading import Loaded
 from halludecode.engines.vllm.frontend.output_reader import OutputReader, PartialAnswer
 from halludecode.engines.vllm.frontend.requests import RequestBuilder, RequestGroup
@@ -28,21 +29,8 @@ from halludecode.engines.vllm.protocol import (
 )
 from halludecode.engines.vllm.row_metadata import RowMetadata, replica_of
 
-PassKey = tuple[int, str]  # an activation request's replica and key
+KEPT = 64  # looks into the vision tower; one is some hundred kilobytes at most
 SMALL = 64  # numbers: what a processor tells of a picture beside its pixels
-
-
-@dataclass(frozen=True)
-class Pass:
-    """A pass that was run.
-
-    Args:
-        name: Under which the workers keep its activations.
-        facts: What this side knows of it and they do not, as plain values.
-    """
-
-    name: str
-    facts: Mapping[str, Any]
 
 
 class ActivationPasses:
@@ -64,6 +52,7 @@ class ActivationPasses:
     ) -> None:
         self._loaded, self._row_builder = loaded, row_builder
         self._request_builder, self._name = request_builder, name
+        self._kept = KeptPasses(KEPT)
 
     def states(
         self, prompts: Sequence[Prompt], plan: Plan, names: Sequence[str], *, run: bool = True
@@ -85,31 +74,46 @@ class ActivationPasses:
             states = [part.strategy.prepare({}, part.model_info) for part in parts]
             return [list(states) for _ in prompts]
         places = [replica_of(name) for name in names]
-        passes: dict[PassKey, Pass] = {}
-        try:
-            self._take_all(prompts, parts, places, by_prompt, passes)
+        with ExitStack() as running:
+            passes = self._take_all(running, prompts, parts, places, by_prompt)
             text = hd_spec.format([part.strategy for part in parts])
             return [
                 self._prepare(name, text, parts, by_part, passes)
                 for name, by_part in zip(names, by_prompt, strict=True)
             ]
-        finally:
-            self._drop(each.name for each in passes.values())
 
     def collect(self, request: ActivationRequest) -> Activations:
         """What one pass kept, brought to this side; for calibration."""
-        (ran,) = self._take({(0, request.key): request}).values()
-        try:
+        with self._taken({(0, request.key): request}) as passes:
+            (ran,) = passes.values()
             return self._read(ran, 0)
-        finally:
-            self._drop([ran.name])
 
     def _read(self, ran: Pass, at: int) -> Activations:
         answers = self._loaded.call_workers(READ_ACTIVATIONS, ran.name, ran.facts, at=at)
         return Activations(**unpack(answers[0]))
 
-    def _drop(self, names: Iterable[str]) -> None:
-        self._loaded.call_workers(DROP_ACTIVATIONS, list(names))
+    @contextmanager
+    def _taken(
+        self, requests: Mapping[PassKey, ActivationRequest]
+    ) -> Iterator[Mapping[PassKey, Pass]]:
+        """Passes that have been run, within this block.
+
+        Looks at the tower's attention stay: they read pictures alone, and questions about one share
+        them. Its states are megabytes and go.
+        """
+        shared = [key for key, r in requests.items() if r.tower_alone and not r.tower]
+        kept, ran = self._kept.use(shared), dict[PassKey, Pass]()
+        try:
+            ran = self._take({key: r for key, r in requests.items() if key not in kept})
+            yield kept | ran
+        finally:
+            dropped, stay = self._kept.done(kept, {k: v for k, v in ran.items() if k in shared})
+            dropped += [each.name for key, each in ran.items() if key not in shared]
+            self._drop(dropped, stay)
+
+    def _drop(self, names: Iterable[str], stay: Sequence[str] = ()) -> None:
+        if names or stay:
+            self._loaded.call_workers(DROP_ACTIVATIONS, list(names), list(stay))
 
     def _prepare(
         self,
@@ -136,22 +140,22 @@ class ActivationPasses:
 
     def _take_all(
         self,
+        running: ExitStack,
         prompts: Sequence[Prompt],
         parts: Sequence[TracedStrategy],
         places: Sequence[int],
         by_prompt: Sequence[Sequence[dict[str, ActivationRequest]]],
-        passes: dict[PassKey, Pass],
-    ) -> None:
+    ) -> dict[PassKey, Pass]:
         """Run the passes of requests, then those that depend on them, until there are no more.
 
         Args:
+            running: Where they are dropped when it ends, also if a later one fails.
             prompts: Of the requests.
             parts: What acts.
             places: Replicas of the requests.
             by_prompt: Passes per request and part; those asked for in turn are put in.
-            passes: Where those that ran are put, also if a later one fails.
         """
-        read: dict[PassKey, Activations] = {}
+        passes, read = dict[PassKey, Pass](), dict[PassKey, Activations]()
         more = True
         while more:  # new names, though their passes may have been run under others
             new = {
@@ -161,7 +165,8 @@ class ActivationPasses:
                 for each in requests.values()
                 if (at, each.key) not in passes
             }
-            passes |= self._take(new) if new else {}
+            if new:
+                passes |= running.enter_context(self._taken(new))
             more = False
             for prompt, at, own in zip(prompts, places, by_prompt, strict=True):
                 for part, requests in zip(parts, own, strict=True):
@@ -174,9 +179,12 @@ class ActivationPasses:
                     asked = next_passes(part.strategy, prompt, seen, part.model_info)
                     requests |= asked
                     more |= bool(asked)
+        return passes
 
     def _take(self, requests: Mapping[PassKey, ActivationRequest]) -> dict[PassKey, Pass]:
         """Run the passes."""
+        if not requests:
+            return {}
         rows = {key: self._row_builder.activation_row(each) for key, each in requests.items()}
         names = {key: self._name(key[0]) for key in requests}
         reader = OutputReader(self._loaded)
@@ -238,7 +246,7 @@ class ActivationPasses:
         return {
             "capture": capture_of(request),
             "counts": [image.count for image in row.images],
-            "spans": [list(span) for span in seen_spans(row)],
+            "spans": [] if request.tower_alone else [list(span) for span in seen_spans(row)],
             "mask": mask,
             "text": answer.text if request.write else "",
             "token_ids": list(answer.ids) if request.write else [],
@@ -253,7 +261,9 @@ def capture_of(request: ActivationRequest) -> dict[str, Any]:
         "hidden": list(request.hidden),
         "heads": list(request.heads),
         "image": list(request.image),
+        "keys": list(request.keys),
         "vision": list(request.vision),
+        "tower": list(request.tower),
         "full": request.vision_heads == "fullwidth",
         "every_token": request.every_token,
         "logits": request.logits,

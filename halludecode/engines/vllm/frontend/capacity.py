@@ -34,9 +34,7 @@ ATTENTION = frozenset(
         "branch_off",
     }
 )
-# Needs served between vLLM's kernels.
-INSIDE = ATTENTION | {"steer", "early", "logits", "image_features", "activations", "key"}
-TOWER = frozenset({"vision", "tower"})
+TOWER = frozenset({"vision", "tower", "tower states"})
 
 
 def check_known(plan: Plan, call_workers: Callable[..., list[Any]]) -> None:
@@ -64,8 +62,9 @@ def check_plan(plan: Plan, config: Any) -> None:
         UnsupportedStrategy: The sentence names the need and what to change.
     """
     compiled = config.compilation_config
-    if plan.needs & INSIDE and compiled.cudagraph_mode.name != "NONE":
-        _refuse(plan, INSIDE, "CUDA graphs would leave out; start with enforce_eager=True")
+    if plan.needs & ATTENTION and compiled.pass_config.fuse_attn_quant:
+        why = "fuse_attn_quant rounds before they can be edited; start without it"
+        _refuse(plan, ATTENTION, why)
     if plan.needs & TOWER and compiled.compile_mm_encoder:
         _refuse(plan, TOWER, "compiled towers do not show; start without compile_mm_encoder")
     ranks = config.parallel_config

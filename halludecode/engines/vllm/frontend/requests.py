@@ -199,9 +199,10 @@ class RequestBuilder:
         every token computed; so these share nothing with what was computed before.
         """
         capture = metadata.capture or {}
+        encodes = capture["vision"] or capture["tower"]
         sampling = Sampling(max_new_tokens=max(write, 1))
         self._check([row], GREEDY, sampling)
-        given = self._input(row, "", f"|{metadata.group}" if capture["vision"] else "")
+        given = self._input(row, "", f"|{metadata.group}" if encodes else "")
         return RequestGroup([[self._request(metadata, given, [row], sampling)]])
 
     def _check(self, rows: Sequence[Row], plan: Plan, sampling: Sampling) -> None:
@@ -284,29 +285,20 @@ class RequestBuilder:
 
     def _item(self, image: ImageInput) -> Any:
         """VLLM's item of one picture with the row's own pixels in it."""
-        if image.processed.several:
-            raise InvalidRequest(
-                "vLLM cuts each of several pictures into views, where this model's own processor "
-                "takes each as one; ask about one picture at a time, or use engine='hf'."
-            )
-        unedited = self._items.get(image.picture.key)
+        key = image.unedited_key
+        unedited = self._items.get(key)
         if unedited is None:
             unedited = self._preprocess(image)
-            self._items.put(image.picture.key, unedited)
-        if image.pixel_key == image.picture.key:
+            self._items.put(key, unedited)
+        if image.pixel_key == key:
             return unedited
-        item = copy.copy(unedited)
-        item.data = dict(unedited.data)
-        pixels = copy.copy(item["pixel_values"])
         plain = image.processed.pixels["pixel_values"]
-        if not _alike(pixels.data, plain):
+        if not _alike(unedited["pixel_values"].data, plain):
             raise UnsupportedStrategy(
                 "vLLM prepares the pixels of this family in a way of its own, so they cannot be "
                 "edited; use a strategy without 'pixels', or engine='hf'."
             )
-        pixels.data = image.pixels["pixel_values"].reshape(pixels.data.shape).to(pixels.data.dtype)
-        item.data["pixel_values"] = pixels
-        return item
+        return _with_pixels(unedited, image.pixels["pixel_values"])
 
     def _preprocess(self, image: ImageInput) -> Any:
         from vllm.multimodal.parse import MultiModalDataParser
@@ -318,6 +310,9 @@ class RequestBuilder:
             ProcessorInputs(prompt=self._inputs.short(placeholder, 1), mm_data_items=items),
             TimingContext(enabled=False),
         )
+        item = processed["mm_kwargs"]["image"][0]
+        if image.processed.several:  # vLLM cuts it into views all the same
+            return _with_pixels(item, image.processed.pixels["pixel_values"])
         have, want = (
             processed["mm_placeholders"]["image"][0].get_num_embeds(),
             image.processed.count,
@@ -328,7 +323,7 @@ class RequestBuilder:
                 f"vLLM makes {have} tokens of a {width} x {height} picture, where this model's own "
                 f"processor makes {want}; scale the picture to another shape, or use engine='hf'."
             )
-        return processed["mm_kwargs"]["image"][0]
+        return item
 
     def _salt(self, name: str, prepared: PreparedRequest, plan: Plan, group: str) -> str:
         """Separates the KV of an edited row from everybody else's; "" for rows left alone.
@@ -368,6 +363,16 @@ def _alike(theirs: Any, ours: Tensor) -> bool:
     if not theirs.is_floating_point() or theirs.numel() != ours.numel():
         return False
     return bool((theirs.float().flatten() - ours.flatten()).abs().max() < ROUNDING)
+
+
+def _with_pixels(item: Any, pixels: Tensor) -> Any:
+    """VLLM's item with other pixels, of as many views as these have."""
+    own = copy.copy(item["pixel_values"])
+    shape = [len(pixels), *own.data.shape[1:]] if pixels.dim() == own.data.dim() else own.data.shape
+    own.data = pixels.reshape(shape).to(own.data.dtype)
+    made = copy.copy(item)
+    made.data = {**item.data, "pixel_values": own}
+    return made
 
 
 def _tower_edit(row: Row, prepared: PreparedRequest, plan: Plan) -> list[Any] | None:

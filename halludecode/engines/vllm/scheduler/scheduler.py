@@ -72,8 +72,15 @@ class GroupMixin(GroupLifetimes):
 
         There are never more running rows than tokens, so rows that take one each always fit where
         they come first, and no prompt can cut a group in two.
+
+        Where vLLM holds prefills back while somebody decodes (``prefill_schedule_interval``), a row
+        of a group decodes if the group does: the last token of a sibling's prompt is not held back,
+        and one that waits for siblings does not hold back what it waits for.
         """
         chosen = {id(row) for row in decoding}
+        for row in self.running:
+            if row.request_id in self._group_of:
+                row.is_prefill_chunk = id(row) not in chosen
         rest = [row for row in self.running if id(row) not in chosen]
         self.running = sorted(decoding, key=self._order) + sorted(rest, key=self._order)
 

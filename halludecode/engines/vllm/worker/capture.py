@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from halludecode.engines.vllm.worker.captured import Captured
 from halludecode.engines.vllm.worker.step_batch import ScheduledRow
 from halludecode.engines.vllm.worker.tensor_parallel import all_heads
 from halludecode.models.families import family_of
+from halludecode.models.tower_edit import states_of
 from halludecode.models.vision_tower import VisionCapture
 
 
@@ -33,14 +35,14 @@ def keep_hidden(row: ScheduledRow, captured: Captured, layer: int, x: Tensor) ->
 
 
 def keep_attention(row: ScheduledRow, captured: Captured, layer: Layer) -> None:
-    """Head outputs and weights on image keys of the last prompt token."""
+    """Head outputs and weights, on image keys or all, of the last prompt token."""
     capture = row.metadata.capture or {}
     if not row.start < row.prompt <= row.stop:
         return
     at = row.first + row.prompt - 1 - row.start
     if layer.number in capture["heads"]:
         captured.heads[layer.number] = all_heads(layer.out[at].detach().clone(), 0).float().cpu()
-    if layer.number in capture["image"]:
+    if layer.number in capture["image"] or layer.number in capture["keys"]:
         here = torch.tensor([row.index], device=layer.table.device)
         table = paged.tables(layer.table, here, row.prompt, layer.cache.shape[2])
         keys, _ = layer.read(table, row.prompt)
@@ -49,8 +51,11 @@ def keep_attention(row: ScheduledRow, captured: Captured, layer: Layer) -> None:
         scores = torch.einsum("hd,hnd->hn", q, k) * layer.scaling
         if layer.window:
             scores[:, : max(row.prompt - layer.window, 0)] = -torch.inf
-        weights = scores.softmax(-1)
-        captured.image[layer.number] = all_heads(weights, 0).cpu()[:, row.picture >= 0]
+        weights = all_heads(scores.softmax(-1), 0).cpu()
+        if layer.number in capture["image"]:
+            captured.image[layer.number] = weights[:, row.picture >= 0]
+        if layer.number in capture["keys"]:
+            captured.keys[layer.number] = weights
 
 
 def capture_tower(
@@ -80,7 +85,8 @@ def capture_tower(
     model, model_info = runner.get_model(), runner.hd_state.model_info
     layers = tuple(capture["vision"])
     cls = model_info.vision is not None and model_info.vision.has_cls
-    tower = VisionCapture(frozenset(layers), {}, cls, capture["full"])
+    last = model_info.vision is not None and model_info.vision.cls_last
+    tower = VisionCapture(frozenset(layers), {}, cls, capture["full"], last)
     batches = group_and_batch_mm_kwargs([("image", item)], device=runner.device)
     with _shown_to(model, tower, model_info.vision.heads if model_info.vision is not None else 0):
         for _, _, inputs in batches:
@@ -91,6 +97,16 @@ def capture_tower(
     attention = torch.stack([torch.cat(tower.kept[layer], -1) for layer in layers])
     pixels = {name: torch.tensor(value) for name, value in sizes.items()}
     return family.patches(attention, pixels, config)
+
+
+def capture_states(runner: Any, item: Any, layers: Sequence[int]) -> Tensor:
+    """float32 [layers, P, Dv]: see `ActivationRequest.tower`, of one picture."""
+    from vllm.multimodal.utils import group_and_batch_mm_kwargs
+
+    model = runner.get_model()
+    batches = group_and_batch_mm_kwargs([("image", item)], device=runner.device)
+    runs = [partial(model.embed_multimodal, **inputs) for _, _, inputs in batches]
+    return states_of(model, runner.hd_state.model_info, layers, runs)
 
 
 @contextmanager

@@ -20,8 +20,10 @@ class Captured:
     hidden: dict[tuple[int, int], Tensor] = field(default_factory=dict)  # (layer, start): [t, D]
     heads: dict[int, Tensor] = field(default_factory=dict)  # layer: [H, d]
     image: dict[int, Tensor] = field(default_factory=dict)  # layer: [H, N_img]
+    keys: dict[int, Tensor] = field(default_factory=dict)  # layer: [H, T]
     logits: dict[int, Tensor] = field(default_factory=dict)  # step: [V]
     vision: dict[int, Tensor] = field(default_factory=dict)  # picture: [layers, Hv, N]
+    tower: dict[int, Tensor] = field(default_factory=dict)  # picture: [layers, P, Dv]
 
 
 def activations_of(captured: Captured, about: Mapping[str, Any]) -> Activations:
@@ -42,7 +44,9 @@ def activations_of(captured: Captured, about: Mapping[str, Any]) -> Activations:
         hidden=_stacked("hidden", capture, _whole_hidden(captured, capture)),
         heads=_stacked("heads", capture, captured.heads),
         image=_stacked("image", capture, captured.image),
+        keys=_stacked("keys", capture, captured.keys),
         vision=torch.cat(vision, -1) if vision else None,
+        tower=torch.stack([*captured.tower.values()]).mean(0) if captured.tower else None,
         image_counts=tuple(about["counts"]),
         image_mask=torch.tensor(about["mask"]) if about["mask"] is not None else None,
         image_spans=tuple(tuple(span) for span in about["spans"]),

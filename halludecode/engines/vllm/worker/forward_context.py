@@ -16,7 +16,7 @@ from torch import Tensor
 
 from halludecode.core.errors import HookNeverFired
 from halludecode.core.tracing import TracedStrategy
-from halludecode.engines.layer_edits import check_fired, steer
+from halludecode.engines.layer_edits import check_fired, never_called, steer
 from halludecode.engines.vllm.worker import attention
 from halludecode.engines.vllm.worker.capture import keep_attention, keep_hidden
 from halludecode.engines.vllm.worker.captured import Captured
@@ -67,6 +67,7 @@ class WorkerForward:
         self._last = max((p.model_info.num_layers - 1 for p in parts if p.branches_off), default=-1)
         self._decodes = frozenset(n for part in parts for n in part.early) | {self._last}
         self._done = False
+        self._reached: set[tuple[str, int]] = set()  # sites and layers, see `_check_reached`
         self._shows_pictures = any("image_features" in part.stream_reads for part in parts)
         self._edits = _layers(parts, lambda p: p.phase is not None)
         self._steers = {
@@ -119,6 +120,7 @@ class WorkerForward:
 
     def attention(self, layer: attention.Layer) -> None:
         """Edit one layer's attention output in place."""
+        self._reached.add(("attention", layer.number))
         for row, kept in self.captures:
             try:
                 keep_attention(row, kept, layer)
@@ -140,6 +142,18 @@ class WorkerForward:
             if batch.emits():
                 given = (list(enumerate(batch.plan.parts)), batch.records[0].fired, MODEL)
                 self._guard(batch, lambda given=given: check_fired(*given))
+            self._guard(batch, lambda b=batch: self._check_reached(b))
+
+    def _check_reached(self, batch: EditBatch) -> None:
+        """Whether this forward called us where its edits are; one that is replayed would not."""
+        for part in batch.plan.parts:
+            for hook, site, is_on in (
+                ("attend", "attention", part.phase is not None),
+                ("steer", part.strategy.site, part.steers),
+            ):
+                silent = [n for n in sorted(part.layers) if (site, n) not in self._reached]
+                if is_on and silent:
+                    raise HookNeverFired(never_called(part.strategy.name, hook, silent, MODEL))
 
     def early_of(
         self, i: int, part: TracedStrategy, groups: Sequence[Rows], present: Collection[str]
@@ -183,6 +197,7 @@ class WorkerForward:
 
     def _steer(self, site: str, layer: int, x: Tensor, inp: Tensor) -> Tensor:
         out = x.clone()
+        self._reached.add((site, layer))
         for batch in self.edit_batches:
             for i, part in acting(batch.plan, batch.plan.steering):
                 if part.strategy.site == site and layer in part.layers:

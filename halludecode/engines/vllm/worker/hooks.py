@@ -18,8 +18,8 @@ from torch import Tensor, nn
 from halludecode.core.errors import HalluDecodeError
 from halludecode.engines.vllm.worker import attention
 from halludecode.engines.vllm.worker.forward_context import Decode, OfBranch, WorkerForward
-from halludecode.engines.vllm.worker.tensor_parallel import own_heads
-from halludecode.models.feed_forward import Branch, branch_logits
+from halludecode.engines.vllm.worker.tensor_parallel import divided, own_heads
+from halludecode.models.feed_forward import Branch, branch_logits, rows_of_head
 
 # The runner whose forward runs: operations of a compiled graph can hold no reference to it.
 current_runner: ContextVar[Any] = ContextVar("halludecode_runner", default=None)
@@ -30,15 +30,12 @@ def _current() -> WorkerForward | None:
     return None if runner is None else runner.hd_forward()
 
 
-# All declare what they are given as changed, or a compiler would leave out those that only read.
-@torch.library.custom_op("halludecode::entering", mutates_args=("hidden",))
 def _entering(hidden: Tensor, residual: Tensor | None, layer: int) -> None:
     forward = _current()
     if forward is not None:  # a graph uses its memory again
         forward.layer_input(layer, hidden.clone() if residual is None else hidden, residual)
 
 
-@torch.library.custom_op("halludecode::leaving", mutates_args=("hidden", "residual"))
 def _leaving(hidden: Tensor, residual: Tensor, layer: int) -> None:
     forward = _current()
     edited = None if forward is None else forward.layer_output(layer, hidden, residual)
@@ -47,12 +44,31 @@ def _leaving(hidden: Tensor, residual: Tensor, layer: int) -> None:
         residual.copy_(edited[1])
 
 
-@torch.library.custom_op("halludecode::mlp", mutates_args=("output",))
 def _mlp(output: Tensor, given: Tensor, layer: int) -> None:
     forward = _current()
     edited = None if forward is None else forward.mlp_output(layer, output, given)
     if edited is not None:
         output.copy_(edited)
+
+
+def _register(library: torch.library.Library, function: Callable[..., None], *written: str) -> None:
+    """An operation that a compiled graph calls, not by `custom_op`: that takes ten times as long.
+
+    Args:
+        library: Of all of ours.
+        function: Its code, in every forward that somebody waits for.
+        *written: What it declares as changed; one that only reads would be left out.
+    """
+    name = function.__name__.lstrip("_")
+    library.define(name + torch.library.infer_schema(function, mutates_args=written))
+    library.impl(name, function, "CompositeExplicitAutograd")
+    torch.library.register_fake(f"halludecode::{name}", lambda *given: None, lib=library)
+
+
+_LIBRARY = torch.library.Library("halludecode", "FRAGMENT")
+_register(_LIBRARY, _entering, "hidden")
+_register(_LIBRARY, _leaving, "hidden", "residual")
+_register(_LIBRARY, _mlp, "output")
 
 
 def install(runner: Any) -> None:
@@ -87,11 +103,23 @@ def decoder(runner: Any) -> Decode:
     model = runner.get_model()
     text = model.get_language_model() if hasattr(model, "get_language_model") else model
     final = next(m for n, m in text.named_modules() if re.fullmatch(r"(.*\.)?norm", n))
+    head = next((m.lm_head for m in text.modules() if hasattr(m, "lm_head")), None)
 
-    def decode(x: Tensor, norm: bool) -> Tensor:
-        return model.compute_logits(final(x) if norm else x).float()
+    def decode(x: Tensor, norm: bool, tokens: Tensor | None = None) -> Tensor:
+        x = x if tokens is None else x.to(next(final.parameters()))
+        x = final(x) if norm else x
+        # A head that is quantized, or divided among ranks, is read whole.
+        if tokens is not None and _plain(head, x) and not divided():
+            return rows_of_head(head, x, tokens).float()
+        logits = model.compute_logits(x).float()
+        return logits if tokens is None else logits[..., tokens]
 
     return decode
+
+
+def _plain(head: Any, x: Tensor) -> bool:
+    weight = getattr(head, "weight", None)
+    return weight is not None and weight.dtype == x.dtype and weight.shape[-1] == x.shape[-1]
 
 
 def brancher(runner: Any) -> OfBranch:

@@ -12,9 +12,9 @@ from typing import Any, Protocol
 from torch import Tensor
 
 from halludecode.core.errors import HalluDecodeError
-from halludecode.engines.vllm.worker import hooks
+from halludecode.engines.vllm.worker import graphs, hooks
 from halludecode.engines.vllm.worker.attention import Checked
-from halludecode.engines.vllm.worker.capture import capture_tower
+from halludecode.engines.vllm.worker.capture import capture_states, capture_tower
 from halludecode.engines.vllm.worker.captured import Captured
 from halludecode.engines.vllm.worker.forward_context import WorkerForward
 from halludecode.engines.vllm.worker.state import WorkerState
@@ -72,12 +72,14 @@ class RunnerMixin:
         hooks.install(self)
 
     def _hd_forget_step(self) -> None:
+        self._hd_scheduled: Iterable[str] = ()  # vLLM requests of the step; none in a dummy run
         self._hd_step: Any = None  # what the runner has of the step; None in a dummy run
         self._hd_step_batch: StepBatch | None = None
         self._hd_forward: WorkerForward | None = None
 
     def _hd_begin(self, scheduler_output: Any) -> None:
         self._hd_forget_step()
+        self._hd_scheduled = scheduler_output.num_scheduled_tokens
 
     def execute_model(self, scheduler_output: Any, *args: Any, **kwargs: Any) -> Any:
         """Our view of what was scheduled is made once vLLM's batch stands."""
@@ -110,6 +112,18 @@ class RunnerMixin:
             self._hd_forward = WorkerForward(batch, *lasting)
         return self._hd_forward
 
+    def hd_left_out(self) -> graphs.Modes:
+        """CUDA graphs that would leave out what acts in the current step."""
+        out = graphs.NONE
+        for vllm_id in self._hd_scheduled:
+            request = self.hd_requests.get(vllm_id)  # dummy runs have requests nobody knows
+            params = request and request.sampling_params
+            metadata = self.hd_state.metadata(vllm_id, params) if request else None
+            if metadata is not None and metadata.group not in self.hd_state.ended:
+                plan = self.hd_state.plan(metadata.plan)
+                out |= graphs.left_out(plan, bool(metadata.capture))
+        return out
+
     def sample_tokens(self, grammar_output: Any) -> Any:
         """The end of a step."""
         try:
@@ -126,16 +140,21 @@ class RunnerMixin:
         for vllm_id, pictures in scheduled.items():
             request = self.hd_requests[vllm_id]
             metadata = self.hd_state.metadata(vllm_id, request.sampling_params)
-            if metadata is None or not metadata.capture or not metadata.capture["vision"]:
+            capture = (metadata.capture if metadata is not None else None) or {}
+            if metadata is None or not (capture.get("vision") or capture.get("tower")):
                 continue
             captured = self.hd_state.captured.setdefault(metadata.group, Captured())
             for i in pictures:
-                item, sizes = request.mm_features[i].data, metadata.capture["sizes"][i]
+                item = request.mm_features[i].data
                 try:
-                    captured.vision[i] = capture_tower(self, item, metadata.capture, sizes)
+                    if capture["vision"]:
+                        sizes = capture["sizes"][i]
+                        captured.vision[i] = capture_tower(self, item, capture, sizes)
+                    if capture["tower"]:
+                        captured.tower[i] = capture_states(self, item, capture["tower"])
                 except Exception as error:
                     record = self.hd_state.record(metadata.group)
-                    record.fail(error, "reading the vision tower's attention")
+                    record.fail(error, "reading the vision tower")
 
 
 def _refuse(config: Any) -> None:
@@ -150,6 +169,7 @@ def _refuse(config: Any) -> None:
         "decode_context_parallel_size": ranks.decode_context_parallel_size > 1,
         "enable_dbo": ranks.use_ubatching,
         "enable_batch_sharded_sampling": ranks.enable_batch_sharded_sampling,
+        "kv_sharing_fast_prefill": config.cache_config.kv_sharing_fast_prefill,  # in some layers
     }
     for option, is_on in parted.items():
         if is_on:

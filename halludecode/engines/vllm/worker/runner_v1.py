@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from halludecode.engines.vllm.worker import image_features, sampler_v1
+from halludecode.engines.vllm.worker import graphs, image_features, sampler_v1
 from halludecode.engines.vllm.worker.runner import RunnerMixin
 from halludecode.engines.vllm.worker.step_batch import RowPlace, ScheduledRow
 from halludecode.engines.vllm.worker.tower import encoded, step_of
@@ -126,3 +126,4 @@ def install(runner: Any) -> None:
     runner._hd_edits = {}
     runner.hd_set_up()
     sampler_v1.install(runner)
+    graphs.hold_back(runner)

@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import Tensor
 
-from halludecode.engines.vllm.worker import image_features, sampler_v2
+from halludecode.engines.vllm.worker import graphs, image_features, sampler_v2
 from halludecode.engines.vllm.worker.runner import RunnerMixin
 from halludecode.engines.vllm.worker.step_batch import RowPlace, ScheduledRow
 from halludecode.engines.vllm.worker.tower import encoded, step_of
@@ -65,6 +65,10 @@ class RunnerV2(RunnerMixin):
     def hd_tower_graphs(self) -> tuple[Any, str]:
         """See `RunnerMixin.hd_tower_graphs`."""
         return self.model_state.encoder_runner, "cudagraph_manager"
+
+    def _hd_begin(self, scheduler_output: Any) -> None:
+        super()._hd_begin(scheduler_output)
+        graphs.hold_back_v2(self)
 
     def add_requests(self, scheduler_output: Any) -> None:
         """New rows, and preempted ones that come again."""

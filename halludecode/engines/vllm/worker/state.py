@@ -149,6 +149,7 @@ class WorkerState:
         self.model_info: ModelInfo | None = None
         self.states: dict[str, list[State]] = {}  # per strategy, what `prepare` made; by request
         self.captured: dict[str, Captured] = {}  # by pass
+        self.staying: dict[str, Captured] = {}  # by pass, for later requests, until told to drop
         self.failed_pictures: LRU[GroupRecord] = LRU(KEPT)  # whose edit failed, by identifier
         self.records: dict[str, GroupRecord] = {}  # by group
         self.prompt_layouts: dict[str, tuple[Tensor, Tensor]] = {}  # by row, see `step_batch`
@@ -219,7 +220,7 @@ class WorkerState:
         states: list[State] = []
         for part, own_passes in zip(parts, passes, strict=True):
             activations = {
-                name: activations_of(self.captured.get(kept_as, Captured()), about)
+                name: activations_of(self.captured_by(kept_as), about)
                 for name, (kept_as, about) in own_passes.items()
             }
             states.append(part.strategy.prepare(activations, part.model_info))
@@ -228,6 +229,17 @@ class WorkerState:
             {k: v for k, v in state.items() if isinstance(v, str) or k in names}
             for state, names in zip(states, fetch, strict=True)
         ]
+
+    def captured_by(self, name: str) -> Captured:
+        """What a pass kept."""
+        return self.staying.get(name) or self.captured.get(name, Captured())
+
+    def drop_activations(self, names: Sequence[str], stay: Sequence[str]) -> None:
+        """Drop what passes kept; what others kept stays for later requests."""
+        for name in names:
+            self.captured.pop(name, None)
+            self.staying.pop(name, None)
+        self.staying |= {name: self.captured.pop(name, Captured()) for name in stay}
 
     def check_pictures(self, group: str, identifiers: Sequence[str]) -> None:
         """Features that could not be made must not be taken from vLLM's cache either.

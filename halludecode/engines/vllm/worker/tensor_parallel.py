@@ -29,3 +29,10 @@ def own_heads(x: Tensor, dim: int) -> Tensor:
 
     size = x.shape[dim] // get_tensor_model_parallel_world_size()
     return x.narrow(dim, get_tensor_model_parallel_rank() * size, size)
+
+
+def divided() -> bool:
+    """Whether there is more than one rank."""
+    from vllm.distributed import get_tensor_model_parallel_world_size
+
+    return get_tensor_model_parallel_world_size() > 1

@@ -14,7 +14,8 @@ from halludecode.core.errors import HalluDecodeError
 from halludecode.core.registry import STRATEGIES
 from halludecode.engines.vllm.compat import checkpoints, startup_errors
 from halludecode.engines.vllm.protocol import GroupReport, pack, unpack
-from halludecode.engines.vllm.worker.captured import Captured, activations_of
+from halludecode.engines.vllm.worker import graphs
+from halludecode.engines.vllm.worker.captured import activations_of
 from halludecode.engines.vllm.worker.state import WorkerState
 
 BASES = {
@@ -34,6 +35,7 @@ class WorkerMixin:
         """Load as vLLM does, then put our runner and sampler in place."""
         startup_errors.listen()  # not earlier: vLLM's processes first set their logging up
         checkpoints.accept_new_names(self.vllm_config.model_config)
+        graphs.salt(self.vllm_config)
         super().load_model(**kwargs)
         # Whichever of its two runners vLLM chose; importing the other would load its kernels.
         v2 = self.vllm_config.use_v2_model_runner
@@ -68,13 +70,11 @@ class WorkerMixin:
 
     def hd_read_activations(self, name: str, about: Any) -> Any:
         """What one pass kept, whole."""
-        captured = self.model_runner.hd_state.captured.get(name, Captured())
-        return pack(vars(activations_of(captured, about)))
+        return pack(vars(activations_of(self.model_runner.hd_state.captured_by(name), about)))
 
-    def hd_drop_activations(self, names: list[str]) -> None:
-        """Drop what passes kept."""
-        for name in names:
-            self.model_runner.hd_state.captured.pop(name, None)
+    def hd_drop_activations(self, names: list[str], stay: list[str]) -> None:
+        """See `WorkerState.drop_activations`."""
+        self.model_runner.hd_state.drop_activations(names, stay)
 
     def hd_report(self, groups: list[str]) -> list[GroupReport]:
         """See `WorkerState.report`."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import ExitStack, contextmanager
+
 from halludecode.core.activations import ActivationRequest, Activations
 from halludecode.core.plan import typical_model_info
 from halludecode.core.prompt import Prompt, Turn
@@ -32,9 +34,10 @@ class Taken(ActivationPasses):
     def __init__(self) -> None:
         self.runs: list[str] = []
 
-    def _take(self, requests):
+    @contextmanager
+    def _taken(self, requests):
         self.runs += [each.prompt.question for each in requests.values()]
-        return {key: Pass(each.prompt.question, {}) for key, each in requests.items()}
+        yield {key: Pass(each.prompt.question, {}) for key, each in requests.items()}
 
     def _read(self, ran, at):
         return Activations(text=ran.name)
@@ -43,7 +46,9 @@ class Taken(ActivationPasses):
 def test_a_pass_asked_for_under_two_names_is_run_once_and_ends_nothing():
     first = {"0": request(WORDS[0])}
     part = TracedStrategy(InTurn(), typical_model_info(), activations=first)
-    taken, passes, by_prompt = Taken(), {}, [[dict(first)]]
-    taken._take_all([request("?").prompt], [part], [0], by_prompt, passes)
+    taken, by_prompt = Taken(), [[dict(first)]]
+    with ExitStack() as running:
+        passes = taken._take_all(running, [request("?").prompt], [part], [0], by_prompt)
+    assert [ran.name for ran in passes.values()] == taken.runs
     assert [each.prompt.question for each in by_prompt[0][0].values()] == list(WORDS)
     assert taken.runs == ["one", "two", "three", "four"]

@@ -10,7 +10,9 @@ where a step reaches the last of them.
 from __future__ import annotations
 
 import copy
+import inspect
 import random
+import textwrap
 import warnings
 from collections import Counter, defaultdict, deque
 from dataclasses import replace
@@ -79,22 +81,38 @@ class Scenario:
     Args:
         depth: Steps in flight: 1 is the synchronous scheduler.
         late: Whether groups may begin as their main rows.
+        held: Whether prefills are held back in some steps, as ``prefill_schedule_interval`` does
+            (in 0.32 beside replicas alone).
+        first: Whether prompts begin with their pictures, so that a row whose picture has no room
+            has nothing to read.
     """
 
-    def __init__(self, make, seed: int, depth: int, *, late: bool = False) -> None:
+    def __init__(
+        self,
+        make,
+        seed: int,
+        depth: int,
+        *,
+        late: bool = False,
+        held: bool = False,
+        first: bool = False,
+    ) -> None:
         self.rng, self.depth, self.v2 = random.Random(seed), depth, seed % 2 == 1
-        self.late = late
+        self.late, self.held, self.first = late, held, first
         seqs = self.rng.choice([4, 6, 8, 16])
         budget = max(seqs, self.rng.choice([16, 33, 64, 200]))
         self.blocks = self.rng.choice([16, 18, 21, 24, 32, 60])
         self.limit = budget - seqs
         self.scheduler = make(self.blocks, seqs, budget, self.rng.random() < 0.7, depth > 1)
         self.scheduler.use_v2_model_runner = self.v2
+        if held and hasattr(self.scheduler, "local_prefill_interval"):  # from 0.33 on
+            self.scheduler.local_prefill_interval = 3
         self.known: dict[str, int] = {}  # tokens that V2 was sent of a row
         self.scheduler.max_num_encoder_input_tokens = self.rng.choice([40, 64])
         self.scheduler.encoder_cache_manager.cache_size = self.rng.choice([40, 64, 100])
         self.scheduler.encoder_cache_manager.reset()
         self.encoded: set[str] = set()  # what a worker's cache holds
+        self.pixels: dict[str, set[int]] = {}  # of each row of V2, which pictures it still has
         self.info: dict[str, dict] = {}
         self.todo: deque = deque()
         self.later: dict[str, list] = {}  # rows that join when they are asked for
@@ -105,7 +123,7 @@ class Scenario:
         self.given: Counter = Counter()
         self.aborted: set[int] = set()
         self.prefilled: set[str] = set()
-        self.idle = self.steps = self.never_asked = 0
+        self.idle = self.steps = self.never_asked = self.skipped = 0
 
     def _plan_request(self, k: int) -> None:
         from vllm import SamplingParams
@@ -179,13 +197,13 @@ class Scenario:
         """Up to two pictures into a prompt."""
         from vllm.multimodal.inputs import MultiModalFeatureSpec, PlaceholderRange
 
-        made, start = [], self.rng.randrange(1, 40)
+        made, start = [], 0 if self.first else self.rng.randrange(1, 40)
         for name in self.rng.choices(list(PICTURES), k=self.rng.choice([0, 1, 1, 2])):
             if start + PICTURES[name] < len(ids):
                 place = PlaceholderRange(offset=start, length=PICTURES[name])
                 made.append(
                     MultiModalFeatureSpec(
-                        data=None, modality="image", identifier=name, mm_position=place
+                        data={"pixels": 1}, modality="image", identifier=name, mm_position=place
                     )
                 )
                 ids[start : start + place.length] = [1] * place.length
@@ -212,6 +230,7 @@ class Scenario:
             assert self.steps < 20_000 and self.idle < 200, "stuck"
         self._check_end()
         told = Counter(requests=len(self.ended), steps=0, never_asked=len(self.later))
+        told["skipped"] = self.skipped
         return self.scheduler.counts + told
 
     def _done(self) -> bool:
@@ -237,7 +256,8 @@ class Scenario:
 
         before = {i: r.num_computed_tokens for i, r in self.scheduler.requests.items()}
         status = {i: r.status.name for i, r in self.scheduler.requests.items()}
-        made = self.scheduler.schedule()
+        made = self.scheduler.schedule(self.held and self.rng.random() < 0.6)
+        self.skipped += bool(self.scheduler.deferred_waiting)
         self._encode(made)
         self.steps += 1
         names = list(made.num_scheduled_tokens)
@@ -288,14 +308,25 @@ class Scenario:
         for row in made.scheduled_new_reqs if self.v2 else ():
             assert row.prefill_token_ids == list(self.scheduler.requests[row.req_id].all_token_ids)
             self.known[row.req_id] = len(row.prefill_token_ids)
+        if self.v2:
+            self._drop_pixels(made)
         self.encoded -= set(made.free_encoder_mm_hashes)
         for name, numbers in made.scheduled_encoder_inputs.items():
             self.encoded |= {rows[name][0][i].identifier for i in numbers}
+            assert not self.v2 or self.pixels[name] >= set(numbers), f"{name}: no pixels"
         for name, count in made.num_scheduled_tokens.items():
             pictures, done = rows[name]
             low, high = get_mm_features_in_window(pictures, start=done, end=done + count)
             for picture in pictures[low:high]:
                 assert picture.identifier in self.encoded, f"{name}: {picture.identifier} is lost"
+
+    def _drop_pixels(self, made) -> None:
+        """VLLM 0.33 says which pictures V2 need not keep, and hands on what is wanted again."""
+        for row in made.scheduled_new_reqs:
+            self.pixels[row.req_id] = set(range(len(row.mm_features)))
+        for name, updates in getattr(made, "encoder_input_updates", {}).items():
+            for i, data in updates.items():
+                (self.pixels[name].discard if data is None else self.pixels[name].add)(i)
 
     def _check_together(self, k: int, rows: dict) -> None:
         info = self.info[f"g{k}"]
@@ -388,6 +419,42 @@ def test_rows_that_join_late_stay_together_in_random_scenarios(make):
     assert total["preempted groups"] > 0 and total["made way"] > 0, total
 
 
+HEAD = "if num_new_tokens == 0:\n    # The request cannot be scheduled."
+STOPS, SKIPS = "\n    break", "\n    skip_request(request_queue)\n    continue"
+
+
+@pytest.fixture
+def skipping(monkeypatch):
+    """VLLM 0.33's loop: a waiting row whose picture has no room is passed over, not waited for."""
+    from vllm.v1.core.sched import scheduler
+
+    source = textwrap.dedent(inspect.getsource(scheduler.Scheduler.schedule))
+    old, new = (textwrap.indent(HEAD + end, " " * 16) for end in (STOPS, SKIPS))
+    if old not in source:  # as it stands in 0.33
+        assert "The request cannot be scheduled. Requeue it" in source
+        return
+    assert source.count(old) == 1
+    names: dict = {}
+    exec(compile(source.replace(old, new), scheduler.__file__, "exec"), vars(scheduler), names)
+    monkeypatch.setattr(scheduler.Scheduler, "schedule", names["schedule"])
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("depth", [1, 2], ids=["synchronous", "two steps in flight"])
+def test_rows_that_are_passed_over_find_their_group(make, skipping, depth):
+    seeds = range(SCENARIOS, SCENARIOS + 30)
+    total = totals(make, depth, seeds, first=True)
+    assert total["skipped"] > len(seeds) and total["whole"] > 0, total
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("late", [False, True], ids=["", "late"])
+def test_groups_stay_together_where_prefills_are_held(make, late):
+    seeds = range(SCENARIOS, SCENARIOS + 30)
+    total = totals(make, 1, seeds, late=late, held=True)
+    assert total["held"] > 0 and total["whole"] > 0, total
+
+
 def run_scenarios(make, depth, seeds):
     total = totals(make, depth, seeds)
     for what in ("preempted groups", "held", "waited", "whole"):
@@ -396,11 +463,11 @@ def run_scenarios(make, depth, seeds):
         assert total[rare] > 0, (rare, total)
 
 
-def totals(make, depth, seeds, *, late: bool = False) -> Counter:
+def totals(make, depth, seeds, **how: bool) -> Counter:
     total: Counter = Counter()
     for seed in seeds:
         try:
-            total += Scenario(make, seed, depth, late=late).run()
+            total += Scenario(make, seed, depth, **how).run()
         except AssertionError as error:
             raise AssertionError(f"scenario {seed}: {error}") from error
     assert total["requests"] > 10 * len(seeds)

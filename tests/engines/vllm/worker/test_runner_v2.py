@@ -289,6 +289,7 @@ def test_a_temperature_that_vllm_would_not_take_is_ours(sampling, monkeypatch):
         {"decode_context_parallel_size": 2},
         {"use_ubatching": True},
         {"enable_batch_sharded_sampling": True},
+        {"kv_sharing_fast_prefill": True},
     ],
     ids=lambda option: next(iter(option)),
 )
@@ -298,11 +299,17 @@ def test_parts_of_rows_are_refused(option):
         "decode_context_parallel_size": 1,
         "use_ubatching": False,
         "enable_batch_sharded_sampling": None,
+        "kv_sharing_fast_prefill": False,
     }
-    runner._refuse(SimpleNamespace(parallel_config=SimpleNamespace(**whole)))
+
+    def config(**options):
+        both = SimpleNamespace(**options)
+        return SimpleNamespace(parallel_config=both, cache_config=both)
+
+    runner._refuse(config(**whole))
     name = next(iter(option)).replace("use_ubatching", "enable_dbo")
     with pytest.raises(HalluDecodeError, match=f"{name}= gives a worker a part"):
-        runner._refuse(SimpleNamespace(parallel_config=SimpleNamespace(**whole | option)))
+        runner._refuse(config(**whole | option))
 
 
 def test_a_sampler_that_is_not_vllms_is_refused():
