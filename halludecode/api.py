@@ -11,6 +11,7 @@ from halludecode.core.errors import InvalidRequest
 from halludecode.core.spec import Spec, get
 from halludecode.engines import ENGINES
 from halludecode.engines.api import Engine, Explain, Output, Request, Sampling, checked_extra_rows
+from halludecode.models.checkpoints import check_type
 from halludecode.models.sources import TESTBED, check_dtype, model_source
 
 __all__ = ["check_load", "generate", "get", "load"]
@@ -64,7 +65,7 @@ def check_load(model: Any, engine: str = "hf", **engine_args: Any) -> None:
     if engine == "hf":
         check_dtype(engine_args.get("dtype"))
     if engine != "server" and isinstance(model, str) and model not in TESTBED:
-        model_source(model)
+        check_type(model, model_source(model), engine_args.get("revision"))
 
 
 def generate(

@@ -26,7 +26,7 @@ def report(given: str) -> dict[str, Any]:
     Raises:
         InvalidModel: No such family; what is known is named.
     """
-    from halludecode.models.checkpoints import load_config
+    from halludecode.models.checkpoints import check_type, load_config
 
     name = given
     if given not in FAMILIES:
@@ -35,6 +35,7 @@ def report(given: str) -> dict[str, Any]:
                 f"No model family is called {given!r}; known: {', '.join(FAMILIES)}. Adding one is "
                 "a row of halludecode/models/families.py; CONTRIBUTING.md says how."
             )
+        check_type(given, given)
         name = load_config(given, given).model_type
     family = FAMILIES[name]
     refused = {

@@ -17,9 +17,10 @@ class VisionInfo:
     Args:
         layers: Of the whole tower.
         heads: Attention heads of each.
-        has_cls: Whether a CLS token comes before the patches.
+        has_cls: Whether a CLS token stands before the patches.
         feature_layer: Whose leaving state is projected; counted from the end where negative.
         places: Tokens of a view, the CLS token among them, where all views have as many; else 0.
+        cls_last: Whether it stands after them.
     """
 
     layers: int
@@ -27,6 +28,7 @@ class VisionInfo:
     has_cls: bool
     feature_layer: int
     places: int = 0
+    cls_last: bool = False
 
     @property
     def read_layers(self) -> int:

@@ -15,6 +15,9 @@ from halludecode.models.image_layout import (
     Span,
     first_span,
     first_view,
+    grid_patches,
+    grid_span,
+    grid_view,
     last_span,
     last_view,
     merged_patches,
@@ -61,6 +64,8 @@ class ModelFamily:
         unused: Arguments of the forward without a default, which pictures already encoded replace.
         nested: Whether the picture encoder takes views as [1, views, ..].
         packed: Whether the model wants picture features as one tensor instead of a list.
+        projector: Dotted path to what the forward itself applies to the encoder's output, so that
+            features are handed to it among the words' embeddings; "" where the encoder ends in it.
         mrope: Whether the model makes three-dimensional positions (`get_rope_index`).
         mutual: Which tokens see each other, told by ``token_type_ids``: those of a "picture", or of
             the whole "prompt"; "" for none.
@@ -87,6 +92,7 @@ class ModelFamily:
     unused: tuple[str, ...] = ()
     nested: bool = False
     packed: bool = False
+    projector: str = ""
     mrope: bool = False
     mutual: Literal["", "picture", "prompt"] = ""
     closing: str = ""
@@ -120,6 +126,10 @@ _LLAVA = ModelFamily(
 _LLAVA_NEXT = replace(
     _LLAVA, span=first_span, view=first_view, patches=packed_patches, lacks=_TILES
 )
+_NO_TOWER = {
+    "vision": "its tower is mostly of convolutions, without attention between patches",
+    "tower": "its tower is of convolutions in stages, not of layers alike",
+}
 _QWEN = ModelFamily(
     placeholder="<|vision_start|><|image_pad|><|vision_end|>",
     layers="model.language_model.layers",
@@ -245,6 +255,13 @@ FAMILIES: Mapping[str, ModelFamily] = {
     "idefics3": _IDEFICS,
     "smolvlm": _IDEFICS,
     "vipllava": replace(_LLAVA, packed=True),
+    "fast_vlm": replace(
+        _LLAVA,
+        turn=_CHATML.replace("{images}", "{images}\n"),
+        patches=None,
+        packed=True,
+        lacks=_NO_TOWER,
+    ),
     "mistral3": ModelFamily(
         placeholder="[IMG]",
         layers="model.language_model.layers",
@@ -274,6 +291,37 @@ FAMILIES: Mapping[str, ModelFamily] = {
         unshared="the marks after a picture are embedded with the picture, so both must be read at "
         "once",
         lacks=_TILES,
+    ),
+    "llama4": ModelFamily(
+        placeholder="<|image|>",
+        layers="language_model.model.layers",
+        turn="<|header_start|>user<|header_end|>\n\n{images}{text}<|eot|>"
+        "<|header_start|>assistant<|header_end|>\n\n",
+        span=last_span,
+        view=last_view,
+        patches=square_patches,
+        frame="<|image_start|><|patch|><|image_end|>",
+        projector="multi_modal_projector",
+        unshared="its chunks of attention count the padding between a shared picture and a "
+        "question",
+        lacks={
+            **_TILES,
+            "reposition": "its rotation is of neighbouring dimensions, and some layers have none",
+            "generate": "the cache of its own generate() forgets tokens that edits still count",
+        },
+    ),
+    "kimi_k25": ModelFamily(
+        placeholder="<|media_begin|>image<|media_content|><|media_pad|><|media_end|>",
+        layers="model.language_model.layers",
+        turn="<|im_user|>user<|im_middle|>{images}{text}<|im_end|>"
+        "<|im_assistant|>assistant<|im_middle|>",
+        span=grid_span,
+        view=grid_view,
+        patches=grid_patches,
+        lacks={
+            "square": "its pictures keep their shape, which is mostly no square",
+            "reposition": "a part of each of its heads has no positions",
+        },
     ),
     "aria": replace(
         _LLAVA,
@@ -313,6 +361,15 @@ FAMILIES: Mapping[str, ModelFamily] = {
 }
 
 
+def check_known(family: str) -> None:
+    """Raise InvalidModel for a model type without a row; the sentence names those that have one."""
+    if family not in FAMILIES:
+        raise InvalidModel(
+            f"Model family {family!r} has no layout; known: {', '.join(FAMILIES)}. "
+            "Adding one is a row of halludecode/models/families.py."
+        )
+
+
 def family_of(config: Any) -> ModelFamily:
     """The row for a model's config.
 
@@ -320,11 +377,7 @@ def family_of(config: Any) -> ModelFamily:
         InvalidModel: An unknown family, or a language model with an encoder.
     """
     family = getattr(config, "model_type", "?")
-    if family not in FAMILIES:
-        raise InvalidModel(
-            f"Model family {family!r} has no layout; known: {', '.join(FAMILIES)}. "
-            "Adding one is a row of halludecode/models/families.py."
-        )
+    check_known(family)
     if getattr(config.get_text_config(), "is_encoder_decoder", False):
         raise InvalidModel(
             f"A {family!r} whose language model is an encoder and a decoder "

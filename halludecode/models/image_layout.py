@@ -46,6 +46,13 @@ def pixtral_span(pixels: Mapping[str, Any], count: int, config: Any) -> Span:
     return 0, height // side, width // side
 
 
+def grid_span(pixels: Mapping[str, Any], count: int, config: Any) -> Span:
+    """A grid of merged patches, of the picture's own size."""
+    step = config.vision_config.merge_kernel_size[0]
+    _, rows, columns = pixels["image_grid_thw"][0].tolist()
+    return 0, rows // step, columns // step
+
+
 def views_span(pixels: Mapping[str, Any], count: int, config: Any) -> Span:
     """The first view is the whole picture, all views have as many tokens."""
     return _square(count // len(pixels["pixel_values"]))
@@ -75,6 +82,8 @@ def _step(config: Any) -> int:
     if hasattr(config, "downsample_ratio"):
         return round(1 / config.downsample_ratio)
     tower = config.vision_config
+    if hasattr(tower, "pixel_shuffle_ratio"):
+        return round(1 / tower.pixel_shuffle_ratio)
     for owner, name in (
         (config, "scale_factor"),
         (config, "downsample_factor"),
@@ -88,8 +97,17 @@ def _step(config: Any) -> int:
 
 def pixtral_patches(values: Tensor, pixels: Mapping[str, Any], config: Any) -> Tensor:
     """One token of a square of neighbours, in the picture's own shape."""
-    _, rows, columns = pixtral_span(pixels, 0, config)
-    step = config.spatial_merge_size
+    return _squares(values, pixtral_span(pixels, 0, config), config.spatial_merge_size)
+
+
+def grid_patches(values: Tensor, pixels: Mapping[str, Any], config: Any) -> Tensor:
+    """As `pixtral_patches`."""
+    step = config.vision_config.merge_kernel_size[0]
+    return _squares(values, grid_span(pixels, 0, config), step)
+
+
+def _squares(values: Tensor, span: Span, step: int) -> Tensor:
+    _, rows, columns = span
     squares = values.unflatten(-1, (rows, step, columns, step)).mean((-3, -1))
     return squares.flatten(-2).movedim(-3, -2).flatten(-2)
 
@@ -172,6 +190,13 @@ def first_view(pixels: Mapping[str, Any], processor: Any) -> Tensor:
 def last_view(pixels: Mapping[str, Any], processor: Any) -> Tensor:
     """The last view."""
     return pixels["pixel_values"][-1]
+
+
+def grid_view(pixels: Mapping[str, Any], processor: Any) -> Tensor:
+    """Patches [n, 3, p, p] put back in their places."""
+    _, rows, columns = pixels["image_grid_thw"][0].tolist()
+    patches = pixels["pixel_values"].unflatten(0, (rows, columns))
+    return patches.permute(2, 0, 3, 1, 4).flatten(3).flatten(1, 2)
 
 
 def qwen_view(pixels: Mapping[str, Any], processor: Any) -> Tensor:

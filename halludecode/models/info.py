@@ -11,6 +11,9 @@ from halludecode.models.families import family_of
 RECURRENT = ("conv", "linear_attention")
 # Towers whose processors make views of one size.
 SQUARE = frozenset({"clip_vision_model", "siglip_vision_model", "internvl_vision"})
+# Of a tower that has no layers to look into: what asks for them is refused by the family's row,
+# before any number is used.
+UNLIKE = VisionInfo(24, 16, has_cls=False, feature_layer=-1)
 
 
 def model_info(config: Any) -> ModelInfo:
@@ -62,9 +65,9 @@ def vision_info(config: Any) -> VisionInfo | None:
     layers = getattr(tower, "num_hidden_layers", None) or getattr(tower, "depth", None)
     heads = getattr(tower, "num_attention_heads", None) or getattr(tower, "num_heads", None)
     if not layers or not heads:
-        return None
+        return UNLIKE if "vision" in family_of(config).lacks else None
     feature = getattr(config, "vision_feature_layer", -1)
-    # CLIP's and InternVL's towers put a CLS token first; SigLIP's and Qwen's have none.
+    # CLIP's and InternVL's towers put a CLS token first, Llama 4's last; others have none.
     kind = getattr(tower, "model_type", "")
     has_cls = kind in ("clip_vision_model", "internvl_vision")
     places = 0
@@ -72,7 +75,9 @@ def vision_info(config: Any) -> VisionInfo | None:
         sides = (_sides(getattr(tower, name)) for name in ("image_size", "patch_size"))
         (height, width), (rows, columns) = sides
         places = height // rows * (width // columns) + has_cls
-    return VisionInfo(layers, heads, has_cls, feature if isinstance(feature, int) else -1, places)
+    read = feature if isinstance(feature, int) else -1
+    last = kind == "llama4_vision_model"
+    return VisionInfo(layers, heads, has_cls, read, places, cls_last=last)
 
 
 def _sides(size: Any) -> tuple[int, int]:

@@ -51,6 +51,7 @@ class VisionCapture:
     places: Mapping[int, int]  # id of an attention module -> its layer
     has_cls: bool
     fullwidth: bool
+    cls_last: bool = False
     kept: dict[int, list[Tensor]] = field(default_factory=dict)
 
     def see(
@@ -67,8 +68,10 @@ class VisionCapture:
         if self.fullwidth:
             q, k = (x.transpose(1, 2).flatten(2)[:, None] for x in (q, k))
             scaling = q.shape[-1] ** -0.5
-        if self.has_cls:
-            weights = (q[:, :, :1] @ k.transpose(-1, -2) * scaling).softmax(-1)[:, :, 0, 1:]
+        if self.has_cls or self.cls_last:
+            at, patches = (-1, slice(-1)) if self.cls_last else (0, slice(1, None))
+            cls = q[:, :, at, None]
+            weights = (cls @ k.transpose(-1, -2) * scaling).softmax(-1)[:, :, 0, patches]
         else:
             real = q.new_ones(len(q), 1, q.shape[2]) if mask is None else _seen(mask)[:, :, 0]
             hidden = real[:, :, None] == 0
@@ -169,10 +172,11 @@ def received(
     by_image: list[Tensor] = []
     vision = vision_info(model.config)
     has_cls = vision is not None and vision.has_cls
+    last = vision is not None and vision.cls_last
     places = _places(model)
     with _tower_set(model):
         for image in images:
-            capture = VisionCapture(frozenset(layers), places, has_cls, fullwidth)
+            capture = VisionCapture(frozenset(layers), places, has_cls, fullwidth, last)
             token = _ACTIVE.set(capture)
             try:
                 encode(image)

@@ -13,7 +13,7 @@ from typing import Any
 from halludecode.core.errors import InvalidRequest
 from halludecode.engines.api import ExtraRows
 from halludecode.engines.vllm.compat.vllm_api import ENGINE, SERVER, moved
-from halludecode.engines.vllm.frontend.loading import OURS, import_vllm, settings
+from halludecode.engines.vllm.frontend.loading import OURS, check_executor, import_vllm, settings
 from halludecode.serve.policy import NOWHERE, Policy
 
 # Options of vLLM that would make a second front end or another kind of server.
@@ -44,6 +44,7 @@ def arguments(policy: Policy, options: Sequence[str]) -> Any:
     }.items():
         setattr(args, name, value)
     _check_parsed(args)
+    check_executor(args.distributed_executor_backend)
     args.allowed_media_domains = list(policy.domains) or [NOWHERE]
     args.allowed_local_media_path = policy.folder or ""
     try:

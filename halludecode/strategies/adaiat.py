@@ -68,9 +68,9 @@ class AdaIAT(Strategy):
         low = (mass.sum(1) / count < enough) & pictured(a)
         factor = 1 + self.alpha * (real / false - 1)[:, None]  # [H, 1]
         total = 1 + (factor - 1) * mass
-        given = {"where": low[:, None], "queries": "generated"}
-        a.scale_weights(a.generated, factor / total, **given)
-        a.scale_weights(~a.generated, 1 / total, **given)
+        low = low[:, None]
+        a.scale_weights(a.generated, factor / total, where=low, queries="generated")
+        a.scale_weights(~a.generated, 1 / total, where=low, queries="generated")
 
     def row(self, m: ModelInfo, name: str, layer: int, like: Tensor) -> Tensor:
         """[H]: one layer's averages; ones where there are none yet."""

@@ -44,7 +44,7 @@ def test_what_is_written_depends_on_the_picture(family, tmp_path_factory):
     prompt = families.FAMILIES[family].prompt("What is this?")
     written = []
     for picture in families.pictures():
-        inputs = processor(text=prompt, images=picture, return_tensors="pt")
+        inputs = processor(text=prompt, images=picture, return_tensors="pt").to(model.dtype)
         out = model.generate(**inputs, max_new_tokens=16, min_new_tokens=16, do_sample=False)
         written.append(tuple(out[0, inputs["input_ids"].shape[1] :].tolist()))
     assert len(set(written)) == 3

@@ -42,8 +42,13 @@ def config(folder: Path, **given) -> str:
         ({"model_type": "llava_llama", "mm_vision_tower": "openai/clip"}, "llava-1.5-7b-hf"),
         ({"model_type": "llava", "mm_vision_tower": "openai/clip"}, "llava-1.5-7b-hf"),
         ({"model_type": "llava_qwen"}, "llava-onevision-qwen2-7b-ov-hf"),
+        ({"model_type": "llava_qwen2"}, "FastVLM-7B"),
         ({"model_type": "internvl_chat"}, "InternVL3-8B-hf"),
-        ({"model_type": "nobodyknows"}, "model type 'nobodyknows'"),
+        ({"model_type": "multi_modality"}, "deepseek-vl-1.3b-chat or .*Janus-Pro-1B"),
+        ({"model_type": "ovis"}, "Ovis2-1B-hf"),
+        ({"model_type": "molmo"}, "'molmo'.*take a model of another one, such as Qwen"),
+        ({"model_type": "phi4mm"}, "'phi4mm'.*take a model of another one, such as Qwen"),
+        ({"model_type": "nobodyknows"}, "'nobodyknows' has no layout"),
         ({}, "the config cannot be loaded"),
     ],
     ids=str,
@@ -51,6 +56,37 @@ def config(folder: Path, **given) -> str:
 def test_a_family_is_refused_from_its_config(folder, given, why):
     with pytest.raises(InvalidModel, match=why):
         hd.load(config(folder, **given))
+
+
+REFUSE = """
+import re, sys
+from pathlib import Path
+import halludecode as hd
+try:
+    hd.load(sys.argv[1], engine=sys.argv[2])
+except hd.InvalidModel as error:
+    print(error)
+assert "torch" not in sys.modules
+print(int(re.search("VmHWM:\\s*(\\d+)", Path("/proc/self/status").read_text())[1]) >> 10)  # MiB
+"""
+
+
+@pytest.mark.parametrize("engine", ("hf", "vllm"))
+def test_a_family_is_refused_before_torch_is_imported(folder, engine):
+    """Nor does a machine need the memory that torch takes: 22 MiB here, 454 with transformers'."""
+    words = [sys.executable, "-c", REFUSE, config(folder, model_type="nobodyknows"), engine]
+    env = environment(REPO)
+    run = subprocess.run(words, capture_output=True, text=True, env=env, check=True)
+    said, peak = run.stdout.splitlines()
+    assert "'nobodyknows' has no layout" in said
+    assert int(peak) < 300
+
+
+@pytest.mark.parametrize("text", ("", "[1]", '{"model_type": 3}', "{"))
+def test_a_config_that_is_none_is_left_to_who_loads_it(folder, text):
+    (folder / "config.json").write_text(text)
+    with pytest.raises(InvalidModel, match="the config cannot be loaded"):
+        hd.load(str(folder))
 
 
 def test_an_adapter_without_its_model_says_how_to_load_it(tmp_path):
@@ -73,6 +109,16 @@ def test_an_adapter_without_its_model_says_how_to_load_it(tmp_path):
 def test_options_that_do_not_fit_name_the_cure(options, error, why):
     with pytest.raises(error, match=why):
         hd.load("testbed", **options)
+
+
+def test_a_package_that_a_tower_needs_is_named(monkeypatch, tmp_path_factory):
+    from transformers.utils import import_utils
+
+    path = families.family_path("fast_vlm", tmp_path_factory)  # built with it
+    missing = (lambda: False, import_utils.TIMM_IMPORT_ERROR)
+    monkeypatch.setitem(import_utils.BACKENDS_MAPPING, "timm", missing)
+    with pytest.raises(InvalidModel, match=r"requires the timm library.*Install the package that"):
+        hd.load(str(path))
 
 
 def test_weights_cut_short_are_one_sentence(folder):

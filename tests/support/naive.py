@@ -39,7 +39,7 @@ def inputs_of(processor: Any, text: str, images: Sequence[Any] = ()) -> Inputs:
     if "PaliGemma" in type(processor).__name__:
         return _closed(processor, text, images)
     made = processor(text=text, images=list(images) or None, return_tensors="pt")
-    return dict(made)
+    return dict(made.to(torch.float32))  # Llama 4's gives pixels in bfloat16
 
 
 def _closed(processor: Any, text: str, images: Sequence[Any]) -> Inputs:

@@ -204,10 +204,10 @@ def _on_output(context: ForwardContext, layer: int) -> Callable[..., Any]:
 
 
 def _on_mlp(context: ForwardContext, layer: int) -> Callable[..., Any]:
-    def hook(
-        module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Tensor
-    ) -> Tensor:
+    def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> Any:
         inp = args[0] if args else next(iter(kwargs.values()))
+        if isinstance(output, tuple):  # of experts, beside their router's logits
+            return (context.mlp_output(layer, output[0].view_as(inp), inp), *output[1:])
         return context.mlp_output(layer, output, inp)
 
     return hook

@@ -148,7 +148,10 @@ class HFModel:
     def context(self) -> int:
         """Most tokens a row may have."""
         text = self.model.config.get_text_config()
-        return getattr(text, "max_position_embeddings", None) or 1 << 30
+        # Llama 4's layers without rotation count padding, which tells from floor_scale tokens on.
+        scale = getattr(text, "floor_scale", None) or 1 << 30
+        chunk = getattr(text, "attention_chunk_size", None) or scale
+        return min(getattr(text, "max_position_embeddings", None) or 1 << 30, chunk, scale - 1)
 
     def clear_features(self) -> None:
         """Forget the features of all pictures."""
@@ -240,7 +243,6 @@ class HFModel:
             cache.unpadded = unpadded
         with self._told_by_switch(encoding=False):
             out = self.model(
-                input_ids=ids.to(device),
                 position_ids=(position if self.family.mrope else position[0]).to(device),
                 attention_mask=mask.to(device),
                 **{CACHE: cache},
@@ -268,22 +270,32 @@ class HFModel:
             encoded = self._encoder(**inputs, return_dict=True)
         self._around = getattr(encoded, "visual_indicator_features", None)
         deep = getattr(encoded, "deepstack_features", None) or ()
-        levels = [encoded.pooler_output, *deep]
+        levels = [self._projected(encoded), *deep]
         views = [len(image.pixels["pixel_values"]) for image in images]
         own = zip(*(_by_picture(level, views) for level in levels), strict=True)
         return {image.tower_key: torch.cat(f, -1) for image, f in zip(images, own, strict=True)}
 
+    def _projected(self, encoded: Any) -> Any:
+        if not self.family.projector:
+            return encoded.pooler_output
+        return self.model.get_submodule(self.family.projector)(encoded.last_hidden_state)
+
     def given(
         self, ids: Tensor, features: Sequence[Tensor], kind: Tensor | None = None
     ) -> dict[str, Any]:
-        """Arguments that carry picture features, those of deepstack layers side by side."""
-        family, extra = self.family, dict[str, Any].fromkeys(self.family.unused)
+        """Tokens, and arguments that carry picture features, deepstack layers' side by side."""
+        family = self.family
+        extra = {"input_ids": ids.to(self.device), **dict[str, Any].fromkeys(family.unused)}
         if family.mutual == "prompt":  # 0 is of the prompt; read where the cache is empty
             written = torch.zeros_like(ids) if kind is None else (kind == GENERATED).long()
             extra["token_type_ids"] = written.to(self.device)
         if not features and not family.unused:
             return extra
         image = (ids == self.model.config.image_token_id).to(self.device)
+        if family.projector:
+            words = self.model.get_input_embeddings()(extra["input_ids"])
+            at = image[..., None].expand_as(words)
+            return {"inputs_embeds": words.masked_scatter(at, torch.cat(list(features)))}
         if family.mutual == "picture":
             extra["token_type_ids"] = image.long()
         embed = self.model.get_input_embeddings()

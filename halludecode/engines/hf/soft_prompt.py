@@ -186,7 +186,6 @@ def _loss(
     features = [laid(soft, n).to(hf_model.model.dtype) for example in batch for n in example.places]
     with hooked(hf_model.model, hf_model.family, ForwardContext()):  # the plain model's
         output: Any = hf_model.model(
-            input_ids=ids.to(hf_model.device),
             position_ids=(position if hf_model.family.mrope else position[0]).to(hf_model.device),
             attention_mask=(kind != PAD).long().to(hf_model.device),
             use_cache=False,

@@ -278,7 +278,6 @@ class TokenTree:
         position = position.expand(3, -1, -1) if hf_model.family.mrope else position
         with hooked(hf_model.model, hf_model.family, self.context), self.last.of(hf_model.model):
             out: Any = hf_model.model(
-                input_ids=ids.to(device),
                 position_ids=position.to(device),
                 attention_mask=self._masks(visible),
                 **{CACHE: self.batch.cache},

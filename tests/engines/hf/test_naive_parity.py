@@ -64,7 +64,7 @@ def test_vcd(world):
     engine, _, model, processor, text = world
     image = families.pictures()[1]
     noised = engine.rows(hd.Request("What is this?", [image]), "vcd")["noised"].pixel_values
-    plain = processor(text=text, images=[image], return_tensors="pt")["pixel_values"]
+    plain = processor(text=text, images=[image], return_tensors="pt")["pixel_values"].float()
     noised = noised.reshape(plain.shape)
     assert not torch.allclose(noised, plain)
     expected = naive.vcd(model, processor, text, [image], N, noised=noised, alpha=0.7, beta=0.05)

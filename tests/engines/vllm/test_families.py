@@ -15,7 +15,8 @@ from tests.support.vllm import ACTIVE, answer_together, edge_gaps, same
 
 NAMES = [*STRATEGIES.names(), *specs.COMPOSED, "damro+agla", "lacing(attention=dual)"]
 CHOSEN = ("qwen2_5_vl", "internvl")
-ABSENT = ("aya_vision", "deepseek_vl", "glm46v", "instructblip", "janus", "ovis2", "vipllava")
+ABSENT = ("aya_vision", "deepseek_vl", "fast_vlm", "glm46v", "instructblip", "janus", "kimi_k25")
+ABSENT += ("ovis2", "vipllava")
 REFUSED = {
     "gemma3": "Gemma 3.*engine='hf'",
     "aria": "Aria.*engine='hf'",
@@ -25,6 +26,7 @@ REFUSED = {
     "qwen3_5_moe": "Qwen3.5 MoE.*engine='hf'",
     "paligemma": "PaliGemma.*engine='hf'",
     "glm4v": "GLM-4V.*engine='hf'",
+    "llama4": "Llama 4.*engine='hf'",
     **dict.fromkeys(ABSENT, r"vLLM [\d.]+ has no \w+ForConditionalGeneration of its own; .*'hf'"),
 }
 REST = [name for name in families.FAMILIES if name not in (*CHOSEN, *REFUSED)]

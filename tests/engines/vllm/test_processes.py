@@ -26,7 +26,8 @@ from tests.support import families
 def main():
     engine = hd.load(sys.argv[2], engine="vllm", artifacts=sys.argv[1], block_size=32,
                      kv_cache_memory_bytes=64 << 20, max_num_seqs=8, max_num_batched_tokens=512,
-                     tensor_parallel_size=int(os.environ["RANKS"]))
+                     tensor_parallel_size=int(os.environ["RANKS"]),
+                     distributed_executor_backend=os.environ.get("EXECUTOR"))
     asked = hd.Request("Describe the image.", families.pictures()[:1])
     sampling = hd.Sampling(max_new_tokens=5)
     made = {s: engine.generate(asked, s, sampling)[0].token_ids for s in sys.argv[3:]}
@@ -87,10 +88,10 @@ if __name__ == "__main__":
 """
 
 
-def run(script: Path, text: str, *words: str, ranks: int = 1) -> list[str]:
+def run(script: Path, text: str, *words: str, ranks: int = 1, **more: str) -> list[str]:
     script.write_text(text)
     env = environment(REPO, VLLM_ENABLE_V1_MULTIPROCESSING="1", RANKS=str(ranks))
-    env["VLLM_LOGGING_LEVEL"] = "ERROR"
+    env |= {"VLLM_LOGGING_LEVEL": "ERROR", **more}
     env["VLLM_CPU_OMP_THREADS_BIND"] = "nobind"  # several processes, on however few cores
     done = subprocess.run(
         [sys.executable, str(script), *words],
@@ -104,9 +105,9 @@ def run(script: Path, text: str, *words: str, ranks: int = 1) -> list[str]:
     return done.stdout.strip().splitlines()
 
 
-def ask(hf, model: str, folder: Path, specs: tuple[str, ...], ranks: int) -> None:
+def ask(hf, model: str, folder: Path, specs: tuple[str, ...], ranks: int, **more: str) -> None:
     words = (str(folder), model, *specs)
-    made = json.loads(run(folder / "ask.py", SCRIPT, *words, ranks=ranks)[-1])
+    made = json.loads(run(folder / "ask.py", SCRIPT, *words, ranks=ranks, **more)[-1])
     assert "'beam search'" in made.pop("refused")
     asked = hd.Request("Describe the image.", families.pictures()[:1])
     told = hf.generate(asked, "vcd", hd.Sampling(max_new_tokens=5), explain=True)[0].explanation

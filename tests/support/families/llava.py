@@ -1,4 +1,4 @@
-"""LLaVA-1.5, LLaVA-NeXT, LLaVA-OneVision and VipLLaVA, tiny."""
+"""LLaVA-1.5, LLaVA-NeXT, LLaVA-OneVision, VipLLaVA and FastVLM, tiny."""
 
 from __future__ import annotations
 
@@ -130,3 +130,40 @@ def vipllava() -> tuple[Any, Any]:
         num_additional_image_tokens=1,
     )
     return VipLlavaForConditionalGeneration(config), processor
+
+
+def fast_vlm() -> tuple[Any, Any]:
+    from transformers import (
+        CLIPImageProcessor,
+        FastVlmConfig,
+        FastVlmForConditionalGeneration,
+        LlavaProcessor,
+        TimmWrapperConfig,
+    )
+
+    special = ["<image>", "<|im_start|>", "<|im_end|>"]
+    words = tokenizer(special, {"image_token": "<image>"}, eos="<|im_end|>", bos_first=False)
+    config = FastVlmConfig(
+        vision_config=TimmWrapperConfig(
+            architecture="fastvit_mci3",
+            hidden_size=64,
+            model_args={
+                "inference_mode": True,
+                "layers": [1, 1, 1, 1, 1],
+                "embed_dims": [8, 8, 16, 32, 32],
+            },
+        ),
+        text_config=qwen2(len(words)),
+        image_token_index=words.image_token_id,
+        image_seq_length=16,
+        tie_word_embeddings=False,
+    )
+    side = {"height": 256, "width": 256}  # its stages leave one patch of 64 x 64 pixels
+    processor = LlavaProcessor(
+        image_processor=CLIPImageProcessor(size={"shortest_edge": 256}, crop_size=side),
+        tokenizer=words,
+        patch_size=64,
+        vision_feature_select_strategy="full",
+        num_additional_image_tokens=0,
+    )
+    return FastVlmForConditionalGeneration(config), processor

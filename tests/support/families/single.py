@@ -1,4 +1,4 @@
-"""Mistral 3, DeepSeek-VL, Janus, Ovis 2 and Aria, tiny."""
+"""Mistral 3, DeepSeek-VL, Janus, Ovis 2, Llama 4, Kimi K2.5 and Aria, tiny."""
 
 from __future__ import annotations
 
@@ -154,6 +154,112 @@ def ovis2() -> tuple[Any, Any]:
         image_seq_length=16,
     )
     return Ovis2ForConditionalGeneration(config), processor
+
+
+def llama4() -> tuple[Any, Any]:
+    from transformers import (
+        Llama4Config,
+        Llama4ForConditionalGeneration,
+        Llama4ImageProcessor,
+        Llama4Processor,
+        Llama4TextConfig,
+        Llama4VisionConfig,
+    )
+
+    marks = ["<|image|>", "<|patch|>", "<|image_start|>", "<|image_end|>"]
+    marks += ["<|tile_x_separator|>", "<|tile_y_separator|>"]
+    special = [*marks, "<|header_start|>", "<|header_end|>", "<|eot|>"]
+    words = tokenizer(special, eos="<|eot|>", bos_first=True)
+    config = Llama4Config(
+        vision_config=Llama4VisionConfig(
+            hidden_size=64,
+            intermediate_size=256,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            image_size=64,
+            patch_size=8,
+            projector_input_dim=128,
+            projector_output_dim=128,
+            vision_output_dim=128,
+        ),
+        text_config=Llama4TextConfig(
+            **text_config(len(words)),
+            head_dim=32,
+            intermediate_size_mlp=256,
+            num_local_experts=4,
+            interleave_moe_layer_step=2,
+            no_rope_layer_interval=3,
+            attention_chunk_size=512,
+            floor_scale=512,
+        ),
+        image_token_index=words.convert_tokens_to_ids("<|patch|>"),
+        boi_token_index=words.convert_tokens_to_ids("<|image_start|>"),
+        eoi_token_index=words.convert_tokens_to_ids("<|image_end|>"),
+        tie_word_embeddings=False,
+    )
+    processor = Llama4Processor(
+        image_processor=Llama4ImageProcessor(size=SIDE, max_patches=4),
+        tokenizer=words,
+        patch_size=8,
+    )
+    return Llama4ForConditionalGeneration(config), processor
+
+
+def kimi_k25() -> tuple[Any, Any]:
+    from transformers import (
+        DeepseekV3Config,
+        Kimi_K25Config,
+        Kimi_K25ForConditionalGeneration,
+        Kimi_K25ImageProcessor,
+        Kimi_K25Processor,
+        Kimi_K25VideoProcessor,
+        Kimi_K25VisionConfig,
+    )
+
+    named = {"image_token": "<|media_pad|>", "video_token": "<|kimi_k25_video_placeholder|>"}
+    marks = [f"<|media_{name}|>" for name in ("begin", "content", "end")]
+    marks += [f"<|im_{name}|>" for name in ("user", "middle", "end", "assistant")]
+    words = tokenizer([*named.values(), *marks], named, eos="<|im_end|>", bos_first=False)
+    config = Kimi_K25Config(
+        vision_config=Kimi_K25VisionConfig(
+            hidden_size=64,
+            intermediate_size=128,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            patch_size=8,
+            pos_emb_height=8,
+            pos_emb_width=8,
+        ),
+        text_config=DeepseekV3Config(
+            **text_config(len(words), num_key_value_heads=4),
+            moe_intermediate_size=64,
+            n_routed_experts=4,
+            num_experts_per_tok=2,
+            n_group=1,
+            topk_group=1,
+            first_k_dense_replace=2,
+            kv_lora_rank=32,
+            q_lora_rank=32,
+            qk_rope_head_dim=16,
+            qk_nope_head_dim=16,
+            v_head_dim=24,
+            num_mtp_layers=0,
+        ),
+        projection_hidden_size=64,
+        image_token_id=words.image_token_id,
+        video_token_id=words.video_token_id,
+        vision_start_token_id=words.convert_tokens_to_ids("<|media_begin|>"),
+        vision_end_token_id=words.convert_tokens_to_ids("<|media_end|>"),
+        tie_word_embeddings=False,
+    )
+    processor = Kimi_K25Processor(
+        image_processor=Kimi_K25ImageProcessor(
+            patch_size=8, size={"max_height": 16, "max_width": 16}
+        ),
+        tokenizer=words,
+        video_processor=Kimi_K25VideoProcessor(patch_size=8),
+    )
+    return Kimi_K25ForConditionalGeneration(config), processor
 
 
 def aria() -> tuple[Any, Any]:

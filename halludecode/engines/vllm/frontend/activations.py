@@ -156,14 +156,18 @@ class ActivationPasses:
             by_prompt: Passes per request and part; those asked for in turn are put in.
         """
         passes, read = dict[PassKey, Pass](), dict[PassKey, Activations]()
-        while new := {
-            (at, each.key): each
-            for at, own in zip(places, by_prompt, strict=True)
-            for requests in own
-            for each in requests.values()
-            if (at, each.key) not in passes
-        }:
-            passes |= running.enter_context(self._taken(new))
+        more = True
+        while more:  # new names, though their passes may have been run under others
+            new = {
+                (at, each.key): each
+                for at, own in zip(places, by_prompt, strict=True)
+                for requests in own
+                for each in requests.values()
+                if (at, each.key) not in passes
+            }
+            if new:
+                passes |= running.enter_context(self._taken(new))
+            more = False
             for prompt, at, own in zip(prompts, places, by_prompt, strict=True):
                 for part, requests in zip(parts, own, strict=True):
                     if not part.in_turn:
@@ -172,7 +176,9 @@ class ActivationPasses:
                         if key not in read:  # what it kept is needed on this side
                             read[key] = self._read(passes[key], at)
                     seen = {name: read[at, each.key] for name, each in requests.items()}
-                    requests |= next_passes(part.strategy, prompt, seen, part.model_info)
+                    asked = next_passes(part.strategy, prompt, seen, part.model_info)
+                    requests |= asked
+                    more |= bool(asked)
         return passes
 
     def _take(self, requests: Mapping[PassKey, ActivationRequest]) -> dict[PassKey, Pass]:

