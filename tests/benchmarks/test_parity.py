@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 from benchmarks import parity
 
 TOLERANCE = 1e-4  # of log-probabilities in float32; a method whose numbers are larger says so here
 LOOSER: dict[str, float] = {}
+NUMBER = re.compile(r"\b\d+e[-+]?\d+\b")
 
 
 @pytest.mark.parametrize("name", parity.names())
@@ -21,7 +24,13 @@ def test_ours_are_the_official_numbers(name):
 
 
 def test_the_page_is_what_the_command_writes():
-    assert parity.PAGE.read_text(encoding="utf-8") == parity.page(parity.names())
+    """Its last digits are rounding, which depends on threads and processor."""
+    pages = [parity.PAGE.read_text(encoding="utf-8"), parity.page(parity.names())]
+    kept, made = (NUMBER.sub("#", text) for text in pages)
+    assert kept == made
+    for one, other in zip(*(NUMBER.findall(text) for text in pages), strict=True):
+        small, large = sorted((float(one), float(other)))
+        assert large <= max(3 * small, 1e-7), (one, other)
 
 
 def test_a_token_banned_on_one_side_alone_is_infinitely_far():
