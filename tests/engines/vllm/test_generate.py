@@ -6,7 +6,7 @@ import pytest
 
 import halludecode as hd
 from tests.support import families
-from tests.support.vllm import requests, same, scheduler_of
+from tests.support.vllm import V2, requests, same, scheduler_of
 
 ROWS = ["greedy", "vcd", "m3id", "ritual", "apc_only", "scaled(scale=2.0)", "vcd+ritual+m3id"]
 GREEDY = hd.Sampling(max_new_tokens=10, logprobs=3)
@@ -36,7 +36,8 @@ def test_row_strategies_give_the_tokens_of_the_hf_engine(engines, spec, sampling
     for x, y in zip(a, b, strict=True):
         assert same(x, y)
         assert (x.effect, x.strategy) == (y.effect, y.strategy)
-        assert x.rows == y.rows  # without those that no token needed
+        # Without those that no token needed; V2 begins all with the prompt.
+        assert x.rows == (ours.plan(spec).rows if V2 else y.rows)
         assert x.scores == pytest.approx(y.scores, abs=1e-3)
 
 

@@ -7,7 +7,15 @@ from dataclasses import replace
 import pytest
 
 import halludecode as hd
-from tests.support.vllm import WORDS, answer_together, requests, same, scheduler_of, worker_of
+from tests.support.vllm import (
+    V2,
+    WORDS,
+    answer_together,
+    requests,
+    same,
+    scheduler_of,
+    worker_of,
+)
 
 # With settings under which the testbed, trained and sure of itself, leaves tokens open.
 SPECS = (
@@ -22,6 +30,7 @@ SAMPLINGS = (
     replace(DRAWN, bad_words=("a", "there"), logit_bias={7: 2.0}, n=2),
 )
 LATE = {spec for spec in SPECS if spec != "sid"}
+on_demand = pytest.mark.skipif(V2, reason="model runner V2 begins all rows with the prompt")
 
 
 @pytest.fixture
@@ -45,6 +54,7 @@ def mixed(count: int, specs: tuple[str, ...]) -> list[tuple[hd.Request, str, hd.
     return [*asked, (hd.Request("Why?"), "vcd", GREEDY), (requests(1)[0], "greedy", GREEDY)]
 
 
+@on_demand
 @pytest.mark.parametrize("tight", ["", "cut"])
 def test_answers_are_those_of_rows_that_always_run(both_ways, tight):
     """With chunked prompts and preemption, too, where "cut" has no room for whole prompts."""
@@ -69,6 +79,7 @@ def test_answers_are_those_of_rows_that_always_run(both_ways, tight):
 OPEN = "agla(beta=0.001)"  # nearly every token is
 
 
+@on_demand
 def test_rows_that_cannot_be_made_end_their_answers_alone(vllm_engine, monkeypatch):
     engine = vllm_engine("testbed")
     opener, asked = engine._opener, requests(3)
@@ -93,11 +104,14 @@ def test_rows_that_cannot_be_made_end_their_answers_alone(vllm_engine, monkeypat
 def test_what_cannot_wait_says_why(vllm_engine, monkeypatch):
     engine = vllm_engine("testbed")
     begin = {spec: engine.rows_begin(engine.plan(spec)) for spec in (*SPECS, "vcd(beta=0)", "vhr")}
-    assert {spec for spec, why in begin.items() if not why} == LATE
+    waits = "model runner V2 draws a token of every row" if V2 else ""
+    assert {spec for spec, why in begin.items() if why == waits} == LATE
     assert begin["sid"] == "its prompts are read whole, in one step"
     assert begin["vcd(beta=0)"] == "every token needs them"
     scheduling = engine.loaded.vllm_config.scheduler_config
     monkeypatch.setattr(scheduling, "async_scheduling", True)
-    assert "before the tokens" in engine.rows_begin(engine.plan("vcd"))
+    assert engine.rows_begin(engine.plan("vcd")) == (
+        waits or "a step is scheduled before the tokens of the last one are known"
+    )
     monkeypatch.setattr(engine, "extra_rows", "always")
     assert engine.rows_begin(engine.plan("vcd")) == "extra_rows is 'always'"
