@@ -11,6 +11,11 @@ from tests.support.specs import FAMILIES
 
 N = 4
 SAMPLING = hd.Sampling(max_new_tokens=N, logprobs=1)
+NOISE = 2e-4
+# A recurrent state is read in chunks without a cache and token by token with one: of the tiny
+# Qwen3.5, transformers' own log-probabilities of the two part by up to 4.6e-4 in four tokens, where
+# Qwen2.5-VL's part by 5e-6. A contrast weighs such a difference nine times (m3id here).
+RECURRENT_NOISE = 9 * 4.6e-4
 
 
 @pytest.fixture(params=FAMILIES)
@@ -27,9 +32,10 @@ def check(engine, spec, expected: naive.Answer, image):
     count = len(output.token_ids)
     assert count == N or output.finish_reason == "stop"
     assert list(output.token_ids) == expected.ids[:count]
+    noise = RECURRENT_NOISE if engine.model_info.recurrent else NOISE
     for got, scores in zip(output.logprobs, expected.scores[:count], strict=True):
         finite = scores.masked_fill(scores == -torch.inf, -1e30)
-        assert got.logprob == pytest.approx(float(finite.log_softmax(-1)[got.token_id]), abs=2e-4)
+        assert got.logprob == pytest.approx(float(finite.log_softmax(-1)[got.token_id]), abs=noise)
 
 
 @pytest.mark.parametrize("place", range(3))
