@@ -12,7 +12,7 @@ import hypothesis
 import pytest
 
 import halludecode as hd
-from tests.support import families
+from tests.support import families, specs
 from tests.support.vllm import MET
 
 # How long an example takes on a loaded machine is no promise of the code, nor is drawing one.
@@ -37,6 +37,14 @@ def pytest_xdist_make_scheduler(config, log):
             return next((folder for folder in TOGETHER if file.startswith(folder)), file)
 
     return ByFile(config, log)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What is asked of a family much like another's is left to `make test-all`."""
+    for item in items:
+        params = getattr(getattr(item, "callspec", None), "params", {})
+        if any(isinstance(value, str) and value in specs.RARE for value in params.values()):
+            item.add_marker(pytest.mark.full)
 
 
 def pytest_sessionfinish(session: pytest.Session) -> None:

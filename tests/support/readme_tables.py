@@ -19,6 +19,7 @@ from halludecode.core.needs import KINDS, in_words
 
 MARK = "<!-- {name}:{edge} -->"
 RECORD = "tests/contract/record.json"
+TURNED = "imccd"  # refused where positions turn in any other way, of which README's text tells
 COLUMNS = ("kind", "strategy", "paper", "what it does", "needs", "cost")
 
 
@@ -48,25 +49,40 @@ def family_table(record: Sequence[Mapping[str, Any]]) -> str:
 
     A cell counts the strategies and compositions that passed every law there; "not `damro` (2)" is
     one that the engine refuses on this family before any token, for reason 2. Those for weights
-    that were trained with them are left out.
+    that were trained with them are left out, and one that only plain rotary positions serve.
 
     Args:
         record: What the contract tests found: engine, family, strategy, outcome, reason.
     """
-    record = [row for row in record if not trained(row["strategy"])]
+    record = [row for row in record if not (trained(row["strategy"]) or row["strategy"] == TURNED)]
     families = sorted({row["family"] for row in record})
     engines = list(dict.fromkeys(row["engine"] for row in record))
     reasons: dict[str, int] = {}
-    alike: dict[tuple[str, ...], list[str]] = {}
+    alike: dict[tuple[str, ...], list[tuple[str, list[str]]]] = {}
     for family in families:
         here = [row for row in record if row["family"] == family]
         cells = [_cell([r for r in here if r["engine"] == engine], reasons) for engine in engines]
-        alike.setdefault(tuple(cells), []).append(f"`{family}`")
+        # Why an engine has none of a family names the family, so those for other reasons join it.
+        kind = tuple("no" if cell.startswith("no ") else cell for cell in cells)
+        alike.setdefault(kind, []).append((f"`{family}`", cells))
     lines = [["family", *engines], ["---"] * (len(engines) + 1)]
-    lines += [[", ".join(named), *cells] for cells, named in alike.items()]
+    lines += [
+        [
+            ", ".join(name for name, _ in own),
+            *(_joined(c) for c in zip(*(c for _, c in own), strict=True)),
+        ]
+        for own in alike.values()
+    ]
     table = "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
     notes = "; ".join(f"({number}) {reason}" for reason, number in reasons.items())
     return "\n\n".join(filter(None, [table, notes]))
+
+
+def _joined(cells: Sequence[str]) -> str:
+    """One cell for families alike: the same, or that there is none and every reason why."""
+    if len(set(cells)) == 1:
+        return cells[0]
+    return f"no {' '.join(dict.fromkeys(re.findall(r'[(][0-9]+[)]', ' '.join(cells))))}"
 
 
 def trained(name: str) -> bool:

@@ -22,6 +22,10 @@ REPRESENTATIVES = ("agla", "damro", "var", "vcd", "vhr", "vista")
 # Of families whose row is much like another's, half of these: the tower, attention, a row.
 ALIKE = FAMILIES[FAMILIES.index("vipllava") :]
 FEWER = ("damro", "var", "vcd")
+# Of these, the ones whose row no other family's tests say anything about; `make test` leaves the
+# rest to `make test-all`.
+UNLIKE = ("mistral3", "qwen3_vl_moe", "paligemma", "lfm2_vl", "qwen3_5")
+RARE = frozenset(ALIKE) - frozenset(UNLIKE)
 # Parameters under which a strategy acts on a random model; without an entry, its defaults.
 ACTIVE: dict[str, str] = {
     "act": "act(alpha=1.5)",

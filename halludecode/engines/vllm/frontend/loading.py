@@ -34,7 +34,7 @@ OTHERWISE = {
     "cohere2_vision": "keeps Command A Vision's residual where steering and early layers miss it",
     "lfm2_vl": "was not compared with transformers on the recurrent layers of LFM2-VL",
     "qwen3_5": "was not compared with transformers on the recurrent layers of Qwen3.5",
-    "qwen3_5_moe": "was not compared with transformers on the recurrent layers of Qwen3.5 MoE",
+    "qwen3_5_moe": "was not compared with transformers on the recurrent layers of Qwen3.5",
     "paligemma": "lets the words of a PaliGemma prompt see only those before them",
     "llama4": "has not been compared with transformers on Llama 4, whose layers see in chunks",
     "glm4v": "gave other tokens than transformers for a small GLM-4V, even for words alone",
