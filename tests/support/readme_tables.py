@@ -54,7 +54,7 @@ def family_table(record: Sequence[Mapping[str, Any]]) -> str:
     Args:
         record: What the contract tests found: engine, family, strategy, outcome, reason.
     """
-    record = [row for row in record if not (trained(row["strategy"]) or row["strategy"] == TURNED)]
+    record = [row for row in record if not left_out(row["strategy"])]
     families = sorted({row["family"] for row in record})
     engines = list(dict.fromkeys(row["engine"] for row in record))
     reasons: dict[str, int] = {}
@@ -83,6 +83,11 @@ def _joined(cells: Sequence[str]) -> str:
     if len(set(cells)) == 1:
         return cells[0]
     return f"no {' '.join(dict.fromkeys(re.findall(r'[(][0-9]+[)]', ' '.join(cells))))}"
+
+
+def left_out(name: str) -> bool:
+    """Whether the text beside the table tells where a strategy runs."""
+    return trained(name) or name == TURNED
 
 
 def trained(name: str) -> bool:
