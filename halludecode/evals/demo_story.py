@@ -6,9 +6,10 @@ shows what strategies change and is no sample of how often they do; how often is
 
 from __future__ import annotations
 
+import inspect
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,9 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from halludecode import catalog
 from halludecode.core import spec as hd_spec
 from halludecode.core.needs import KINDS
+from halludecode.core.plan import compile_plan, typical_model_info
 from halludecode.engines.outputs import IDLE
 from halludecode.evals.benchmarks.registry import benchmark_named
 from halludecode.evals.results.build import BASELINE, Answers
@@ -149,23 +150,24 @@ def _changes(strategy: str, groups: Groups) -> Counter[str]:
     return counts
 
 
-def _parts(strategy: str) -> list[str]:
-    return [part.name for part in hd_spec.parse(strategy)]
-
-
 def kind(strategy: str) -> str:
-    """What a strategy does, of `core.needs.KINDS`, by the first of its parts."""
-    own = {k for name in _parts(strategy) for k in catalog.info(name).kinds}
-    return next(k for k in KINDS if k in own)
+    """What a strategy does, of `core.needs.KINDS`, by the first of its parts that does anything."""
+    info = replace(typical_model_info(), artifact={})
+    parts = compile_plan(hd_spec.parse(strategy), info).parts
+    return next((k for k in KINDS if any(k in part.kinds for part in parts)), KINDS[-1])
 
 
 def _idea(strategy: str) -> str:
     """The first line of what is written about it."""
-    parts = _parts(strategy)
+    parts = hd_spec.parse(strategy)
     if len(parts) > 1:
-        return f"{' and '.join(parts)} together."
-    _, _, words = catalog.info(parts[0]).summary.partition(": ")
-    return f"{words[:1].upper()}{words[1:]}" if words else catalog.info(parts[0]).summary
+        return f"{' and '.join(part.name for part in parts)} together."
+    module = inspect.getmodule(type(parts[0]))
+    line = (inspect.getdoc(module) or inspect.getdoc(type(parts[0])) or parts[0].name).splitlines()[
+        0
+    ]
+    words = line.partition(": ")[2] or line
+    return f"{words[:1].upper()}{words[1:]}"
 
 
 def _helps(strategy: str, results: Mapping[str, Any]) -> str:
