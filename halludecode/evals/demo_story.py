@@ -72,7 +72,7 @@ def scene(groups: Groups) -> Scene | None:
 
 
 def _scenes(captions: Answers, questions: Answers) -> Iterator[Scene]:
-    described = captions.lines[BASELINE][None]
+    described = captions.lines.get(BASELINE, {}).get(None, {})
     asked: dict[tuple[str, str], dict[str, Mapping[str, Any]]] = {}
     of_image = {line["image"]: line for line in described.values()}
     for who, by_split in questions.lines.items():
@@ -84,8 +84,12 @@ def _scenes(captions: Answers, questions: Answers) -> Iterator[Scene]:
     for number, line in described.items():
         for name in line["parsed"]["hallucinated"]:
             answers = asked.get((line["image"], name), {})
-            if answers.keys() == captions.lines.keys():
-                sentences = {w: by[None][number]["answer"] for w, by in captions.lines.items()}
+            sentences = {
+                who: by[None][number]["answer"]
+                for who, by in captions.lines.items()
+                if number in by.get(None, {})
+            }
+            if answers.keys() == sentences.keys() == captions.lines.keys():  # none failed
                 yield Scene(
                     line["image"],
                     captions.data,
@@ -133,8 +137,8 @@ def _changes(strategy: str, groups: Groups) -> Counter[str]:
     """How many answers differ from greedy's, and in what."""
     counts = Counter[str]()
     for group in groups.values():
-        for split, lines in group.lines[strategy].items():
-            plain = group.lines[BASELINE][split]
+        for split, lines in group.lines.get(strategy, {}).items():
+            plain = group.lines.get(BASELINE, {}).get(split, {})
             for i in lines.keys() & plain.keys():
                 own, other = lines[i], plain[i]
                 counts["all"] += 1
@@ -162,10 +166,9 @@ def _idea(strategy: str) -> str:
     parts = hd_spec.parse(strategy)
     if len(parts) > 1:
         return f"{' and '.join(part.name for part in parts)} together."
-    module = inspect.getmodule(type(parts[0]))
-    line = (inspect.getdoc(module) or inspect.getdoc(type(parts[0])) or parts[0].name).splitlines()[
-        0
-    ]
+    own = type(parts[0])
+    doc = inspect.getdoc(inspect.getmodule(own)) or inspect.getdoc(own) or own.name
+    line = doc.splitlines()[0]
     words = line.partition(": ")[2] or line
     return f"{words[:1].upper()}{words[1:]}"
 

@@ -100,3 +100,13 @@ def test_kinds_stand_together():
     kinds, who, _ = (list(column.cells) for column in table.columns)
     assert kinds == ["attention", "contrast", "contrast"]
     assert who == ["var(tau=None)", "vcd", "m3id(lam=0.02)"]
+
+
+@pytest.mark.parametrize("lost", [0, 4, 5, 6], ids=str)
+def test_answers_that_failed_are_left_out(lost):
+    groups = arrange([line for i, line in enumerate(LINES) if i != lost], {})
+    found = demo_story.scene(groups)
+    assert found.image == ("b" if lost == 0 else "a")  # of b something is missing
+    told = demo_story.deed(VCD, groups, RESULTS)
+    assert "of 4 answers" in told
+    assert "none of 0 answers" in demo_story.deed(VCD, arrange(LINES[1::2], {}), RESULTS)

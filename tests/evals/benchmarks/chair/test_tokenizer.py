@@ -106,7 +106,7 @@ EASY = st.tuples(st.lists(_WITH, max_size=6), _LETTERS).map(
 def test_easy_texts_are_split_as_all_others_are():
     asked = []
 
-    @settings(deadline=None, max_examples=300)
+    @settings(deadline=None, max_examples=450)
     @given(EASY | TEXTS)
     def check(caption):
         lowered = caption.lower()
