@@ -8,7 +8,8 @@ from typing import Any
 
 from halludecode.catalog import strategies
 from halludecode.core.errors import HalluDecodeError, InvalidModel
-from halludecode.models.families import FAMILIES, ModelFamily
+from halludecode.models.families import FAMILIES
+from halludecode.models.family import ModelFamily
 
 ALWAYS = ("placeholder", "layers", "turn", "span", "view", "lacks")  # of every row
 

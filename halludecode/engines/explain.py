@@ -30,7 +30,7 @@ from halludecode.engines.api import Explain, ExplainedToken, Explanation
 if TYPE_CHECKING:
     from halludecode.core.attention import Attention
     from halludecode.engines.inputs.rows import Row
-    from halludecode.models.families import ModelFamily
+    from halludecode.models.family import ModelFamily
     from halludecode.models.image_layout import Span
 
 BLIND = "blind"  # the name that strategies with this row give it

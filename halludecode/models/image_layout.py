@@ -153,6 +153,12 @@ def windowed_patches(values: Tensor, pixels: Mapping[str, Any], config: Any) -> 
 
 def naflex_span(pixels: Mapping[str, Any], count: int, config: Any) -> Span:
     """The last view is the whole picture, in its own shape, a token for a square of patches."""
+    kept = pixels["pixel_attention_mask"].shape[-1]
+    if any(rows * columns > kept for rows, columns in _shapes(pixels)):
+        raise ValueError(
+            f"it makes more patches than the {kept} that its processor keeps; "
+            "give one that is less long and narrow."
+        )
     rows, columns = (-(-n // config.downsample_factor) for n in _shapes(pixels)[-1])
     return count - rows * columns, rows, columns
 

@@ -23,7 +23,7 @@ from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 from halludecode.core.branch import TowerEdit
 from halludecode.core.errors import HookNeverFired, UnsupportedStrategy
 from halludecode.core.model_info import ModelInfo
-from halludecode.models.families import ModelFamily
+from halludecode.models.family import ModelFamily
 from halludecode.models.info import vision_info
 from halludecode.models.tower_edit import call, hooked
 

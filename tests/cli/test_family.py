@@ -29,7 +29,7 @@ def test_a_folder_is_read(capsys, tmp_path_factory):
     assert main(["doctor", "--json", "--family", str(path)]) == 0
     found = json.loads(capsys.readouterr().out)
     assert found["family"] == "aya_vision"
-    assert found["refused"].keys() == {"cca", "edvt"}, "what moves positions"
+    assert found["refused"].keys() == {"cca", "edvt", "imccd"}, "what moves positions"
     assert found["switches"]["patches"] == "square_patches"
 
 

@@ -39,7 +39,10 @@ def inputs_of(processor: Any, text: str, images: Sequence[Any] = ()) -> Inputs:
     if "PaliGemma" in type(processor).__name__:
         return _closed(processor, text, images)
     made = processor(text=text, images=list(images) or None, return_tensors="pt")
-    return dict(made.to(torch.float32))  # Llama 4's gives pixels in bfloat16
+    made = dict(made.to(torch.float32))  # Llama 4's gives pixels in bfloat16
+    if not images:
+        made.pop("token_type_ids", None)  # Gemma 3's say which tokens are of pictures
+    return made
 
 
 def _closed(processor: Any, text: str, images: Sequence[Any]) -> Inputs:
@@ -61,9 +64,10 @@ def extended(inputs: Inputs, ids: Sequence[int]) -> Inputs:
     if "mm_token_type_ids" in inputs:
         kind = inputs["mm_token_type_ids"]
         made["mm_token_type_ids"] = torch.cat([kind, torch.zeros_like(tail).to(kind.dtype)], dim=1)
-    if "token_type_ids" in inputs:  # PaliGemma: what is written sees what is before it
+    if "token_type_ids" in inputs:  # Gemma 3: 1 is of a picture; PaliGemma: 1 is written
         kind = inputs["token_type_ids"]
-        made["token_type_ids"] = torch.cat([kind, torch.ones_like(tail).to(kind.dtype)], dim=1)
+        written = torch.full_like(tail, int(not kind.any())).to(kind.dtype)
+        made["token_type_ids"] = torch.cat([kind, written], dim=1)
     return made
 
 

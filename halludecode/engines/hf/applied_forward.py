@@ -26,7 +26,7 @@ from halludecode.core.tracing import TracedStrategy
 from halludecode.engines.hf.attention_metadata import AttentionMetadata, RowPlacement
 from halludecode.engines.hf.forward_context import ForwardContext
 from halludecode.engines.hf.hooks import branch, decode, hooked, lock_of, running
-from halludecode.models.families import ModelFamily
+from halludecode.models.family import ModelFamily
 
 ENGINE = "hd.load(model, processor=processor).generate(...)"
 

@@ -22,7 +22,7 @@ from transformers import AttentionInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
-from halludecode.models.families import ModelFamily, decoder_layers
+from halludecode.models.family import ModelFamily, decoder_layers
 from halludecode.models.feed_forward import (
     Branch,
     Branched,

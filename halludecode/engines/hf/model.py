@@ -21,7 +21,7 @@ from halludecode.engines.hf.row_cache import RowCache
 from halludecode.engines.hf.unpadded import Unpadded
 from halludecode.engines.inputs.processor import LRU
 from halludecode.engines.inputs.rows import ImageInput, Row, joined
-from halludecode.models.families import ModelFamily, switch_to_try
+from halludecode.models.family import ModelFamily, switch_to_try
 from halludecode.models.info import model_info
 from halludecode.models.vision_tower import edited
 

@@ -10,7 +10,8 @@ from __future__ import annotations
 import json
 import re
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar
 
@@ -19,7 +20,7 @@ from torch import Tensor
 
 from halludecode.core.errors import InvalidRequest
 from halludecode.core.prompt import Picture, Prompt, Turn
-from halludecode.models.families import ModelFamily
+from halludecode.models.family import ModelFamily
 from halludecode.models.image_layout import Span
 
 V = TypeVar("V")
@@ -221,14 +222,8 @@ class InputProcessor:
         placeholder = "" if family.leading else family.placeholder * times
         short = self.short(placeholder, times)
         images = [[picture.image] * times] if several else [picture.image]
-        try:
+        with _told_of(picture):
             inputs = self.processor(text=[placeholder], images=images, return_tensors="pt")
-        except (ValueError, ZeroDivisionError) as error:
-            width, height = picture.image.size
-            raise InvalidRequest(
-                f"An image of {width} x {height} pixels cannot be preprocessed for this model: "
-                f"{error}"
-            ) from None
         long = inputs["input_ids"][0].tolist()
         before = short.index(self.image_token)
         stop = len(long) - (len(short) - before - 1)
@@ -236,17 +231,16 @@ class InputProcessor:
             stop = before + long.count(self.image_token) // times
         expansion = tuple(long[before:stop])
         count = expansion.count(self.image_token)
-        if count < family.least:
-            width, height = picture.image.size
-            raise InvalidRequest(
-                f"An image of {width} x {height} pixels cannot be preprocessed for this model: it "
-                f"makes {count} image token(s), and the model's code takes {family.least} or more; "
-                "give a larger one."
-            )
         words = (*WORDS, *family.encoder_words)
         tensors = {k: v for k, v in inputs.items() if k not in words}
         pixels = _views({k: v[:1] for k, v in tensors.items()} if several else tensors)
-        span = family.span(pixels, count, self._config)
+        with _told_of(picture):
+            if count < family.least:
+                raise ValueError(
+                    f"it makes {count} image token(s), and the model's code takes {family.least} "
+                    "or more; give a larger one."
+                )
+            span = family.span(pixels, count, self._config)
         return ProcessedImage(pixels, expansion, count, span, several)
 
     def short(self, text: str, pictures: int) -> list[int]:
@@ -288,6 +282,18 @@ class InputProcessor:
         text = text if images else text.replace(": \n", ": ").replace("user\n\n", "user\n")
         gap = "" if text.endswith("\n") else " "
         return text + gap + "".join(map(str, prompt.turns[1].parts)) if begun else text
+
+
+@contextmanager
+def _told_of(picture: Picture) -> Iterator[None]:
+    """What a processor or a layout cannot take ends in one sentence that says which picture."""
+    try:
+        yield
+    except (ValueError, ZeroDivisionError) as error:
+        width, height = picture.image.size
+        raise InvalidRequest(
+            f"An image of {width} x {height} pixels cannot be preprocessed for this model: {error}"
+        ) from None
 
 
 def _message(turn: Turn) -> dict[str, Any]:

@@ -18,7 +18,8 @@ from halludecode.engines.vllm.frontend.late_rows import listen
 from halludecode.engines.vllm.frontend.output_router import OutputRouter
 from halludecode.engines.vllm.protocol import SET_MODEL_INFO
 from halludecode.models.checkpoints import complete_processor, load_config
-from halludecode.models.families import ModelFamily, family_of
+from halludecode.models.families import family_of
+from halludecode.models.family import ModelFamily
 from halludecode.models.info import end_tokens, model_info
 from halludecode.models.loading import load_processor
 from halludecode.models.sources import model_source

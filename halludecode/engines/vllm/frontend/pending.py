@@ -26,7 +26,7 @@ from halludecode.engines.outputs import effect_of, settled
 from halludecode.engines.vllm.frontend.output_reader import PartialAnswer
 from halludecode.engines.vllm.frontend.requests import OpenRequest, RequestGroup
 from halludecode.engines.vllm.protocol import GroupReport, differing_within, error_class
-from halludecode.models.families import ModelFamily
+from halludecode.models.family import ModelFamily
 
 
 @dataclass(frozen=True)
