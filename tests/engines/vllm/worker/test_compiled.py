@@ -46,6 +46,18 @@ made["called by"] = sorted(set(ops))
 print(json.dumps(made))
 """
 )
+# What vLLM alone compiles and keeps: a model without our operations.
+BARE = """
+import json, os
+import vllm
+from halludecode.testbed.assets import model_path
+
+llm = vllm.LLM(str(model_path("testbed")), enforce_eager=False, block_size=32, max_num_seqs=8,
+               kv_cache_memory_bytes=64 << 20, max_num_batched_tokens=1024, dtype="float32")
+llm.generate(["What is this?"], vllm.SamplingParams(max_tokens=2), use_tqdm=False)
+kept = os.path.join(os.environ["VLLM_CACHE_ROOT"], "torch_compile_cache")
+print(json.dumps(sorted(os.listdir(kept))))
+"""
 
 
 def ran(tmp_path, script: str, *args: str, **env: str):
@@ -90,3 +102,14 @@ def test_every_strategy_acts_in_a_model_compiled_by_inductor(
     assert made.pop("how") == ["DYNAMO_TRACE_ONCE", "inductor"]
     assert made.pop("called by") == ["_entering"]
     compare(made, ours, 15)
+
+
+@pytest.mark.full
+def test_a_model_that_vllm_compiled_without_us_is_not_taken(testbed, tmp_path):
+    kept = ran(tmp_path, BARE)
+    assert kept, "nothing was kept that could be taken"
+    made = ran(tmp_path, ASK, str(tmp_path), "greedy", "pai", "vista")
+    assert made.pop("how") == ["DYNAMO_TRACE_ONCE", "inductor"]
+    assert made.pop("called by") == ["_entering"]
+    compare(made, testbed, 1)
+    assert len(list((tmp_path / "compiled" / "torch_compile_cache").iterdir())) > len(kept)
