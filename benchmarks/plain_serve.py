@@ -15,6 +15,7 @@ import argparse
 import base64
 import io
 import os
+import shutil
 import socket
 import statistics
 import subprocess
@@ -23,6 +24,8 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import httpx
@@ -30,6 +33,7 @@ import numpy as np
 import openai
 import psutil
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from halludecode.testbed.assets import model_path
 
@@ -40,8 +44,8 @@ OPTIONS = (
     *("--max-num-seqs", "48", "--dtype", "float32", "--enforce-eager"),
     *("--disable-uvicorn-access-log",),
 )
-BARE = ("-m", "vllm.entrypoints.cli.main", "serve", str(model_path("testbed")))
-OURS = ("-m", "halludecode", "serve", "--model", "testbed")
+BARE = ("-m", "vllm.entrypoints.cli.main", "serve")
+OURS = ("-m", "halludecode", "serve", "--model")
 
 
 class Server:
@@ -118,6 +122,19 @@ def server(name: str, command: tuple[str, ...]) -> Iterator[Server]:
             each.kill()
 
 
+def renamed(folder: str) -> str:
+    """The embedded model under the names that vLLM knows, which ours reads as well; its folder."""
+    given = Path(str(model_path("testbed")))
+    shutil.copytree(given, folder, dirs_exist_ok=True)
+    for file in Path(folder).glob("*.safetensors"):
+        found = {
+            name.replace("vision_tower.", "vision_tower.vision_model."): tensor
+            for name, tensor in load_file(file).items()
+        }
+        save_file(found, file, metadata={"format": "pt"})
+    return folder
+
+
 def pictures(count: int, seed: int) -> list[str]:
     """Pictures that no cache knows, as addresses."""
     noise, made = np.random.default_rng(seed), []
@@ -134,8 +151,11 @@ def main() -> None:
     for name, value in (("requests", 40), ("tokens", 32), ("rounds", 15)):
         parser.add_argument(f"--{name}", type=int, default=value)
     given = parser.parse_args()
-    bare_name = ("--served-model-name", "bare")
-    with server("bare", (*BARE, *bare_name)) as bare, server("testbed", OURS) as ours:
+    with (
+        TemporaryDirectory() as folder,
+        server(renamed(folder), (*BARE, folder)) as bare,
+        server(folder, (*OURS, folder)) as ours,
+    ):
         for each in (bare, ours):
             each.wait()
             each.timed(pictures(given.requests, 1), given.tokens)
