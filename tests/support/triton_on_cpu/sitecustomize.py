@@ -3,7 +3,8 @@
 Python imports this module at its start where PYTHONPATH names its folder (`make test-v2`), in every
 process that vLLM starts, too. vLLM's CPU build takes Triton only where it has a back end "cpu",
 which no published Triton has; Triton's own interpreter (TRITON_INTERPRET=1) then runs the kernels.
-One of them it cannot run, that of top-k and top-p: vLLM's own implementation in torch stands in.
+Two of them it cannot run: for that of top-k and top-p vLLM's own implementation in torch stands in,
+for that of grammars (structured outputs) XGrammar's.
 """
 
 from __future__ import annotations
@@ -30,7 +31,31 @@ def _with_torch(ops: ModuleType) -> None:
     ops.apply_top_k_top_p = apply_top_k_top_p
 
 
+class _Grammar:
+    """Called as the kernel is: forbids tokens of requests with a grammar."""
+
+    def __getitem__(self, grid: Any) -> Any:
+        return self._run
+
+    def _run(
+        self, logits: Any, _: Any, places: Any, starts: Any, bits: Any, *__: Any, **named: int
+    ) -> None:
+        from xgrammar import apply_token_bitmask_inplace
+
+        requests = places // named["MASK_STRIDE"]
+        at = starts[requests] + places % named["MASK_STRIDE"]
+        active = at < starts[requests + 1]
+        allowed = logits[at[active]]
+        apply_token_bitmask_inplace(allowed, bits[active])
+        logits[at[active]] = allowed
+
+
+def _with_xgrammar(outputs: ModuleType) -> None:
+    outputs._apply_grammar_bitmask_kernel = _Grammar()
+
+
 CHANGES = {
+    "vllm.v1.worker.gpu.structured_outputs": _with_xgrammar,
     "triton.backends": _with_cpu,
     "vllm.v1.sample.ops.topk_topp_sampler": _with_torch,
 }
