@@ -1,7 +1,7 @@
 """Training-free decoding strategies against hallucination in vision-language models.
 
     import halludecode as hd
-    hd.generate("testbed", "Describe the image.", ["scene.png"], strategy="vcd").text
+    hd.generate("testbed", "Describe the image.", ["testbed:3"], strategy="vcd").text
 
 Importing this package loads neither torch nor transformers nor vllm; names load what they need on
 use.

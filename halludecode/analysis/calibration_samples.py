@@ -22,7 +22,7 @@ from halludecode.evals.benchmarks.registry import standard_of
 from halludecode.evals.data.entries import Selection, folder_pictures
 from halludecode.evals.data.records import read_text
 from halludecode.evals.data.samples import EvalUnit, Sample
-from halludecode.evals.load import TESTBED, load_units
+from halludecode.evals.load import TESTBED, check_places, load_units
 from halludecode.evals.presets import describing, preset_for
 from halludecode.testbed import dataset
 
@@ -60,8 +60,10 @@ def samples(
     prompt = describing(prompt_preset, model)[1].prompt("caption", "") if kind == "pairs" else ""
     if (images is None) != (annotations is None):
         raise InvalidData("--images and --annotations go together: a folder and its file.")
+    painted = kind == "labels" and str(images) in TESTBED
+    check_places(sources, None if painted else images, annotations)
     if images is not None and annotations is not None:
-        if kind == "labels" and str(images) in TESTBED:
+        if painted:
             images = dataset(str(images), limit) / "images"
         if kind == "labels":
             pairs += read_labels(annotations, images, limit)

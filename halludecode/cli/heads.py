@@ -78,8 +78,10 @@ def heads(
     metrics = list(dict.fromkeys(metric or ["vhd"]))
     _check(metrics, sinks)
     load = options.loader(model, engine, options.engine_arguments(settings))
-    if images is not None and not images.is_dir():
-        raise InvalidData(f"{images}: cannot be read (No such file or directory).")
+
+    from halludecode.evals.load import check_places
+
+    check_places(data or [], images, annotations)
 
     from halludecode.analysis.head_map_plot import check
     from halludecode.analysis.head_sensitivity import head_sensitivity

@@ -54,9 +54,7 @@ def sinks(
         raise InvalidParameter(f"--tau {tau:g}: it must be above 0.")
     load = options.loader(model, engine, options.engine_arguments(settings))
 
-    from halludecode.analysis import sinks as analysis
     from halludecode.analysis.calibration_samples import samples
-    from halludecode.evals.runner.batching import threads_for
 
     default_data = ["testbed-dev-iid"] if model in MODELS and annotations is None else []
     sources = data or default_data
@@ -65,6 +63,10 @@ def sinks(
     if sources or images is not None or annotations is not None:
         words = {"prompt_preset": prompt_preset, "limit": limit}
         pairs = samples(model, sources, images, annotations, **words)
+
+    from halludecode.analysis import sinks as analysis
+    from halludecode.evals.runner.batching import threads_for
+
     with json_document(json) as documents, memory_advice(1):
         loaded = load()
         with threads_for(model):

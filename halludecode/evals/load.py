@@ -62,16 +62,54 @@ def load_units(
         InvalidData: Files are missing, damaged or contradict each other; the sentence names them.
         MissingExtra: A hub data set is asked for and ``datasets`` is not installed.
     """
+    check_places(sources, images, annotations)
     units: list[EvalUnit] = []
     if annotations is not None:
         units += _from_files(images, Path(annotations), selection)
     elif images is not None and not sources:
         units += _from_folder(Path(images), Path(images).resolve().name, selection, None)
     for source in sources:
-        units += _from_source(str(source), selection, images)
+        of_file = source in TESTBED and annotations is not None  # ``images`` are the file's then
+        units += _from_source(str(source), selection, None if of_file else images)
     _check(units, selection, sources)
     order = [benchmark.name for benchmark in selection.benchmarks]
     return sorted(units, key=lambda unit: order.index(unit.task))  # stable: sources in order
+
+
+def check_places(
+    sources: Sequence[str | Path],
+    images: str | Path | None = None,
+    annotations: str | Path | None = None,
+) -> None:
+    """Whether all that is named is there, in time before anything is read, painted or loaded.
+
+    Args:
+        sources: As for `load_units`; a hub id is taken at its word.
+        images: As there.
+        annotations: As there.
+
+    Raises:
+        InvalidData: The first that is missing.
+    """
+    if images is not None and not Path(images).is_dir():
+        raise InvalidData(f"{images}: no such folder of pictures.")
+    if annotations is not None and not Path(annotations).exists():
+        raise InvalidData(f"{annotations} does not exist; check the path.")
+    for source in map(str, sources):
+        if source in TESTBED:
+            continue
+        if source.startswith("testbed"):
+            raise InvalidData(f"No data source {source!r}; the testbed has {', '.join(TESTBED)}.")
+        path = Path(source)
+        if path.is_file() and path.suffix != ".tsv":
+            raise InvalidData(
+                f"{source} is a file; give the folder it is in, or a VLMEvalKit .tsv."
+            )
+        if not path.exists() and not hub.HUB_ID.fullmatch(source):
+            raise InvalidData(
+                f"{source}: no such folder, and not a hub id (owner/name); "
+                f"the testbed has {', '.join(TESTBED)}."
+            )
 
 
 def _check(units: Sequence[EvalUnit], selection: Selection, sources: Sequence[str | Path]) -> None:
@@ -94,21 +132,11 @@ def _from_source(source: str, selection: Selection, images: Path | None) -> list
     if source in TESTBED:
         from halludecode import testbed
 
-        return _from_folder(
-            testbed.dataset(source, selection.testbed_images), source, selection, None
-        )
-    if source.startswith("testbed"):
-        raise InvalidData(f"No data source {source!r}; the testbed has {', '.join(TESTBED)}.")
+        folder = testbed.dataset(source, selection.testbed_images)
+        return _from_folder(folder, source, selection, images)
     folder = Path(source)
     if folder.is_dir() and (_is_ours(folder, selection) or not hub.is_hub_copy(folder)):
         return _from_folder(folder, folder.resolve().name, selection, images)
-    if folder.is_file() and folder.suffix != ".tsv":
-        raise InvalidData(f"{source} is a file; give the folder it is in, or a VLMEvalKit .tsv.")
-    if not folder.exists() and not hub.HUB_ID.fullmatch(source):
-        raise InvalidData(
-            f"{source}: no such folder, and not a hub id (owner/name); "
-            f"the testbed has {', '.join(TESTBED)}."
-        )
     units = []
     for benchmark in selection.benchmarks:  # each has its own commit of its own data set
         alone = replace(selection, benchmarks=[benchmark])
@@ -192,9 +220,6 @@ def _from_files(images: Path | None, annotations: Path, selection: Selection) ->
     """``--images DIR --annotations FILE``: the file's own shape says which benchmark it serves."""
     if images is None:
         raise InvalidData(f"{annotations} needs the folder of its pictures: add --images DIR.")
-    images = Path(images)
-    if not images.is_dir():
-        raise InvalidData(f"{images}: no such folder of pictures.")
     asked = list(selection.benchmarks)
     first = first_fields(annotations)
     owner = next((b for b in _asked_first(asked) if b.reads(annotations, first)), asked[0])

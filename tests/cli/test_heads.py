@@ -90,7 +90,7 @@ def test_descriptions_are_read_on_their_object_words(heads, tmp_path):
         (["--metric", "heat"], "Unknown metric 'heat'; known: vhd, mass, ablation."),
         (["--sinks", "vcd"], "--sinks vcd: give var"),
         (["--images", "EMPTY"], "holds no pictures"),
-        (["--images", "absent"], "absent: cannot be read"),
+        (["--images", "absent"], "absent: no such folder of pictures."),
         (["--images", "BROKEN"], "broken.png: the picture cannot be decoded (not a picture)."),
         (["--images", "GOOD", "--metric", "ablation"], "--metric ablation needs right answers"),
         (["--task", "vqa"], "Unknown task 'vqa'. Known: "),

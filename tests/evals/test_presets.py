@@ -198,6 +198,35 @@ def test_unknown_source_is_not_mistaken_for_a_hub_id(tmp_path):
             load_units([source], select(["pope"]))
 
 
+def test_what_is_missing_is_said_before_anything_is_read(tmp_path, monkeypatch):
+    read = []
+    monkeypatch.setattr("halludecode.evals.load._from_source", lambda *args: read.append(args))
+    gone, here = tmp_path / "gone", tmp_path
+    for sources, images, annotations in (
+        (["testbed-iid"], gone, None),
+        (["testbed-iid", gone], None, None),
+        (["testbed-iid"], here, gone),
+    ):
+        with pytest.raises(InvalidData, match=f"{gone}.* (no such folder|does not exist)"):
+            load_units(sources, select(["pope"]), images, annotations)
+    assert read == []
+
+
+def test_pictures_given_with_the_testbed_are_the_ones_asked_about(tmp_path):
+    """As with any other data folder, and not left unused."""
+    from halludecode.testbed import dataset
+
+    select_two = dataclasses.replace(select(["pope(split=random)"], limit=2), testbed_images=2)
+    own = sorted((dataset("testbed-iid", 2) / "images").iterdir())
+    for number, path in enumerate(own):
+        world.picture(tmp_path / path.name, number)
+    (unit,) = load_units(["testbed-iid"], select_two, tmp_path)
+    (plain,) = load_units(["testbed-iid"], select_two)
+    assert [s.prompt for s in unit.samples] == [s.prompt for s in plain.samples]
+    digests = {s.picture.digest for s in unit.samples}
+    assert len(digests) == 2 and not digests & {s.picture.digest for s in plain.samples}
+
+
 def test_two_sources_of_one_name_are_refused(tmp_path):
     first, second = (world.folder(tmp_path / n / "set") for n in ("a", "b"))
     with pytest.raises(InvalidData, match="both named 'set'"):

@@ -1,5 +1,6 @@
 """The notebooks run as they are, and are committed with what they show."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -36,6 +37,21 @@ def test_it_is_committed_with_outputs(path):
     text = path.read_text("utf-8")
     assert "/home/" not in text and "/work/" not in text and "/root/" not in text
     assert path.stat().st_size < 3e6
+
+
+def test_pictures_it_tells_to_ask_about_are_shipped():
+    """A command in the words of a page runs as it is copied."""
+    from halludecode.engines.inputs.images import load_picture
+
+    told = [
+        name
+        for path in BOOKS
+        for cell in nbformat.read(path, as_version=4).cells
+        for name in re.findall(r"--image (\S+)", cell.source)
+    ]
+    assert told
+    for name in told:
+        load_picture(name)
 
 
 @pytest.mark.parametrize("path", BOOKS, ids=lambda path: path.stem)

@@ -1,5 +1,6 @@
 import json
 import re
+from collections import Counter
 
 import numpy as np
 import pytest
@@ -273,17 +274,30 @@ def test_words_for_places_are_told_of_objects_alone(tokenizer, monkeypatch):
     assert loss(right) < min(loss(everywhere), loss(nowhere)) - 0.01
 
 
-def test_in_a_crowd_places_alone_are_asked():
+def test_in_a_crowd_places_and_colours_alone_are_asked():
     from itertools import islice
 
     from halludecode.testbed.train.corpus import collages
-    from halludecode.testbed.train.language import whereabouts
+    from halludecode.testbed.train.language import names_colour, of_a_crowd
 
+    compares = re.compile(r"Is (?:there an? (\w+) (.+) in the image|the (.+) (\w+))\?")
+    compared: Counter[str] = Counter()
     for index, scene in enumerate(islice(collages(0), 10)):
-        story = Story(scene.theme, scene.things)
-        asked = whereabouts(Stream(0, 4008, index), story)
+        tint = {thing.name: thing.colour for thing in scene.things}
+        asked = of_a_crowd(Stream(0, 4008, index), Story(scene.theme, scene.things))
         assert len(asked) >= 6
-        assert all(re.search(r" side of | above | below ", turn.question) for turn in asked)
+        for turn in asked:
+            which = re.match(r"What color is the (.+)\?", turn.question)
+            if which:
+                assert turn.answer == tint[which[1]]
+            elif names_colour(turn.question):
+                about = compares.match(turn.question)
+                colour, name = (about[1], about[2]) if about[1] else (about[4], about[3])
+                assert (turn.answer == "yes") == (tint[name] == colour), turn.question
+                compared[turn.answer] += 1
+            else:
+                assert re.search(r" side of | above | below ", turn.question)
+    assert compared["yes"] == compared["no"] > 20
 
 
 def test_every_word_is_known(tokenizer, stories):

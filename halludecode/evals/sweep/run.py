@@ -21,7 +21,7 @@ from halludecode.core.errors import InvalidData, InvalidParameter
 from halludecode.evals.benchmarks.registry import benchmark_named
 from halludecode.evals.data.run_files import read_json, write_json
 from halludecode.evals.data.samples import EvalUnit
-from halludecode.evals.load import TESTBED
+from halludecode.evals.load import TESTBED, check_places
 from halludecode.evals.results.build import BASELINE, MEAN
 from halludecode.evals.runner.batching import Setup, generate_settings, requests_of, threads_for
 from halludecode.evals.runner.run import prepare, run_setup
@@ -70,9 +70,10 @@ def run_sweep(
         HalluDecodeError: As `run_eval`; a source is on both sides, or settings do not fit.
     """
     output, tried = Path(output), settings(strategies)
+    sources, apart, share = _sources(engine_or_loader, list(dev), list(data))
+    check_places([*apart, *sources], options.get("images"), options.get("annotations"))
     check()
     check_folder(output)
-    sources, apart, share = _sources(engine_or_loader, list(dev), list(data))
     specs = [BASELINE, *(s.spec for s in tried if s.strategy != BASELINE)]
     if len(specs) < 2:
         raise InvalidParameter("A sweep needs a strategy beside greedy, such as vcd(alpha={1,2}).")

@@ -27,7 +27,7 @@ DETAILED = (
 )
 _APART = 20  # twice the least distance in pixels of two things asked about
 _MIDDLE = 120  # twice the picture's middle in pixels
-_PLACE_WEIGHT = 2.5  # of answers about places, the slowest to be learnt
+_SLOW_WEIGHT = 2.5  # of answers about places and yes or no to colours, the slowest to be learnt
 _FAINT = 40  # percent of a thing that must be visible for a question about it
 
 
@@ -55,7 +55,12 @@ def answers(stream: Stream, story: Story) -> list[TrainingTurn]:
 
 def _weight(question: str) -> float:
     about = any(words in question for words in (" side ", " above ", " below "))
-    return _PLACE_WEIGHT if about else 1.5
+    return _SLOW_WEIGHT if about or names_colour(question) else 1.5
+
+
+def names_colour(question: str) -> bool:
+    """Whether a question names a colour, so that its answer takes a comparison."""
+    return any(f" {colour}" in question for colour in COLOURS)
 
 
 def annotated(stream: Stream, story: Story, completion: int = COMPLETION) -> Story:
@@ -145,17 +150,34 @@ def _colour(stream: Stream, single: list[Thing]) -> Iterator[tuple[str, str]]:
         colour, answer = thing.colour, "yes"
         if stream.chance(500):
             colour, answer = stream.pick([c for c in COLOURS if c != thing.colour]), "no"
-        if stream.chance(300):
-            yield f"Is the {thing.name} {colour}?", answer
-        else:
-            yield f"Is there {a(f'{colour} {thing.name}')} in the image?", answer
+        yield _is_it(thing.name, str(colour), stream.chance(300)), answer
 
 
-def whereabouts(stream: Stream, story: Story) -> list[TrainingTurn]:
-    """Questions about places alone, as many as the scene allows of eight and six."""
+def _is_it(name: str, colour: str, brief: bool) -> str:
+    if brief:
+        return f"Is the {name} {colour}?"
+    return f"Is there {a(f'{colour} {name}')} in the image?"
+
+
+def _compared(stream: Stream, single: list[Thing]) -> Iterator[tuple[str, str]]:
+    """The colour of up to three things, and the right and a wrong one in both ways to ask."""
+    tinted = [thing for thing in single if thing.colour]
+    for thing in stream.shuffled(tinted)[:3]:
+        yield f"What color is the {thing.name}?", str(thing.colour)
+        elsewhere = [other.colour for other in tinted if other.colour != thing.colour]
+        for brief in (True, False):
+            near = elsewhere and stream.chance(400)
+            wrong = elsewhere if near else [c for c in COLOURS if c != thing.colour]
+            yield _is_it(thing.name, str(thing.colour), brief), "yes"
+            yield _is_it(thing.name, str(stream.pick(wrong)), brief), "no"
+
+
+def of_a_crowd(stream: Stream, story: Story) -> list[TrainingTurn]:
+    """Questions about places, eight and six, and about colours, as many as the scene allows."""
     names = [thing.name for thing in story.things]
     single = [t for t in story.things if names.count(t.name) == 1 and _clear(t)]
     pairs = [*_position(stream, single, 8), *_place(stream, single, 6)]
+    pairs += _compared(stream, single)
     return [TrainingTurn(q, answer, _weight(q)) for q, answer in stream.shuffled(pairs)]
 
 

@@ -16,11 +16,12 @@ from torch import Tensor
 from halludecode.testbed.categories import COLOURS
 from halludecode.testbed.train.corpus import CELLS
 from halludecode.testbed.train.gaze import Names
-from halludecode.testbed.train.language import TrainingTurn
+from halludecode.testbed.train.language import TrainingTurn, names_colour
 from halludecode.testbed.train.network import ACROSS, DOWN
 from halludecode.testbed.train.schemes import opened, places
 
-SHORT, LONG = (84, 2), (188, 1)  # tokens of a block and blocks of a row behind its pictures
+# tokens of a block and blocks of a row behind its pictures
+SHORT, LONG, MANY = (84, 2), (188, 1), (84, 3)
 TAIL = 2  # tokens of "ASSISTANT:", which a picture does not see under MMA
 IGNORE = -100
 _PADDING = -9999
@@ -151,6 +152,8 @@ def kind(turn: TrainingTurn) -> str:
         return "blind"
     if turn.answer in (*ACROSS, *DOWN):
         return "where"
+    if turn.answer in COLOURS:
+        return "what color"
     if turn.answer not in ("yes", "no"):
         return "caption" if len(turn.answer) > 12 else "open"
     if "total of" in words:
@@ -161,7 +164,7 @@ def kind(turn: TrainingTurn) -> str:
         return "position"
     if "scene?" in words:
         return "scene"
-    return "color" if any(f" {colour}" in words for colour in COLOURS) else "existence"
+    return "color" if names_colour(words) else "existence"
 
 
 def collate(

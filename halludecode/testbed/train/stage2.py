@@ -21,17 +21,18 @@ from halludecode.testbed.stream import Stream
 from halludecode.testbed.train.conversation import turns
 from halludecode.testbed.train.corpus import Corpus
 from halludecode.testbed.train.gaze import WEIGHT, Gaze, aimed
-from halludecode.testbed.train.language import whereabouts
+from halludecode.testbed.train.language import of_a_crowd
 from halludecode.testbed.train.network import Trainer, autocast, patches, pixels
 from halludecode.testbed.train.prompts import of_two, part
-from halludecode.testbed.train.rows import IGNORE, LONG, SHORT, TrainingRow, Writer, collate
+from halludecode.testbed.train.rows import IGNORE, LONG, MANY, SHORT, TrainingRow, Writer, collate
 from halludecode.testbed.train.schemes import attend
 
 RATE, DECAY = 1.5e-3, 0.02
 BATCH = 24
 CYCLE = 8  # steps: of so many one has long turns, one two pictures in half as many rows, and
-CROWDED = (1, 5)  # these ask where things are in a crowd, which carries no habit
+CROWDED = (1, 5)  # these ask for places and colours in a crowd, which carries no habit
 _PURPOSE = 15 * 16 + 2  # of the streams the sentences come from
+_SHOWN = ("existence", "count", "what color", "color", "position", "place", "where", "scene")
 _HEAD_SCALE = 0.06  # of the word embeddings the output layer starts from
 
 
@@ -125,13 +126,13 @@ class Stage2:
         source = self._crowds if crowded else self._scenes
         picks = np.sort(rng.integers(len(source.stories), size=BATCH))
         images = np.array(source.images[picks])
-        layout = LONG if number % CYCLE in (3, 7) else SHORT
+        layout = MANY if crowded else LONG if number % CYCLE in (3, 7) else SHORT
         gaze = None
         if number % CYCLE == 7 and not self._writer.scheme:
             stream = Stream(self._seed, _PURPOSE, number)
             images, rows = self._pairs(source, images, picks, stream)
         else:
-            about = whereabouts if crowded else partial(turns, long=layout == LONG)
+            about = of_a_crowd if crowded else partial(turns, long=layout == LONG)
             streams = (Stream(self._seed, _PURPOSE, number, i) for i in range(BATCH))
             said = map(about, streams, [source.stories[i] for i in picks.tolist()])
             rows = [self._writer.row(turns_of_picture, 1, layout) for turns_of_picture in said]
@@ -181,12 +182,11 @@ class Stage2:
                     caption.append(loss)
                 elif target != self._writer.end:
                     hits.setdefault(kind_, []).append(hit)
-        closed = ("existence", "count", "color", "position", "place", "where", "scene")
         if not self._writer.scheme:
             hits["first or second"] = self._told_apart()
         accuracies = {
             f"{k} accuracy": float(np.mean(hits[k]))
-            for k in (*closed, "first or second")
+            for k in (*_SHOWN, "first or second")
             if k in hits
         }
         return accuracies | {"caption loss": float(np.mean(caption))}
