@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from importlib.util import find_spec
 from typing import Any
 
@@ -13,6 +13,7 @@ from halludecode.core.errors import InvalidModel, InvalidRequest, MissingExtra
 from halludecode.core.model_info import ModelInfo
 from halludecode.engines.vllm.compat import vllm_api
 from halludecode.engines.vllm.compat.checkpoints import weights_digest
+from halludecode.engines.vllm.compat.one_process import one_process
 from halludecode.engines.vllm.compat.startup_errors import check_guarded, starting
 from halludecode.engines.vllm.frontend.late_rows import listen
 from halludecode.engines.vllm.frontend.output_router import OutputRouter
@@ -26,6 +27,7 @@ from halludecode.models.sources import model_source
 
 RUNNER = "VLLM_USE_V2_MODEL_RUNNER"
 CPU_OPTIONS = {"dtype": "float32", "kv_cache_memory_bytes": 1 << 30, "enforce_eager": True}
+BUSY = 32  # rows with whole contexts that a small model's KV shall have room for
 OURS = ("worker_cls", "scheduler_cls", "model")
 # Families whose answers of vLLM are not, or not known to be, those of the model's own code in
 # transformers.
@@ -139,8 +141,10 @@ def load_engine(
     complete_processor(processor, config)
     layout = family_of(config)
     check_served(config.model_type, config.architectures or ())
-    engine = (start or _start)(model, source, options)
     info = model_info(config)
+    engine = (start or partial(_start, most=_kv_bytes(config, info, options)))(
+        model, source, options
+    )
     router = OutputRouter(shared=start is None)
     if not hasattr(engine, "asked"):  # an `AsyncBridge` listens itself
         listen(engine.output_processor, router.put)
@@ -255,7 +259,14 @@ def settings() -> tuple[dict[str, Any], dict[str, Any]]:
     return proposed, fixed
 
 
-def _start(model: str, source: str, options: Mapping[str, Any]) -> Any:
+def _kv_bytes(config: Any, info: ModelInfo, options: Mapping[str, Any]) -> int:
+    """Memory for the KV of as many whole contexts as rows of a busy step, float32."""
+    longest = getattr(config.get_text_config(), "max_position_embeddings", None) or 1 << 20
+    context = min(longest, options.get("max_model_len") or longest)
+    return BUSY * context * info.num_layers * 2 * info.num_kv_heads * info.head_dim * 4
+
+
+def _start(model: str, source: str, options: Mapping[str, Any], most: int) -> Any:
     from vllm.engine.arg_utils import AsyncEngineArgs, EngineArgs
     from vllm.v1.engine.llm_engine import LLMEngine
 
@@ -266,6 +277,8 @@ def _start(model: str, source: str, options: Mapping[str, Any]) -> Any:
         raise InvalidRequest(f"{taken[0]}= cannot be set: halludecode brings its own.")
     check_executor(options.get("distributed_executor_backend"))
     proposed, fixed = settings()
+    if "kv_cache_memory_bytes" in proposed:
+        proposed["kv_cache_memory_bytes"] = min(proposed["kv_cache_memory_bytes"], most)
     given = {"max_logprobs": -1, "disable_log_stats": True, **proposed, **options, **fixed}
     with starting(model):
         try:
@@ -274,4 +287,5 @@ def _start(model: str, source: str, options: Mapping[str, Any]) -> Any:
             args = EngineArgs(model=source, **given)
         except TypeError as error:
             raise InvalidRequest(f"vLLM does not take these options: {error}.") from None
-        return LLMEngine.from_engine_args(args)
+        with one_process(given):
+            return LLMEngine.from_engine_args(args)

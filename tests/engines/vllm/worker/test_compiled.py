@@ -46,6 +46,23 @@ made["called by"] = sorted(set(ops))
 print(json.dumps(made))
 """
 )
+# The same engine as a release without our operations would have compiled and kept its model.
+OTHER = (
+    BEGIN
+    + """
+import os
+from pathlib import Path
+from halludecode.engines.vllm.worker import graphs
+
+graphs.digest = lambda: "another release"
+for place in ("_on_input", "_on_output", "_on_mlp"):
+    setattr(hooks, place, lambda *of: lambda *args: None)
+engine = hd.load("testbed", engine="vllm", artifacts=sys.argv[1], **OPTIONS)
+engine.generate(requests(2), "greedy", sampling)
+kept = Path(os.environ["VLLM_CACHE_ROOT"]).glob("torch_compile_cache/*/*")
+print(json.dumps(sorted(path.name for path in kept)))
+"""
+)
 
 
 def ran(tmp_path, script: str, *args: str, **env: str):
@@ -90,3 +107,15 @@ def test_every_strategy_acts_in_a_model_compiled_by_inductor(
     assert made.pop("how") == ["DYNAMO_TRACE_ONCE", "inductor"]
     assert made.pop("called by") == ["_entering"]
     compare(made, ours, 15)
+
+
+@pytest.mark.full
+def test_a_model_compiled_without_our_operations_is_not_taken(testbed, tmp_path):
+    kept = ran(tmp_path, OTHER, str(tmp_path))
+    assert kept, "nothing was kept that could be taken"
+    made = ran(tmp_path, ASK, str(tmp_path), "greedy", "pai", "vista")
+    assert made.pop("how") == ["DYNAMO_TRACE_ONCE", "inductor"]
+    assert made.pop("called by") == ["_entering"]
+    compare(made, testbed, 0)
+    cached = (tmp_path / "compiled" / "torch_compile_cache").glob("*/*")
+    assert {path.name for path in cached} > set(kept), "ours is another, beside theirs"

@@ -106,8 +106,6 @@ EASY = st.tuples(st.lists(_WITH, max_size=6), _LETTERS).map(
 def test_easy_texts_are_split_as_all_others_are():
     asked = []
 
-    @settings(deadline=None, max_examples=450)
-    @given(EASY | TEXTS)
     def check(caption):
         lowered = caption.lower()
         found = tokens.easy_words(lowered)
@@ -115,7 +113,8 @@ def test_easy_texts_are_split_as_all_others_are():
             asked.append(caption)
             assert tokens.placed(lowered, found) == tokens.tokenize(lowered)
 
-    check()
+    for texts in (EASY, TEXTS):  # half of the first are easy, however they are drawn
+        settings(deadline=None, max_examples=300)(given(texts)(check))()
     assert len(set(asked)) > 100
 
 

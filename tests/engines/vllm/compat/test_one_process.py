@@ -1,0 +1,83 @@
+"""On a CPU vLLM runs in the process that loads it, and leaves that process as it was."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from halludecode.engines.vllm.compat.one_process import SWITCH, is_enough
+from tests.support import LONG
+from tests.support.processes import REPO, environment
+
+# No `if __name__ == "__main__":`, as no other process imports it.
+SCRIPT = """
+import json, os, random
+import numpy, psutil, torch
+import halludecode as hd
+
+def state():
+    drawn = numpy.random.get_state()[1].tolist(), torch.get_rng_state().tolist()
+    return [random.getstate()[1], *drawn]
+
+before = state()
+engine = hd.load("testbed", engine="vllm", block_size=32, max_num_seqs=8)
+same = json.dumps(before) == json.dumps(state())
+answer = engine.generate([hd.Request("Describe the image.", ["testbed:3"])], "vcd")[0]
+print(json.dumps({
+    "children": len(psutil.Process().children(recursive=True)),
+    "random": same,
+    "threads": torch.set_num_threads is torch._C.set_num_threads,
+    "switch": "VLLM_ENABLE_V1_MULTIPROCESSING" in os.environ,
+    "cache": engine.loaded.vllm_config.cache_config.kv_cache_memory_bytes,
+    "text": answer.text,
+}))
+"""
+
+
+def test_loading_starts_no_process_and_changes_nothing(tmp_path, testbed):
+    env = environment(REPO)
+    env.pop(SWITCH, None)  # as these tests themselves set it
+    script = tmp_path / "script.py"
+    script.write_text(SCRIPT)
+    done = subprocess.run(
+        [sys.executable, str(script)],
+        env=env,
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=LONG,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    told = json.loads(done.stdout.strip().splitlines()[-1])
+    assert told.pop("cache") == 32 * 1024 * testbed.model_info.num_layers * 2 * 4 * (
+        testbed.model_info.num_kv_heads * testbed.model_info.head_dim
+    )
+    import halludecode as hd
+
+    request = hd.Request("Describe the image.", ["testbed:3"])
+    text = testbed.generate([request], "vcd")[0].text
+    assert told == {"children": 0, "random": True, "threads": True, "switch": False, "text": text}
+
+
+@pytest.mark.parametrize(
+    ("options", "switch", "enough"),
+    [
+        ({}, None, True),
+        ({"tensor_parallel_size": 1}, None, True),
+        ({"tensor_parallel_size": 2}, None, False),
+        ({"data_parallel_size": 2}, None, False),
+        ({"distributed_executor_backend": "ray"}, None, False),
+        ({}, "1", False),
+        ({}, "0", False),
+    ],
+)
+def test_one_worker_that_nobody_placed_is_enough(options, switch, enough, monkeypatch):
+    monkeypatch.delenv(SWITCH, raising=False)
+    if switch is not None:
+        monkeypatch.setitem(os.environ, SWITCH, switch)
+    assert is_enough(options) is enough
