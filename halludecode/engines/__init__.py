@@ -22,12 +22,12 @@ VLLM_PROVIDES = frozenset(
         *("add_scores", "scale_scores", "mask", "scale_weights", "scale_heads"),
         "average_values",
         *("mass", "scores", "weights", "head_outputs", "token_mask", "at_first_token", "key"),
-        *("received", "paid", "keys_at_first_token", "confidence"),
+        *("received", "paid", "keys_at_first_token", "tally", "confidence"),
         *("steer", "early", "logits", "image_features", "branch_off", "vision", "raster"),
         *("tower states", "decode"),
     }
 )
-HF_PROVIDES = VLLM_PROVIDES | {"masked rows", "search", "tally"}
+HF_PROVIDES = VLLM_PROVIDES | {"masked rows", "search"}
 PROVIDES = {"hf": HF_PROVIDES, "vllm": VLLM_PROVIDES}  # of the engines that load a model here
 ENGINES = (
     *PROVIDES,
