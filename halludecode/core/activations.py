@@ -37,7 +37,8 @@ class ActivationRequest:
             Activations.tower [n, P, Dv], see `VisionInfo.places`; P is 1, the mean over a picture's
             tokens, where views differ in theirs.
         pixels: Edit of the processor's output, as a `Branch` has it.
-        every_token: Keep ``hidden`` for all prompt tokens: Activations.hidden [n, T, D].
+        every_token: Keep ``hidden`` for all prompt tokens: Activations.hidden [n, T, D]; and
+            ``image`` for those of ``answered``: Activations.image [n, H, answered, N_img].
         write: Then write this many tokens greedily: Activations.text, Activations.token_ids; and
             Activations.pieces, those of ``answered`` before them.
         logits: Keep the raw logits of every written step: Activations.logits [n, V].
@@ -65,7 +66,13 @@ class ActivationRequest:
         """Everything asked for; requests of one kind can run together."""
         kept = (self.hidden, self.heads, self.image, self.keys)
         kept += (self.vision, self.vision_heads, self.tower)
-        return (*kept, self.every_token, self.write, self.logits, self.words)
+        each = (self.every_token, self.each_answered)
+        return (*kept, *each, self.write, self.logits, self.words)
+
+    @property
+    def each_answered(self) -> int:
+        """Tokens of ``answered`` whose weights on image keys are kept one by one."""
+        return len(self.answered) if self.every_token and self.image else 0
 
     @property
     def tower_alone(self) -> bool:

@@ -33,10 +33,10 @@ SCORE_VERBS = frozenset(
     {
         *("open", "reposition", "add_scores", "scale_scores", "mask", "scale_weights"),
         "average_values",
-        *("mass", "scores", "weights"),
+        *("mass", "scores", "weights", "tally"),
     }
 )
-EDIT_VERBS = SCORE_VERBS - {"mass", "scores", "weights"} | {"scale_heads"}
+EDIT_VERBS = SCORE_VERBS - {"mass", "scores", "weights", "tally"} | {"scale_heads"}
 
 
 class Attention(RowView):
@@ -99,6 +99,17 @@ class Attention(RowView):
         """``fn() -> [R, .., N]`` of the main row's keys, kept likewise; 0 for later keys."""
         self._use("keys_at_first_token", ("main",))
         return _need(self._hooks.keys_at_first_token)(name, fn)
+
+    def tally(self, name: str, x: Tensor, *, queries: Queries = "emitting") -> Tensor:
+        """float32 [R, N]: numbers ``x`` [R, Q] of the main row's queries, summed at their own keys.
+
+        Sums are over all layers for tokens of earlier forwards, over the layers so far for those of
+        this one, and are kept for the whole answer; keys whose queries were never counted have 0.
+        """
+        self._use("tally", ("main",), queries)
+        keys = self._keys("main")
+        mine = self.own_key.of("main") & keys.queries(queries)[..., None]  # [R, Q, N]
+        return _need(self._hooks.tally)(name, (mine * x[..., None]).sum(1), mine.any(1))
 
     def top_keys(
         self, seg: Segment, value: Tensor, k: int | Tensor, *, largest: bool = True

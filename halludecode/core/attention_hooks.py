@@ -43,6 +43,8 @@ class Hooks:
         confidence: ``() -> float32 [R, Q]``, see `Attention.confidence`.
         keys_at_first_token: ``(name, fn) -> [R, .., N]``, as `at_first_token`, for later keys 0.
         branch: ``(head outputs [R, H, d])``, see `Attention.branch_off`.
+        tally: ``(name, numbers [R, N], where they are, bool [R, N]) -> float32 [R, N]``, see
+            `Attention.tally`.
     """
 
     token_mask: Callable[[str, Callable[[Tensor], Tensor], str], Tensor]
@@ -57,3 +59,4 @@ class Hooks:
     confidence: Callable[[], Tensor] | None = None
     keys_at_first_token: Callable[[str, Callable[[], Tensor]], Tensor] | None = None
     branch: Callable[[Tensor], None] | None = None
+    tally: Callable[[str, Tensor, Tensor], Tensor] | None = None

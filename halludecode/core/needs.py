@@ -34,6 +34,7 @@ WORDS: Mapping[str, str] = {
     "received": "reads attention received",
     "paid": "reads attention paid",
     "confidence": "reads how sure the last token was",
+    "tally": "keeps a number per token",
     "at_first_token": "chooses at the first token",
     "keys_at_first_token": "chooses at the first token",
     "square": "one square view a picture",

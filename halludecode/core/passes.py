@@ -87,10 +87,11 @@ def _fake_activations(
         if request.every_token
         else maybe(request.hidden, model_info.hidden_size)
     )
+    each = (request.each_answered,) if request.each_answered else ()
     return Activations(
         hidden=hidden,
         heads=maybe(request.heads, model_info.num_heads, model_info.head_dim),
-        image=maybe(request.image, model_info.num_heads, 4),
+        image=maybe(request.image, model_info.num_heads, *each, 4),
         keys=maybe(request.keys, model_info.num_heads, 5),
         vision=maybe(request.vision, 1 if request.vision_heads == "fullwidth" else heads, 4),
         tower=maybe(request.tower, places, model_info.hidden_size),

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 _WHOLE_READS = frozenset(
-    {"at_first_token", "keys_at_first_token", "head_outputs", "scores", "weights"}
+    {"at_first_token", "keys_at_first_token", "head_outputs", "scores", "weights", "tally"}
 )
 _PROMPT = frozenset({"all", "after_image", "prompt"})  # queries before the first that emits
 
@@ -132,6 +132,7 @@ class TracedStrategy:
             "branch_off",
             "at_first_token",
             "keys_at_first_token",
+            "tally",
             "token_mask",
         }
         if self.early_rows or not self.firsts <= {"main"}:
@@ -325,6 +326,7 @@ def _trace_attend(
         confidence=lambda: torch.ones(blocks["main"].keys.position.shape),
         keys_at_first_token=lambda name, fn: fn(),
         branch=lambda heads: None,
+        tally=lambda name, x, mine: x,
     )
     strategy.attend(Attention(layer, model_info, blocks, hooks, strategy.name))
 

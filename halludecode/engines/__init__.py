@@ -22,7 +22,7 @@ VLLM_PROVIDES = frozenset(
         *("add_scores", "scale_scores", "mask", "scale_weights", "scale_heads"),
         "average_values",
         *("mass", "scores", "weights", "head_outputs", "token_mask", "at_first_token", "key"),
-        *("received", "paid", "keys_at_first_token", "confidence"),
+        *("received", "paid", "keys_at_first_token", "tally", "confidence"),
         *("steer", "early", "logits", "image_features", "branch_off", "vision", "raster"),
         *("tower states", "decode"),
     }

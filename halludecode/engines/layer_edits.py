@@ -141,6 +141,13 @@ class AttentionLayer(ABC, Generic[Row, Queries]):
     def keys_at_first_token(self, i: int, name: str, fn: Callable[[], Tensor]) -> Tensor:
         """``fn() -> [R, .., N]``, kept likewise; 0 for keys that came later."""
 
+    @abstractmethod
+    def tally(self, i: int, name: str, x: Tensor, mine: Tensor) -> Tensor:
+        """float32 [R, N]: numbers [R, N] of this block's queries, which are at ``mine``, kept.
+
+        See `core.attention.Attention.tally`.
+        """
+
     def check_present(self, i: int, part: TracedStrategy, names: Collection[str]) -> None:
         """Raise HookNeverFired if a row that the i-th strategy needs beside these is missing."""
 
@@ -226,6 +233,9 @@ def _hooks(
     def branch(heads: Tensor) -> None:
         layer.rows.keep_branch(i, layer.number, heads)
 
+    def tally(name: str, x: Tensor, mine: Tensor) -> Tensor:
+        return layer.tally(i, name, x, mine)
+
     return Hooks(
         token_mask,
         at_first_token,
@@ -238,6 +248,7 @@ def _hooks(
         confidence=confidence,
         keys_at_first_token=keys_at_first_token,
         branch=branch,
+        tally=tally,
     )
 
 

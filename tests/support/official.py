@@ -146,6 +146,45 @@ def imccd(
     return blocks["levelled" if levelled else "main"].output()[0, :, 0]
 
 
+def ilvad(
+    q: torch.Tensor, k: torch.Tensor, heat: torch.Tensor, beta: float, edited: float, written: float
+) -> torch.Tensor:
+    """[1 + written, L, H, N]: weights of the query that emits, in each forward and layer.
+
+    Args:
+        q: [L, H, N, d], of two system tokens, the image, the question and what is written.
+        k: Likewise.
+        heat: [N_img], logarithm of the map.
+        beta: ILVAD's.
+        edited: The first edited layer; the one before the last is the last.
+        written: Tokens after the prompt, one a forward.
+    """
+    layers, heads, count, size = q.shape
+    length, kept = count - int(written), dict[str, torch.Tensor]()
+    given = {"heat": [PerImageToken(heat)]}
+    m = replace(typical_model_info(), num_heads=heads, num_kv_heads=heads)
+    strategy = get("ilvad", beta=beta, start=int(edited), stop=layers - 1)
+    made = q.new_zeros(int(written) + 1, layers, heads, count)
+
+    def tally(name: str, x: torch.Tensor, mine: torch.Tensor) -> torch.Tensor:
+        before = kept.get(name, x[:, :0])
+        kept[name] = torch.nn.functional.pad(before, (0, x.shape[1] - before.shape[1])) + x
+        return kept[name]
+
+    for stop in range(length, count + 1):
+        rows = list(range(stop)) if stop == length else [stop - 1]
+        kinds = [SYSTEM] * 2 + [IMAGE] * len(heat) + [TEXT] * (length - 2 - len(heat))
+        keys = keys_of(kinds + [GENERATED] * (stop - length), rows, length)
+        seen = torch.ones(stop, stop).tril().bool()[rows]
+        hooks = Hooks(lambda *a: None, lambda name, fn: fn(), given, tally=tally)  # type: ignore[arg-type, return-value]
+        for n in range(layers):
+            own, to = q[n][None, :, rows], k[n][None, :, :stop]
+            block = AttentionBlock(keys, own, to, to, seen, size**-0.5, own)
+            strategy.attend(Attention(n, m, {"main": block}, hooks, "ilvad"))
+            made[stop - length, n, :, :stop] = block.weights()[0, :, -1]
+    return made
+
+
 def revisit(
     logits: torch.Tensor, image: torch.Tensor, beta: float, divergence: str
 ) -> torch.Tensor:

@@ -32,6 +32,7 @@ ACTIVE: dict[str, str] = {
     "adhh": "adhh(heads=(0,0,1,1,2,0,2,1),tau=0.05)",
     "code": "code(tokens=5)",
     "halc": f"halc(tokens=6,objects=all,detector={detectors.DINO},matcher={detectors.SIGLIP})",
+    "ilvad": "ilvad(tau=1.0)",
     "m3id": "m3id(lam=0.5,gate=1)",
     "marine": f"marine(detector={detectors.DETR},threshold=0.3)",
     "memvr": "memvr(ratio=1.0)",

@@ -121,6 +121,7 @@ class ActivationCollector:
             frozenset(first.image),
             frozenset(first.keys),
             first.every_token,
+            first.each_answered,
         )
         prepared = [
             PreparedRequest(
@@ -206,7 +207,7 @@ class ActivationCollector:
             if not kept:
                 return None
             if kind == "image":
-                return torch.stack([own[:, columns] for own in kept])
+                return torch.stack([own[..., columns] for own in kept])
             if kind == "keys":
                 return torch.stack([own[:, -real:] for own in kept])
             every = kind == "hidden" and request.every_token

@@ -73,7 +73,7 @@ def applied(model: Any, processor: Any, strategy: Spec) -> Iterator[Plan]:
     engine = HFEngine(model, processor)
     plan, inner = engine.plan(strategy), engine.hf_model.model
     check_family(inner.config, ("generate",), f"hd.applied({plan.canonical})")
-    missing = plan.needs & {"rows", "main prompt", "activations", "search", "confidence"}
+    missing = plan.needs & {"rows", "main prompt", "activations", "search", "confidence", "tally"}
     if missing:
         raise UnsupportedStrategy(
             f"{plan.canonical} needs {quoted(missing)}, which a plain model.generate() cannot "

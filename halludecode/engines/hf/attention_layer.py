@@ -161,3 +161,10 @@ class HFAttentionLayer(AttentionLayer[RowPlacement, Columns]):
         if which not in kept:
             kept[which] = fn()
         return pad(kept[which], (0, self.metadata.kind.shape[1] - kept[which].shape[-1]))
+
+    def tally(self, i: int, name: str, x: Tensor, mine: Tensor) -> Tensor:
+        """float32 [R, N]: sums so far; a forward has each layer once."""
+        kept = self.rows.tallies.get((i, name))
+        known = x if kept is None else pad(kept, (0, x.shape[-1] - kept.shape[-1])) + x
+        self.rows.tallies[i, name] = known
+        return known

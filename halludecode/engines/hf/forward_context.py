@@ -46,6 +46,7 @@ class Capture:
     image: frozenset[int] = frozenset()
     keys: frozenset[int] = frozenset()
     every_token: bool = False
+    answered: int = 0  # last queries whose weights on image keys are kept one by one
     kept: dict[tuple[str, int], Tensor] = field(default_factory=dict)
 
 
@@ -64,6 +65,7 @@ class ForwardContext(EditedRows[RowPlacement]):
         token_masks: Bool [rows, N] by strategy, layer and name.
         first_token: What `at_first_token` gave, [R, ...] by strategy, layer and name.
         first_keys: What `keys_at_first_token` gave, [R, .., N] likewise.
+        tallies: What `tally` was told of all tokens so far, [R, N], by strategy and name.
         early: [rows, D] of every batch row's last token, by layer; the number of layers is what
             leaves the last one.
         branched: By place in ``parts``, what `keep_branch` was told in this forward.
@@ -83,6 +85,7 @@ class ForwardContext(EditedRows[RowPlacement]):
     token_masks: dict[tuple[int, int, str], Tensor] = field(default_factory=dict)
     first_token: dict[tuple[int, int, str], Any] = field(default_factory=dict)
     first_keys: dict[tuple[int, int, str], Tensor] = field(default_factory=dict)
+    tallies: dict[tuple[int, str], Tensor] = field(default_factory=dict)
     sure: Tensor | None = None
     pictures: list[Tensor] = field(default_factory=list)
     fired: set[Fired] = field(default_factory=set)
@@ -187,6 +190,7 @@ class ForwardContext(EditedRows[RowPlacement]):
         self.token_masks = {k: v[rows] for k, v in self.token_masks.items()}
         self.first_token = {k: v[requests] for k, v in self.first_token.items()}
         self.first_keys = {k: v[requests] for k, v in self.first_keys.items()}
+        self.tallies = {k: v[requests] for k, v in self.tallies.items()}
         self.sure = self.sure[requests] if self.sure is not None else None
         self.pictures = [self.pictures[r] for r in requests.tolist()] if self.pictures else []
         self.early = {k: v[rows] for k, v in self.early.items()}
@@ -201,6 +205,7 @@ class ForwardContext(EditedRows[RowPlacement]):
             k: functional.pad(v, (width, 0, 0, rows)) for k, v in self.token_masks.items()
         }
         self.first_keys = {k: functional.pad(v, (width, 0)) for k, v in self.first_keys.items()}
+        self.tallies = {k: functional.pad(v, (width, 0)) for k, v in self.tallies.items()}
 
     # What `layer_edits` asks ----------------------------------------------------------------------
     def named_rows(self, i: int) -> Mapping[str, RowPlacement]:
@@ -381,6 +386,9 @@ class ForwardContext(EditedRows[RowPlacement]):
         asked = [k for k in ("image", "keys") if layer.number in getattr(capture, k)]
         if asked:
             rows, _, width, _ = layer.q.shape
-            block = layer.block(RowPlacement.of(range(rows)), (width - 1, width), scores=True)
-            weights = block.weights()[:, :, 0].detach().cpu()
-            capture.kept.update({(kind, layer.number): weights for kind in asked})
+            last = (width - max(capture.answered, 1), width)
+            block = layer.block(RowPlacement.of(range(rows)), last, scores=True)
+            weights = block.weights().detach().cpu()
+            for kind in asked:
+                each = kind == "image" and capture.answered
+                capture.kept[kind, layer.number] = weights if each else weights[:, :, -1]

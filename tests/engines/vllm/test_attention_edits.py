@@ -30,6 +30,7 @@ NAMES = (
     "only",
     "revisit",
     "vti",
+    "ilvad",
 )
 SAMPLING = hd.Sampling(max_new_tokens=8, min_new_tokens=6, logprobs=3)
 

@@ -228,6 +228,7 @@ class ActivationPasses:
             request_name=name,
             pictured=bool(row.images),
             score_words=self._row_builder.inputs.scored_words(request.words) or None,
+            whole=request.each_answered > 0,
             capture={**capture_of(request), "sizes": sizes if request.vision else []},
         )
         return self._request_builder.activation_group(metadata, row, request.write)
@@ -266,6 +267,7 @@ def capture_of(request: ActivationRequest) -> dict[str, Any]:
         "tower": list(request.tower),
         "full": request.vision_heads == "fullwidth",
         "every_token": request.every_token,
+        "answered": request.each_answered,
         "logits": request.logits,
         "write": request.write,
     }

@@ -29,6 +29,7 @@ ATTENTION = frozenset(
         "token_mask",
         "at_first_token",
         "keys_at_first_token",
+        "tally",
         "received",
         "paid",
         "confidence",

@@ -27,7 +27,9 @@ GREEDY = Plan((), "greedy", frozenset(), ("main",), Cost())
 ROUNDING = 0.05  # of normalised pixels in bfloat16
 COOLEST, HOTTEST = 0.01, 2.0  # what vLLM takes beside 0; our sampler knows the true temperature
 # Verbs whose values belong to one request.
-OWN = frozenset({"token_mask", "at_first_token", "keys_at_first_token", "key", "confidence"})
+OWN = frozenset(
+    {"token_mask", "at_first_token", "keys_at_first_token", "tally", "key", "confidence"}
+)
 
 
 @dataclass

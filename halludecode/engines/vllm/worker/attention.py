@@ -32,6 +32,7 @@ from halludecode.engines.vllm.worker.edit_batch import EditBatch, acting
 from halludecode.engines.vllm.worker.tensor_parallel import all_heads, own_heads
 
 CHECK = 2e-2  # relative difference from the kernel above which the cache was read wrongly
+AHEAD = 128  # written tokens for which `tally` makes room at once
 FromEnd = tuple[int, int]  # queries from so many to so many tokens before every row's end
 
 
@@ -265,6 +266,23 @@ class BatchAttention(AttentionLayer[str, FromEnd]):
         width = self.rows.reach(self.rows.named_rows(i)["main"])
         kept = [record.first_keys[which] for record in records]
         return torch.stack([pad(own, (0, width - own.shape[-1])) for own in kept])
+
+    def tally(self, i: int, name: str, x: Tensor, mine: Tensor) -> Tensor:
+        """float32 [R, N]: sums so far.
+
+        Kept by layer, and written over: after preemption the same tokens are computed again.
+        """
+        sums, width = list[Tensor](), x.shape[-1]
+        for record, told, here in zip(self.rows.records, x, mine, strict=True):
+            kept = record.tallies.get((i, name))
+            if kept is None:
+                kept = x.new_zeros(self.rows.plan.parts[i].model_info.num_layers, 0)
+            if kept.shape[-1] < width:
+                kept = record.tallies[i, name] = pad(kept, (0, width + AHEAD - kept.shape[-1]))
+            kept, so_far = kept[:, :width], kept[: self.number + 1, :width]
+            kept[self.number] = told.where(here, kept[self.number])
+            sums.append(so_far.sum(0).where(here | self.rows.prompting, kept.sum(0)))
+        return torch.stack(sums)
 
 
 def _before(keys: RowKeys, window: int | None) -> Tensor:

@@ -35,7 +35,10 @@ def keep_hidden(row: ScheduledRow, captured: Captured, layer: int, x: Tensor) ->
 
 
 def keep_attention(row: ScheduledRow, captured: Captured, layer: Layer) -> None:
-    """Head outputs and weights, on image keys or all, of the last prompt token."""
+    """Head outputs and weights, on image keys or all, of the last prompt token.
+
+    Those on image keys may be of every token of an answer's beginning.
+    """
     capture = row.metadata.capture or {}
     if not row.start < row.prompt <= row.stop:
         return
@@ -46,16 +49,19 @@ def keep_attention(row: ScheduledRow, captured: Captured, layer: Layer) -> None:
         here = torch.tensor([row.index], device=layer.table.device)
         table = paged.tables(layer.table, here, row.prompt, layer.cache.shape[2])
         keys, _ = layer.read(table, row.prompt)
-        q = layer.query[at].float()
-        k = keys[0].float().repeat_interleave(q.shape[0] // keys.shape[1], 0)
-        scores = torch.einsum("hd,hnd->hn", q, k) * layer.scaling
-        if layer.window:
-            scores[:, : max(row.prompt - layer.window, 0)] = -torch.inf
-        weights = all_heads(scores.softmax(-1), 0).cpu()
+        count = max(capture["answered"], 1)
+        q = layer.query[at - count + 1 : at + 1].float()
+        k = keys[0].float().repeat_interleave(q.shape[1] // keys.shape[1], 0)
+        scores = torch.einsum("qhd,hnd->hqn", q, k) * layer.scaling
+        place = torch.arange(row.prompt, device=scores.device)
+        ahead = place - place[-count:, None]  # [count, N]
+        unseen = (ahead > 0) | (ahead <= -(layer.window or row.prompt))
+        weights = all_heads(scores.masked_fill(unseen, -torch.inf).softmax(-1), 0).cpu()
         if layer.number in capture["image"]:
-            captured.image[layer.number] = weights[:, row.picture >= 0]
+            on_image = weights[..., row.picture >= 0]
+            captured.image[layer.number] = on_image if capture["answered"] else on_image[:, 0]
         if layer.number in capture["keys"]:
-            captured.keys[layer.number] = weights
+            captured.keys[layer.number] = weights[:, -1]
 
 
 def capture_tower(

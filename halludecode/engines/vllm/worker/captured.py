@@ -19,7 +19,7 @@ class Captured:
 
     hidden: dict[tuple[int, int], Tensor] = field(default_factory=dict)  # (layer, start): [t, D]
     heads: dict[int, Tensor] = field(default_factory=dict)  # layer: [H, d]
-    image: dict[int, Tensor] = field(default_factory=dict)  # layer: [H, N_img]
+    image: dict[int, Tensor] = field(default_factory=dict)  # layer: [H, (answered,) N_img]
     keys: dict[int, Tensor] = field(default_factory=dict)  # layer: [H, T]
     logits: dict[int, Tensor] = field(default_factory=dict)  # step: [V]
     vision: dict[int, Tensor] = field(default_factory=dict)  # picture: [layers, Hv, N]

@@ -46,6 +46,7 @@ class GroupRecord:
         token_masks: (row, part, layer, name) -> bool [tokens], judged so far.
         first_token: (part, layer, name) -> what `Attention.at_first_token` keeps.
         first_keys: (part, layer, name) -> what `Attention.keys_at_first_token` keeps, [.., tokens].
+        tallies: (part, name) -> what `Attention.tally` was told, float32 [layers, tokens or more].
         sure: Largest raw probability of each written token, where a strategy asks for it.
         first_logits: (part, row) -> float32 [V], see `Step.first`.
         pictures: float32 [N_img, D], image tokens as they entered layer 0, where they are read.
@@ -67,6 +68,7 @@ class GroupRecord:
     token_masks: dict[tuple[str, int, int, str], Tensor] = field(default_factory=dict)
     first_token: dict[tuple[int, int, str], Any] = field(default_factory=dict)
     first_keys: dict[tuple[int, int, str], Tensor] = field(default_factory=dict)
+    tallies: dict[tuple[int, str], Tensor] = field(default_factory=dict)
     sure: dict[int, Tensor] = field(default_factory=dict)
     first_logits: dict[tuple[int, str], Tensor] = field(default_factory=dict)
     pictures: Tensor | None = None
