@@ -27,6 +27,9 @@ from halludecode.models.image_layout import (
     packed_patches,
     pixtral_patches,
     pixtral_span,
+    placed_patches,
+    placed_span,
+    placed_view,
     qwen_span,
     qwen_view,
     same_patches,
@@ -290,6 +293,23 @@ FAMILIES: Mapping[str, ModelFamily] = {
     ),
     "qwen3_5": _QWEN3_5,
     "qwen3_5_moe": _QWEN3_5,
+    "gemma4": ModelFamily(
+        placeholder="<|image|>",
+        layers="model.language_model.layers",
+        turn="<|turn>user\n{images}{text}<turn|>\n<|turn>model\n",
+        span=placed_span,
+        view=placed_view,
+        patches=placed_patches,
+        mutual="near",
+        capped=True,
+        unshared="its sliding windows count the padding between a shared picture and a question",
+        lacks={
+            "square": "its pictures keep their shape, which is mostly no square",
+            "reposition": "its layers turn positions by two rotations",
+            "branch_off": "its layers end in an input of their own, which a branch would miss",
+            "generate": "the cache of its own generate() forgets tokens that edits still count",
+        },
+    ),
 }
 
 

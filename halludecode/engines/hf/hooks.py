@@ -126,7 +126,9 @@ def decode(
     if norm:
         parent = model.get_submodule(family.layers.rpartition(".")[0])
         x = final_norm(parent)(x)
-    return (head(x) if tokens is None else rows_of_head(head, x, tokens)).float()
+    made = (head(x) if tokens is None else rows_of_head(head, x, tokens)).float()
+    most = model.config.get_text_config().final_logit_softcapping if family.capped else None
+    return made if most is None else most * (made / most).tanh()
 
 
 def branch(model: Any, family: ModelFamily, kept: Branch | None) -> Branched | None:

@@ -26,6 +26,7 @@ from halludecode.models.info import model_info
 from halludecode.models.vision_tower import edited
 
 FULL = "full_attention"  # what transformers calls layers that see all keys
+KINDS = {"picture": "token_type_ids", "near": "mm_token_type_ids"}  # what tells pictures' tokens
 VISION_BATCH = 64  # views of pictures per call of the vision tower
 
 
@@ -296,8 +297,8 @@ class HFModel:
             words = self.model.get_input_embeddings()(extra["input_ids"])
             at = image[..., None].expand_as(words)
             return {"inputs_embeds": words.masked_scatter(at, torch.cat(list(features)))}
-        if family.mutual == "picture":
-            extra["token_type_ids"] = image.long()
+        if family.mutual in ("picture", "near"):
+            extra[KINDS[family.mutual]] = image.long()
         embed = self.model.get_input_embeddings()
         # A model that insists gets what image tokens are without pictures: words.
         given = list(features) or [embed(ids.to(self.device)[image])]

