@@ -34,6 +34,8 @@ class ModelFamily:
             before the begin token.
         encoder_words: Inputs of the picture encoder that the processor makes of the prompt's words.
         unused: Arguments of the forward without a default, which pictures already encoded replace.
+        number: What the processor writes before a picture that is the n-th of its prompt, from 0.
+        strip: Whether patches of all pictures lie side by side, ``pixel_values`` [1, 3, p, n p].
         nested: Whether the picture encoder takes views as [1, views, ..].
         packed: Whether the model wants picture features as one tensor instead of a list.
         projector: Dotted path to what the forward itself applies to the encoder's output, so that
@@ -64,6 +66,8 @@ class ModelFamily:
     leading: bool = False
     encoder_words: tuple[str, ...] = ()
     unused: tuple[str, ...] = ()
+    number: str = ""
+    strip: bool = False
     nested: bool = False
     packed: bool = False
     projector: str = ""

@@ -211,6 +211,22 @@ def placed_view(pixels: Mapping[str, Any], processor: Any) -> Tensor:
     return _unfolded(pixels["pixel_values"][0], rows, columns, processor.patch_size)
 
 
+def strip_span(pixels: Mapping[str, Any], count: int, config: Any) -> Span:
+    """The first view is the whole picture, in its own shape, a token for a square of patches."""
+    sizes = pixels["target_sizes"]
+    step = round((int(sizes.prod(-1).sum()) / count) ** 0.5)
+    rows, columns = sizes[0].tolist()
+    return 0, rows // step, columns // step
+
+
+def strip_view(pixels: Mapping[str, Any], processor: Any) -> Tensor:
+    """The first view's patches, which lie side by side, put back in their places."""
+    side, (rows, columns) = processor.patch_size, pixels["target_sizes"][0].tolist()
+    own = pixels["pixel_values"][0, :, :, : rows * columns * side]
+    cells = own.unflatten(-1, (rows, columns, side))  # [3, p, rows, columns, p]
+    return cells.permute(0, 2, 1, 3, 4).flatten(3).flatten(1, 2)
+
+
 def first_view(pixels: Mapping[str, Any], processor: Any) -> Tensor:
     """The first view."""
     return pixels["pixel_values"][0]

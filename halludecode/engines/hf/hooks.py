@@ -8,6 +8,7 @@ never see each other's.
 
 from __future__ import annotations
 
+import inspect
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -182,6 +183,27 @@ def attention_set(model: Any, needed: bool) -> Iterator[None]:
         yield
     finally:
         model.set_attn_implementation({"text_config": before})
+
+
+@contextmanager
+def last_token(model: Any) -> Iterator[None]:
+    """Within this block a model decodes the last token alone, if it takes no `logits_to_keep`.
+
+    One that keeps its head elsewhere hands the argument on.
+    """
+    taken = inspect.signature(type(model).forward).parameters
+    if "logits_to_keep" in taken or not hasattr(model, "lm_head"):
+        yield
+        return
+
+    def cut(module: nn.Module, args: Any, output: Any) -> None:
+        output.last_hidden_state = output.last_hidden_state[:, -1:]
+
+    handle = model.model.register_forward_hook(cut)
+    try:
+        yield
+    finally:
+        handle.remove()
 
 
 def attention_is_ours(model: Any) -> bool:

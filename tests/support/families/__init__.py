@@ -183,6 +183,13 @@ FAMILIES: dict[str, Family] = {
     "lfm2_vl": replace(_QWEN, parts=hybrid.lfm2_vl, placeholder="<image>", recurrent=(0, 1, 3, 5)),
     "qwen3_5": replace(_QWEN, parts=qwen.qwen3_5, spread=1.0, recurrent=(0, 1, 3, 4)),
     "qwen3_5_moe": replace(_QWEN, parts=qwen.qwen3_5_moe, spread=0.7, recurrent=(0, 1, 3, 4)),
+    "minicpmv4_6": replace(
+        _QWEN,
+        parts=qwen.minicpmv4_6,
+        placeholder="<|image_pad|>",
+        spread=0.6,
+        recurrent=(0, 1, 3, 4),
+    ),
     "gemma4": Family(
         google.gemma4,
         placeholder="<|image|>",
