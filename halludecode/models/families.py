@@ -311,6 +311,26 @@ FAMILIES: Mapping[str, ModelFamily] = {
             "reposition": "a part of each of its heads has no positions",
         },
     ),
+    "gemma3n": ModelFamily(
+        placeholder="<image_soft_token>",
+        layers="model.language_model.layers",
+        turn="<start_of_turn>user\n{images}{text}<end_of_turn>\n<start_of_turn>model\n",
+        span=whole_span,
+        view=last_view,
+        frame="\n\n<start_of_image><image_soft_token><end_of_image>\n\n",
+        packed=True,
+        capped=True,
+        unshared="its sliding windows count the padding between a shared picture and a question",
+        lacks={
+            **_NO_TOWER,
+            **dict.fromkeys(
+                ("steer", "early", "logits", "decode", "branch_off"),
+                "its layers hold four streams, of which logits are made together",
+            ),
+            "reposition": "its layers turn positions by two rotations",
+            "generate": "the cache of its own generate() forgets tokens that edits still count",
+        },
+    ),
     "gemma4": ModelFamily(
         placeholder="<|image|>",
         layers="model.language_model.layers",

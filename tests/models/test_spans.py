@@ -23,7 +23,7 @@ N = 8
 PLAIN = {"max_new_tokens": N, "min_new_tokens": N, "do_sample": False}
 LONG = hd.Sampling(max_new_tokens=N, min_new_tokens=N)
 # Convolutions with random weights carry a spot anywhere; see the test of their cells.
-CONVOLUTIONS = ("fast_vlm",)
+CONVOLUTIONS = ("fast_vlm", "gemma3n")
 SEEN = [n for n, row in FAMILIES.items() if "raster" not in row.lacks and n not in CONVOLUTIONS]
 LAID = [name for name, layout in FAMILIES.items() if layout.patches is not None]
 

@@ -255,7 +255,8 @@ def edited(
             for layer in decoder_layers(model):
 
                 def watch(module: Any, args: Any, index: int = layer.self_attn.layer_idx) -> None:
-                    entering(index, args[0][0].float())
+                    x = args[0][0]  # of Gemma 3n's streams the first
+                    entering(index, (x[0] if x.dim() == 3 else x).float())
 
                 stack.callback(layer.register_forward_pre_hook(watch).remove)
         model.set_attn_implementation({"text_config": ATTENTION})

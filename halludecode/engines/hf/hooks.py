@@ -213,7 +213,7 @@ def attention_is_ours(model: Any) -> bool:
 
 def _on_input(context: ForwardContext, layer: int) -> Callable[..., None]:
     def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        context.layer_input(layer, args[0] if args else kwargs["hidden_states"])
+        context.layer_input(layer, _stream(args[0] if args else kwargs["hidden_states"]))
 
     return hook
 
@@ -222,9 +222,17 @@ def _on_output(context: ForwardContext, layer: int) -> Callable[..., Any]:
     def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
         if isinstance(output, tuple):
             return (context.layer_output(layer, output[0]), *output[1:])
+        if output.dim() == 4:  # which nothing steers
+            context.layer_output(layer, _stream(output))
+            return output
         return context.layer_output(layer, output)
 
     return hook
+
+
+def _stream(x: Tensor) -> Tensor:
+    """[rows, Q, D]: the residual; of Gemma 3n's streams the one that layers read and write."""
+    return x[0] if x.dim() == 4 else x
 
 
 def _on_mlp(context: ForwardContext, layer: int) -> Callable[..., Any]:

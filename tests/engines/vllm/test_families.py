@@ -20,6 +20,7 @@ ABSENT += ("ovis2", "vipllava")
 REFUSED = {
     "gemma3": "Gemma 3.*engine='hf'",
     "minicpmv4_6": "MiniCPM-V 4.6.*engine='hf'",
+    "gemma3n": "Gemma 3n.*engine='hf'",
     "gemma4": "Gemma 4.*engine='hf'",
     "aria": "Aria.*engine='hf'",
     "cohere2_vision": "Command A Vision.*engine='hf'",

@@ -190,6 +190,17 @@ FAMILIES: dict[str, Family] = {
         spread=0.6,
         recurrent=(0, 1, 3, 4),
     ),
+    "gemma3n": Family(
+        google.gemma3n,
+        placeholder="<image_soft_token>",
+        newline="",
+        user="<start_of_turn>user\n",
+        turn="<end_of_turn>\n",
+        reply="<start_of_turn>model\n",
+        end="<end_of_turn>\n",
+        stop=("<end_of_turn>",),
+        spread=0.2,
+    ),
     "gemma4": Family(
         google.gemma4,
         placeholder="<|image|>",
