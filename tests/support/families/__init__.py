@@ -187,7 +187,7 @@ FAMILIES: dict[str, Family] = {
         _QWEN,
         parts=qwen.minicpmv4_6,
         placeholder="<|image_pad|>",
-        spread=0.6,
+        spread=0.62,
         recurrent=(0, 1, 3, 4),
     ),
     "gemma3n": Family(
