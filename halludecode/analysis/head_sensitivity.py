@@ -29,6 +29,7 @@ from halludecode.analysis.head_map import METRICS, Grid, HeadMap, spearman
 from halludecode.analysis.head_records import HeadRecord, Part, Records, Summary, summarise
 from halludecode.analysis.sample_metrics import HeadReading, Sinks
 from halludecode.core.errors import InvalidData, InvalidParameter, InvalidRequest
+from halludecode.core.model_info import ModelInfo
 from halludecode.core.prompt import Prompt, digest
 from halludecode.engines.api import Output, Request, Sampling
 from halludecode.engines.base import local
@@ -111,7 +112,7 @@ def head_sensitivity(
         records = Records(Path(output or scratch) / f"{metric}.jsonl", identity, fresh=fresh)
         _measure(engine, task, head_samples, ids, records, progress)
         summary = summarise(records, set(ids), task.formula, resamples=resamples, seed=seed)
-    head_map = _map(task, model_facts, summary, source)
+    head_map = _map(task, model_facts, summary, source, engine.model_info)
     if output is not None:
         head_map.save(Path(output) / f"{metric}.json")
     return head_map
@@ -220,7 +221,9 @@ def _measure(
             bar.update(len(batch))
 
 
-def _map(task: _Task, model_facts: Mapping[str, str], summary: Summary, source: str) -> HeadMap:
+def _map(
+    task: _Task, model_facts: Mapping[str, str], summary: Summary, source: str, m: ModelInfo
+) -> HeadMap:
     """The map of a summary; [L, H] parts beside it, single numbers apart."""
     grids = {
         name: Grid(value, summary.low[name], summary.high[name])
@@ -240,6 +243,10 @@ def _map(task: _Task, model_facts: Mapping[str, str], summary: Summary, source: 
     notes: tuple[str, ...] = ()
     if task.sinks is not None and not task.sinks.dims:
         notes = ("No sink dimensions were found on this model: all image tokens count as others.",)
+    attending = list(m.attending(range(m.num_layers)))
+    if m.recurrent:
+        shown = ", ".join(map(str, attending))
+        notes += (f"Only layers {shown} have attention; in all others the map is 0.",)
     return HeadMap(
         metric=task.metric,
         model=model_facts["model"],
@@ -249,7 +256,9 @@ def _map(task: _Task, model_facts: Mapping[str, str], summary: Summary, source: 
         grid=main,
         parts=grids,
         numbers=numbers,
-        stability=spearman(*(half[""] for half in summary.halves)) if summary.halves else None,
+        stability=spearman(*(half[""][attending] for half in summary.halves))
+        if summary.halves
+        else None,
         unit=UNITS[task.metric],
         source=source,
         settings={**task.settings, "dtype": model_facts["dtype"]},

@@ -106,14 +106,24 @@ class Watch(_Numbered):
         return {"blind": Branch(prompt.without_images())} if self.blind else {}
 
     def attend(self, a: Attention) -> None:
-        """Read a layer; after the last one, keep them all."""
+        """Read a layer; after the last one, keep them all, 0 in layers without attention."""
         layers = a.carry.setdefault("layers", [])
         layers.append(self.read(a))
-        if a.layer < a.m.num_layers - 1:
+        attending = a.m.attending(range(a.m.num_layers))
+        if a.layer < attending[-1]:
             return
         whole = {n: torch.stack([layer[n] for layer in layers], 1).cpu() for n in layers[0]}
+        if len(attending) < a.m.num_layers:
+            whole = {n: _at_layers(x, attending, a.m.num_layers) for n, x in whole.items()}
         for r, case in enumerate(a.state["case"].tolist()):  # finished answers are gone by and by
             self.maps.setdefault(case, []).append({n: maps[r] for n, maps in whole.items()})
+
+
+def _at_layers(x: Tensor, attending: Sequence[int], depth: int) -> Tensor:
+    """[R, depth, H] of [R, attending layers, H]."""
+    made = x.new_zeros(len(x), depth, x.shape[-1])
+    made[:, list(attending)] = x
+    return made
 
 
 def _read_divergence(a: Attention) -> Maps:

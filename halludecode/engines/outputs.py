@@ -84,8 +84,11 @@ def shower(processor: Any, family: Any) -> Any:
 
         images = processor.image_processor
         view = family.view(pixels, images)
-        mean, std = torch.tensor(images.image_mean), torch.tensor(images.image_std)
-        shown = (view.float() * std[:, None, None] + mean[:, None, None]).clamp(0, 1) * 255
+        shown = view.float()
+        if getattr(images, "do_normalize", True) is not False:
+            mean, std = torch.tensor(images.image_mean), torch.tensor(images.image_std)
+            shown = shown * std[:, None, None] + mean[:, None, None]
+        shown = shown.clamp(0, 1) * 255
         return Image.fromarray(shown.round().byte().permute(1, 2, 0).numpy())
 
     return show

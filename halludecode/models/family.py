@@ -34,18 +34,22 @@ class ModelFamily:
             before the begin token.
         encoder_words: Inputs of the picture encoder that the processor makes of the prompt's words.
         unused: Arguments of the forward without a default, which pictures already encoded replace.
+        number: What the processor writes before a picture that is the n-th of its prompt, from 0.
+        strip: Whether patches of all pictures lie side by side, ``pixel_values`` [1, 3, p, n p].
         nested: Whether the picture encoder takes views as [1, views, ..].
         packed: Whether the model wants picture features as one tensor instead of a list.
         projector: Dotted path to what the forward itself applies to the encoder's output, so that
             features are handed to it among the words' embeddings; "" where the encoder ends in it.
         mrope: Whether the model makes three-dimensional positions (`get_rope_index`).
         mutual: Which tokens see each other, told by ``token_type_ids``: those of a "picture", or of
-            the whole "prompt"; "" for none.
+            the whole "prompt"; "" for none. "near" is a picture's in layers with a sliding window,
+            told by ``mm_token_type_ids`` and heeded where the config wants it.
         closing: What the processor writes after the words; the begin token then stands between the
             pictures and the words.
         special: Whether the tokenizer may put tokens of its own around the words.
         origin: Position of the first token.
         unshared: Why the KV of a picture cannot serve several questions; "" where it can.
+        capped: Whether the model bounds its logits (``final_logit_softcapping``).
         apart: Whether each of several pictures in a prompt is one view, where a picture alone is
             cut into views.
         least: Fewest image tokens of a picture that the model's own code can read.
@@ -62,15 +66,18 @@ class ModelFamily:
     leading: bool = False
     encoder_words: tuple[str, ...] = ()
     unused: tuple[str, ...] = ()
+    number: str = ""
+    strip: bool = False
     nested: bool = False
     packed: bool = False
     projector: str = ""
     mrope: bool = False
-    mutual: Literal["", "picture", "prompt"] = ""
+    mutual: Literal["", "picture", "near", "prompt"] = ""
     closing: str = ""
     special: bool = True
     origin: int = 0
     unshared: str = ""
+    capped: bool = False
     apart: bool = False
     least: int = 1
     lacks: Mapping[str, str] = field(default_factory=dict)

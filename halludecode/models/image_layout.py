@@ -179,13 +179,52 @@ def naflex_patches(values: Tensor, pixels: Mapping[str, Any], config: Any) -> Te
 def naflex_view(pixels: Mapping[str, Any], processor: Any) -> Tensor:
     """The last view's patches put back in their places."""
     (rows, columns), side = _shapes(pixels)[-1], processor.encoder_patch_size
-    own = pixels["pixel_values"][-1][: rows * columns].reshape(rows, columns, side, side, 3)
+    return _unfolded(pixels["pixel_values"][-1], rows, columns, side)
+
+
+def _unfolded(patches: Tensor, rows: int, columns: int, side: int) -> Tensor:
+    own = patches[: rows * columns].reshape(rows, columns, side, side, 3)
     return own.permute(4, 0, 2, 1, 3).reshape(3, rows * side, columns * side)
 
 
 def _shapes(pixels: Mapping[str, Any]) -> list[list[int]]:
     """Rows and columns of patches, by view."""
     return pixels["spatial_shapes"].tolist()
+
+
+def placed_span(pixels: Mapping[str, Any], count: int, config: Any) -> Span:
+    """A grid of pooled patches, of the picture's own size, told by the patches' places."""
+    columns, rows = (pixels["image_position_ids"][0].amax(0) + 1).tolist()
+    step = config.vision_config.pooling_kernel_size
+    return 0, rows // step, columns // step
+
+
+def placed_patches(values: Tensor, pixels: Mapping[str, Any], config: Any) -> Tensor:
+    """As `pixtral_patches`; behind them are patches that are none."""
+    span, step = placed_span(pixels, 0, config), config.vision_config.pooling_kernel_size
+    return _squares(values[..., : span[1] * span[2] * step**2], span, step)
+
+
+def placed_view(pixels: Mapping[str, Any], processor: Any) -> Tensor:
+    """Patches [n, p p 3] put back in their places."""
+    columns, rows = (pixels["image_position_ids"][0].amax(0) + 1).tolist()
+    return _unfolded(pixels["pixel_values"][0], rows, columns, processor.patch_size)
+
+
+def strip_span(pixels: Mapping[str, Any], count: int, config: Any) -> Span:
+    """The first view is the whole picture, in its own shape, a token for a square of patches."""
+    sizes = pixels["target_sizes"]
+    step = round((int(sizes.prod(-1).sum()) / count) ** 0.5)
+    rows, columns = sizes[0].tolist()
+    return 0, rows // step, columns // step
+
+
+def strip_view(pixels: Mapping[str, Any], processor: Any) -> Tensor:
+    """The first view's patches, which lie side by side, put back in their places."""
+    side, (rows, columns) = processor.patch_size, pixels["target_sizes"][0].tolist()
+    own = pixels["pixel_values"][0, :, :, : rows * columns * side]
+    cells = own.unflatten(-1, (rows, columns, side))  # [3, p, rows, columns, p]
+    return cells.permute(0, 2, 1, 3, 4).flatten(3).flatten(1, 2)
 
 
 def first_view(pixels: Mapping[str, Any], processor: Any) -> Tensor:

@@ -26,21 +26,27 @@ def model_info(config: Any) -> ModelInfo:
         InvalidModel: The family is unknown.
     """
     text = config.get_text_config()
+    plain = _layer(text)
     heads = text.num_attention_heads
     kinds = getattr(text, "layer_types", None) or ()
     return ModelInfo(
         num_layers=text.num_hidden_layers,
         num_heads=heads,
-        num_kv_heads=getattr(text, "num_key_value_heads", None) or heads,
+        num_kv_heads=getattr(plain, "num_key_value_heads", None) or heads,
         hidden_size=text.hidden_size,
         vocab_size=text.vocab_size,
-        head_dim=getattr(text, "head_dim", None) or text.hidden_size // heads,
+        head_dim=getattr(plain, "head_dim", None) or text.hidden_size // heads,
         vision=vision_info(config),
         mrope=family_of(config).mrope,
         rope=rope_of(text),
         recurrent=tuple(i for i, kind in enumerate(kinds) if kind in RECURRENT),
         scheme=getattr(config, "halludecode_scheme", None) or "",
     )
+
+
+def _layer(text: Any) -> Any:
+    """Where a decoder's numbers are: of its first layer, where they are not those of all."""
+    return text if not getattr(text, "is_heterogeneous", False) else text.per_layer_config[0]
 
 
 def rope_of(text: Any) -> tuple[float, ...]:
@@ -54,7 +60,7 @@ def rope_of(text: Any) -> tuple[float, ...]:
 
         frequencies, _ = ROPE_INIT_FUNCTIONS[kind](text, "cpu")
         return tuple(frequencies.tolist())
-    size = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+    size = getattr(_layer(text), "head_dim", None) or text.hidden_size // text.num_attention_heads
     size = int(size * given.get("partial_rotary_factor", 1.0))
     return tuple(float(given["rope_theta"]) ** (-at / size) for at in range(0, size, 2))
 

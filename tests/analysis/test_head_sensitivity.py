@@ -12,6 +12,7 @@ from halludecode.analysis import head_sensitivity as hd_heads
 from halludecode.analysis.head_map import Grid, HeadMap, spearman
 from halludecode.analysis.head_records import HeadRecord, Part, Records, summarise
 from halludecode.analysis.head_sensitivity import METRICS, HeadSample, head_sensitivity
+from halludecode.core.activations import ActivationRequest
 from tests.support import families
 
 FEW = {"resamples": 50}
@@ -291,3 +292,22 @@ def test_bad_samples_are_told(engine, given, metric, told):
         given = [samples()[0], samples()[1][0]]
     with pytest.raises(hd.HalluDecodeError, match=told):
         head_sensitivity(engine, given, metric)
+
+
+@pytest.mark.parametrize("metric", ["vhd", "mass"])
+def test_layers_without_attention_keep_their_numbers(family_engine, metric):
+    engine = family_engine("lfm2_vl")  # its last layer has none
+    asked = hd.Request("What is this?", families.pictures()[:1])
+    made = head_sensitivity(engine, [asked], metric, tokens=1, **FEW)
+    has = [layer for layer in range(6) if layer not in engine.model_info.recurrent]
+    assert made.values.any(1).nonzero()[0].tolist() == has
+    assert f"Only layers {has[0]}, {has[1]} have attention" in made.notes[-1]
+    prompt = engine.prompt_of(asked)
+    looks = [
+        engine.activations(ActivationRequest(p, heads=tuple(has), image=tuple(has)))
+        for p in (prompt, prompt.without_images())
+    ]
+    wanted = looks[0].image.sum(-1)
+    if metric == "vhd":
+        wanted = (looks[0].heads - looks[1].heads).norm(dim=-1)
+    np.testing.assert_allclose(made.values[has], wanted, atol=1e-5, rtol=1e-4)

@@ -174,8 +174,10 @@ def agla(model, processor, text, images, n, *, masked, alpha=2.0, beta=0.5, eos=
 
 
 def decoder_layers(model: Any) -> list[Any]:
-    """The language model's layers: of all transformer blocks only these know their index."""
-    return [m for m in model.modules() if hasattr(getattr(m, "self_attn", None), "layer_idx")]
+    """The language model's layers: of all transformer blocks beside a tower's these know their
+    index."""
+    blocks = [m for name, m in model.named_modules() if "vision" not in name]
+    return [m for m in blocks if hasattr(getattr(m, "self_attn", None), "layer_idx")]
 
 
 Weights = list[list[Vector]]  # [heads][rows][keys]
@@ -253,7 +255,8 @@ def edited(
             for layer in decoder_layers(model):
 
                 def watch(module: Any, args: Any, index: int = layer.self_attn.layer_idx) -> None:
-                    entering(index, args[0][0].float())
+                    x = args[0][0]  # of Gemma 3n's streams the first
+                    entering(index, (x[0] if x.dim() == 3 else x).float())
 
                 stack.callback(layer.register_forward_pre_hook(watch).remove)
         model.set_attn_implementation({"text_config": ATTENTION})

@@ -24,7 +24,7 @@ ALIKE = FAMILIES[FAMILIES.index("vipllava") :]
 FEWER = ("damro", "var", "vcd")
 # Of these, the ones whose row no other family's tests say anything about; `make test` leaves the
 # rest to `make test-all`.
-UNLIKE = ("mistral3", "qwen3_vl_moe", "paligemma", "lfm2_vl", "qwen3_5")
+UNLIKE = ("mistral3", "qwen3_vl_moe", "paligemma", "lfm2_vl", "qwen3_5", "gemma4")
 RARE = frozenset(ALIKE) - frozenset(UNLIKE)
 # Parameters under which a strategy acts on a random model; without an entry, its defaults.
 ACTIVE: dict[str, str] = {

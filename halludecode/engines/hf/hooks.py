@@ -8,6 +8,7 @@ never see each other's.
 
 from __future__ import annotations
 
+import inspect
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -126,7 +127,9 @@ def decode(
     if norm:
         parent = model.get_submodule(family.layers.rpartition(".")[0])
         x = final_norm(parent)(x)
-    return (head(x) if tokens is None else rows_of_head(head, x, tokens)).float()
+    made = (head(x) if tokens is None else rows_of_head(head, x, tokens)).float()
+    most = model.config.get_text_config().final_logit_softcapping if family.capped else None
+    return made if most is None else most * (made / most).tanh()
 
 
 def branch(model: Any, family: ModelFamily, kept: Branch | None) -> Branched | None:
@@ -182,6 +185,27 @@ def attention_set(model: Any, needed: bool) -> Iterator[None]:
         model.set_attn_implementation({"text_config": before})
 
 
+@contextmanager
+def last_token(model: Any) -> Iterator[None]:
+    """Within this block a model decodes the last token alone, if it takes no `logits_to_keep`.
+
+    One that keeps its head elsewhere hands the argument on.
+    """
+    taken = inspect.signature(type(model).forward).parameters
+    if "logits_to_keep" in taken or not hasattr(model, "lm_head"):
+        yield
+        return
+
+    def cut(module: nn.Module, args: Any, output: Any) -> None:
+        output.last_hidden_state = output.last_hidden_state[:, -1:]
+
+    handle = model.model.register_forward_hook(cut)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
 def attention_is_ours(model: Any) -> bool:
     """Whether the decoder took our attention function when it was told to."""
     return model.config.get_text_config()._attn_implementation == NAME
@@ -189,7 +213,7 @@ def attention_is_ours(model: Any) -> bool:
 
 def _on_input(context: ForwardContext, layer: int) -> Callable[..., None]:
     def hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        context.layer_input(layer, args[0] if args else kwargs["hidden_states"])
+        context.layer_input(layer, _stream(args[0] if args else kwargs["hidden_states"]))
 
     return hook
 
@@ -198,9 +222,17 @@ def _on_output(context: ForwardContext, layer: int) -> Callable[..., Any]:
     def hook(module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
         if isinstance(output, tuple):
             return (context.layer_output(layer, output[0]), *output[1:])
+        if output.dim() == 4:  # which nothing steers
+            context.layer_output(layer, _stream(output))
+            return output
         return context.layer_output(layer, output)
 
     return hook
+
+
+def _stream(x: Tensor) -> Tensor:
+    """[rows, Q, D]: the residual; of Gemma 3n's streams the one that layers read and write."""
+    return x[0] if x.dim() == 4 else x
 
 
 def _on_mlp(context: ForwardContext, layer: int) -> Callable[..., Any]:

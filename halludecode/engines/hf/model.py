@@ -17,6 +17,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from halludecode.core.attention_block import GENERATED, IMAGE, PAD, SYSTEM, TEXT
 from halludecode.core.errors import InvalidModel, InvalidRequest
+from halludecode.engines.hf.hooks import last_token
 from halludecode.engines.hf.row_cache import RowCache
 from halludecode.engines.hf.unpadded import Unpadded
 from halludecode.engines.inputs.processor import LRU
@@ -26,6 +27,7 @@ from halludecode.models.info import model_info
 from halludecode.models.vision_tower import edited
 
 FULL = "full_attention"  # what transformers calls layers that see all keys
+KINDS = {"picture": "token_type_ids", "near": "mm_token_type_ids"}  # what tells pictures' tokens
 VISION_BATCH = 64  # views of pictures per call of the vision tower
 
 
@@ -241,7 +243,7 @@ class HFModel:
             mask, keep = unpadded.visible(mask), unpadded.last
             ids, position = unpadded.joined(ids), torch.stack([*map(unpadded.joined, position)])
             cache.unpadded = unpadded
-        with self._told_by_switch(encoding=False):
+        with self._told_by_switch(encoding=False), last_token(self.model):
             out = self.model(
                 position_ids=(position if self.family.mrope else position[0]).to(device),
                 attention_mask=mask.to(device),
@@ -256,7 +258,9 @@ class HFModel:
     def encode(self, images: Sequence[ImageInput]) -> dict[str, Tensor]:
         """One pass of the vision tower and projector: features [N, D] by the pictures' keys."""
         names = images[0].pixels.keys()
-        inputs = {n: joined([image.pixels[n] for image in images]).to(self.device) for n in names}
+        strip = "pixel_values" if self.family.strip else ""
+        parts = {name: [image.pixels[name] for image in images] for name in names}
+        inputs = {n: joined(p, strip=n == strip).to(self.device) for n, p in parts.items()}
         inputs["pixel_values"] = inputs["pixel_values"].to(self.model.dtype)
         if self.family.nested:
             if not inputs["pixel_values"].flatten(1).any(1).all():
@@ -271,7 +275,8 @@ class HFModel:
         self._around = getattr(encoded, "visual_indicator_features", None)
         deep = getattr(encoded, "deepstack_features", None) or ()
         levels = [self._projected(encoded), *deep]
-        views = [len(image.pixels["pixel_values"]) for image in images]
+        counted = "target_sizes" if self.family.strip else "pixel_values"
+        views = [len(image.pixels[counted]) for image in images]
         own = zip(*(_by_picture(level, views) for level in levels), strict=True)
         return {image.tower_key: torch.cat(f, -1) for image, f in zip(images, own, strict=True)}
 
@@ -296,8 +301,8 @@ class HFModel:
             words = self.model.get_input_embeddings()(extra["input_ids"])
             at = image[..., None].expand_as(words)
             return {"inputs_embeds": words.masked_scatter(at, torch.cat(list(features)))}
-        if family.mutual == "picture":
-            extra["token_type_ids"] = image.long()
+        if family.mutual in ("picture", "near"):
+            extra[KINDS[family.mutual]] = image.long()
         embed = self.model.get_input_embeddings()
         # A model that insists gets what image tokens are without pictures: words.
         given = list(features) or [embed(ids.to(self.device)[image])]

@@ -104,6 +104,7 @@ class InputProcessor:
         self.image_token = config.image_token_id
         eos = self.tokenizer.eos_token_id
         self.pad_token = next((i for i in (self.tokenizer.pad_token_id, eos) if i is not None), 0)
+        self.strip = family.strip
         self._config = config
         self._family = family
         self._pictures: LRU[ProcessedImage] = LRU(CACHED, lambda image: image.size)
@@ -162,10 +163,21 @@ class InputProcessor:
 
     def expand(self, ids: list[int], pictures: list[ProcessedImage]) -> list[int]:
         """Every image token replaced by its picture's expansion, in order."""
-        rest, out = iter(pictures), list[int]()
+        rest, out = enumerate(pictures), list[int]()
         for token in ids:
-            out += next(rest).expansion if token == self.image_token else (token,)
+            out += self._numbered(*next(rest)) if token == self.image_token else (token,)
         return out
+
+    def _numbered(self, place: int, image: ProcessedImage) -> Sequence[int]:
+        """A picture's expansion, which was made where it is the first."""
+        if not self._family.number or not place:
+            return image.expansion
+        first, own = (self._words(self._family.number.format(n)) for n in (0, place))
+        written = list(image.expansion)
+        return own + written[len(first) :] if written[: len(first)] == first else written
+
+    def _words(self, text: str) -> list[int]:
+        return self.tokenizer(text, add_special_tokens=False)["input_ids"]
 
     def picture(self, picture: Picture, *, several: bool = False) -> ProcessedImage:
         """Preprocess one picture, or remember having done so.

@@ -200,7 +200,7 @@ class RowBuilder:
             name=name,
             prompt=text,
             input_ids=torch.tensor(ids),
-            pixel_values=_pixels_of(images),
+            pixel_values=_pixels_of(images, self.inputs.strip),
             embeds=None,
             hidden=torch.cat(hidden) if hidden else None,
             life=branch.life,
@@ -276,16 +276,20 @@ def _image_input(
     return ImageInput(key, pixel_key, picture, processed, pixels, count, tower, features, hidden)
 
 
-def joined(parts: Sequence[Tensor]) -> Tensor:
-    """Along the first axis, the others padded with zeros at their ends."""
+def joined(parts: Sequence[Tensor], *, strip: bool = False) -> Tensor:
+    """Along the first axis, the others padded with zeros at their ends; strips along the last."""
+    if strip:
+        return torch.cat(list(parts), -1)
     shape = [max(part.shape[axis] for part in parts) for axis in range(1, parts[0].dim())]
     missing = [[m - n for n, m in zip(part.shape[1:], shape, strict=True)] for part in parts]
     pads = [[pad for m in reversed(short) for pad in (0, m)] for short in missing]
     return torch.cat([functional.pad(p, pad) for p, pad in zip(parts, pads, strict=True)])
 
 
-def _pixels_of(images: Sequence[ImageInput]) -> Tensor | None:
-    return joined([image.pixels["pixel_values"] for image in images]) if images else None
+def _pixels_of(images: Sequence[ImageInput], strip: bool) -> Tensor | None:
+    return (
+        joined([image.pixels["pixel_values"] for image in images], strip=strip) if images else None
+    )
 
 
 def _shrink(image: ProcessedImage, count: int, image_token: int) -> ProcessedImage:

@@ -206,6 +206,7 @@ def test_looks_see_what_transformers_reports(family_engine, family):
     is_image = inputs["input_ids"][0] == model.config.image_token_id
     for i, layer in enumerate(layers):
         hidden = plain.hidden_states[layer + 1][0]
+        hidden = hidden[0] if hidden.dim() == 3 else hidden  # of Gemma 3n's streams the first
         torch.testing.assert_close(seen.hidden[i], hidden[-1], atol=1e-4, rtol=1e-4)
         torch.testing.assert_close(every.hidden[i], hidden, atol=1e-4, rtol=1e-4)
         weights = plain.attentions[attends.index(layer)][0, :, -1]

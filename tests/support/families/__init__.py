@@ -183,6 +183,35 @@ FAMILIES: dict[str, Family] = {
     "lfm2_vl": replace(_QWEN, parts=hybrid.lfm2_vl, placeholder="<image>", recurrent=(0, 1, 3, 5)),
     "qwen3_5": replace(_QWEN, parts=qwen.qwen3_5, spread=1.0, recurrent=(0, 1, 3, 4)),
     "qwen3_5_moe": replace(_QWEN, parts=qwen.qwen3_5_moe, spread=0.7, recurrent=(0, 1, 3, 4)),
+    "minicpmv4_6": replace(
+        _QWEN,
+        parts=qwen.minicpmv4_6,
+        placeholder="<|image_pad|>",
+        spread=0.62,
+        recurrent=(0, 1, 3, 4),
+    ),
+    "gemma3n": Family(
+        google.gemma3n,
+        placeholder="<image_soft_token>",
+        newline="",
+        user="<start_of_turn>user\n",
+        turn="<end_of_turn>\n",
+        reply="<start_of_turn>model\n",
+        end="<end_of_turn>\n",
+        stop=("<end_of_turn>",),
+        spread=0.2,
+    ),
+    "gemma4": Family(
+        google.gemma4,
+        placeholder="<|image|>",
+        newline="",
+        user="<|turn>user\n",
+        turn="<turn|>\n",
+        reply="<|turn>model\n",
+        end="<turn|>\n",
+        stop=("<turn|>",),
+        spread=0.05,
+    ),
 }
 
 

