@@ -86,6 +86,7 @@ class AttentionBlock:
         visible: Bool, broadcastable to [R, 1, Q, N].
         scaling: Factor on q k^T.
         base: [R, H, Q, d], output of the stock kernel.
+        cap: Bound of the logits, c tanh(x / c), of models that have one.
         gains: [R, H, Q, N], factors on the weights.
         head_gain: [R, H, Q], factors on the head outputs.
         averaged: [R, H, Q], what keys give that have the mean value, see `average`.
@@ -98,6 +99,7 @@ class AttentionBlock:
     visible: Tensor | None
     scaling: float
     base: Tensor
+    cap: float | None = None
     gains: Tensor | None = None
     head_gain: Tensor | None = None
     averaged: Tensor | None = None
@@ -134,7 +136,8 @@ class AttentionBlock:
         r, h, n_q, d = q.shape
         g = k.shape[1]
         grouped = (q.float() * self.scaling).reshape(r, g, h // g * n_q, d)
-        return (grouped @ k.float().transpose(-1, -2)).reshape(r, h, n_q, -1)
+        made = (grouped @ k.float().transpose(-1, -2)).reshape(r, h, n_q, -1)
+        return made if self.cap is None else self.cap * (made / self.cap).tanh()
 
     def average(self, chosen: Tensor, over: Tensor) -> None:
         """Chosen keys (bool [R, H, Q, N]) give the mean value over keys ``over`` (bool [R, N])."""

@@ -7,7 +7,8 @@ from collections.abc import Sized
 from typing import Any
 
 SWEPT = 64 + 1  # names of ended requests are swept away once there are more
-CACHES = ("_plans", "_artifacts", "failed_pictures", "model_info")  # bounded, and meant to stay
+# Bounded, and meant to stay.
+CACHES = ("_plans", "_artifacts", "failed_pictures", "model_info", "staying")
 
 
 def _scheduler() -> Any:

@@ -65,7 +65,7 @@ def cut(model, depth):
     """The model with a tower of ``depth`` layers, or read after as many."""
     short = copy.deepcopy(model)
     if model.config.model_type == "llava":
-        short.config.vision_feature_layer = depth
+        short.config.vision_feature_layer = [depth]  # transformers 5.24 takes a bare 0 for none
     else:
         short.model.visual.blocks = short.model.visual.blocks[:depth]
     return short

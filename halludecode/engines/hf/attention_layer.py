@@ -49,10 +49,11 @@ class HFAttentionLayer(AttentionLayer[RowPlacement, Columns]):
         mask: Tensor | None,
         scaling: float,
         out: Tensor,
+        cap: float | None,
     ) -> None:
         self.rows, self.metadata, self.number = context, metadata, number
         self.q, self.k, self.v, self.mask = q, k, v, mask
-        self.scaling, self.out = scaling, out
+        self.scaling, self.out, self.cap = scaling, out, cap
 
     def query_blocks(self, parts: Parts) -> Iterator[Columns]:
         """From the first to the last query any of these may edit, found once per forward."""
@@ -96,6 +97,7 @@ class HFAttentionLayer(AttentionLayer[RowPlacement, Columns]):
             self._visible(row, start, stop),
             self.scaling,
             base,
+            self.cap,
         )
 
     def put_output(self, row: RowPlacement, queries: Columns, output: Tensor) -> None:

@@ -353,12 +353,13 @@ class ForwardContext(EditedRows[RowPlacement]):
         mask: Tensor | None,
         scaling: float,
         out: Tensor,
+        cap: float | None = None,
     ) -> None:
         """Edit ``out`` [rows, Q, H, d] in place where strategies say so; keep what is captured."""
         if self.metadata is None:
             return
         k, v = self._counted(k), self._counted(v)
-        shown = HFAttentionLayer(self, self.metadata, layer, q, k, v, mask, scaling, out)
+        shown = HFAttentionLayer(self, self.metadata, layer, q, k, v, mask, scaling, out, cap)
         attending = [(i, part) for i, part in enumerate(self.parts) if part.phase is not None]
         edit_attention(shown, attending)
         if layer not in self.steered("residual") | self._gated:

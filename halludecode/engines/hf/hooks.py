@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
+from functools import partial
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
 
@@ -36,7 +37,7 @@ from halludecode.models.feed_forward import (
 if TYPE_CHECKING:
     from halludecode.engines.hf.forward_context import ForwardContext
 
-NAME = "halludecode"
+NAME, CAPPED = "halludecode", "halludecode_capped"
 _ACTIVE: ContextVar[ForwardContext | None] = ContextVar("halludecode_run", default=None)
 _LOCKS: WeakKeyDictionary[nn.Module, threading.RLock] = WeakKeyDictionary()
 _LOCKS_LOCK = threading.Lock()
@@ -60,11 +61,16 @@ def _attention(
     key: Tensor,
     value: Tensor,
     attention_mask: Tensor | None = None,
+    *,
+    caps: bool = False,
+    softcap: float | None = None,
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
     """Stock SDPA, then the edits of the active context; shapes as transformers' are.
 
-    Rows that are laid end to end are a block here alone.
+    Rows that are laid end to end are a block here alone. Gemma 2 bounds its scores (``softcap``),
+    which transformers' SDPA either leaves out without a word (5.19) or refuses (5.24): it is done
+    where the model does it without us (``caps``).
 
     Returns:
         Head outputs [rows, Q, H, d], and no weights.
@@ -73,15 +79,34 @@ def _attention(
     unpadded = context.unpadded if context is not None and layer is not None else None
     if unpadded is not None:  # the cache has laid out keys and values
         query = unpadded.heads(query)
-    out, _ = sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
+    scaling = kwargs.get("scaling") or query.shape[-1] ** -0.5
+    cap = softcap if caps else None
+    if cap is None:
+        out, _ = sdpa_attention_forward(module, query, key, value, attention_mask, **kwargs)
+    else:
+        out = _capped(module, query, key, value, attention_mask, scaling, cap)
     if context is not None and layer is not None:
-        scaling = kwargs.get("scaling") or query.shape[-1] ** -0.5
-        context.attention(layer, query, key, value, attention_mask, scaling, out)
+        context.attention(layer, query, key, value, attention_mask, scaling, out, cap)
     return (out if unpadded is None else unpadded.joined(out)), None
 
 
-AttentionInterface.register(NAME, _attention)
-AttentionMaskInterface.register(NAME, sdpa_mask)  # without it padded rows are silently wrong
+def _capped(
+    module: nn.Module, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, *how: float
+) -> Tensor:
+    """Gemma 2's own attention, for a mask as SDPA takes it: bool, or None for a causal one."""
+    from transformers.models.gemma2.modeling_gemma2 import eager_attention_forward
+
+    width, count = q.shape[2], k.shape[2]
+    if mask is None:
+        mask = torch.ones(width, count, dtype=torch.bool, device=q.device).tril(count - width)
+    shut = torch.zeros(mask.shape, dtype=q.dtype, device=q.device)
+    shut = shut.masked_fill(~mask, torch.finfo(q.dtype).min)
+    return eager_attention_forward(module, q, k, v, shut, 0.0, *how)[0]
+
+
+for _name, _caps in ((NAME, False), (CAPPED, True)):
+    AttentionInterface.register(_name, partial(_attention, caps=_caps))
+    AttentionMaskInterface.register(_name, sdpa_mask)  # without it padded rows are silently wrong
 
 
 def lock_of(model: nn.Module) -> threading.RLock:
@@ -178,7 +203,7 @@ def attention_set(model: Any, needed: bool) -> Iterator[None]:
     if not needed or attention_is_ours(model):
         yield
         return
-    model.set_attn_implementation({"text_config": NAME})
+    model.set_attn_implementation({"text_config": NAME if before == "sdpa" else CAPPED})
     try:
         yield
     finally:
@@ -208,7 +233,7 @@ def last_token(model: Any) -> Iterator[None]:
 
 def attention_is_ours(model: Any) -> bool:
     """Whether the decoder took our attention function when it was told to."""
-    return model.config.get_text_config()._attn_implementation == NAME
+    return model.config.get_text_config()._attn_implementation in (NAME, CAPPED)
 
 
 def _on_input(context: ForwardContext, layer: int) -> Callable[..., None]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -10,14 +9,13 @@ from functools import cached_property
 from typing import Any
 
 import torch
-import transformers
 from torch import Tensor
-from transformers import LlamaForCausalLM
 from transformers.modeling_outputs import BaseModelOutputWithPooling
 
 from halludecode.core.attention_block import GENERATED, IMAGE, PAD, SYSTEM, TEXT
 from halludecode.core.errors import InvalidModel, InvalidRequest
 from halludecode.engines.hf.hooks import last_token
+from halludecode.engines.hf.release import CACHE, check_release
 from halludecode.engines.hf.row_cache import RowCache
 from halludecode.engines.hf.unpadded import Unpadded
 from halludecode.engines.inputs.processor import LRU
@@ -29,35 +27,6 @@ from halludecode.models.vision_tower import edited
 FULL = "full_attention"  # what transformers calls layers that see all keys
 KINDS = {"picture": "token_type_ids", "near": "mm_token_type_ids"}  # what tells pictures' tokens
 VISION_BATCH = 64  # views of pictures per call of the vision tower
-
-
-def _check_release(model_class: type) -> None:
-    """Releases before 5.18 take what they do not know and answer without the picture."""
-    if "mm_encoder_outputs" not in inspect.signature(model_class.forward).parameters:
-        raise InvalidModel(
-            f"{model_class.__name__} of transformers {transformers.__version__} does not take "
-            "pictures that are already encoded (`mm_encoder_outputs`), so it would not see them; "
-            "install a release that does: pip install 'transformers>=5.18,<5.25'."
-        )
-
-
-def _cache_name() -> str:
-    """What models call the argument and the output that hold their KV.
-
-    All of a release call it the same; InstructBLIP takes it without a word of it in its signature.
-    """
-    taken = inspect.signature(LlamaForCausalLM.forward).parameters
-    for name in ("cache", "past_key_values"):  # since transformers 5.24, and before
-        if name in taken:
-            return name
-    raise InvalidModel(
-        f"transformers {transformers.__version__} has neither `cache` nor `past_key_values` among "
-        "the arguments of a model's forward; install a release this version of halludecode knows "
-        "(pip install 'transformers>=5.18,<5.25')."
-    )
-
-
-CACHE = _cache_name()
 
 
 @dataclass(frozen=True)
@@ -130,7 +99,7 @@ class HFModel:
     """
 
     def __init__(self, model: Any, family: ModelFamily) -> None:
-        _check_release(type(model))
+        check_release(type(model), model.config.model_type)
         self.model = model
         self.family = family
         self.info = model_info(model.config)

@@ -24,7 +24,7 @@ from halludecode.engines.hf.attention_metadata import AttentionMetadata, RowPlac
 from halludecode.engines.hf.batch import Batch
 from halludecode.engines.hf.forward_context import ForwardContext
 from halludecode.engines.hf.hooks import hooked
-from halludecode.engines.hf.model import CACHE
+from halludecode.engines.hf.release import CACHE
 
 FULL, SLIDING = {"full_attention"}, {"sliding_attention"}
 
@@ -135,10 +135,11 @@ class TreeContext(ForwardContext):
         mask: Tensor | None,
         scaling: float,
         out: Tensor,
+        cap: float | None = None,
     ) -> None:
         """Keep the rows of the watched layer; edits nothing."""
         if layer == self.layer:
-            shown = HFAttentionLayer(self, self._here(), layer, q, k, v, mask, scaling, out)
+            shown = HFAttentionLayer(self, self._here(), layer, q, k, v, mask, scaling, out, cap)
             every = RowPlacement.of(range(len(q)))
             block = shown.block(every, shown.all_queries(), scores=True)
             largest = block.weights().amax(1)

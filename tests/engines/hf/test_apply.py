@@ -19,7 +19,7 @@ from halludecode.core.errors import (
     InvalidScores,
     UnsupportedStrategy,
 )
-from halludecode.engines.hf.model import CACHE
+from halludecode.engines.hf.release import CACHE
 from tests.support import families
 
 EDIT, COMBINE = "spin(r=0.5,alpha=0.0)", "dola(strength=5.0)"

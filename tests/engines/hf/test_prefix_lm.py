@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import pytest
+import torch
 
 import halludecode as hd
+from halludecode.core.activations import ActivationRequest
+from halludecode.engines.inputs.chat import to_prompt
 from tests.models.test_spans import LONG, asked, plain
-from tests.support import families, specs
+from tests.support import families, naive, specs
 from tests.support.families import google
 
 
@@ -40,6 +43,29 @@ def test_strategies_act_on_it(engine, name):
     finally:
         engine.extra_rows = "on_demand"
     assert [o.token_ids for o in at_once] == [o.token_ids for o in edited]
+
+
+def test_attention_is_bounded_where_the_model_does_so(tmp_path):
+    """Looks and what they leave unedited, beside transformers' own eager attention."""
+    families.build("paligemma", tmp_path, google.paligemma2)
+    engine = hd.load(str(tmp_path), attn_implementation="eager")
+    for module in engine.model.modules():
+        if hasattr(module, "attn_logit_softcapping"):
+            module.attn_logit_softcapping = 0.5  # far below most scores
+    words, pictures = asked("paligemma")[0]
+    prompt = to_prompt(hd.Request(words, pictures), engine.family.placeholder)
+    inputs = naive.inputs_of(
+        engine.processor, families.FAMILIES["paligemma"].prompt(words), pictures
+    )
+    with torch.no_grad():
+        told = engine.model(**inputs, output_hidden_states=True, output_attentions=True)
+    layers = tuple(range(families.LAYERS - 1))  # behind the last one the states are normed
+    seen = engine.activations(ActivationRequest(prompt, hidden=layers, image=layers))
+    is_image = inputs["input_ids"][0] == engine.model.config.image_token_id
+    for i in layers:
+        weights, hidden = told.attentions[i][0, :, -1], told.hidden_states[i + 1][0, -1]
+        torch.testing.assert_close(seen.image[i], weights[:, is_image], atol=1e-5, rtol=1e-4)
+        torch.testing.assert_close(seen.hidden[i], hidden, atol=1e-4, rtol=1e-4)
 
 
 def test_a_search_is_refused_where_windows_slide(engine):
