@@ -6,8 +6,9 @@ Both servers are up and take the same new pictures in turn, 16 requests at a tim
 processor time of a server's own processes, which other programs touch less than the clock, and the
 client's is not in it. "ours" is greedy in our server as it comes up, "after strategies" the same
 once each way to act has run there. A ratio is of rates within a round; what is printed is the mean
-over rounds with its 95 % interval. Requests meet in other batches each time, whose rounding
-differs, so an answer of 32 tokens about noise can, too; how many do is printed.
+over rounds with its 95 % interval. vLLM writes a chat's prompt without the begin token that the
+model's own processor writes, and ours with it, so answers differ here and there: how many is
+printed.
 """
 
 from __future__ import annotations
