@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+# told apart without red and green
 _COLOURS = (
     "#0072b2",
     "#d55e00",

@@ -315,10 +315,8 @@ class RequestBuilder:
         item = processed["mm_kwargs"]["image"][0]
         if image.processed.several:  # vLLM cuts it into views all the same
             return _with_pixels(item, image.processed.pixels["pixel_values"])
-        have, want = (
-            processed["mm_placeholders"]["image"][0].get_num_embeds(),
-            image.processed.count,
-        )
+        have = processed["mm_placeholders"]["image"][0].get_num_embeds()
+        want = image.processed.count
         if have != want:
             width, height = picture.image.size
             raise InvalidRequest(
