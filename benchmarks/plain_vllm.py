@@ -1,12 +1,14 @@
 """What our vLLM engine costs a request that has no strategy: its rate beside bare vLLM's.
 
-    .venv/bin/python benchmarks/plain_vllm.py [--requests 40] [--tokens 32] [--rounds 25]
+    .venv/bin/python benchmarks/plain_vllm.py [--requests 40] [--tokens 32] [--rounds 25] [--sizes 1]
 
 Both are the same wheel in one process and take the same prompts and new pictures in turn; time is
 that process's processor time, which other programs touch less than the clock. "ours" is plain
 greedy in our engine as it comes up, "after strategies" the same once each way to act has run there,
 so that hooks are in place and nothing in the batch wants them. A ratio is of rates within a round;
-what is printed is the mean over rounds with its 95 % interval.
+what is printed is the mean over rounds with its 95 % interval. A picture of a size that was not
+seen before is prepared by both, the model's processor and vLLM's: ``--sizes 40`` gives each picture
+of a round a size that no other has.
 """
 
 from __future__ import annotations
@@ -43,16 +45,17 @@ OPTIONS = {
 WAYS = ("vcd", "pai", "var", "dola", "vista", "vhr")  # rows, edits, early layers, steering, heads
 
 
-def pictures(count: int, seed: int) -> list[Image.Image]:
-    """Pictures that no cache knows."""
-    noise = np.random.default_rng(seed)
-    return [Image.fromarray(noise.integers(0, 256, (112, 112, 3), np.uint8)) for _ in range(count)]
+def pictures(count: int, seed: int, sizes: int = 1) -> list[Image.Image]:
+    """Pictures that no cache knows; of more than one size: sizes that no cache knows."""
+    noise, first = np.random.default_rng(seed), seed * sizes if sizes > 1 else 0
+    wide = [112 + (first + i % sizes) % 1024 for i in range(count)]
+    return [Image.fromarray(noise.integers(0, 256, (112, w, 3), np.uint8)) for w in wide]
 
 
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__)
-    for name, value in (("requests", 40), ("tokens", 32), ("rounds", 25)):
+    for name, value in (("requests", 40), ("tokens", 32), ("rounds", 25), ("sizes", 1)):
         parser.add_argument(f"--{name}", type=int, default=value)
     given = parser.parse_args()
     warnings.simplefilter("ignore")
@@ -89,7 +92,7 @@ def main() -> None:
     for state in ("ours", "after strategies"):
         rates: list[tuple[float, float]] = []
         for number in range(given.rounds):
-            shown = pictures(given.requests, 10 * number + len(state))
+            shown = pictures(given.requests, 10 * number + len(state), given.sizes)
             order = (ask_bare, ask_ours) if number % 2 else (ask_ours, ask_bare)
             found = {ask: timed(ask, shown) for ask in order}
             assert found[ask_bare][1] == found[ask_ours][1], "the tokens differ"

@@ -9,8 +9,12 @@ from transformers import LlamaForCausalLM
 
 from halludecode.core.errors import InvalidModel
 
-# Where a family's own forward ends in an error, whatever it is given: release -> families.
-BROKEN = {"5.24.0": ("llama4",)}
+# Where a family's own code is at fault, whatever it is given: release -> family -> what it does and
+# the release to take.
+BROKEN = {
+    "5.18.0": {"minicpmv4_6": ("reads all views of a picture as if of one shape", ">=5.19,<5.25")},
+    "5.24.0": {"llama4": ("ends in an error of its own", ">=5.18,<5.24")},
+}
 
 
 def check_release(model_class: type, kind: str) -> None:
@@ -21,10 +25,11 @@ def check_release(model_class: type, kind: str) -> None:
     Raises:
         InvalidModel: The sentence says which release to install.
     """
-    if kind in BROKEN.get(transformers.__version__, ()):
+    fault, fit = BROKEN.get(transformers.__version__, {}).get(kind, ("", ""))
+    if fault:
         raise InvalidModel(
-            f"The forward of {kind!r} ends in an error of its own in transformers "
-            f"{transformers.__version__}; install another release: pip install 'transformers<5.24'."
+            f"The forward of {kind!r} {fault} in transformers {transformers.__version__}; install "
+            f"another release: pip install 'transformers{fit}'."
         )
     if "mm_encoder_outputs" not in inspect.signature(model_class.forward).parameters:
         raise InvalidModel(

@@ -8,23 +8,21 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from torch import Tensor
-
 from halludecode.core import spec as hd_spec
-from halludecode.core.errors import HookNeverFired, InvalidRequest, UnsupportedStrategy
+from halludecode.core.errors import HookNeverFired, InvalidRequest
 from halludecode.core.plan import Cost, Plan
 from halludecode.core.prompt import Prompt
 from halludecode.engines.api import Sampling
-from halludecode.engines.inputs.processor import CACHED, LRU, InputProcessor
-from halludecode.engines.inputs.rows import ImageInput, PreparedRequest, Row
+from halludecode.engines.inputs.processor import InputProcessor
+from halludecode.engines.inputs.rows import PreparedRequest, Row
 from halludecode.engines.sampling import Sampler
 from halludecode.engines.token_rules import TokenRules
 from halludecode.engines.vllm.frontend.capacity import check_rows, edited_rows, together
 from halludecode.engines.vllm.frontend.loading import Loaded
+from halludecode.engines.vllm.frontend.picture_items import PictureItems
 from halludecode.engines.vllm.row_metadata import RowMetadata, metadata_of
 
 GREEDY = Plan((), "greedy", frozenset(), ("main",), Cost())
-ROUNDING = 0.05  # of normalised pixels in bfloat16
 COOLEST, HOTTEST = 0.01, 2.0  # what vLLM takes beside 0; our sampler knows the true temperature
 # Verbs whose values belong to one request.
 OWN = frozenset(
@@ -77,12 +75,9 @@ class RequestBuilder:
     """
 
     def __init__(self, loaded: Loaded, inputs: InputProcessor) -> None:
-        from vllm.multimodal import MULTIMODAL_REGISTRY
-
         self._loaded, self._inputs = loaded, inputs
         self._engine = loaded.engine
-        self._processor = MULTIMODAL_REGISTRY.create_processor(loaded.vllm_config.model_config)
-        self._items: LRU[Any] = LRU(CACHED, _bytes)
+        self._pictures = PictureItems(loaded, inputs)
         self._tasks = self._engine.get_supported_tasks()
 
     def group(
@@ -276,7 +271,7 @@ class RequestBuilder:
             first, last = int(chosen[0]), int(chosen[-1])
             mask = is_image[first : last + 1]
             places.append(PlaceholderRange(first, len(mask), None if bool(mask.all()) else mask))
-        items = [self._item(image) for image in row.images]
+        items = [self._pictures.item(image) for image in row.images]
         return mm_input(
             ids,
             MultiModalKwargsItems({"image": items}),
@@ -284,46 +279,6 @@ class RequestBuilder:
             {"image": places},
             **extra,
         )
-
-    def _item(self, image: ImageInput) -> Any:
-        """VLLM's item of one picture with the row's own pixels in it."""
-        key = image.unedited_key
-        unedited = self._items.get(key)
-        if unedited is None:
-            unedited = self._preprocess(image)
-            self._items.put(key, unedited)
-        if image.pixel_key == key:
-            return unedited
-        plain = image.processed.pixels["pixel_values"]
-        if not _alike(unedited["pixel_values"].data, plain):
-            raise UnsupportedStrategy(
-                "vLLM prepares the pixels of this family in a way of its own, so they cannot be "
-                "edited; use a strategy without 'pixels', or engine='hf'."
-            )
-        return _with_pixels(unedited, image.pixels["pixel_values"])
-
-    def _preprocess(self, image: ImageInput) -> Any:
-        from vllm.multimodal.parse import MultiModalDataParser
-        from vllm.multimodal.processing import ProcessorInputs, TimingContext
-
-        placeholder, picture = self._loaded.layout.placeholder, image.picture
-        items = MultiModalDataParser().parse_mm_data({"image": [picture.image]})
-        processed = self._processor.apply(
-            ProcessorInputs(prompt=self._inputs.short(placeholder, 1), mm_data_items=items),
-            TimingContext(enabled=False),
-        )
-        item = processed["mm_kwargs"]["image"][0]
-        if image.processed.several:  # vLLM cuts it into views all the same
-            return _with_pixels(item, image.processed.pixels["pixel_values"])
-        have = processed["mm_placeholders"]["image"][0].get_num_embeds()
-        want = image.processed.count
-        if have != want:
-            width, height = picture.image.size
-            raise InvalidRequest(
-                f"vLLM makes {have} tokens of a {width} x {height} picture, where this model's own "
-                f"processor makes {want}; scale the picture to another shape, or use engine='hf'."
-            )
-        return item
 
     def _salt(self, name: str, prepared: PreparedRequest, plan: Plan, group: str) -> str:
         """Separates the KV of an edited row from everybody else's; "" for rows left alone.
@@ -343,12 +298,6 @@ class RequestBuilder:
         return f"hd:{prepared.rows[name].key}"
 
 
-def _bytes(item: Any) -> float:
-    """Of an item's tensors."""
-    tensors = (element.data for element in item.data.values())
-    return sum(t.numel() * t.element_size() for t in tensors if isinstance(t, Tensor))
-
-
 def vllm_temperature(temperature: float) -> float:
     """The temperature as far as vLLM takes it."""
     return min(max(temperature, COOLEST), HOTTEST) if temperature > 0 else 0.0
@@ -356,23 +305,6 @@ def vllm_temperature(temperature: float) -> float:
 
 def _beyond(temperature: float) -> float:
     return 0.0 if temperature == vllm_temperature(temperature) else temperature
-
-
-def _alike(theirs: Any, ours: Tensor) -> bool:
-    """Whether vLLM's pixels of a picture are the processor's, but for rounding."""
-    if not theirs.is_floating_point() or theirs.numel() != ours.numel():
-        return False
-    return bool((theirs.float().flatten() - ours.flatten()).abs().max() < ROUNDING)
-
-
-def _with_pixels(item: Any, pixels: Tensor) -> Any:
-    """VLLM's item with other pixels, of as many views as these have."""
-    own = copy.copy(item["pixel_values"])
-    shape = [len(pixels), *own.data.shape[1:]] if pixels.dim() == own.data.dim() else own.data.shape
-    own.data = pixels.reshape(shape).to(own.data.dtype)
-    made = copy.copy(item)
-    made.data = {**item.data, "pixel_values": own}
-    return made
 
 
 def _tower_edit(row: Row, prepared: PreparedRequest, plan: Plan) -> list[Any] | None:

@@ -35,13 +35,20 @@ def ban(
         state: Of the worker; a group that is left nothing to write fails there.
     """
     out = logits
+    short: dict[tuple[int, ...], list[int]] = {}  # end tokens -> rows that may not end, else free
     for rows in groups:
         main = rows["main"]
         params = main.request.sampling_params
-        ends = params.stop_token_ids if params.min_tokens > main.written else ()
-        if main.metadata.token_rules or params.structured_outputs is not None or ends:
+        ends = tuple(params.stop_token_ids or ()) if params.min_tokens > main.written else ()
+        ruled = bool(main.metadata.token_rules) or params.structured_outputs is not None
+        if ruled or ends:
             out = logits.float().clone() if out is logits else out
-            _ban_group(rows, out, written, state, list(ends or ()))
+        if ruled:
+            _ban_group(rows, out, written, state, ends)
+        elif ends:
+            short.setdefault(ends, []).extend(row.index for row in rows.values())
+    for ends, places in short.items():  # most batches have one kind: one write for all their rows
+        out[placed(places, out.device)[:, None], placed(list(ends), out.device)] = NEG_INF
     return out
 
 
