@@ -112,7 +112,9 @@ USED: dict[str, dict[str, tuple[str, ...]]] = {
     },
     "vllm.v1.engine.parallel_sampling": {"ParentRequest": ("get_outputs",)},
     "vllm.multimodal.media": {"MediaConnector": ("load_from_url_async",)},
-    "vllm.multimodal.processing.processor": {"BaseMultiModalProcessor": ("apply",)},
+    "vllm.multimodal.processing.processor": {
+        "BaseMultiModalProcessor": ("apply", "_get_prompt_updates")
+    },
     "vllm.model_executor.layers.attention": {"Attention": (), "MMEncoderAttention": ("forward",)},
     "vllm.v1.attention.backend": {"AttentionType": ("DECODER",)},
     "vllm.model_executor.models.utils": {"WeightsMapper": ("__or__",)},

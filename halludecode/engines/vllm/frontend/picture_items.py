@@ -14,15 +14,16 @@ from halludecode.engines.inputs.rows import ImageInput
 from halludecode.engines.vllm.frontend.loading import Loaded
 
 ROUNDING = 0.05  # of normalised pixels in bfloat16
-SIZES = 1024  # sizes of pictures whose items are remembered
+SHAPES = 1024  # of pictures' tensors, whose items are remembered
 
 
 class PictureItems:
     """Makes vLLM's items of pictures.
 
     Our rows have what the model's own processor made of a picture, and vLLM's processor would make
-    it once more. It does so for the first picture of every size; where what it made are our tensors
-    to the bit, later ones of that size get ours in the same item.
+    it once more. It does so for the first picture whose tensors have a certain shape; where what it
+    made are our tensors to the bit, later ones of these shapes get ours in the same item. How many
+    tokens vLLM expects of a picture is asked of its processor for every one.
 
     Args:
         loaded: The engine.
@@ -35,7 +36,7 @@ class PictureItems:
         self._loaded, self._inputs = loaded, inputs
         self._processor = MULTIMODAL_REGISTRY.create_processor(loaded.vllm_config.model_config)
         self._items: LRU[Any] = LRU(CACHED, _bytes)
-        self._by_size: LRU[Any] = LRU(SIZES)  # fields without data, where vLLM's are ours
+        self._by_shape: LRU[Any] = LRU(SHAPES)  # items without data, where vLLM's are ours
 
     def item(self, image: ImageInput) -> Any:
         """VLLM's item of one picture with the row's own pixels in it.
@@ -60,38 +61,55 @@ class PictureItems:
         return _with_pixels(unedited, image.pixels["pixel_values"])
 
     def _unedited(self, image: ImageInput) -> Any:
-        picture, made = image.picture.image, image.processed
-        size = f"{picture.size} {picture.mode} {made.several}"
-        fields = self._by_size.get(size)
+        made = image.processed
+        if made.several:  # vLLM cuts it into views all the same
+            return _with_pixels(self._preprocess(image)[0], made.pixels["pixel_values"])
+        shapes = str({name: [*tensor.shape] for name, tensor in made.pixels.items()})
+        fields = self._by_shape.get(shapes)
         if fields is not None:
-            return _filled(fields, made.pixels)
-        item = self._preprocess(image)
-        if not made.several and _ours(item, made.pixels):
-            self._by_size.put(size, _emptied(item))
-        return item
-
-    def _preprocess(self, image: ImageInput) -> Any:
-        from vllm.multimodal.parse import MultiModalDataParser
-        from vllm.multimodal.processing import ProcessorInputs, TimingContext
-
-        placeholder, picture = self._loaded.layout.placeholder, image.picture
-        items = MultiModalDataParser().parse_mm_data({"image": [picture.image]})
-        processed = self._processor.apply(
-            ProcessorInputs(prompt=self._inputs.short(placeholder, 1), mm_data_items=items),
-            TimingContext(enabled=False),
-        )
-        item = processed["mm_kwargs"]["image"][0]
-        if image.processed.several:  # vLLM cuts it into views all the same
-            return _with_pixels(item, image.processed.pixels["pixel_values"])
-        have = processed["mm_placeholders"]["image"][0].get_num_embeds()
-        want = image.processed.count
-        if have != want:
-            width, height = picture.image.size
+            item = _filled(fields, made.pixels)
+            have = self._count(image, item)
+        else:
+            item, have = self._preprocess(image)
+            if _ours(item, made.pixels) and have == self._count(image, item):
+                self._by_shape.put(shapes, _emptied(item))
+        if have != made.count:
+            width, height = image.picture.image.size
             raise InvalidRequest(
                 f"vLLM makes {have} tokens of a {width} x {height} picture, where this model's own "
-                f"processor makes {want}; scale the picture to another shape, or use engine='hf'."
+                f"processor makes {made.count}; scale the picture to another shape, or use "
+                "engine='hf'."
             )
         return item
+
+    def _preprocess(self, image: ImageInput) -> tuple[Any, int]:
+        """What vLLM's own processor makes of a picture, and of how many tokens."""
+        from vllm.multimodal.processing import ProcessorInputs, TimingContext
+
+        prompt = self._inputs.short(self._loaded.layout.placeholder, 1)
+        made = self._processor.apply(
+            ProcessorInputs(prompt=prompt, mm_data_items=_parsed(image)),
+            TimingContext(enabled=False),
+        )
+        return made["mm_kwargs"]["image"][0], made["mm_placeholders"]["image"][0].get_num_embeds()
+
+    def _count(self, image: ImageInput, item: Any) -> int:
+        """Tokens that vLLM's processor would write for an item; -1 where it writes none itself."""
+        from vllm.multimodal.inputs import MultiModalKwargsItems
+
+        items = MultiModalKwargsItems({"image": [item]})
+        updates = self._processor._get_prompt_updates(_parsed(image), {}, items)
+        if len(updates) != 1:
+            return -1
+        content = updates[0].resolve(0).content
+        marked = content.is_embed
+        return len(content.full) if marked is None else int(marked(content.full).sum())
+
+
+def _parsed(image: ImageInput) -> Any:
+    from vllm.multimodal.parse import MultiModalDataParser
+
+    return MultiModalDataParser().parse_mm_data({"image": [image.picture.image]})
 
 
 def _ours(item: Any, pixels: Any) -> bool:

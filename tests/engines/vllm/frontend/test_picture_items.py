@@ -31,33 +31,47 @@ def made(vllm_engine, monkeypatch):
     return items, image, prepared, whole
 
 
-def test_later_pictures_of_a_size_are_vllms_to_the_bit_and_prepared_once(made):
+@pytest.mark.parametrize("sizes", [[(112, 112), (112, 112)], [(60, 91), (300, 40), (7, 7)]])
+def test_later_pictures_are_vllms_to_the_bit_and_prepared_once(made, sizes):
     items, image, prepared, whole = made
-    sizes = [(112, 112), (60, 91), (112, 112), (60, 91), (112, 112)]
     for seed, size in enumerate(sizes):
         given = image(drawn(seed, size))
-        have, want = items.item(given), whole(given)
+        have, (want, count) = items.item(given), whole(given)
         assert set(have) == set(want)
         for name, field in want.items():
             assert have[name].data.dtype == field.data.dtype
             assert torch.equal(have[name].data, field.data)
+        assert items._count(given, have) == count == given.processed.count
         assert items.item(given) is have, "one that was shown before"
-    assert [i.picture.image.size for i in prepared] == sizes[:2]
+    assert [i.picture.image.size for i in prepared] == sizes[:1]
 
 
 def test_where_vllm_prepares_otherwise_every_picture_is_prepared_by_it(made, monkeypatch):
     items, image, prepared, whole = made
 
     def otherwise(given):
-        item = whole(given)
+        item, count = whole(given)
         item["pixel_values"].data = item["pixel_values"].data * 0.5
         prepared.append(given)
-        return item
+        return item, count
 
     monkeypatch.setattr(items, "_preprocess", otherwise)
     for seed in range(3):
         given = image(drawn(seed, (112, 112)))
-        assert torch.equal(
-            items.item(given)["pixel_values"].data, whole(given)["pixel_values"].data * 0.5
-        )
+        half = whole(given)[0]["pixel_values"].data * 0.5
+        assert torch.equal(items.item(given)["pixel_values"].data, half)
     assert len(prepared) == 3
+
+
+def test_a_picture_of_which_vllm_makes_other_tokens_is_refused_before_and_after(made, monkeypatch):
+    items, image, *_ = made
+    monkeypatch.setattr(items, "_count", lambda given, item: given.processed.count - 1)
+    items._by_shape.clear()
+    items.item(image(drawn(0, (112, 112))))  # whole: its number is right, the other way's is not
+    assert items._by_shape.size == 0
+    monkeypatch.undo()
+    items.item(image(drawn(1, (112, 112))))
+    assert items._by_shape.size == 1
+    monkeypatch.setattr(items, "_count", lambda given, item: given.processed.count - 1)
+    with pytest.raises(hd.InvalidRequest, match=r"vLLM makes \d+ tokens of a 112 x 112 picture"):
+        items.item(image(drawn(2, (112, 112))))
