@@ -6,8 +6,8 @@ Both are the same wheel in one process and take the same prompts and new picture
 that process's processor time, which other programs touch less than the clock. "ours" is plain
 greedy in our engine as it comes up, "after strategies" the same once each way to act has run there,
 so that hooks are in place and nothing in the batch wants them. A ratio is of rates within a round;
-what is printed is the mean over rounds with its 95 % interval. ``--sizes 40`` gives each picture of a round
-a size that no other has.
+what is printed is the mean over rounds with its 95 % interval. ``--sizes 40`` gives each picture
+of a round a size that no other has.
 """
 
 from __future__ import annotations

@@ -128,6 +128,9 @@ TAKES = {
     ("vllm.v1.worker.gpu.cudagraph_utils", "CudaGraphManager", "dispatch"): (
         *("num_reqs", "num_tokens", "uniform_token_count", "max_query_len"),
     ),
+    ("vllm.multimodal.processing.processor", "BaseMultiModalProcessor", "_get_prompt_updates"): (
+        *("mm_items", "hf_processor_mm_kwargs", "out_mm_kwargs"),
+    ),
     ("vllm.v1.sample.sampler", "Sampler", "forward"): ("logits", "sampling_metadata"),
     ("vllm.v1.core.kv_cache_coordinator", "KVCacheCoordinator", "get_num_blocks_to_allocate"): (
         "request_id",
