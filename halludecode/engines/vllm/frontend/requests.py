@@ -309,7 +309,7 @@ class RequestBuilder:
         placeholder, picture = self._loaded.layout.placeholder, image.picture
         items = MultiModalDataParser().parse_mm_data({"image": [picture.image]})
         processed = self._processor.apply(
-            ProcessorInputs(prompt=self._inputs.short(placeholder, 1), mm_data_items=items),
+            ProcessorInputs(prompt=self._inputs.bare(placeholder), mm_data_items=items),
             TimingContext(enabled=False),
         )
         item = processed["mm_kwargs"]["image"][0]
