@@ -34,14 +34,14 @@ def lfm2_vl() -> tuple[Any, Any]:
             vision_use_head=False,
         ),
         text_config=Lfm2Config(
-            **text_config(len(words), tie_word_embeddings=True),  # vLLM has no other
+            **text_config(len(words)),
             layer_types=kinds,
             block_dim=128,  # as released configs say beside hidden_size; vLLM reads them
             conv_dim=128,
         ),
         image_token_id=words.image_token_id,
         projector_hidden_size=96,
-        tie_word_embeddings=True,
+        tie_word_embeddings=False,
     )
     processor = Lfm2VlProcessor(
         image_processor=Lfm2VlImageProcessor(
