@@ -9,6 +9,7 @@ token of each contrast is a candidate, and the one whose text so far a model of 
 likes best is written. This is done before the answer, by passes that depend on each other; then the
 tokens are written, after ``tokens`` the plain model's. Left out: more beams than the release's one,
 DoLa as its base, skipping .3 of words by chance, its tagger (``objects`` are listed) and BLIP.
+Crops of fewer than 32 pixels are enlarged, since some models make too few tokens of them.
 """
 
 from __future__ import annotations

@@ -34,6 +34,7 @@ OBJECTS = frozenset(_COCO.split())
 EVERY = "all"  # an object that every word is
 MIDDLE = (0.2, 0.2, 0.8, 0.8)  # where nothing was detected
 MOST_BOXES = 3
+SIDE = 32  # least pixels of a crop's side; some models make too few tokens of less
 WORD = 4  # tokens of a candidate that are written to be judged
 BEGINS = "▁Ġ "  # how vocabularies mark that a word begins
 
@@ -86,11 +87,13 @@ def box_of(picture: Picture, word: str, looking: Looking) -> Box | None:
 
 
 def cropped(picture: Picture, box: Box) -> Picture:
-    """A part of a picture, a pixel or more of it."""
+    """A part of a picture, a pixel or more of it, enlarged by a whole number if it is tiny."""
     wide, high = picture.image.size
     left, top = min(int(box[0] * wide), wide - 1), min(int(box[1] * high), high - 1)
     right, bottom = max(round(box[2] * wide), left + 1), max(round(box[3] * high), top + 1)
-    return Picture.of(picture.image.crop((left, top, right, bottom)))
+    part = picture.image.crop((left, top, right, bottom))
+    times = -(-SIDE // min(part.size))
+    return Picture.of(part.resize((part.width * times, part.height * times)))
 
 
 def distance(p: Tensor, q: Tensor) -> float:

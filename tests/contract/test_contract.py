@@ -90,8 +90,6 @@ def test_off_point_equals_greedy(engine, name):
 
 
 def test_strategies_act_on_a_random_model(engine, case):
-    if (engine.model.config.model_type, case.name) == ("gemma3n", "zoom"):
-        pytest.skip("zoom adds no view of a picture on the tiny Gemma 3n's weights")
     plain, edited = answers(engine, "greedy"), answers(engine, case.spec)
     moved = any(
         abs(x.logprob - y.logprob) > 1e-3

@@ -25,7 +25,7 @@ def test_views_are_those_the_model_itself_is_surest_of(family_engine, shown):
     engine = family_engine("llava")
     picture = families.pictures()[1]
     limits = zooming.Limits(1.0, -1.0, (0.1, 0.1, 0.2), 3, 5, 0.6, 24)
-    tokens = [engine.inputs.word_ids(word) for word in ("yes", "no")]
+    tokens = engine.inputs.scored_words(("yes", "no")).values()
     asked = []
 
     def answer(look):

@@ -28,10 +28,11 @@ def test_the_furthest_fields_are_contrasted_both_ways():
     torch.testing.assert_close(torch.tensor(sorted(made.tolist())), torch.tensor(wanted))
 
 
-def test_a_crop_has_a_pixel_at_least():
+def test_a_crop_has_a_pixel_at_least_and_a_tiny_one_is_enlarged():
     picture = Picture.of(Image.new("RGB", (40, 30)))
-    assert fields.cropped(picture, (0.25, 0.2, 0.5, 1.0)).image.size == (10, 24)
-    assert fields.cropped(picture, (1.0, 1.0, 1.0, 1.0)).image.size == (1, 1)
+    assert fields.cropped(picture, (0.25, 0.2, 0.5, 1.0)).image.size == (40, 96)
+    assert fields.cropped(picture, (1.0, 1.0, 1.0, 1.0)).image.size == (32, 32)
+    assert fields.cropped(picture, (0.1, 0.0, 0.9, 1.0)).image.size == (64, 60)
 
 
 def test_words_and_text_of_tokens():

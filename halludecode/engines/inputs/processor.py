@@ -9,10 +9,11 @@ from __future__ import annotations
 
 import json
 import re
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any, Generic, TypeVar
 
 import jinja2
@@ -226,8 +227,15 @@ class InputProcessor:
         return tuple(map(str, self.tokenizer.convert_ids_to_tokens(list(ids))))
 
     def scored_words(self, words: Sequence[str]) -> dict[str, list[int]]:
-        """`word_ids` of words to be scored; one that the vocabulary lacks has no score."""
-        return {word: ids for word in words if (ids := self.word_ids(word))}
+        """`word_ids` of words to be scored; one that the vocabulary lacks has no score.
+
+        A token with which several of them begin, such as a space by itself, tells none from another
+        and counts for none.
+        """
+        begun = {word: self.word_ids(word) for word in words}
+        counts = Counter(chain.from_iterable(begun.values()))
+        told = {word: [i for i in ids if counts[i] == 1] for word, ids in begun.items()}
+        return {word: ids for word, ids in told.items() if ids}
 
     def _preprocess(self, picture: Picture, *, several: bool) -> ProcessedImage:
         family, times = self._family, 1 + several  # several: as the first of itself twice
@@ -260,7 +268,11 @@ class InputProcessor:
         family = self._family
         first = [self.image_token] * pictures if family.leading else []
         framed = text.replace(family.placeholder, family.frame) if family.frame else text
-        return first + self._tokenize(self.closed(framed))
+        return first + self.bare(framed)
+
+    def bare(self, text: str) -> list[int]:
+        """Token ids of a rendered prompt, its placeholders as a chat template writes them."""
+        return self._tokenize(self.closed(text))
 
     def closed(self, text: str) -> str:
         """A rendered prompt with what the processor writes before its words and after them."""

@@ -76,6 +76,18 @@ def test_a_word_that_the_vocabulary_lacks_has_no_score(engine, monkeypatch):
         assert output.scores.keys() == {"A"}
 
 
+def test_a_token_with_which_several_words_begin_scores_none_of_them(family_engine):
+    """Bytes spell " yes" and " no" alike at first; the largest of all would tie them for good."""
+    inputs = family_engine("llava").inputs
+    space, *_ = inputs.tokenizer(" y", add_special_tokens=False)["input_ids"]
+    alone = {word: inputs.word_ids(word) for word in ("yes", "no")}
+    assert all(space in ids and len(ids) == 3 for ids in alone.values())
+    told = {word: [i for i in ids if i != space] for word, ids in alone.items()}
+    assert inputs.scored_words(("yes", "no")) == told
+    assert inputs.scored_words(("yes",)) == {"yes": alone["yes"]}
+    assert inputs.scored_words(("yes", "yet", "no")) == {"no": told["no"]}
+
+
 def test_score_words_are_unmasked_first_step_scores(engine):
     words = ("yes", "no")
     vcd = engine.generate(ask(), "vcd", hd.Sampling(max_new_tokens=1), score_words=words)[0]

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import functools
+import json
 import re
+import shutil
 
 import pytest
 
@@ -19,26 +21,19 @@ ABSENT = ("aya_vision", "deepseek_vl", "fast_vlm", "glm46v", "instructblip", "ja
 ABSENT += ("ovis2", "vipllava")
 REFUSED = {
     "gemma3": "Gemma 3.*engine='hf'",
-    "minicpmv4_6": "MiniCPM-V 4.6.*engine='hf'",
     "gemma3n": "Gemma 3n.*engine='hf'",
     "gemma4": "Gemma 4.*engine='hf'",
     "aria": "Aria.*engine='hf'",
     "cohere2_vision": "Command A Vision.*engine='hf'",
     "lfm2_vl": "LFM2-VL.*engine='hf'",
-    "qwen3_5": "Qwen3.5.*engine='hf'",
-    "qwen3_5_moe": "Qwen3.5 MoE.*engine='hf'",
+    **dict.fromkeys(("qwen3_5", "qwen3_5_moe", "minicpmv4_6"), "gated delta.*engine='hf'"),
     "paligemma": "PaliGemma.*engine='hf'",
-    "glm4v": "GLM-4V.*engine='hf'",
     "llama4": "Llama 4.*engine='hf'",
     **dict.fromkeys(ABSENT, r"vLLM [\d.]+ has no \w+ForConditionalGeneration of its own; .*'hf'"),
 }
 REST = [name for name in families.FAMILIES if name not in (*CHOSEN, *REFUSED)]
-# RITUAL's crop is 336 x 336, a shape that vLLM cuts into other tokens; ViCrop adds a picture.
-CUT = {
-    ("llava_onevision", "ritual"): "tokens of a 336 x 336 picture",
-    ("llava_onevision", "vicrop"): "cuts each of several pictures into views",
-    ("llava_onevision", "zoom"): "cuts each of several pictures into views",
-}
+# RITUAL's crop is 336 x 336, a shape that vLLM cuts into other tokens.
+CUT = {("llava_onevision", "ritual"): "tokens of a 336 x 336 picture"}
 # transformers merges the experts of a checkpoint, so its digest on this engine is another.
 MERGED = ("qwen3_vl_moe",)
 UNNAMED = "engine 'vllm': an artifact made on engine 'hf' is not known to be of these weights"
@@ -170,3 +165,12 @@ def test_families_that_vllm_answers_otherwise_are_refused(tmp_path_factory, note
         hd.load(str(path), engine="vllm")
     for name in NAMES:
         noted(family, name, "refused", specs.refused(family, name) or reason_of(caught.value))
+
+
+def test_a_glm4v_whose_biases_vllm_would_leave_out_is_refused(tmp_path, tmp_path_factory):
+    path = shutil.copytree(families.family_path("glm4v", tmp_path_factory), tmp_path / "glm4v")
+    config = json.loads((path / "config.json").read_text(encoding="utf-8"))
+    del config["text_config"]["attention_bias"]
+    (path / "config.json").write_text(json.dumps(config), encoding="utf-8")
+    with pytest.raises(hd.InvalidModel, match=r'says "attention_bias": true.*engine=\'hf\''):
+        hd.load(str(path), engine="vllm")

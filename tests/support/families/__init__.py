@@ -180,7 +180,13 @@ FAMILIES: dict[str, Family] = {
         spread=0.05,
         rename=TOWER,
     ),
-    "lfm2_vl": replace(_QWEN, parts=hybrid.lfm2_vl, placeholder="<image>", recurrent=(0, 1, 3, 5)),
+    "lfm2_vl": replace(
+        _QWEN,
+        parts=hybrid.lfm2_vl,
+        placeholder="<image>",
+        recurrent=(0, 1, 3, 5),
+        rename=TOWER,
+    ),
     "qwen3_5": replace(_QWEN, parts=qwen.qwen3_5, spread=1.0, recurrent=(0, 1, 3, 4)),
     "qwen3_5_moe": replace(_QWEN, parts=qwen.qwen3_5_moe, spread=0.7, recurrent=(0, 1, 3, 4)),
     "minicpmv4_6": replace(

@@ -33,7 +33,12 @@ def lfm2_vl() -> tuple[Any, Any]:
             patch_size=8,
             vision_use_head=False,
         ),
-        text_config=Lfm2Config(**text_config(len(words)), layer_types=kinds),
+        text_config=Lfm2Config(
+            **text_config(len(words)),
+            layer_types=kinds,
+            block_dim=128,  # as released configs say beside hidden_size; vLLM reads them
+            conv_dim=128,
+        ),
         image_token_id=words.image_token_id,
         projector_hidden_size=96,
         tie_word_embeddings=False,

@@ -91,12 +91,18 @@ def qwen2_5_vl() -> tuple[Any, Any]:
     return Qwen2_5_VLForConditionalGeneration(config), processor
 
 
-def _qwen3(config: Any, model: Any, **experts: Any) -> tuple[Any, Any]:
+def _qwen3(
+    config: Any,
+    model: Any,
+    sections: tuple[int, ...] = (6, 5, 5),
+    deepstack: tuple[int, ...] = (0, 1),
+    **experts: Any,
+) -> tuple[Any, Any]:
     """A model of these classes, and the processor."""
     from transformers import Qwen2VLImageProcessor, Qwen3VLProcessor, Qwen3VLVideoProcessor
 
     words, ids = _words()
-    rope = _rope(6, 5, 5, mrope_interleaved=True)
+    rope = _rope(*sections, mrope_interleaved=True)
     tower = {"hidden_size": 64, "out_hidden_size": 128, "intermediate_size": 128}
     made = config(
         text_config=text_config(len(words), head_dim=32, **experts, **rope),
@@ -106,7 +112,7 @@ def _qwen3(config: Any, model: Any, **experts: Any) -> tuple[Any, Any]:
             "depth": 3,
             "patch_size": 16,
             "num_position_embeddings": 64,
-            "deepstack_visual_indexes": [0, 1],
+            "deepstack_visual_indexes": list(deepstack),
         },
         **ids,
     )
@@ -140,7 +146,8 @@ def qwen3_vl_moe() -> tuple[Any, Any]:
 
 def _qwen3_5(config: Any, model: Any, **more: Any) -> tuple[Any, Any]:
     """Gated delta rules beside attention; the processor is that of Qwen3-VL."""
-    return _qwen3(config, model, **HYBRID, **more)
+    sections = (2, 1, 1)  # of the quarter of a head that is turned
+    return _qwen3(config, model, sections, (), **HYBRID, **more)
 
 
 def qwen3_5() -> tuple[Any, Any]:
@@ -228,7 +235,11 @@ def _glm(config: Any) -> tuple[Any, Any]:
     words = tokenizer([*GLM, "<|user|>", "<|assistant|>"], eos="<|user|>", bos_first=False)
     image, video, *edges = words.convert_tokens_to_ids(GLM)
     return words, config(
-        text_config=text_config(len(words), **_rope(2, 3, 3, partial_rotary_factor=0.5)),
+        text_config=text_config(
+            len(words),
+            attention_bias=True,  # as released configs say; transformers' class has it always
+            **_rope(2, 3, 3, partial_rotary_factor=0.5),
+        ),
         vision_config={
             **TOWER,
             "hidden_size": 64,

