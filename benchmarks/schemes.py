@@ -105,8 +105,10 @@ def trained(each: Checkpoint, args: argparse.Namespace) -> Path:
     pictures.mkdir(exist_ok=True)
     if not (out / "pictures").exists():  # all learn from the same ones
         (out / "pictures").symlink_to(pictures.resolve())
-    train_seed(out, args.seed, each.size(args), torch.device("cpu"))
-    return out / f"seed-{args.seed}" / "model"
+    model = out / f"seed-{args.seed}" / "model"
+    if not (model / "model.safetensors").exists():
+        train_seed(out, args.seed, each.size(args), torch.device("cpu"))
+    return model
 
 
 def answered(model: str, specs: Sequence[str], out: Path, count: int) -> Path:
@@ -234,11 +236,11 @@ def gap(sums: Sums) -> dict[str, np.ndarray]:
 Row = tuple[str, Mapping[str, Any], float]
 
 
-def compared(specs: Sequence[str], label: str = "") -> list[Row]:
+def compared(specs: Sequence[str]) -> list[Row]:
     """`METRICS` of both splits: their name, difference and scale."""
     found = {(g["task"], g["data"], g["split"]): g for g in compare_runs(specs).differences}
     return [
-        (f"{label}{title}, {split}", found[task, f"testbed-{split}", part]["metrics"][metric], by)
+        (f"{title}, {split}", found[task, f"testbed-{split}", part]["metrics"][metric], by)
         for task, part, metric, title, by in METRICS
         for split in SPLITS
     ]
@@ -294,6 +296,8 @@ def page(args: argparse.Namespace) -> str:
     runs[SHIPPED] = answered(str(model_path()), [GREEDY, *plans], args.out, args.pictures)
     parts = [HEAD.format(**vars(args))]
     parts.append(training(curves))
+    told = [f"- {each.scheme}: {clear(beside(each, args, runs))}" for each in schemes]
+    parts += ["In short, of answers beside the control's:", "\n".join(told)]
     for each in schemes:
         parts += section(each, args, runs, attention)
     return "\n\n".join(parts) + "\n"
@@ -323,6 +327,12 @@ def training(curves: Mapping[str, Sequence[str]]) -> str:
     return "\n".join(made)
 
 
+def beside(each: Checkpoint, args: argparse.Namespace, runs: Mapping[str, Path]) -> list[Row]:
+    """The answers of a scheme's weights under its plan less those of its control."""
+    own = f"{runs[each.name]}:{each.size(args).run_with}"
+    return compared([own, f"{runs[each.against]}:{GREEDY}"])
+
+
 def section(
     each: Checkpoint,
     args: argparse.Namespace,
@@ -330,15 +340,14 @@ def section(
     attention: Mapping[str, Mapping[str, Mapping[str, float]]],
 ) -> list[str]:
     """One scheme: what its paper says, beside its control, its own weights and the shipped ones."""
-    own, control = each.size(args).run_with, each.against
-    beside = compared([f"{runs[each.name]}:{own}", f"{runs[control]}:{GREEDY}"])
+    own = each.size(args).run_with
     without = compared([f"{runs[each.name]}:{own}", f"{runs[each.name]}:{GREEDY}"])
     untuned = compared([f"{runs[SHIPPED]}:{own}", f"{runs[SHIPPED]}:{GREEDY}"])
     parts = [f"## {each.name}", CLAIM[each.scheme]]
     if told := claimed(each, own, args, runs, attention):
         parts.append("\n".join(told))
     for title, rows, sides in (
-        ("Beside its control", beside, ("with", "control")),
+        ("Beside its control", beside(each, args, runs), ("with", "control")),
         ("Its weights with and without its plan", without, ("with", "without")),
         ("The plan on the shipped weights, not tuned for it", untuned, ("with", "greedy")),
     ):
