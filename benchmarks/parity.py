@@ -59,6 +59,28 @@ kept, not by this command.
 |---|---|---|---|---|---|
 """
 
+NOT_HERE = {  # strategies without a file, and why
+    "act": "the code is for text models of one release of transformers; its rule is held to by "
+    "loops and whole runs (tests/strategies/test_act.py)",
+    "apc_only": "a control of ours: the cut-off that contrasts have, alone",
+    "cmai": "no code could be found; a reconstruction",
+    "eah": "the code acts in every layer and does nothing where head 0 is the densest, which the "
+    "README does not mean; the rule is held to by loops and whole runs "
+    "(tests/strategies/test_eah.py)",
+    "greedy": "the plain model",
+    "ibd": "no code could be read",
+    "lol": "no code could be read, and the paper's second model is a tuned one",
+    "rscd": "no code is public",
+    "scaled": "a control of ours: a temperature",
+    "vasparse": "the released code draws its masks at random and has neither the paper's penalty "
+    "nor a variable that it uses; the paper's equations are followed",
+    "vdgd": "the code divides by the vocabulary's size, which makes its choice all but uniform; "
+    "the paper's rule is followed",
+    "vhr": "the code could not be read",
+    "zoom": "the code is a search with examples, questions and models of its own; what its "
+    "views are chosen by is held to by the model's own answers (tests/strategies/test_zoom.py)",
+}
+
 
 def read(name: str) -> dict[str, Any]:
     """One method's file."""
@@ -105,9 +127,10 @@ def page(chosen: Sequence[str]) -> str:
             f"{worst} | {about.get('reported', '')} |"
         )
         purposes += [f"- `{name}`: {sentence}" for sentence in about["differs"]]
-    return (
-        HEAD + "\n".join(lines) + "\n\n## What differs on purpose\n\n" + "\n".join(purposes) + "\n"
-    )
+    parts = [HEAD + "\n".join(lines), "## What differs on purpose", "\n".join(purposes)]
+    left = [f"- `{name}`: {why}" for name, why in NOT_HERE.items()]
+    parts += ["## Not beside official code, and why", "\n".join(left)]
+    return "\n\n".join(parts) + "\n"
 
 
 def _tensor(value: Any) -> Any:

@@ -4,9 +4,9 @@
     keep y with  p(y | v) >= beta * max p(. | v)
 
 arXiv:2408.04664. The paper's second model is the language model that the vision-language model was
-made of; here the model itself reads the prompt without its pictures, as the released code does.
-Rule and constants are quoted second-hand. H, in nats, comes near 0 where one token is certain:
-``most`` bounds the weight, which is ours.
+made of, and so it is in the released code (Vicuna beside LLaVA); here the model itself reads the
+prompt without its pictures. Rule and constants are the code's. H, in nats, comes near 0 where one
+token is certain: ``most`` bounds the weight, which is ours.
 """
 
 from __future__ import annotations

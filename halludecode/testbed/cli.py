@@ -83,8 +83,16 @@ def train(
     scheme: Annotated[
         str, typer.Option(help="Attention the decoder is trained with: cca, edvt or mma.")
     ] = "",
+    control: Annotated[
+        bool, typer.Option("--control", help="The scheme's sentences without its attention.")
+    ] = False,
+    warm: Annotated[
+        bool, typer.Option("--warm", help="Stage 2 alone, from the shipped weights; no card.")
+    ] = False,
 ) -> None:
     """Train the embedded model from nothing: checkpoints, curves, figures and card."""
+    from dataclasses import replace
+
     import torch
 
     from halludecode.core.errors import InvalidParameter
@@ -93,12 +101,15 @@ def train(
 
     if scheme and scheme not in SCHEMES:
         raise InvalidParameter(f"scheme is {scheme!r}; use {', '.join(SCHEMES)}, or leave it out.")
+    if control and not scheme:
+        raise InvalidParameter("--control is of a scheme; name it with --scheme, too.")
     if device not in ("auto", "cpu", "cuda"):
         raise InvalidParameter(f"device is {device!r}; use auto, cpu or cuda.")
     if device == "cuda" and not torch.cuda.is_available():
         raise InvalidParameter("device is cuda, but there is no NVIDIA GPU here; use cpu.")
     chosen = ("cuda" if torch.cuda.is_available() else "cpu") if device == "auto" else device
     size = Size(scenes, collages, vision=vision, words=words, pictures=pictures, scheme=scheme)
+    size = replace(size, control=control, warm=warm)
     typer.echo(train(out, seed or [0, 1], size, torch.device(chosen)))
 
 

@@ -17,8 +17,11 @@ OUTLIER = 3.0  # standard deviations from the mean at which a number is clipped
 
 
 def top_half(values: Tensor) -> Tensor:
-    """Bool [.., H, Q]: the half of the heads with the largest values, one at least."""
-    order = values.argsort(dim=-2, descending=True, stable=True).argsort(-2)
+    """Bool [.., H, Q]: the half of the heads with the largest values, one at least.
+
+    Those alike to five digits keep their order: where a window shows text alone, all pay it 1.
+    """
+    order = (values * 1e5).round().argsort(dim=-2, descending=True, stable=True).argsort(-2)
     return order < max(values.shape[-2] // 2, 1)
 
 

@@ -7,6 +7,7 @@ import re
 import pytest
 
 from benchmarks import parity
+from halludecode.core.registry import STRATEGIES
 
 TOLERANCE = 1e-4  # of log-probabilities in float32; a method whose numbers are larger says so here
 LOOSER: dict[str, float] = {}
@@ -31,6 +32,12 @@ def test_the_page_is_what_the_command_writes():
     for one, other in zip(*(NUMBER.findall(text) for text in pages), strict=True):
         small, large = sorted((float(one), float(other)))
         assert large <= max(3 * small, 1e-7), (one, other)
+
+
+def test_every_strategy_is_there_or_has_a_reason():
+    known = set(STRATEGIES.names())
+    assert set(parity.NOT_HERE) == known - set(parity.names())
+    assert set(parity.names()) - known == {"tam"}  # an explanation
 
 
 def test_a_token_banned_on_one_side_alone_is_infinitely_far():

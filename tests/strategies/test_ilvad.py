@@ -13,7 +13,7 @@ from halludecode.core.plan import compile_plan, typical_model_info
 from halludecode.core.spec import get
 from halludecode.engines.api import Request
 from halludecode.engines.inputs.chat import to_prompt
-from halludecode.views.evidence import risen, stressed
+from halludecode.views.evidence import risen, stressed, top_half
 from tests.support import families
 
 CASES = read("ilvad")["cases"]
@@ -88,3 +88,8 @@ def test_needs_and_off():
     assert {"tally", "key", "activations", "in turn", "weights", "add_scores"} <= plan.needs
     assert plan.rows == ("main",)
     assert compile_plan("ilvad(alpha=0)", typical_model_info()).parts == ()
+
+
+def test_heads_alike_but_for_rounding_are_chosen_by_their_order():
+    values = torch.tensor([1.0, 1.0 + 1e-6, 0.5, 1.0 + 2e-6])[:, None]
+    assert top_half(values)[:, 0].tolist() == [True, True, False, False]

@@ -18,7 +18,14 @@ import torch
 
 import halludecode as hd
 from halludecode.core.attention import Attention
-from halludecode.core.attention_block import GENERATED, IMAGE, SYSTEM, TEXT, AttentionBlock
+from halludecode.core.attention_block import (
+    GENERATED,
+    IMAGE,
+    SYSTEM,
+    TEXT,
+    AttentionBlock,
+    turned,
+)
 from halludecode.core.attention_hooks import Hooks
 from halludecode.core.plan import typical_model_info
 from halludecode.core.residual import ResidualStream
@@ -27,6 +34,8 @@ from halludecode.core.state import PerImageToken
 from halludecode.core.step import Step
 from halludecode.core.strategy import Strategy
 from halludecode.views import patches
+from halludecode.views.concentric import positions
+from halludecode.views.crops import sharpest_box
 from tests.core.test_attention import keys_of
 from tests.support import families
 
@@ -282,3 +291,66 @@ def whole_run(spec: str, question: str, picture: int, tokens: int) -> torch.Tens
         for i, value in token.top.items():
             table[place, i] = max(value, -1e4)
     return table
+
+
+def concentric(first: float, behind: float) -> torch.Tensor:
+    """[3, N]: places under CCA, keys that each token sees, and tokens that see it.
+
+    Args:
+        first: Tokens before the picture of 24 x 24.
+        behind: Tokens after it.
+    """
+    kinds = [SYSTEM] * int(first) + [IMAGE] * 576 + [TEXT] * int(behind)
+    a, visible = _read("cca", kinds, rope=(1.0,))
+    places = positions(a.square(), a.tokens.of("main"))[0]
+    return torch.stack([places, visible.sum(-1), visible.sum(-2)])
+
+
+def mutual(first: float, image: float, question: float, tail: float) -> torch.Tensor:
+    """[N, N]: 1 where a token sees another under MMA, by counts of tokens in the prompt's order."""
+    kinds = [SYSTEM] * int(first) + [IMAGE] * int(image) + [TEXT] * int(question + tail)
+    return _read("mma", kinds, tail=int(tail))[1]
+
+
+def _read(name: str, kinds: list[int], **given: Any) -> tuple[Attention, torch.Tensor]:
+    """A prompt's attention and what its tokens see after a strategy's edit, float [N, N]."""
+    count, one = len(kinds), torch.zeros(1, 1, len(kinds), 2)
+    keys = keys_of(kinds, list(range(count)), count)
+    block = AttentionBlock(keys, one, one, one, torch.ones(count, count).tril().bool(), 1.0, one)
+    hooks = Hooks(lambda *a: None, lambda name, fn: fn())  # type: ignore[arg-type, return-value]
+    m = replace(typical_model_info(), num_heads=1, num_kv_heads=1, rope=given.pop("rope", None))
+    a = Attention(0, m, {"main": block}, hooks, name)
+    get(name, **given).attend(a)
+    return a, (block.weights()[0, 0] > 0).float()
+
+
+def sharpest(
+    relevance: torch.Tensor, width: float, height: float, base: float, sizes: float
+) -> torch.Tensor:
+    """[4]: ViCrop's box on a map [h, w] of a picture of so many pixels."""
+    return torch.tensor(sharpest_box(relevance, (int(width), int(height)), int(base), int(sizes)))
+
+
+def edvt(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, image: list[float]) -> torch.Tensor:
+    """[N, H * d]: a prompt's outputs under EDVT, of queries and keys not turned yet, [H, N, d].
+
+    Args:
+        q: Of every token.
+        k: Likewise.
+        v: Likewise.
+        image: First image token, and the one after the last.
+    """
+    heads, count, size = k.shape
+    first, stop = int(image[0]), int(image[1])
+    kinds = [SYSTEM] * first + [IMAGE] * (stop - first) + [TEXT] * (count - stop)
+    keys = keys_of(kinds, list(range(count)), count)
+    rope = tuple(10000.0 ** (-2 * i / size) for i in range(size // 2))
+    at, turns = torch.arange(count).double()[None], torch.tensor(rope).double()
+    own, to = (turned(x[None].double(), at, turns) for x in (q, k))
+    seen = torch.ones(count, count).tril().bool()
+    scores, value = (own @ to.mT * size**-0.5).masked_fill(~seen, -torch.inf), v[None].double()
+    block = AttentionBlock(keys, own, to, value, seen, size**-0.5, scores.softmax(-1) @ value)
+    hooks = Hooks(lambda *a: None, lambda name, fn: fn())  # type: ignore[arg-type, return-value]
+    m = replace(typical_model_info(), num_heads=heads, num_kv_heads=heads, rope=rope)
+    get("edvt").attend(Attention(0, m, {"main": block}, hooks, "edvt"))
+    return block.output()[0].transpose(0, 1).flatten(1)

@@ -24,10 +24,10 @@ def judge(
     out: Path,
     count: int,
     train_scenes: int,
-    scheme: str = "",
+    strategy: str = "greedy",
     progress: bool = True,
 ) -> Json:
-    """Runs POPE, CHAIR and the MME-style set and sums them up, greedily but for a trained scheme.
+    """Runs POPE, CHAIR and the MME-style set, greedily but for a trained scheme, and sums them up.
 
     Args:
         model: Folder of the model.
@@ -35,7 +35,7 @@ def judge(
         count: Pictures per split.
         train_scenes: How many scenes were trained on; a test scene whose multiset of objects is
             among theirs is no new one.
-        scheme: The strategy whose scheme the model was trained with; "" for none.
+        strategy: What runs the model as it was trained.
         progress: Show a progress bar.
 
     Returns:
@@ -44,12 +44,11 @@ def judge(
     """
     import halludecode as hd
     from halludecode.evals.runner.run import run_eval
-    from halludecode.testbed.train.rows import TAIL
 
     report = run_eval(
         hd.load(str(model)),
         tasks=["pope", "chair", "mme"],
-        strategies=[{"": "greedy", "mma": f"mma(tail={TAIL})"}.get(scheme, scheme)],
+        strategies=[strategy],
         data=[f"testbed-{split}" for split in SPLITS],
         limit=count,
         testbed_images=count,

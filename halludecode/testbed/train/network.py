@@ -29,17 +29,30 @@ def untrained(folder: Path, seed: int) -> Any:
         folder: Holds `config.json`.
         seed: Of the weights.
     """
-    from transformers import AttentionInterface, AutoConfig, LlavaForConditionalGeneration
+    from transformers import AutoConfig, LlavaForConditionalGeneration
+
+    torch.manual_seed(seed)
+    model = _trainable(LlavaForConditionalGeneration(AutoConfig.from_pretrained(folder)))
+    with torch.no_grad():
+        model.get_input_embeddings().weight.normal_(0, WORD_SCALE)
+    return model
+
+
+def trained(folder: Path) -> Any:
+    """The model of a folder in float32, to be trained further."""
+    from transformers import LlavaForConditionalGeneration
+
+    return _trainable(LlavaForConditionalGeneration.from_pretrained(folder))
+
+
+def _trainable(model: Any) -> Any:
+    from transformers import AttentionInterface
     from transformers.masking_utils import AttentionMaskInterface, eager_mask
 
     AttentionInterface.register(_ATTENTION, plain_attention)
     AttentionMaskInterface.register(_ATTENTION, eager_mask)
-    torch.manual_seed(seed)
-    model: Any = LlavaForConditionalGeneration(AutoConfig.from_pretrained(folder))
     model = model.float()
     model.set_attn_implementation(_ATTENTION)
-    with torch.no_grad():
-        model.get_input_embeddings().weight.normal_(0, WORD_SCALE)
     return model
 
 

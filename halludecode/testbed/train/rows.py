@@ -78,13 +78,14 @@ class Writer:
         tokenizer: The model's.
         image: Id of the picture's placeholder.
         scheme: Of `schemes.SCHEMES`; "" for none.
+        alone: One question a row: under MMA, what a picture holds depends on it.
     """
 
-    def __init__(self, tokenizer: Any, image: int, scheme: str = "") -> None:
+    def __init__(self, tokenizer: Any, image: int, scheme: str = "", alone: bool = False) -> None:
         self._encode = tokenizer.backend_tokenizer.encode
         self.end = tokenizer.eos_token_id
         self.words = [tokenizer.bos_token_id, *self._ids("USER:")]
-        self._image, self.scheme = image, scheme
+        self._image, self.scheme, self.alone = image, scheme, alone or scheme == "mma"
         self._names = Names(self._ids)
 
     def _ids(self, text: str) -> list[int]:
@@ -110,10 +111,11 @@ class Writer:
         on = row.prefix
         if self.scheme:  # these know one picture
             row.places[count:], on = places(self.scheme, count)
-        if self.scheme == "mma":  # what a picture holds depends on its one question
-            turns_of_picture = [turn for turn in turns_of_picture if not turn.blind][:1]
         size, number = layout
-        for block in self._packed(turns_of_picture, size, number):
+        if self.alone:
+            turns_of_picture, number = [t for t in turns_of_picture if not t.blind], 1
+        blocks = self._packed(turns_of_picture, size, number)
+        for block in [first[:1] for first in blocks] if self.alone else blocks:
             for name, turn, question, answer in block:
                 start = count if turn.blind else on
                 row.question = row.question or len(question) - TAIL

@@ -19,7 +19,8 @@ from halludecode.testbed.train import card, curves
 from halludecode.testbed.train.corpus import Corpus, collages, corpus, training_scenes
 from halludecode.testbed.train.fit import Stage, fit
 from halludecode.testbed.train.judge import judge, sinks
-from halludecode.testbed.train.network import untrained
+from halludecode.testbed.train.network import trained, untrained
+from halludecode.testbed.train.rows import TAIL
 
 
 @dataclass(frozen=True)
@@ -34,6 +35,8 @@ class Size:
         words: Steps of stage 2.
         pictures: Test pictures per split for the card.
         scheme: What the decoder is trained with, of `schemes.SCHEMES`; "" for nothing.
+        control: The scheme's sentences without its attention, as what it is to be compared with.
+        warm: Stage 2 alone, from the shipped weights on and in their words.
     """
 
     scenes: int = 40_000
@@ -43,6 +46,15 @@ class Size:
     words: int = 2_000
     pictures: int = 500
     scheme: str = ""
+    control: bool = False
+    warm: bool = False
+
+    @property
+    def run_with(self) -> str:
+        """The strategy that runs the weights as they were trained."""
+        if self.control or not self.scheme:
+            return "greedy"
+        return f"mma(tail={TAIL})" if self.scheme == "mma" else self.scheme
 
 
 def train(out: Path, seeds: Sequence[int], size: Size, device: torch.device) -> Path:
@@ -55,7 +67,8 @@ def train(out: Path, seeds: Sequence[int], size: Size, device: torch.device) -> 
         device: CPU or GPU.
 
     Returns:
-        `out/model`, the weights of the first seed; `MODEL_CARD.md` and `curves.png` lie beside it.
+        `out/model`, the weights of the first seed; `MODEL_CARD.md` and `curves.png` lie beside it,
+        unless stage 1, which they tell of, was left out.
 
     Raises:
         InvalidData: ``out`` holds a training of another size, or cannot be written.
@@ -67,11 +80,13 @@ def train(out: Path, seeds: Sequence[int], size: Size, device: torch.device) -> 
             stages = train_seed(out, seed, size, device)
             folder = out / f"seed-{seed}"
             by_seed[seed] = stages | judge(
-                folder / "model", folder / "eval", size.pictures, size.scenes, size.scheme
+                folder / "model", folder / "eval", size.pictures, size.scenes, size.run_with
             )
             _write(folder / "figures.json", by_seed[seed])
-        curves.draw({seed: out / f"seed-{seed}" for seed in seeds}, out / "curves.png")
         shutil.copytree(out / f"seed-{seeds[0]}" / "model", out / "model", dirs_exist_ok=True)
+        if size.warm:
+            return out / "model"
+        curves.draw({seed: out / f"seed-{seed}" for seed in seeds}, out / "curves.png")
         facts = asdict(size) | {"time": _spent(out, seeds, device), "sinks": sinks(out / "model")}
         facts["curves"] = curves.table(out / f"seed-{seeds[0]}")
         text = card.write(facts, by_seed, seeds[0])
@@ -93,7 +108,7 @@ def train_seed(out: Path, seed: int, size: Size, device: torch.device) -> dict[s
         device: CPU or GPU.
 
     Returns:
-        The figures of ``vision`` and ``words`` at their ends.
+        The figures of ``vision``, unless that was left out, and ``words`` at their ends.
     """
     from transformers import AutoTokenizer
 
@@ -103,16 +118,20 @@ def train_seed(out: Path, seed: int, size: Size, device: torch.device) -> dict[s
     folder = out / f"seed-{seed}"
     folder.mkdir(parents=True, exist_ok=True)
     pictures = painted(out / "pictures", size)
-    tokenizer = AutoTokenizer.from_pretrained(recipe_path())
-    model = untrained(recipe_path(), seed).to(device)
-    first = Stage1(model, tokenizer, pictures, seed, size.vision)
-    figures = {"vision": _fitted(first, folder, seed)}
-    second = Stage2(model, tokenizer, pictures, seed, size.words, size.scheme)
+    words = model_path() if size.warm else recipe_path()
+    tokenizer = AutoTokenizer.from_pretrained(words)
+    model = (trained(words) if size.warm else untrained(words, seed)).to(device)
+    figures = {}
+    if not size.warm:
+        first = Stage1(model, tokenizer, pictures, seed, size.vision)
+        figures["vision"] = _fitted(first, folder, seed)
+    how = size.scheme, size.control, size.warm
+    second = Stage2(model, tokenizer, pictures, seed, size.words, *how)
     figures["words"] = _fitted(second, folder, seed)
     if not (folder / "model" / "model.safetensors").exists():
-        if size.scheme:
+        if size.scheme and not size.control:
             model.config.halludecode_scheme = size.scheme
-        save(model, folder / "model", recipe_path())
+        save(model, folder / "model", words)
     return figures
 
 

@@ -8,8 +8,9 @@ The loss is on answers only.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from itertools import repeat
 from typing import Any
 
 import numpy as np
@@ -19,9 +20,9 @@ from torch import Tensor, nn
 
 from halludecode.testbed.stream import Stream
 from halludecode.testbed.train.conversation import turns
-from halludecode.testbed.train.corpus import Corpus
+from halludecode.testbed.train.corpus import Corpus, Story
 from halludecode.testbed.train.gaze import WEIGHT, Gaze, aimed
-from halludecode.testbed.train.language import of_a_crowd
+from halludecode.testbed.train.language import TrainingTurn, of_a_crowd
 from halludecode.testbed.train.network import Trainer, autocast, patches, pixels
 from halludecode.testbed.train.prompts import of_two, part
 from halludecode.testbed.train.rows import IGNORE, LONG, MANY, SHORT, TrainingRow, Writer, collate
@@ -46,6 +47,8 @@ class Stage2:
         seed: Of batches and sentences.
         steps: Number of updates.
         scheme: Of `schemes.SCHEMES`, which the decoder learns; "" for none.
+        control: The same sentences as under the scheme, without it.
+        warm: The model has been through both stages before.
     """
 
     name = "words"
@@ -58,12 +61,16 @@ class Stage2:
         seed: int,
         steps: int,
         scheme: str = "",
+        control: bool = False,
+        warm: bool = False,
     ) -> None:
         self._model, self._seed, self.steps = model, seed, steps
+        self._scheme = scheme
         self._scenes, self._judged = pictures["scenes"], pictures["judged"]
         self._crowds = pictures["collages"]
-        self._writer = Writer(tokenizer, model.config.image_token_id, scheme)
-        attend(model, scheme, len(self._writer.words))
+        attention, alone = "" if control else scheme, scheme == "mma"
+        self._writer = Writer(tokenizer, model.config.image_token_id, attention, alone)
+        attend(model, attention, len(self._writer.words))
         inner = model.model
         self.net = nn.ModuleDict(
             {
@@ -72,7 +79,8 @@ class Stage2:
                 "head": model.lm_head,
             }
         )
-        self._level()
+        if not warm:
+            self._level()
         self.trainer = Trainer(self.net.named_parameters(), RATE, DECAY, steps)
 
     @torch.no_grad()
@@ -128,19 +136,31 @@ class Stage2:
         images = np.array(source.images[picks])
         layout = MANY if crowded else LONG if number % CYCLE in (3, 7) else SHORT
         gaze = None
-        if number % CYCLE == 7 and not self._writer.scheme:
+        if number % CYCLE == 7 and not self._scheme:  # a scheme knows one picture
             stream = Stream(self._seed, _PURPOSE, number)
             images, rows = self._pairs(source, images, picks, stream)
         else:
             about = of_a_crowd if crowded else partial(turns, long=layout == LONG)
             streams = (Stream(self._seed, _PURPOSE, number, i) for i in range(BATCH))
-            said = map(about, streams, [source.stories[i] for i in picks.tolist()])
+            stories = [source.stories[i] for i in picks.tolist()]
+            said = map(self._told, streams, repeat(about), stories)
             rows = [self._writer.row(turns_of_picture, 1, layout) for turns_of_picture in said]
-            gaze = aimed(rows, source.kinds[picks], len(self._writer.words))
+            if not self._scheme:  # whose attention is not watched
+                gaze = aimed(rows, source.kinds[picks], len(self._writer.words))
         losses, _, weights = self._forward(images, rows, layout[0], gaze)
         loss = (losses * weights).sum() / weights.sum()
         self.trainer.step(loss + WEIGHT * gaze.loss() if gaze else loss, number)
         return {"loss": loss.item()}
+
+    def _told(
+        self,
+        stream: Stream,
+        about: Callable[[Stream, Story], list[TrainingTurn]],
+        story: Story,
+    ) -> list[TrainingTurn]:
+        """The turns, in any order where one alone is heard, since the caption comes first else."""
+        said = about(stream, story)
+        return stream.shuffled(said) if self._writer.alone else said
 
     def _pairs(
         self, source: Corpus, images: np.ndarray, picks: np.ndarray, stream: Stream
@@ -166,7 +186,8 @@ class Stage2:
         for start in range(0, len(self._judged.stories), BATCH):
             picks = np.arange(start, min(start + BATCH, len(self._judged.stories)))
             conversations = [
-                turns(Stream(0, _PURPOSE, int(i)), self._judged.stories[i]) for i in picks
+                self._told(Stream(0, _PURPOSE, int(i)), turns, self._judged.stories[i])
+                for i in picks
             ]
             rows = [self._writer.row(turn) for turn in conversations]
             losses, right, _ = self._forward(np.array(self._judged.images[picks]), rows, SHORT[0])
@@ -182,7 +203,7 @@ class Stage2:
                     caption.append(loss)
                 elif target != self._writer.end:
                     hits.setdefault(kind_, []).append(hit)
-        if not self._writer.scheme:
+        if not self._scheme:
             hits["first or second"] = self._told_apart()
         accuracies = {
             f"{k} accuracy": float(np.mean(hits[k]))

@@ -32,7 +32,7 @@ def engines(tmp_path_factory):
             kv_cache_memory_bytes=8 << 20,
             max_model_len=512,
             max_num_seqs=8,
-            max_num_batched_tokens=96,
+            max_num_batched_tokens=128,
         )
     layers = ours.loaded.vllm_config.compilation_config.static_forward_context.values()
     assert 48 in {getattr(layer, "sliding_window", None) for layer in layers}
@@ -40,7 +40,7 @@ def engines(tmp_path_factory):
 
 
 @pytest.mark.full
-@pytest.mark.parametrize("spec", ["greedy", "vcd", "pai", ACTIVE["var"]])
+@pytest.mark.parametrize("spec", ["greedy", "vcd", "pai", ACTIVE["var"], ACTIVE["ilvad"]])
 def test_edits_see_a_window_as_the_kernel_does(engines, spec):
     made, wanted = (engine.generate(requests(3), spec, FEW) for engine in engines)
     for one, want in zip(made, wanted, strict=True):

@@ -228,7 +228,6 @@ class ActivationPasses:
             request_name=name,
             pictured=bool(row.images),
             score_words=self._row_builder.inputs.scored_words(request.words) or None,
-            whole=request.each_answered > 0,
             capture={**capture_of(request), "sizes": sizes if request.vision else []},
         )
         return self._request_builder.activation_group(metadata, row, request.write)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from halludecode.core.errors import HookNeverFired, UnsupportedStrategy
 from halludecode.engines.vllm.worker import kv_cache as paged
 from halludecode.engines.vllm.worker.attention import Layer
-from halludecode.engines.vllm.worker.captured import Captured
+from halludecode.engines.vllm.worker.captured import Captured, keep_piece
 from halludecode.engines.vllm.worker.step_batch import ScheduledRow
 from halludecode.engines.vllm.worker.tensor_parallel import all_heads
 from halludecode.models.families import family_of
@@ -31,37 +31,46 @@ def keep_hidden(row: ScheduledRow, captured: Captured, layer: int, x: Tensor) ->
     start = row.start if capture["every_token"] else row.prompt - 1
     if start < stop:
         first = row.first + start - row.start
-        captured.hidden[layer, start] = x[first : first + stop - start].detach().float().cpu()
+        piece = x[first : first + stop - start].detach().float().cpu()
+        keep_piece(captured.hidden, layer, start, piece)
 
 
 def keep_attention(row: ScheduledRow, captured: Captured, layer: Layer) -> None:
     """Head outputs and weights, on image keys or all, of the last prompt token.
 
-    Those on image keys may be of every token of an answer's beginning.
+    Those on image keys may be of every token of an answer's beginning, which may come in pieces.
     """
-    capture = row.metadata.capture or {}
-    if not row.start < row.prompt <= row.stop:
+    capture, stop = row.metadata.capture or {}, min(row.stop, row.prompt)
+    start = max(row.start, row.prompt - max(capture["answered"], 1))
+    if start >= stop:
         return
-    at = row.first + row.prompt - 1 - row.start
-    if layer.number in capture["heads"]:
-        captured.heads[layer.number] = all_heads(layer.out[at].detach().clone(), 0).float().cpu()
-    if layer.number in capture["image"] or layer.number in capture["keys"]:
-        here = torch.tensor([row.index], device=layer.table.device)
-        table = paged.tables(layer.table, here, row.prompt, layer.cache.shape[2])
-        keys, _ = layer.read(table, row.prompt)
-        count = max(capture["answered"], 1)
-        q = layer.query[at - count + 1 : at + 1].float()
-        k = keys[0].float().repeat_interleave(q.shape[1] // keys.shape[1], 0)
-        scores = torch.einsum("qhd,hnd->hqn", q, k) * layer.scaling
-        place = torch.arange(row.prompt, device=scores.device)
-        ahead = place - place[-count:, None]  # [count, N]
-        unseen = (ahead > 0) | (ahead <= -(layer.window or row.prompt))
-        weights = all_heads(scores.masked_fill(unseen, -torch.inf).softmax(-1), 0).cpu()
+    first, is_last = row.first - row.start, stop == row.prompt
+    if layer.number in capture["heads"] and is_last:
+        out = layer.out[first + stop - 1].detach().clone()
+        captured.heads[layer.number] = all_heads(out, 0).float().cpu()
+    on_keys = layer.number in capture["keys"] and is_last
+    if layer.number in capture["image"] or on_keys:
+        weights = _weights(row, layer, start, stop)
         if layer.number in capture["image"]:
-            on_image = weights[..., row.picture >= 0]
-            captured.image[layer.number] = on_image if capture["answered"] else on_image[:, 0]
-        if layer.number in capture["keys"]:
+            on_image = weights[..., row.picture[:stop] >= 0]
+            keep_piece(captured.image, layer.number, start, on_image)
+        if on_keys:
             captured.keys[layer.number] = weights[:, -1]
+
+
+def _weights(row: ScheduledRow, layer: Layer, start: int, stop: int) -> Tensor:
+    """float32 [H, stop - start, stop]: those of a prompt's tokens from ``start`` to ``stop``."""
+    here = torch.tensor([row.index], device=layer.table.device)
+    table = paged.tables(layer.table, here, stop, layer.cache.shape[2])
+    keys, _ = layer.read(table, stop)
+    first = row.first - row.start
+    q = layer.query[first + start : first + stop].float()
+    k = keys[0].float().repeat_interleave(q.shape[1] // keys.shape[1], 0)
+    scores = torch.einsum("qhd,hnd->hqn", q, k) * layer.scaling
+    place = torch.arange(stop, device=scores.device)
+    ahead = place - place[start:, None]  # [stop - start, stop]
+    unseen = (ahead > 0) | (ahead <= -(layer.window or stop))
+    return all_heads(scores.masked_fill(unseen, -torch.inf).softmax(-1), 0).cpu()
 
 
 def capture_tower(

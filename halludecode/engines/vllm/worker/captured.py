@@ -12,18 +12,28 @@ from torch import Tensor
 from halludecode.core.activations import Activations
 from halludecode.core.errors import HookNeverFired
 
+Pieces = dict[int, Tensor]  # by the token that each begins with
+
 
 @dataclass
 class Captured:
     """What one pass kept so far; a row that runs again after preemption writes it anew."""
 
-    hidden: dict[tuple[int, int], Tensor] = field(default_factory=dict)  # (layer, start): [t, D]
+    hidden: dict[int, Pieces] = field(default_factory=dict)  # layer: [t, D]
     heads: dict[int, Tensor] = field(default_factory=dict)  # layer: [H, d]
-    image: dict[int, Tensor] = field(default_factory=dict)  # layer: [H, (answered,) N_img]
+    image: dict[int, Pieces] = field(default_factory=dict)  # layer: [H, t, N_img]
     keys: dict[int, Tensor] = field(default_factory=dict)  # layer: [H, T]
     logits: dict[int, Tensor] = field(default_factory=dict)  # step: [V]
     vision: dict[int, Tensor] = field(default_factory=dict)  # picture: [layers, Hv, N]
     tower: dict[int, Tensor] = field(default_factory=dict)  # picture: [layers, P, Dv]
+
+
+def keep_piece(kept: dict[int, Pieces], layer: int, start: int, piece: Tensor) -> None:
+    """What a layer gave from token ``start`` on; what is behind it is of an earlier run."""
+    pieces = kept.setdefault(layer, {})
+    for later in [each for each in pieces if each > start]:
+        del pieces[later]
+    pieces[start] = piece
 
 
 def activations_of(captured: Captured, about: Mapping[str, Any]) -> Activations:
@@ -43,7 +53,7 @@ def activations_of(captured: Captured, about: Mapping[str, Any]) -> Activations:
     return Activations(
         hidden=_stacked("hidden", capture, _whole_hidden(captured, capture)),
         heads=_stacked("heads", capture, captured.heads),
-        image=_stacked("image", capture, captured.image),
+        image=_stacked("image", capture, _whole_image(captured, capture)),
         keys=_stacked("keys", capture, captured.keys),
         vision=torch.cat(vision, -1) if vision else None,
         tower=torch.stack([*captured.tower.values()]).mean(0) if captured.tower else None,
@@ -60,13 +70,18 @@ def activations_of(captured: Captured, about: Mapping[str, Any]) -> Activations:
 
 def _whole_hidden(captured: Captured, capture: Mapping[str, Any]) -> dict[int, Tensor]:
     """By layer, the residuals of all pieces a prompt was computed in; [D] of the last token."""
-    starts = sorted({start for _, start in captured.hidden})
-    hidden: dict[int, Tensor] = {}
-    for layer in capture["hidden"]:
-        if (layer, max(starts, default=0)) in captured.hidden:
-            pieces = torch.cat([captured.hidden[layer, start] for start in starts])
-            hidden[layer] = pieces if capture["every_token"] else pieces[-1]
-    return hidden
+    whole = {layer: _joined(pieces, 0) for layer, pieces in captured.hidden.items()}
+    return whole if capture["every_token"] else {layer: x[-1] for layer, x in whole.items()}
+
+
+def _whole_image(captured: Captured, capture: Mapping[str, Any]) -> dict[int, Tensor]:
+    """By layer, [H, N_img] of the prompt's last token, or [H, answered, N_img]."""
+    whole = {layer: _joined(pieces, 1) for layer, pieces in captured.image.items()}
+    return whole if capture["answered"] else {layer: x[:, 0] for layer, x in whole.items()}
+
+
+def _joined(pieces: Pieces, dim: int) -> Tensor:
+    return torch.cat([pieces[start] for start in sorted(pieces)], dim)
 
 
 def _stacked(
