@@ -26,6 +26,7 @@ from halludecode.core.tracing import TracedStrategy
 from halludecode.engines.hf.attention_metadata import AttentionMetadata, RowPlacement
 from halludecode.engines.hf.forward_context import ForwardContext
 from halludecode.engines.hf.hooks import branch, decode, hooked, lock_of, running
+from halludecode.engines.hf.release import last_kept
 from halludecode.models.family import ModelFamily
 
 ENGINE = "hd.load(model, processor=processor).generate(...)"
@@ -95,9 +96,16 @@ class AppliedForward:
         with lock_of(self._model):
             answer = self._answer(given)
             with hooked(self._model, self._family, answer.context):
-                output = self._forward(*args, **kwargs)
+                output = self._forward(*args, **self._whole(kwargs))
             self._finish(answer, given["input_ids"], output)
         return output
+
+    def _whole(self, kwargs: dict[str, Any]) -> dict[str, Any]:
+        """Keywords under which every layer computes all tokens, where something acts inside."""
+        keep = kwargs.get("logits_to_keep", 0)
+        if not self.plan.acting or not isinstance(keep, int) or keep < 1:
+            return kwargs
+        return {**kwargs, "logits_to_keep": last_kept(keep)}
 
     # Which answer ---------------------------------------------------------------------------------
     def _answer(self, given: Mapping[str, Any]) -> AppliedAnswer:

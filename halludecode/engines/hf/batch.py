@@ -283,7 +283,8 @@ class Batch:
         with hooked(self.hf_model.model, self.hf_model.family, self.context):
             if not attention_is_ours(self.hf_model.model):
                 metadata.unpadded = None  # a block is right under any; edits left out are noticed
-            return self.hf_model.forward(*given, metadata.unpadded, self.kind[:, -len(ids[0]) :])
+            kind, whole = self.kind[:, -len(ids[0]) :], self.context.within
+            return self.hf_model.forward(*given, metadata.unpadded, kind, whole)
 
     def _extend(self, kind: Tensor, picture: Tensor, mask: Tensor) -> None:
         self.kind = torch.cat([self.kind, kind], 1)
@@ -348,7 +349,7 @@ class Batch:
         features = self.hf_model.features([f for i in at for f in self._row(self.rows[i]).images])
         mask = ((kind != PAD) & ~hidden).long()
         with hooked(self.hf_model.model, self.hf_model.family, context):
-            self.hf_model.forward(ids, position, mask, cache, features)
+            self.hf_model.forward(ids, position, mask, cache, features, whole=context.within)
         context.check_fired()
         width = ids.shape[1]
         prefixes: dict[str, Prefix] = {}

@@ -99,6 +99,11 @@ class ForwardContext(EditedRows[RowPlacement]):
     _keys: dict[tuple[RowPlacement, int, int], RowKeys] = field(default_factory=dict)
 
     @property
+    def within(self) -> bool:
+        """Whether anything is read or edited inside the model."""
+        return bool(self.parts) or self.capture is not None
+
+    @property
     def needs_attention(self) -> bool:
         """Whether the attention function must be ours."""
         capture = self.capture

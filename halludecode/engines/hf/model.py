@@ -15,7 +15,7 @@ from transformers.modeling_outputs import BaseModelOutputWithPooling
 from halludecode.core.attention_block import GENERATED, IMAGE, PAD, SYSTEM, TEXT
 from halludecode.core.errors import InvalidModel, InvalidRequest
 from halludecode.engines.hf.hooks import last_token
-from halludecode.engines.hf.release import CACHE, check_release
+from halludecode.engines.hf.release import CACHE, check_release, last_kept
 from halludecode.engines.hf.row_cache import RowCache
 from halludecode.engines.hf.unpadded import Unpadded
 from halludecode.engines.inputs.processor import LRU
@@ -194,6 +194,7 @@ class HFModel:
         features: Sequence[Tensor] = (),
         unpadded: Unpadded | None = None,
         kind: Tensor | None = None,
+        whole: bool = False,
     ) -> Tensor:
         """One pass over all rows; float32 logits [rows, V] of the last token.
 
@@ -205,9 +206,10 @@ class HFModel:
             features: Of every picture in ``ids``, row by row.
             unpadded: How to lay the rows end to end; None reads them as the block they are.
             kind: int8 [rows, Q], see `Tokens`; None is all of the prompt.
+            whole: Whether every layer must compute all tokens, see `release.last_kept`.
         """
         self.calls += 1
-        device, keep = self.device, 1
+        device, keep = self.device, last_kept(1) if whole else 1
         if unpadded is not None:
             mask, keep = unpadded.visible(mask), unpadded.last
             ids, position = unpadded.joined(ids), torch.stack([*map(unpadded.joined, position)])

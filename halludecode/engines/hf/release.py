@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import inspect
 
+import torch
 import transformers
+from torch import Tensor
 from transformers import LlamaForCausalLM
 
 from halludecode.core.errors import InvalidModel
@@ -37,6 +39,15 @@ def check_release(model_class: type, kind: str) -> None:
             "pictures that are already encoded (`mm_encoder_outputs`), so it would not see them; "
             "install a release that does: pip install 'transformers>=5.18,<5.25'."
         )
+
+
+def last_kept(count: int) -> Tensor:
+    """``logits_to_keep`` for logits of the last tokens where layers' work on the others is wanted.
+
+    From 5.24.0 on the layers of Gemma 4 that hold no KV of their own leave out tokens whose logits
+    are not asked for, if these are given as a number; as positions they are all computed.
+    """
+    return torch.arange(-count, 0)
 
 
 def _cache_name() -> str:
