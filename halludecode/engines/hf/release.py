@@ -44,7 +44,7 @@ def check_release(model_class: type, kind: str) -> None:
 def last_kept(count: int) -> Tensor:
     """``logits_to_keep`` for logits of the last tokens where layers' work on the others is wanted.
 
-    From 5.24.0 on the layers of Gemma 4 that hold no KV of their own leave out tokens whose logits
+    From 5.23.0 on the layers of Gemma 4 that hold no KV of their own leave out tokens whose logits
     are not asked for, if these are given as a number; as positions they are all computed.
     """
     return torch.arange(-count, 0)

@@ -36,7 +36,7 @@ def test_a_family_that_a_release_cannot_run_is_refused(family_engine, monkeypatc
 
 @pytest.mark.parametrize(("strategy", "within"), [("greedy", False), ("vcd", False), ("var", True)])
 def test_layers_compute_all_tokens_where_something_acts_inside(family_engine, strategy, within):
-    """Gemma 4 of 5.24 leaves out tokens that a number does not ask for, see `last_kept`."""
+    """Gemma 4 of 5.23 leaves out tokens that a number does not ask for, see `last_kept`."""
     engine, asked = family_engine("llava"), []
     handle = engine.model.register_forward_pre_hook(
         lambda module, args, given: asked.append(given["logits_to_keep"]), with_kwargs=True

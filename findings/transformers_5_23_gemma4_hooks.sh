@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# transformers 5.24.0: a hook on a late layer of Gemma 4 sees one token of the prompt.
+# transformers 5.23.0: a hook on a late layer of Gemma 4 sees one token of the prompt.
 #
-# Layers of Gemma 4 that share the KV of earlier ones hold none of their own. From 5.24.0 on the text
+# Layers of Gemma 4 that share the KV of earlier ones hold none of their own. From 5.23.0 on the text
 # model drops, before the first of them, all tokens whose logits are not asked for, and `generate`
 # asks for the last one's. So whatever reads or edits these layers from outside (forward hooks, an
 # attention function of one's own) gets [1, 1, D] where it got the whole prompt, and stacking the
@@ -61,11 +61,13 @@ found = {
     "by positions": tokens_of_layers(lambda: model(**given, logits_to_keep=torch.tensor([-1]))),
 }
 print(f"transformers {transformers.__version__}: {found}")
-short = transformers.__version__ == "5.24.0"
+short = transformers.__version__ != "5.22.0"
 assert found == {"generate": [6, 6, 1, 1] if short else [6] * 4, "by positions": [6] * 4}
 PY
-for version in 5.23.0 5.24.0; do
+for version in 5.22.0 5.23.0; do
   pip "transformers==$version"
   "$work/venv/bin/python" "$work/hooks.py"
 done
 # Output seen:
+# transformers 5.22.0: {'generate': [6, 6, 6, 6], 'by positions': [6, 6, 6, 6]}
+# transformers 5.23.0: {'generate': [6, 6, 1, 1], 'by positions': [6, 6, 6, 6]}
