@@ -172,7 +172,10 @@ class RowBuilder:
         row = self._row("main", Branch(request.prompt, pixels=request.pixels), "", {})
         if not request.answered:
             return row
-        ids = torch.cat([row.input_ids, torch.tensor(request.answered)])
+        answered = torch.tensor(request.answered)
+        # A placeholder that a model writes stands for no picture, so it is read as padding is.
+        answered[answered == self.inputs.image_token] = self.inputs.pad_token
+        ids = torch.cat([row.input_ids, answered])
         return replace(row, input_ids=ids, key=digest(row.key, request.answered))
 
     def _row(self, name: str, branch: Branch, hooks: str, state: Mapping[str, Any]) -> Row:

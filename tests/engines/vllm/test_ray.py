@@ -121,5 +121,9 @@ def _answers(env: dict[str, str], output: Path, *words: str) -> list[str]:
     command = [sys.executable, "-m", "halludecode", "eval", "--tasks=pope", "--data=testbed-iid"]
     command += [f"--output={output}", "--strategy=vcd", "--limit=2", *words]
     subprocess.run(command, env={**os.environ, **env}, timeout=LONG, check=True)
-    lines = [json.loads(line) for file in output.rglob("samples.jsonl") for line in file.open()]
+    lines = [
+        json.loads(line)
+        for file in output.rglob("samples.jsonl")
+        for line in file.read_text("utf-8").splitlines()
+    ]
     return [line["answer"] for line in sorted(lines, key=lambda line: str(line["id"]))]
