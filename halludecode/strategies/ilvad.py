@@ -68,13 +68,13 @@ class ILVAD(Strategy):
 
     def attend(self, a: Attention) -> None:
         """Count what this layer's queries pay to evidence; then edit those that emit."""
-        heat, text = a.key("heat")[:, None, None], a.text.of("main")
+        heat, image, text = a.key("heat"), a.image.of("main"), a.text.of("main")
         w = a.weights(a.image | a.text)  # [R, H, Q, N]
-        found, words = (w * heat).sum(-1), (w * text[:, None, None]).sum(-1)
-        looking = top_half(found / (w.sum(-1) - words + 1e-8))
+        found, seen, words = ((w * k[:, None, None]).sum(-1) for k in (heat, image, text))
+        looking = top_half(found / (seen + 1e-8))
         paid = found.where(looking, 0.0).sum(1) / looking.sum(1)
         told = carried_on(a.tally("grounding", paid, queries="after_image"), a)
-        stress = stressed(told, self.beta, text).log()[:, None, None]
+        heat, stress = heat[:, None, None], stressed(told, self.beta, text).log()[:, None, None]
         here = a.layer in a.m.scaled_range(self.start, self.stop)
         a.add_scores(a.image, heat * (looking & here)[..., None])
         a.add_scores(a.text, stress.where((top_half(words) & here)[..., None], 0.0))

@@ -240,8 +240,8 @@ def check_biases(model: str, config: Any) -> None:
     if config.model_type == "glm4v" and not getattr(text, "attention_bias", False):
         raise InvalidModel(
             f"{model}: vLLM takes the biases of a GLM-4V's queries, keys and values from its "
-            'checkpoint only where the text_config of config.json says "attention_bias": true, as '
-            "released ones do; this one does not. Add it, or use engine='hf'."
+            'checkpoint only where the text_config of config.json says "attention_bias": true, and '
+            "this one does not; add it, or use engine='hf'."
         )
 
 
