@@ -101,6 +101,7 @@ def test_under_mma_a_row_has_one_question_of_any_kind():
         assert {kind for kind in row.kinds if kind} == {"existence"}
 
 
+@pytest.mark.full
 @pytest.mark.parametrize(
     ("how", "scheme", "run_with"),
     [

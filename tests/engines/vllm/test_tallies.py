@@ -47,6 +47,7 @@ def told(vllm_engine, monkeypatch):
     return answer
 
 
+@pytest.mark.full
 def test_numbers_of_tokens_are_the_same_after_preemption(told):
     together, tallies, again = told(ASKED)
     assert again, "no answer began again"
