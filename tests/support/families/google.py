@@ -179,7 +179,7 @@ def gemma4() -> tuple[Any, Any]:
         patch_size=4,
         pooling_kernel_size=3,
         position_embedding_size=256,
-        default_output_length=70,  # as released configs say; vLLM reads it
+        default_output_length=70,  # vLLM reads it
     )
     config = Gemma4Config(
         text_config=text,

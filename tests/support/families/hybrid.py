@@ -36,7 +36,7 @@ def lfm2_vl() -> tuple[Any, Any]:
         text_config=Lfm2Config(
             **text_config(len(words)),
             layer_types=kinds,
-            block_dim=128,  # as released configs say beside hidden_size; vLLM reads them
+            block_dim=128,  # vLLM reads these beside hidden_size
             conv_dim=128,
         ),
         image_token_id=words.image_token_id,

@@ -237,7 +237,7 @@ def _glm(config: Any) -> tuple[Any, Any]:
     return words, config(
         text_config=text_config(
             len(words),
-            attention_bias=True,  # as released configs say; transformers' class has it always
+            attention_bias=True,  # vLLM reads it; transformers' class always has them
             **_rope(2, 3, 3, partial_rotary_factor=0.5),
         ),
         vision_config={
