@@ -13,7 +13,6 @@ from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import chain
 from typing import Any, Generic, TypeVar
 
 import jinja2
@@ -230,10 +229,11 @@ class InputProcessor:
         """`word_ids` of words to be scored; one that the vocabulary lacks has no score.
 
         A token with which several of them begin, such as a space by itself, tells none from another
-        and counts for none.
+        and counts for none; words that differ by case alone share theirs.
         """
         begun = {word: self.word_ids(word) for word in words}
-        counts = Counter(chain.from_iterable(begun.values()))
+        meant = {(word.casefold(), i) for word, ids in begun.items() for i in ids}
+        counts = Counter(i for _, i in meant)
         told = {word: [i for i in ids if counts[i] == 1] for word, ids in begun.items()}
         return {word: ids for word, ids in told.items() if ids}
 

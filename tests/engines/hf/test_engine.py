@@ -86,6 +86,8 @@ def test_a_token_with_which_several_words_begin_scores_none_of_them(family_engin
     assert inputs.scored_words(("yes", "no")) == told
     assert inputs.scored_words(("yes",)) == {"yes": alone["yes"]}
     assert inputs.scored_words(("yes", "yet", "no")) == {"no": told["no"]}
+    spelt = {word: inputs.word_ids(word) for word in ("yes", "Yes")}
+    assert inputs.scored_words(("yes", "Yes")) == spelt and all(spelt.values())
 
 
 def test_score_words_are_unmasked_first_step_scores(engine):
