@@ -34,7 +34,7 @@ from halludecode.testbed import CAPTION, dataset, model_path
 from halludecode.testbed.train.run import Size, train_seed
 
 PAGE = Path(__file__).with_suffix(".md")
-SPLITS = ("iid-2", "broken")
+SPLITS = ("iid", "broken")
 GREEDY, SHIPPED = "greedy", "shipped"
 PATCHES = 100
 
@@ -344,7 +344,7 @@ def canonical(run: Path, spec: str) -> str:
 
 def warned(spec: str) -> str:
     """The sentence that an answer of weights not trained for a scheme carries."""
-    picture = sorted((dataset("testbed-iid-2", 20) / "images").iterdir())[0]
+    picture = sorted((dataset("testbed-iid", 20) / "images").iterdir())[0]
     request = hd.Request("Is there a dog in the image?", [picture])
     output = hd.load("testbed").generate(request, spec, hd.Sampling(max_new_tokens=1))[0]
     return " ".join(f"*{warning}*" for warning in output.warnings)

@@ -139,5 +139,5 @@ def test_the_generate_command_runs_as_written(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     (line,) = (line for line in COMMANDS if line.startswith("halludecode generate "))
     assert main(shlex.split(line)[1:]) == 0
-    assert capsys.readouterr().out.startswith("the image shows")
+    assert capsys.readouterr().out.startswith("the image features")
     assert (tmp_path / "why.html").is_file()

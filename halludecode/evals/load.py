@@ -32,14 +32,7 @@ from halludecode.evals.data.entries import Selection, make_unit
 from halludecode.evals.data.records import first_fields
 from halludecode.evals.data.samples import EvalUnit
 
-TESTBED = (
-    "testbed-iid",
-    "testbed-broken",
-    "testbed-dev-iid",
-    "testbed-dev-broken",
-    "testbed-iid-2",
-    "testbed-dev-iid-2",
-)
+TESTBED = ("testbed-iid", "testbed-broken", "testbed-dev-iid", "testbed-dev-broken")
 _COCO_NAME = re.compile(r"COCO_(train|val|test)\d{4}_\d{12}\.jpg$")
 
 

@@ -45,14 +45,6 @@ def model_path(name: str = "testbed") -> Path:
     return folder
 
 
-def recipe_path() -> Path:
-    """Architecture and words of the model that `testbed train` makes.
-
-    Its vocabulary has the words of the field's prompts besides the shipped one's.
-    """
-    return _ASSETS / "recipe"
-
-
 def picture_path(number: int) -> Path:
     """The PNG of a shipped picture, 120 x 120 pixels; what is in it says `pictures.SHOWN`.
 

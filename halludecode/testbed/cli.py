@@ -49,7 +49,7 @@ def data(
     count: Annotated[int, typer.Option(help="Number of scenes.")] = 500,
     split: Annotated[
         str,
-        typer.Option(help="iid, broken, dev-iid, dev-broken, train; iid-2, dev-iid-2, train-2."),
+        typer.Option(help="iid, broken, dev-iid, dev-broken or train."),
     ] = "iid",
     seed: Annotated[int, typer.Option(help="0 gives the published scenes.")] = 0,
     pairs: Annotated[

@@ -12,7 +12,7 @@ from halludecode.testbed.png import encode
 from halludecode.testbed.scenes import scenes
 
 # Scenes in the order of their names. testbed:3 has no sink: the plain model invents one, where some
-# strategies name the bear.
+# strategies see what else is there.
 SHOWN = (11, 16, 12, 9, 3, 8, 20, 2)
 
 

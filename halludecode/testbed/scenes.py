@@ -4,10 +4,6 @@ Splits differ in how often an anchor comes with its partner and in how often a s
 ``iid`` keeps the training mixture, where the prior is right; ``broken`` has few partners and many
 strangers, where it misleads. The ``dev`` pair is for tuning. Every split has its own random
 streams, so no scene of one is in another.
-
-Those ending in ``-2`` are the second recipe's (`halludecode testbed train`), in which a partner
-lacks more often by half, so that there is more to be wrong about; the shipped model's are those
-without.
 """
 
 from __future__ import annotations
@@ -39,7 +35,6 @@ class Split:
         judged: An evaluation split: at least three categories a scene (as the official POPE
             construction demands), every object at least 35 % and 40 pixels visible.
         worst: Largest standard deviation of heavy noise, in grey steps.
-        prior: The training split that POPE's frequencies are counted on.
     """
 
     number: int
@@ -49,7 +44,6 @@ class Split:
     spoil: int = 0
     judged: bool = True
     worst: int = 140
-    prior: str = "train"
 
     def purpose(self, use: int) -> int:
         """The stream purpose of this split for one use."""
@@ -57,14 +51,11 @@ class Split:
 
 
 SPLITS = {
-    "train": Split(0, pair=880, stranger=200, hide=100, spoil=100, judged=False),
-    "iid": Split(1, pair=880, stranger=200),
+    "train": Split(5, pair=650, stranger=200, hide=220, spoil=120, judged=False, worst=240),
+    "iid": Split(6, pair=650, stranger=200),
     "broken": Split(2, pair=250, stranger=500),
-    "dev-iid": Split(3, pair=880, stranger=200),
+    "dev-iid": Split(7, pair=650, stranger=200),
     "dev-broken": Split(4, pair=250, stranger=500),
-    "train-2": Split(5, pair=650, stranger=200, hide=220, spoil=120, judged=False, worst=240),
-    "iid-2": Split(6, pair=650, stranger=200, prior="train-2"),
-    "dev-iid-2": Split(7, pair=650, stranger=200, prior="train-2"),
 }
 MOST = 8  # objects a scene
 CATEGORIES_LEAST = 3

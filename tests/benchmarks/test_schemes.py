@@ -17,13 +17,13 @@ def test_a_slope_is_that_of_the_line_of_least_squares():
 
 
 def test_things_below_are_told_from_things_above(monkeypatch, tmp_path):
-    places = {("iid-2/a.png", "dog"): True, ("iid-2/a.png", "cup"): False}
+    places = {("iid/a.png", "dog"): True, ("iid/a.png", "cup"): False}
     monkeypatch.setattr(schemes, "places", lambda count: places)
 
     def line(thing, parsed, **more):
         question = f"Is there a {thing} in the image? Please answer yes or no."
         plain = {"task": "pope", "split": "random", "label": "yes", "strategy": "greedy"}
-        about = {"data": "testbed-iid-2", "image": "a.png", "prompt": question, "parsed": parsed}
+        about = {"data": "testbed-iid", "image": "a.png", "prompt": question, "parsed": parsed}
         return plain | about | more
 
     told = [
@@ -35,7 +35,7 @@ def test_things_below_are_told_from_things_above(monkeypatch, tmp_path):
         line("cat", "yes", label="no"),
     ]
     (tmp_path / "samples.jsonl").write_text("\n".join(map(json.dumps, told)), encoding="utf-8")
-    assert schemes.halves(tmp_path, "greedy", 1) == {"iid-2/a.png": (1, 0, 2, 1)}
+    assert schemes.halves(tmp_path, "greedy", 1) == {"iid/a.png": (1, 0, 2, 1)}
     assert schemes.canonical(tmp_path, "cca") == "cca(depth=1.0)"
     sums = {"0": np.array(1.0), "1": np.array(0.0), "2": np.array(2.0), "3": np.array(1.0)}
     assert schemes.gap(sums)["gap"] == 50.0

@@ -88,8 +88,9 @@ def test_the_report_has_a_line_a_strategy_and_is_fit_to_paste(cli, loads):
     assert lines[2] == "vllm: not run: vLLM is not installed."
     told = {line.split()[0]: line.partition(" hf: ")[2] for line in lines[5 : 5 + len(CHOSEN)]}
     assert told["greedy"] == "ok"
-    for name in ("vcd", "opera", "code"):
-        assert told[name].startswith("ok, other tokens from number "), told[name]
+    assert told["code"].startswith("ok, other tokens from number ")
+    for name in ("vcd", "opera"):
+        assert told[name].startswith("ok, greedy's tokens, scores moved by up to "), told[name]
     assert told["var"] == (
         "changed nothing here, var edited nothing inside the model in this answer: nothing met the "
         "strategy's conditions."

@@ -271,7 +271,7 @@ def test_var_moves_the_mass_that_the_derivation_says(engine, requests, monkeypat
             for before, after in zip(plain[:, at], first[at], strict=True):
                 chosen += _as_derived(before, after, image, sinks, (p, rho, least))
     heads = engine.model_info.num_heads
-    assert chosen >= 0.5 * 3 * len(text) * heads, "most heads look at the image"
+    assert chosen >= 3 * len(text) * heads / 3, "a third of the heads look at the image"
     assert min(taken) > 0.2, "3 % of the image tokens take a large part of its attention"
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from halludecode.testbed.assets import recipe_path
+from halludecode.testbed.assets import model_path
 from halludecode.testbed.categories import NAMES, PARTNERS
 from halludecode.testbed.render import SIZE, Thing
 from halludecode.testbed.scenes import Scene, scenes
@@ -20,14 +20,14 @@ TOLD = re.compile(r"Is there an? (.+?) in (?:the|this) image\?")
 
 @pytest.fixture(scope="module")
 def stories():
-    return [Story(scene.theme, scene.things) for scene in scenes("train-2", 150)]
+    return [Story(scene.theme, scene.things) for scene in scenes("train", 150)]
 
 
 @pytest.fixture(scope="module")
 def tokenizer():
     from transformers import AutoTokenizer
 
-    return AutoTokenizer.from_pretrained(recipe_path())
+    return AutoTokenizer.from_pretrained(model_path())
 
 
 def drawn(story, index, make):
@@ -257,7 +257,7 @@ def test_words_for_places_are_told_of_objects_alone(tokenizer, monkeypatch):
     from halludecode.testbed.train.network import Words, untrained
     from halludecode.testbed.train.stage1 import Vision
 
-    net = Vision(untrained(recipe_path(), 0), Words(tokenizer))
+    net = Vision(untrained(model_path(), 0), Words(tokenizer))
     scores = torch.zeros(1, CELLS, GROUND + 1), torch.zeros(1, CELLS, 256)
     monkeypatch.setattr(net, "scores", lambda images: scores)
     kinds = torch.full((1, CELLS), GROUND)
@@ -335,7 +335,7 @@ def test_a_short_training_leaves_everything(trained):
     weights = (out / "model" / "model.safetensors").stat().st_size
     assert weights < 12e6
     figures = json.loads((out / "seed-1" / "figures.json").read_text("utf-8"))
-    assert set(figures) == {"vision", "words", "iid-2", "broken"}
+    assert set(figures) == {"vision", "words", "iid", "broken", "habit"}
 
 
 def test_what_was_trained_loads_and_answers(trained):
@@ -371,7 +371,7 @@ def test_a_stopped_stage_goes_on_to_the_same_weights(trained, tokenizer, tmp_pat
     small(monkeypatch)
 
     def stage():
-        return Stage2(untrained(recipe_path(), 0), tokenizer, pictures, 0, 3)
+        return Stage2(untrained(model_path(), 0), tokenizer, pictures, 0, 3)
 
     def weights(stage):
         return torch.cat([p.detach().flatten() for p in stage.net.parameters()])

@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from string import Template
 from typing import Any
 
-from halludecode.testbed.assets import model_path, recipe_path
+from halludecode.testbed.assets import model_path
 from halludecode.testbed.mme import SUBTASKS
 from halludecode.testbed.train.judge import SPLITS
 from halludecode.testbed.train.language import COMPLETION
@@ -15,11 +15,12 @@ _POPE = ("random", "popular", "adversarial")
 _COUNTS = ("scenes", "collages", "judged", "vision", "words")
 _BANDS = (
     ("patch accuracy, clean pictures", "vision", "patch accuracy", (90, 100)),
-    ("POPE random, iid", "iid-2", "pope random", (90, 100)),
-    ("POPE adversarial, iid", "iid-2", "pope adversarial", (78, 86)),
-    ("CHAIR_i, iid", "iid-2", "chair_i", (9, 16)),
-    ("CHAIR recall, iid", "iid-2", "recall", (65, 100)),
-    ("MME position, iid", "iid-2", "mme position", (75, 100)),
+    ("POPE random, iid", "iid", "pope random", (90, 100)),
+    ("POPE adversarial, iid", "iid", "pope adversarial", (78, 86)),
+    ("CHAIR_i, iid", "iid", "chair_i", (9, 16)),
+    ("CHAIR recall, iid", "iid", "recall", (65, 100)),
+    ("MME position, iid", "iid", "mme position", (75, 100)),
+    ("caption tokens decided at beta = 0.1", "habit", "decided", (45, 70)),
 )
 
 
@@ -44,17 +45,18 @@ def write(recipe: Mapping[str, Any], by_seed: Mapping[int, Mapping[str, Any]], s
         shipped=shipped,
         tables="\n".join(tables),
         weak=_weak(by_seed[shipped]),
+        habit=_habit(by_seed),
         sinks=recipe["sinks"],
         curves=recipe["curves"],
     )
 
 
 def _shape() -> dict[str, str]:
-    """Size of the recipe's vocabulary and of its model, in words."""
+    """Size of the vocabulary and of the model, in words."""
     import torch
     from transformers import AutoConfig, LlavaForConditionalGeneration
 
-    config: Any = AutoConfig.from_pretrained(recipe_path())
+    config: Any = AutoConfig.from_pretrained(model_path())
     with torch.device("meta"):
         count = sum(p.numel() for p in LlavaForConditionalGeneration(config).parameters())
     return {"vocabulary": str(config.text_config.vocab_size), "parameters": f"{count:,}"}
@@ -68,7 +70,7 @@ def _spread(by_seed: Mapping[int, Mapping[str, Any]], pick: Callable[[Any], floa
 
 
 def _figure(figures: Mapping[str, Any], where: str, name: str) -> float:
-    return figures[where][name] if where == "vision" else figures[where]["metrics"][name]
+    return figures[where]["metrics"][name] if where in SPLITS else figures[where][name]
 
 
 def _bands(by_seed: Mapping[int, Mapping[str, Any]], shipped: int) -> str:
@@ -139,12 +141,21 @@ def _errors(by_seed: Mapping[int, Mapping[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+def _habit(by_seed: Mapping[int, Mapping[str, Any]]) -> str:
+    """What a row without the picture knows of the invented objects."""
+    found = [figures["habit"] for figures in by_seed.values()]
+    areas = ", ".join("-" if (x := each["auroc"]) is None else f"{x:.2f}" for each in found)
+    counts = ", ".join(f"{each['invented']} of {each['mentions']}" for each in found)
+    return f"{areas} (by seed; {counts} named objects were invented; 0.5 is chance)"
+
+
 def _weak(figures: Mapping[str, Any]) -> str:
     """Which MME-style tasks are too near chance to score strategies on."""
     accuracy = {n: 100 * figures["broken"]["metrics"][f"mme {n}"] for n in SUBTASKS}
     weak: Sequence[str] = [f"`{n}` ({value:.0f} %)" for n, value in accuracy.items() if value < 65]
     if not weak:
-        return "Colour and position are its weakest questions, though clearly above chance."
+        name = min(accuracy, key=lambda n: accuracy[n])
+        return f"Its weakest MME-style questions of broken: `{name}` ({accuracy[name]:.0f} %)."
     return (
         f"Near chance on MME-style questions of broken: {', '.join(weak)}. Do not score "
         "strategies on them."

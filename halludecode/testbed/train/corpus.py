@@ -1,6 +1,6 @@
 """The pictures that the model learns from, painted once and kept as arrays on disk.
 
-`scenes` are those of the split ``train-2``; `collages` are crowds of random objects without a word
+`scenes` are those of the split ``train``; `collages` are crowds of random objects without a word
 about them, which show every object often and carry no habit. Both are the same on every machine.
 """
 
@@ -147,5 +147,5 @@ def collages(seed: int) -> Iterator[Scene]:
 
 
 def training_scenes(count: int) -> Iterator[Scene]:
-    """The first scenes of the split ``train-2``."""
-    return scenes("train-2", count)
+    """The first scenes of the split ``train``."""
+    return scenes("train", count)

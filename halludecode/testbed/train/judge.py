@@ -13,8 +13,9 @@ from halludecode.testbed import dataset
 from halludecode.testbed.categories import NAMES, PARTNERS, THEMES
 from halludecode.testbed.mme import SUBTASKS
 from halludecode.testbed.scenes import casts
+from halludecode.testbed.train.habit import habit
 
-SPLITS = ("iid-2", "broken")
+SPLITS = ("iid", "broken")
 _ASKED = re.compile(r"is there an? (.+) in the image\?", re.IGNORECASE)
 Json = dict[str, Any]
 
@@ -40,7 +41,8 @@ def judge(
 
     Returns:
         By split: metrics, those on scenes with a multiset of objects never seen in training, and
-        the rate of false "yes" by kind of absent object. Fractions are 0..1.
+        the rate of false "yes" by kind of absent object; under ``habit``, see there. Fractions are
+        0..1.
     """
     import halludecode as hd
     from halludecode.evals.runner.run import run_eval
@@ -58,7 +60,7 @@ def judge(
         progress=progress,
     )
     lines = [json.loads(line) for line in (out / "samples.jsonl").read_text("utf-8").splitlines()]
-    trained_on = {_multiset(names) for names in casts("train-2", train_scenes)}
+    trained_on = {_multiset(names) for names in casts("train", train_scenes)}
     figures: Json = {}
     for split in SPLITS:
         split_lines = [line for line in lines if line["data"] == f"testbed-{split}"]
@@ -71,6 +73,7 @@ def judge(
             "unseen": _unseen(split_lines, new),
             "false_yes": _false_yes(split_lines, scenes),
         }
+    figures["habit"] = habit(model, min(count, 200), strategy)
     return figures
 
 
@@ -79,7 +82,7 @@ def sinks(model: Path, count: int = 50) -> str:
     import halludecode as hd
     from halludecode.analysis.calibration_samples import samples
 
-    pairs = samples("testbed", ["testbed-dev-iid-2"], limit=count)
+    pairs = samples("testbed", ["testbed-dev-iid"], limit=count)
     return hd.sinks(hd.load(str(model)), [request for request, _ in pairs]).verdict
 
 

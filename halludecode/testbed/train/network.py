@@ -1,7 +1,7 @@
 """The untrained model, and the small pieces both stages share.
 
-Architecture, words and processor are the files beside the shipped weights (`assets/recipe`): a
-CLIP tower on 12-pixel patches, a two-layer projector and a Llama decoder in LLaVA's form.
+Architecture, words and processor are the files beside the shipped weights: a CLIP tower on 12-pixel
+patches, a two-layer projector and a Llama decoder in LLaVA's form.
 """
 
 from __future__ import annotations

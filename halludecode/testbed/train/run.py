@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from halludecode.core.errors import InvalidData
-from halludecode.testbed.assets import model_path, recipe_path
+from halludecode.testbed.assets import model_path
 from halludecode.testbed.scenes import scenes
 from halludecode.testbed.train import card, curves
 from halludecode.testbed.train.corpus import Corpus, collages, corpus, training_scenes
@@ -118,7 +118,7 @@ def train_seed(out: Path, seed: int, size: Size, device: torch.device) -> dict[s
     folder = out / f"seed-{seed}"
     folder.mkdir(parents=True, exist_ok=True)
     pictures = painted(out / "pictures", size)
-    words = model_path() if size.warm else recipe_path()
+    words = model_path()
     tokenizer = AutoTokenizer.from_pretrained(words)
     model = (trained(words) if size.warm else untrained(words, seed)).to(device)
     figures = {}
@@ -150,7 +150,7 @@ def painted(folder: Path, size: Size) -> dict[str, Corpus]:
     sources = {
         "scenes": (training_scenes(size.scenes), size.scenes),
         "collages": (collages(0), size.collages),
-        "judged": (scenes("dev-iid-2", size.judged), size.judged),
+        "judged": (scenes("dev-iid", size.judged), size.judged),
     }
     pictures = {}
     for name, (source, count) in sources.items():
@@ -163,9 +163,9 @@ def save(model: Any, folder: Path, words: Path) -> None:
     """Writes the weights as bfloat16, with words and processor beside them.
 
     Args:
-        model: Of either vocabulary.
+        model: What was trained.
         folder: Where to.
-        words: Holds the model's tokenizer; what is not there is the shipped model's.
+        words: Holds the model's tokenizer and processor.
     """
     model = model.to(device="cpu", dtype=torch.bfloat16)
     model.set_attn_implementation("sdpa")
@@ -174,7 +174,7 @@ def save(model: Any, folder: Path, words: Path) -> None:
         setattr(model.generation_config, f"{name}_token_id", number)
     model.generation_config.max_new_tokens = 100
     model.save_pretrained(folder)
-    for file in (*words.iterdir(), *model_path().iterdir()):
+    for file in words.iterdir():
         if file.suffix in (".json", ".jinja") and not (folder / file.name).exists():
             shutil.copyfile(file, folder / file.name)
 
