@@ -50,6 +50,14 @@ def test_a_difference_counts_where_every_seed_has_it(each, kind):
     assert bool(told) == bool(line)
 
 
+def test_what_one_seed_alone_ran_is_not_counted_on():
+    clear = {("vcd", "iid"): metric(0.05, 0.02)}
+    both, first = results(clear), results(clear)
+    both["differences"] = [gap for gap in both["differences"] if gap["strategy"] != "vcd"]
+    assert Table([first, both], SETTINGS).finding("vcd", "iid", POPE[0], "accuracy").kind == "one"
+    assert not Table([first, both], SETTINGS).finding("vcd", "broken", None, "recall").kind
+
+
 def test_a_gain_that_a_control_takes_is_no_gain():
     shift = {"yes_ratio": {"verdict": "only a shift of the yes ratio"}}
     found = results({("vcd", "iid"): metric(0.05, 0.02)})
