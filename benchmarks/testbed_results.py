@@ -5,8 +5,8 @@
 Settings are tuned on the splits `dev-iid` and `dev-broken` with the first model alone: the one with
 the highest mean of POPE accuracy (adversarial) and the F1 of the objects captions name. Then every
 strategy runs at its defaults and, where another one won, tuned, on `iid` and `broken`, with every
-model (one per training seed). Models and splits run side by side, one thread each; an interrupted
-run resumes; the page is written at the end.
+model (one per training seed; tuned ones with as many as `--tuned-models` says). Models and splits
+run side by side, one thread each; an interrupted run resumes; the page is written at the end.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from scipy.stats import norm
 
 import halludecode as hd
 from halludecode.analysis.calibration_samples import samples
+from halludecode.core.needs import KINDS
 from halludecode.core.registry import STRATEGIES
 from halludecode.evals.results.verdict import STANDS, verdict
 from halludecode.evals.runner.run import run_eval
@@ -39,7 +40,6 @@ SPLITS = ("iid", "broken")
 POPE = ("adversarial",)
 TITLES = {"accuracy": "POPE adversarial", "chair_i": "CHAIR_i", "recall": "recall"}
 JUDGED = (("adversarial", "accuracy", 1), (None, "chair_i", -1), (None, "recall", 1))
-KINDS = ("contrast", "attention", "steering", "layers", "search", "other")
 # What is not run, and why.
 LEFT_OUT = {
     "cca": "a scheme that weights are trained for: [schemes](schemes.md)",
@@ -121,7 +121,7 @@ def prepare(model: str, out: Path) -> None:
     run_eval(engine, tasks=["chair"], strategies=["greedy"], output=greedy, **dev)
     for name in chosen_names():
         cls = STRATEGIES.get(name)
-        if cls.artifact != "required":
+        if cls.artifact != "required" or any((out / "artifacts").glob(f"{name}-*")):
             continue
         if cls.samples == "labels":
             where = Path("testbed-dev-iid"), greedy / "samples.jsonl"

@@ -4,12 +4,11 @@
 
 Each trial trains a fresh decoder behind the shipped model's tower, projector and words, with stage
 2's own pictures and sentences, and differs in what the literature names as a cause: AdamW in place
-of Muon, a longer warm rate, constant tokens before the picture (registers), weights kept small by
-decay, scores that need not sum to one. Every so often it measures, on clean pictures: the largest
-phi = max |x_d| / rms(x) of first, image and text tokens over layers (a sink has 5 or more in a rare
-dimension, see `core.sinks`), and the share of attention that the last token of a prompt pays to the
-first one, mean and largest over heads. Trials run side by side, one thread each; an interrupted one
-goes on. Writes benchmarks/testbed_sinks.md.
+of Muon, weight decay, a high rate, constant tokens before the picture (registers). Every so often
+it measures, on clean pictures: the largest phi = max |x_d| / rms(x) of first, image and text tokens
+over layers (a sink has 5 or more in a rare dimension, see `core.sinks`), and the share of attention
+that the last token of a prompt pays to the first one, mean and largest over heads. Trials run side
+by side, one thread each; an interrupted one goes on. Writes benchmarks/testbed_sinks.md.
 """
 
 from __future__ import annotations

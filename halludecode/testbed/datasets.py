@@ -98,9 +98,10 @@ class Build:
         return total.hexdigest()
 
 
-def training_prior(count: int = PRIOR_SCENES, split: str = "train") -> dict[str, list[str]]:
+def training_prior() -> dict[str, list[str]]:
     """The objects of training scenes, by scene number; what POPE's statistics are counted on."""
-    return {str(i): list(dict.fromkeys(names)) for i, names in enumerate(casts(split, count))}
+    names = casts("train", PRIOR_SCENES)
+    return {str(i): list(dict.fromkeys(each)) for i, each in enumerate(names)}
 
 
 def digest(split: str, count: int, seed: int | None = None) -> str:

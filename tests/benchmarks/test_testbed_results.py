@@ -3,9 +3,18 @@
 import pytest
 
 import halludecode as hd
-from benchmarks import testbed_results
-from benchmarks.testbed_results import GRID, LEFT_OUT, POPE, SPLITS, Table, chosen_names, kind_of
+from benchmarks.testbed_results import (
+    GRID,
+    LEFT_OUT,
+    POPE,
+    READINGS,
+    SPLITS,
+    Table,
+    chosen_names,
+    kind_of,
+)
 from halludecode.core.spec import parse
+from halludecode.evals.results.yes_ratio import SHIFT
 
 SETTINGS = {"vcd": "`vcd`", "pai": "`pai`", "dola(strength=0.3)": "`dola(strength=0.3)`, tuned"}
 
@@ -45,9 +54,9 @@ def test_a_difference_counts_where_every_seed_has_it(each, kind):
     assert found.kind == kind
     assert found.low <= found.value <= found.high
     assert not table.finding("pai", "iid", POPE[0], "accuracy").kind
-    told = {title for title in testbed_results.READINGS if kind == title}
-    line = next((x for x in table.reading() if "`vcd`: POPE adversarial, iid" in x), "")
-    assert bool(told) == bool(line)
+    told = [line for line in table.reading() if "`vcd`: POPE adversarial, iid" in line]
+    assert len(told) == bool(kind)
+    assert all(line.startswith(f"- **{READINGS[kind]}") for line in told)
 
 
 def test_what_one_seed_alone_ran_is_not_counted_on():
@@ -59,14 +68,11 @@ def test_what_one_seed_alone_ran_is_not_counted_on():
 
 
 def test_a_gain_that_a_control_takes_is_no_gain():
-    shift = {"yes_ratio": {"verdict": "only a shift of the yes ratio"}}
     found = results({("vcd", "iid"): metric(0.05, 0.02)})
     for gap in found["differences"]:
-        gap["controls"] = shift if gap["task"] == "pope" else {}
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(testbed_results, "verdict", lambda gap, name: "a shift")
-        finding = Table([found], SETTINGS).finding("vcd", "iid", POPE[0], "accuracy")
-    assert (finding.kind, finding.why) == ("taken", "a shift")
+        gap["controls"] = {"yes_ratio": {"verdict": SHIFT}} if gap["task"] == "pope" else {}
+    finding = Table([found], SETTINGS).finding("vcd", "iid", POPE[0], "accuracy")
+    assert (finding.kind, finding.why) == ("taken", SHIFT)
 
 
 def test_kinds_count_settings_once():

@@ -16,7 +16,7 @@ def test_scores_are_those_of_the_text_alone():
     engine = hd.load("testbed")
     pictures = sorted((dataset("testbed-iid", 12) / "images").iterdir())[:2]
     sampling = hd.Sampling(max_new_tokens=90, logprobs=2)
-    asked = [hd.Request(CAPTION, [picture]) for picture in pictures]
+    asked, held = [hd.Request(CAPTION, [picture]) for picture in pictures], 0
     for output in engine.generate(asked, "greedy", sampling, explain=True):
         prompt = engine.tokenizer(f"USER: \n{CAPTION} ASSISTANT:").input_ids
         with torch.inference_mode():
@@ -29,7 +29,10 @@ def test_scores_are_those_of_the_text_alone():
             first, *rest = (engine.tokenizer(word).input_ids[-1] for word in name.split())
             places = [i for i, token in enumerate(output.token_ids) if token == first]
             sums = [sum(each[i : i + 1 + len(rest)]) for i in places]
-            assert not places or min(abs(total - score) for total in sums) < 1e-4
+            if places:  # else it was named in the plural
+                assert min(abs(total - score) for total in sums) < 1e-4
+                held += 1
+    assert held > 3
 
 
 @pytest.mark.parametrize(
