@@ -8,6 +8,7 @@ padded on its own, so the same picture's questions cost only their words.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -66,6 +67,7 @@ class Batch:
         self.order = [
             next(i for i, p in enumerate(plan.parts) if p is part) for part in plan.acting
         ]
+        self.decode = partial(_decoded, hf_model)  # no method: contexts must not hold the batch
         self.index = self._make_index()
         self.states = self._stack_states()
         states = [self.states[i] for i in self.order]
@@ -130,10 +132,6 @@ class Batch:
         metadata = self._metadata(self.length_now[:, None], prompting=False)
         self.position, self.length_now = self.position + 1, self.length_now + 1
         return self._call(fed, position, metadata, [])
-
-    def decode(self, x: Tensor, norm: bool, tokens: Tensor | None = None) -> Tensor:
-        """See `hooks.decode`."""
-        return decode(self.hf_model.model, self.hf_model.family, x, norm=norm, tokens=tokens)
 
     def branch(self, i: int) -> Branched | None:
         """What `Step.branch` gives the i-th part, of all requests."""
@@ -380,3 +378,8 @@ class Batch:
 
 def _on(value: Any, device: torch.device) -> Any:
     return value.to(device) if isinstance(value, Tensor) else value
+
+
+def _decoded(hf_model: HFModel, x: Tensor, norm: bool, tokens: Tensor | None = None) -> Tensor:
+    """See `hooks.decode`."""
+    return decode(hf_model.model, hf_model.family, x, norm=norm, tokens=tokens)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import shutil
 
@@ -15,6 +16,7 @@ import halludecode as hd
 from halludecode.core.attention_block import AttentionBlock
 from halludecode.core.errors import InvalidModel, InvalidRequest, OutOfMemory, UnsupportedStrategy
 from halludecode.engines.hf.release import BROKEN
+from halludecode.engines.hf.row_cache import RowCache
 from tests.support import families
 
 
@@ -211,6 +213,20 @@ def test_running_out_of_memory_names_a_batch_size(engine, monkeypatch):
     monkeypatch.setattr(engine, "batch_size", 1)
     with pytest.raises(OutOfMemory, match="smaller image, model or dtype"):
         engine.generate(ask())
+
+
+@pytest.mark.parametrize("spec", ["greedy", "vcd", "vcd(beta=0)", "pai", "sid", "var", "opera"])
+def test_a_batch_is_gone_as_soon_as_it_is_answered(engine, spec):
+    """Its KV must not wait for Python's collector of cycles, which counts objects, not bytes."""
+    sampling = hd.Sampling(max_new_tokens=3)
+    gc.collect()
+    gc.disable()
+    try:
+        engine.generate([ask(), ask(place=1)], spec, sampling)
+        left = [each for each in gc.get_objects() if type(each) is RowCache]
+    finally:
+        gc.enable()
+    assert not left
 
 
 def test_any_number_of_requests_keeps_its_order(engine):
