@@ -1,11 +1,12 @@
 """Whether rows on demand change an answer, or a verdict: they must not.
 
-    .venv/bin/python benchmarks/same_answers.py tokens [--requests 52] [--part 1/4]
+    .venv/bin/python benchmarks/same_answers.py tokens [--engine hf vllm] [--requests 52]
     .venv/bin/python benchmarks/same_answers.py control [--questions 240]
 
 ``tokens`` writes answers of tiny models with random weights, rows on demand and always there, over
-strategies, compositions, ways of drawing, rules and families, rows waiting and side by side. A
-difference where the two best tokens are closer than float32 sums are (`TIE`) is counted as a tie.
+strategies, compositions, ways of drawing, rules and families, on both engines; on engine hf rows
+wait until they are next asked, or run side by side. A difference where the two best tokens are
+closer than float32 sums are (`TIE`) is counted as a tie.
 
 ``control`` asks POPE's questions of the embedded model under every strategy that can decide a token
 alone, and prints `compare`'s accuracy at greedy's yes-ratio and its verdict three times: on demand,
@@ -22,19 +23,23 @@ import json
 import os
 import random
 import sys
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from itertools import product
 from pathlib import Path
 from typing import Any
 
 sys.path[:0] = [str(Path(__file__).resolve().parents[1])]
+os.environ.update({"VLLM_ENABLE_V1_MULTIPROCESSING": "0", "VLLM_LOGGING_LEVEL": "ERROR"})
+os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
+os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
 
 import halludecode as hd
 from halludecode.core.registry import STRATEGIES
 from halludecode.engines.hf import late_rows
 from halludecode.evals.results.yes_ratio import yes_ratio
 from halludecode.testbed import dataset
-from tests.support.families import FAMILIES, pictures
+from tests.support.families import FAMILIES, build, pictures
 
 PAGE = Path(__file__).with_suffix(".md")
 TIE = 1e-4  # nats; float32 logits of these models differ by less where kernels sum otherwise
@@ -110,10 +115,17 @@ def differing(one: hd.Output, other: hd.Output) -> Iterator[float]:
             yield best[0] - best[1] if len(best) > 1 else float("inf")
 
 
-def tokens_cell(engine: Any, spec: str, how: str, count: int, *, waits: bool) -> dict[str, Any]:
+# Engine and how its late rows take their tokens -> whether they wait until they are next asked.
+WAYS = {("hf", "waiting"): True, ("hf", "side by side"): False, ("vllm", "vllm"): None}
+
+
+def tokens_cell(
+    engine: Any, spec: str, how: str, count: int, *, waits: bool | None
+) -> dict[str, Any]:
     """One strategy and way of drawing, both ways."""
     sampling = hd.Sampling(max_new_tokens=6, logprobs=2, **SAMPLINGS[how])
-    late_rows.pays_to_wait = lambda hf_model, answers: waits
+    if waits is not None:
+        late_rows.pays_to_wait = lambda hf_model, answers: waits
     made = dict[str, list[hd.Output]]()
     for way in ("on_demand", "always"):
         engine.extra_rows = way
@@ -128,22 +140,32 @@ def tokens_cell(engine: Any, spec: str, how: str, count: int, *, waits: bool) ->
     }
 
 
+def tiny(family: str, engine: str, args: argparse.Namespace) -> Any:
+    """A tiny model of random weights on one of the engines."""
+    if engine == "hf":
+        model, processor = FAMILIES[family].parts()
+        return hd.load(model, processor=processor, batch_size=args.requests)
+    folder = Path(tempfile.mkdtemp(prefix=family))
+    size = {"max_num_seqs": 64, "block_size": 32, "kv_cache_memory_bytes": 64 << 20}
+    return hd.load(str(build(family, folder)), engine="vllm", max_model_len=1024, **size)
+
+
 def tokens(cells: Cells, args: argparse.Namespace) -> None:
     """All cells of one part."""
     part, parts = map(int, args.part.split("/"))
-    keys = list(product(args.family, SPECS, SAMPLINGS, (False, True)))
+    ways = [way for way in WAYS if way[0] in args.engine]
+    keys = list(product(args.family, SPECS, SAMPLINGS, ways))
     random.Random(0).shuffle(keys)  # what is measured first is of all kinds
     keys = keys[part - 1 :: parts]
-    engines = dict[str, Any]()
-    for family, spec, how, waits in keys:
-        key = f"tokens | {family} | {spec} | {how} | {'waiting' if waits else 'side by side'}"
-        if key not in cells.found and family not in engines:
-            model, processor = FAMILIES[family].parts()
-            engines[family] = hd.load(model, processor=processor, batch_size=args.requests)
+    engines = dict[tuple[str, str], Any]()
+    for family, spec, how, way in keys:
+        key, own = f"tokens | {family} | {spec} | {how} | {way[1]}", (family, way[0])
+        if key not in cells.found and own not in engines:
+            engines[own] = tiny(*own, args)
         cells.measure(
             key,
-            lambda f=family, s=spec, h=how, w=waits: tokens_cell(
-                engines[f], s, h, args.requests, waits=w
+            lambda e=own, s=spec, h=how, w=way: tokens_cell(
+                engines[e], s, h, args.requests, waits=WAYS[w]
             ),
         )
 
@@ -247,13 +269,15 @@ def page(cells: Cells) -> str:
     made = [each for key, each in cells.found.items() if key.startswith("tokens")]
     total = {n: sum(each[n] for each in made) for n in ("answers", "never", "ties", "different")}
     busy = [each["load"] for each in cells.found.values()]
+    on_vllm = sum(each["answers"] for each in made if each["key"].endswith(" | vllm"))
+    told = f"{total['answers'] - on_vllm:,} of engine hf and {on_vllm:,} of vLLM,"
     text = [
         "# Rows on demand change no answer",
         "",
         "<!-- Made by: benchmarks/same_answers.py tokens; benchmarks/same_answers.py control -->",
         "",
-        f"{total['answers']:,} answers in {len(made)} of {2 * 2 * len(SPECS) * len(SAMPLINGS)} "
-        "cells (engine hf; the others are not measured yet), on demand against always: "
+        f"{total['answers']:,} answers in {len(made)} of "
+        f"{2 * len(WAYS) * len(SPECS) * len(SAMPLINGS)} cells, {told} on demand against always: "
         f"{total['different']} different, {total['ties']} differ where the two best tokens are "
         f"within {TIE:g} nats; rows of {total['never']:,} requests never began. The load of the "
         f"machine was {min(busy, default=0):g} to {max(busy, default=0):g}; it cannot change this.",
@@ -268,8 +292,8 @@ def page(cells: Cells) -> str:
     text += [
         "",
         f"Over {', '.join(sorted({each['key'].split(' | ')[1] for each in made}))}; "
-        f"{'; '.join(sorted({each['key'].split(' | ')[3] for each in made}))}; rows waiting and "
-        "side by side.",
+        f"{'; '.join(sorted({each['key'].split(' | ')[3] for each in made}))}; on engine hf "
+        "rows waiting and side by side.",
         "",
         "## The control at greedy's yes-ratio",
         "",
@@ -298,6 +322,7 @@ def main() -> None:
     parser.add_argument("what", choices=("tokens", "control", "page"))
     parser.add_argument("--requests", type=int, default=52)
     parser.add_argument("--family", nargs="+", default=["llava", "qwen2_5_vl"])
+    parser.add_argument("--engine", nargs="+", choices=("hf", "vllm"), default=["hf", "vllm"])
     parser.add_argument("--part", default="1/1", help="of the cells, to run several processes")
     parser.add_argument("--questions", type=int, default=240)
     parser.add_argument("--strategy", nargs="+", help="of the control; default: all with a cut")
