@@ -33,6 +33,8 @@ from halludecode.serve.response_fields import details_of, explain_of, words_of
 PLAIN = "plain"
 # The chat request being handled in this context: its rows, or that it is a plain one.
 CURRENT: ContextVar[ChatRequest | str | None] = ContextVar("halludecode", default=None)
+DETAILS = "halludecode"
+GOES_ON = '"finish_reason":null'  # in a chunk; words of an answer have their quotes escaped
 BLIND = "No image in the request: the strategy changes nothing."
 
 
@@ -197,7 +199,7 @@ class ChatService(StandIn):
                 if blind:
                     values["strategy_warning"] = BLIND
                 if words is not None and chat.report is not None:
-                    values["halludecode"] = details_of(chat, self._handler)
+                    values[DETAILS] = details_of(chat, self._handler)
                 return values
 
             return await self._deliver(request, raw_request, chat, fields, metrics, release)
@@ -273,13 +275,19 @@ async def _events(
     metrics: RequestMetrics,
     release: _CallOnce | None,
 ) -> AsyncIterator[str]:
-    """Server-sent events with our fields in every chunk; settles the request at the end."""
+    """Server-sent events with our fields in every chunk; settles the request at the end.
+
+    A client that reads slowly gets early chunks after the answer has ended: what is said of the
+    answer stands in those that end it all the same.
+    """
     outcome = "left"
     try:
         async for event in events:
             if event.startswith('data: {"error"'):
                 outcome = "failed"
             elif event.startswith('data: {"') and (extra := fields()):
+                if GOES_ON in event:
+                    extra = {k: v for k, v in extra.items() if k != DETAILS}
                 event = f"data: {json.dumps(extra)[:-1]}, {event[len('data: {') :]}"
             yield event
         outcome = "done" if outcome == "left" else outcome

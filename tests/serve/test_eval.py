@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from types import SimpleNamespace
 
 import openai
 import pytest
@@ -177,6 +178,29 @@ def test_streams_end_with_details_when_asked(served):
     assert told["scores"].keys() == {"yes", "no"}
     assert all(value >= 0 for value in told["timings"].values())
     assert not hasattr(chunks[0], "halludecode") and not hasattr(plain, "halludecode")
+
+
+@pytest.mark.filterwarnings("ignore")  # vLLM's own, where this is the first to import it
+def test_early_chunks_that_are_read_late_tell_nothing_of_the_end():
+    """An answer may have ended before a slow client reads its first chunk."""
+    from halludecode.serve.chat_service import _events
+
+    async def read_late():
+        said = json.dumps({"content": '"finish_reason":null'})
+        yield f'data: {{"choices":[{{"delta":{said},"finish_reason":null}}]}}\n\n'
+        yield 'data: {"choices":[{"delta":{},"finish_reason":"stop"}]}\n\n'
+        yield 'data: {"choices":[],"usage":{"total_tokens":3}}\n\n'
+        yield "data: [DONE]\n\n"
+
+    async def chunks():
+        told = {"strategy": "vcd", "halludecode": {"effect": 1}}
+        metrics = SimpleNamespace(end=lambda outcome: None)
+        return [each async for each in _events(read_late(), lambda: told, metrics, None)]
+
+    *made, done = asyncio.run(chunks())
+    told = [json.loads(each.removeprefix("data: ")) for each in made]
+    assert ["halludecode" in each for each in told] == [False, True, True]
+    assert all(each["strategy"] == "vcd" for each in told) and done == "data: [DONE]\n\n"
 
 
 def test_tokens_are_explained_as_the_hf_engine_does(engine, testbed):
