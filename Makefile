@@ -56,10 +56,10 @@ test-v2: $(STAMP)
 	$(TEST_V2) $(BIN)/pytest -m "not full" tests/engines/vllm
 	$(TEST_V2) $(BIN)/python -m tests.soak --requests 60
 
-## make check-vllm   VLLM=0.33.0: what we build on looked up in that release's wheel, its scheduler under our tests
+## make check-vllm   what we build on looked up in the wheel of VLLM=0.33.0, its scheduler under our tests
 check-vllm: $(STAMP)
-	$(BIN)/pip download -q --no-deps "vllm==$(VLLM)" -d .venv/wheels
-	$(BIN)/python -m tests.support.vllm_wheel --scheduler .venv/wheels/vllm-$(VLLM)-*.whl
+	$(BIN)/pip download -q --no-deps "vllm==$(or $(VLLM),0.33.0)" -d .venv/wheels
+	$(BIN)/python -m tests.support.vllm_wheel --scheduler .venv/wheels/vllm-$(or $(VLLM),0.33.0)-*.whl
 
 ## make soak      2,000 mixed requests to a server (SOAK=n for another number), then nothing is left; servers ended under load
 soak: $(STAMP)

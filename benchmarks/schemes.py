@@ -1,6 +1,6 @@
 """What training with CCA, EDVT or MMA does, beside the same training without them.
 
-    .venv/bin/python benchmarks/schemes.py [--scheme NAME ...] [--steps 150] [--pictures 50]
+    .venv/bin/python benchmarks/schemes.py [--scheme NAME ...] [--seed 0 1] [--pictures 50]
 
 `halludecode testbed train --warm --scheme NAME` makes a small checkpoint of each, from the shipped
 weights on, and `--control` the one it is compared with: the same sentences, pictures, batches and
@@ -9,7 +9,7 @@ picture that has read its question can be asked but one. Every checkpoint answer
 under its own plan, the schemes' also without it, and the shipped weights under plans that they were
 not trained for. What the papers say of attention is read off captions (`explain`). Paired by
 picture, McNemar or bootstrap, p-values by Holm over a table. Writes benchmarks/schemes.md in about
-an hour of one core; an interrupted run goes on.
+an hour of one core a seed; an interrupted run goes on.
 """
 
 from __future__ import annotations
@@ -215,30 +215,50 @@ def compared(specs: Sequence[str]) -> list[Row]:
     ]
 
 
-def page(args: argparse.Namespace) -> str:
-    """All of it; trains and answers what is not there yet."""
-    runs: dict[str, Path] = {}
-    attention: dict[str, dict[str, dict[str, float]]] = {}
-    curves: dict[str, list[str]] = {}
-    schemes = [each for each in SCHEMES if each.scheme in args.scheme]
-    needed = {name for each in schemes for name in (each.name, each.against)}
+@dataclass
+class Seed:
+    """What one training seed came to, by checkpoint: answers, what `looked` found, its training."""
+
+    args: argparse.Namespace
+    runs: dict[str, Path]
+    attention: dict[str, dict[str, dict[str, float]]]
+    curves: dict[str, list[str]]
+
+
+def seeded(args: argparse.Namespace, seed: int) -> Seed:
+    """Trains and answers what is not there yet."""
+    found = Seed(argparse.Namespace(**{**vars(args), "seed": seed}), {}, {}, {})
+    chosen = [each for each in SCHEMES if each.scheme in args.scheme]
+    needed = {name for each in chosen for name in (each.name, each.against)}
     for each in (each for each in CHECKPOINTS if each.name in needed):
-        model = str(trained(each, args))
+        model = str(trained(each, found.args))
         own, folder = each.size(args).run_with, Path(model).parent
         specs = list(dict.fromkeys((own, GREEDY)))
-        runs[each.name] = answered(model, specs, folder, args.pictures)
+        found.runs[each.name] = answered(model, specs, folder, args.pictures)
         if each.scheme != "mma":  # whose paper says nothing of it
             file = folder / f"attention-{args.pictures}.json"
-            attention[each.name] = looked(model, own, file, args.pictures)
-        curves[each.name] = (folder / "words.csv").read_text("utf-8").splitlines()
+            found.attention[each.name] = looked(model, own, file, args.pictures)
+        found.curves[each.name] = (folder / "words.csv").read_text("utf-8").splitlines()
     plans = [each.size(args).run_with for each in SCHEMES]
-    runs[SHIPPED] = answered(str(model_path()), [GREEDY, *plans], args.out, args.pictures)
-    parts = [HEAD.format(**vars(args))]
-    parts.append(training(curves))
-    told = [f"- {each.scheme}: {clear(beside(each, args, runs))}" for each in schemes]
+    shipped = answered(str(model_path()), [GREEDY, *plans], args.out, args.pictures)
+    found.runs[SHIPPED] = shipped
+    return found
+
+
+def page(args: argparse.Namespace) -> str:
+    """All of it."""
+    seeds = [seeded(args, seed) for seed in args.seed]
+    words = f"{len(seeds)} training seed(s)"
+    parts = [HEAD.format(seeds=words, **vars(args)), training(seeds)]
+    schemes = [each for each in SCHEMES if each.scheme in args.scheme]
+    told = [
+        f"- {each.scheme}, seed {own.args.seed}: {clear(beside(each, own.args, own.runs))}"
+        for each in schemes
+        for own in seeds
+    ]
     parts += ["In short, of answers beside the control's:", "\n".join(told)]
     for each in schemes:
-        parts += section(each, args, runs, attention)
+        parts += section(each, seeds)
     return "\n\n".join(parts) + "\n"
 
 
@@ -248,21 +268,25 @@ Written by `benchmarks/schemes.py`; do not edit.
 
 CCA, EDVT and MMA are for weights that were trained with them. Here the shipped model of 5 million
 weights learns each for {steps} steps (`halludecode testbed train --warm --scheme NAME`), and a
-control learns the same sentences from the same batches without it; none is shipped. One training
-seed ({seed}), so an interval says what other pictures would change, not what another training
-would. {pictures} pictures a split. What holds of this model holds of no other: it has 100 image
-tokens, prompts of 130 tokens and five layers, where CCA's has 576 tokens and 32 layers, and the
+control learns the same sentences from the same batches without it; none is shipped. {seeds}, each
+with its own control: an interval says what other pictures would change, the seeds what another
+training would. {pictures} pictures a split. What holds of this model holds of no other: it has 100
+image tokens, prompts of 130 and five layers, where CCA's has 576 tokens and 32 layers, and the
 decay of rotary positions that CCA and EDVT are against is small over so few. It had learnt to see
 without any of the schemes, and has a few minutes to get used to one."""
 
 
-def training(curves: Mapping[str, Sequence[str]]) -> str:
+def training(seeds: Sequence[Seed]) -> str:
     """Loss on captions apart from training, and the processor's time, of each."""
-    made = ["| checkpoint | caption loss, other pictures | minutes of one core |", "|---|---|---|"]
-    for name, curve in curves.items():
-        last = dict(zip(curve[0].split(","), curve[-1].split(","), strict=True))
-        minutes = float(last["seconds"]) / 60
-        made.append(f"| {name} | {float(last['caption loss']):.3f} | {minutes:.0f} |")
+    made = [
+        "| seed | checkpoint | caption loss, other pictures | minutes of one core |",
+        "|---|---|---|---|",
+    ]
+    for seed in seeds:
+        for name, curve in seed.curves.items():
+            last = dict(zip(curve[0].split(","), curve[-1].split(","), strict=True))
+            loss, minutes = float(last["caption loss"]), float(last["seconds"]) / 60
+            made.append(f"| {seed.args.seed} | {name} | {loss:.3f} | {minutes:.0f} |")
     return "\n".join(made)
 
 
@@ -272,26 +296,28 @@ def beside(each: Checkpoint, args: argparse.Namespace, runs: Mapping[str, Path])
     return compared([own, f"{runs[each.against]}:{GREEDY}"])
 
 
-def section(
-    each: Checkpoint,
-    args: argparse.Namespace,
-    runs: Mapping[str, Path],
-    attention: Mapping[str, Mapping[str, Mapping[str, float]]],
-) -> list[str]:
+def section(each: Checkpoint, seeds: Sequence[Seed]) -> list[str]:
     """One scheme: what its paper says, beside its control, its own weights and the shipped ones."""
-    own = each.size(args).run_with
-    without = compared([f"{runs[each.name]}:{own}", f"{runs[each.name]}:{GREEDY}"])
-    untuned = compared([f"{runs[SHIPPED]}:{own}", f"{runs[SHIPPED]}:{GREEDY}"])
     parts = [f"## {each.name}", CLAIM[each.scheme]]
-    if told := claimed(each, own, args, runs, attention):
-        parts.append("\n".join(told))
-    for title, rows, sides in (
-        ("Beside its control", beside(each, args, runs), ("with", "control")),
-        ("Its weights with and without its plan", without, ("with", "without")),
-        ("The plan on the shipped weights, not tuned for it", untuned, ("with", "greedy")),
-    ):
-        parts += [f"**{title}.** {clear(rows)}", "\n".join(table(rows, sides))]
-    parts.append(f"The shipped weights under `{own}` say: {warned(own)}")
+    for seed in seeds:
+        args, runs = seed.args, seed.runs
+        own = each.size(args).run_with
+        without = compared([f"{runs[each.name]}:{own}", f"{runs[each.name]}:{GREEDY}"])
+        parts.append(f"### {each.name}, seed {args.seed}")
+        if told := claimed(each, own, args, runs, seed.attention):
+            parts.append("\n".join(told))
+        for title, rows, sides in (
+            ("Beside its control", beside(each, args, runs), ("with", "control")),
+            ("Its weights with and without its plan", without, ("with", "without")),
+        ):
+            parts += [f"**{title}.** {clear(rows)}", "\n".join(table(rows, sides))]
+    shipped = seeds[0].runs[SHIPPED]
+    untuned = compared([f"{shipped}:{own}", f"{shipped}:{GREEDY}"])
+    parts += [
+        f"**The plan on the shipped weights, not tuned for it.** {clear(untuned)}",
+        "\n".join(table(untuned, ("with", "greedy"))),
+        f"The shipped weights under `{own}` say: {warned(own)}",
+    ]
     return parts
 
 
@@ -359,7 +385,7 @@ def main() -> None:
     parser.add_argument("--pictures", type=int, default=50, help="a split")
     names = [each.scheme for each in SCHEMES]
     parser.add_argument("--scheme", nargs="+", choices=names, default=names)
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", nargs="+", type=int, default=[0, 1], help="of training")
     parser.add_argument("--out", type=Path, default=Path("runs/schemes"))
     parser.add_argument("--output", type=Path, default=PAGE)
     args = parser.parse_args()

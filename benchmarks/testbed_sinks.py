@@ -7,32 +7,37 @@ Each trial trains a fresh decoder behind the shipped model's tower, projector an
 of Muon, weight decay, a high rate, constant tokens before the picture (registers). Every so often
 it measures, on clean pictures: the largest phi = max |x_d| / rms(x) of first, image and text tokens
 over layers (a sink has 5 or more in a rare dimension, see `core.sinks`), and the share of attention
-that the last token of a prompt pays to the first one, mean and largest over heads. Trials run side
-by side, one thread each; an interrupted one goes on. Writes benchmarks/testbed_sinks.md.
+that the last token of a prompt pays to the first one, mean and largest over heads. At the end: how
+many image tokens have such a dimension, and whether these get more attention than others do. Trials
+run side by side, one thread each; an interrupted one goes on. Writes benchmarks/testbed_sinks.md.
 """
 
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import math
 import os
 import sys
 import tempfile
+from collections.abc import Mapping
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 sys.path[:0] = [str(Path(__file__).resolve().parents[1])]
 
 import torch
 
 PAGE = Path(__file__).with_suffix(".md")
+Curve: TypeAlias = list[dict[str, float]]
 KINDS = ("first", "image", "text")
 CONSTANT = "."  # a word that says nothing before a picture
 SHOWN = 24  # clean pictures that are looked at
+TAU = 5.0  # `core.sinks`' threshold at this width
 
 
 @dataclass(frozen=True)
@@ -106,8 +111,6 @@ def stage(trial: Trial, pictures: Any, steps: int, seed: int) -> tuple[Any, Any]
 
 def looked(model: Any, trial: Trial) -> dict[str, float]:
     """What sinks are measured by, on clean pictures."""
-    import copy
-
     import halludecode as hd
     from halludecode.testbed import CAPTION, dataset, model_path
     from halludecode.testbed.train.run import save
@@ -127,8 +130,8 @@ def looked(model: Any, trial: Trial) -> dict[str, float]:
 
 
 @torch.no_grad()
-def _first_share(folder: str, asked: str, paths: list[Path]) -> dict[str, float]:
-    """Attention on the first token, from a prompt's last one."""
+def read(folder: str, asked: str, paths: list[Path]) -> tuple[Any, Any]:
+    """What the model writes inside while it reads prompts, and which tokens are of the image."""
     from PIL import Image
     from transformers import AutoProcessor, LlavaForConditionalGeneration
 
@@ -140,12 +143,40 @@ def _first_share(folder: str, asked: str, paths: list[Path]) -> dict[str, float]
         text=[asked] * len(paths),
         return_tensors="pt",
     )
-    layers = model(**inputs, output_attentions=True).attentions
-    shares = torch.stack([layer[:, :, -1, 0] for layer in layers]).mean(1)  # [layers, heads]
+    out = model(**inputs, output_attentions=True, output_hidden_states=True)
+    return out, inputs["input_ids"][0] == model.config.image_token_id
+
+
+def _first_share(folder: str, asked: str, paths: list[Path]) -> dict[str, float]:
+    """Attention on the first token, from a prompt's last one."""
+    out, _ = read(folder, asked, paths)
+    shares = torch.stack([layer[:, :, -1, 0] for layer in out.attentions]).mean(1)  # [L, H]
     return {"on first, mean": shares.mean().item(), "on first, most": shares.max().item()}
 
 
-def run(name: str, out: Path, steps: int, every: int, seed: int) -> list[dict[str, float]]:
+def ended(model: Any, trial: Trial) -> list[dict[str, float]]:
+    """By layer: the share of image tokens with phi above `TAU`, and of attention that they get."""
+    from halludecode.testbed import CAPTION, dataset, model_path
+    from halludecode.testbed.train.run import save
+
+    paths = sorted((dataset("testbed-dev-iid", SHOWN) / "images").iterdir())
+    with tempfile.TemporaryDirectory() as folder:
+        save(copy.deepcopy(model), Path(folder), model_path())
+        out, image = read(folder, prompt(CAPTION, trial.registers), paths)
+    rows = list[dict[str, float]]()
+    for layer, (entering, weights) in enumerate(
+        zip(out.hidden_states[:-1], out.attentions, strict=True)
+    ):
+        x = entering[:, image]
+        high = x.abs().amax(-1) > TAU * x.square().mean(-1).sqrt()  # [B, N_img]
+        paid = weights[:, :, -1, image].mean(1)  # [B, N_img], of the last token
+        share = (paid * high).sum(-1) / paid.sum(-1)
+        found = {"layer": layer, "tokens": high.float().mean(), "attention": share.mean()}
+        rows.append({name: float(value) for name, value in found.items()})
+    return rows
+
+
+def run(name: str, out: Path, steps: int, every: int, seed: int) -> Curve:
     """One trial, in a process of its own: what was measured every so often."""
     from halludecode.testbed.train.run import Size, painted
 
@@ -155,7 +186,7 @@ def run(name: str, out: Path, steps: int, every: int, seed: int) -> list[dict[st
     kept, saved = folder / "curve.json", folder / "state.pt"
     trial = TRIALS[name]
     model, second = stage(trial, painted(out / "pictures", Size()), steps, seed)
-    curve: list[dict[str, float]] = json.loads(kept.read_text()) if kept.exists() else []
+    curve: Curve = json.loads(kept.read_text()) if kept.exists() else []
     start = int(curve[-1]["step"]) if curve else 0
     if curve:
         state = torch.load(saved, weights_only=True)
@@ -171,10 +202,11 @@ def run(name: str, out: Path, steps: int, every: int, seed: int) -> list[dict[st
             torch.save(state, saved)
             kept.write_text(json.dumps(curve))
             losses = []
+    (folder / "ended.json").write_text(json.dumps(ended(model, trial)))
     return curve
 
 
-def page(curves: dict[str, list[dict[str, float]]], steps: int) -> str:
+def page(curves: Mapping[str, Curve], ends: Mapping[str, Curve], steps: int) -> str:
     """The whole page."""
     parts = [
         "# Attention sinks by training",
@@ -183,7 +215,10 @@ def page(curves: dict[str, list[dict[str, float]]], steps: int) -> str:
         "phi is max |x_d| / rms(x), largest over layers; it cannot exceed 16 at width 256, and "
         "`var`'s threshold there is 5. *On first*: the share of attention that the last token of a "
         "caption's prompt pays to the begin token, over heads of all layers; evenly paid it would "
-        "be below 0.01.",
+        "be below 0.01. Below each curve, by layer at the end: the share of image tokens with phi "
+        "above 5, and of the picture's attention that they get from a prompt's last token. Sinks "
+        "would be few tokens with much of it; a value that nearly all image tokens share is a "
+        "constant of the projector.",
     ]
     names = [name for name in next(iter(curves.values()))[0] if name != "step"]
     for name, curve in curves.items():
@@ -191,7 +226,11 @@ def page(curves: dict[str, list[dict[str, float]]], steps: int) -> str:
         for row in curve:
             cells = " | ".join(f"{row[n]:.3g}" for n in names)
             lines.append(f"| {int(row['step'])} | {cells} |")
-        parts += [f"## {TRIALS[name].told}", "\n".join(lines)]
+        at_end = "; ".join(
+            f"layer {row['layer']:.0f}: {row['tokens']:.0%} of tokens, {row['attention']:.0%} of it"
+            for row in ends[name]
+        )
+        parts += [f"## {TRIALS[name].told}", "\n".join(lines), f"At the end: {at_end}."]
     return "\n\n".join(parts) + "\n"
 
 
@@ -208,7 +247,8 @@ def main() -> None:
     with ProcessPoolExecutor(os.cpu_count(), mp_context=get_context("spawn")) as pool:
         jobs = [pool.submit(run, n, args.out, args.steps, args.every, args.seed) for n in names]
         curves = {name: job.result() for name, job in zip(names, jobs, strict=True)}
-    PAGE.write_text(page(curves, args.steps), encoding="utf-8")
+    ends = {name: json.loads((args.out / name / "ended.json").read_text()) for name in names}
+    PAGE.write_text(page(curves, ends, args.steps), encoding="utf-8")
 
 
 if __name__ == "__main__":
