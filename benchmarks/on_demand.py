@@ -270,6 +270,11 @@ def page(cells: Cells) -> str:
         f"Two cores had a load of {min(busy, default=0):g} to {max(busy, default=0):g}: cells of a "
         "high load (the last column) are rough, since cores share caches.",
         "",
+        "What to expect: a row that begins reads all that is before its token, so it saves what "
+        "comes after an answer's last undecided token, and all of it where none is. Long answers "
+        "nearly always have one; yes and no often have none, but six questions about one picture "
+        "share what is read of it, by every row, and one of them is enough to read it.",
+        "",
         "| model | answers | open | strategy | always | on demand | tokens decided "
         "| rows never began | answers that differ | load |",
         "|---|---|---|---|---|---|---|---|---|---|",

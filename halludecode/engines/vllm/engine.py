@@ -22,7 +22,7 @@ from halludecode.engines.explain import probed, warnings
 from halludecode.engines.inputs.rows import Row
 from halludecode.engines.vllm.frontend.activations import ActivationPasses
 from halludecode.engines.vllm.frontend.capacity import check_known, check_plan
-from halludecode.engines.vllm.frontend.late_rows import why_from_start
+from halludecode.engines.vllm.frontend.late_rows import tell_if_never, why_from_start
 from halludecode.engines.vllm.frontend.loading import Loaded, load_engine
 from halludecode.engines.vllm.frontend.opening import RequestOpener
 from halludecode.engines.vllm.frontend.output_reader import OutputReader, PartialAnswer
@@ -72,6 +72,7 @@ class VLLMEngine(LocalEngine):
         self.loaded: Loaded = load_engine(model, options, start)
         own = self.loaded.config, self.loaded.processor
         super().__init__(model, *own, VLLM_PROVIDES, artifacts, extra_rows)
+        tell_if_never(extra_rows, self.loaded.vllm_config)
         self._request_builder = RequestBuilder(self.loaded, self.inputs)
         self._collector = ActivationPasses(
             self.loaded, self.row_builder, self._request_builder, self._name

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from types import SimpleNamespace
 
 import pytest
 
 import halludecode as hd
+from halludecode.engines.vllm.frontend.late_rows import tell_if_never
 from tests.support.vllm import (
     V2,
     WORDS,
@@ -115,3 +117,17 @@ def test_what_cannot_wait_says_why(vllm_engine, monkeypatch):
     )
     monkeypatch.setattr(engine, "extra_rows", "always")
     assert engine.rows_begin(engine.plan("vcd")) == "extra_rows is 'always'"
+
+
+@pytest.mark.parametrize(
+    ("v2", "asynchronous", "cure"),
+    [(False, False, ""), (False, True, "async_scheduling=False"), (True, True, "MODEL_RUNNER=0")],
+)
+def test_an_engine_whose_rows_cannot_wait_says_so_at_its_start(caplog, v2, asynchronous, cure):
+    scheduling = SimpleNamespace(async_scheduling=asynchronous)
+    config = SimpleNamespace(use_v2_model_runner=v2, scheduler_config=scheduling)
+    tell_if_never("always", config)
+    assert not caplog.messages
+    tell_if_never("on_demand", config)
+    assert len(caplog.messages) == bool(cure)
+    assert all(cure in message for message in caplog.messages)

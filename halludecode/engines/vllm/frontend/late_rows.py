@@ -7,6 +7,7 @@ of their prompts. See `scheduler.late_start` for how they catch up.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from types import SimpleNamespace
@@ -18,6 +19,7 @@ from halludecode.engines.api import ExtraRows
 from halludecode.engines.vllm.frontend.capacity import check_rows, edited_rows, together
 from halludecode.engines.vllm.row_metadata import ASKS
 
+logger = logging.getLogger(__name__)
 SPARE = 64  # tokens by which a row beside main may be longer than it, before it is made
 
 
@@ -50,11 +52,35 @@ def why_from_start(plan: Plan, extra_rows: ExtraRows, config: Any) -> str:
         return "its prompts are read whole, in one step"
     if any(edited_rows(part) - {"main"} for part in plan.parts):
         return "they are edited inside the model"
+    return why_never(config)
+
+
+def why_never(config: Any) -> str:
+    """Why no plan's rows can wait in a vLLM so configured; "" where they can."""
     if config.use_v2_model_runner:
         return "model runner V2 draws a token of every row"
     if config.scheduler_config.async_scheduling:
         return "a step is scheduled before the tokens of the last one are known"
     return ""
+
+
+def tell_if_never(extra_rows: ExtraRows, config: Any) -> None:
+    """Log that on demand is off in a vLLM so configured, and what would let rows wait.
+
+    vLLM schedules asynchronously on a GPU unless it is told not to.
+    """
+    why = why_never(config) if extra_rows == "on_demand" else ""
+    cure = (
+        "VLLM_USE_V2_MODEL_RUNNER=0"
+        if config.use_v2_model_runner
+        else "async_scheduling=False (--no-async-scheduling)"
+    )
+    if why:
+        logger.warning(
+            "extra_rows='on_demand' is off here, rows beside main begin with the prompt: %s. "
+            "Tokens are the same; %s lets rows wait until a token needs them.",
+            *(why, cure),
+        )
 
 
 def late_passes(plan: Plan) -> bool:

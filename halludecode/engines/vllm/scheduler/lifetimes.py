@@ -52,7 +52,7 @@ class GroupLifetimes(LateStart):
     def add_request(self, request: Request) -> None:
         """Stage a group's rows until all have arrived, then queue them side by side."""
         metadata = metadata_of(request.sampling_params)
-        if metadata is None or (metadata.size == 1 and not metadata.late):
+        if metadata is None or not (metadata.size > 1 or metadata.late or metadata.whole):
             self._first_if_needed(request, metadata)
             super().add_request(request)
             return

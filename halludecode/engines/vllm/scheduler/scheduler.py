@@ -1,9 +1,10 @@
 """In the scheduler: the rows of one answer take every token in the same step.
 
-In every step either all rows of a group take exactly one token and sample, or none samples. A row
-may be prefilled up to its last known token and is then held until all its siblings are there. The
-stock scheduler does the work; around its `schedule` only the order of `running`, the tail of
-`waiting` and the last token of held rows are changed, and put back.
+In every step either all rows of a group sample, or none does. Where their prompts cannot all end in
+one step (`prompt_ends`), a row is prefilled up to its last known token and then held until all its
+siblings are there; after that each takes one token a step. The stock scheduler does the work;
+around its `schedule` only the order of `running`, the tail of `waiting` and the last token of held
+rows are changed, and put back.
 
 Why around it: the loop inside `schedule` is one long function that changes with every version of
 vLLM, while what it reads (a list of running rows, a queue, their tokens) has stayed.
@@ -25,10 +26,11 @@ from halludecode.engines.vllm.compat.parent import end_with_parent
 from halludecode.engines.vllm.scheduler.hidden_tokens import HiddenTokens, mend_copies
 from halludecode.engines.vllm.scheduler.late_start import LAST
 from halludecode.engines.vllm.scheduler.lifetimes import GroupLifetimes
+from halludecode.engines.vllm.scheduler.prompt_ends import PromptEnds
 from halludecode.engines.vllm.scheduler.row_group import RowGroup, tokens_left
 
 
-class GroupMixin(GroupLifetimes):
+class GroupMixin(PromptEnds, GroupLifetimes):
     """What both schedulers below add to vLLM's."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -48,13 +50,15 @@ class GroupMixin(GroupLifetimes):
         decoding, need, preempted_more = self._make_room(now)
         preempted |= self._make_way(decoding, now)
         self._put_decoding_first(decoding)
-        pause, tail = self._pause_state, deque[Request]()
+        pause, tail, ending = self._pause_state, deque[Request](), set[str]()
         if (preempted or preempted_more) and pause == PauseState.UNPAUSED:
             self._pause_state = PauseState.PAUSED_NEW  # what was just taken is not given back
             starting = set[str]()
         else:
             tail, starting = self._cut_waiting(need, len(decoding))
-        self._hide(starting)
+            if not starting and not any((*args, *kwargs.values())):  # vLLM's throttle_prefills
+                ending = self._ending(decoding, need)
+        self._hide(starting, ending)
         try:
             step = super().schedule(*args, **kwargs)
         finally:
@@ -62,7 +66,7 @@ class GroupMixin(GroupLifetimes):
             self._pause_state = pause
             self.waiting.extend(tail)
         self._note_admissions()
-        self._check(step, starting)
+        self._check(step, starting, ending)
         self.counts["steps"] += 1
         self.counts["started together"] += len(starting) > 1
         return step
@@ -203,15 +207,16 @@ class GroupMixin(GroupLifetimes):
         prompts = sum(row.num_prompt_tokens for row in rows)
         return prompts + decoding <= self.max_num_scheduled_tokens
 
-    def _hide(self, starting: set[str]) -> None:
+    def _hide(self, starting: set[str], ending: set[str]) -> None:
         """Hide the last token of rows that must not sample; what a starting row wrote, too.
 
         Args:
             starting: Groups whose prompts start whole in this step. One that was preempted has
                 written tokens: its prompts are read whole first, as they were before.
+            ending: Groups that reach their last tokens in this step.
         """
         for name, group in self.groups.items():
-            if not group.queued or name in self._ready or group.alone:
+            if not group.queued or name in self._ready or name in ending or group.alone:
                 continue
             for row in group.rows:
                 keep = row.num_tokens - 1
@@ -240,8 +245,15 @@ class GroupMixin(GroupLifetimes):
                 self.counts["admitted"] += 1
                 self._admitted[row.request_id] = self.counts["admitted"]
 
-    def _check(self, step: Any, starting: set[str]) -> None:
+    def _check(self, step: Any, starting: set[str], ending: set[str]) -> None:
         """What must hold of every step; a group it does not hold of ends with a sentence."""
+        for name in ending:
+            rows = self.groups[name].rows
+            taken = [step.num_scheduled_tokens.get(row.request_id, 0) for row in rows]
+            at_end = [bool(n) and not r.is_prefill_chunk for r, n in zip(rows, taken, strict=True)]
+            if any(at_end) and not all(at_end):
+                self._failed[name] = f"its rows fell out of step: {taken} tokens taken"
+            self.counts["ended at once"] += any(at_end)
         for name in self._ready | starting:
             group = self.groups[name]
             taken = [step.num_scheduled_tokens.get(i, 0) for i in group.ids]

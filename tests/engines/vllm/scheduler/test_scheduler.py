@@ -135,7 +135,7 @@ class Scenario:
         lives = ["answer", *(rng.choice(["answer", "answer", "prefill"]) for _ in range(size - 1))]
         shared = [rng.randrange(5, 99) for _ in range(70)]
         lengths = [rng.randrange(2, 120) for _ in range(size)]
-        whole = size > 1 and sum(lengths) <= self.limit and rng.random() < 0.4
+        whole = sum(lengths) <= self.limit and rng.random() < (0.4 if size > 1 else 0.2)
         asks = None  # before which token the main row asks for the others
         late = self.late and size > 1 and not whole and rng.random() < 0.6
         if late:
@@ -457,7 +457,7 @@ def test_groups_stay_together_where_prefills_are_held(make, late):
 
 def run_scenarios(make, depth, seeds):
     total = totals(make, depth, seeds)
-    for what in ("preempted groups", "held", "waited", "whole"):
+    for what in ("preempted groups", "held", "waited", "whole", "ended at once"):
         assert total[what] > len(seeds) / 20, (what, total)
     for rare in ("preempted by vLLM", "started together"):
         assert total[rare] > 0, (rare, total)
