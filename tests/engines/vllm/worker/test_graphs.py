@@ -178,7 +178,9 @@ def test_steps_with_edits_are_run_by_graphs_that_call_them(vllm_engine, monkeypa
         modes.clear()
         made = engine.generate(requests(2), spec, SHORT)
         assert [o.token_ids for o in made] == [o.token_ids for o in wanted[spec]], spec
-        assert modes[mode] >= SHORT.max_new_tokens - 1, (spec, modes)
+        waited = not engine.rows_begin(engine.plan(spec))  # a step in which rows join reads prompts
+        joined = sum(len(output.rows) > 1 for output in made) if waited else 0
+        assert modes[mode] >= SHORT.max_new_tokens - 1 - joined, (spec, modes)
         assert not modes.keys() - {"FULL", "PIECEWISE", "NONE"}
         most = {"FULL": 3, "PIECEWISE": 2, "NONE": 1}[mode]
         assert len(modes) <= most and (mode == "FULL" or "FULL" not in modes), (spec, modes)
