@@ -20,7 +20,7 @@ from tests.support.vllm import (
 )
 
 # Prompts of these strategies start whole, so their step must hold them.
-WHOLE = ("vhr", "sid", "vhr+m3id")
+WHOLE = ("vhr", "sid", "vhr+m3id", "cmai", "eah", "farsight", "memvr", "vasparse")
 CUT = ("greedy", "vcd", "m3id", "ritual", "var", "pai", "dola", "vista", "agla", "damro", "var+vcd")
 CUT += ("vdgd", "lacing", "zerotuning")
 
@@ -93,7 +93,7 @@ def test_prompts_that_start_whole_give_the_tokens_of_the_hf_engine(
 ):
     tight = vllm_engine("testbed", tight="whole")
     under_pressure(tight, testbed, WHOLE, sampled=sampled, whole=True)
-    assert preempted & {"vhr", "sid"}, preempted
+    assert preempted & set(WHOLE), preempted
 
 
 @pytest.mark.parametrize(
@@ -111,7 +111,7 @@ def test_other_families_under_pressure(
     engines = supplied(vllm_engine(family, tight=tight), family_engine(family))
     names, whole = (WHOLE, True) if tight == "whole" else (CUT, False)
     under_pressure(*engines, names, sampled=family == "internvl", whole=whole)
-    assert preempted & {"vhr", "sid"} if whole else preempted
+    assert preempted & set(WHOLE) if whole else preempted
 
 
 def test_a_request_alone_gives_the_tokens_it_gives_in_the_batch(vllm_engine, testbed, supplied):
