@@ -219,8 +219,8 @@ def page(curves: Mapping[str, Curve], ends: Mapping[str, Curve], steps: int) -> 
         "above 5, and of the picture's attention that they get from a prompt's last token. Sinks "
         "would be few tokens with much of it; a value that nearly all image tokens share is a "
         "constant of the projector. A head may pay most of its attention to the begin token (*on "
-        "first, most*) without a large value there: it rests, and `var`, which finds sinks by their "
-        "values, has nothing to act on.",
+        "first, most*) without a large value there: it rests, and `var`, which finds sinks by "
+        "their values, has nothing to act on.",
     ]
     names = [name for name in next(iter(curves.values()))[0] if name != "step"]
     for name, curve in curves.items():
