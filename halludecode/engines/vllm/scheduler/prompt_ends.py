@@ -35,7 +35,6 @@ class PromptEnds:
         max_num_scheduled_tokens: int
         max_num_encoder_input_tokens: int
         _failed: dict[str, str]
-        _group_of: dict[str, str]
         _pause_state: Any
         _ready: set[str]
 
