@@ -1,13 +1,15 @@
 """What the testbed can find: effects of known size, planted in its model's own answers.
 
     .venv/bin/python benchmarks/testbed_power.py [--model FOLDER] [--pictures 200] [--rounds 100]
+        [--card MODEL_CARD.md]
 
 The model answers POPE's adversarial questions and describes, greedily and once. Then made-up
 strategies change these answers by a known amount: one lowers the yes of absent partners (the
 usual companions of what is in the picture), as a method that works would; others only shift all
 answers, only name fewer things, only shorten, only repeat. Every round draws pictures with
 replacement and asks `compare` with all its controls; found is what the verdict lets stand. Writes
-benchmarks/testbed_power.md; an interrupted run of the model is resumed.
+benchmarks/testbed_power.md, and the shares that stand into the model's card; an interrupted run of
+the model is resumed.
 """
 
 from __future__ import annotations
@@ -247,6 +249,42 @@ def page(
     return "\n\n".join(parts) + "\n"
 
 
+# The card ----------------------------------------------------------------------------------------
+
+MARKED = re.compile(r"(<!-- power:begin -->\n).*?(<!-- power:end -->)", re.DOTALL)
+
+
+def told_in_card(page: str) -> str:
+    """The page in short: which share of rounds the verdict lets stand, one line per effect."""
+    splits: dict[str, dict[str, list[str]]] = {}
+    for part in page.split("\n## ")[1:]:
+        split, *lines = part.splitlines()
+        rows = [[cell.strip() for cell in x.strip("|").split("|")] for x in lines if "|" in x]
+        counts = rows[0][4:]
+        splits[split] = {row[0]: row[2:] for row in rows[2:]}
+    head = ["planted", "to be found"]
+    head += [f"{split}: {what}" for split in splits for what in ("size", *counts)]
+    table = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+    for planted, (_, truth, *_) in next(iter(splits.values())).items():
+        cells = [planted, truth]
+        for rows in splits.values():
+            size, _, *shares = rows[planted]
+            cells += [size, *(share.split()[1] for share in shares)]
+        table.append("| " + " | ".join(cells) + " |")
+    return (
+        "Effects of known size (points of POPE adversarial or CHAIR_i), planted in greedy's own "
+        "answers, and the\nshare of rounds in which the verdict of `compare` lets them stand as a "
+        "gain. Where nothing is to be found it is\nthe share of false alarms. Intervals: "
+        "`benchmarks/testbed_power.md`.\n\n" + "\n".join(table) + "\n"
+    )
+
+
+def write_card(card: Path, page: str) -> None:
+    """Puts the page's short form between the marks of a model card."""
+    old = card.read_text("utf-8")
+    card.write_text(MARKED.sub(lambda m: m[1] + told_in_card(page) + m[2], old), encoding="utf-8")
+
+
 def main() -> None:
     """Ask the model, plant, draw, write the page."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -255,11 +293,15 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=100)
     parser.add_argument("--runs", type=Path, default=Path("testbed-power"), help="the model's runs")
     parser.add_argument("--output", type=Path, default=Path(__file__).with_suffix(".md"))
+    parser.add_argument("--card", type=Path, help="a model card to write the shares into")
     args = parser.parse_args()
     pools = {
         split: answers(args.model, split, args.pictures, args.runs / split) for split in SPLITS
     }
-    args.output.write_text(page(pools, args.rounds), encoding="utf-8")
+    text = page(pools, args.rounds)
+    args.output.write_text(text, encoding="utf-8")
+    if args.card:
+        write_card(args.card, text)
     print(f"wrote {args.output}")
 
 

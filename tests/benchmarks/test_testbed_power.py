@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
 from benchmarks import testbed_power
+from halludecode.testbed import assets
 from halludecode.testbed.categories import PARTNERS
 
 ANCHORS = sorted(name for name in PARTNERS if PARTNERS.get(PARTNERS[name]) == name)
@@ -75,3 +78,24 @@ def test_what_helps_is_found_and_a_mere_shift_is_not(pool):
     rows = [line for line in table.splitlines() if line.startswith(("| helps", "| shifts"))]
     assert "| +22.3 | yes | 100%, 100%" in rows[0]
     assert "| no | 0%, 0%" in rows[1]
+
+
+def test_the_shipped_card_tells_what_the_page_measured():
+    page = Path(testbed_power.__file__).with_suffix(".md")
+    told = testbed_power.told_in_card(page.read_text("utf-8"))
+    assert told in assets.card()
+    assert len([line for line in told.splitlines() if line.startswith("|")]) == 2 + len(
+        testbed_power.PLANTED
+    )
+
+
+def test_only_the_marked_part_of_a_card_is_written(pool, tmp_path):
+    helps = testbed_power.Planted("helps", True, "pope", testbed_power.lowered(1.0))
+    page = testbed_power.page({"one": pool, "other": pool}, 2, (120,), (helps,))
+    card = tmp_path / "card.md"
+    card.write_text("a\n<!-- power:begin -->\nold\n<!-- power:end -->\nz\n", encoding="utf-8")
+    testbed_power.write_card(card, page)
+    testbed_power.write_card(card, page)
+    first, *_, last = lines = card.read_text("utf-8").splitlines()
+    assert (first, last) == ("a", "z") and "old" not in lines
+    assert "| helps | yes | +22.3 | 100% | +22.3 | 100% |" in lines
