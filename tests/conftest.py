@@ -63,7 +63,7 @@ def pytest_terminal_summary(terminalreporter) -> None:
     """What was let through in comparing engines."""
     if MET["answers"]:
         told = ", ".join(f"{count} {what}" for what, count in MET.items())
-        terminalreporter.write_line(f"vLLM beside the HF engine: {told}")
+        terminalreporter.write_line(f"Answers compared up to ties: {told}")
 
 
 @pytest.fixture(scope="session")

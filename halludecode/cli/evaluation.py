@@ -77,7 +77,7 @@ def eval_(
             min=1,
             help="Only the first N pictures of each source and task, with all their questions; "
             "MME's from its subtasks in turn; groups where a benchmark judges them together. Hub "
-            "data are then streamed.",
+            "data are then streamed; the testbed makes up to 500 pictures, or N if that is more.",
         ),
     ] = None,
     batch_size: options.BatchSize = None,

@@ -245,6 +245,7 @@ FAMILIES: Mapping[str, ModelFamily] = {
             **_TILES,
             "reposition": "its rotation is of neighbouring dimensions, and some layers have none",
             "generate": "the cache of its own generate() forgets tokens that edits still count",
+            "search": "its layers of chunks drop keys that a search over beams reads again",
         },
     ),
     "kimi_k25": ModelFamily(

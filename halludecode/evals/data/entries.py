@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from halludecode.evals.presets import Preset
 
 Pictures = Callable[[str, str], EvalImage]  # (name, where it is asked for) -> picture
+TESTBED_IMAGES = 500  # of a testbed source, unless more are asked for
 
 
 @dataclass(frozen=True)
@@ -36,7 +37,7 @@ class Selection:
     presets: Mapping[str, Preset]
     limit: int | None = None
     columns: Mapping[str, str] = field(default_factory=dict)
-    testbed_images: int = 500
+    testbed_images: int = TESTBED_IMAGES
 
 
 def folder_pictures(folder: Path) -> Pictures:

@@ -1,8 +1,9 @@
 """Turns samples into batches of requests, and answers into lines of the run folder.
 
 Batches are whole pictures, so that questions about one picture are neighbours and the engine can
-reuse the picture's prefix. They are a function of the sample list alone; a resumed run repeats an
-unfinished batch whole, and so gives each answer the company it had. In greedy decoding, equal
+reuse the picture's prefix; in greedy decoding those of all benchmarks that ask for answers of one
+kind, such as POPE's and MME's. They are a function of the sample list alone; a resumed run repeats
+an unfinished batch whole, and so gives each answer the company it had. In greedy decoding, equal
 (picture, prompt) requests are answered once and shared: POPE's splits have their positive questions
 in common.
 """
@@ -70,10 +71,32 @@ class Setup:
     def jobs(self) -> Iterable[tuple[str, Any, list[Ask]]]:
         """(kind, plan, batch) in the order they are worked through."""
         for plan in self.plans.values():
-            for (kind, _), units in _grouped(of_shard(self.units, self.shard)).items():
+            for kind, units in self._grouped():
                 share = self.sampling[kind].temperature == 0
                 for batch in plan_batches(units, share=share, size=self.batch):
                     yield kind, plan, batch
+
+    def words(self, kind: str) -> tuple[str, ...]:
+        """The two words that answers of a kind are read by; () for none."""
+        return next(b.words(kind) for b in self.benchmarks.values() if kind in b.kinds())
+
+    def _grouped(self) -> list[tuple[str, list[EvalUnit]]]:
+        """Units that are asked together, with a kind all their answers could be of.
+
+        Those with answers of several kinds are split. Sampled answers stay by kind, as what is
+        drawn for one may depend on what is asked before it.
+        """
+        groups: dict[Any, tuple[str, list[EvalUnit]]] = {}
+        for unit in of_shard(self.units, self.shard):
+            kinds: dict[str, list[Sample]] = {}
+            for sample in unit.samples:
+                kinds.setdefault(unit.benchmark.kind(sample), []).append(sample)
+            for kind, samples in kinds.items():
+                part = unit if len(kinds) == 1 else replace(unit, samples=tuple(samples))
+                sampling = self.sampling[kind]
+                alike = kind if sampling.temperature else (sampling, self.words(kind))
+                groups.setdefault((alike, unit.data), (kind, []))[1].append(part)
+        return list(groups.values())
 
     def rounds(self) -> Iterable[tuple[str, list[Any], list[Ask]]]:
         """`jobs`, with all plans that are asked a batch at the same time."""
@@ -83,19 +106,6 @@ class Setup:
         plans = list(self.plans.values())
         first = replace(self, plans={"": plans[0]})
         yield from ((kind, plans, batch) for kind, _, batch in first.jobs())
-
-
-def _grouped(units: Sequence[EvalUnit]) -> dict[tuple[str, str], list[EvalUnit]]:
-    """Units by kind and source; those with answers of several kinds are split."""
-    groups: dict[tuple[str, str], list[EvalUnit]] = {}
-    for unit in units:
-        kinds: dict[str, list[Sample]] = {}
-        for sample in unit.samples:
-            kinds.setdefault(unit.benchmark.kind(sample), []).append(sample)
-        for kind, samples in kinds.items():
-            part = unit if len(kinds) == 1 else replace(unit, samples=tuple(samples))
-            groups.setdefault((kind, unit.data), []).append(part)
-    return groups
 
 
 def of_shard(units: Sequence[EvalUnit], shard: tuple[int, int] | None) -> Sequence[EvalUnit]:
@@ -154,14 +164,19 @@ def answer_all(setup: Setup, store: RunStore, progress: bool) -> None:
         for _, group in groupby(jobs, lambda job: (job[0], job[1][0].canonical)):
             with threads_for(setup.model):
                 for kind, plans, batch in group:
-                    unit = batch[0].takers[0][0]
                     few = plans[0].canonical.split("(")[0] if len(plans) == 1 else len(plans)
-                    bar.set_description(f"{few} {kind} {unit.data}")
+                    bar.set_description(f"{few} {_asked_for(batch)}")
                     full = _answer_batch(setup, store, kind, plans, batch)
                     hopeless = hopeless + 1 if full else 0
                     if full and hopeless == HOPELESS:
                         raise full
                     bar.update(len(batch) * len(plans))
+
+
+def _asked_for(batch: Sequence[Ask]) -> str:
+    """Tasks and source of a batch."""
+    units = [unit for ask in batch for unit, _ in ask.takers]
+    return f"{', '.join(dict.fromkeys(unit.task for unit in units))} {units[0].data}"
 
 
 @contextmanager
@@ -220,7 +235,7 @@ def _answer_batch(
         return None
     requests, failed = requests_of(batch, encoded=setup.engine.takes_bytes)
     readable = [ask for ask in batch if ask.picture.digest not in failed]
-    words = batch[0].takers[0][0].benchmark.words(kind)
+    words = setup.words(kind)
     asked = [
         plan
         for plan in plans

@@ -161,9 +161,8 @@ class Prober:
     def _ask(self, kind: str, asks: list[Ask], sampling: Sampling | None = None) -> None:
         encoded = self.setup.engine.takes_bytes
         requests, _ = requests_of(asks, encoded=encoded)
-        words = asks[0].takers[0][0].benchmark.words(kind) if asks else ()
-        how = (self.plan.canonical, sampling or self.setup.sampling[kind], words)
-        generate_each(self.setup.engine, list(requests.values()), *how)
+        how = sampling or self.setup.sampling[kind], self.setup.words(kind)
+        generate_each(self.setup.engine, list(requests.values()), self.plan.canonical, *how)
 
     def _chunk(self) -> int:
         return self.setup.engine.batch_size or CHUNK

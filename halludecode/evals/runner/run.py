@@ -20,7 +20,7 @@ from halludecode.engines.api import Engine, Sampling
 from halludecode.evals.benchmarks.answer_file import check_rule
 from halludecode.evals.benchmarks.base import Benchmark
 from halludecode.evals.benchmarks.registry import check_option, choose, standard
-from halludecode.evals.data.entries import Selection
+from halludecode.evals.data.entries import TESTBED_IMAGES, Selection
 from halludecode.evals.data.oddities import odd_units
 from halludecode.evals.load import load_units
 from halludecode.evals.presets import Preset, preset_for
@@ -135,7 +135,7 @@ def prepare(
     prompt_preset: str | None = None,
     limit: int | None = None,
     columns: Mapping[str, str] | None = None,
-    testbed_images: int = 500,
+    testbed_images: int | None = None,
     batch_size: int | None = None,
     seed: int = 0,
     temperature: float = 0.0,
@@ -158,7 +158,7 @@ def prepare(
         prompt_preset: A name of `presets.PRESETS` or "testbed"; see `presets.preset_for`.
         limit: First N pictures (or groups) per source and benchmark, with all their questions.
         columns: Our column names to a hub data set's own.
-        testbed_images: Pictures per testbed source.
+        testbed_images: Pictures per testbed source; None makes 500, or ``limit`` if that is more.
         batch_size: Requests in one forward batch; None leaves the engine's own.
         seed: Seed of sampled decoding and of the bootstrap.
         temperature: Of all tasks; 0 is greedy.
@@ -197,7 +197,8 @@ def prepare(
     if engine is None and not isinstance(engine_or_loader, Engine):
         for spec in strategies:  # a server may know more of them, and is asked
             parse(spec)
-    chosen = Selection(tuple(benchmarks.values()), plain, limit, columns or {}, testbed_images)
+    made = max(TESTBED_IMAGES, limit or 0) if testbed_images is None else testbed_images
+    chosen = Selection(tuple(benchmarks.values()), plain, limit, columns or {}, made)
     # Data come before the model: a misspelt folder should not cost the time of loading one.
     sources = _sources(data, images, annotations, name)
     units = load_units(sources, chosen, _path(images), _path(annotations))

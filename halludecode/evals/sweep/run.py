@@ -295,8 +295,7 @@ def _price(setup: Setup, folder: Path) -> dict[str, Any] | None:
     requests = list(readable.values())
     if not requests:
         return None
-    words = batch[0].takers[0][0].benchmark.words(kind)
-    given = (setup.sampling[kind], words)
+    given = (setup.sampling[kind], setup.words(kind))
     one = [plans[len(plans) // 2].canonical]
     spent: dict[str, float] = {}
     with threads_for(setup.model):

@@ -7,10 +7,11 @@ from dataclasses import replace
 import pytest
 from rich.console import Console
 
+from halludecode import testbed
 from halludecode.core.errors import InvalidData, InvalidParameter, OutOfMemory, UnknownStrategy
 from halludecode.evals.runner import batching as batches
 from halludecode.evals.runner.dry_run import dry_run
-from halludecode.evals.runner.run import evaluate, run_eval
+from halludecode.evals.runner.run import evaluate, prepare, run_eval
 from tests.support import eval_world as world
 
 TASKS = ("pope", "chair", "mme")
@@ -223,6 +224,55 @@ def test_sampled_decoding_shares_nothing(tmp_path, source):
     engine = world.FakeEngine()
     run(tmp_path / "run", source, engine, tasks=["pope"], strategies=["greedy"], temperature=1.0)
     assert len(engine.asked) == 16
+
+
+def test_questions_of_several_benchmarks_about_a_picture_are_asked_together(tmp_path, source):
+    engine = world.FakeEngine()
+    how = {"strategies": ["greedy"], "prompt_preset": "testbed"}  # four tokens for either
+    run(tmp_path / "both", source, engine, **how)
+    pixels = [digest for _, prompt, digest in engine.asked if "Please describe" not in prompt]
+    again = [
+        n for n, digest in enumerate(pixels) if digest in pixels[:n] and pixels[n - 1] != digest
+    ]
+    assert len(set(pixels)) == 4 and again == []
+    apart = {}
+    for task in TASKS:
+        run(tmp_path / task, source, tasks=[task], **how)
+        apart |= {_key(x): _answer(x) for x in world.lines(tmp_path / task / "samples.jsonl")}
+    both = world.lines(tmp_path / "both" / "samples.jsonl")
+    assert {_key(x): _answer(x) for x in both} == apart
+
+
+def _key(line):
+    return line["task"], line["split"], line["id"]
+
+
+def _answer(line):
+    return line["answer"], line["score"], line["margin"]
+
+
+@pytest.mark.parametrize("tokens, temperature", [(4, 1.0), (99, 0.0)])
+def test_sampled_answers_and_those_of_another_length_are_asked_apart(source, tokens, temperature):
+    given = {"strategies": ["greedy"], "data": [source], "temperature": temperature}
+    setup = prepare(world.FakeEngine(), tasks=["pope", "mme"], controls=False, **given)
+    longer = replace(setup.sampling["mme"], max_new_tokens=tokens)
+    setup = replace(setup, sampling={"pope": replace(longer, max_new_tokens=4), "mme": longer})
+    asked = [{u.task for ask in batch for u, _ in ask.takers} for _, _, batch in setup.jobs()]
+    assert {len(tasks) for tasks in asked} == {1} and set().union(*asked) == {"pope", "mme"}
+
+
+def test_a_testbed_source_has_as_many_pictures_as_the_limit_asks_for(monkeypatch):
+    made = []
+
+    def dataset(name, count):
+        made.append(count)
+        raise InvalidData("enough")
+
+    monkeypatch.setattr(testbed, "dataset", dataset)
+    for more in ({}, {"limit": 3}, {"limit": 700}, {"limit": 700, "testbed_images": 20}):
+        with pytest.raises(InvalidData, match="enough"):
+            prepare(world.FakeEngine(model_id="testbed"), tasks="pope", strategies=["a"], **more)
+    assert made == [500, 500, 700, 20]
 
 
 def test_batches_are_whole_pictures(tmp_path, source):
