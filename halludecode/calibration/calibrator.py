@@ -7,6 +7,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from weakref import ref
 
 import torch
 from torch import Tensor
@@ -45,8 +46,15 @@ class Calibrator:
     """
 
     def __init__(self, engine: LocalEngine, folder: str | Path | None) -> None:
-        self.engine, self.store = engine, ArtifactStore(folder)
+        self._engine, self.store = ref(engine), ArtifactStore(folder)
         self._known: dict[str, Artifact] = {}
+
+    @property
+    def engine(self) -> LocalEngine:
+        """What holds the model, and this: each other they would outlive the last user of either."""
+        engine = self._engine()
+        assert engine is not None, "a calibrator is its engine's alone"
+        return engine
 
     def forget(self) -> None:
         """Look artifacts up anew, in a store that has changed."""

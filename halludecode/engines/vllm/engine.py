@@ -35,7 +35,7 @@ from halludecode.engines.vllm.frontend.pending import (
 )
 from halludecode.engines.vllm.frontend.requests import OpenRequest, RequestBuilder, RequestGroup
 from halludecode.engines.vllm.protocol import DROP_STATE, GroupReport
-from halludecode.engines.vllm.row_metadata import name_of
+from halludecode.engines.vllm.row_metadata import Names
 
 
 class VLLMEngine(LocalEngine):
@@ -74,12 +74,12 @@ class VLLMEngine(LocalEngine):
         super().__init__(model, *own, VLLM_PROVIDES, artifacts, extra_rows)
         tell_if_never(extra_rows, self.loaded.vllm_config)
         self._request_builder = RequestBuilder(self.loaded, self.inputs)
+        self._name = Names(self.loaded.replicas)
         self._collector = ActivationPasses(
             self.loaded, self.row_builder, self._request_builder, self._name
         )
         own_parts = self.row_builder, self._request_builder, self._collector
         self._opener = RequestOpener(self.loaded, *own_parts)
-        self._count = self._turn = 0
 
     # Public ---------------------------------------------------------------------------------------
     def generate(
@@ -321,13 +321,6 @@ class VLLMEngine(LocalEngine):
 
     def _forget(self, names: Sequence[str]) -> None:
         self.loaded.call_workers(DROP_STATE, list(names))
-
-    def _name(self, replica: int | None = None) -> str:
-        """An unused name; requests take the replicas in turn, their earlier passes go along."""
-        self._count += 1
-        if replica is None:
-            self._turn = replica = (self._turn + 1) % self.loaded.replicas
-        return name_of(self._count, replica)
 
     def _outcomes(
         self,

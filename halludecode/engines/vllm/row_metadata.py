@@ -102,9 +102,23 @@ def metadata_of(sampling_params: Any) -> RowMetadata | None:
     return RowMetadata(**{name: value for name, value in fields.items() if name != "v"})
 
 
-def name_of(count: int, replica: int) -> str:
-    """Name of a request or of a pass before it; those of its rows begin with it."""
-    return f"hd{count}@{replica}"
+class Names:
+    """Unused names of requests and of passes before them; those of their rows begin with them.
+
+    Args:
+        replicas: Requests take them in turn, their earlier passes go along.
+    """
+
+    def __init__(self, replicas: int) -> None:
+        self._replicas = replicas
+        self._count = self._turn = 0
+
+    def __call__(self, replica: int | None = None) -> str:
+        """A name at a replica; None takes the next one."""
+        self._count += 1
+        if replica is None:
+            self._turn = replica = (self._turn + 1) % self._replicas
+        return f"hd{self._count}@{replica}"
 
 
 def replica_of(name: str) -> int:

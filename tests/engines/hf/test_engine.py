@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import json
 import shutil
+import weakref
 
 import numpy as np
 import pytest
@@ -227,6 +228,31 @@ def test_a_batch_is_gone_as_soon_as_it_is_answered(engine, spec):
     finally:
         gc.enable()
     assert not left
+
+
+def _load(spec):
+    """What an engine and its model leave: it answered and is nobody's any more."""
+    engine = hd.load("testbed")
+    if spec == "a stream left":
+        next(iter(engine.stream(ask(), "vcd")))
+    elif spec == "sinks":
+        hd.sinks(engine, [ask()])
+    elif spec == "heads":
+        hd.head_sensitivity(engine, [ask(), ask(place=1)], metric="vhd")
+    elif spec is not None:
+        engine.generate([ask()], spec, hd.Sampling(max_new_tokens=2))
+    return weakref.ref(engine), weakref.ref(engine.model)
+
+
+@pytest.mark.parametrize("spec", [None, "vcd", "var", "vicrop", "a stream left", "sinks", "heads"])
+def test_an_engine_that_nobody_holds_is_gone_with_its_model(spec):
+    """The next model is loaded before Python's collector of cycles would run."""
+    gc.collect()
+    gc.disable()
+    try:
+        assert [kept() for kept in _load(spec)] == [None, None]
+    finally:
+        gc.enable()
 
 
 def test_any_number_of_requests_keeps_its_order(engine):

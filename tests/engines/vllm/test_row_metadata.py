@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from types import SimpleNamespace
-
 import pytest
 
-from halludecode.engines.vllm.engine import VLLMEngine
-from halludecode.engines.vllm.row_metadata import RowMetadata, metadata_of, replica_of
+from halludecode.engines.vllm.row_metadata import Names, RowMetadata, metadata_of, replica_of
 
 
 def test_what_travels_with_a_row_comes_back_from_its_sampling_parameters():
@@ -24,12 +21,12 @@ def test_what_travels_with_a_row_comes_back_from_its_sampling_parameters():
 
 @pytest.mark.parametrize("passes", [0, 1, 2])
 def test_requests_take_replicas_in_turn_and_their_passes_go_along(passes):
-    engine = SimpleNamespace(_count=0, _turn=0, loaded=SimpleNamespace(replicas=2))
+    name = Names(replicas=2)
     taken, names = [], []
     for _ in range(4):
-        names.append(VLLMEngine._name(engine))
+        names.append(name())
         taken.append(replica_of(f"{names[-1]}.0#1"))
-        names += [VLLMEngine._name(engine, taken[-1]) for _ in range(passes)]
-        assert {replica_of(name) for name in names[-1 - passes :]} == {taken[-1]}
+        names += [name(taken[-1]) for _ in range(passes)]
+        assert {replica_of(each) for each in names[-1 - passes :]} == {taken[-1]}
     assert taken in ([0, 1, 0, 1], [1, 0, 1, 0])
     assert len(set(names)) == len(names)

@@ -3,16 +3,21 @@
 Left to itself vLLM starts an engine and a worker beside that process there, to bind the worker's
 threads to cores, and each of the three imports all there is. In one a start takes a third of the
 time and of the memory. ``VLLM_ENABLE_V1_MULTIPROCESSING=1`` in the environment asks for the three.
+
+Engines of one process share vLLM's distributed state there. An engine that ends takes it along, and
+the others fail at their next step; here only the last one does.
 """
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import random
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
+from weakref import WeakSet, finalize, ref
 
 import numpy as np
 import torch
@@ -22,6 +27,8 @@ SEVERAL = (
     *("tensor_parallel_size", "pipeline_parallel_size", "data_parallel_size"),
     "prefill_context_parallel_size",
 )
+
+_HERE: WeakSet[Any] = WeakSet()  # cores of this process that have not ended
 
 
 def is_enough(options: Mapping[str, Any]) -> bool:
@@ -59,6 +66,36 @@ def one_process(options: Mapping[str, Any]) -> Iterator[None]:
         random.setstate(drawn[0])
         np.random.set_state(drawn[1])
         torch.set_rng_state(drawn[2])
+
+
+def end_alone(engine: Any) -> None:
+    """Let an engine of this process end, when closed or dropped, without ending the others.
+
+    Args:
+        engine: vLLM's `LLMEngine`; one whose core is in a process of its own stays as it is.
+    """
+    client = engine.engine_core
+    core = getattr(client, "engine_core", None)
+    if core is None:
+        return
+    _HERE.add(core)
+    mine = ref(core)  # a core that held itself would be freed by the garbage collector alone
+    core.shutdown = lambda: _end(mine())
+    client._finalizer.detach()
+    client._finalizer = finalize(client, _end, core)
+
+
+def _end(core: Any) -> None:
+    """Ends a core, and what all of this process share with the last."""
+    _HERE.discard(core)
+    if not _HERE:
+        type(core).shutdown(core)
+        return
+    core.scheduler.shutdown()
+    core.structured_output_manager.clear_backend()
+    vars(core).clear()
+    gc.unfreeze()  # a starting core hides all there is from the garbage collector
+    gc.collect()
 
 
 def _untrue(record: logging.LogRecord) -> bool:

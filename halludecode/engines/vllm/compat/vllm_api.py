@@ -109,6 +109,10 @@ USED: dict[str, dict[str, tuple[str, ...]]] = {
     "vllm.v1.engine.core_client": {
         "AsyncMPClient": ("add_request_async", "_call_utility_async"),
         "DPLBAsyncMPClient": ("get_core_engine_for_request",),
+        "InprocClient": ("engine_core", "_finalizer"),
+    },
+    "vllm.v1.engine.core": {
+        "EngineCore": ("shutdown", "scheduler", "structured_output_manager"),
     },
     "vllm.v1.engine.parallel_sampling": {"ParentRequest": ("get_outputs",)},
     "vllm.multimodal.media": {"MediaConnector": ("load_from_url_async",)},

@@ -11,9 +11,9 @@ from typing import Any
 
 from halludecode.core.errors import InvalidModel, InvalidRequest, MissingExtra
 from halludecode.core.model_info import ModelInfo
-from halludecode.engines.vllm.compat import vllm_api
+from halludecode.engines.vllm.compat import kept_frames, vllm_api
 from halludecode.engines.vllm.compat.checkpoints import weights_digest
-from halludecode.engines.vllm.compat.one_process import one_process
+from halludecode.engines.vllm.compat.one_process import end_alone, one_process
 from halludecode.engines.vllm.compat.startup_errors import check_guarded, starting
 from halludecode.engines.vllm.frontend.late_rows import listen
 from halludecode.engines.vllm.frontend.output_router import OutputRouter
@@ -184,6 +184,7 @@ def import_vllm(packages: Sequence[str] = (vllm_api.ENGINE,)) -> None:
             f"This vLLM ({vllm_version()}) lacks {missing[0]}, which halludecode builds on; "
             f"install the supported version: {INSTALL}."
         )
+    kept_frames.let_go()
 
 
 def vllm_version() -> str:
@@ -321,4 +322,6 @@ def _start(model: str, source: str, options: Mapping[str, Any], most: int) -> An
         except TypeError as error:
             raise InvalidRequest(f"vLLM does not take these options: {error}.") from None
         with one_process(given):
-            return LLMEngine.from_engine_args(args)
+            engine = LLMEngine.from_engine_args(args)
+        end_alone(engine)
+        return engine

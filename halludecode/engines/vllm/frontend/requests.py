@@ -95,7 +95,7 @@ class RequestBuilder:
             prepared: Its rows.
             plan: What acts.
             sampling: How tokens are drawn.
-            name: Unused so far; says the replica, see `row_metadata.name_of`.
+            name: Unused so far; says the replica, see `row_metadata.Names`.
             score_words: Words whose first-step scores are wanted, with their token ids.
             rules: Tokens that are banned, allowed or pushed.
 

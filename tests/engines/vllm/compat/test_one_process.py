@@ -37,12 +37,43 @@ print(json.dumps({
 }))
 """
 
+# Loaded within a function, as the first import of vLLM keeps what was running then.
+SEVERAL = """
+import gc, json, weakref
+import halludecode as hd
 
-def test_loading_starts_no_process_and_changes_nothing(tmp_path, testbed):
+def load():
+    return hd.load("testbed", engine="vllm", block_size=32, max_num_seqs=8)
+
+def text(engine):
+    return engine.generate([hd.Request("Describe the image.", ["testbed:3"])], "vcd")[0].text
+
+def told():
+    gc.collect()
+    gc.disable()
+    engine = load()
+    said, gone = [text(engine)], [weakref.ref(engine), weakref.ref(engine.loaded.engine)]
+    engine = load()
+    said.append(text(engine))
+    left = [each() is None for each in gone]
+    other = load()
+    engine.close()
+    said.append(text(other))
+    return {"texts": said, "gone": left}, weakref.ref(other)
+
+told, other = told()
+told["gone"].append(other() is None)
+told["texts"].append(text(load()))
+print(json.dumps(told))
+"""
+
+
+def ran(text, tmp_path):
+    """What a script prints in its last line."""
     env = environment(REPO)
     env.pop(SWITCH, None)  # as these tests themselves set it
     script = tmp_path / "script.py"
-    script.write_text(SCRIPT)
+    script.write_text(text)
     done = subprocess.run(
         [sys.executable, str(script)],
         env=env,
@@ -53,7 +84,11 @@ def test_loading_starts_no_process_and_changes_nothing(tmp_path, testbed):
         check=False,
     )
     assert done.returncode == 0, done.stderr[-3000:]
-    told = json.loads(done.stdout.strip().splitlines()[-1])
+    return json.loads(done.stdout.strip().splitlines()[-1])
+
+
+def test_loading_starts_no_process_and_changes_nothing(tmp_path, testbed):
+    told = ran(SCRIPT, tmp_path)
     assert told.pop("cache") == 32 * 1024 * testbed.model_info.num_layers * 2 * 4 * (
         testbed.model_info.num_kv_heads * testbed.model_info.head_dim
     )
@@ -62,6 +97,12 @@ def test_loading_starts_no_process_and_changes_nothing(tmp_path, testbed):
     request = hd.Request("Describe the image.", ["testbed:3"])
     text = testbed.generate([request], "vcd")[0].text
     assert told == {"children": 0, "random": True, "threads": True, "switch": False, "text": text}
+
+
+def test_an_engine_ends_when_dropped_or_closed_and_the_others_go_on(tmp_path):
+    told = ran(SEVERAL, tmp_path)
+    assert told["gone"] == [True, True, True]
+    assert len(set(told["texts"])) == 1 and len(told["texts"]) == 4
 
 
 @pytest.mark.parametrize(
