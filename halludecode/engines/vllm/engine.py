@@ -12,7 +12,7 @@ from typing import Any
 
 from halludecode.core import spec as hd_spec
 from halludecode.core.activations import ActivationRequest, Activations
-from halludecode.core.errors import HalluDecodeError
+from halludecode.core.errors import HalluDecodeError, InvalidModel
 from halludecode.core.plan import Plan
 from halludecode.core.prompt import Prompt
 from halludecode.engines import VLLM_PROVIDES
@@ -80,6 +80,7 @@ class VLLMEngine(LocalEngine):
         )
         own_parts = self.row_builder, self._request_builder, self._collector
         self._opener = RequestOpener(self.loaded, *own_parts)
+        self._closed = False
 
     # Public ---------------------------------------------------------------------------------------
     def generate(
@@ -166,11 +167,14 @@ class VLLMEngine(LocalEngine):
         return self.loaded.eos
 
     def close(self) -> None:
-        """Give the model's memory back; the engine answers nothing afterwards."""
+        """Give the model's memory back; the engine answers nothing afterwards, and says so."""
+        self._closed = True
         self.loaded.engine.engine_core.shutdown()
 
     def prompt_of(self, request: Request) -> Prompt:
         """See `LocalEngine.prompt_of`; ``limit_mm_per_prompt`` holds for every request."""
+        if self._closed:
+            raise InvalidModel(f"This engine of {self.model_id} was closed; load the model anew.")
         prompt = super().prompt_of(request)
         self.loaded.check_pictures(len(prompt.pictures))
         return prompt
@@ -320,7 +324,8 @@ class VLLMEngine(LocalEngine):
             work.opened = opened
 
     def _forget(self, names: Sequence[str]) -> None:
-        self.loaded.call_workers(DROP_STATE, list(names))
+        if not self._closed:  # else it went with the workers
+            self.loaded.call_workers(DROP_STATE, list(names))
 
     def _outcomes(
         self,

@@ -38,6 +38,10 @@ def main():
     except hd.UnsupportedStrategy as error:
         made["refused"] = str(error)
     engine.close()
+    try:
+        engine.generate(asked)
+    except hd.InvalidModel as error:
+        made["closed"] = str(error)
     print(json.dumps(made))
 
 if __name__ == "__main__":
@@ -109,6 +113,7 @@ def ask(hf, model: str, folder: Path, specs: tuple[str, ...], ranks: int, **more
     words = (str(folder), model, *specs)
     made = json.loads(run(folder / "ask.py", SCRIPT, *words, ranks=ranks, **more)[-1])
     assert "'beam search'" in made.pop("refused")
+    assert made.pop("closed").endswith(" was closed; load the model anew.")
     asked = hd.Request("Describe the image.", families.pictures()[:1])
     told = hf.generate(asked, "vcd", hd.Sampling(max_new_tokens=5), explain=True)[0].explanation
     assert made.pop("looked") == pytest.approx([token.mass for token in told.tokens], abs=1e-4)

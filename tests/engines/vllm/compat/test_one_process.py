@@ -58,8 +58,12 @@ def told():
     left = [each() is None for each in gone]
     other = load()
     engine.close()
+    try:
+        text(engine)
+    except hd.HalluDecodeError as error:
+        closed = str(error)
     said.append(text(other))
-    return {"texts": said, "gone": left}, weakref.ref(other)
+    return {"texts": said, "gone": left, "closed": closed}, weakref.ref(other)
 
 told, other = told()
 told["gone"].append(other() is None)
@@ -102,6 +106,7 @@ def test_loading_starts_no_process_and_changes_nothing(tmp_path, testbed):
 def test_an_engine_ends_when_dropped_or_closed_and_the_others_go_on(tmp_path):
     told = ran(SEVERAL, tmp_path)
     assert told["gone"] == [True, True, True]
+    assert told["closed"] == "This engine of testbed was closed; load the model anew."
     assert len(set(told["texts"])) == 1 and len(told["texts"]) == 4
 
 
