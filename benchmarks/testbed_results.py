@@ -220,10 +220,10 @@ class Finding:
 
 
 READINGS = {
-    "helps": "Better with every seed, and still so under all controls",
-    "taken": "Better with every seed, but a control takes it away",
-    "harms": "Worse with every seed",
-    "one": "Clear with one training seed alone, so not to be counted on",
+    "helps": "better with every seed, and still so under all controls",
+    "taken": "better with every seed, but a control takes it away",
+    "harms": "worse with every seed",
+    "one": "clear with one training seed alone (each seed's value), so not to be counted on",
 }
 
 
@@ -298,19 +298,29 @@ class Table:
                     yield setting, source, metric, found
 
     def reading(self) -> list[str]:
-        """What each clear difference is worth, and who has none."""
-        told: dict[str, list[str]] = {kind: [] for kind in READINGS}
-        clear = set()
+        """Who gains without harm, who has no clear difference, what each one is worth."""
+        told: dict[str, dict[str, list[str]]] = {}
         for setting, source, metric, found in self.findings():
             if found.kind:
-                clear.add(setting)
+                mine = told.setdefault(setting, {kind: [] for kind in READINGS})
+                why = f" ({found.why})" if found.why else ""
                 value = f"{100 * found.value:+.1f}"
-                words = "; ".join(x for x in (value, found.why) if x)
-                what = f"{self.settings[setting]}: {TITLES[metric]}, {source}"
-                told[found.kind].append(f"{what} ({words})")
-        still = [words for setting, words in self.settings.items() if setting not in clear]
-        out = [f"- **{READINGS[k]}**: {'; '.join(found) or 'none'}." for k, found in told.items()]
-        return [*out, f"- **No clear difference anywhere**: {', '.join(still) or 'none'}."]
+                mine[found.kind].append(f"{TITLES[metric]}, {source} {value}{why}")
+        words = self.settings
+        clean = [words[s] for s, mine in told.items() if mine["helps"] and not mine["harms"]]
+        still = [told_as for setting, told_as in words.items() if setting not in told]
+        lines = [
+            f"**A gain that stands, and nothing worse with every seed**: {_listed(clean)}.",
+            "",
+            f"**No clear difference anywhere**: {_listed(still)}.",
+            "",
+            "| setting | " + " | ".join(READINGS.values()) + " |",
+            "|---" * (1 + len(READINGS)) + "|",
+        ]
+        for setting, mine in told.items():
+            cells = "; <br>".join, (mine[kind] for kind in READINGS)
+            lines.append(f"| {words[setting]} | " + " | ".join(map(*cells)) + " |")
+        return lines
 
     def kinds(self) -> list[str]:
         """How many settings of each kind did what."""
@@ -329,6 +339,10 @@ class Table:
             counts = " | ".join(str(len(did[name])) for name in READINGS)
             lines.append(f"| {kind} | {len(mine)} | {counts} |")
         return lines
+
+
+def _listed(words: Sequence[str]) -> str:
+    return "; ".join(words) or "none"
 
 
 def kind_of(setting: str) -> str:

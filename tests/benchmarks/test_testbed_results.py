@@ -54,9 +54,11 @@ def test_a_difference_counts_where_every_seed_has_it(each, kind):
     assert found.kind == kind
     assert found.low <= found.value <= found.high
     assert not table.finding("pai", "iid", POPE[0], "accuracy").kind
-    told = [line for line in table.reading() if "`vcd`: POPE adversarial, iid" in line]
-    assert len(told) == bool(kind)
-    assert all(line.startswith(f"- **{READINGS[kind]}") for line in told)
+    gains, still, *rows = [line for line in table.reading() if line]
+    assert ("`vcd`" in gains) == (kind == "helps") and ("`vcd`" in still) == (not kind)
+    (row,) = [x for x in rows if x.startswith("| `vcd` |")] or [""]
+    told = dict(zip(READINGS, row.split(" | ")[1:], strict=True)) if row else {}
+    assert [each for each in told if "POPE adversarial, iid" in told[each]] == [kind] * bool(kind)
 
 
 def test_what_one_seed_alone_ran_is_not_counted_on():
