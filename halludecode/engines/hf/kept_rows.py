@@ -54,8 +54,10 @@ def of_row(
 def right_aligned(parts: Sequence[Tensor | None], width: int) -> Tensor:
     """[rows, G, width, d] with every part at the right end and zeros before it."""
     shown = next(part for part in parts if part is not None)
-    out = shown.new_zeros(len(parts), shown.shape[0], width, shown.shape[2])
+    out = shown.new_empty(len(parts), shown.shape[0], width, shown.shape[2])
     for i, part in enumerate(parts):
+        pad = width - (0 if part is None else part.shape[1])
+        out[i, :, :pad] = 0
         if part is not None:
-            out[i, :, width - part.shape[1] :] = part
+            out[i, :, pad:] = part
     return out

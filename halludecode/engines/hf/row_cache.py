@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 from transformers import DynamicCache
+from transformers.cache_utils import DynamicLayer
 
 from halludecode.engines.hf.kept_rows import Prefix, right_aligned
 from halludecode.engines.hf.unpadded import Unpadded
@@ -66,7 +67,12 @@ class RowCache(DynamicCache):
         for number in shown.keys:
             key = right_aligned([p.keys[number] if p else None for p in prefixes], width)
             value = right_aligned([p.values[number] if p else None for p in prefixes], width)
-            self.update(key, value, number)
+            self.update(key[:, :, :0], value[:, :, :0], number)
+            layer = self.layers[number]
+            if type(layer) is DynamicLayer:  # as its own update would, which copies them once more
+                layer.keys, layer.values = key, value
+            else:
+                self.update(key, value, number)
         for number in shown.states:
             conv, *recurrent = _stacked([p for p in prefixes if p is not None], number)
             self.update_conv_state(conv, number)
